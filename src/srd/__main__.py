@@ -1,0 +1,5 @@
+"""``python -m srd`` is the command line."""
+
+from srd.cli import main
+
+main()

@@ -1,0 +1,277 @@
+"""The command line ``srd``. Each command is a few lines on top of the library.
+
+Exit status: 0 done, 1 failed while running, 2 wrong input or configuration (one message, no traceback).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from srd.console import console, set_up_logging
+from srd.errors import RunError, UserError
+
+app = typer.Typer(
+    help="Selective Reflection Distillation: a small language model from a large one.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Changes to the recipe's settings.")
+]
+RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where to work. Default: runs/<name of the recipe>.")]
+
+
+def open_run(recipe: str, overrides: list[str] | None, run_dir: Path | None) -> Any:
+    """Load the recipe and claim its run directory."""
+    from srd.config import load_recipe
+    from srd.pipeline import Run
+
+    loaded = load_recipe(recipe, overrides or [])
+    run = Run(loaded, run_dir or Path("runs") / loaded.name)
+    set_up_logging(run.warnings)
+    console.print(f"[bold]{loaded.name}[/] [dim]in {run.folder}[/]")
+    return run
+
+
+def finish(run: Any) -> None:
+    """The last screen: what was gained, what it cost, where everything is."""
+    from srd import parallel
+    from srd.report import print_summary
+
+    if parallel.is_main():
+        print_summary(run.folder, console)
+
+
+@app.command("run")
+def run_command(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = None) -> None:
+    """Run a whole recipe: examples to report. Running it again resumes it."""
+    from srd.pipeline import run_all
+
+    run = open_run(recipe, overrides, run_dir)
+    run_all(run)
+    finish(run)
+
+
+@app.command()
+def demo(overrides: Overrides = None, run_dir: RunDir = None) -> None:
+    """Make a small model from SmolLM2-135M on the standard library's documentation, in ten minutes."""
+    run_command("demo", overrides, run_dir)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show this recipe with every default written out.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors.")] = False,
+) -> None:
+    """List the shipped recipes."""
+    from srd.config import Recipe, load_recipe, recipe_yaml, shipped_recipes
+
+    if schema:
+        print(json.dumps(Recipe.model_json_schema(), indent=2))
+    elif name:
+        print(recipe_yaml(load_recipe(name)), end="")
+    else:
+        table = Table("recipe", "what it does", box=None, pad_edge=False)
+        for known in shipped_recipes():
+            table.add_row(known, load_recipe(known).description)
+        typer.echo(_plain(table))
+
+
+def _plain(table: Table) -> str:
+    from rich.console import Console
+
+    wide = Console(width=console.width if console.is_terminal else 160)
+    with wide.capture() as captured:
+        wide.print(table)
+    return captured.get().rstrip()
+
+
+def _step(name: str, recipe: str, overrides: list[str] | None, run_dir: Path | None) -> Any:
+    from srd.pipeline import STEPS, prepare_examples
+
+    run = open_run(recipe, overrides, run_dir)
+    if name != "report":
+        prepare_examples(run)
+        run.check_models()
+    return run, STEPS[name](run)
+
+
+@app.command()
+def sft(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = None) -> None:
+    """Fine-tune the recipe's teacher (if it says so)."""
+    _step("sft", recipe, overrides, run_dir)
+
+
+@app.command("reflect")
+def reflect_command(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = None) -> None:
+    """Let the student answer the training prompts, and score the answers."""
+    run, _ = _step("reflect", recipe, overrides, run_dir)
+    typer.echo(run.scores_file)
+
+
+@app.command("rank")
+def rank_command(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A recipe; or use --scores.")] = None,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    scores: Annotated[Path | None, typer.Option(help="JSONL, CSV or parquet with the columns id, rouge_l, ce.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Where to write: .parquet, .csv or .jsonl.")
+    ] = None,
+    k: Annotated[float, typer.Option(help="Constant of the rank fusion.")] = 60,
+    by: Annotated[str, typer.Option(help="fused, rouge_l, ce, length or random.")] = "fused",
+    seed: Annotated[int, typer.Option(help="For --by random.")] = 0,
+    drop_bad: Annotated[bool, typer.Option(help="Drop rows with a score that is not finite.")] = False,
+) -> None:
+    """Rank the training data of a recipe, or a file of scores."""
+    if scores is None:
+        if recipe is None:
+            raise UserError("nothing to rank: give a RECIPE, or --scores FILE -o FILE")
+        run, _ = _step("rank", recipe, overrides, run_dir)
+        typer.echo(run.ranked_file)
+        return
+    if output is None:
+        raise UserError("--scores needs -o FILE: where the ranked rows go (.parquet, .csv or .jsonl)")
+    from srd.ranking import rank
+    from srd.tables import read_table, write_table
+
+    set_up_logging()
+    bad_rows: Any = "drop" if drop_bad else "error"
+    write_table(rank(read_table(scores), k=k, by=by, seed=seed, bad_rows=bad_rows), output)  # type: ignore[arg-type]
+    typer.echo(output)
+
+
+@app.command()
+def distill(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = None) -> None:
+    """Train the recipe's students, with everything that must come before."""
+    run, _ = _step("distill", recipe, overrides, run_dir)
+    typer.echo(run.student_folder(run.recipe.training.label))
+
+
+@app.command("evaluate")
+def evaluate_command(
+    model: Annotated[
+        str, typer.Argument(metavar="RECIPE|MODEL", help="A recipe; or with --task a model folder or name.")
+    ],
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    task: Annotated[list[str] | None, typer.Option(help="NAME or NAME=FILE; may be given several times.")] = None,
+    limit: Annotated[int | None, typer.Option(help="So many examples of each task.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Such as 10,20,30. Default: the task's own.")] = None,
+    against: Annotated[str | None, typer.Option(help="A second model, compared by paired bootstrap.")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for predictions and metrics.")] = Path(
+        "evaluation"
+    ),
+    template: Annotated[str | None, typer.Option(help="Prompt template. Default: the task's own.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Prompts at once.")] = 32,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer. Default: the task's own.")] = None,
+    allow_code_execution: Annotated[
+        bool, typer.Option("--allow-code-execution", help="Run generated programs (mbpp), confined.")
+    ] = False,
+) -> None:
+    """Evaluate the models of a recipe, or any model on tasks."""
+    if not task:
+        run, _ = _step("evaluate", model, overrides, run_dir)
+        typer.echo(run.folder / "evaluation" / "metrics.json")
+        return
+    from srd.benchmarking import evaluate_model
+
+    set_up_logging()
+    results = evaluate_model(
+        [model, *([against] if against else [])], task, output, limit=limit, seeds=seeds, template=template,
+        batch_size=batch_size, max_new_tokens=max_new_tokens, allow_code_execution=allow_code_execution,
+    )  # fmt: skip
+    print(json.dumps(results, indent=2))
+
+
+@app.command()
+def report(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = None) -> None:
+    """Write the HTML report of a run from what it has so far."""
+    _, path = _step("report", recipe, overrides, run_dir)
+    typer.echo(path)
+
+
+@app.command("curate")
+def curate_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for stage_0.jsonl …")] = Path("curated"),
+    run_dir: RunDir = None,
+) -> None:
+    """Reflect, rank and stage only: stage_<i>.jsonl files that any trainer can read."""
+    from srd.pipeline import curate, prepare_examples
+
+    run = open_run(recipe, overrides, run_dir)
+    prepare_examples(run)
+    run.check_models()
+    for path in curate(run, output):
+        typer.echo(path)
+
+
+@app.command("score")
+def score_command(
+    predictions: Annotated[Path, typer.Argument(help='JSONL of {"text": …}, with or without ids.')],
+    references: Annotated[Path, typer.Option(help="The data set's own rows (output, answer, …).")],
+    task: Annotated[
+        str | None, typer.Option(help="gsm8k, mbpp, xsum, iwslt2017, …; default: ROUGE-L and exact match.")
+    ] = None,
+    allow_code_execution: Annotated[
+        bool, typer.Option("--allow-code-execution", help="Run generated programs (mbpp), confined.")
+    ] = False,
+) -> None:
+    """Score answers made elsewhere; prints JSON in percent."""
+    from srd.scoring import score_files
+
+    set_up_logging()
+    print(json.dumps(score_files(predictions, references, task, allow_code_execution=allow_code_execution)))
+
+
+def main() -> None:
+    """Run the command line and turn errors into exit statuses."""
+    try:
+        app(standalone_mode=False)
+        code = 0
+    except (UserError, RunError) as error:
+        console.print(f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True)
+        code = 2 if isinstance(error, UserError) else 1
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except KeyboardInterrupt:
+        console.print("stopped. The same command continues where it was.")
+        code = 130
+    except OSError as error:
+        import errno
+
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        console.print(
+            f"[bold red]error:[/] the disk is full ({error.filename}). Free some space and run the same command again."
+        )
+        code = 1
+    except Exception as error:
+        code = _usage_error(error)
+    sys.exit(code)
+
+
+def _usage_error(error: Exception) -> int:
+    """Typer's own complaints about the command line; anything else is a bug and keeps its traceback."""
+    if not hasattr(error, "format_message"):
+        raise error
+    console.print(f"[bold red]error:[/] {_escaped(error.format_message())}")
+    return 2
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,598 @@
+"""The recipe: every setting of a run, its default, and what it means.
+
+A recipe is a YAML file. ``extends: NAME`` starts from another recipe (a shipped one, or a file beside it) and changes
+what it says. On the command line ``key.path=value`` changes it again. All mistakes are reported in one message.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from srd.artifacts import atomic_write
+from srd.curriculum import Curriculum
+from srd.errors import UserError, nearest
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class Section(BaseModel):
+    """A part of the recipe: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, validate_assignment=False)
+
+
+# ---------------------------------------------------------------------------------------------------------- data
+
+
+class SourceConfig(Section):
+    """Where examples come from. A plain string is short for ``path``."""
+
+    path: str | list[str] | None = Field(
+        None, description="file, list of files, hub name `owner/name`, or data-set name"
+    )
+    dataset: str | None = Field(None, description="name of a known data set whose original format the file has")
+    split: str | None = Field(None, description="split of a hub data set")
+    format: Literal["auto", "jsonl", "json", "csv", "parquet"] = Field("auto", description="format of the file")
+    columns: dict[str, str] = Field({}, description="our column name -> the column name in the file")
+    limit: int | None = Field(None, ge=1, description="use the first so many examples")
+    language_pair: str | None = Field(None, description="source-target languages for iwslt2017, such as en-de")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str | list) else value
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Self:
+        if not self.path and not self.dataset:
+            raise ValueError("names no data: give `path` (a file or hub name) or `dataset`")
+        return self
+
+
+class CorruptionConfig(Section):
+    """Damage a known share of the training responses, to measure whether the ranking finds them."""
+
+    share: float = Field(0.25, ge=0, le=0.9, description="share of the training examples")
+    kinds: list[Literal["swapped", "truncated", "duplicated"]] = Field(
+        ["swapped"], min_length=1, description="what is done to them, in equal parts"
+    )
+
+
+class DataConfig(Section):
+    """The examples and how they become token sequences. A plain string is short for ``train``."""
+
+    train: SourceConfig = Field(description="training examples")
+    validation: SourceConfig | None = Field(None, description="validation examples; else split off the training data")
+    test: SourceConfig | None = Field(None, description="test examples; else split off the training data")
+    validation_size: int | float = Field(0.05, gt=0, description="size of a split-off validation set (share or count)")
+    test_size: int | float = Field(0.05, gt=0, description="size of a split-off test set (share or count)")
+    train_limit: int | None = Field(None, ge=1, description="keep so many training examples, after the split")
+    validation_limit: int | None = Field(None, ge=1, description="keep so many validation examples")
+    test_limit: int | None = Field(None, ge=1, description="keep so many test examples")
+    template: str = Field("auto", description="auto, alpaca, chat, plain, or a text with {instruction} and {input}")
+    max_length: int = Field(512, ge=8, description="prompt and response, in tokens; a longer response is cut")
+    max_prompt_length: int = Field(256, ge=4, description="prompt in tokens; a longer one loses content, not its frame")
+    bad_rows: Literal["error", "drop"] = Field("error", description="what happens to an example that cannot be scored")
+    corruption: CorruptionConfig | None = Field(None, description="damage training responses on purpose")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"train": value} if isinstance(value, str | list) else value
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> Self:
+        if self.max_prompt_length >= self.max_length:
+            raise ValueError(
+                f"max_prompt_length ({self.max_prompt_length}) leaves no room for a response in "
+                f"max_length ({self.max_length})"
+            )
+        return self
+
+
+# --------------------------------------------------------------------------------------------- methods, objectives
+
+
+class SftMethod(Section):
+    """Cross-entropy on the reference responses; no teacher."""
+
+    name: Literal["sft"] = "sft"
+
+
+class SeqKdMethod(Section):
+    """Cross-entropy on responses that the teacher wrote once (Kim & Rush 2016)."""
+
+    name: Literal["seqkd"] = "seqkd"
+    max_new_tokens: int = Field(256, ge=1, description="longest teacher response")
+
+
+class KdMethod(Section):
+    """Off-policy distillation on the reference responses."""
+
+    name: Literal["kd"] = "kd"
+
+
+class GkdMethod(Section):
+    """On-policy distillation: the student writes the responses, the teacher scores them (arXiv 2306.13649)."""
+
+    name: Literal["gkd"] = "gkd"
+    student_share: float = Field(0.5, ge=0, le=1, description="probability that a batch is written by the student")
+    temperature: float = Field(1.0, ge=0, description="sampling temperature of the student")
+    max_new_tokens: int = Field(256, ge=1, description="longest student response")
+
+
+class DistillmMethod(Section):
+    """Adaptive off-policy distillation with a replay buffer (DistiLLM, arXiv 2402.03898)."""
+
+    name: Literal["distillm"] = "distillm"
+    capacity: int = Field(1000, ge=1, description="student responses the replay buffer holds")
+    student_share: float = Field(0.0, ge=0, le=1, description="probability of student text at the start")
+    share_step: float = Field(0.1, gt=0, le=1, description="added to it whenever validation loss has risen")
+    tolerance: float = Field(0.1, ge=0, description="rise of validation loss (nats a token) that counts")
+    temperature: float = Field(1.0, ge=0, description="sampling temperature of the student")
+    max_new_tokens: int = Field(256, ge=1, description="longest student response")
+
+
+Method = Annotated[SftMethod | SeqKdMethod | KdMethod | GkdMethod | DistillmMethod, Field(discriminator="name")]
+METHODS = ("sft", "seqkd", "kd", "gkd", "distillm")
+
+
+class ObjectiveConfig(BaseModel):
+    """A divergence by name with its parameters, such as ``{name: srkl, alpha: 0.1}``, or just ``srkl``."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field("fkl", description="fkl, rkl, jsd, tvd, sfkl, srkl, or one that you registered")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        from srd.objectives import canonical_name, check_parameters
+
+        self.name = canonical_name(self.name)
+        check_parameters(self.name, self.parameters)
+        return self
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """What is passed to the divergence beside the logits."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+# -------------------------------------------------------------------------------------------------------- training
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (peft)."""
+
+    r: int = Field(16, ge=1, description="rank")
+    alpha: float = Field(64, gt=0, description="scale is alpha / r")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout before the adapter")
+    targets: list[str] | Literal["all-linear"] | None = Field(None, description="module names; else the family's usual")
+    merge: bool = Field(True, description="merge into the saved student; else save the adapter beside its base")
+
+
+class TrainingConfig(Section):
+    """One training: its method, its objective and its optimizer. SFT and every distillation use this same section."""
+
+    method: Method = Field(KdMethod(), description="sft, seqkd, kd, gkd, distillm")
+    objective: ObjectiveConfig = Field(ObjectiveConfig(), description="divergence between teacher and student")
+    weight: float = Field(1.0, ge=0, le=1, description="weight of the divergence; 1 - weight is cross-entropy's")
+    temperature: float = Field(1.0, gt=0, description="softmax temperature in the divergence")
+    temperature_scaling: Literal["paper", "all", "none"] = Field(
+        "paper", description="multiply by T squared: for fkl, jsd, srkl as the paper does; for all; for none"
+    )
+    curriculum: Curriculum | None = Field(None, description="select and order the data by difficulty; none: all data")
+    epochs: float = Field(8, gt=0, description="passes over its data, in each stage")
+    learning_rate: float = Field(1e-4, gt=0, description="highest learning rate")
+    min_learning_rate: float = Field(1e-7, ge=0, description="where the cosine ends")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="learning-rate schedule of a stage")
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps that warm up")
+    batch_size: int = Field(16, ge=1, description="examples in one optimizer step, over all processes")
+    micro_batch_size: int | None = Field(None, ge=1, description="examples in one forward pass on one device")
+    weight_decay: float = Field(1e-2, ge=0, description="AdamW weight decay")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
+    optimizer: str = Field("adamw_torch", description="a name that transformers.TrainingArguments(optim=…) knows")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 autocast on a GPU that has it, else float32"
+    )
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
+    lora: LoraConfig | None = Field(None, description="train low-rank adapters instead of all weights")
+    select_by: Literal["rouge_l", "loss", "last"] = Field("rouge_l", description="which checkpoint of a stage is best")
+    evaluate_every: float = Field(1.0, gt=0, description="validate and checkpoint after so many epochs")
+    log_to: list[str] = Field([], description="tensorboard, wandb, trackio: loggers of transformers")
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method_from_string(cls, value: Any) -> Any:
+        name = value if isinstance(value, str) else value.get("name") if isinstance(value, dict) else None
+        if isinstance(name, str) and name not in METHODS:
+            raise ValueError(f"unknown method '{name}'; {nearest(name, METHODS)}")
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("curriculum", mode="before")
+    @classmethod
+    def _curriculum_switch(cls, value: Any) -> Any:
+        return {} if value is True else None if value is False else value
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> Self:
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) is no multiple of micro_batch_size ({self.micro_batch_size})"
+            )
+        return self
+
+    @property
+    def label(self) -> str:
+        """What this training is called in files and tables."""
+        return "srd" if self.curriculum else self.method.name
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the teacher's distribution enters the loss."""
+        return self.method.name in ("kd", "gkd", "distillm")
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether the student writes some of the text, which no cache can foresee."""
+        return self.method.name in ("gkd", "distillm")
+
+
+def _sft(**changes: Any) -> TrainingConfig:
+    return TrainingConfig(method=SftMethod(), select_by="loss", **changes)
+
+
+# ---------------------------------------------------------------------------------------------------------- models
+
+
+class ModelConfig(Section):
+    """A pre-trained model. A plain string is short for ``model``."""
+
+    model: str = Field(description="hub name, local folder, GGUF file, or smollm2 (the one the demo uses)")
+    revision: str | None = Field(None, description="commit, branch or tag on the hub")
+    adapter: str | None = Field(None, description="LoRA adapter folder that is merged on loading")
+    dtype: Precision = Field("auto", description="precision of the weights in memory; auto: as they were saved")
+    attn_implementation: str | None = Field(
+        None, description="sdpa, flash_attention_2, eager; none: the library's choice"
+    )
+    trust_remote_code: bool = Field(False, description="run Python code that the hub repository brings")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+
+class TeacherConfig(ModelConfig):
+    """The large model, and how it is fine-tuned first, if at all."""
+
+    sft: TrainingConfig | None = Field(None, description="fine-tune the teacher on the training data first")
+
+    @field_validator("sft", mode="before")
+    @classmethod
+    def _is_sft(cls, value: Any) -> Any:
+        return {"method": "sft", "select_by": "loss", **value} if isinstance(value, dict) else value
+
+
+class StudentConfig(ModelConfig):
+    """The small model: its own, or the teacher with layers dropped."""
+
+    model: str | None = Field(None, description="hub name, folder or GGUF file; none: the teacher, shortened")  # type: ignore[assignment]
+    drop_layers: int | list[int] | None = Field(
+        None, description="how many layers to drop (the least needed block, arXiv 2403.17887), or which"
+    )
+    warm_start: TrainingConfig | None = Field(None, description="train on all the data before reflection")
+
+    @field_validator("warm_start", mode="before")
+    @classmethod
+    def _defaults_to_sft(cls, value: Any) -> Any:
+        return {"method": "sft", "select_by": "loss", **value} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _is_smaller(self) -> Self:
+        if self.model is None and not self.drop_layers:
+            raise ValueError("names no student: give `model`, or `drop_layers` to shorten the teacher")
+        return self
+
+
+# --------------------------------------------------------------------------------------------------- other sections
+
+
+class GenerationConfig(Section):
+    """How text is generated in reflection, validation and evaluation."""
+
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="vllm is an extra: pip install 'srd[vllm]'"
+    )
+    batch_size: int = Field(32, ge=1, description="prompts generated at once")
+    max_new_tokens: int = Field(256, ge=1, description="longest response")
+
+
+class CacheConfig(Section):
+    """The exact teacher cache: the teacher's last hidden state at response positions."""
+
+    enabled: bool | None = Field(
+        None, description="false: the teacher runs again in every step; none: on wherever the text is known beforehand"
+    )
+    dir: str | None = Field(None, description="folder shared by runs; none: inside the run directory")
+    dtype: Precision = Field("auto", description="stored precision; auto: the teacher's own")
+    limit_gb: float = Field(100.0, gt=0, description="a larger cache is not built: the live teacher is used instead")
+
+
+class TaskConfig(Section):
+    """A benchmark to evaluate on. A plain string is short for ``name``."""
+
+    name: str = Field(description="dolly, self_inst, vicuna, sinst, uinst, gsm8k, mbpp, xsum, iwslt2017, pydocs")
+    path: str | None = Field(None, description="local file in the original format; none: from the hub")
+    limit: int | None = Field(None, ge=1, description="evaluate on the first so many examples")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class EvaluationConfig(Section):
+    """How the models are compared at the end: on the run's own test split, and on named tasks."""
+
+    seeds: list[int] = Field([10, 20, 30, 40, 50], min_length=1, description="one sampled answer per prompt and seed")
+    temperature: float = Field(1.0, ge=0, description="sampling temperature; 0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling")
+    limit: int | None = Field(None, ge=1, description="evaluate on so many test examples")
+    tasks: list[TaskConfig] = Field([], description="benchmarks beside the test split")
+    models: list[str] | None = Field(None, description="which models; none: teacher, student and every trained one")
+    allow_code_execution: bool = Field(False, description="run generated programs (mbpp), confined")
+
+
+class ReflectionConfig(Section):
+    """How the student reflects on the training data."""
+
+    max_new_tokens: int | None = Field(None, ge=1, description="longest answer; none: generation.max_new_tokens")
+
+
+class Recipe(Section):
+    """Everything a run does. The smallest recipe names teacher, student and data."""
+
+    name: str = Field("run", description="name of the recipe; names the default run directory")
+    description: str = Field("", description="one line for `srd recipes`")
+    seed: int = Field(0, ge=0, description="fixes every random choice")
+    plugins: list[str] = Field([], description="Python files or modules that register objectives")
+    teacher: TeacherConfig = Field(description="the large model")
+    student: StudentConfig = Field(description="the small model")
+    data: DataConfig = Field(description="the examples")
+    generation: GenerationConfig = Field(GenerationConfig(), description="how text is generated")
+    reflection: ReflectionConfig = Field(ReflectionConfig(), description="how the student reflects")
+    cache: CacheConfig = Field(CacheConfig(), description="the teacher cache")
+    training: TrainingConfig = Field(TrainingConfig(curriculum=Curriculum()), description="the main training")
+    baselines: dict[str, TrainingConfig] = Field({}, description="trainings to compare with: changes to `training`")
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="the comparison at the end")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, value: Any) -> Any:
+        """SRD is the default training; a baseline says only what it changes."""
+        if not isinstance(value, dict):
+            return value
+        value = dict(value)
+        training = value.get("training", {})
+        if isinstance(training, dict):
+            value["training"] = {"curriculum": {}, **training}
+            baselines = value.get("baselines") or {}
+            if isinstance(baselines, dict):
+                value["baselines"] = {
+                    name: merge(value["training"], changes) if isinstance(changes, dict) else changes
+                    for name, changes in baselines.items()
+                }
+        return value
+
+    @model_validator(mode="after")
+    def _arms_differ(self) -> Self:
+        taken = {self.training.label, "teacher", "student"}
+        for name in self.baselines:
+            if name in taken or not name.replace("-", "").replace("_", "").isalnum():
+                raise ValueError(
+                    f"baselines.{name}: choose another name (letters, digits, - and _; not {sorted(taken)})"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _cache_foresees(self) -> Self:
+        taught = [training for training in self.arms.values() if training.needs_teacher]
+        if self.cache.enabled and taught and all(training.on_policy for training in taught):
+            raise ValueError(
+                f"cache.enabled is true, but {taught[-1].method.name} trains on text that the student has yet to write, "
+                "which no cache can hold. Leave cache.enabled out, or use method kd"
+            )
+        return self
+
+    @property
+    def arms(self) -> dict[str, TrainingConfig]:
+        """Every training that is compared at the end, by label, the main one last."""
+        return {**self.baselines, self.training.label: self.training}
+
+
+# ------------------------------------------------------------------------------------------------ reading a recipe
+
+
+def recipe_folder() -> Path:
+    """The folder of the shipped recipes."""
+    return Path(str(resources.files("srd") / "recipes"))
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name and file of every shipped recipe, families and their methods included."""
+    return {path.stem: path for path in sorted(recipe_folder().glob("**/*.yaml")) if not path.stem.startswith("_")}
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay ``changes`` over ``base``, section by section; lists and values are replaced.
+
+    A section with another ``name`` (another method, another objective) replaces the old one whole, because its
+    parameters mean something else.
+    """
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        if isinstance(value, str) and isinstance(old, dict) and key in ("objective", "method"):
+            value = {"name": value}
+        renamed = (
+            isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) != old.get("name")
+        )
+        if isinstance(value, dict) and isinstance(old, str) and key in ("objective", "method") and "name" not in value:
+            old = {"name": old}
+        merged[key] = merge(old, value) if isinstance(value, dict) and isinstance(old, dict) and not renamed else value
+    return merged
+
+
+def find_recipe(name: str, beside: Path | None = None) -> Path:
+    """The file of a recipe given by path, by a path beside the recipe that names it, or by a shipped name."""
+    for path in (Path(name), *([beside.parent / name] if beside else [])):
+        if path.is_file():
+            return path
+    shipped = shipped_recipes()
+    if name in shipped:
+        return shipped[name]
+    hidden = recipe_folder() / f"{name}.yaml"
+    if hidden.is_file():
+        return hidden
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        raise UserError(f"no recipe file '{name}'. Give an existing YAML file or a shipped name: {', '.join(shipped)}")
+    raise UserError(f"unknown recipe '{name}'; {nearest(name, shipped)}. `srd recipes` describes them.")
+
+
+def read_recipe(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a recipe file with everything it extends, as plain data."""
+    path = path.resolve()
+    if path in chain:
+        loop = " -> ".join(step.name for step in (*chain[chain.index(path) :], path))
+        raise UserError(f"{path}: the recipe extends itself ({loop}). Remove one `extends:`.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a recipe is a mapping of settings, but this is a {type(content).__name__}")
+    parents = content.pop("extends", None) or []
+    base: dict[str, Any] = {}
+    for parent in [parents] if isinstance(parents, str) else parents:
+        base = merge(base, read_recipe(find_recipe(str(parent), beside=path), (*chain, path)))
+    content.setdefault("name", path.stem)
+    return merge(base, content)
+
+
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """Turn ``["training.epochs=2"]`` into nested data; values are YAML."""
+    result: dict[str, Any] = {}
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        if not separator or not key.strip():
+            raise UserError(f"'{text}' is no override. Write key.path=value, such as training.learning_rate=1e-4")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"'{text}': the value is not YAML ({' '.join(str(error).split())})") from error
+        for part in reversed(key.strip().split(".")):
+            parsed = {part: parsed}
+        result = merge(result, parsed)
+    return result
+
+
+def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Load, complete and check a recipe by file or shipped name.
+
+    Raises:
+        UserError: with all mistakes, each with its key and, for unknown keys, the nearest known one.
+    """
+    path = find_recipe(name)
+    content = merge(read_recipe(path), parse_overrides(overrides))
+    return validate_recipe(content, str(path))
+
+
+def validate_recipe(content: dict[str, Any], origin: str) -> Recipe:
+    """Check plain data against the schema; ``origin`` is named in the message."""
+    load_plugins(content.get("plugins"))
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        mistakes = dict.fromkeys(describe_mistake(item) for item in error.errors())
+        plural = "mistake" if len(mistakes) == 1 else "mistakes"
+        lines = "\n".join(f"  {line}" for line in mistakes)
+        raise UserError(f"{origin} has {len(mistakes)} {plural}:\n{lines}") from error
+
+
+def load_plugins(plugins: Any) -> None:
+    """Import the user's own modules, which register their objectives."""
+    from srd.plugins import import_plugin
+
+    for plugin in plugins if isinstance(plugins, list) else []:
+        import_plugin(str(plugin))
+
+
+def describe_mistake(item: Any) -> str:
+    """One line for one pydantic error: key, value, what is wrong, what is meant."""
+    location = [part for part in item["loc"] if part not in METHODS or isinstance(part, int)]
+    key = ".".join(str(part) for part in location) or "recipe"
+    if item["type"] == "extra_forbidden":
+        return f"{key}: unknown key; {nearest(str(location[-1]), known_keys(location[:-1]))}"
+    if item["type"] == "missing":
+        return f"{key}: missing. {field_description(location)}".rstrip()
+    message = item["msg"].removeprefix("Value error, ")
+    value = item.get("input")
+    shown = f" (is {value!r})" if isinstance(value, str | int | float | bool) or value is None else ""
+    return f"{key}: {message[0].lower() + message[1:]}{shown}"
+
+
+def _section_of(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field's annotation can hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in typing.get_args(annotation) for section in _section_of(part)]
+
+
+def _sections_at(location: list[Any]) -> list[type[BaseModel]]:
+    sections: list[type[BaseModel]] = [Recipe]
+    for part in location:
+        found = [
+            inner
+            for section in sections
+            if part in section.model_fields
+            for inner in _section_of(section.model_fields[part].annotation)
+        ]
+        sections = found or sections
+    return sections
+
+
+def known_keys(location: list[Any]) -> set[str]:
+    """The keys that are allowed at a place in the recipe."""
+    return {key for section in _sections_at(location) for key in section.model_fields}
+
+
+def field_description(location: list[Any]) -> str:
+    """What the field at a place is for."""
+    for section in _sections_at(location[:-1]):
+        if location and location[-1] in section.model_fields:
+            return section.model_fields[location[-1]].description or ""
+    return ""
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the resolved recipe, every default spelled out."""
+    with atomic_write(path) as partial:
+        partial.write_text(recipe_yaml(recipe), encoding="utf-8")
+
+
+def recipe_yaml(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, in the order of the schema."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)

@@ -1,0 +1,223 @@
+"""Batches of similar length, in an order that depends on seed and epoch alone, and their padding to tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+IGNORED = -100  # label of positions that do not count, as in transformers
+POOL = 64  # batches sorted by length together: enough for little padding, few enough to stay random
+
+
+class HiddenSource(Protocol):
+    """Where the teacher's hidden states come from, by token ids."""
+
+    def hidden(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Tensor:
+        """The teacher's last hidden states at the response positions, ``[len(response_ids), d]``."""
+        ...
+
+
+class LengthBatches(Sampler[list[int]]):
+    """Yields batches of indices of similar length.
+
+    Each epoch shuffles the examples, sorts pools of `POOL` batches by length, cuts them into batches, and shuffles
+    the batches. The order depends on ``seed`` and the epoch alone, so that a resumed run sees the same batches.
+    With ``micro_batch_size`` each batch is cut into micro-batches that follow one another: accumulated by one
+    process or dealt out to several, they are the same optimizer step.
+
+    Args:
+        lengths: Tokens of each example.
+        batch_size: Examples in an optimizer step.
+        micro_batch_size: Examples in one yielded list; None: the whole batch.
+        seed: Fixes the order.
+        subset: Draw so many examples anew in every epoch; None: all.
+        process: This process's number; micro-batches are dealt out in turn.
+        processes: Processes that share each optimizer step.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        *,
+        micro_batch_size: int | None = None,
+        seed: int = 0,
+        subset: int | None = None,
+        process: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.lengths = np.asarray(lengths, dtype=np.int64)
+        self.batch_size = batch_size
+        self.micro_batch_size = micro_batch_size or batch_size
+        self.seed = seed
+        self.count = min(subset or len(self.lengths), len(self.lengths))
+        self.process = process
+        self.processes = processes
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration gives."""
+        self.epoch = epoch
+
+    def batches(self) -> list[list[int]]:
+        """The optimizer steps of this epoch, as lists of indices."""
+        random = np.random.default_rng([self.seed, self.epoch])
+        order = random.permutation(len(self.lengths))[: self.count]
+        pool = self.batch_size * POOL
+        batches = []
+        for start in range(0, len(order), pool):
+            chunk = order[start : start + pool]
+            chunk = chunk[np.argsort(self.lengths[chunk], kind="stable")]
+            batches += [chunk[i : i + self.batch_size].tolist() for i in range(0, len(chunk), self.batch_size)]
+        return [batches[i] for i in random.permutation(len(batches))]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches():
+            for step in range(self.accumulation):
+                start = (step * self.processes + self.process) * self.micro_batch_size
+                yield batch[start : start + self.micro_batch_size]
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of one process in an optimizer step; a short last step has as many, some of them empty."""
+        return -(-self.batch_size // (self.micro_batch_size * self.processes))
+
+    def __len__(self) -> int:
+        return -(-self.count // self.batch_size) * self.accumulation
+
+
+class EncodedExamples(Dataset[dict[str, Any]]):
+    """Encoded examples as a torch data set, with the teacher's hidden states where there is a cache.
+
+    Args:
+        rows: ``id, prompt_ids, response_ids`` of `srd.data.encoding.Encoder.encode`.
+        teacher: The teacher cache, or None.
+    """
+
+    def __init__(self, rows: Any, teacher: HiddenSource | None = None) -> None:
+        self.ids: list[str] = list(rows["id"])
+        self.prompts: list[list[int]] = list(rows["prompt_ids"])
+        self.responses: list[list[int]] = list(rows["response_ids"])
+        self.teacher = teacher
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        prompt, response = self.prompts[index], self.responses[index]
+        row: dict[str, Any] = {"id": self.ids[index], "prompt_ids": prompt, "response_ids": response}
+        if self.teacher is not None:
+            row["teacher_hidden"] = self.teacher.hidden(prompt, response)
+        return row
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        """Fetch a batch; an empty one is fine."""
+        return [self[index] for index in indices]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of prompt and response of each example."""
+        return [len(p) + len(r) for p, r in zip(self.prompts, self.responses, strict=True)]
+
+    def subset(self, ids: Sequence[str]) -> EncodedExamples:
+        """The examples with these ids, in this order."""
+        position = {name: index for index, name in enumerate(self.ids)}
+        chosen = [position[name] for name in ids]
+        columns = ("ids", "prompts", "responses")
+        names = ("id", "prompt_ids", "response_ids")
+        rows = {name: [getattr(self, column)[i] for i in chosen] for name, column in zip(names, columns, strict=True)}
+        return EncodedExamples(rows, self.teacher)
+
+
+class Collator:
+    """Pads examples to a batch of tensors. Masks come from lengths, never from token ids: pad may be end of sequence.
+
+    For a decoder-only model the batch holds ``input_ids, attention_mask [B, L]``; for an encoder-decoder the encoder's
+    ``input_ids, attention_mask`` and the decoder's ``decoder_input_ids, decoder_attention_mask``. Both hold
+
+    - ``index [N]``: the response positions whose logits count, in the flattened ``[B · L]`` (decoder) positions,
+    - ``targets [N]``: the token each of them must predict, end of sequence included,
+    - ``labels [B, L]``: the same as transformers has it (`IGNORED` elsewhere), for counting,
+    - ``teacher_hidden [N, d]``: where the data set has a teacher cache.
+
+    Args:
+        pad_id: Any valid id; it never counts.
+        decoder_start_id: For an encoder-decoder; None: decoder-only.
+    """
+
+    def __init__(self, pad_id: int, decoder_start_id: int | None = None) -> None:
+        self.pad_id = pad_id
+        self.decoder_start_id = decoder_start_id
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        prompts = [list(row["prompt_ids"]) for row in rows]
+        responses = [list(row["response_ids"]) for row in rows]
+        if not rows:  # a process without examples takes part in the step with one that counts nothing
+            prompts, responses = [[self.pad_id]], [[]]
+        make = self._decoder_only if self.decoder_start_id is None else self._encoder_decoder
+        batch = make(prompts, responses)
+        batch["targets"] = torch.tensor([token for response in responses for token in response], dtype=torch.long)
+        hidden = [row["teacher_hidden"] for row in rows if row.get("teacher_hidden") is not None]
+        if hidden:
+            batch["teacher_hidden"] = torch.cat(hidden)
+        return batch
+
+    def _decoder_only(self, prompts: list[list[int]], responses: list[list[int]]) -> dict[str, Any]:
+        sequences = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+        ids, mask = pad_right(sequences, self.pad_id)
+        labels, index = torch.full_like(ids, IGNORED), []
+        width = ids.shape[1]
+        for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            start, end = len(prompt), len(prompt) + len(response)
+            labels[row, start:end] = torch.tensor(response, dtype=torch.long)
+            index.append(torch.arange(row * width + start - 1, row * width + end - 1))
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels, "index": torch.cat(index)}
+
+    def _encoder_decoder(self, prompts: list[list[int]], responses: list[list[int]]) -> dict[str, Any]:
+        assert self.decoder_start_id is not None
+        ids, mask = pad_right(prompts, self.pad_id)
+        shifted = [[self.decoder_start_id, *response[:-1]] for response in responses]
+        decoder_ids, decoder_mask = pad_right(shifted, self.pad_id)
+        labels, _ = pad_right([response or [IGNORED] for response in responses], IGNORED)
+        width = decoder_ids.shape[1]
+        index = [torch.arange(row * width, row * width + len(response)) for row, response in enumerate(responses)]
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "decoder_input_ids": decoder_ids,
+            "decoder_attention_mask": decoder_mask,
+            "labels": labels,
+            "index": torch.cat(index),
+        }
+
+
+def pad_right(sequences: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
+    """Pad to the longest: ids ``[B, L]`` and mask ``[B, L]`` (1 for real tokens)."""
+    return _pad(sequences, value, left=False)
+
+
+def pad_left(sequences: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
+    """Pad to the longest on the left, as generation needs it: ids ``[B, L]`` and mask ``[B, L]``."""
+    return _pad(sequences, value, left=True)
+
+
+def _pad(sequences: Sequence[Sequence[int]], value: int, *, left: bool) -> tuple[Tensor, Tensor]:
+    width = max(len(sequence) for sequence in sequences)
+    ids = torch.full((len(sequences), width), value, dtype=torch.long)
+    mask = torch.zeros((len(sequences), width), dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        place = slice(width - len(sequence), width) if left else slice(0, len(sequence))
+        ids[row, place] = torch.tensor(list(sequence), dtype=torch.long)
+        mask[row, place] = 1
+    return ids, mask
+
+
+def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Cut indices into batches of similar length, longest first (memory runs out at once or never)."""
+    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
+    return [order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)]

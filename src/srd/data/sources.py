@@ -1,0 +1,551 @@
+"""Where rows come from: files of four formats, the Hugging Face hub, and data sets known by name."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as parquet
+from datasets import Dataset, DatasetDict
+
+from srd.data.examples import ROW_FIELDS, ExampleBuilder
+from srd.data.pydocs import pydocs_splits
+from srd.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from srd.config import SourceConfig
+
+Row = dict[str, Any]
+PlacedRow = tuple[str, Row]  # where the row stands, and the row
+
+log = logging.getLogger(__name__)
+
+FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+HUB_NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?")
+# What the hub's client raises for a network that is down, an unknown name, configuration or split, a gated or
+# script-based data set.
+HUB_ERRORS = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
+SPLIT_WORDS = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+LANGUAGES = {
+    "ar": "Arabic",
+    "de": "German",
+    "en": "English",
+    "fr": "French",
+    "it": "Italian",
+    "ja": "Japanese",
+    "ko": "Korean",
+    "nl": "Dutch",
+    "ro": "Romanian",
+    "zh": "Chinese",
+}
+
+
+# -------------------------------------------------------------------------------------------- named data sets
+
+
+@dataclass(frozen=True)
+class NamedDataset:
+    """A data set known by name.
+
+    Attributes:
+        name: as in the configuration.
+        hub: its usual name on the hub, `owner/name[:configuration]`; "" for one that is on every machine. A
+            configuration may hold `{pair}`, the language pair.
+        licence: under which the data is published.
+        convert: turns a row of the original format (and the language pair, "" for none) into a row of a shape
+            that `srd.data.examples` accepts, or into None where the data set has known empty rows.
+        splits: the names of its splits.
+        split_of: for data published as one file: the split of a row by its number (from 0) and content.
+        revision: of the hub repository. `refs/convert/parquet` is the hub's own conversion of data sets that
+            are published as a loading script, which `datasets` no longer runs.
+    """
+
+    name: str
+    hub: str
+    licence: str
+    convert: Callable[[Row, str], Row | None]
+    splits: tuple[str, ...]
+    split_of: Callable[[int, Row], str] | None = None
+    revision: str | None = None
+
+
+def _as_is(row: Row, pair: str) -> Row | None:
+    return row
+
+
+def _alpaca(row: Row, pair: str) -> Row | None:
+    # 28 rows of the published file have no output.
+    return row if row.get("output") else None
+
+
+def _dolly_split(number: int, row: Row) -> str:
+    return "validation" if number < 1000 else "train"
+
+
+def _mbpp(row: Row, pair: str) -> Row | None:
+    text, code, tests, number = (_field(row, name) for name in ("text", "code", "test_list", "task_id"))
+    # The tests are part of the task: without them nobody can know what the function is called.
+    instruction = "\n".join([text, "", "Your code should pass these tests:", *tests])
+    return {"id": f"mbpp-{number}", "instruction": instruction, "output": code.replace("\r\n", "\n")}
+
+
+def _mbpp_split(number: int, row: Row) -> str:
+    limits = {"prompt": 10, "test": 510, "validation": 600}
+    return next((name for name, last in limits.items() if _field(row, "task_id") <= last), "train")
+
+
+def _xsum(row: Row, pair: str) -> Row | None:
+    document, summary = _field(row, "document"), _field(row, "summary")
+    if not document.strip() or not summary.strip():
+        return None
+    instruction = "Summarize the following article in one sentence."
+    return {"id": row.get("id"), "instruction": instruction, "input": document, "output": summary}
+
+
+def _iwslt2017(row: Row, pair: str) -> Row | None:
+    source, target = split_language_pair(pair)
+    texts = _field(row, "translation")
+    missing = [language for language in (source, target) if language not in texts]
+    if missing:
+        raise _FieldError(f"field 'translation' has no {missing[0]!r}, only {', '.join(sorted(texts))}")
+    if not texts[source].strip() or not texts[target].strip():
+        return None
+    instruction = f"Translate from {LANGUAGES[source]} to {LANGUAGES[target]}."
+    return {"instruction": instruction, "input": texts[source], "output": texts[target]}
+
+
+def _plaintext(row: Row, pair: str) -> Row | None:
+    text = _field(row, "text")
+    return {"prompt": "", "completion": text} if text.strip() else None
+
+
+def split_language_pair(pair: str) -> tuple[str, str]:
+    """Split "en-de" into its two languages; UserError for anything else or an unknown language."""
+    languages = tuple(pair.split("-"))
+    if len(languages) != 2 or languages[0] == languages[1]:
+        raise UserError(f"language_pair: {pair!r} is no pair of languages, source first, such as 'en-de'.")
+    for language in languages:
+        if language not in LANGUAGES:
+            raise UserError(f"language_pair {pair!r}: unknown language {language!r}; {nearest(language, LANGUAGES)}.")
+    return languages[0], languages[1]
+
+
+CONVERTED = "refs/convert/parquet"
+ALL_SPLITS = ("train", "validation", "test")
+DATASETS: dict[str, NamedDataset] = {
+    entry.name: entry
+    for entry in (
+        NamedDataset("alpaca", "tatsu-lab/alpaca", "CC BY-NC 4.0", _alpaca, ("train",)),
+        NamedDataset(
+            "dolly",
+            "databricks/databricks-dolly-15k",
+            "CC BY-SA 3.0",
+            _as_is,
+            ("train", "validation"),
+            _dolly_split,
+        ),
+        NamedDataset("gsm8k", "openai/gsm8k:main", "MIT", _as_is, ("train", "test")),
+        NamedDataset(
+            "iwslt2017",
+            "IWSLT/iwslt2017:iwslt2017-{pair}",
+            "CC BY-NC-ND 4.0",
+            _iwslt2017,
+            ALL_SPLITS,
+            revision=CONVERTED,
+        ),
+        NamedDataset(
+            "mbpp",
+            "google-research-datasets/mbpp:full",
+            "CC BY 4.0",
+            _mbpp,
+            (*ALL_SPLITS, "prompt"),
+            _mbpp_split,
+        ),
+        NamedDataset("plaintext", "Skylion007/openwebtext", "CC0", _plaintext, ("train",), revision=CONVERTED),
+        NamedDataset("pydocs", "", "PSF-2.0", _as_is, ALL_SPLITS),
+        NamedDataset("xsum", "EdinburghNLP/xsum", "unknown", _xsum, ALL_SPLITS, revision=CONVERTED),
+    )
+}
+
+
+class _FieldError(Exception):
+    """A row of a named data set is not in its original format; the caller knows where it stands."""
+
+
+def _field(row: Row, name: str) -> Any:
+    if row.get(name) is None:
+        raise _FieldError(f"field {name!r} is missing, found {', '.join(sorted(map(str, row))) or 'nothing'}")
+    return row[name]
+
+
+# ---------------------------------------------------------------------------------------------------- loading
+
+
+def load_source(source: SourceConfig, *, seed: int = 0) -> DatasetDict | Dataset:
+    """Load examples from a file, several files, a folder, the hub, or a data set known by name.
+
+    Args:
+        source: `path` may be a file, a list of files, a folder whose file names say the split (`train.jsonl`,
+            `gsm8k_test.jsonl`), a hub name or the name of a data set. With `dataset` and `path` the files are
+            in that data set's original format. `limit` counts per split.
+        seed: splits `pydocs`, the one data set that is made on the spot.
+
+    Returns:
+        One dataset for plain files and where `split` is given, else one per split.
+
+    Raises:
+        UserError: no such file, hub data set, split or column; an unreachable hub; a row that is no example.
+    """
+    named, paths = _resolve(source)
+    if named and named.name == "pydocs":
+        if paths:
+            raise UserError(
+                f"dataset 'pydocs' is made from the installed Python and reads no file: remove path {paths}."
+            )
+        return _choose_split(_limited(pydocs_splits(seed), source.limit), source.split, "dataset 'pydocs'")
+    if named and named.name == "iwslt2017" and not source.language_pair:
+        raise UserError("dataset 'iwslt2017' needs a language_pair, source first, such as 'en-de'.")
+    if paths:
+        return _load_files(source, named, paths)
+    return _load_hub(source, named, named.hub if named else str(source.path))
+
+
+def _resolve(source: SourceConfig) -> tuple[NamedDataset | None, list[Path]]:
+    """Find out what is meant: the named data set, if any, and the local files; neither for a hub name."""
+    name = source.dataset
+    texts = [source.path] if isinstance(source.path, str) else list(source.path or [])
+    if name is None and len(texts) == 1 and texts[0] in DATASETS:
+        name, texts = texts[0], []
+    if name is not None and name not in DATASETS:
+        raise UserError(f"dataset: there is no data set {name!r}; {nearest(name, DATASETS)}.")
+    if name is None and len(texts) == 1 and _is_hub_name(texts[0]):
+        return None, []
+    if name is None and not texts:
+        raise UserError("the data source is empty: give `path` (files or a hub name) or `dataset`.")
+    paths = [_existing(text) for text in texts]
+    return DATASETS[name] if name else None, paths
+
+
+def _is_hub_name(text: str) -> bool:
+    path = Path(text)
+    is_file = path.exists() or path.suffix in FORMATS or path.parent.exists() or text.startswith((".", "~"))
+    return not is_file and HUB_NAME.fullmatch(text) is not None
+
+
+def _existing(text: str) -> Path:
+    path = Path(text).expanduser()
+    if path.exists():
+        return path
+    folder = path.parent
+    if not folder.is_dir():
+        raise UserError(f"there is no file {text!r}, and no folder {str(folder)!r}. {_remedy()}")
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    close = [str(folder / name) for name in get_close_matches(path.name, names, n=3, cutoff=0.4)]
+    close += get_close_matches(text, DATASETS, n=1)
+    hint = f"Near it are: {', '.join(close)}. " if close else ""
+    raise UserError(f"there is no file {text!r}. {hint}{_remedy()}")
+
+
+def _remedy() -> str:
+    names = ", ".join(sorted(DATASETS))
+    return f"Give an existing file, a hub name 'owner/name', or one of the data sets {names}."
+
+
+def _load_files(source: SourceConfig, named: NamedDataset | None, paths: Sequence[Path]) -> DatasetDict | Dataset:
+    origin = ", ".join(map(str, paths))
+    prefix = named.name if named else paths[0].stem
+    is_folder = len(paths) == 1 and paths[0].is_dir()
+    files = _split_files(paths[0]) if is_folder else {"": list(paths)}
+    built: dict[str, Dataset] = {}
+    for split, group in files.items():
+        rows = itertools.chain.from_iterable(_placed_rows(path, source.format) for path in group)
+        built.update(_build(source, named, rows, split, origin, prefix))
+    return _choose_split(built, source.split, origin)
+
+
+def _split_files(folder: Path) -> dict[str, list[Path]]:
+    files: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        words = re.split(r"[^a-z]+", path.stem.lower())
+        splits = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
+        if path.suffix in FORMATS and len(splits) == 1:
+            files.setdefault(splits.pop(), []).append(path)
+    if not files:
+        raise UserError(
+            f"{folder}: this folder has no data file whose name says its split, such as train.jsonl or "
+            "my_test.csv. Name the files that way, or give the files themselves as a list."
+        )
+    return files
+
+
+def _load_hub(source: SourceConfig, named: NamedDataset | None, name: str) -> DatasetDict | Dataset:
+    if named and named.name == "iwslt2017":
+        name = name.format(pair="-".join(split_language_pair(str(source.language_pair))))
+    match = HUB_NAME.fullmatch(name)
+    assert match is not None, name
+    repository = match["repository"]
+    try:
+        # With a limit nothing but the first rows is fetched.
+        published = datasets.load_dataset(
+            repository,
+            match["config"],
+            revision=named.revision if named else None,
+            streaming=source.limit is not None,
+        )
+    except HUB_ERRORS as error:
+        dataset = f", with `dataset: {named.name}` for its original format" if named else ""
+        raise UserError(
+            f"could not load {name!r} from the hub: {str(error).splitlines()[0] if str(error) else error!r}. "
+            "Check the name and the network, or download the data elsewhere and give its files as `path`"
+            f"{dataset}. If no file or hub data set was meant: {_remedy()}"
+        ) from error
+    # A data set that the hub has in one piece is divided by our own rule; otherwise the hub's splits hold.
+    names = [str(split) for split in published]
+    wanted = [source.split] if source.split and source.split in names and len(names) > 1 else names
+    built: dict[str, Dataset] = {}
+    for split in wanted:
+        rows = ((f"{name} {split}: row {number}", row) for number, row in enumerate(published[split], start=1))
+        prefix = named.name if named else str(repository).partition("/")[2]
+        built.update(_build(source, named, rows, "" if len(names) == 1 else split, name, prefix))
+    if "" in built:
+        built = {names[0]: built[""]}
+    return _choose_split(built, source.split, name)
+
+
+def _build(
+    source: SourceConfig,
+    named: NamedDataset | None,
+    rows: Iterable[PlacedRow],
+    split: str,
+    origin: str,
+    prefix: str,
+) -> dict[str, Dataset]:
+    """Turn the rows of one split into examples; "" is data in one piece, which a data set may divide."""
+    _check_columns(source.columns, named)
+    builders: dict[str, ExampleBuilder] = {}
+    skipped = 0
+    for number, (place, row) in enumerate(rows):
+        row = _renamed(row, source.columns, place)
+        try:
+            target = named.split_of(number, row) if named and named.split_of and not split else split
+            converted = named.convert(row, source.language_pair or "") if named else row
+        except _FieldError as error:
+            raise UserError(f"{place}: {error}; this is not the format of the data set {prefix!r}.") from error
+        if converted is None:
+            skipped += 1
+            continue
+        builder = builders.setdefault(target, ExampleBuilder(origin, prefix))
+        if source.limit is None or builder.count < source.limit:
+            builder.add(converted, place)
+        elif named is None or named.split_of is None or split:
+            break
+    if skipped:
+        log.warning("%s: %d rows without a text were left out", origin, skipped)
+    return {name: builder.finish() for name, builder in (builders or {split: ExampleBuilder(origin, prefix)}).items()}
+
+
+def _check_columns(columns: Mapping[str, str], named: NamedDataset | None) -> None:
+    for ours in columns:
+        if named is None and ours not in ROW_FIELDS:
+            raise UserError(f"columns: there is no column {ours!r}; {nearest(ours, ROW_FIELDS)}.")
+
+
+def _renamed(row: Row, columns: Mapping[str, str], place: str) -> Row:
+    """Give a row our column names; columns that are not named stay as they are."""
+    for ours, theirs in columns.items():
+        if theirs not in row:
+            raise UserError(
+                f"{place}: columns.{ours}: there is no column {theirs!r}; {nearest(theirs, map(str, row))}."
+            )
+    others = {name: value for name, value in row.items() if name not in columns.values()}
+    return {**others, **{ours: row[theirs] for ours, theirs in columns.items()}}
+
+
+def _limited(splits: DatasetDict, limit: int | None) -> DatasetDict:
+    if limit is None:
+        return splits
+    return DatasetDict({name: split.select(range(min(limit, len(split)))) for name, split in splits.items()})
+
+
+def _choose_split(splits: Mapping[str, Dataset], split: str | None, origin: str) -> DatasetDict | Dataset:
+    if list(splits) == [""]:
+        if split:
+            raise UserError(f"{origin}: these rows have no splits, but split {split!r} is asked for. Remove `split`.")
+        return splits[""]
+    if split is None:
+        return DatasetDict(splits)
+    if split not in splits:
+        raise UserError(f"{origin}: there is no split {split!r}; {nearest(split, splits)}.")
+    return splits[split]
+
+
+# ------------------------------------------------------------------------------------------------------ files
+
+
+def read_rows(path: str | Path, format: str = "auto") -> Iterator[tuple[int, Row]]:
+    """Read the rows of a file one by one, whatever its format.
+
+    Args:
+        path: the file.
+        format: `jsonl`, `json` (one array), `csv` (first line: names) or `parquet`; `auto` goes by the name's
+            ending, and takes a `.json` file that does not start with `[` as JSONL.
+
+    Yields:
+        The line the row starts in (parquet: its number, from 1), and the row. CSV values are text.
+
+    Raises:
+        UserError: no such file, an unknown format, or content that is not of that format, with file and line.
+    """
+    path = _existing(str(path))
+    if path.is_dir():
+        raise UserError(f"{path}: this is a folder, expected a file.")
+    yield from READERS[_file_format(path, format)](path)
+
+
+def _placed_rows(path: Path, format: str) -> Iterator[PlacedRow]:
+    unit = " row " if _file_format(path, format) == "parquet" else ""
+    for line, row in read_rows(path, format):
+        yield f"{path}:{unit}{line}", row
+
+
+def _file_format(path: Path, format: str) -> str:
+    if format != "auto":
+        if format not in READERS:
+            raise UserError(f"format: there is no format {format!r}; {nearest(format, READERS)}.")
+        return format
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(
+            f"{path}: the ending {path.suffix!r} does not say the format. Set `format` to one of {', '.join(READERS)}."
+        )
+    found = FORMATS[path.suffix.lower()]
+    if found == "json" and path.is_file():
+        with open(path, "rb") as file:
+            start = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip()
+        return "json" if start[:1] in (b"[", b"") else "jsonl"
+    return found
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
+    with open(path, "rb") as file:
+        for line, content in enumerate(file, start=1):
+            text = _decoded(content.removeprefix(b"\xef\xbb\xbf") if line == 1 else content, f"{path}:{line}")
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise UserError(
+                    f"{path}:{line}: not valid JSON ({error.msg} at column {error.colno}): {_shown(text)}. "
+                    "In a JSONL file every line is one object."
+                ) from error
+            yield line, _checked_row(row, f"{path}:{line}")
+
+
+def _read_json(path: Path) -> Iterator[tuple[int, Row]]:
+    """Decode one element at a time, so that the rows of a large array do not all exist at once."""
+    text = _decoded(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), str(path))
+    decoder = json.JSONDecoder()
+    space = re.compile(r"\s*")
+    position = _skip(space, text, 0)
+    if not text[position : position + 1] == "[":
+        raise UserError(f"{path}: expected a JSON array of rows, found {_shown(text) if text.strip() else 'nothing'}.")
+    position = _skip(space, text, position + 1)
+    line, counted, closing = 1, 0, text[position : position + 1] == "]"
+    position = _skip(space, text, position + 1) if closing else position
+    while not closing:
+        line, counted = line + text.count("\n", counted, position), position
+        try:
+            row, position = decoder.raw_decode(text, position)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg} at column {error.colno}).") from error
+        yield line, _checked_row(row, f"{path}:{line}")
+        position = _skip(space, text, position)
+        mark = text[position : position + 1]
+        if mark not in (",", "]") or not mark:
+            line += text.count("\n", counted, position)
+            raise UserError(f"{path}:{line}: expected ',' or ']' after a row, found {mark or 'the end of the file'!r}.")
+        closing = mark == "]"
+        position = _skip(space, text, position + 1)
+    if position != len(text):
+        raise UserError(f"{path}: there is more after the end of the array: {_shown(text[position:])}.")
+
+
+def _skip(space: re.Pattern[str], text: str, position: int) -> int:
+    match = space.match(text, position)
+    assert match is not None
+    return match.end()
+
+
+def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        start = 2
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    names = reader.fieldnames or []
+                    raise UserError(
+                        f"{path}:{start}: the row has not as many values as the first line has names "
+                        f"({len(names)}: {', '.join(names)}). Quote values that hold commas or line breaks."
+                    )
+                yield start, row
+                start = reader.line_num + 1
+        except csv.Error as error:
+            raise UserError(f"{path}:{reader.line_num}: not valid CSV ({error}).") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}:{reader.line_num + 1}: not UTF-8 ({error.reason}). Convert the file.") from error
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, Row]]:
+    try:
+        with parquet.ParquetFile(path) as file:
+            number = itertools.count(1)
+            for batch in file.iter_batches(batch_size=1000):
+                for row in batch.to_pylist():
+                    yield next(number), row
+    except pa.ArrowException as error:
+        raise UserError(f"{path}: not a readable parquet file ({error}).") from error
+
+
+def _decoded(content: bytes, place: str) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place}: not UTF-8 ({error.reason} at byte {error.start}). Convert the file.") from error
+
+
+def _checked_row(row: Any, place: str) -> Row:
+    if not isinstance(row, dict):
+        raise UserError(f"{place}: the row is {type(row).__name__} {_shown(json.dumps(row))}, expected an object.")
+    return row
+
+
+def _shown(text: str) -> str:
+    text = text.strip()
+    return repr(text if len(text) <= 80 else text[:77] + "...")
+
+
+READERS: dict[str, Callable[[Path], Iterator[tuple[int, Row]]]] = {
+    "jsonl": _read_jsonl,
+    "json": _read_json,
+    "csv": _read_csv,
+    "parquet": _read_parquet,
+}

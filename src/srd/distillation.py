@@ -1,0 +1,372 @@
+"""One training of a run, stage by stage: each stage starts from the best checkpoint of the stage before it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
+
+from srd import parallel
+from srd.artifacts import read_json, remove, write_json
+from srd.config import DistillmMethod, GkdMethod, TrainingConfig
+from srd.curriculum import Stage
+from srd.data.batching import EncodedExamples
+from srd.errors import RunError, UserError
+from srd.loss import LossSettings
+from srd.models.adapters import add_lora, load_adapter, merge_adapter
+from srd.models.generation import Decoding
+from srd.models.loading import load_model, save_model
+from srd.rollouts import AdaptiveOffPolicy, OnPolicy, Rollouts
+from srd.trainer import (
+    DistillTrainer,
+    Teacher,
+    Validation,
+    append_row,
+    filter_rows,
+    last_checkpoint,
+    steps_per_epoch,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Training:
+    """Everything one training needs.
+
+    Attributes:
+        label: Its name in files and tables, such as srd or kd.
+        config: Its settings.
+        folder: Its stages lie in ``folder/stages/<i>``.
+        start: Where the student comes from (hub name or folder).
+        load_options: How the student is loaded (dtype, revision …).
+        examples: Encoded training examples, with the teacher cache where there is one.
+        tokenizer: Of student and teacher.
+        validation: What checkpoints are chosen by.
+        stages: What each stage trains on. `reflect_again` may replace a stage's examples.
+        seed: Fixes order, dropout and student text.
+        load_teacher: Gives the teacher; None where the method needs none.
+        choose_again: ``(model, stage) -> stage`` before every stage but the first; None: stages are as planned.
+        metrics_file: Every logged value goes here, one JSON object a line.
+        progress: ``(done, total, note)`` in optimizer steps of the stage.
+        tick: Called now and then, so that the time spent is kept.
+    """
+
+    label: str
+    config: TrainingConfig
+    folder: Path
+    start: str
+    load_options: dict[str, Any]
+    examples: EncodedExamples
+    tokenizer: PreTrainedTokenizerBase
+    validation: Validation
+    stages: list[Stage]
+    seed: int
+    metrics_file: Path
+    load_teacher: Callable[[], Teacher] | None = None
+    choose_again: Callable[[Any, Stage], Stage] | None = None
+    progress: Callable[..., None] = lambda *values: None
+    tick: Callable[[], None] = lambda: None
+    _teacher: Teacher | None = field(default=None, init=False)
+
+    def stage_folder(self, index: int) -> Path:
+        """Where a stage keeps its checkpoints, its metrics and its best model."""
+        return self.folder / "stages" / str(index)
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """The teacher, loaded at its first use."""
+        if self._teacher is None and self.load_teacher is not None:
+            self._teacher = self.load_teacher()
+        return self._teacher
+
+
+def train(training: Training, final: Path) -> dict[str, Any]:
+    """Run all the stages that are not done yet and write the trained student to ``final``.
+
+    Returns:
+        A summary: passes over the training data, examples used, optimizer steps, seconds, the best validation score.
+    """
+    model = None
+    for stage in training.stages:
+        if not (training.stage_folder(stage.index) / "metrics.json").exists():
+            if model is None:
+                model = load_student(training, stage.index)
+            if stage.index and training.choose_again is not None:
+                stage = training.choose_again(model, stage)
+            model = train_stage(training, stage, model)
+    if model is None:  # killed between the last stage and the end
+        model = load_student(training, len(training.stages))
+    _save_final(training, model, final)
+    return summarise(training)
+
+
+def load_student(training: Training, stage: int) -> Any:
+    """The student as it enters a stage: as it started, or the best of the stage before."""
+    before = training.stage_folder(stage - 1) / "model"
+    lora = training.config.lora
+    options = dict(training.load_options)
+    if options.get("dtype", "auto") == "auto" and not lora:
+        options["dtype"] = "float32"  # AdamW on half-precision weights loses small updates
+    if lora is None:
+        source = str(before) if stage else training.start
+        return load_model(
+            source, tokenizer=training.tokenizer, **(options if not stage else {"dtype": options["dtype"]})
+        )
+    base = load_model(training.start, tokenizer=training.tokenizer, **options)
+    if stage:
+        return load_adapter(base, str(before), trainable=True)
+    set_seed(training.seed)  # the adapter's random start
+    return add_lora(base, lora)
+
+
+def train_stage(training: Training, stage: Stage, model: Any) -> Any:
+    """Train one stage, going on from its last checkpoint if there is one, and keep its best model."""
+    folder = training.stage_folder(stage.index)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = last_checkpoint(folder) if parallel.is_main() else None
+    parallel.barrier()
+    _forget_rows(training, stage, checkpoint)
+    set_seed(training.seed + stage.index)
+    trainer = make_trainer(training, stage, model)
+    trainer.resume()
+    best = trainer.state.best_metric if training.config.select_by != "last" else None
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if parallel.is_main():
+        save_model(model, training.tokenizer, folder / "model")
+        write_json(
+            folder / "metrics.json",
+            {
+                "stage": stage.index, "examples": stage.size, "steps": trainer.state.global_step,
+                "temperature": stage.temperature, "weight": stage.weight,
+                "best_metric": best, "best_step": trainer.state.best_global_step,
+                "seconds": round(trainer.seconds, 3), "validation_seconds": round(trainer.validation_seconds, 3),
+            },
+        )  # fmt: skip
+        for path in folder.glob("checkpoint-*"):
+            remove(path)
+    parallel.barrier()
+    return model
+
+
+def make_trainer(training: Training, stage: Stage, model: Any) -> DistillTrainer:
+    """The trainer of one stage."""
+    config = training.config
+    examples = training.examples.subset(stage.ids)
+    passes = stage.size / len(training.examples)
+    before = sum(s.size / len(training.examples) * config.epochs for s in training.stages[: stage.index])
+
+    def log_row(row: dict[str, Any]) -> None:
+        # Which stage a row belongs to, and how far the arm is in epoch equivalents of the whole training set.
+        told = {"arm": training.label, "stage": stage.index, "passes": before + (row["epoch"] or 0) * passes, **row}
+        if config.needs_teacher and "loss" in row:
+            told.update(temperature=stage.temperature, weight=stage.weight)
+        append_row(training.metrics_file, told)
+
+    trainer = DistillTrainer(
+        model,
+        training_arguments(training, stage),
+        train_dataset=examples,
+        tokenizer=training.tokenizer,
+        settings=loss_settings(config, stage),
+        teacher=training.teacher if config.needs_teacher else None,
+        validation=training.validation,
+        rollouts=make_rollouts(config, training.seed + stage.index),
+        rollout_decoding=_rollout_decoding(config),
+        subset=stage.subset,
+        log_row=log_row,
+    )
+    trainer.add_callback(_Report(training, trainer))
+    return trainer
+
+
+def loss_settings(config: TrainingConfig, stage: Stage) -> LossSettings:
+    """What a stage minimises."""
+    if not config.needs_teacher:
+        return LossSettings()
+    return LossSettings(
+        config.objective.name,
+        config.objective.parameters,
+        stage.temperature,
+        stage.weight,
+        config.temperature_scaling,
+    )
+
+
+def make_rollouts(config: TrainingConfig, seed: int) -> Rollouts | None:
+    """Who writes the responses, by method."""
+    method = config.method
+    if isinstance(method, GkdMethod):
+        return OnPolicy(method.student_share, seed)
+    if isinstance(method, DistillmMethod):
+        return AdaptiveOffPolicy(method.student_share, method.share_step, method.tolerance, method.capacity, seed)
+    return None
+
+
+def _rollout_decoding(config: TrainingConfig) -> Decoding | None:
+    method = config.method
+    if isinstance(method, GkdMethod | DistillmMethod):
+        return Decoding(method.max_new_tokens, method.temperature)
+    return None
+
+
+def training_arguments(training: Training, stage: Stage) -> TrainingArguments:
+    """Our settings in the Trainer's terms."""
+    config = training.config
+    micro = micro_batch_size(config)
+    steps = steps_per_epoch(stage.size, config.batch_size)
+    total = max(1, math.ceil(steps * config.epochs))
+    every = max(1, round(steps * config.evaluate_every))
+    precision = resolve_precision(config.precision)
+    schedule = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}[config.schedule]
+    return TrainingArguments(
+        output_dir=str(training.stage_folder(stage.index)),
+        max_steps=total,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=config.batch_size // (micro * parallel.processes()),
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=schedule,
+        lr_scheduler_kwargs={"min_lr": config.min_learning_rate} if config.schedule == "cosine" else {},
+        warmup_steps=math.ceil(config.warmup * total),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim=config.optimizer,
+        bf16=precision == "bfloat16",
+        fp16=precision == "float16",
+        **({"gradient_checkpointing": True} if config.gradient_checkpointing else {}),
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=1,
+        load_best_model_at_end=config.select_by != "last",
+        metric_for_best_model=None if config.select_by == "last" else config.select_by,
+        greater_is_better=config.select_by == "rouge_l",
+        logging_steps=max(1, min(10, steps // 2)),
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to=config.log_to or "none",
+        run_name=training.label,
+        seed=training.seed + stage.index,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available(),
+    )
+
+
+def micro_batch_size(config: TrainingConfig) -> int:
+    """Examples in one forward pass of one process."""
+    processes = parallel.processes()
+    largest = config.batch_size // processes
+    if largest * processes != config.batch_size:
+        raise UserError(
+            f"training.batch_size ({config.batch_size}) is no multiple of the {processes} processes. "
+            f"Use a batch size of {processes * max(1, largest)} or another number of processes."
+        )
+    micro = min(config.micro_batch_size or largest, largest)
+    if largest % micro:
+        raise UserError(
+            f"training.micro_batch_size ({micro}) does not divide the {largest} examples that each of {processes} "
+            "processes has in an optimizer step"
+        )
+    return micro
+
+
+def resolve_precision(precision: str) -> str:
+    """What ``auto`` means on this machine."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+
+
+class _Report(TrainerCallback):
+    """Progress, and a validation with a checkpoint at the very last step."""
+
+    def __init__(self, training: Training, trainer: DistillTrainer) -> None:
+        self.training = training
+        self.trainer = trainer
+        self.note = ""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_save = control.should_log = True
+        self.training.progress(state.global_step, state.max_steps, self.note)
+        self.training.tick()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        shown = {"loss": "loss {:.3f}", "eval_rouge_l": "ROUGE-L {:.3f}", "eval_loss": "validation loss {:.3f}"}
+        parts = dict(part.rsplit(" ", 1) for part in self.note.split(", ") if " " in part)
+        for name, form in shown.items():
+            if logs and name in logs:
+                label, value = form.format(logs[name]).rsplit(" ", 1)
+                parts[label] = value
+        self.note = ", ".join(f"{label} {value}" for label, value in parts.items())
+
+
+def _forget_rows(training: Training, stage: Stage, checkpoint: Path | None) -> None:
+    """Drop logged rows of steps that are taken again."""
+    if not parallel.is_main():
+        return
+    step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+
+    def keep(row: dict[str, Any]) -> bool:
+        if row.get("arm") != training.label or row["stage"] < stage.index:
+            return True
+        return bool(row["stage"] == stage.index and row["step"] <= step)
+
+    filter_rows(training.metrics_file, keep)
+
+
+def _save_final(training: Training, model: Any, final: Path) -> None:
+    if parallel.is_main():
+        lora = training.config.lora
+        if lora is not None and lora.merge:
+            model = merge_adapter(model)
+        save_model(model, training.tokenizer, final)
+    parallel.barrier()
+
+
+def summarise(training: Training) -> dict[str, Any]:
+    """What a training took, from its stages' metrics."""
+    stages = [read_json(training.stage_folder(stage.index) / "metrics.json") for stage in training.stages]
+    everything = len(training.examples)
+    total = sum(stage["seconds"] for stage in stages)
+    checking = sum(stage["validation_seconds"] for stage in stages)
+    return {
+        "passes": round(sum(s["examples"] for s in stages) * training.config.epochs / everything, 4),
+        "examples": everything if training.stages[-1].subset else max(stage["examples"] for stage in stages),
+        "steps": sum(stage["steps"] for stage in stages),
+        "stages": len(stages),
+        "seconds": round(total, 2),
+        "training_seconds": round(total - checking, 2),
+        "validation_seconds": round(checking, 2),
+        "best_validation": stages[-1]["best_metric"],
+    }
+
+
+def needed_disk(parameters: int) -> int:
+    """Bytes that a stage's two checkpoints (weights, two moments) and the kept models take at most."""
+    return parameters * 4 * (2 * 3 + 2)
+
+
+def check_disk(folder: Path, parameters: int) -> None:
+    """Refuse to begin a training whose checkpoints cannot be written."""
+    free, needed = shutil.disk_usage(folder).free, needed_disk(parameters)
+    if free < needed:
+        raise RunError(
+            f"training needs about {needed / 1e9:.1f} GB for checkpoints in {folder}, and {free / 1e9:.1f} GB are free. "
+            "Free some space, or choose another --run-dir."
+        )
+
+
+def elapsed_since(start: float) -> float:
+    """Seconds since a `time.perf_counter` reading."""
+    return time.perf_counter() - start

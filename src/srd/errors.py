@@ -1,0 +1,28 @@
+"""The one error a person sees: what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """Wrong input or configuration. The command line prints its message and exits with status 2.
+
+    The message says the value, the place (file, line, field) and the remedy.
+    """
+
+
+class RunError(RuntimeError):
+    """Something failed while running, through no fault of the configuration: exit status 1, no traceback."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Say which known name is meant, and which ones there are.
+
+    Returns a sentence such as ``did you mean 'srkl'? Known: fkl, rkl, srkl``.
+    """
+    known = sorted(choices)
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"{hint}Known: {', '.join(known)}"

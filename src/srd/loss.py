@@ -1,0 +1,347 @@
+"""The training loss at response positions, in one pass over the vocabulary.
+
+``loss = Σ_i (1-w)·c_i·CE_i + w·s·D_i``, divided by the number of valid tokens of the whole optimizer step, where
+``c_i`` is 0 on text the student wrote itself. The head's matrix product, both softmaxes, the divergence and the
+gradient are worked out for a chunk of tokens at a time, and the gradient with respect to the logits overwrites the
+logits. No second tensor of [tokens, vocabulary] exists, and none at all of [all tokens, vocabulary].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srd.objectives import loss_scale, value_and_slope
+
+CHUNK_BYTES = 48 << 20  # one chunk of fp32 logits: large enough for the matrix product to be efficient
+BLOCK_BYTES = 3 << 20  # rows worked on at a time on a CPU: small enough to stay in its cache
+
+
+@dataclass(frozen=True)
+class HeadWeights:
+    """What turns a last hidden state into logits: ``softcap(scale · (hidden @ weight.T + bias))``.
+
+    Attributes:
+        weight: ``[V, d]``.
+        bias: ``[V]`` or None.
+        scale: Factor on the logits (Cohere, Granite).
+        softcap: ``c · tanh(logits / c)`` (Gemma 2), or None.
+        width: The first so many ids count; the rest are padding rows.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+    width: int | None = None
+
+    def cut(self, width: int) -> HeadWeights:
+        """The same head on the first ``width`` ids."""
+        return HeadWeights(self.weight, self.bias, self.scale, self.softcap, width)
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids that get a logit."""
+        return self.width or self.weight.shape[0]
+
+    def computing_in(self, hidden: Tensor) -> HeadWeights:
+        """The same head in half precision, where autocast made the hidden states so but the weights are float32."""
+        if self.weight.dtype != torch.float32 or hidden.dtype not in (torch.bfloat16, torch.float16):
+            return self
+        bias = None if self.bias is None else self.bias.to(hidden.dtype)
+        return HeadWeights(self.weight.to(hidden.dtype), bias, self.scale, self.softcap, self.width)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``[n, d] -> [n, V]`` in float32 (float64 where the weights are)."""
+        weight = self.weight[: self.vocabulary]
+        logits = torch.mm(hidden.to(weight.dtype), weight.T)
+        if self.bias is not None:
+            logits += self.bias[: self.vocabulary]
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self.scale != 1.0:
+            logits *= self.scale
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """What is minimised.
+
+    Attributes:
+        objective: Name of the divergence; None: cross-entropy alone.
+        parameters: Of the divergence.
+        temperature: T.
+        weight: w, the divergence's share.
+        scaling: Convention for T squared: ``paper``, ``all`` or ``none``.
+    """
+
+    objective: str | None = None
+    parameters: dict[str, float] = field(default_factory=dict)
+    temperature: float = 1.0
+    weight: float = 1.0
+    scaling: str = "paper"
+
+    @property
+    def kd_factor(self) -> float:
+        """What a token's divergence is multiplied by."""
+        return self.weight * loss_scale(self.objective, self.temperature, self.scaling) if self.objective else 0.0
+
+    @property
+    def ce_factor(self) -> float:
+        """What a token's cross-entropy is multiplied by."""
+        return 1.0 - self.weight if self.objective else 1.0
+
+
+@dataclass
+class LossParts:
+    """Sums over tokens, for the log: neither is divided by the number of tokens.
+
+    Attributes:
+        ce: Cross-entropy ``[N]`` in nats (zeros where it has no weight).
+        kd: Divergence ``[N]`` without its factor.
+    """
+
+    ce: Tensor
+    kd: Tensor
+
+
+def _row_losses(
+    student: Tensor, teacher: Tensor | None, targets: Tensor, reference: Tensor, settings: LossSettings, gradient: bool
+) -> LossParts:
+    """Losses of some rows; with ``gradient``, ``student`` is overwritten by the gradient of their weighted sum.
+
+    Args:
+        student: Logits ``[n, V]``, overwritten.
+        teacher: Logits ``[n, V]``, overwritten; None without a divergence.
+        targets: Token ids ``[n]``.
+        reference: 1 where the text is a reference, 0 where the student wrote it, ``[n]``.
+        settings: What is minimised.
+        gradient: Whether a gradient is wanted.
+    """
+    temperature, kd_factor, ce_factor = settings.temperature, settings.kd_factor, settings.ce_factor
+    ce = kd = torch.zeros(len(targets), device=student.device, dtype=student.dtype)
+    total = None
+    if ce_factor:
+        log_q = torch.log_softmax(student, -1)
+        ce = -log_q.gather(-1, targets[:, None]).squeeze(-1) * reference
+        if gradient:
+            factor = (ce_factor * reference)[:, None]
+            total = log_q.exp_()
+            total.scatter_add_(-1, targets[:, None], -torch.ones_like(factor))
+            total.mul_(factor)
+    if settings.objective and teacher is not None:
+        if temperature != 1.0:
+            student.div_(temperature)
+            teacher.div_(temperature)
+        log_p, log_q = torch.log_softmax(teacher, -1), torch.log_softmax(student, -1)
+        kd, slope = value_and_slope(settings.objective, log_p, log_q, settings.parameters)
+        if gradient:
+            slope.sub_(log_q.exp_().mul_(slope.sum(-1, keepdim=True)))
+            slope.mul_(kd_factor / temperature)
+            total = slope if total is None else total.add_(slope)
+    if gradient:
+        student.copy_(total) if total is not None else student.zero_()
+    return LossParts(ce, kd)
+
+
+def _chunk_losses(
+    student: Tensor, teacher: Tensor | None, targets: Tensor, reference: Tensor, settings: LossSettings, gradient: bool
+) -> LossParts:
+    """`_row_losses` over cache-sized blocks of rows on a CPU, at once on a GPU."""
+    rows = len(targets)
+    if student.device.type == "cpu":
+        rows = max(1, BLOCK_BYTES // (student.shape[1] * student.element_size()))
+    parts = [
+        _row_losses(
+            student[start : start + rows],
+            None if teacher is None else teacher[start : start + rows],
+            targets[start : start + rows],
+            reference[start : start + rows],
+            settings,
+            gradient,
+        )
+        for start in range(0, len(targets), rows)
+    ]
+    return LossParts(torch.cat([part.ce for part in parts]), torch.cat([part.kd for part in parts]))
+
+
+def chunk_rows(vocabulary: int, tokens: int) -> int:
+    """Tokens in one chunk: of equal size, so that no small rest is left over."""
+    largest = max(1, CHUNK_BYTES // (4 * vocabulary))
+    chunks = -(-tokens // largest)
+    return -(-tokens // max(1, chunks))
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Loss of hidden states through the student's head, whose gradient is made along with the value."""
+
+    @staticmethod
+    def forward(  # noqa: D102 - torch's protocol
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: HeadWeights,
+        teacher_hidden: Tensor | None,
+        teacher_head: HeadWeights | None,
+        targets: Tensor,
+        reference: Tensor,
+        settings: LossSettings,
+        items: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        needs = ctx.needs_input_grad
+        gradient = any(needs[:3])
+        width, dtype = head.vocabulary, torch.float64 if weight.dtype == torch.float64 else torch.float32
+        inverse = 1.0 / items.to(dtype)
+        grad_hidden = torch.empty_like(hidden, dtype=dtype) if needs[0] else None
+        grad_weight = torch.zeros_like(weight) if needs[1] else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and needs[2] else None
+        plain = HeadWeights(weight.detach(), None if bias is None else bias.detach(), head.scale, head.softcap, width)
+        compute = plain.computing_in(hidden)
+        parts = []
+        step = chunk_rows(width, len(targets))
+        for start in range(0, len(targets), max(1, step)):
+            rows = slice(start, start + step)
+            student = compute.logits(hidden[rows])
+            capped = student.clone() if gradient and head.softcap is not None else None
+            teacher = None
+            if settings.objective and teacher_hidden is not None and teacher_head is not None:
+                teacher = teacher_head.logits(teacher_hidden[rows])
+            parts.append(_chunk_losses(student, teacher, targets[rows], reference[rows], settings, gradient))
+            if not gradient:
+                continue
+            student.mul_(inverse * head.scale)
+            if capped is not None:  # d tanh
+                student.mul_(1 - (capped / head.softcap).square_())
+            student = student.to(compute.weight.dtype)
+            if grad_hidden is not None:
+                grad_hidden[rows] = torch.mm(student, compute.weight[:width])
+            if grad_weight is not None:
+                product = (student.T, hidden[rows].to(student.dtype))
+                if product[0].dtype == weight.dtype:
+                    grad_weight[:width].addmm_(*product)
+                else:
+                    grad_weight[:width] += torch.mm(*product)
+            if grad_bias is not None:
+                grad_bias[:width] += student.sum(0)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.hidden_dtype = hidden.dtype
+        ce = torch.cat([part.ce for part in parts]) if parts else targets.new_zeros(0, dtype=dtype)
+        kd = torch.cat([part.kd for part in parts]) if parts else targets.new_zeros(0, dtype=dtype)
+        loss = (settings.ce_factor * ce.sum() + settings.kd_factor * kd.sum()) * inverse
+        ctx.mark_non_differentiable(ce, kd)
+        return loss, ce, kd
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        # The gradients are already divided by the number of items, so that usually nothing is left to multiply.
+        scale = grad_outputs[0]
+        grads = [grad if grad is None or scale == 1 else grad.mul_(scale) for grad in ctx.saved_tensors]
+        if grads[0] is not None:
+            grads[0] = grads[0].to(ctx.hidden_dtype)
+        return (*grads, *[None] * 7)
+
+
+class _LogitsLoss(torch.autograd.Function):
+    """The same loss of logits that the model made itself: where the head is out of reach (FSDP, DeepSpeed, adapters)."""
+
+    @staticmethod
+    def forward(  # noqa: D102 - torch's protocol
+        ctx: Any,
+        logits: Tensor,
+        width: int,
+        teacher_hidden: Tensor | None,
+        teacher_head: HeadWeights | None,
+        targets: Tensor,
+        reference: Tensor,
+        settings: LossSettings,
+        items: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        gradient = ctx.needs_input_grad[0]
+        grad = torch.zeros_like(logits) if gradient else None
+        inverse = 1.0 / items.to(torch.float32)
+        parts = []
+        step = chunk_rows(width, len(targets))
+        for start in range(0, len(targets), max(1, step)):
+            rows = slice(start, start + step)
+            student = logits[rows, :width].to(torch.float32, copy=True)
+            teacher = None
+            if settings.objective and teacher_hidden is not None and teacher_head is not None:
+                teacher = teacher_head.logits(teacher_hidden[rows])
+            parts.append(_chunk_losses(student, teacher, targets[rows], reference[rows], settings, gradient))
+            if grad is not None:
+                grad[rows, :width] = student.mul_(inverse)
+        ctx.save_for_backward(grad)
+        ce = torch.cat([part.ce for part in parts]) if parts else logits.new_zeros(0, dtype=torch.float32)
+        kd = torch.cat([part.kd for part in parts]) if parts else logits.new_zeros(0, dtype=torch.float32)
+        loss = (settings.ce_factor * ce.sum() + settings.kd_factor * kd.sum()) * inverse
+        ctx.mark_non_differentiable(ce, kd)
+        return loss, ce, kd
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        (grad,) = ctx.saved_tensors
+        scaled = grad if grad is None or grad_outputs[0] == 1 else grad.mul_(grad_outputs[0])
+        return (scaled, *[None] * 7)
+
+
+def head_loss(
+    hidden: Tensor,
+    head: HeadWeights,
+    targets: Tensor,
+    settings: LossSettings,
+    items: Tensor,
+    *,
+    teacher_hidden: Tensor | None = None,
+    teacher_head: HeadWeights | None = None,
+    reference: Tensor | None = None,
+) -> tuple[Tensor, LossParts]:
+    """Loss of the student's last hidden states at response positions.
+
+    Args:
+        hidden: ``[N, d]``, differentiable.
+        head: The student's head; its weight and bias get gradients where they require them.
+        targets: The token that follows each position, ``[N]``.
+        settings: What is minimised.
+        items: Valid tokens of the whole optimizer step, over micro-batches and processes (scalar).
+        teacher_hidden: ``[N, d_teacher]`` at the same positions.
+        teacher_head: The teacher's head, cut to the same vocabulary.
+        reference: 0 on tokens that the student wrote itself (no cross-entropy there), else 1, ``[N]``.
+
+    Returns:
+        The loss (scalar, a sum divided by ``items``) and its parts per token. N = 0 gives a loss of 0 that can still
+        be differentiated, so that processes stay in step.
+    """
+    loss, ce, kd = _HeadLoss.apply(
+        hidden, head.weight, head.bias, head, teacher_hidden, teacher_head, targets,
+        _reference(reference, targets, hidden), settings, items,
+    )  # fmt: skip
+    return loss, LossParts(ce, kd)
+
+
+def logits_loss(
+    logits: Tensor,
+    width: int,
+    targets: Tensor,
+    settings: LossSettings,
+    items: Tensor,
+    *,
+    teacher_hidden: Tensor | None = None,
+    teacher_head: HeadWeights | None = None,
+    reference: Tensor | None = None,
+) -> tuple[Tensor, LossParts]:
+    """`head_loss` for logits ``[N, V]`` at response positions; ids from ``width`` on are padding rows."""
+    loss, ce, kd = _LogitsLoss.apply(
+        logits, width, teacher_hidden, teacher_head, targets, _reference(reference, targets, logits), settings, items
+    )
+    return loss, LossParts(ce, kd)
+
+
+def _reference(reference: Tensor | None, targets: Tensor, like: Tensor) -> Tensor:
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return torch.ones(len(targets), device=targets.device, dtype=dtype) if reference is None else reference.to(dtype)

@@ -1,0 +1,1 @@
+"""Models: loading, shortening, adapters, vocabularies, and logits at response positions."""

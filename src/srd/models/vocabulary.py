@@ -1,0 +1,110 @@
+"""Do teacher and student speak of the same tokens? Distillation compares their distributions id by id.
+
+All checks read tokenizers and configurations only, so a pair that does not fit is refused before a weight is
+loaded.
+"""
+
+from __future__ import annotations
+
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from srd.errors import UserError
+
+# Equal vocabularies with other merges or another treatment of spaces and digits still cut texts differently.
+PROBE = "It's 12,345.67 km:\n\n\tdef naïve_sum(x):  return x+1  # Ünïcödé 你好 🙂"
+
+
+def head_width(config: PreTrainedConfig) -> int:
+    """Rows of the output head, padding rows included."""
+    return int(config.get_text_config().vocab_size)
+
+
+def check_same_kind(teacher_config: PreTrainedConfig, student_config: PreTrainedConfig) -> None:
+    """Raise UserError where one is encoder-decoder and the other decoder-only: positions do not match."""
+    kinds = ["encoder-decoder" if c.is_encoder_decoder else "decoder-only" for c in (teacher_config, student_config)]
+    if kinds[0] != kinds[1]:
+        raise UserError(
+            f"the teacher ({teacher_config.model_type}) is {kinds[0]} and the student "
+            f"({student_config.model_type}) is "
+            f"{kinds[1]}: their predictions cannot be compared position by position. "
+            f"Take a {kinds[0]} student, or train on the teacher's texts (objective seqkd)."
+        )
+
+
+def check_same_tokenizer(
+    teacher: PreTrainedTokenizerBase,
+    student: PreTrainedTokenizerBase,
+    names: tuple[str, str] = ("teacher", "student"),
+) -> None:
+    """Raise UserError unless every id that both tokenizers know is the same token, and texts are cut alike.
+
+    One vocabulary may go on where the other ends (tokens added to one of the two); ids below must agree, and
+    so must the end-of-sequence token, which is a target of training.
+
+    Args:
+        teacher: the tokenizer of the teacher.
+        student: the tokenizer of the student.
+        names: how the message calls the two models.
+    """
+    reason = _difference(teacher, student)
+    if reason:
+        raise UserError(
+            f"'{names[0]}' and '{names[1]}' have different tokenizers: {reason}. Distillation compares the "
+            "two models "
+            "token by token. Take a student of the teacher's family, shorten the teacher itself "
+            "(drop_layers), "
+            "or train on the teacher's texts (objective seqkd), which needs no common vocabulary."
+        )
+    if teacher.eos_token_id != student.eos_token_id:
+        raise UserError(
+            f"'{names[0]}' ends its answers with {teacher.eos_token!r} (id {teacher.eos_token_id}) and "
+            f"'{names[1]}' with "
+            f"{student.eos_token!r} (id {student.eos_token_id}): the student would learn never to stop. Take "
+            "the same "
+            "variant of both (two base or two instruct models), or save the teacher's tokenizer with the "
+            "student."
+        )
+
+
+def _difference(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> str:
+    """Say how the two tokenizers differ; an empty string where they do not."""
+    teacher_tokens = {index: token for token, index in teacher.get_vocab().items()}
+    student_tokens = {index: token for token, index in student.get_vocab().items()}
+    sizes = f"{len(teacher_tokens)} and {len(student_tokens)} tokens"
+    for index in sorted(teacher_tokens.keys() & student_tokens.keys()):
+        if teacher_tokens[index] != student_tokens[index]:
+            return (
+                f"{sizes}, and id {index} is {teacher_tokens[index]!r} in the first, "
+                f"{student_tokens[index]!r} in the second"
+            )
+    cuts = [tokenizer.encode(PROBE, add_special_tokens=False) for tokenizer in (teacher, student)]
+    if cuts[0] != cuts[1]:
+        place = next((i for i, (a, b) in enumerate(zip(*cuts, strict=False)) if a != b), min(map(len, cuts)))
+        pieces = [
+            tokenizer.decode(cut[place : place + 1]) for tokenizer, cut in zip((teacher, student), cuts, strict=True)
+        ]
+        return f"{sizes}, and they cut text differently ({pieces[0]!r} where the other has {pieces[1]!r})"
+    return ""
+
+
+def shared_vocabulary(
+    teacher_config: PreTrainedConfig, student_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> int:
+    """Return V, the number of leading ids that both heads have, at which both distributions are compared.
+
+    Heads of one family may differ in padding rows (Qwen2.5: 151936 and 152064), which no token id reaches.
+
+    Raises:
+        UserError: a head is narrower than the tokenizer, so that some token has no logit.
+    """
+    widths = {"teacher": head_width(teacher_config), "student": head_width(student_config)}
+    tokens = max(tokenizer.get_vocab().values()) + 1
+    for owner, width in widths.items():
+        if width < tokens:
+            raise UserError(
+                f"the {owner}'s output head has {width} rows, but the tokenizer has {tokens} tokens. The "
+                "tokenizer "
+                f"belongs to another model, or tokens were added to it without resizing the {owner}'s "
+                "embeddings."
+            )
+    return min(widths.values())

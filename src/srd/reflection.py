@@ -1,0 +1,174 @@
+"""Reflection: what does the student answer today, and how surprised is it by the reference?
+
+One pass over the data gives both: the prompt is read once, the reference is scored behind it (teacher forcing), the
+cache is cut back to the prompt, and the answer is decoded from there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers import PreTrainedTokenizerBase
+
+from srd import parallel
+from srd.artifacts import atomic_write, remove
+from srd.data.batching import length_sorted_batches
+from srd.data.encoding import Encoder
+from srd.data.templates import get_template
+from srd.errors import UserError
+from srd.metrics import rouge_l_many
+from srd.models.generation import Decoding, decode_batch, padding_id
+from srd.models.loading import stop_token_ids
+
+logger = logging.getLogger(__name__)
+
+SCHEMA = pa.schema([("id", pa.string()), ("response", pa.string()), ("rouge_l", pa.float64()), ("ce", pa.float64())])
+MERGE_ROWS = 10_000
+
+
+def reflect(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Any,
+    *,
+    encoder: Encoder | None = None,
+    template: str = "auto",
+    max_length: int = 512,
+    max_prompt_length: int = 256,
+    max_new_tokens: int = 256,
+    batch_size: int = 32,
+    folder: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> datasets.Dataset:
+    """Let a student answer every training prompt and measure its surprise at the reference.
+
+    Args:
+        model: The student: a causal or sequence-to-sequence language model.
+        tokenizer: Its tokenizer.
+        examples: A ``datasets.Dataset`` of the example schema, or a list of rows such as
+            ``{"instruction": …, "output": …}``.
+        encoder: Turns examples into tokens; None: one with the four settings that follow.
+        template: Prompt template, as in recipes.
+        max_length: Longest prompt and reference, in tokens.
+        max_prompt_length: Longest prompt.
+        max_new_tokens: Longest answer (greedy decoding).
+        batch_size: Prompts at once.
+        folder: Keeps every finished batch here, so that a killed reflection goes on where it was; None: memory only.
+        progress: Called with examples done and examples to do.
+
+    Returns:
+        ``id``, ``response`` (text), ``rouge_l`` (0 to 1, best reference), ``ce`` (mean nats per token of the first
+        reference, its end of sequence included), in the order of ``examples``.
+
+    Source: SRD, arXiv 2508.06135, section 3.1.
+    """
+    if not isinstance(examples, datasets.Dataset):
+        from srd.data.examples import examples_from_rows
+
+        examples = examples_from_rows(examples, "examples")
+    if encoder is None:
+        encoder = Encoder(
+            tokenizer,
+            get_template(template, tokenizer),
+            max_length=max_length,
+            max_prompt_length=max_prompt_length,
+            encoder_decoder=bool(model.config.is_encoder_decoder),
+        )
+    encoded = encoder.encode(examples)
+    batches = length_sorted_batches([len(ids) for ids in encoded["prompt_ids"]], batch_size)
+    parts: dict[int, dict[str, list[Any]]] = {}
+    mine = range(parallel.process() if folder else 0, len(batches), parallel.processes() if folder else 1)
+    done, total = 0, sum(len(batches[i]) for i in mine)
+    was_training = model.training
+    model.eval()
+    for number in mine:
+        path = folder / f"batch-{number:07d}.json" if folder else None
+        if path is None or not path.exists():
+            part = _reflect_batch(model, tokenizer, examples, encoded, batches[number], max_new_tokens)
+            if path is None:
+                parts[number] = part
+            else:
+                with atomic_write(path) as partial:
+                    partial.write_text(json.dumps(part), encoding="utf-8")
+        done += len(batches[number])
+        if progress:
+            progress(done, total)
+    model.train(was_training)
+    if folder is None:
+        return _in_order(list(examples["id"]), [parts[number] for number in mine])
+    parallel.barrier()
+    numbers = range(len(batches))
+    return _in_order(
+        list(examples["id"]),
+        [json.loads((folder / f"batch-{number:07d}.json").read_text(encoding="utf-8")) for number in numbers],
+    )
+
+
+def _reflect_batch(
+    model: Any, tokenizer: Any, examples: datasets.Dataset, encoded: datasets.Dataset, rows: list[int], longest: int
+) -> dict[str, list[Any]]:
+    chosen, wanted = encoded[rows], examples[rows]
+    tokens, losses = decode_batch(
+        model,
+        chosen["prompt_ids"],
+        chosen["id"],
+        Decoding(longest),
+        stop_token_ids(model, tokenizer),
+        padding_id(tokenizer),
+        width=len(tokenizer),
+        references=chosen["response_ids"],
+    )
+    responses = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    scores = rouge_l_many(responses, wanted["references"])
+    return {"id": chosen["id"], "response": responses, "rouge_l": scores.tolist(), "ce": losses}
+
+
+def _in_order(ids: list[str], parts: list[dict[str, list[Any]]]) -> datasets.Dataset:
+    """Join the batches by id, in the order of the examples."""
+    table = pa.concat_tables([pa.Table.from_pydict(part, schema=SCHEMA) for part in parts])
+    position = {name: row for row, name in enumerate(table["id"].to_pylist())}
+    order = np.fromiter((position[name] for name in ids), dtype=np.int64, count=len(ids))
+    return datasets.Dataset(table.take(pa.array(order)).combine_chunks())
+
+
+def write_scores(scores: datasets.Dataset, path: Path) -> None:
+    """Write ``scores.parquet`` atomically."""
+    with atomic_write(path) as partial:
+        pq.write_table(scores.with_format("arrow")[:], partial)
+
+
+def forget_batches(folder: Path) -> None:
+    """Delete the finished batches once the scores are written."""
+    remove(folder)
+
+
+def ranking_warnings(scores: datasets.Dataset) -> list[str]:
+    """Say where the student answers so little that ranks mean nothing."""
+    rouge = np.asarray(scores["rouge_l"], dtype=np.float64)
+    if not len(rouge):
+        raise UserError("reflection gave no scores: there are no training examples")
+    _, counts = np.unique(rouge, return_counts=True)
+    warnings = []
+    mean, tied = float(rouge.mean()), float(counts.max() / len(rouge))
+    if mean < 0.05:
+        warnings.append(
+            f"the student's answers have a mean ROUGE-L of {100 * mean:.1f}: it hardly answers at all, and its ranks mean "
+            "little. Warm it up first (student.warm_start) or drop fewer layers."
+        )
+    if tied > 0.5 and len(rouge) > 1:
+        warnings.append(
+            f"{100 * tied:.0f} % of the examples share one ROUGE-L value, so that this half of the rank says nothing "
+            "about them. Warm the student up first (student.warm_start)."
+        )
+    if not all(math.isfinite(value) for value in scores["ce"]):
+        warnings.append("some cross-entropies are not finite: see data.bad_rows")
+    return warnings

@@ -1,0 +1,78 @@
+"""The last screen of a run in the terminal: what was gained, what it cost, where student and report are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from srd.report.comparison import comparison_table, headline, models_of
+from srd.report.run_files import RunFiles, read_run
+from srd.report.tables import Table, best_cells, is_numeric, shown
+
+#: Columns that eighty characters have no room for; the report has them all.
+LEFT_OUT = ("Reflection", "Examples", "Parameters")
+
+
+def summary_lines(run_dir: Path) -> list[str]:
+    """Say in plain sentences, one each, what a run came to and where its results are.
+
+    Raises:
+        UserError: ``run_dir`` is no run directory, or one of its files is damaged.
+    """
+    run = read_run(Path(run_dir))
+    return [*(headline(run, models_of(run)) or ["Nothing has been compared yet."]), *places(run)]
+
+
+def places(run: RunFiles) -> list[str]:
+    """Name the student, the report and the number of warnings, those that there are."""
+    lines = []
+    if (run.run_dir / "student").is_dir():
+        lines.append(f"Student: {run.run_dir / 'student'}")
+    if (run.run_dir / "report" / "index.html").is_file():
+        lines.append(f"Report: {run.run_dir / 'report' / 'index.html'}")
+    warnings = len(run.manifest.get("warnings") or [])
+    if warnings:
+        lines.append(f"{warnings} warning{'s' if warnings > 1 else ''}: see the end of the report")
+    return lines
+
+
+def print_summary(run_dir: Path, console: Console) -> None:
+    """Print the models side by side, the sentences of ``summary_lines``, and where the results are.
+
+    Raises:
+        UserError: ``run_dir`` is no run directory, or one of its files is damaged.
+    """
+    run = read_run(Path(run_dir))
+    models = models_of(run)
+    if models:
+        console.print()
+        console.print(grid(brief(comparison_table(models))))
+    console.print()
+    for sentence in headline(run, models) or ["Nothing has been compared yet."]:
+        console.print(escape(sentence), highlight=False)
+    console.print()
+    for line in places(run):
+        # A path that is folded over two lines cannot be clicked or copied.
+        console.print(escape(line), highlight=False, soft_wrap=True)
+
+
+def brief(table: Table) -> Table:
+    """Leave out what does not fit a terminal: some costs, and of several tasks all scores but the mean."""
+    if any(column.title == "Mean" for column in table.columns):
+        return table.pick(lambda column: column.title in ("Model", "Mean", "Of the teacher", "Training", "Passes"))
+    return table.pick(lambda column: column.title not in LEFT_OUT)
+
+
+def grid(table: Table) -> RichTable:
+    """Lay a table out for the terminal, the best in bold."""
+    bold = best_cells(table)
+    result = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for i, column in enumerate(table.columns):
+        result.add_column(escape(column.title), justify="right" if is_numeric(table, i) else "left")
+    for row_index, row in enumerate(table.rows):
+        texts = [escape(shown(cell, column)) for cell, column in zip(row, table.columns, strict=True)]
+        result.add_row(*(f"[bold]{text}[/bold]" if (row_index, i) in bold else text for i, text in enumerate(texts)))
+    return result

@@ -1,0 +1,139 @@
+"""Who writes the responses a batch trains on: the data, the student itself, or a replay buffer of student text.
+
+Every choice is drawn from (seed, step), so that all processes choose alike and a resumed run chooses the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+Row = dict[str, Any]  # id, prompt_ids, response_ids
+Author = Literal["data", "student", "buffer"]
+
+
+@dataclass
+class OnPolicy:
+    """GKD (arXiv 2306.13649): with probability ``student_share`` the student writes the batch.
+
+    Attributes:
+        student_share: 1 is on-policy, between 0 and 1 mixed.
+        seed: Fixes the choices.
+    """
+
+    student_share: float
+    seed: int = 0
+
+    def author(self, step: int, total_steps: int) -> Author:
+        """Who writes the batch of this optimizer step."""
+        return "student" if _random(self.seed, step).random() < self.student_share else "data"
+
+    def observe(self, validation_loss: float) -> None:
+        """Take note of a validation; nothing follows from it here."""
+
+    def add(self, rows: list[Row], step: int) -> None:
+        """Take note of fresh student text; it is not used again."""
+
+    def draw(self, count: int, step: int) -> list[Row]:
+        """There is no buffer to draw from."""
+        raise AssertionError("on-policy training has no buffer")
+
+    def state(self) -> dict[str, Any]:
+        """Nothing to keep."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+@dataclass
+class AdaptiveOffPolicy:
+    """DistiLLM (arXiv 2402.03898, section 3.2): student text when the student needs it, old text when it will do.
+
+    A batch is student text with probability ``threshold``, which rises by ``step_size`` whenever a validation loss
+    exceeds the last reference loss by more than ``tolerance``. Of student text, the share written fresh falls
+    linearly from all to none over the training; the rest comes from the buffer (fresh again while it is too empty).
+
+    Attributes:
+        threshold: Probability of student text now.
+        step_size: What a rise of validation loss adds.
+        tolerance: The rise that counts, in nats a token.
+        capacity: Responses the buffer holds; the oldest leave first.
+        seed: Fixes the choices.
+    """
+
+    threshold: float = 0.0
+    step_size: float = 0.1
+    tolerance: float = 0.1
+    capacity: int = 1000
+    seed: int = 0
+    last_loss: float | None = None
+    buffer: list[Row] = field(default_factory=list)
+
+    def author(self, step: int, total_steps: int) -> Author:
+        """Who writes the batch of this optimizer step."""
+        chance = _random(self.seed, step).random()
+        if chance >= self.threshold:
+            return "data"
+        fresh_share = max(0.0, 1.0 - step / max(1, total_steps))
+        return "student" if not self.buffer or chance < self.threshold * fresh_share else "buffer"
+
+    def observe(self, validation_loss: float) -> None:
+        """Raise the threshold when the validation loss has risen; compare with this loss from then on."""
+        if self.last_loss is not None and validation_loss > self.last_loss + self.tolerance:
+            self.threshold = min(1.0, self.threshold + self.step_size)
+        self.last_loss = validation_loss
+
+    def add(self, rows: list[Row], step: int) -> None:
+        """Put fresh student text into the buffer with the step it was written at."""
+        self.buffer.extend({**row, "written": step} for row in rows)
+        del self.buffer[: -self.capacity]
+
+    def draw(self, count: int, step: int) -> list[Row]:
+        """Draw rows from the buffer, without repetition where there are enough."""
+        random = _random(self.seed, step, 1)
+        chosen = random.choice(len(self.buffer), size=count, replace=count > len(self.buffer))
+        return [self.buffer[i] for i in chosen]
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"threshold": self.threshold, "last_loss": self.last_loss, "buffer": self.buffer}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what a checkpoint kept."""
+        self.threshold, self.last_loss, self.buffer = state["threshold"], state["last_loss"], state["buffer"]
+
+
+Rollouts = OnPolicy | AdaptiveOffPolicy
+
+
+def replace_responses(
+    rows: list[Row], rollouts: Rollouts, step: int, total_steps: int, write: Callable[[list[Row]], list[list[int]]]
+) -> tuple[list[Row], bool]:
+    """The rows to train on instead of ``rows``, and whether the student wrote them.
+
+    Args:
+        rows: A micro-batch of the data.
+        rollouts: Decides who writes.
+        step: Optimizer step, from 0.
+        total_steps: Of the whole training.
+        write: Lets the student answer the rows' prompts; token ids, end of sequence included.
+    """
+    author = rollouts.author(step, total_steps)
+    if author == "data" or not rows:
+        return rows, False
+    if author == "buffer":
+        return rollouts.draw(len(rows), step), True
+    written = [
+        {"id": row["id"], "prompt_ids": row["prompt_ids"], "response_ids": response}
+        for row, response in zip(rows, write(rows), strict=True)
+    ]
+    rollouts.add(written, step)
+    return written, True
+
+
+def _random(*key: int) -> np.random.Generator:
+    return np.random.default_rng(key)

@@ -1,0 +1,222 @@
+"""What a task is: it owns its examples, its prompt, its decoding and its scoring."""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from datasets import Dataset
+
+from srd.data.examples import examples_from_rows
+from srd.data.sources import HUB_ERRORS, read_rows
+from srd.errors import UserError
+from srd.metrics import FloatArray
+
+Row = Mapping[str, Any]
+# One answer an example, or several samples an example where a task draws several.
+Predictions = Sequence[str] | Sequence[Sequence[str]]
+# The fields a reference is looked for in, in this order, where a task does not name its own.
+REFERENCE_FIELDS = ("references", "output", "answer", "completion", "response", "summary")
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are generated. Temperature 0 is greedy; there is no top-k and no n-gram block."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+    seeds: tuple[int, ...] = (0,)
+    samples_per_prompt: int = 1
+
+
+# The published evaluations of instruction following: five sampled answers a prompt.
+SAMPLED = Decoding(temperature=1.0, seeds=(10, 20, 30, 40, 50))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The result of scoring.
+
+    Attributes:
+        metrics: each metric over all the examples, 0..1.
+        per_example: values of each example, [N], for paired comparisons. For corpus metrics (BLEU) these are
+            sentence scores under another name, because their mean is not the corpus score.
+        details: how the scores came about: signatures, isolation, reasons.
+        primary: the metric to rank models by.
+    """
+
+    metrics: dict[str, float]
+    per_example: dict[str, FloatArray]
+    primary: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Where a task's examples are on the Hugging Face hub."""
+
+    repository: str
+    configuration: str | None = None
+    split: str = "test"
+    file: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """A benchmark: examples, prompt template, decoding and scoring.
+
+    Attributes:
+        name: as in a recipe and on the command line.
+        title: for tables.
+        licence: of the data.
+        source: who made the data, and where it is described.
+        primary: the metric to rank models by.
+        hub: where the examples come from when no file is given.
+        template: name of the prompt template (see ``srd.data.templates``).
+        decoding: how answers are generated.
+        reference_fields: fields that may hold the reference, the first one present counts.
+        runs_code: scoring runs generated programs, and needs permission.
+    """
+
+    name: str
+    title: str
+    licence: str
+    source: str
+    primary: str
+    hub: Hub | None = None
+    template: str = "alpaca"
+    decoding: Decoding = SAMPLED
+    reference_fields: tuple[str, ...] = REFERENCE_FIELDS
+    runs_code: bool = False
+
+    def examples(self, path: Path | None = None, limit: int | None = None) -> Dataset:
+        """Read the test examples from a file in the original format, or from the hub.
+
+        Args:
+            path: JSONL, JSON array, CSV or parquet; None: the hub.
+            limit: use the first so many.
+
+        Returns:
+            The columns of ``srd.data.examples.EXAMPLE_FEATURES`` and the ones that scoring needs beside them.
+
+        Raises:
+            UserError: a file or row that cannot be read, a hub that cannot be reached.
+        """
+        placed = self._file_rows(path) if path else self._hub_rows(limit)
+        wanted = ((place, row) for place, row in placed if self.is_test_row(row))
+        chosen = list(itertools.islice(wanted, limit))
+        origin = str(path) if path else f"hub {self.hub.repository}" if self.hub else self.name
+        if not chosen:
+            raise UserError(f"{origin}: no test examples of the task {self.name!r} in it. Give a file that has some.")
+        examples = examples_from_rows([self.convert(row, place) for place, row in chosen], origin, id_prefix=self.name)
+        scoring = [self.scoring_columns(row, place) for place, row in chosen]
+        for column in scoring[0]:
+            if column != "references":
+                examples = examples.add_column(column, [row[column] for row in scoring])
+        return examples
+
+    def is_test_row(self, row: Row) -> bool:
+        """Whether a row of the original file belongs to the test split; most files hold nothing else."""
+        return True
+
+    def convert(self, row: Row, place: str) -> Row:
+        """Turn an original row into one that ``examples_from_rows`` accepts."""
+        return row
+
+    def scoring_columns(self, row: Row, place: str) -> dict[str, Any]:
+        """Take what scoring needs from an original row: the references, and what a task needs beside them.
+
+        Raises:
+            UserError: the row has no reference, or an empty list of them.
+        """
+        return {"references": references_of(row, self.reference_fields, place)}
+
+    @abstractmethod
+    def score(self, predictions: Predictions, examples: Dataset, *, allow_code_execution: bool = False) -> Scores:
+        """Score one answer an example, in the order of ``examples``, which needs the scoring columns only.
+
+        Raises:
+            UserError: the counts differ, or generated code would have to run without permission.
+        """
+
+    def _file_rows(self, path: Path) -> Iterator[tuple[str, Row]]:
+        for line, row in read_rows(path):
+            yield f"{path}:{line}", row
+
+    def _hub_rows(self, limit: int | None) -> Iterator[tuple[str, Row]]:
+        remedy = f"download the file elsewhere and give its path, as in `path: {self.name}.jsonl`"
+        if self.hub is None:
+            raise UserError(f"task {self.name!r} has no place on the hub: {remedy}")
+        try:
+            rows = datasets.load_dataset(
+                self.hub.repository,
+                self.hub.configuration,
+                data_files=self.hub.file,
+                split=self.hub.split,
+                revision=self.hub.revision,
+                streaming=limit is not None,
+            )
+            # Streaming reaches for the network only now, so the loop belongs under the same protection.
+            for number, row in enumerate(rows, start=1):
+                yield f"hub {self.hub.repository} row {number}", row
+        except HUB_ERRORS as error:
+            if isinstance(error, UserError):
+                raise
+            reason = (str(error) or repr(error)).splitlines()[0]
+            raise UserError(
+                f"task {self.name!r}: could not read {self.hub.repository!r} from the hub: {reason}. "
+                f"Check the network, or {remedy}"
+            ) from error
+
+
+def references_of(row: Row, fields: Sequence[str], place: str) -> list[str]:
+    """Return the references of a row: the first of ``fields`` that it has, a text or a list of texts.
+
+    Raises:
+        UserError: none of the fields is there, its list is empty, or it holds something that is not text.
+    """
+    name = next((name for name in fields if row.get(name) is not None), None)
+    if name is None:
+        found = ", ".join(map(str, row)) or "nothing"
+        raise UserError(f"{place}: no reference: expected one of the fields {', '.join(fields)}, found {found}")
+    value = row[name]
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise UserError(f"{place}: field {name!r} must be a text or a list of texts, found {value!r:.80}")
+    if not texts:
+        raise UserError(f"{place}: field {name!r} is an empty list: give at least one reference, or remove the row")
+    return list(texts)
+
+
+def single_answers(predictions: Predictions, examples: Dataset, task: str) -> list[str]:
+    """Check that there is exactly one text for each example, and return them as a list.
+
+    Raises:
+        UserError: the counts differ, or an answer is not a text.
+    """
+    check_counts(predictions, examples, task)
+    answers = [text for text in predictions if isinstance(text, str)]
+    if len(answers) != len(predictions):
+        raise UserError(f"task {task!r} takes one text an example, not several samples: score each seed on its own")
+    return answers
+
+
+def check_counts(predictions: Predictions, examples: Dataset, task: str) -> None:
+    """Raise UserError unless there are as many predictions as examples, and at least one."""
+    if len(predictions) != len(examples) or not len(examples):
+        raise UserError(
+            f"task {task!r}: {len(predictions)} predictions for {len(examples)} examples: there must be one for each"
+        )
+
+
+def means(per_example: Mapping[str, FloatArray]) -> dict[str, float]:
+    """Average each metric over the examples."""
+    return {name: float(np.mean(values)) for name, values in per_example.items()}

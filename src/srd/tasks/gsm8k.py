@@ -1,0 +1,115 @@
+r"""GSM8K: grade-school word problems, scored by the final number.
+
+Which number is final: the one after the first ``####`` (or after ``A:`` at the start of a line, as the
+published model solutions write it), else in the last ``\boxed{}``, else after the last "the answer is", else
+the last number of the text. In GSM8K's own notation, with ``<<3+4=7>>`` annotations, a solution without its
+marker is unfinished and has no answer. Numbers are compared by value: 1,000.00 = 1000.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from datasets import Dataset
+
+from srd.errors import UserError
+from srd.tasks.base import Decoding, Hub, Predictions, Row, Scores, Task, means, references_of, single_answers
+
+# Currency, sign (a minus after a digit or bracket is a subtraction), digits, decimals, a denominator.
+_NUMBER = (
+    r"(?P<sign>(?<![\d)\]])[-\u2212](?=\\?[$€£¥.\d]))?\\?[$€£¥]?\s?(?P<sign_after>(?<=[$€£¥])[-\u2212])?"
+    r"(?P<digits>(?:{digits})(?:\.\d+)?|\.\d+)(?:\s?/\s?(?P<denominator>\d+))?"
+)
+# In running text "3,4" are two numbers and "3,400" is one.
+NUMBER = re.compile(_NUMBER.format(digits=r"\d{1,3}(?:,\d{3})+(?!\d)|\d+"))
+# After its marker an answer is one number, wherever its commas are: that is GSM8K's own reading.
+MARKED_NUMBER = re.compile(_NUMBER.format(digits=r"\d[\d,]*"))
+LONGEST_NUMBER = 1000
+MARKER = re.compile(r"####\s*")
+ANSWER_LINE = re.compile(r"^A:\s*", re.MULTILINE)
+BOXED = re.compile(r"\\boxed\s*\{")
+ANSWER_IS = re.compile(r"\banswer\s+is\b:?\s*(?:approximately\s+)?[*_`(\\\[\s]*", re.IGNORECASE)
+FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
+LATEX_SPACING = re.compile(r"\\[,!;]|\{,\}(?=\d)")
+ANNOTATION = re.compile(r"<<[^<>]*>>")
+
+
+def final_number(text: str) -> Fraction | None:
+    r"""Find the final number of a solution; None where it has none.
+
+    >>> final_number("She earns $1,234.50 a week.\n#### 1,234.50")
+    Fraction(2469, 2)
+    """
+    for marker in (MARKER, ANSWER_LINE):
+        for match in marker.finditer(text):
+            number = MARKED_NUMBER.match(text, match.end())
+            if number:
+                return _value(number)
+    if ANNOTATION.search(text):
+        return None
+    text = FRACTION.sub(r"\1/\2", LATEX_SPACING.sub("", text))
+    boxes = list(BOXED.finditer(text))
+    if boxes:
+        number = NUMBER.search(text, boxes[-1].end())
+        return _value(number) if number else None
+    for match in reversed(list(ANSWER_IS.finditer(text))):
+        number = NUMBER.match(text, match.end())
+        if number:
+            return _value(number)
+    numbers = list(NUMBER.finditer(text))
+    return _value(numbers[-1]) if numbers else None
+
+
+def _value(match: re.Match[str]) -> Fraction | None:
+    if len(match[0]) > LONGEST_NUMBER:
+        return None
+    value = Fraction(match["digits"].replace(",", ""))
+    denominator = int(match["denominator"] or 1)
+    # "7/0" is no number; what stands before the stroke is.
+    value = value / denominator if denominator else value
+    return -value if match["sign"] or match["sign_after"] else value
+
+
+@dataclass(frozen=True)
+class Gsm8kTask(Task):
+    """Accuracy of the final number."""
+
+    def convert(self, row: Row, place: str) -> Row:
+        """Take the question and the worked solution."""
+        references = references_of(row, self.reference_fields, place)
+        question = row.get("question", row.get("instruction"))
+        return {"id": row.get("id"), "instruction": question, "output": references}
+
+    def score(self, predictions: Predictions, examples: Dataset, *, allow_code_execution: bool = False) -> Scores:
+        """Score one solution an example: ``accuracy``.
+
+        Raises:
+            UserError: the counts differ, or a reference has no final number.
+        """
+        answers = single_answers(predictions, examples, self.name)
+        right = np.zeros(len(answers))
+        for index, (answer, references) in enumerate(zip(answers, examples["references"], strict=True)):
+            expected = [final_number(reference) for reference in references]
+            if None in expected:
+                raise UserError(
+                    f"task 'gsm8k': reference {index + 1} has no final number: expected a text that ends in "
+                    f"'#### 18', found {references[expected.index(None)]!r:.80}"
+                )
+            right[index] = final_number(answer) in expected
+        per_example = {"accuracy": right}
+        return Scores(means(per_example), per_example, self.primary)
+
+
+GSM8K = Gsm8kTask(
+    name="gsm8k",
+    title="GSM8K",
+    licence="MIT",
+    source="Cobbe et al. 2021 (arXiv 2110.14168), 1319 test problems",
+    primary="accuracy",
+    hub=Hub("openai/gsm8k", "main"),
+    decoding=Decoding(max_new_tokens=512),
+    reference_fields=("answer", "references", "output", "ground_truth"),
+)

@@ -1,0 +1,35 @@
+"""Instruction following on any file: ROUGE-L and exact match against one or more references."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from datasets import Dataset
+
+from srd.metrics import exact_match_many, rouge_l_many
+from srd.tasks.base import Predictions, Scores, Task, means, single_answers
+
+
+@dataclass(frozen=True)
+class InstructionTask(Task):
+    """A task scored with ROUGE-L and exact match, the way Super-NaturalInstructions and MiniLLM do it."""
+
+    def score(self, predictions: Predictions, examples: Dataset, *, allow_code_execution: bool = False) -> Scores:
+        """Score one answer an example: ``rouge_l`` and ``exact_match``, each against the best reference."""
+        answers = single_answers(predictions, examples, self.name)
+        references = examples["references"][:]
+        per_example = {
+            "rouge_l": rouge_l_many(answers, references),
+            "exact_match": exact_match_many(answers, references),
+        }
+        return Scores(means(per_example), per_example, self.primary)
+
+
+INSTRUCTION = InstructionTask(
+    name="instruction",
+    title="Instructions",
+    licence="the user's own",
+    source="any file of instructions and answers",
+    primary="rouge_l",
+    template="auto",
+)

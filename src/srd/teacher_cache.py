@@ -1,0 +1,271 @@
+"""The exact teacher cache: the teacher's last hidden state at response positions, kept on disk.
+
+In off-policy training the teacher says the same in every epoch, stage and run. A hidden state has d values a token
+where the logits have V, and teacher head times hidden state gives the full distribution back: nothing is lost but the
+precision of storage. A cache is keyed by the teacher's weights; an example in it by its token ids. So another
+teacher, tokenizer, template or text never meets it, and objectives, stages, seeds and sweeps share it.
+
+Folder ``<root>/<key>/``::
+
+    meta.json                    what it was made from
+    head.safetensors             the teacher's head: all of the teacher that training needs
+    plan-<request>.json          how a request was cut into shards, so that a killed build continues with the same
+    <shard>.safetensors, .json   hidden states [tokens, d]; their examples, lengths and checksum (written last)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from srd import parallel
+from srd.artifacts import atomic_write, file_digest, fingerprint, read_json, remove, write_json
+from srd.data.batching import Collator, EncodedExamples, length_sorted_batches
+from srd.errors import RunError
+from srd.loss import HeadWeights
+from srd.models.head import head_weights, response_hidden, verify_head
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+SHARD_BATCHES = 16  # a killed build loses at most this much work of one process
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def example_key(prompt_ids: Sequence[int], response_ids: Sequence[int]) -> str:
+    """Name of an example in the cache: a hash of its token ids."""
+    text = f"{','.join(map(str, prompt_ids))}|{','.join(map(str, response_ids))}"
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def cache_bytes(tokens: int, hidden_size: int, dtype: torch.dtype) -> int:
+    """Bytes that the hidden states of so many response tokens take."""
+    return tokens * hidden_size * dtype.itemsize
+
+
+@dataclass(frozen=True)
+class _Place:
+    shard: str
+    start: int
+    length: int
+
+
+class TeacherCache:
+    """Reads hidden states through memory maps.
+
+    Args:
+        folder: One teacher's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.meta: dict[str, Any] = read_json(folder / "meta.json", {})
+        self.places: dict[str, _Place] = {}
+        self._open: dict[str, Any] = {}
+        for index in sorted(folder.glob("shard-*.json")):
+            content = read_json(index)
+            start = 0
+            for key, length in zip(content["keys"], content["lengths"], strict=True):
+                self.places[key] = _Place(index.stem, start, length)
+                start += length
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.places
+
+    def hidden(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Tensor:
+        """The teacher's last hidden states at an example's response positions, ``[len(response_ids), d]``.
+
+        Raises:
+            KeyError: the example is not in the cache.
+        """
+        place = self.places[example_key(prompt_ids, response_ids)]
+        shard = self._open.get(place.shard)
+        if shard is None:
+            opened = safe_open(self.folder / f"{place.shard}.safetensors", framework="pt")
+            shard = self._open[place.shard] = opened.get_slice("hidden")
+        states: Tensor = shard[place.start : place.start + place.length]
+        return states
+
+    def __getstate__(self) -> dict[str, Any]:  # data-loader workers open their own maps
+        return {**self.__dict__, "_open": {}}
+
+    def head(self) -> HeadWeights:
+        """The teacher's head."""
+        tensors = load_file(self.folder / "head.safetensors")
+        return HeadWeights(tensors["weight"], tensors.get("bias"), self.meta["scale"], self.meta["softcap"])
+
+    def verify(self) -> list[str]:
+        """Compare every shard with its checksum; damaged ones are removed, named in a warning and returned."""
+        indices = sorted(self.folder.glob("shard-*.json"))
+
+        def intact(index: Path) -> bool:
+            shard = index.with_suffix(".safetensors")
+            return shard.exists() and file_digest(shard) == read_json(index)["digest"]
+
+        with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter lock
+            damaged = [index for index, fine in zip(indices, pool.map(intact, indices), strict=True) if not fine]
+        for index in damaged:
+            logger.warning("teacher cache: %s is damaged and will be built again", index.with_suffix(".safetensors"))
+            if parallel.is_main():
+                remove(index)
+                remove(index.with_suffix(".safetensors"))
+        return [index.stem for index in damaged]
+
+
+def cache_folder(root: Path, teacher_fingerprint: str, dtype: str) -> Path:
+    """Where the cache of a teacher lies."""
+    return root / fingerprint(FORMAT, teacher_fingerprint, dtype)
+
+
+def open_verified(folder: Path) -> TeacherCache:
+    """Open a cache after checking every shard against its checksum."""
+    TeacherCache(folder).verify()
+    parallel.barrier()
+    return TeacherCache(folder)
+
+
+def build_cache(
+    folder: Path,
+    load_teacher: Callable[[], Any],
+    examples: EncodedExamples,
+    collator: Collator,
+    *,
+    dtype: str = "auto",
+    batch_size: int = 16,
+    progress: Callable[[int, int], None] | None = None,
+) -> TeacherCache:
+    """Run the teacher over the examples that the cache lacks.
+
+    Args:
+        folder: From `cache_folder`.
+        load_teacher: Called only when something is missing.
+        examples: What training will read.
+        collator: The training's.
+        dtype: Stored precision; ``auto`` is the teacher's own.
+        batch_size: Examples in one forward pass.
+        progress: Called with examples done and examples to do.
+
+    Returns:
+        The cache, checked, holding every example.
+
+    Raises:
+        RunError: the disk is too small, or the teacher gives states that are not finite (naming the examples).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    cache = open_verified(folder)
+    keys = [example_key(p, r) for p, r in zip(examples.prompts, examples.responses, strict=True)]
+    shards = _plan(folder, cache, keys, examples, batch_size)
+    todo = [(name, batches) for name, batches in shards if not (folder / f"{name}.json").exists()]
+    mine = todo[parallel.process() :: parallel.processes()]
+    if todo:
+        teacher = load_teacher()
+        stored = next(teacher.parameters()).dtype if dtype == "auto" else DTYPES[dtype]
+        _write_head(folder, teacher, examples, collator)
+        tokens = sum(len(examples.responses[i]) for _, batches in todo for batch in batches for i in batch)
+        _check_disk(folder, cache_bytes(tokens, head_weights(teacher).weight.shape[1], stored))
+        total = sum(len(batch) for _, batches in mine for batch in batches)
+        done = 0
+        for name, batches in mine:
+            states: list[Tensor] = []
+            for batch in batches:
+                states.append(_teacher_states(teacher, examples, batch, collator).to(stored))
+                done += len(batch)
+                if progress:
+                    progress(done, total)
+            _write_shard(folder, name, torch.cat(states), [keys[i] for b in batches for i in b],
+                         [len(examples.responses[i]) for b in batches for i in b])  # fmt: skip
+        del teacher
+    parallel.barrier()
+    return TeacherCache(folder)
+
+
+def _plan(
+    folder: Path, cache: TeacherCache, keys: list[str], examples: EncodedExamples, batch_size: int
+) -> list[tuple[str, list[list[int]]]]:
+    """Shards to build as (name, batches of indices). The plan is kept, so that a continued build is the same."""
+    path = folder / f"plan-{fingerprint(keys, batch_size)}.json"
+    batches: list[list[int]] | None = read_json(path)
+    if batches is None or any(keys[i] not in cache for i in _absent(keys, batches)):
+        first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in cache}
+        missing = sorted(first.values())
+        lengths = examples.lengths
+        batches = [[missing[i] for i in b] for b in length_sorted_batches([lengths[i] for i in missing], batch_size)]
+        if parallel.is_main():
+            write_json(path, batches)
+        parallel.barrier()
+    shards = [batches[start : start + SHARD_BATCHES] for start in range(0, len(batches), SHARD_BATCHES)]
+    return [(f"shard-{fingerprint([keys[i] for b in shard for i in b])}", shard) for shard in shards]
+
+
+def _absent(keys: list[str], batches: list[list[int]]) -> list[int]:
+    """Examples that a kept plan does not cover: they were in the cache when it was made."""
+    planned = {keys[i] for batch in batches for i in batch}
+    return [i for i, key in enumerate(keys) if key not in planned]
+
+
+@torch.no_grad()
+def _teacher_states(teacher: Any, examples: EncodedExamples, batch: list[int], collator: Collator) -> Tensor:
+    device = next(teacher.parameters()).device
+    rows = [{"prompt_ids": examples.prompts[i], "response_ids": examples.responses[i]} for i in batch]
+    tensors = {name: value.to(device) for name, value in collator(rows).items()}
+    states = response_hidden(teacher, tensors)
+    if not torch.isfinite(states).all():
+        bad, start = [], 0
+        for i in batch:
+            end = start + len(examples.responses[i])
+            if not torch.isfinite(states[start:end]).all():
+                bad.append(examples.ids[i])
+            start = end
+        raise RunError(
+            f"the teacher gives hidden states that are not finite for {bad[:5]}. "
+            "Check its weights, or load it in a wider precision (teacher.dtype=float32)."
+        )
+    return states.cpu()
+
+
+def _write_head(folder: Path, teacher: Any, examples: EncodedExamples, collator: Collator) -> None:
+    """Keep the teacher's head, once it has been checked to give the teacher's own logits."""
+    if (folder / "meta.json").exists() or not parallel.is_main():
+        return
+    device = next(teacher.parameters()).device
+    row = {"prompt_ids": examples.prompts[0], "response_ids": examples.responses[0]}
+    verify_head(teacher, {name: value.to(device) for name, value in collator([row]).items()})
+    head = head_weights(teacher)
+    tensors = {"weight": head.weight.detach().cpu().contiguous()}
+    if head.bias is not None:
+        tensors["bias"] = head.bias.detach().cpu().contiguous()
+    with atomic_write(folder / "head.safetensors") as partial:
+        save_file(tensors, partial)
+    hidden_size = head.weight.shape[1]
+    write_json(
+        folder / "meta.json",
+        {"format": FORMAT, "hidden_size": hidden_size, "scale": head.scale, "softcap": head.softcap},
+    )
+
+
+def _write_shard(folder: Path, name: str, states: Tensor, keys: list[str], lengths: list[int]) -> None:
+    path = folder / f"{name}.safetensors"
+    with atomic_write(path) as partial:
+        save_file({"hidden": states.contiguous()}, partial)
+    write_json(folder / f"{name}.json", {"digest": file_digest(path), "keys": keys, "lengths": lengths})
+
+
+def _check_disk(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise RunError(
+            f"the teacher cache needs {needed / 1e9:.2f} GB in {folder}, and {free / 1e9:.2f} GB are free. "
+            "Free some space, name another folder (cache.dir=…), store less (cache.dtype=bfloat16), "
+            "or run the teacher live (cache.enabled=false)."
+        )

@@ -1,0 +1,427 @@
+"""The one training loop: SFT and every distillation objective, on transformers' Trainer.
+
+What it adds to the Trainer: batches of similar length, the loss at response positions only, the teacher (its cached
+hidden states or the live model), student-written batches, and validation by ROUGE-L.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from srd.artifacts import atomic_write, read_json, remove, write_json
+from srd.data.batching import Collator, EncodedExamples, LengthBatches, length_sorted_batches
+from srd.errors import RunError
+from srd.loss import HeadWeights, LossParts, LossSettings, head_loss, logits_loss
+from srd.metrics import rouge_l_many
+from srd.models.generation import Decoding, decode_batch, generate, padding_id
+from srd.models.head import cross_entropy, head_weights, plain_head, response_hidden, response_logits
+from srd.models.loading import stop_token_ids
+from srd.rollouts import Rollouts, replace_responses
+
+
+@dataclass
+class Teacher:
+    """What the loss needs of a teacher: its head, and the model itself where no cache foresees the text.
+
+    Attributes:
+        head: Cut to the ids that teacher and student share.
+        model: The live teacher; None where hidden states come with the batch.
+    """
+
+    head: HeadWeights
+    model: Any = None
+
+    @classmethod
+    def live(cls, model: Any, width: int | None = None) -> Teacher:
+        """A teacher that runs in every step."""
+        model.eval().requires_grad_(False)
+        head = head_weights(model)
+        return cls(head.cut(width) if width else head, model)
+
+    @torch.no_grad()
+    def hidden(self, batch: dict[str, Any]) -> Tensor:
+        """Last hidden states at the batch's response positions, ``[N, d]``."""
+        cached: Tensor | None = batch.get("teacher_hidden")
+        if cached is not None:
+            return cached
+        assert self.model is not None, "neither a teacher cache nor a live teacher"
+        return response_hidden(self.model, batch)
+
+
+@dataclass
+class Validation:
+    """What a training is validated on.
+
+    Attributes:
+        examples: Encoded, for the loss.
+        references: Of each example.
+        decoding: Greedy by default.
+        batch_size: Prompts at once.
+        generate: Off: the loss only (cheap; for fine-tuning a teacher).
+    """
+
+    examples: EncodedExamples
+    references: list[list[str]]
+    decoding: Decoding = field(default_factory=Decoding)
+    batch_size: int = 32
+    generate: bool = True
+
+
+class DistillTrainer(Trainer):
+    """A `transformers.Trainer` that distils.
+
+    Args:
+        model: The student.
+        args: TrainingArguments; ``per_device_train_batch_size`` times ``gradient_accumulation_steps`` times processes is
+            the number of examples in an optimizer step.
+        train_dataset: Encoded examples, with a teacher cache or without.
+        tokenizer: Shared by teacher and student.
+        settings: Objective, temperature, weight. ``LossSettings()`` is plain fine-tuning.
+        collator: Pads batches.
+        teacher: Needed when the settings name an objective.
+        validation: Evaluated where TrainingArguments say so; gives ``eval_loss`` and ``eval_rouge_l``.
+        rollouts: Who writes the responses; None: the data does.
+        rollout_decoding: How the student writes.
+        subset: Draw so many examples anew in every epoch; None: all.
+        log_row: Called with every logged row.
+
+    Loss and gradient are sums over tokens divided by the valid tokens of the whole optimizer step: how it is split
+    into micro-batches or processes changes nothing.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: TrainingArguments,
+        *,
+        train_dataset: EncodedExamples,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: LossSettings,
+        collator: Collator | None = None,
+        teacher: Teacher | None = None,
+        validation: Validation | None = None,
+        rollouts: Rollouts | None = None,
+        rollout_decoding: Decoding | None = None,
+        subset: int | None = None,
+        log_row: Callable[[dict[str, Any]], None] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        collator = collator or make_collator(model, tokenizer)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=validation.examples if validation else None,
+            data_collator=collator,
+            callbacks=callbacks,
+        )
+        self.collator = collator
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.teacher = teacher
+        self.validation = validation
+        self.rollouts = rollouts
+        self.rollout_decoding = rollout_decoding or Decoding()
+        self.log_row = log_row
+        self.model_accepts_loss_kwargs = True  # our loss is divided by the items of the whole step
+        self.loss_is_scaled_for_ga = True
+        self.can_return_loss = True
+        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self.batches = LengthBatches(
+            train_dataset.lengths,
+            per_step,
+            micro_batch_size=args.per_device_train_batch_size,
+            seed=args.seed,
+            subset=subset,
+            process=args.process_index,
+            processes=args.world_size,
+        )
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_EpochOrder(self.batches))
+        self._parts: list[tuple[Tensor, Tensor]] = []
+        self.validation_seconds = 0.0
+        self._seconds_before, self._started = 0.0, time.perf_counter()
+        if settings.objective and settings.weight > 0 and teacher is None:
+            raise ValueError(f"the objective '{settings.objective}' needs a teacher")
+
+    # ------------------------------------------------------------------------------------------------------ batches
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches that are already this process's own: accelerate has nothing left to deal out."""
+        assert isinstance(self.train_dataset, EncodedExamples)
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=self.batches,
+            collate_fn=_WithRows(self.collator),
+            num_workers=self.args.dataloader_num_workers,
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Tensor]:
+        """Fetch an optimizer step's micro-batches, let the student write if it is its turn, and count the tokens."""
+        samples = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        for batch in samples:
+            rows = batch.pop("rows")
+            if self.rollouts is None:
+                continue
+            written, by_student = replace_responses(
+                rows, self.rollouts, self.state.global_step, self.state.max_steps, self._write
+            )
+            if by_student:
+                batch.clear()
+                batch.update(self.collator(written))
+                batch["ids"] = [row["id"] for row in written]
+                batch["reference"] = torch.zeros(len(batch["targets"]))
+        items = torch.tensor(sum(len(batch["targets"]) for batch in samples), device=device)
+        if self.args.world_size > 1:
+            items = self.accelerator.reduce(items, "sum")
+        return samples, items.clamp(min=1)
+
+    @torch.no_grad()
+    def _write(self, rows: list[dict[str, Any]]) -> list[list[int]]:
+        """Let the student answer prompts as it is now; the answers keep their end of sequence."""
+        student = self.accelerator.unwrap_model(self.model)
+        student.eval()
+        decoding = Decoding(
+            self.rollout_decoding.max_new_tokens,
+            self.rollout_decoding.temperature,
+            self.rollout_decoding.top_p,
+            seed=self.args.seed + self.state.global_step,
+        )
+        answers, _ = decode_batch(
+            student,
+            [row["prompt_ids"] for row in rows],
+            [row["id"] for row in rows],
+            decoding,
+            stop_token_ids(student, self.tokenizer),
+            padding_id(self.tokenizer),
+            width=len(self.tokenizer),
+        )
+        student.train()
+        return answers
+
+    # --------------------------------------------------------------------------------------------------------- loss
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Loss of one micro-batch: a sum over its tokens divided by the tokens of the whole step."""
+        count = len(inputs["targets"]) if num_items_in_batch is None else num_items_in_batch
+        items = torch.as_tensor(count, device=inputs["targets"].device).clamp(min=1)
+        loss, parts = self.loss_of(model, inputs, items)
+        if not torch.isfinite(loss):
+            raise RunError(
+                f"the loss is {loss.item()} at step {self.state.global_step} (stage folder {self.args.output_dir}), with "
+                f"the examples {inputs.get('ids', [])[:16]}. Look at these rows; a lower training.learning_rate or a "
+                "wider training.precision often helps."
+            )
+        self._parts.append((parts.ce.sum() / items, parts.kd.sum() / items))
+        # DDP averages gradients over processes, but our sum is divided by the global count already.
+        return loss * self.accelerator.num_processes if self.accelerator.num_processes > 1 else loss
+
+    def loss_of(self, model: Any, inputs: dict[str, Any], items: Tensor) -> tuple[Tensor, LossParts]:
+        """The loss through the student's head where it can be reached, else through the model's own logits."""
+        core = self.accelerator.unwrap_model(model)
+        settings, reference = self.settings, inputs.get("reference")
+        teacher_hidden = teacher_head = None
+        if settings.objective and self.teacher is not None:
+            teacher_hidden, teacher_head = self.teacher.hidden(inputs), self._teacher_head(inputs["targets"].device)
+        width = teacher_head.vocabulary if teacher_head else None
+        extra = {"teacher_hidden": teacher_hidden, "teacher_head": teacher_head, "reference": reference}
+        if self._head_is_reachable(core):
+            hidden = response_hidden(model, inputs, core=core)
+            return head_loss(hidden, head_weights(core, width), inputs["targets"], settings, items, **extra)
+        logits = response_logits(model, inputs, core=core)
+        return logits_loss(logits, width or logits.shape[-1], inputs["targets"], settings, items, **extra)
+
+    def _head_is_reachable(self, core: Any) -> bool:
+        return not (self.is_fsdp_enabled or self.is_deepspeed_enabled) and plain_head(core)
+
+    def _teacher_head(self, device: torch.device) -> HeadWeights:
+        assert self.teacher is not None
+        head = self.teacher.head
+        if head.weight.device != device:
+            bias = None if head.bias is None else head.bias.to(device)
+            head = HeadWeights(head.weight.to(device), bias, head.scale, head.softcap, head.width)
+            self.teacher.head = head
+        return head
+
+    # --------------------------------------------------------------------------------------------------- validation
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Cross-entropy and ROUGE-L of greedy answers on the validation examples."""
+        assert self.validation is not None
+        started = time.perf_counter()
+        model = self.accelerator.unwrap_model(self.model)
+        metrics = {f"{metric_key_prefix}_loss": validation_loss(model, self.validation, self.collator)}
+        if self.validation.generate:
+            answers = generate(
+                model,
+                self.tokenizer,
+                self.validation.examples.prompts,
+                self.validation.examples.ids,
+                self.validation.decoding,
+                batch_size=self.validation.batch_size,
+            )
+            metrics[f"{metric_key_prefix}_rouge_l"] = float(rouge_l_many(answers, self.validation.references).mean())
+        if self.rollouts is not None:
+            self.rollouts.observe(metrics[f"{metric_key_prefix}_loss"])
+        self.validation_seconds += time.perf_counter() - started
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    @property
+    def seconds(self) -> float:
+        """Time this training has taken, over all attempts."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the two parts of the loss beside their sum."""
+        if "loss" in logs and self._parts:
+            # Micro-batches of one step add up; the mean is over the steps since the last log.
+            steps = len(self._parts) / self.args.gradient_accumulation_steps
+            ce, kd = (float(torch.stack(part).sum() / steps) for part in zip(*self._parts, strict=True))
+            logs = {**logs, "ce_loss": ce, "kd_loss": kd}
+            self._parts.clear()
+        super().log(logs, start_time)
+        if self.log_row is not None and self.is_world_process_zero():
+            times = {"seconds": round(self.seconds, 3)}
+            self.log_row({"step": self.state.global_step, "epoch": self.state.epoch, **logs, **times})
+
+    # -------------------------------------------------------------------------------------------------- checkpoints
+
+    def _state_file(self, checkpoint: Path) -> Path:
+        return checkpoint / f"distillation-{self.args.process_index}.json"
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {"seconds": self.seconds, "validation_seconds": self.validation_seconds}
+        state["rollouts"] = self.rollouts.state() if self.rollouts is not None else {}
+        write_json(self._state_file(folder), state)
+        super()._save_checkpoint(model, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        remove(Path(output_dir or self.args.output_dir) / "training_args.bin")  # a pickle that nothing here reads
+
+    def resume(self) -> Any:
+        """Train, going on from the last complete checkpoint of the output folder if there is one."""
+        checkpoint = last_checkpoint(Path(self.args.output_dir))
+        state = read_json(self._state_file(checkpoint)) if checkpoint else None
+        if state:
+            self._seconds_before, self.validation_seconds = state["seconds"], state["validation_seconds"]
+            if self.rollouts is not None:
+                self.rollouts.restore(state["rollouts"])
+        self._started = time.perf_counter()
+        return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+class _EpochOrder(TrainerCallback):
+    """Tells the batch sampler which epoch begins, also when a run resumes within one."""
+
+    def __init__(self, batches: LengthBatches) -> None:
+        self.batches = batches
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.batches.set_epoch(int(state.epoch or 0))
+
+
+class _WithRows:
+    """Collates, and keeps ids and rows beside the tensors for messages and rollouts."""
+
+    def __init__(self, collator: Collator) -> None:
+        self.collator = collator
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**self.collator(rows), "ids": [row["id"] for row in rows], "rows": rows}
+
+
+def make_collator(model: Any, tokenizer: PreTrainedTokenizerBase) -> Collator:
+    """The collator that fits a model: decoder-only or encoder-decoder."""
+    start = None
+    if model.config.is_encoder_decoder:
+        start = model.generation_config.decoder_start_token_id
+        start = model.config.decoder_start_token_id if start is None else start
+    return Collator(padding_id(tokenizer), start)
+
+
+@torch.no_grad()
+def validation_loss(model: Any, validation: Validation, collator: Collator) -> float:
+    """Mean cross-entropy over all response tokens of the validation examples, in nats."""
+    device = next(model.parameters()).device
+    examples, training = validation.examples, model.training
+    model.eval()
+    total, count = 0.0, 0
+    for rows in length_sorted_batches(examples.lengths, validation.batch_size):
+        plain = [{"prompt_ids": examples.prompts[i], "response_ids": examples.responses[i]} for i in rows]
+        batch = {name: value.to(device) for name, value in collator(plain).items()}
+        losses = cross_entropy(response_hidden(model, batch), head_weights(model), batch["targets"])
+        total += float(losses.double().sum())
+        count += len(losses)
+    model.train(training)
+    return total / max(1, count)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint; unfinished ones (a process was killed while writing) are removed.
+
+    The Trainer writes ``trainer_state.json`` last, before it deletes older checkpoints.
+    """
+    complete = []
+    for path in folder.glob("checkpoint-*"):
+        step = path.name.rpartition("-")[2]
+        if step.isdigit() and _reads(path / "trainer_state.json"):
+            complete.append((int(step), path))
+        else:
+            remove(path)
+    return max(complete)[1] if complete else None
+
+
+def _reads(path: Path) -> bool:
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return False
+
+
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """Optimizer steps in one pass; the last may be smaller."""
+    return math.ceil(examples / batch_size)
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Add one line to a JSON-lines log in one write."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def filter_rows(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Rewrite a JSON-lines log with the rows that ``keep`` accepts; a line torn by a kill is dropped."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    with atomic_write(path) as partial:
+        partial.write_text("".join(f"{json.dumps(row)}\n" for row in rows if keep(row)), encoding="utf-8")

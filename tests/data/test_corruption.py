@@ -1,0 +1,104 @@
+"""Corruption spoils exactly what it says, and leaves a record."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from datasets import Dataset
+
+from srd.data.corruption import corrupt
+from srd.data.examples import EXAMPLE_FEATURES, examples_from_rows
+from srd.errors import UserError
+
+
+def make_examples(count: int = 60, answer: str = "answer {} of ten words, which is long enough to cut") -> Dataset:
+    rows = [{"id": f"r{n}", "question": f"q{n}", "answer": answer.format(n)} for n in range(count)]
+    return examples_from_rows(rows, "memory")
+
+
+def test_counts_are_exact_and_the_rest_is_untouched() -> None:
+    clean = make_examples()
+    spoilt = corrupt(clean, 0.25, ["swapped", "truncated", "duplicated"], seed=1)
+    assert Counter(spoilt["corruption"]) == {"": 45, "swapped": 5, "truncated": 5, "duplicated": 5}
+    assert spoilt.features == EXAMPLE_FEATURES
+    assert spoilt["id"][:] == clean["id"][:]
+    for before, after in zip(clean, spoilt, strict=True):
+        assert (before == after) == (after["corruption"] == "")
+    remainder = corrupt(clean, 8 / 60, ["swapped", "truncated", "duplicated"], seed=1)
+    assert Counter(remainder["corruption"])["duplicated"] == 2
+
+
+def test_swapped_is_a_derangement_of_the_chosen() -> None:
+    clean = make_examples()
+    spoilt = corrupt(clean, 0.5, ["swapped"], seed=0)
+    chosen = [index for index, kind in enumerate(spoilt["corruption"]) if kind == "swapped"]
+    before = [clean[index]["references"] for index in chosen]
+    after = [spoilt[index]["references"] for index in chosen]
+    assert len(chosen) == 30 and sorted(before) == sorted(after)
+    assert all(old != new for old, new in zip(before, after, strict=True))
+    assert [spoilt[index]["instruction"] for index in chosen] == [clean[index]["instruction"] for index in chosen]
+
+
+def test_swapped_changes_rows_whose_responses_repeat() -> None:
+    rows = [{"question": f"q{n}", "answer": "yes" if n % 2 else f"no {n}"} for n in range(20)]
+    clean = examples_from_rows(rows, "memory")
+    spoilt = corrupt(clean, 1.0, ["swapped"], seed=0)
+    assert all(old["references"] != new["references"] for old, new in zip(clean, spoilt, strict=True))
+    with pytest.raises(UserError, match="same response"):
+        corrupt(make_examples(10, "always this"), 0.5, ["swapped"], seed=0)
+
+
+def test_truncated_ends_at_a_word_between_a_tenth_and_a_half() -> None:
+    clean = make_examples(answer="one two  three\nfour five six seven eight nine {}")
+    spoilt = corrupt(clean, 0.5, ["truncated"], seed=0)
+    lengths = set()
+    for before, after in zip(clean, spoilt, strict=True):
+        if after["corruption"]:
+            old, new = before["references"][0], after["references"][0]
+            assert old.startswith(new) and old[len(new)].isspace()
+            lengths.add(len(new.split()))
+    assert lengths <= {1, 2, 3, 4, 5} and len(lengths) > 1
+    with pytest.raises(UserError, match="two words"):
+        corrupt(make_examples(answer="{}"), 0.5, ["truncated"], seed=0)
+
+
+@pytest.mark.parametrize("answer", ["word {} and some more words", "word{}", "end{}."])
+def test_duplicated_is_a_near_copy_of_an_unspoilt_row(answer: str) -> None:
+    clean = make_examples(answer=answer)
+    spoilt = corrupt(clean, 0.2, ["duplicated"], seed=0)
+    originals = {row["instruction"]: row["references"][0] for row in spoilt if not row["corruption"]}
+    copies = [row for row in spoilt if row["corruption"]]
+    assert len(copies) == 12
+    for copy in copies:
+        original, edited = originals[copy["instruction"]], copy["references"][0]
+        assert edited != original
+        assert abs(len(edited) - len(original)) <= 6 and edited[:3] == original[:3]
+
+
+def test_depends_on_seed_and_ids_only() -> None:
+    clean = make_examples()
+    kinds = ["swapped", "truncated"]
+    first = {row["id"]: row for row in corrupt(clean, 0.3, kinds, seed=5)}
+    turned = {row["id"]: row for row in corrupt(clean.select(range(59, -1, -1)), 0.3, kinds, seed=5)}
+    assert first == turned
+    assert first != {row["id"]: row for row in corrupt(clean, 0.3, kinds, seed=6)}
+
+
+def test_nothing_to_do_changes_nothing() -> None:
+    clean = make_examples()
+    assert corrupt(clean, 0.0, ["swapped"], seed=0)[:] == clean[:]
+
+
+@pytest.mark.parametrize(
+    ("share", "kinds", "word"),
+    [(1.5, ["swapped"], "1.5"), (0.5, ["swaped"], "did you mean 'swapped'"), (0.5, [], "at least one")],
+)
+def test_mistakes_are_named(share: float, kinds: list[str], word: str) -> None:
+    with pytest.raises(UserError, match=word):
+        corrupt(make_examples(), share, kinds, seed=0)
+
+
+def test_duplicating_everything_is_refused() -> None:
+    with pytest.raises(UserError, match="no row is left"):
+        corrupt(make_examples(), 1.0, ["duplicated"], seed=0)

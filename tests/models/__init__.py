@@ -1,0 +1,1 @@
+"""Tests of loading, shrinking, vocabularies and adapters."""

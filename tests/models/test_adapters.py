@@ -1,0 +1,129 @@
+"""LoRA adapters: what they train, that merging changes nothing, and that a wrong one is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from srd.errors import UserError
+from srd.models.adapters import (
+    LoraSettings,
+    add_lora,
+    base_model,
+    count_trainable,
+    load_adapter,
+    merge_adapter,
+)
+from srd.models.loading import load_model, save_model, stop_token_ids
+from tests.tiny import ENCODER_DECODER, FAMILIES, save_tiny, tiny_model, tiny_tokenizer
+
+IDS = torch.tensor([[5, 9, 200, 130, 77]])
+
+
+def logits(model: torch.nn.Module, family: str) -> torch.Tensor:
+    extra = {"decoder_input_ids": IDS} if family in ENCODER_DECODER else {}
+    with torch.no_grad():
+        return model(input_ids=IDS, **extra).logits
+
+
+def settings(**changes: object) -> LoraSettings:
+    return LoraSettings(**({"r": 4, "alpha": 8, "dropout": 0.0} | changes))
+
+
+def trained(family: str, **changes: object) -> torch.nn.Module:
+    """An adapter that does something: a new one multiplies by zero."""
+    adapted = add_lora(tiny_model(family), settings(**changes)).eval()
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_(std=0.2, generator=generator)
+    return adapted
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("targets", [None, "all-linear"])
+def test_merging_keeps_the_logits(family: str, targets: str | None, tmp_path: Path) -> None:
+    adapted = trained(family, targets=targets)
+    plain = logits(tiny_model(family), family)
+    with_adapter = logits(adapted, family)
+    assert not torch.allclose(with_adapter, plain, atol=1e-3)
+    merged = merge_adapter(adapted)
+    torch.testing.assert_close(logits(merged, family), with_adapter, atol=1e-4, rtol=1e-4)
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    save_model(merged, tiny_tokenizer(family), tmp_path / "merged")
+    again = load_model(str(tmp_path / "merged"))
+    torch.testing.assert_close(logits(again, family), with_adapter, atol=1e-4, rtol=1e-4)
+
+
+def test_only_the_adapter_trains() -> None:
+    adapted = add_lora(tiny_model("llama"), settings(targets=["q_proj"]))
+    # Two layers; A is [4, 32] and B is [32, 4].
+    assert count_trainable(adapted) == 2 * (4 * 32 + 32 * 4)
+    assert all("lora_" in name for name, parameter in adapted.named_parameters() if parameter.requires_grad)
+    merged = merge_adapter(adapted)
+    assert count_trainable(merged) == sum(parameter.numel() for parameter in merged.parameters())
+
+
+def test_scale_is_alpha_over_rank() -> None:
+    one, two = trained("llama", targets=["o_proj"], alpha=4), trained("llama", targets=["o_proj"], alpha=8)
+    name = "model.layers.0.self_attn.o_proj.weight"
+    plain = tiny_model("llama").get_parameter(name)
+    change = [merge_adapter(adapted).get_parameter(name) - plain for adapted in (one, two)]
+    torch.testing.assert_close(change[1], 2 * change[0], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "t5"])
+def test_a_saved_adapter_comes_back(family: str, tmp_path: Path) -> None:
+    adapted = trained(family)
+    save_model(adapted, tiny_tokenizer(family), tmp_path / "adapter")
+    again = load_adapter(tiny_model(family), str(tmp_path / "adapter"))
+    assert torch.equal(logits(again, family), logits(adapted, family))
+    assert count_trainable(load_adapter(tiny_model(family), str(tmp_path / "adapter"), trainable=True)) > 0
+    folder = save_tiny(tmp_path / "base", family)
+    merged = load_model(str(folder), adapter=str(tmp_path / "adapter"))
+    torch.testing.assert_close(logits(merged, family), logits(adapted, family), atol=1e-4, rtol=1e-4)
+
+
+def test_the_model_inside_is_reached() -> None:
+    model = tiny_model("llama")
+    assert base_model(model) is model is merge_adapter(model)
+    adapted = add_lora(model, settings())
+    assert base_model(adapted) is model
+    assert stop_token_ids(adapted, tiny_tokenizer("llama")) == [2]
+
+
+def test_a_target_that_matches_nothing_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"'query_proj'.*did you mean 'q_proj'.*v_proj"):
+        add_lora(tiny_model("llama"), settings(targets=["v_proj", "query_proj"]))
+
+
+class NewKindConfig(LlamaConfig):
+    """An architecture that peft has no defaults for."""
+
+    model_type = "new_kind"
+
+
+def test_an_architecture_without_default_targets() -> None:
+    model = tiny_model("llama")
+    model.config = NewKindConfig(**{**model.config.to_dict(), "model_type": "new_kind"})
+    with pytest.raises(UserError, match=r"no default for architecture 'new_kind'.*all-linear.*q_proj"):
+        add_lora(model, settings())
+
+
+def test_adapters_that_are_missing_or_belong_elsewhere(tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    save_model(trained("llama"), tiny_tokenizer("llama"), folder)
+    with pytest.raises(UserError, match=r"does not fit the model.*another model"):
+        load_adapter(tiny_model("llama", hidden=64), str(folder))
+    with pytest.raises(UserError, match=r"does not fit the model.*4 tensors"):
+        load_adapter(tiny_model("llama", layers=3), str(folder))
+    with pytest.raises(UserError, match="does not fit the model"):
+        load_adapter(tiny_model("gpt2"), str(folder))
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(UserError, match=r"no adapter_model\.safetensors.*pickle"):
+        load_adapter(tiny_model("llama"), str(folder))
+    with pytest.raises(UserError, match="no such folder"):
+        load_adapter(tiny_model("llama"), str(tmp_path / "missing"))

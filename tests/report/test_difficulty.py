@@ -1,0 +1,76 @@
+"""Which examples are shown, and whether the corrupted ones are found."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from srd.report.difficulty import corruption_table, detection_auc, examples_to_show, sample_evenly
+
+
+def ranked_rows(count: int, kept: int) -> list[dict[str, Any]]:
+    """Rows whose hardness by every score is their rank."""
+    return [
+        {
+            "id": f"e{i}",
+            "rank": i + 1,
+            "kept": i < kept,
+            "stage": 0 if i < kept else -1,
+            "rrf": 1 / (i + 1),
+            "ce": float(i),
+            "rouge_l": 1 - i / count,
+        }
+        for i in range(count)
+    ]
+
+
+def test_auc_by_hand() -> None:
+    # Pairs (positive, negative): 3>1, 3>2, 2>1, 2=2 -> 3.5 of 4.
+    assert detection_auc([3, 2, 1, 2], [True, True, False, False]) == pytest.approx(3.5 / 4)
+    assert math.isnan(detection_auc([1.0, 2.0], [True, True]))
+
+
+def test_samples_include_both_ends() -> None:
+    rows = ranked_rows(101, 101)
+    sample = sample_evenly(rows, 11)
+    assert [row["rank"] for row in sample] == [1, 11, 21, 31, 41, 51, 61, 71, 81, 91, 101]
+    assert sample_evenly(rows, 500) == rows
+
+
+def test_shown_examples_do_not_overlap_however_few_there_are() -> None:
+    assert examples_to_show(ranked_rows(20, 15), 2) == {
+        "easiest": ["e0", "e1"],
+        "hardest": ["e13", "e14"],
+        "dropped": ["e15", "e19"],
+    }
+    few = examples_to_show(ranked_rows(3, 3), 2)
+    assert few == {"easiest": ["e0", "e1"], "hardest": ["e2"], "dropped": []}
+    assert examples_to_show([]) == {"easiest": [], "hardest": [], "dropped": []}
+
+
+def test_shown_examples_follow_the_rank_not_the_row_order() -> None:
+    rows = ranked_rows(20, 15)
+    assert examples_to_show(rows[::-1], 2) == examples_to_show(rows, 2)
+
+
+def test_corruption_table_by_hand() -> None:
+    # Four of ten dropped (e6 to e9); corrupted: e8, e9 (swapped), e0 (truncated).
+    corruption = {"e8": "swapped", "e9": "swapped", "e0": "truncated"}
+    table = corruption_table(ranked_rows(10, 6), corruption)
+    assert table is not None
+    assert [column.title for column in table.columns][1:] == [
+        "Precision",
+        "Recall",
+        "AUC",
+        "AUC, swapped",
+        "AUC, truncated",
+    ]
+    for row in table.rows:
+        assert row[1:] == [0.5, pytest.approx(2 / 3), pytest.approx(14 / 21), 1.0, 0.0]
+    assert table.caption.startswith("30% of the training examples were corrupted on purpose; 40% were dropped.")
+
+
+def test_no_corruption_no_table() -> None:
+    assert corruption_table(ranked_rows(4, 3), {"e0": ""}) is None

@@ -1,0 +1,214 @@
+"""The page and the last screen, for whole, partial, hostile and damaged runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from srd.errors import UserError
+from srd.report import build_report, print_summary, summary_lines
+from srd.report.figures import logged, stage_bands
+from srd.report.run_files import read_json_lines, read_run
+from tests.report.fake_run import RECIPE, write_lines, write_parquet, write_run, write_text
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "whole", examples=200)
+
+
+class TagBalance(HTMLParser):
+    """Checks that every element is closed by its own end tag."""
+
+    VOID = ("meta",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: object) -> None:
+        """A self-closed element needs no end."""
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def read_page(run_dir: Path) -> str:
+    text = build_report(run_dir).read_text(encoding="utf-8")
+    balance = TagBalance()
+    balance.feed(text)
+    assert balance.open == []
+    return text
+
+
+def test_page_is_whole_and_self_contained(whole_run: Path) -> None:
+    text = read_page(whole_run)
+    assert build_report(whole_run) == whole_run / "report" / "index.html"
+    sections = re.findall(r'<section id="(\w+)"', text)
+    assert sections == ["comparison", "training", "difficulty", "examples", "recipe", "time", "record"]
+    assert not re.search(r'(?:src|href)="(?!#)|@import|url\(|https?://', text)
+    assert "missing" not in text.replace(".missing", "")
+    assert "SRD is 1.4 points ahead of plain KD" in text
+    assert text.count('<details class="example">') == 4 + 4 + 4 + 3
+    assert text.count("Greatest gain") == 1
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_difficulty_map_draws_every_example(whole_run: Path) -> None:
+    text = build_report(whole_run).read_text(encoding="utf-8")
+    titles = re.findall(r"<title>#\d+ train-\d+: ROUGE-L", text)
+    assert len(titles) == 200
+    assert "150 examples were kept of 200." in text
+    assert "Does it find bad examples?" in text
+
+
+def test_a_run_that_has_only_begun_names_the_commands(tmp_path: Path) -> None:
+    run_dir = tmp_path / "new run"
+    write_text(run_dir / "recipe.yaml", RECIPE)
+    text = read_page(run_dir)
+    for command in ("evaluate", "distill", "rank", "run"):
+        assert re.search(
+            rf"<code>srd {command} &#x27;.*new run/recipe.yaml&#x27; --run-dir &#x27;.*new run&#x27;</code>",
+            text,
+        )
+    assert "Nothing has been compared yet." in text
+
+
+@pytest.mark.parametrize(
+    "absent",
+    [
+        "manifest.json",
+        "metrics.jsonl",
+        "evaluation",
+        "curriculum",
+        "reflection",
+        "examples",
+        "evaluation/predictions",
+    ],
+)
+def test_any_part_may_be_missing(whole_run: Path, tmp_path: Path, absent: str) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole_run, run_dir)
+    path = run_dir / absent
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    text = read_page(run_dir)
+    assert ("SRD is 1.4 points ahead" in text) == (absent != "evaluation")
+    assert summary_lines(run_dir)
+
+
+def test_every_text_from_data_is_escaped(tmp_path: Path) -> None:
+    hostile = '"><script>alert(1)</script>&'
+    run_dir = tmp_path / "run"
+    write_text(run_dir / "recipe.yaml", RECIPE + f"description: '{hostile}'\n")
+    names = ("id", "instruction", "input", "messages", "prompt", "corruption")
+    write_parquet(run_dir / "examples" / "train.parquet", [dict.fromkeys(names, hostile) | {"references": [hostile]}])
+    write_parquet(run_dir / "examples" / "test.parquet", [dict.fromkeys(names, hostile) | {"references": [hostile]}])
+    numbers = {"rouge_l": 0.5, "ce": 1.0}
+    write_parquet(run_dir / "reflection" / "scores.parquet", [{"id": hostile, "response": hostile} | numbers])
+    rank = {"rank_rouge": 1.0, "rank_ce": 1.0, "rrf": 0.03, "rank": 1, "kept": True, "stage": 0}
+    write_parquet(run_dir / "curriculum" / "ranked.parquet", [{"id": hostile} | numbers | rank])
+    score = {hostile: {"mean": 1.0, "std": 0.1, "seeds": {"1": 1.0, "2": 1.0}}}
+    write_text(
+        run_dir / "evaluation" / "metrics.json",
+        json.dumps({hostile: {hostile: score}, "kd": {hostile: score}}),
+    )
+    pair = {
+        "a": hostile,
+        "b": hostile,
+        "task": hostile,
+        "metric": hostile,
+        "difference": 1,
+        "low": 0,
+        "high": 2,
+    }
+    write_text(run_dir / "evaluation" / "comparisons.json", json.dumps([pair]))
+    write_lines(run_dir / "evaluation" / "train_samples.jsonl", [{"id": hostile, "model": hostile, "text": hostile}])
+    write_lines(run_dir / "metrics.jsonl", [{"arm": hostile, "stage": 0, "step": 1, "passes": 1, "eval_loss": 1.0}])
+    steps = {
+        f"train/{hostile}": {"seconds": 1, "finished": hostile, "summary": {}},
+        "examples": {"summary": {hostile: hostile}},
+    }
+    manifest = {
+        "steps": steps,
+        "warnings": [hostile],
+        "versions": {hostile: hostile},
+        "machine": {hostile: hostile},
+    }
+    write_text(run_dir / "manifest.json", json.dumps(manifest))
+    text = read_page(run_dir)
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;") > 20
+    output = io.StringIO()
+    print_summary(run_dir, Console(file=output, width=200))
+    assert "<script>alert(1)" in output.getvalue()
+
+
+def test_summary_says_gain_cost_and_places(whole_run: Path) -> None:
+    build_report(whole_run)
+    lines = summary_lines(whole_run)
+    assert lines[0].startswith("SRD is 1.4 points ahead of plain KD in ROUGE-L on pydocs: 24.8 against 23.4")
+    assert lines[1].startswith("It took 75% of the examples, 25% fewer passes and 13% less time")
+    assert lines[-3:] == [
+        f"Student: {whole_run / 'student'}",
+        f"Report: {whole_run / 'report' / 'index.html'}",
+        "1 warning: see the end of the report",
+    ]
+    output = io.StringIO()
+    print_summary(whole_run, Console(file=output, width=80))
+    assert "Initial student" in output.getvalue()
+    assert f"Report: {whole_run / 'report' / 'index.html'}\n" in output.getvalue()
+
+
+def test_not_a_run_directory(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no recipe\.yaml"):
+        build_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("metrics.jsonl", r"metrics.jsonl, line 1: not JSON"),
+        ("manifest.json", r"manifest.json, line 1: not JSON"),
+        ("recipe.yaml", r"recipe.yaml is not YAML"),
+        ("curriculum/ranked.parquet", r"ranked.parquet cannot be read"),
+    ],
+)
+def test_damaged_file_is_named(tmp_path: Path, name: str, message: str) -> None:
+    write_text(tmp_path / "recipe.yaml", RECIPE)
+    write_text(tmp_path / name, "{broken: [\nsecond line\n")
+    with pytest.raises(UserError, match=message):
+        build_report(tmp_path)
+    assert not (tmp_path / "report" / "index.html").exists()
+
+
+def test_unfinished_last_line_of_a_killed_run_is_left_out(tmp_path: Path) -> None:
+    write_text(tmp_path / "metrics.jsonl", '{"step": 1}\n{"step": 2}\n{"st')
+    assert read_json_lines(tmp_path / "metrics.jsonl") == [{"step": 1}, {"step": 2}]
+
+
+def test_steps_repeated_after_a_restart_count_once() -> None:
+    rows = [
+        {"arm": "srd", "stage": 0, "step": s, "passes": s / 10, "loss": v} for s, v in [(1, 3), (2, 2), (2, 9), (3, 1)]
+    ]
+    assert [row["loss"] for row in logged(rows, "srd", "loss")] == [3, 9, 1]
+
+
+def test_stage_bands_meet(whole_run: Path) -> None:
+    bands = stage_bands(read_run(whole_run).metrics, "srd")
+    assert [round(band.end, 6) for band in bands] == [0.75, 2.25, 4.5]
+    assert [band.start for band in bands] == [0.0, bands[0].end, bands[1].end]
+    assert stage_bands(read_run(whole_run).metrics, "kd") == []

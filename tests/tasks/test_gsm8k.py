@@ -1,0 +1,66 @@
+"""Which number of a solution is the final one, and when it is right."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from datasets import Dataset
+
+from srd.errors import UserError
+from srd.tasks import get_task
+from srd.tasks.gsm8k import final_number
+
+SOLUTIONS = [
+    ("2+2 = <<2+2=4>>4\n#### 4", 4),
+    ("#### 1,234,500", 1_234_500),
+    ("#### 1,00,000", 100_000),
+    ("#### -5", -5),
+    ("#### $18.50", "18.5"),
+    ("####18", 18),
+    ("#### 7 eggs, not 9\n#### 9", 7),
+    ("### Plan\n#### Step 1: think\n\n#### 7", 7),
+    ("so 13*2 = $<<13*2=26>>26\nA: 26", 26),
+    ("A: 35,750", 35_750),
+    ("for the rest he pays 5 * 1/2 = $<<5*1/2=2.5>>2.5\nand for the next 5 * 1", None),
+    (r"thus \boxed{41} and finally \boxed{42}.", 42),
+    (r"\boxed{\frac{1}{2}}", "1/2"),
+    (r"\boxed{1{,}000}", 1000),
+    (r"\boxed{\$5}", 5),
+    (r"\boxed{x}", None),
+    ("The answer is: **7** eggs, of 12.", 7),
+    ("The final answer is \\(12\\), which is 1 dozen.", 12),
+    ("The answer is $1,234.", 1234),
+    ("the answer is twelve, i.e. 12", 12),
+    ("They have 3,4 and 5,400 in all.", 5400),
+    ("He has 3,4", 4),
+    ("It is 100%.", 100),
+    ("-$3", -3),
+    ("$-3", -3),
+    ("\u22123", -3),
+    ("16-9", 9),
+    ("16 - 9", 9),
+    (".5", "1/2"),
+    ("1/2", "1/2"),
+    ("7/0", 7),
+    ("no number", None),
+    ("", None),
+    ("9" * 5000, None),
+]
+
+
+@pytest.mark.parametrize(("text", "number"), SOLUTIONS)
+def test_final_number(text: str, number: int | str | None) -> None:
+    assert final_number(text) == (None if number is None else Fraction(number))
+
+
+def test_numbers_are_compared_by_value() -> None:
+    examples = Dataset.from_list([{"references": [f"so\n#### {number}"]} for number in ("1,000", "3", "3")])
+    scores = get_task("gsm8k").score(["#### 1000.00", "about 3.5", "I do not know"], examples)
+    assert scores.per_example["accuracy"].tolist() == [1.0, 0.0, 0.0]
+    assert scores.metrics == {"accuracy": pytest.approx(1 / 3)}
+
+
+def test_reference_without_a_number_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"reference 1 has no final number.*####"):
+        get_task("gsm8k").score(["1"], Dataset.from_list([{"references": ["none"]}]))

@@ -1,0 +1,128 @@
+"""The registry, the original formats, and the scoring of text tasks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from datasets import Dataset
+
+from srd.data.examples import EXAMPLE_FEATURES
+from srd.errors import UserError
+from srd.metrics import bleu, rouge_l, rouge_n
+from srd.tasks import TASKS, get_task
+
+MINILLM = [
+    {
+        "instruction": "Name a colour.",
+        "input": "",
+        "prompt": "Below is ...",
+        "output": ["Red", "Blue it is"],
+        "topic": "t",
+    },
+    {"instruction": "Repeat.", "input": "a b", "prompt": "Below is ...", "output": "a b"},
+]
+GSM8K = [{"question": "1+1?", "answer": "1+1=<<1+1=2>>2\n#### 2"}]
+XSUM = [
+    {"document": "A long article.", "summary": "Short.", "id": "1"},
+    {"document": "", "summary": "Nothing.", "id": "2"},
+]
+IWSLT = [{"translation": {"en": "Hello", "de": "Hallo", "fr": "Bonjour"}}]
+
+
+def written(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_registry_has_every_benchmark_under_its_name() -> None:
+    assert set(TASKS) == {
+        "dolly", "self_inst", "vicuna", "sinst", "uinst", "gsm8k", "mbpp", "xsum", "iwslt2017", "pydocs",
+        "instruction",
+    }  # fmt: skip
+    assert all(name == task.name and task.licence and task.source for name, task in TASKS.items())
+
+
+def test_unknown_task_suggests_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"no task 'gms8k'; did you mean 'gsm8k'\?"):
+        get_task("gms8k")
+    with pytest.raises(UserError, match="no task 'dolly:en-de'"):
+        get_task("dolly:en-de")
+    with pytest.raises(UserError, match="xx"):
+        get_task("iwslt2017:en-xx")
+
+
+def test_decoding_is_the_published_one() -> None:
+    for name in ("dolly", "self_inst", "vicuna", "sinst", "uinst"):
+        decoding = get_task(name).decoding
+        assert (decoding.temperature, decoding.top_p, decoding.max_new_tokens) == (1.0, 1.0, 256)
+        assert decoding.seeds == (10, 20, 30, 40, 50)
+    assert all(get_task(name).decoding.temperature == 0 for name in ("gsm8k", "mbpp", "xsum", "iwslt2017"))
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "instruction", "references"),
+    [
+        ("sinst", MINILLM, "Name a colour.", ["Red", "Blue it is"]),
+        ("dolly", MINILLM, "Name a colour.", ["Red", "Blue it is"]),
+        ("gsm8k", GSM8K, "1+1?", [GSM8K[0]["answer"]]),
+        ("xsum", XSUM, "Summarize the following article in one sentence.", ["Short."]),
+        ("iwslt2017", IWSLT, "Translate from English to German.", ["Hallo"]),
+        ("iwslt2017:fr-en", IWSLT, "Translate from French to English.", ["Hello"]),
+    ],
+)
+def test_original_formats(
+    name: str, rows: list[dict[str, Any]], instruction: str, references: list[str], tmp_path: Path
+) -> None:
+    examples = get_task(name).examples(written(tmp_path, rows))
+    assert set(EXAMPLE_FEATURES) <= set(examples.column_names)
+    assert (examples[0]["instruction"], examples[0]["references"]) == (instruction, references)
+    assert len(examples) == (1 if name == "xsum" else len(rows))
+
+
+def test_pydocs_needs_no_file() -> None:
+    examples = get_task("pydocs").examples(limit=3)
+    assert len(examples) == 3 and all(references for references in examples["references"])
+
+
+def test_file_without_test_rows_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no test examples of the task 'xsum'"):
+        get_task("xsum").examples(written(tmp_path, XSUM[1:]))
+
+
+def test_unreachable_hub_says_how_to_give_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(UserError, match=r"'MiniLLM/Vicuna' from the hub: no route to host\. .*path: vicuna\.jsonl"):
+        get_task("vicuna").examples()
+
+
+def test_translation_row_without_the_language_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: field 'translation'.*'en-it'"):
+        get_task("iwslt2017:en-it").examples(written(tmp_path, IWSLT))
+
+
+def test_text_metrics() -> None:
+    examples = Dataset.from_list([{"references": ["the cat sat here now"]}, {"references": ["a dog", "a cat"]}])
+    answers = ["the cat sat there now", "a cat"]
+    expected = [("the cat sat here now", answers[0]), (["a dog", "a cat"], answers[1])]
+    instruction = get_task("sinst").score(answers, examples)
+    mean = sum(rouge_l(answer, references) for references, answer in expected) / 2
+    assert instruction.metrics == pytest.approx({"rouge_l": mean, "exact_match": 0.5})
+    summary = get_task("xsum").score(answers, examples).metrics
+    assert list(summary) == ["rouge_1", "rouge_2", "rouge_l"]
+    assert summary["rouge_2"] == pytest.approx(sum(rouge_n(a, r, 2) for r, a in expected) / 2)
+    translation = get_task("iwslt2017").score(answers, examples)
+    assert translation.metrics["bleu"] == bleu(answers, [references for references, _ in expected]).score
+    assert "tok:13a" in translation.details["signatures"]["bleu"]
+    assert translation.per_example["sentence_chrf"].shape == (2,)
+    with pytest.raises(UserError, match="1 predictions for 2 examples"):
+        get_task("dolly").score(["one"], examples)
+    with pytest.raises(UserError, match="not several samples"):
+        get_task("dolly").score([["one"], ["two"]], examples)
