@@ -1,4 +1,4 @@
-"""Selective Reflection Distillation (arXiv 2508.06135): a small language model from a large one, on data it can learn."""
+"""Selective Reflection Distillation (arXiv 2508.06135): a small language model from a large one."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def replace(source: Path, target: Path) -> None:
-    """Move a file or a folder over ``target``; a folder in the way is moved aside first, as rename cannot replace it."""
+    """Move a file or a folder over ``target``; a folder in the way goes aside first, as rename cannot replace it."""
     if target.is_dir():
         aside = Path(tempfile.mktemp(prefix=f".partial-{target.name}-old-", dir=target.parent))
         os.replace(target, aside)
@@ -53,6 +53,25 @@ def replace(source: Path, target: Path) -> None:
         remove(aside)
     else:
         os.replace(source, target)
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file or a whole folder a second name without a second copy on disk, where the file system can.
+
+    Files of a run are replaced, never changed in place, so what happens to one name does not show under the other.
+    """
+    with atomic_write(target) as partial:
+        if source.is_dir():
+            shutil.copytree(source, partial, copy_function=_link_or_copy)
+        else:
+            _link_or_copy(source, partial)
+
+
+def _link_or_copy(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another device, or a file system without links
+        shutil.copy2(source, target)
 
 
 def remove(path: Path) -> None:
@@ -89,6 +108,45 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+class SharedSteps:
+    """Finished steps that several runs have in common: ``<folder>/<step>-<fingerprint>/`` holds what a step made.
+
+    The fingerprint stands for everything a step's result depends on, so a run may take a step that another run has
+    made, files and measured time alike, instead of making it again.
+
+    Args:
+        folder: Where the steps lie, on one file system with the runs if linking is to save space.
+        run_folder: The run directory that takes and gives.
+    """
+
+    def __init__(self, folder: Path, run_folder: Path) -> None:
+        self.folder = folder
+        self.run_folder = run_folder
+
+    def _place(self, step: str, key: str) -> Path:
+        return self.folder / f"{step.replace('/', '-').replace(' ', '-')}-{key}"
+
+    def entry(self, step: str, key: str) -> dict[str, Any] | None:
+        """The manifest entry of a step that another run has finished; None where there is none."""
+        found: dict[str, Any] | None = read_json(self._place(step, key) / "step.json")
+        return found
+
+    def give(self, step: str, key: str, outputs: Iterable[Path], entry: dict[str, Any]) -> None:
+        """Offer a finished step to other runs. Steps that leave no file in the run directory cost nothing: not kept."""
+        outputs = list(outputs)
+        if not outputs or not all(path.is_relative_to(self.run_folder) for path in outputs):
+            return
+        with atomic_write(self._place(step, key)) as partial:
+            for path in outputs:
+                link(path, partial / path.relative_to(self.run_folder))
+            write_json(partial / "step.json", entry)
+
+    def take(self, step: str, key: str, outputs: Iterable[Path]) -> None:
+        """Put the files of a step that another run has finished into this run's directory."""
+        for path in outputs:
+            link(self._place(step, key) / path.relative_to(self.run_folder), path)
+
+
 class Manifest:
     """What a run directory holds, and from which inputs each step made its part: ``manifest.json``.
 
@@ -111,15 +169,16 @@ class Manifest:
         entry = self.steps.get(step, {})
         return entry.get("fingerprint") == inputs and bool(entry.get("finished")) and all(p.exists() for p in outputs)
 
-    def begin(self, step: str, inputs: str) -> bool:
-        """Note that a step is being made; True if it goes on with the same inputs as an interrupted one."""
+    def interrupted(self, step: str, inputs: str) -> bool:
+        """Whether a step was begun with these very inputs and not finished, so that its unfinished work counts."""
         entry = self.steps.get(step, {})
-        same = entry.get("fingerprint") == inputs and not entry.get("finished")
-        if not same:
+        return entry.get("fingerprint") == inputs and not entry.get("finished")
+
+    def begin(self, step: str, inputs: str) -> None:
+        """Note that a step is being made; an interrupted one goes on, with the time it has taken so far."""
+        if not self.interrupted(step, inputs):
             self.steps[step] = {"fingerprint": inputs, "seconds": 0.0}
-        self.steps[step].pop("finished", None)
         self.save()
-        return same
 
     def spent(self, step: str, seconds: float) -> None:
         """Add to the time a step has taken, over all attempts."""
@@ -128,6 +187,11 @@ class Manifest:
     def finish(self, step: str, summary: dict[str, Any]) -> None:
         """Note that a step is done, and in numbers what it did."""
         self.steps[step].update(finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"), summary=summary)
+        self.save()
+
+    def adopt(self, step: str, entry: dict[str, Any]) -> None:
+        """Note that a step was taken from another run, which says what it took to make it."""
+        self.steps[step] = {**entry, "shared": True}
         self.save()
 
     def save(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
+INTERRUPTED = 130  # what shells give for Ctrl-C
+OTHERS_WAIT = 3.0  # seconds that a process other than the main one waits before it prints an error
+
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Changes to the recipe's settings.")
@@ -33,11 +37,14 @@ RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where to work. D
 
 def open_run(recipe: str, overrides: list[str] | None, run_dir: Path | None) -> Any:
     """Load the recipe and claim its run directory."""
+    from srd import parallel
     from srd.config import load_recipe
-    from srd.pipeline import Run
+    from srd.pipeline import Run, versions
 
-    loaded = load_recipe(recipe, overrides or [])
-    run = Run(loaded, run_dir or Path("runs") / loaded.name)
+    loaded = parallel.together(lambda: load_recipe(recipe, overrides or []))
+    folder = run_dir or Path("runs") / loaded.name
+    parallel.check_same({"recipe": loaded.model_dump(), "version": versions(), "run-dir": str(folder.absolute())})
+    run = Run(loaded, folder)
     set_up_logging(run.warnings)
     console.print(f"[bold]{loaded.name}[/] [dim]in {run.folder}[/]")
     return run
@@ -101,8 +108,8 @@ def _step(name: str, recipe: str, overrides: list[str] | None, run_dir: Path | N
 
     run = open_run(recipe, overrides, run_dir)
     if name != "report":
-        prepare_examples(run)
         run.check_models()
+        prepare_examples(run)
     return run, STEPS[name](run)
 
 
@@ -175,6 +182,9 @@ def evaluate_command(
     template: Annotated[str | None, typer.Option(help="Prompt template. Default: the task's own.")] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts at once.")] = 32,
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer. Default: the task's own.")] = None,
+    max_prompt_length: Annotated[
+        int | None, typer.Option(help="Longest prompt in tokens. Default: what the model takes.")
+    ] = None,
     allow_code_execution: Annotated[
         bool, typer.Option("--allow-code-execution", help="Run generated programs (mbpp), confined.")
     ] = False,
@@ -184,12 +194,15 @@ def evaluate_command(
         run, _ = _step("evaluate", model, overrides, run_dir)
         typer.echo(run.folder / "evaluation" / "metrics.json")
         return
-    from srd.benchmarking import evaluate_model
+    from srd.benchmarking import evaluate_models
 
+    if overrides:
+        raise UserError(f"'{overrides[0]}': with --task there is no recipe to change. Use the command's options.")
     set_up_logging()
-    results = evaluate_model(
+    results = evaluate_models(
         [model, *([against] if against else [])], task, output, limit=limit, seeds=seeds, template=template,
-        batch_size=batch_size, max_new_tokens=max_new_tokens, allow_code_execution=allow_code_execution,
+        batch_size=batch_size, max_new_tokens=max_new_tokens, max_prompt_length=max_prompt_length,
+        allow_code_execution=allow_code_execution,
     )  # fmt: skip
     print(json.dumps(results, indent=2))
 
@@ -218,6 +231,53 @@ def curate_command(
         typer.echo(path)
 
 
+@app.command("plan")
+def plan_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    devices: Annotated[int, typer.Option(min=1, help="Data-parallel devices.")] = 1,
+    flops_per_second: Annotated[
+        float, typer.Option(min=1.0, help="What one device really does, not its peak. Default: about an A100's.")
+    ] = 1.5e14,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Say what a run would do and cost (passes, steps, time, disk, memory), without loading a weight."""
+    from rich.console import Console
+
+    from srd.config import load_recipe
+    from srd.plan import make_plan, print_plan
+
+    set_up_logging()
+    made = make_plan(load_recipe(recipe, overrides or []), devices=devices, flops_per_second=flops_per_second)
+    if as_json:
+        print(json.dumps(made.as_json(), indent=2))
+    else:
+        print_plan(made, Console(highlight=False, width=console.width if console.is_terminal else 120))
+
+
+@app.command("sweep")
+def sweep_command(
+    sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A YAML file, or the name of a shipped sweep.")],
+    overrides: Overrides = None,
+    folder: Annotated[Path | None, typer.Option("--dir", help="Where to work. Default: sweeps/<name>.")] = None,
+    list_cells: Annotated[bool, typer.Option("--list", help="List the cells and their state, run nothing.")] = False,
+) -> None:
+    """Run a recipe under many settings and compare them in one table. Running it again makes what is missing."""
+    from srd.sweep import Sweep, find_sweep
+
+    set_up_logging()
+    opened = Sweep(find_sweep(sweep), folder, overrides)
+    outcomes = opened.outcomes() if list_cells else opened.run()
+    for outcome in outcomes if list_cells else []:
+        typer.echo(f"{outcome.state:8} {outcome.cell.title}")
+    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    if not list_cells:
+        typer.echo(opened.folder / "sweep.html")
+    if failed and not list_cells:
+        names = "; ".join(f"{outcome.cell.title}: {outcome.error}" for outcome in failed)
+        raise RunError(f"{len(failed)} of {len(outcomes)} cells failed: {names}. The same command tries them again.")
+
+
 @app.command("score")
 def score_command(
     predictions: Annotated[Path, typer.Argument(help='JSONL of {"text": …}, with or without ids.')],
@@ -238,17 +298,22 @@ def score_command(
 
 def main() -> None:
     """Run the command line and turn errors into exit statuses."""
+    from srd import parallel
+
     try:
-        app(standalone_mode=False)
-        code = 0
+        result = app(standalone_mode=False)  # a status where the command line itself stops (help, Ctrl-C)
+        parallel.leave()
+        code = result if isinstance(result, int) else 0
+        if code == INTERRUPTED:
+            console.print("stopped. The same command continues where it was.")
     except (UserError, RunError) as error:
-        console.print(f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True)
+        _tell(f"[bold red]error:[/] {_escaped(str(error))}")
         code = 2 if isinstance(error, UserError) else 1
     except typer.Exit as stop:
         code = stop.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         console.print("stopped. The same command continues where it was.")
-        code = 130
+        code = INTERRUPTED
     except OSError as error:
         import errno
 
@@ -263,11 +328,26 @@ def main() -> None:
     sys.exit(code)
 
 
+def _tell(message: str) -> None:
+    """Print an error once, though every process of a run may have it.
+
+    The others give the main process time to print it; its end makes the launcher stop them. They are heard when the
+    main process is well and they are not.
+    """
+    from srd import parallel
+
+    if not parallel.is_main():
+        time.sleep(OTHERS_WAIT)
+        console.quiet = False
+        message = f"process {parallel.process()}: {message}"
+    console.print(message, soft_wrap=True)
+
+
 def _usage_error(error: Exception) -> int:
     """Typer's own complaints about the command line; anything else is a bug and keeps its traceback."""
     if not hasattr(error, "format_message"):
         raise error
-    console.print(f"[bold red]error:[/] {_escaped(error.format_message())}")
+    _tell(f"[bold red]error:[/] {_escaped(error.format_message())}")
     return 2
 
 

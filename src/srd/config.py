@@ -6,6 +6,7 @@ what it says. On the command line ``key.path=value`` changes it again. All mista
 
 from __future__ import annotations
 
+import itertools
 import typing
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -25,7 +26,7 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 class Section(BaseModel):
     """A part of the recipe: unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, validate_assignment=False)
+    model_config = ConfigDict(extra="forbid", validate_default=True, validate_assignment=False, allow_inf_nan=False)
 
 
 # ---------------------------------------------------------------------------------------------------------- data
@@ -76,6 +77,9 @@ class DataConfig(Section):
     train_limit: int | None = Field(None, ge=1, description="keep so many training examples, after the split")
     validation_limit: int | None = Field(None, ge=1, description="keep so many validation examples")
     test_limit: int | None = Field(None, ge=1, description="keep so many test examples")
+    plain_text: SourceConfig | None = Field(
+        None, description="running text ({text: …} rows) for an extra language-modelling loss; see plain_text_weight"
+    )
     template: str = Field("auto", description="auto, alpaca, chat, plain, or a text with {instruction} and {input}")
     max_length: int = Field(512, ge=8, description="prompt and response, in tokens; a longer response is cut")
     max_prompt_length: int = Field(256, ge=4, description="prompt in tokens; a longer one loses content, not its frame")
@@ -86,6 +90,12 @@ class DataConfig(Section):
     @classmethod
     def _from_string(cls, value: Any) -> Any:
         return {"train": value} if isinstance(value, str | list) else value
+
+    @field_validator("plain_text", mode="before")
+    @classmethod
+    def _is_plain_text(cls, value: Any) -> Any:
+        value = {"path": value} if isinstance(value, str | list) else value
+        return {"dataset": "plaintext", **value} if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Self:
@@ -193,7 +203,11 @@ class TrainingConfig(Section):
     temperature_scaling: Literal["paper", "all", "none"] = Field(
         "paper", description="multiply by T squared: for fkl, jsd, srkl as the paper does; for all; for none"
     )
+    plain_text_weight: float = Field(
+        1.0, ge=0, description="weight of the language-modelling loss on data.plain_text, where that is given"
+    )
     curriculum: Curriculum | None = Field(None, description="select and order the data by difficulty; none: all data")
+    seed: int | None = Field(None, ge=0, description="fixes order, dropout and student text; none: the recipe's seed")
     epochs: float = Field(8, gt=0, description="passes over its data, in each stage")
     learning_rate: float = Field(1e-4, gt=0, description="highest learning rate")
     min_learning_rate: float = Field(1e-7, ge=0, description="where the cosine ends")
@@ -203,7 +217,7 @@ class TrainingConfig(Section):
     micro_batch_size: int | None = Field(None, ge=1, description="examples in one forward pass on one device")
     weight_decay: float = Field(1e-2, ge=0, description="AdamW weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
-    optimizer: str = Field("adamw_torch", description="a name that transformers.TrainingArguments(optim=…) knows")
+    optimizer: str = Field("adamw_torch_fused", description="a name that transformers.TrainingArguments(optim=…) knows")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 autocast on a GPU that has it, else float32"
     )
@@ -219,6 +233,8 @@ class TrainingConfig(Section):
         name = value if isinstance(value, str) else value.get("name") if isinstance(value, dict) else None
         if isinstance(name, str) and name not in METHODS:
             raise ValueError(f"unknown method '{name}'; {nearest(name, METHODS)}")
+        if isinstance(value, dict) and "name" not in value:
+            return {"name": "kd", **value}
         return {"name": value} if isinstance(value, str) else value
 
     @field_validator("curriculum", mode="before")
@@ -250,8 +266,18 @@ class TrainingConfig(Section):
         return self.method.name in ("gkd", "distillm")
 
 
-def _sft(**changes: Any) -> TrainingConfig:
-    return TrainingConfig(method=SftMethod(), select_by="loss", **changes)
+def _fine_tuning(value: Any) -> Any:
+    """Defaults of a training that prepares a model: plain fine-tuning, chosen by validation loss."""
+    value = {} if value is True else None if value is False else value
+    return {"method": "sft", "select_by": "loss", **value} if isinstance(value, dict) else value
+
+
+def _on_all_data(value: TrainingConfig | None) -> TrainingConfig | None:
+    if value is not None and value.curriculum is not None:
+        raise ValueError("takes all the data: it comes before the reflection a curriculum needs. Remove curriculum")
+    if value is not None and value.lora is not None and not value.lora.merge:
+        raise ValueError("lora.merge must be true here: what follows starts from one whole model")
+    return value
 
 
 # ---------------------------------------------------------------------------------------------------------- models
@@ -283,7 +309,14 @@ class TeacherConfig(ModelConfig):
     @field_validator("sft", mode="before")
     @classmethod
     def _is_sft(cls, value: Any) -> Any:
-        return {"method": "sft", "select_by": "loss", **value} if isinstance(value, dict) else value
+        return _fine_tuning(value)
+
+    @field_validator("sft")
+    @classmethod
+    def _needs_no_teacher(cls, value: TrainingConfig | None) -> TrainingConfig | None:
+        if value is not None and value.method.name != "sft":
+            raise ValueError(f"the teacher is fine-tuned, so its method is sft, not {value.method.name}")
+        return _on_all_data(value)
 
 
 class StudentConfig(ModelConfig):
@@ -298,7 +331,12 @@ class StudentConfig(ModelConfig):
     @field_validator("warm_start", mode="before")
     @classmethod
     def _defaults_to_sft(cls, value: Any) -> Any:
-        return {"method": "sft", "select_by": "loss", **value} if isinstance(value, dict) else value
+        return _fine_tuning(value)
+
+    @field_validator("warm_start")
+    @classmethod
+    def _before_reflection(cls, value: TrainingConfig | None) -> TrainingConfig | None:
+        return _on_all_data(value)
 
     @model_validator(mode="after")
     def _is_smaller(self) -> Self:
@@ -342,6 +380,14 @@ class TaskConfig(Section):
     @classmethod
     def _from_string(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        from srd.tasks import get_task
+
+        get_task(value)
+        return value
 
 
 class EvaluationConfig(Section):
@@ -408,11 +454,21 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _adapters_do_not_pile_up(self) -> Self:
+        apart = [name for name, training in self.arms.items() if training.lora and not training.lora.merge]
+        if apart and self.student.adapter and not self.student.warm_start and not self.student.drop_layers:
+            raise ValueError(
+                f"{apart[0]}: lora.merge is false, but the student has an adapter already (student.adapter), and a "
+                "saved adapter names one base model only. Set lora.merge: true, or save the merged student first"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _cache_foresees(self) -> Self:
         taught = [training for training in self.arms.values() if training.needs_teacher]
         if self.cache.enabled and taught and all(training.on_policy for training in taught):
             raise ValueError(
-                f"cache.enabled is true, but {taught[-1].method.name} trains on text that the student has yet to write, "
+                f"cache.enabled is true, but {taught[-1].method.name} trains on text that the student is yet to write, "
                 "which no cache can hold. Leave cache.enabled out, or use method kd"
             )
         return self
@@ -436,6 +492,13 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(recipe_folder().glob("**/*.yaml")) if not path.stem.startswith("_")}
 
 
+# Sections that may be written as one plain value, and the key that the value then stands for.
+SHORT_FORMS = {
+    "teacher": "model", "student": "model", "data": "train", "train": "path", "validation": "path", "test": "path",
+    "plain_text": "path", "objective": "name", "method": "name",
+}  # fmt: skip
+
+
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Lay ``changes`` over ``base``, section by section; lists and values are replaced.
 
@@ -445,14 +508,14 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
-        if isinstance(value, str) and isinstance(old, dict) and key in ("objective", "method"):
-            value = {"name": value}
-        renamed = (
-            isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) != old.get("name")
-        )
-        if isinstance(value, dict) and isinstance(old, str) and key in ("objective", "method") and "name" not in value:
-            old = {"name": old}
-        merged[key] = merge(old, value) if isinstance(value, dict) and isinstance(old, dict) and not renamed else value
+        if isinstance(value, dict) and isinstance(old, str | list) and key in SHORT_FORMS:
+            old = {SHORT_FORMS[key]: old}
+        if not isinstance(value, dict) or not isinstance(old, dict):
+            merged[key] = value
+        elif "name" in value and value["name"] != old.get("name") and key in ("objective", "method"):
+            merged[key] = value
+        else:
+            merged[key] = merge(old, value)
     return merged
 
 
@@ -480,7 +543,7 @@ def read_recipe(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"{path}: the recipe extends itself ({loop}). Remove one `extends:`.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: a recipe is a mapping of settings, but this is a {type(content).__name__}")
@@ -542,8 +605,10 @@ def load_plugins(plugins: Any) -> None:
 
 def describe_mistake(item: Any) -> str:
     """One line for one pydantic error: key, value, what is wrong, what is meant."""
-    location = [part for part in item["loc"] if part not in METHODS or isinstance(part, int)]
-    key = ".".join(str(part) for part in location) or "recipe"
+    location = list(item["loc"])
+    # Under `method` pydantic puts the method's name, which is no key of the recipe; a baseline's name is one.
+    keys = [part for before, part in itertools.pairwise([None, *location]) if before != "method" or part not in METHODS]
+    key = ".".join(str(part) for part in keys) or "recipe"
     if item["type"] == "extra_forbidden":
         return f"{key}: unknown key; {nearest(str(location[-1]), known_keys(location[:-1]))}"
     if item["type"] == "missing":
@@ -570,7 +635,8 @@ def _sections_at(location: list[Any]) -> list[type[BaseModel]]:
             if part in section.model_fields
             for inner in _section_of(section.model_fields[part].annotation)
         ]
-        sections = found or sections
+        tagged = [section for section in sections if "name" in section.model_fields]
+        sections = found or [each for each in tagged if each.model_fields["name"].default == part] or sections
     return sections
 
 

@@ -23,6 +23,7 @@ def set_up_logging(warnings: list[str] | None = None) -> None:
     import transformers
 
     handler = RichHandler(console=console, show_time=False, show_path=False, show_level=True)
+    handler.addFilter(_Once())
     logger = logging.getLogger("srd")
     logger.handlers = [handler] if warnings is None else [handler, _Collect(warnings)]
     logger.setLevel(logging.INFO)
@@ -31,6 +32,20 @@ def set_up_logging(warnings: list[str] | None = None) -> None:
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()
+
+
+class _Once(logging.Filter):
+    """Lets a message through once: several steps encode the same examples and would each say what was cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        new = message not in self.seen
+        self.seen.add(message)
+        return new
 
 
 class _Collect(logging.Handler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -66,17 +67,17 @@ class Curriculum(BaseModel):
     def _schedules_fit(self) -> Curriculum:
         for name in ("temperature", "weight"):
             values = self.schedule(name)
-            if name == "temperature" and min(values) <= 0:
-                raise ValueError(f"temperature must be above 0, but is {values}")
-            if name == "weight" and not 0 <= min(values) <= max(values) <= 1:
+            if name == "temperature" and not all(0 < value < math.inf for value in values):
+                raise ValueError(f"temperature must be above 0 and finite, but is {values}")
+            if name == "weight" and not all(0 <= value <= 1 for value in values):
                 raise ValueError(f"weight must be within 0 and 1, but is {values}")
         return self
 
     def schedule(self, name: Literal["temperature", "weight"] | str) -> list[float]:
         """The values of ``temperature`` or ``weight`` over the stages, ``[stages]``."""
         value = getattr(self, name)
-        if not isinstance(value, list):
-            return [float(value)] * self.stages
+        if not isinstance(value, list) or len(value) == 1:
+            return [float(value[0] if isinstance(value, list) else value)] * self.stages
         if len(value) == self.stages:
             return [float(item) for item in value]
         if len(value) == 2:

@@ -24,9 +24,11 @@ from srd.loss import LossSettings
 from srd.models.adapters import add_lora, load_adapter, merge_adapter
 from srd.models.generation import Decoding
 from srd.models.loading import load_model, save_model
+from srd.models.sharding import is_sharded, whole_weights
 from srd.rollouts import AdaptiveOffPolicy, OnPolicy, Rollouts
 from srd.trainer import (
     DistillTrainer,
+    PlainText,
     Teacher,
     Validation,
     append_row,
@@ -54,10 +56,10 @@ class Training:
         stages: What each stage trains on. `reflect_again` may replace a stage's examples.
         seed: Fixes order, dropout and student text.
         load_teacher: Gives the teacher; None where the method needs none.
+        plain_text: Running text for an extra language-modelling loss, or None.
         choose_again: ``(model, stage) -> stage`` before every stage but the first; None: stages are as planned.
         metrics_file: Every logged value goes here, one JSON object a line.
         progress: ``(done, total, note)`` in optimizer steps of the stage.
-        tick: Called now and then, so that the time spent is kept.
     """
 
     label: str
@@ -72,9 +74,9 @@ class Training:
     seed: int
     metrics_file: Path
     load_teacher: Callable[[], Teacher] | None = None
+    plain_text: PlainText | None = None
     choose_again: Callable[[Any, Stage], Stage] | None = None
     progress: Callable[..., None] = lambda *values: None
-    tick: Callable[[], None] = lambda: None
     _teacher: Teacher | None = field(default=None, init=False)
 
     def stage_folder(self, index: int) -> Path:
@@ -97,12 +99,15 @@ def train(training: Training, final: Path) -> dict[str, Any]:
     """
     model = None
     for stage in training.stages:
-        if not (training.stage_folder(stage.index) / "metrics.json").exists():
+        metrics = training.stage_folder(stage.index) / "metrics.json"
+        if not parallel.on_main(metrics.exists):
             if model is None:
                 model = load_student(training, stage.index)
             if stage.index and training.choose_again is not None:
                 stage = training.choose_again(model, stage)
             model = train_stage(training, stage, model)
+        elif parallel.is_main():  # a kill may have come between the metrics and the checkpoints' removal
+            _remove_checkpoints(training.stage_folder(stage.index))
     if model is None:  # killed between the last stage and the end
         model = load_student(training, len(training.stages))
     _save_final(training, model, final)
@@ -129,19 +134,23 @@ def load_student(training: Training, stage: int) -> Any:
 
 
 def train_stage(training: Training, stage: Stage, model: Any) -> Any:
-    """Train one stage, going on from its last checkpoint if there is one, and keep its best model."""
+    """Train one stage, going on from its last checkpoint if there is one, and keep its best model.
+
+    Returns:
+        The best model; None where no process has all of it, and it must be loaded from its file.
+    """
     folder = training.stage_folder(stage.index)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = last_checkpoint(folder) if parallel.is_main() else None
-    parallel.barrier()
+    checkpoint = parallel.on_main(lambda: last_checkpoint(folder))
     _forget_rows(training, stage, checkpoint)
     set_seed(training.seed + stage.index)
     trainer = make_trainer(training, stage, model)
     trainer.resume()
     best = trainer.state.best_metric if training.config.select_by != "last" else None
+    weights = whole_weights(trainer.model, trainer.accelerator)
     model = trainer.accelerator.unwrap_model(trainer.model)
     if parallel.is_main():
-        save_model(model, training.tokenizer, folder / "model")
+        save_model(model, training.tokenizer, folder / "model", weights)
         write_json(
             folder / "metrics.json",
             {
@@ -151,10 +160,14 @@ def train_stage(training: Training, stage: Stage, model: Any) -> Any:
                 "seconds": round(trainer.seconds, 3), "validation_seconds": round(trainer.validation_seconds, 3),
             },
         )  # fmt: skip
-        for path in folder.glob("checkpoint-*"):
-            remove(path)
+        _remove_checkpoints(folder)
     parallel.barrier()
-    return model
+    return None if is_sharded(trainer.accelerator) else model
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    for path in folder.glob("checkpoint-*"):
+        remove(path)
 
 
 def make_trainer(training: Training, stage: Stage, model: Any) -> DistillTrainer:
@@ -182,6 +195,7 @@ def make_trainer(training: Training, stage: Stage, model: Any) -> DistillTrainer
         rollouts=make_rollouts(config, training.seed + stage.index),
         rollout_decoding=_rollout_decoding(config),
         subset=stage.subset,
+        plain_text=training.plain_text,
         log_row=log_row,
     )
     trainer.add_callback(_Report(training, trainer))
@@ -258,7 +272,8 @@ def training_arguments(training: Training, stage: Stage) -> TrainingArguments:
         seed=training.seed + stage.index,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=parallel.on_cpu(),
+        ddp_find_unused_parameters=False,
     )
 
 
@@ -299,7 +314,6 @@ class _Report(TrainerCallback):
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_save = control.should_log = True
         self.training.progress(state.global_step, state.max_steps, self.note)
-        self.training.tick()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         shown = {"loss": "loss {:.3f}", "eval_rouge_l": "ROUGE-L {:.3f}", "eval_loss": "validation loss {:.3f}"}
@@ -330,6 +344,9 @@ def _save_final(training: Training, model: Any, final: Path) -> None:
         lora = training.config.lora
         if lora is not None and lora.merge:
             model = merge_adapter(model)
+        elif lora is not None and Path(training.start).is_dir():
+            # So that from_pretrained finds the base from any working directory.
+            model.peft_config["default"].base_model_name_or_path = str(Path(training.start).resolve())
         save_model(model, training.tokenizer, final)
     parallel.barrier()
 
@@ -362,7 +379,7 @@ def check_disk(folder: Path, parameters: int) -> None:
     free, needed = shutil.disk_usage(folder).free, needed_disk(parameters)
     if free < needed:
         raise RunError(
-            f"training needs about {needed / 1e9:.1f} GB for checkpoints in {folder}, and {free / 1e9:.1f} GB are free. "
+            f"training needs {needed / 1e9:.1f} GB for checkpoints in {folder}, and {free / 1e9:.1f} GB are free. "
             "Free some space, or choose another --run-dir."
         )
 

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import datasets
 import numpy as np
 
 from srd import parallel
-from srd.artifacts import atomic_write, fingerprint, read_json, write_json
+from srd.artifacts import atomic_write, fingerprint, link, read_json, write_json
 from srd.data.encoding import Encoder
 from srd.metrics import paired_bootstrap
 from srd.models.generation import Decoding, generate
@@ -34,6 +35,7 @@ class Benchmark:
         examples: Rows of the example schema with what the task's scoring needs beside them.
         decoding: How tokens are chosen; its seed is replaced by each of ``seeds``.
         seeds: One answer to every prompt for each of them; greedy decoding needs one only.
+        template: The prompt template; None: the one that the contender's encoder has.
     """
 
     key: str
@@ -41,6 +43,7 @@ class Benchmark:
     examples: datasets.Dataset
     decoding: Decoding
     seeds: tuple[int, ...]
+    template: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Contender:
 
     Attributes:
         name: What it is called in ``metrics.json``.
-        identity: Fingerprint of its weights; answers of the same weights are kept.
+        identity: Fingerprint of its weights and of how prompts become tokens; answers of the same are kept.
         load: Gives ``(model, encoder)``; called only when an answer is missing.
     """
 
@@ -65,6 +68,7 @@ def evaluate(
     *,
     batch_size: int = 32,
     scoring: dict[str, Any] | None = None,
+    shared: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Let models answer benchmarks, score the answers, and keep both.
@@ -78,6 +82,7 @@ def evaluate(
         folder: The run's ``evaluation`` folder.
         batch_size: Prompts at once.
         scoring: Further arguments of the tasks' ``score`` (permission to run code).
+        shared: Folder of answers that several runs have in common, such as the teacher's in a sweep.
         progress: Called with a title, prompts done and prompts to do.
 
     Returns:
@@ -93,12 +98,14 @@ def evaluate(
             for seed in benchmark.seeds:
                 path = predictions_path(folder, contender.name, benchmark.key, seed)
                 identity = fingerprint(
-                    contender.identity, _content(benchmark.examples), asdict(benchmark.decoding), seed, batch_size
-                )
-                if not _is_kept(path, identity):
+                    contender.identity, benchmark.template, _content(benchmark.examples),
+                    asdict(benchmark.decoding), seed, batch_size,
+                )  # fmt: skip
+                if not parallel.on_main(partial(_has_answers, path, identity, shared)):
                     loaded = loaded or contender.load()
                     texts = _answer(loaded, benchmark, seed, batch_size, contender.name, progress)
                     _write_predictions(path, benchmark, texts, identity, scoring or {})
+                    _give(path, identity, shared)
                 parallel.barrier()
                 by_seed[seed] = read_json(path.with_suffix(".scores.json"))
             results.setdefault(contender.name, {})[benchmark.key] = summarise(by_seed)
@@ -125,15 +132,41 @@ def _content(examples: datasets.Dataset) -> str:
     return fingerprint([list(examples[name]) for name in columns])
 
 
+def _has_answers(path: Path, identity: str, shared: Path | None) -> bool:
+    """Whether the answers are here, or could be taken from another run. For the main process."""
+    return _is_kept(path, identity) or _taken(path, identity, shared)
+
+
 def _is_kept(path: Path, identity: str) -> bool:
     scores = read_json(path.with_suffix(".scores.json"), {})
     return path.exists() and scores.get("fingerprint") == identity
+
+
+def _taken(path: Path, identity: str, shared: Path | None) -> bool:
+    """Take answers that another run has got from the same model to the same prompts, if there are any."""
+    place = None if shared is None else shared / identity
+    if place is None or not place.is_dir():
+        return False
+    link(place / "answers.jsonl", path)
+    link(place / "scores.json", path.with_suffix(".scores.json"))
+    return True
+
+
+def _give(path: Path, identity: str, shared: Path | None) -> None:
+    """Offer answers to other runs."""
+    if shared is None or not parallel.is_main():
+        return
+    with atomic_write(shared / identity) as unfinished:
+        link(path, unfinished / "answers.jsonl")
+        link(path.with_suffix(".scores.json"), unfinished / "scores.json")
 
 
 def _answer(
     loaded: tuple[Any, Encoder], benchmark: Benchmark, seed: int, batch_size: int, name: str, progress: Any
 ) -> list[str]:
     model, encoder = loaded
+    if benchmark.template is not None:
+        encoder = encoder.with_template(benchmark.template)
     prompts, _, _ = encoder.prompts(list(benchmark.examples))
     done = 0
 
@@ -161,7 +194,7 @@ def _write_predictions(path: Path, benchmark: Benchmark, texts: list[str], ident
         return
     scores = benchmark.task.score(texts, benchmark.examples, **scoring)
     ids = benchmark.examples["id"]
-    with atomic_write(path) as partial, open(partial, "w", encoding="utf-8") as file:
+    with atomic_write(path) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
         for index, (name, text) in enumerate(zip(ids, texts, strict=True)):
             own = {metric: float(values[index]) for metric, values in scores.per_example.items()}
             file.write(json.dumps({"id": name, "text": text, **own}, ensure_ascii=False) + "\n")
@@ -207,7 +240,7 @@ def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
     return {
         name: version(name)
-        for name in ("torch", "transformers", "tokenizers", "datasets", "rapidfuzz", "nltk", "sacrebleu")
+        for name in ("torch", "transformers", "tokenizers", "datasets", "rapidfuzz", "sacrebleu")
     }
 
 

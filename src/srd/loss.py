@@ -8,6 +8,8 @@ logits. No second tensor of [tokens, vocabulary] exists, and none at all of [all
 
 from __future__ import annotations
 
+import math
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +19,31 @@ from torch import Tensor
 from srd.objectives import loss_scale, value_and_slope
 
 CHUNK_BYTES = 48 << 20  # one chunk of fp32 logits: large enough for the matrix product to be efficient
-BLOCK_BYTES = 3 << 20  # rows worked on at a time on a CPU: small enough to stay in its cache
+BLOCK_BYTES = 1 << 20  # rows worked on at a time on a CPU: small enough to stay in one core's own cache
+
+
+class _Workspace(threading.local):
+    """Memory for the logits of a chunk on a CPU, kept from chunk to chunk and from step to step.
+
+    Such blocks come fresh from the system otherwise, and making their pages costs a fifth of the matrix product that
+    fills them. A GPU's allocator keeps its memory by itself.
+    """
+
+    def __init__(self) -> None:
+        self.buffers: dict[str, Tensor] = {}
+
+    def logits(self, name: str, head: HeadWeights, hidden: Tensor) -> Tensor:
+        """`HeadWeights.logits`, valid until the next call with this name."""
+        if head.weight.device.type != "cpu" or head.weight.dtype != torch.float32:
+            return head.logits(hidden)
+        shape = (len(hidden), head.vocabulary)
+        buffer = self.buffers.get(name)
+        if buffer is None or buffer.numel() < math.prod(shape):
+            buffer = self.buffers[name] = torch.empty(math.prod(shape))
+        return head.logits(hidden, out=buffer[: math.prod(shape)].view(shape))
+
+
+_workspace = _Workspace()
 
 
 @dataclass(frozen=True)
@@ -54,10 +80,10 @@ class HeadWeights:
         bias = None if self.bias is None else self.bias.to(hidden.dtype)
         return HeadWeights(self.weight.to(hidden.dtype), bias, self.scale, self.softcap, self.width)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """``[n, d] -> [n, V]`` in float32 (float64 where the weights are)."""
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """``[n, d] -> [n, V]`` in float32 (float64 where the weights are); ``out`` has the weights' type."""
         weight = self.weight[: self.vocabulary]
-        logits = torch.mm(hidden.to(weight.dtype), weight.T)
+        logits = torch.mm(hidden.to(weight.dtype), weight.T, out=out)
         if self.bias is not None:
             logits += self.bias[: self.vocabulary]
         logits = logits if logits.dtype == torch.float64 else logits.float()
@@ -111,9 +137,14 @@ class LossParts:
 
 
 def _row_losses(
-    student: Tensor, teacher: Tensor | None, targets: Tensor, reference: Tensor, settings: LossSettings, gradient: bool
+    student: Tensor,
+    teacher: Tensor | None,
+    targets: Tensor,
+    reference: Tensor,
+    settings: LossSettings,
+    scale: Tensor | None,
 ) -> LossParts:
-    """Losses of some rows; with ``gradient``, ``student`` is overwritten by the gradient of their weighted sum.
+    """Losses of some rows; with ``scale``, ``student`` is overwritten by the gradient of their weighted sum.
 
     Args:
         student: Logits ``[n, V]``, overwritten.
@@ -121,36 +152,48 @@ def _row_losses(
         targets: Token ids ``[n]``.
         reference: 1 where the text is a reference, 0 where the student wrote it, ``[n]``.
         settings: What is minimised.
-        gradient: Whether a gradient is wanted.
+        scale: Factor on the gradient (scalar); None where no gradient is wanted.
     """
-    temperature, kd_factor, ce_factor = settings.temperature, settings.kd_factor, settings.ce_factor
+    temperature = settings.temperature
+    distils = settings.objective is not None and teacher is not None
     ce = kd = torch.zeros(len(targets), device=student.device, dtype=student.dtype)
     total = None
-    if ce_factor:
+    # One softmax serves both losses at temperature 1: the divergence's gradient has q in it anyway.
+    shared = distils and temperature == 1.0
+    pull = (settings.ce_factor * reference)[:, None] * (1.0 if scale is None else scale)  # [n, 1]
+    if settings.ce_factor:
         log_q = torch.log_softmax(student, -1)
         ce = -log_q.gather(-1, targets[:, None]).squeeze(-1) * reference
-        if gradient:
-            factor = (ce_factor * reference)[:, None]
-            total = log_q.exp_()
-            total.scatter_add_(-1, targets[:, None], -torch.ones_like(factor))
-            total.mul_(factor)
-    if settings.objective and teacher is not None:
+        if scale is not None and not shared:
+            total = log_q.exp_().mul_(pull)
+    if settings.objective is not None and teacher is not None:
         if temperature != 1.0:
             student.div_(temperature)
             teacher.div_(temperature)
-        log_p, log_q = torch.log_softmax(teacher, -1), torch.log_softmax(student, -1)
-        kd, slope = value_and_slope(settings.objective, log_p, log_q, settings.parameters)
-        if gradient:
-            slope.sub_(log_q.exp_().mul_(slope.sum(-1, keepdim=True)))
-            slope.mul_(kd_factor / temperature)
+        if not (shared and settings.ce_factor):
+            log_q = torch.log_softmax(student, -1)
+        kd, slope = value_and_slope(settings.objective, torch.log_softmax(teacher, -1), log_q, settings.parameters)
+        if scale is not None:
+            slope.mul_(scale * (settings.kd_factor / temperature))
+            weight_of_q = slope.sum(-1, keepdim=True)
+            if shared:
+                weight_of_q -= pull
+            slope.addcmul_(log_q.exp_(), weight_of_q, value=-1)
             total = slope if total is None else total.add_(slope)
-    if gradient:
+    if scale is not None:
         student.copy_(total) if total is not None else student.zero_()
+        if settings.ce_factor:
+            student.scatter_add_(-1, targets[:, None], -pull)
     return LossParts(ce, kd)
 
 
 def _chunk_losses(
-    student: Tensor, teacher: Tensor | None, targets: Tensor, reference: Tensor, settings: LossSettings, gradient: bool
+    student: Tensor,
+    teacher: Tensor | None,
+    targets: Tensor,
+    reference: Tensor,
+    settings: LossSettings,
+    scale: Tensor | None,
 ) -> LossParts:
     """`_row_losses` over cache-sized blocks of rows on a CPU, at once on a GPU."""
     rows = len(targets)
@@ -163,7 +206,7 @@ def _chunk_losses(
             targets[start : start + rows],
             reference[start : start + rows],
             settings,
-            gradient,
+            scale,
         )
         for start in range(0, len(targets), rows)
     ]
@@ -177,11 +220,22 @@ def chunk_rows(vocabulary: int, tokens: int) -> int:
     return -(-tokens // max(1, chunks))
 
 
+def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor, *, first: bool) -> None:
+    """Add ``gradient.T @ hidden`` to ``total [V, d]``; the first product is written, so that nothing is zeroed."""
+    factors = (gradient.T, hidden.to(gradient.dtype))
+    if gradient.dtype != total.dtype:
+        total.copy_(torch.mm(*factors)) if first else total.add_(torch.mm(*factors))
+    elif first:
+        torch.mm(*factors, out=total)
+    else:
+        total.addmm_(*factors)
+
+
 class _HeadLoss(torch.autograd.Function):
     """Loss of hidden states through the student's head, whose gradient is made along with the value."""
 
     @staticmethod
-    def forward(  # noqa: D102 - torch's protocol
+    def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
@@ -199,7 +253,9 @@ class _HeadLoss(torch.autograd.Function):
         width, dtype = head.vocabulary, torch.float64 if weight.dtype == torch.float64 else torch.float32
         inverse = 1.0 / items.to(dtype)
         grad_hidden = torch.empty_like(hidden, dtype=dtype) if needs[0] else None
-        grad_weight = torch.zeros_like(weight) if needs[1] else None
+        grad_weight = torch.empty_like(weight) if needs[1] else None
+        if grad_weight is not None:  # the first chunk fills the rows below the width
+            grad_weight[width if len(targets) else 0 :].zero_()
         grad_bias = torch.zeros_like(bias) if bias is not None and needs[2] else None
         plain = HeadWeights(weight.detach(), None if bias is None else bias.detach(), head.scale, head.softcap, width)
         compute = plain.computing_in(hidden)
@@ -207,26 +263,22 @@ class _HeadLoss(torch.autograd.Function):
         step = chunk_rows(width, len(targets))
         for start in range(0, len(targets), max(1, step)):
             rows = slice(start, start + step)
-            student = compute.logits(hidden[rows])
+            student = _workspace.logits("student", compute, hidden[rows])
             capped = student.clone() if gradient and head.softcap is not None else None
             teacher = None
             if settings.objective and teacher_hidden is not None and teacher_head is not None:
-                teacher = teacher_head.logits(teacher_hidden[rows])
-            parts.append(_chunk_losses(student, teacher, targets[rows], reference[rows], settings, gradient))
+                teacher = _workspace.logits("teacher", teacher_head, teacher_hidden[rows])
+            scale = inverse * head.scale if gradient else None
+            parts.append(_chunk_losses(student, teacher, targets[rows], reference[rows], settings, scale))
             if not gradient:
                 continue
-            student.mul_(inverse * head.scale)
-            if capped is not None:  # d tanh
+            if capped is not None and head.softcap is not None:  # d tanh
                 student.mul_(1 - (capped / head.softcap).square_())
             student = student.to(compute.weight.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = torch.mm(student, compute.weight[:width])
             if grad_weight is not None:
-                product = (student.T, hidden[rows].to(student.dtype))
-                if product[0].dtype == weight.dtype:
-                    grad_weight[:width].addmm_(*product)
-                else:
-                    grad_weight[:width] += torch.mm(*product)
+                _add_product(grad_weight[:width], student, hidden[rows], first=start == 0)
             if grad_bias is not None:
                 grad_bias[:width] += student.sum(0)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
@@ -238,7 +290,7 @@ class _HeadLoss(torch.autograd.Function):
         return loss, ce, kd
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         # The gradients are already divided by the number of items, so that usually nothing is left to multiply.
         scale = grad_outputs[0]
         grads = [grad if grad is None or scale == 1 else grad.mul_(scale) for grad in ctx.saved_tensors]
@@ -248,10 +300,10 @@ class _HeadLoss(torch.autograd.Function):
 
 
 class _LogitsLoss(torch.autograd.Function):
-    """The same loss of logits that the model made itself: where the head is out of reach (FSDP, DeepSpeed, adapters)."""
+    """The same loss of logits the model made itself: where the head is out of reach (FSDP, DeepSpeed, adapters)."""
 
     @staticmethod
-    def forward(  # noqa: D102 - torch's protocol
+    def forward(
         ctx: Any,
         logits: Tensor,
         width: int,
@@ -264,27 +316,29 @@ class _LogitsLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         gradient = ctx.needs_input_grad[0]
         grad = torch.zeros_like(logits) if gradient else None
-        inverse = 1.0 / items.to(torch.float32)
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        inverse = 1.0 / items.to(dtype)
         parts = []
         step = chunk_rows(width, len(targets))
         for start in range(0, len(targets), max(1, step)):
             rows = slice(start, start + step)
-            student = logits[rows, :width].to(torch.float32, copy=True)
+            student = logits[rows, :width].to(dtype, copy=True)
             teacher = None
             if settings.objective and teacher_hidden is not None and teacher_head is not None:
-                teacher = teacher_head.logits(teacher_hidden[rows])
-            parts.append(_chunk_losses(student, teacher, targets[rows], reference[rows], settings, gradient))
+                teacher = _workspace.logits("teacher", teacher_head, teacher_hidden[rows])
+            scale = inverse if gradient else None
+            parts.append(_chunk_losses(student, teacher, targets[rows], reference[rows], settings, scale))
             if grad is not None:
-                grad[rows, :width] = student.mul_(inverse)
+                grad[rows, :width] = student
         ctx.save_for_backward(grad)
-        ce = torch.cat([part.ce for part in parts]) if parts else logits.new_zeros(0, dtype=torch.float32)
-        kd = torch.cat([part.kd for part in parts]) if parts else logits.new_zeros(0, dtype=torch.float32)
+        ce = torch.cat([part.ce for part in parts]) if parts else logits.new_zeros(0, dtype=dtype)
+        kd = torch.cat([part.kd for part in parts]) if parts else logits.new_zeros(0, dtype=dtype)
         loss = (settings.ce_factor * ce.sum() + settings.kd_factor * kd.sum()) * inverse
         ctx.mark_non_differentiable(ce, kd)
         return loss, ce, kd
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
         scaled = grad if grad is None or grad_outputs[0] == 1 else grad.mul_(grad_outputs[0])
         return (scaled, *[None] * 7)

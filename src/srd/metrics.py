@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from rapidfuzz.distance import LCSseq
 from rapidfuzz.process import cpdist
+
+from srd.stemming import stem as stem_word
 
 FloatArray = NDArray[np.float64]
 
@@ -33,18 +34,6 @@ _ROUGE_BLOCK = 4096
 _BOOTSTRAP_BLOCK = 4_000_000
 
 
-@lru_cache(maxsize=1)
-def _porter_stem() -> Callable[[str], str]:
-    """Return NLTK's Porter stemmer, the one rouge-score uses.
-
-    It is imported here because NLTK takes a second to import, which who scores nothing should not pay.
-    """
-    from nltk.stem.porter import PorterStemmer
-
-    stem: Callable[[str], str] = PorterStemmer().stem
-    return stem
-
-
 class _Stems(dict[bytes, str]):
     """The stem of every word seen so far. Text repeats its words, so nearly all are found at once."""
 
@@ -53,7 +42,7 @@ class _Stems(dict[bytes, str]):
             self.clear()
         text = word.decode("ascii")
         # rouge-score leaves words of three characters and fewer alone.
-        self[word] = stem = _porter_stem()(text) if len(text) > 3 else text
+        self[word] = stem = stem_word(text) if len(text) > 3 else text
         return stem
 
 

@@ -2,7 +2,8 @@
 
 ``p`` is the teacher's distribution, ``q`` the student's, both at one temperature. A divergence is written on
 log-probabilities. For training it gives, beside its value, its slope ``∂D/∂log q``; the gradient with respect to the
-student's logits is then ``(slope - q · Σ slope) / T`` for every divergence (chain rule through log-softmax).
+student's logits is then ``(slope - q · Σ slope) / T`` for every divergence (chain rule through log-softmax). A
+multiple of ``q`` in the slope vanishes there, and is left out where the rest is more exact without it.
 
 To add one, register a pure function; its slope comes from autograd::
 
@@ -14,12 +15,14 @@ To add one, register a pure function; its slope comes from autograd::
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from srd.errors import UserError, nearest
 
@@ -133,11 +136,13 @@ def reverse_kl(log_p: Tensor, log_q: Tensor) -> ValueAndSlope:
 def jensen_shannon(log_p: Tensor, log_q: Tensor, lam: float = 0.9) -> ValueAndSlope:
     """λ KL(q ‖ m) + (1-λ) KL(p ‖ m) with m = (1-λ) p + λ q: generalised JSD, GKD's with β = 1-λ (arXiv 2306.13649)."""
     _check_share("jsd", "lam", lam)
-    p, q = log_p.exp(), log_q.exp()
-    log_m = _log_mixture(p, q, 1 - lam)
-    slope = (log_q - log_m).mul_(q).mul_(lam)
-    value = slope.sum(-1) + (log_p - log_m).mul_(p).sum(-1).mul_(1 - lam)
-    return value, slope
+    if lam in (0, 1):
+        return _nowhere(log_q)
+    odds = _log_odds(log_p, log_q, 1 - lam)
+    above = softplus(odds)  # log m - log q, less log λ, whose part in the slope vanishes in the chain rule
+    p_part = odds.sub_(above).sub_(math.log(1 - lam)).mul_(log_p.exp()).sum(-1)  # Σ p (log p - log m)
+    slope = above.mul_(log_q.exp()).mul_(-lam)
+    return slope.sum(-1).sub_(lam * math.log(lam)).add_(p_part, alpha=1 - lam), slope
 
 
 @_fused("tvd", squared=False)
@@ -145,7 +150,8 @@ def total_variation(log_p: Tensor, log_q: Tensor) -> ValueAndSlope:
     """½ Σ |p - q|."""
     q = log_q.exp()
     difference = q - log_p.exp()
-    slope = difference.sign().mul_(q).mul_(0.5)
+    # ½ sign(q - p) q less ½ q, which vanishes in the chain rule: exact where q and p hardly overlap.
+    slope = q.mul_(difference.sign().sub_(1).mul_(0.5))
     return difference.abs_().sum(-1).mul_(0.5), slope
 
 
@@ -153,28 +159,43 @@ def total_variation(log_p: Tensor, log_q: Tensor) -> ValueAndSlope:
 def skew_forward_kl(log_p: Tensor, log_q: Tensor, alpha: float = 0.1) -> ValueAndSlope:
     """KL(p ‖ α p + (1-α) q), DistiLLM's skew KL (arXiv 2402.03898)."""
     _check_share("sfkl", "alpha", alpha)
-    p, q = log_p.exp(), log_q.exp()
-    log_m = _log_mixture(p, q, alpha)
-    value = (log_p - log_m).mul_(p).sum(-1)
-    slope = q.mul_(p).mul_(alpha - 1).div_(log_m.exp_())
-    return value, slope
+    if alpha == 1:
+        return _nowhere(log_q)
+    if alpha == 0:
+        return forward_kl(log_p, log_q)
+    p = log_p.exp()
+    odds = _log_odds(log_q, log_p, 1 - alpha)
+    value = softplus(odds).mul_(p).sum(-1).neg_().sub_(math.log(alpha))
+    return value, odds.sigmoid_().mul_(p).neg_()
 
 
 @_fused("srkl", squared=True)
 def skew_reverse_kl(log_p: Tensor, log_q: Tensor, alpha: float = 0.1) -> ValueAndSlope:
     """KL(q ‖ (1-α) p + α q), DistiLLM's skew reverse KL (arXiv 2402.03898)."""
     _check_share("srkl", "alpha", alpha)
-    p, q = log_p.exp(), log_q.exp()
-    log_m = _log_mixture(p, q, 1 - alpha)
-    slope = (log_q - log_m).mul_(q)
-    value = slope.sum(-1)
-    slope.sub_(q.square().div_(log_m.exp_()).mul_(alpha))
-    return value, slope
+    if alpha == 1:
+        return _nowhere(log_q)
+    if alpha == 0:
+        return reverse_kl(log_p, log_q)
+    q = log_q.exp()
+    odds = _log_odds(log_p, log_q, 1 - alpha)
+    above = softplus(odds).mul_(q)
+    slope = odds.sigmoid_().mul_(q).sub_(above)
+    return above.sum(-1).neg_().sub_(math.log(alpha)), slope
 
 
-def _log_mixture(p: Tensor, q: Tensor, share: float) -> Tensor:
-    """log(share · p + (1-share) · q), kept finite where both have underflown to 0."""
-    return torch.add(p * share, q, alpha=1 - share).clamp_(min=torch.finfo(p.dtype).tiny).log_()
+def _log_odds(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
+    """How the two parts of a mixture m = share · a + (1-share) · b compare: x = log(share · a / ((1-share) · b)).
+
+    Then log m = log b + log(1-share) + softplus(x) and share · a / m = sigmoid(x): no mixture that could underflow,
+    and no difference of nearly equal logarithms.
+    """
+    return (log_a - log_b).add_(math.log(share / (1 - share)))
+
+
+def _nowhere(log_q: Tensor) -> ValueAndSlope:
+    """The divergence of a distribution from itself."""
+    return log_q.new_zeros(len(log_q)), torch.zeros_like(log_q)
 
 
 def _check_share(divergence: str, parameter: str, value: float) -> None:
@@ -226,7 +247,7 @@ def value_and_slope(name: str, log_p: Tensor, log_q: Tensor, parameters: dict[st
     if not torch.isfinite(value).all():
         lowest = torch.finfo(log_p.dtype).min / 1e6
         value, slope = function(log_p.clamp(min=lowest), log_q.clamp(min=lowest), **parameters)
-        value = value.masked_fill(value > -lowest / 1e12, float("inf"))  # mass where the other has none
+        value = value.masked_fill(value > 1e12, float("inf"))  # mass where the other has none
     return value.clamp_(min=0), slope
 
 
@@ -270,8 +291,8 @@ def divergence(
     """
     name = canonical_name(name)
     check_parameters(name, parameters)
-    if temperature <= 0:
-        raise UserError(f"temperature is {temperature}, but it must be above 0")
+    if not 0 < temperature < math.inf:
+        raise UserError(f"temperature is {temperature}, but it must be above 0 and finite")
     if student_logits.shape != teacher_logits.shape:
         raise UserError(
             f"student logits {list(student_logits.shape)} and teacher logits {list(teacher_logits.shape)} differ in "

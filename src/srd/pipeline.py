@@ -10,7 +10,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -22,38 +22,42 @@ import pyarrow.parquet as pq
 import torch
 
 from srd import parallel
-from srd.artifacts import Manifest, atomic_write, file_digest, fingerprint, remove
+from srd.artifacts import Manifest, SharedSteps, atomic_write, file_digest, fingerprint, remove
 from srd.config import ModelConfig, Recipe, SourceConfig, TrainingConfig, load_recipe, write_recipe
 from srd.console import console, progress_bar
 from srd.curriculum import Curriculum, Stage
 from srd.data.batching import EncodedExamples
 from srd.data.corruption import corrupt
-from srd.data.encoding import Encoder
+from srd.data.encoding import Encoder, encode_plain_text
 from srd.data.examples import split_examples
 from srd.data.sources import load_source
 from srd.data.templates import get_template
-from srd.distillation import Training, check_disk, train
-from srd.errors import UserError
+from srd.distillation import Training, check_disk, micro_batch_size, train
+from srd.errors import UserError, nearest
 from srd.evaluation import Benchmark, Contender, compare, evaluate
 from srd.loss import HeadWeights
 from srd.models.generation import Decoding, generate
 from srd.models.loading import (
+    check_lora_targets,
     count_parameters,
     load_config,
     load_model,
     load_tokenizer,
     model_fingerprint,
+    position_limit,
     resolve_source,
     save_model,
+    split_adapter,
 )
 from srd.models.shrink import drop_layers
 from srd.models.vocabulary import check_same_kind, check_same_tokenizer, shared_vocabulary
 from srd.ranking import rank
 from srd.reflection import forget_batches, ranking_warnings, reflect, write_scores
 from srd.report import build_report, examples_to_show
+from srd.tables import map_large, open_mapped
 from srd.tasks import get_task
 from srd.teacher_cache import DTYPES, TeacherCache, build_cache, cache_bytes, cache_folder
-from srd.trainer import Teacher, Validation, make_collator
+from srd.trainer import PlainText, Teacher, Validation, make_collator
 
 logger = logging.getLogger(__name__)
 
@@ -67,18 +71,21 @@ class Run:
     Args:
         recipe: What to do.
         folder: Where; made if it is not there.
+        shared: Folder of steps that several runs have in common, as in a sweep.
 
     Raises:
         UserError: the directory belongs to another recipe, or another process works in it.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, shared: Path | None = None) -> None:
         self.recipe = recipe
         self.folder = folder
-        self._claim()
+        self.shared = SharedSteps(shared, folder) if shared else None
+        parallel.on_main(self._claim)
+        _check_shared(folder)
         self.manifest = Manifest(folder)
         self.warnings: list[str] = self.manifest.content["warnings"]
-        self.manifest.content["versions"] = _versions()
+        self.manifest.content["versions"] = versions()
         self.manifest.content["machine"] = _machine()
         self._done: dict[str, str] = {}
         self._saved = time.monotonic()
@@ -104,8 +111,9 @@ class Run:
                     f"{self.folder} holds other files ({', '.join(strange[:3])} …). Choose an empty --run-dir."
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
-        if parallel.is_main():
-            self._lock = _lock(self.folder / ".lock")
+        self._lock = lock(self.folder / ".lock", "--run-dir")
+        for config in self.recipe.arms.values():
+            micro_batch_size(config)  # refuses a number of processes that does not fit
 
     # ------------------------------------------------------------------------------------------------------- steps
 
@@ -116,6 +124,7 @@ class Run:
         outputs: Iterable[Path],
         make: Callable[[], dict[str, Any]],
         scratch: Iterable[Path] = (),
+        needed: Iterable[Path] = (),
     ) -> str:
         """Make a step's files unless they were made from the same inputs.
 
@@ -125,6 +134,7 @@ class Run:
             outputs: What must exist for the step to be done.
             make: Makes them; returns numbers for the report.
             scratch: Unfinished work that is only worth keeping while the inputs stay the same.
+            needed: What must exist too, but may serve other runs as well: never removed here.
 
         Returns:
             The fingerprint, an input of the steps that follow.
@@ -132,15 +142,17 @@ class Run:
         key, outputs = fingerprint(step, *inputs), list(outputs)
         if self._done.get(step) == key:
             return key
-        if self.manifest.fresh(step, key, outputs):
+        if parallel.on_main(lambda: self.manifest.fresh(step, key, [*outputs, *needed])):
             console.print(f"[green]✓[/] {step} [dim](kept: nothing it depends on has changed)[/]")
             self._done[step] = key
             return key
+        if self._taken(step, key, outputs):
+            return key
         if parallel.is_main():
-            same = self.manifest.begin(step, key)
-            if not same:
-                for path in [*outputs, *scratch]:
+            if not self.manifest.interrupted(step, key):
+                for path in [*outputs, *scratch]:  # before the manifest forgets what they were made from
                     remove(path)
+            self.manifest.begin(step, key)
         parallel.barrier()
         console.print(f"[bold]• {step}[/]")
         self._step, self._started = step, time.monotonic()
@@ -148,12 +160,34 @@ class Run:
         self._keep_time()
         if parallel.is_main():
             self.manifest.finish(step, summary)
+            if self.shared is not None and self._is_shared(step):
+                self.shared.give(step, key, outputs, self.manifest.steps[step])
         parallel.barrier()
         seconds = self.manifest.steps.get(step, {}).get("seconds", 0.0)
         told = ", ".join(f"{name} {_shown(value)}" for name, value in summary.items() if value is not None)
         console.print(f"[green]✓[/] {step} [dim]{seconds:.1f} s{' · ' if told else ''}{told}[/]")
         self._done[step] = key
         return key
+
+    def _is_shared(self, step: str) -> bool:
+        """Whether other runs may have a use for a step: all that comes before the compared trainings."""
+        return self.shared is not None and step != "evaluation" and not step.startswith("train/")
+
+    def _taken(self, step: str, key: str, outputs: list[Path]) -> bool:
+        """Take a step that another run has made from the same inputs, if there is one."""
+        shared = self.shared
+        if shared is None or not self._is_shared(step):
+            return False
+        entry = parallel.on_main(lambda: shared.entry(step, key))
+        if entry is None:
+            return False
+        if parallel.is_main():
+            shared.take(step, key, outputs)
+            self.manifest.adopt(step, entry)
+        parallel.barrier()
+        console.print(f"[green]✓[/] {step} [dim](shared: another run has made it)[/]")
+        self._done[step] = key
+        return True
 
     def _keep_time(self) -> None:
         now = time.monotonic()
@@ -184,7 +218,7 @@ class Run:
 
     def split(self, name: str) -> datasets.Dataset:
         """The examples of a split."""
-        return datasets.Dataset(pq.read_table(self.folder / "examples" / f"{name}.parquet"))
+        return open_mapped(self.folder / "examples" / f"{name}.parquet", self.folder / ".mapped")
 
     @property
     def scores_file(self) -> Path:
@@ -199,6 +233,19 @@ class Run:
     def student_folder(self, arm: str) -> Path:
         """Where the trained student of an arm lies."""
         return (self.folder if arm == self.recipe.training.label else self.folder / "baselines" / arm) / "student"
+
+    # ------------------------------------------------------------------------------------------------------- seeds
+
+    def seed_of(self, config: TrainingConfig) -> int:
+        """The seed of a training: its own, or the recipe's."""
+        return self.recipe.seed if config.seed is None else config.seed
+
+    def curriculum_of(self, config: TrainingConfig) -> Curriculum | None:
+        """A training's curriculum; what is random in it follows the seed of the training."""
+        if config.curriculum is None:
+            return None
+        seed = config.curriculum.seed + self.seed_of(config)
+        return config.curriculum.model_copy(update={"seed": seed})
 
     # ------------------------------------------------------------------------------------------------------ models
 
@@ -257,11 +304,12 @@ class Run:
         return [data.template, data.max_length, data.max_prompt_length, data.bad_rows]
 
     def check_models(self) -> None:
-        """Refuse teachers and students that do not fit each other before a weight is loaded."""
+        """Refuse models that do not fit each other, or what is asked of them, before a weight is loaded."""
+        check_evaluation(self.recipe)
         teacher, student = self.recipe.teacher, self.recipe.student
         for named in (teacher, student):
             if named.model:
-                resolve_source(named.model)
+                resolve_source(split_adapter(named.model)[0])
         get_template(self.recipe.data.template, self.tokenizer)
         configs = [load_config(teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code)]
         if student.model:
@@ -269,7 +317,9 @@ class Run:
                 load_config(student.model, revision=student.revision, trust_remote_code=student.trust_remote_code)
             )
         trainings = [*self.recipe.arms.values(), *([student.warm_start] if student.warm_start else [])]
-        if len(configs) == 2 and any(training.needs_teacher for training in trainings):
+        # The student's tokenizer also reads for the teacher where the teacher writes or is evaluated.
+        heard = any(training.needs_teacher or training.method.name == "seqkd" for training in trainings)
+        if len(configs) == 2 and (heard or "teacher" in (self.recipe.evaluation.models or ["teacher"])):
             check_same_kind(*configs)
             tokenizer = load_tokenizer(
                 teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code
@@ -277,6 +327,30 @@ class Run:
             check_same_tokenizer(tokenizer, self.tokenizer, (teacher.model, str(student.model)))
         self.width = shared_vocabulary(configs[0], configs[-1], self.tokenizer)
         self.hidden_size = configs[0].get_text_config().hidden_size
+        for config, model in zip(configs, (teacher.model, student.model), strict=False):
+            self._check_lengths(config, str(model))
+        for training, config in [(teacher.sft, configs[0]), *((training, configs[-1]) for training in trainings)]:
+            if training is not None and training.lora is not None and isinstance(training.lora.targets, list):
+                check_lora_targets(config, training.lora.targets)
+
+    def _check_lengths(self, config: Any, model: str) -> None:
+        """Refuse sequences that are longer than a model's positions."""
+        data, longest = self.recipe.data, position_limit(config)
+        if longest is None:
+            return
+        answer = max(self.recipe.generation.max_new_tokens, self.recipe.reflection.max_new_tokens or 0)
+        for length, setting, remedy in (
+            (data.max_length, "data.max_length", "data.max_length"),
+            (
+                data.max_prompt_length + answer,
+                "data.max_prompt_length plus generation.max_new_tokens",
+                "generation.max_new_tokens",
+            ),
+        ):
+            if length > longest:
+                raise UserError(
+                    f"{setting} is {length}, but model '{model}' takes {longest} tokens. Set a smaller {remedy}."
+                )
 
     # ----------------------------------------------------------------------------------------------------- encoding
 
@@ -306,12 +380,24 @@ def prepare_examples(run: Run) -> str:
     settings = data.model_dump(
         include={"validation_size", "test_size", "train_limit", "validation_limit", "test_limit", "corruption"}
     )
-    return run.once(
+    key = run.once(
         "examples",
         [sources, settings, run.recipe.seed],
         [folder / f"{name}.parquet" for name in SPLITS],
-        lambda: _make_examples(run),
+        lambda: _check_count(parallel.on_main(lambda: _make_examples(run))),
     )
+    parallel.on_main(lambda: map_large([folder / f"{name}.parquet" for name in SPLITS], run.folder / ".mapped"))
+    return key
+
+
+def _check_count(sizes: dict[str, Any]) -> dict[str, Any]:
+    """Refuse more processes than there are training examples."""
+    if parallel.processes() > sizes["train"]:
+        raise UserError(
+            f"{parallel.processes()} processes are more than the {sizes['train']} training examples. "
+            "Start fewer processes, or give more examples."
+        )
+    return sizes
 
 
 def _source_identity(source: SourceConfig | None) -> Any:
@@ -323,11 +409,10 @@ def _source_identity(source: SourceConfig | None) -> Any:
     return [source.model_dump(), digests, platform.python_version() if "pydocs" in [*paths, source.dataset] else ""]
 
 
-def _make_examples(run: Run) -> dict[str, Any]:
-    data, seed = run.recipe.data, run.recipe.seed
-    if not parallel.is_main():
-        return {}
-    splits = _load_splits(run)
+def read_splits(recipe: Recipe) -> dict[str, datasets.Dataset]:
+    """The examples of a recipe by split: read, split, limited and (where asked) corrupted."""
+    data, seed = recipe.data, recipe.seed
+    splits = _load_splits(recipe)
     limits = {"train": data.train_limit, "validation": data.validation_limit, "test": data.test_limit}
     for name, limit in limits.items():
         if limit is not None and limit < len(splits[name]):
@@ -335,6 +420,11 @@ def _make_examples(run: Run) -> dict[str, Any]:
             splits[name] = splits[name].select(chosen)
     if data.corruption:
         splits["train"] = corrupt(splits["train"], data.corruption.share, data.corruption.kinds, seed)
+    return splits
+
+
+def _make_examples(run: Run) -> dict[str, Any]:
+    splits = read_splits(run.recipe)
     known: dict[str, str] = {}
     for name in SPLITS:
         for example in splits[name]["id"]:
@@ -346,15 +436,20 @@ def _make_examples(run: Run) -> dict[str, Any]:
     return {name: len(splits[name]) for name in SPLITS}
 
 
-def _load_splits(run: Run) -> dict[str, datasets.Dataset]:
+def _load_splits(recipe: Recipe) -> dict[str, datasets.Dataset]:
     """Train, validation and test: as the source has them, as the recipe names them, or split off by id."""
-    data, seed = run.recipe.data, run.recipe.seed
+    data, seed = recipe.data, recipe.seed
     loaded = load_source(data.train, seed=seed)
     splits = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
     for name, source in (("validation", data.validation), ("test", data.test)):
         if source is not None:
             other = load_source(source, seed=seed)
             splits[name] = other.get(name, next(iter(other.values()))) if isinstance(other, dict) else other
+    if "train" not in splits:
+        raise UserError(
+            f"data.train has no training rows, only {' and '.join(sorted(splits))}. Give more rows, or say which split "
+            "to train on: data.train.split"
+        )
     missing = {
         name: size
         for name, size in (("validation", data.validation_size), ("test", data.test_size))
@@ -379,18 +474,19 @@ def prepare_teacher(run: Run) -> str:
     teacher = run.recipe.teacher
     identity = model_fingerprint(teacher.model, revision=teacher.revision, adapter=teacher.adapter)
     if teacher.sft is None:
-        return run.once("teacher", [identity], [], lambda: {"parameters": _parameters(teacher.model)})
-    examples = prepare_examples(run)
+        return run.once("teacher", [identity, teacher.dtype], [], lambda: {"parameters": _parameters(teacher.model)})
+    config, examples = teacher.sft, prepare_examples(run)
     work = run.folder / "teacher-sft"
 
     def make() -> dict[str, Any]:
-        with _training(run, "teacher_sft", teacher.sft, work, teacher.model, _load_options(teacher)) as training:
+        with _training(run, "teacher_sft", config, work, teacher.model, _load_options(teacher)) as training:
             summary = train(training, run.folder / "teacher")
-        remove(work) if parallel.is_main() else None
         return {"parameters": _parameters(run.teacher_source), **summary}
 
-    inputs = [identity, teacher.sft.model_dump(), examples, run.encoding, run.recipe.seed]
-    return run.once("teacher", inputs, [run.folder / "teacher"], make, [work])
+    inputs = [identity, teacher.dtype, config.model_dump(), examples, run.encoding, run.recipe.seed]
+    key = run.once("teacher", inputs, [run.folder / "teacher"], make, [work])
+    _tidy(work)
+    return key
 
 
 def prepare_student(run: Run) -> str:
@@ -398,7 +494,8 @@ def prepare_student(run: Run) -> str:
     student = run.recipe.student
     if student.model and not student.drop_layers and not student.warm_start:
         identity = model_fingerprint(student.model, revision=student.revision, adapter=student.adapter)
-        return run.once("student", [identity], [], lambda: {"parameters": _parameters(str(student.model))})
+        taken: list[Any] = [identity, student.dtype]
+        return run.once("student", taken, [], lambda: {"parameters": _parameters(str(student.model))})
     examples, teacher = prepare_examples(run), prepare_teacher(run)
     origin: Any = teacher
     if student.model:
@@ -417,13 +514,21 @@ def prepare_student(run: Run) -> str:
         elif parallel.is_main():
             os.replace(work / "shortened", run.folder / "start")
         parallel.barrier()
-        remove(work) if parallel.is_main() else None
         return {"parameters": _parameters(run.start_source), "dropped_layers": dropped, **summary}
 
-    inputs = [origin, student.drop_layers, warm and warm.model_dump(), examples, run.encoding, run.recipe.seed]
+    inputs: list[Any] = [origin, student.dtype, student.drop_layers, warm and warm.model_dump()]
+    inputs += [examples, run.encoding, run.recipe.seed]
     if warm is not None and (warm.needs_teacher or warm.method.name == "seqkd"):
         inputs.append(teacher)
-    return run.once("student", inputs, [run.folder / "start"], make, [work])
+    key = run.once("student", inputs, [run.folder / "start"], make, [work])
+    _tidy(work)
+    return key
+
+
+def _tidy(work: Path) -> None:
+    """Delete what a finished step no longer needs."""
+    if parallel.is_main():
+        remove(work)
 
 
 def _shorten(run: Run, target: Path) -> str | None:
@@ -467,7 +572,7 @@ def teacher_cache(run: Run) -> TeacherCache | None:
         return None
     dtype = _cache_dtype(run)
     examples = run.encoded("train")
-    needed = cache_bytes(sum(len(response) for response in examples.responses), run.hidden_size, DTYPES[dtype])
+    needed = cache_bytes(examples.response_tokens, run.hidden_size, DTYPES[dtype])
     if needed > cache.limit_gb * 1e9:
         logger.warning(
             "the teacher cache would take %.1f GB, more than cache.limit_gb = %g: the live teacher is used instead",
@@ -490,15 +595,13 @@ def teacher_cache(run: Run) -> TeacherCache | None:
             )
         return {"examples": len(examples), "bytes": needed}
 
-    inputs = [teacher, prepare_examples(run), run.encoding, dtype, str(root)]
-    run.once("cache", inputs, [folder / "meta.json"], make)
-    opened = TeacherCache(folder)
-    if opened.verify():
+    inputs = [teacher, prepare_examples(run), run.encoding, run.width, dtype, cache.dir]
+    run.once("cache", inputs, [], make, needed=[folder / "meta.json"])
+    if parallel.on_main(lambda: bool(TeacherCache(folder).verify()) or not TeacherCache(folder).holds(examples)):
         run._done.pop("cache", None)
-        run.manifest.steps["cache"].pop("finished", None)
-        run.once("cache", inputs, [folder / "meta.json"], make)
-        opened = TeacherCache(folder)
-    return opened
+        run.manifest.steps.get("cache", {}).pop("finished", None)
+        run.once("cache", inputs, [], make, needed=[folder / "meta.json"])
+    return TeacherCache(folder)
 
 
 def make_collator_from(run: Run) -> Any:
@@ -569,18 +672,24 @@ def run_reflection(run: Run) -> str:
     def make() -> dict[str, Any]:
         model = _load(run.start_source, run, run.start_options())
         scores = _reflect(run, model, batches, longest)
-        if parallel.is_main():
-            write_scores(scores, run.scores_file)
-            forget_batches(batches)
         for warning in ranking_warnings(scores):
             logger.warning(warning)
-        return {
-            "mean_rouge_l": round(float(np.mean(scores["rouge_l"])), 4),
-            "mean_ce": round(float(np.mean(scores["ce"])), 4),
-        }
+        summary = {f"mean_{name}": round(float(np.mean(scores[name])), 4) for name in ("rouge_l", "ce")}
+        _keep_scores(scores, run.scores_file, batches)
+        return summary
 
     inputs = [examples, student, run.encoding, longest, run.recipe.generation.batch_size]
     return run.once("reflection", inputs, [run.scores_file], make, [batches])
+
+
+def _keep_scores(scores: datasets.Dataset, path: Path, batches: Path) -> None:
+    """Write the scores; the batches they came from are not needed any more, by any process."""
+    if parallel.is_main():
+        write_scores(scores, path)
+    parallel.barrier()
+    if parallel.is_main():
+        forget_batches(batches)
+    parallel.barrier()
 
 
 def _reflect(run: Run, model: Any, folder: Path | None, longest: int) -> datasets.Dataset:
@@ -599,7 +708,7 @@ def _reflect(run: Run, model: Any, folder: Path | None, longest: int) -> dataset
 
 def run_ranking(run: Run) -> str:
     """Rank the training data and lay out the stages of the main training's curriculum."""
-    curriculum = run.recipe.training.curriculum or Curriculum()
+    curriculum = run.curriculum_of(run.recipe.training) or Curriculum()
     reflection = run_reflection(run)
 
     def make() -> dict[str, Any]:
@@ -620,12 +729,12 @@ def ranked_scores(run: Run, curriculum: Curriculum, scores: Any = None) -> datas
         lengths = {e: len(r) for e, r in zip(*_ids_and_responses(run), strict=True)}
         table = table.add_column("length", [lengths[name] for name in table["id"]])
     return rank(
-        table, k=curriculum.k, by=curriculum.score, seed=curriculum.seed + run.recipe.seed,
+        table, k=curriculum.k, by=curriculum.score, seed=curriculum.seed,
         bad_rows=run.recipe.data.bad_rows,
     )  # fmt: skip
 
 
-def _ids_and_responses(run: Run) -> tuple[list[str], list[list[int]]]:
+def _ids_and_responses(run: Run) -> tuple[list[str], Sequence[list[int]]]:
     examples = run.encoded("train")
     return examples.ids, examples.responses
 
@@ -659,12 +768,27 @@ def _training(
             tokenizer=run.tokenizer,
             validation=run.validation(config),
             stages=stages,
-            seed=run.recipe.seed,
+            seed=run.seed_of(config),
             load_teacher=load_teacher,
+            plain_text=_plain_text(run, config),
             choose_again=again,
             metrics_file=run.folder / "metrics.jsonl",
             progress=update,
         )
+
+
+def _plain_text(run: Run, config: TrainingConfig) -> PlainText | None:
+    """Running text beside the examples, if the recipe has some; the preparing trainings do without."""
+    source = run.recipe.data.plain_text
+    if source is None or config.plain_text_weight == 0 or config not in run.recipe.arms.values():
+        return None
+    if run.encoder_decoder:
+        raise UserError("data.plain_text is for decoder-only models: an encoder-decoder has no loss on running text")
+    loaded = load_source(source, seed=run.recipe.seed)
+    rows = loaded["train"] if isinstance(loaded, datasets.DatasetDict) else loaded
+    texts = [references[0] for references in rows["references"]]
+    blocks = EncodedExamples(encode_plain_text(texts, run.tokenizer, run.recipe.data.max_length))
+    return PlainText(blocks, config.plain_text_weight, config.batch_size)
 
 
 def _teacher_loader(run: Run, cache: TeacherCache | None) -> Callable[[], Teacher]:
@@ -681,20 +805,16 @@ def _stages(
     run: Run, config: TrainingConfig, examples: EncodedExamples, folder: Path
 ) -> tuple[list[Stage], Callable[[Any, Stage], Stage] | None]:
     """The stages of a training, and how to choose their examples anew where it reflects again."""
-    curriculum = config.curriculum
+    curriculum = run.curriculum_of(config)
     if curriculum is None:
         return [Stage(0, list(examples.ids), config.temperature, config.weight)], None
     stages = curriculum.split(ranked_scores(run, curriculum))
 
     def choose_again(model: Any, stage: Stage) -> Stage:
         path = folder / "stages" / str(stage.index) / "scores.parquet"
-        if not path.exists():
+        if not parallel.on_main(path.exists):
             longest = run.recipe.reflection.max_new_tokens or run.recipe.generation.max_new_tokens
-            scores = _reflect(run, model, path.parent / "batches", longest)
-            if parallel.is_main():
-                write_scores(scores, path)
-                forget_batches(path.parent / "batches")
-            parallel.barrier()
+            _keep_scores(_reflect(run, model, path.parent / "batches", longest), path, path.parent / "batches")
         ranked = ranked_scores(run, curriculum, datasets.Dataset(pq.read_table(path)))
         return curriculum.split(ranked)[stage.index]
 
@@ -708,6 +828,8 @@ def train_arm(run: Run, arm: str) -> str:
     student = run.student_folder(arm)
     inputs: list[Any] = [config.model_dump(exclude={"log_to"}), start, prepare_examples(run), run.encoding]
     inputs += [run.recipe.seed, run.recipe.generation.model_dump(exclude={"engine"})]
+    if run.recipe.data.plain_text is not None:
+        inputs.append(_source_identity(run.recipe.data.plain_text))
     if config.needs_teacher or config.method.name == "seqkd":
         inputs += [prepare_teacher(run), _cache_dtype(run) if run.recipe.cache.enabled is not False else None]
     if config.curriculum is not None:
@@ -719,7 +841,6 @@ def train_arm(run: Run, arm: str) -> str:
 
     def make() -> dict[str, Any]:
         with _training(run, arm, config, student.parent, run.start_source, run.start_options()) as training:
-            training.tick = run.tick
             return train(training, student)
 
     return run.once(f"train/{arm}", inputs, [student], make, [student.parent / "stages"])
@@ -733,6 +854,22 @@ def run_training(run: Run) -> dict[str, str]:
 
 
 # ---------------------------------------------------------------------------------------------------------- evaluation
+
+
+def check_evaluation(recipe: Recipe) -> None:
+    """Refuse an evaluation that cannot be done, before the training that it would come after."""
+    known = ("teacher", "student", *recipe.arms)
+    for name in recipe.evaluation.models or []:
+        if name not in known:
+            raise UserError(f"evaluation.models: there is no model '{name}' in this run; {nearest(name, known)}")
+    for named in recipe.evaluation.tasks:
+        if get_task(named.name).runs_code and not recipe.evaluation.allow_code_execution:
+            raise UserError(
+                f"evaluation.tasks: {named.name} runs programs that a model wrote, and you have not allowed that. "
+                "Set evaluation.allow_code_execution=true, or leave the task out."
+            )
+        if named.path and not Path(named.path).expanduser().is_file():
+            raise UserError(f"evaluation.tasks: {named.name}: there is no file '{named.path}'. Check the path.")
 
 
 def benchmarks(run: Run) -> list[Benchmark]:
@@ -769,13 +906,14 @@ def run_evaluation(run: Run) -> str:
         **{arm: (str(run.student_folder(arm)), arms[arm], {}) for arm in run.recipe.arms},
     }
     wanted = settings.models or list(sources)
-    if unknown := [name for name in wanted if name not in sources]:
-        raise UserError(f"evaluation.models: there is no {unknown[0]!r} in this run; it has {', '.join(sources)}")
     folder = run.folder / "evaluation"
 
     def make() -> dict[str, Any]:
         tests = benchmarks(run)
-        contenders = [Contender(name, sources[name][1], _loader(run, *sources[name])) for name in wanted]
+        contenders = [
+            Contender(name, fingerprint(sources[name][1], run.encoding), _loader(run, *sources[name]))
+            for name in wanted
+        ]
         with progress_bar("answers") as update:
 
             def told(title: str, done: int, total: int) -> None:
@@ -784,6 +922,7 @@ def run_evaluation(run: Run) -> str:
 
             evaluate(
                 contenders, tests, folder, batch_size=run.recipe.generation.batch_size, progress=told,
+                shared=run.shared.folder / "answers" if run.shared else None,
                 scoring={"allow_code_execution": True} if settings.allow_code_execution else {},
             )  # fmt: skip
         main = run.recipe.training.label
@@ -836,10 +975,21 @@ def run_report(run: Run) -> Path | None:
 
 def run_all(run: Run) -> Path | None:
     """The whole flow."""
-    prepare_examples(run)
     run.check_models()
+    prepare_examples(run)
     run_evaluation(run)
     return run_report(run)
+
+
+def run_identity(recipe: Recipe) -> list[Any]:
+    """What decides a run's results beside its recipe: the content of the files that the recipe names."""
+    data, models = recipe.data, [recipe.teacher, recipe.student]
+    tasks = [Path(task.path) for task in recipe.evaluation.tasks if task.path]
+    return [
+        [_source_identity(source) for source in (data.train, data.validation, data.test)],
+        [model_fingerprint(m.model, revision=m.revision, adapter=m.adapter) for m in models if m.model],
+        [file_digest(path) for path in tasks if path.is_file()],
+    ]
 
 
 STEPS: dict[str, Callable[[Run], Any]] = {
@@ -857,7 +1007,7 @@ def curate(run: Run, target: Path) -> list[Path]:
 
     Each row has ``id, instruction, input, output, messages, stage, rank, temperature, weight`` as far as they apply.
     """
-    curriculum = run.recipe.training.curriculum or Curriculum()
+    curriculum = run.curriculum_of(run.recipe.training) or Curriculum()
     run_ranking(run)
     stages = curriculum.split(ranked_scores(run, curriculum))
     ranks = {row["id"]: row for row in pq.read_table(run.ranked_file).to_pylist()}
@@ -884,8 +1034,21 @@ def _curated(row: dict[str, Any], ranked: dict[str, Any], stage: Stage) -> dict[
     }  # fmt: skip
 
 
-def _lock(path: Path) -> Any:
-    """Hold the run directory until this process ends, however it ends."""
+def _check_shared(folder: Path) -> None:
+    """Refuse processes that do not see the main process's files."""
+
+    def look() -> None:
+        if not folder.is_dir():
+            raise UserError(
+                f"process {parallel.process()} does not see {folder.absolute()}, where process 0 writes. "
+                "On several machines --run-dir must lie on a file system that all of them share."
+            )
+
+    parallel.together(look)
+
+
+def lock(path: Path, option: str) -> Any:
+    """Hold a directory until this process ends, however it ends; ``option`` is what names another one."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -895,12 +1058,13 @@ def _lock(path: Path) -> Any:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         raise UserError(
-            f"another srd command works in {path.parent}. Wait for it, or choose another --run-dir."
+            f"another srd command works in {path.parent}. Wait for it, or choose another {option}."
         ) from error
     return file
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of what a run depends on."""
     names = ("srd", "torch", "transformers", "accelerate", "peft", "datasets")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 

@@ -64,19 +64,20 @@ def rank(
     """
     if by not in SCORES:
         raise UserError(f"unknown score '{by}' to rank by; {nearest(by, SCORES)}")
-    if k < 0:
+    if not 0 <= k < np.inf:
         raise UserError(f"k of the rank fusion is {k}, but it must be 0 or more")
-    table = _finite_rows(as_table(scores, ["id", "rouge_l", "ce"]), bad_rows)
+    numbers = ["rouge_l", "ce", *(["length"] if by == "length" else [])]
+    table = _finite_rows(as_table(scores, ["id", *numbers]), numbers, bad_rows)
     _check_ids(table)
-    rouge_l = table["rouge_l"].to_numpy().astype(np.float64)
-    ce = table["ce"].to_numpy().astype(np.float64)
+    rouge_l, ce = table["rouge_l"].to_numpy(), table["ce"].to_numpy()
     rank_rouge = average_rank(rouge_l, descending=True)
     rank_ce = average_rank(ce)
     rrf = 1 / (k + rank_rouge) + 1 / (k + rank_ce)
-    difficulty = {"fused": -rrf, "rouge_l": -rouge_l, "ce": ce}.get(by)
     if by == "length":
-        difficulty = as_table(table, ["length"])["length"].to_numpy().astype(np.float64)
-    if difficulty is None:  # random: draw in the order of the ids, so that the rows' order does not matter
+        difficulty = table["length"].to_numpy()
+    elif by != "random":
+        difficulty = {"fused": -rrf, "rouge_l": -rouge_l, "ce": ce}[by]
+    else:  # draw in the order of the ids, so that the rows' order does not matter
         difficulty = np.empty(len(table))
         by_id = pc.sort_indices(table, sort_keys=[("id", "ascending")]).to_numpy()
         difficulty[by_id] = np.random.default_rng(seed).random(len(table))
@@ -102,7 +103,7 @@ def as_table(rows: Any, columns: list[str]) -> pa.Table:
         table = rows
     elif hasattr(rows, "__arrow_c_stream__"):  # pandas, polars and most other frames
         table = pa.table(rows)
-    elif isinstance(rows, list):
+    elif isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
         table = pa.Table.from_pylist(rows)
     else:
         raise UserError(f"cannot rank a {type(rows).__name__}: give a datasets.Dataset, a frame or a list of dicts")
@@ -114,22 +115,20 @@ def as_table(rows: Any, columns: list[str]) -> pa.Table:
     return table
 
 
-def _finite_rows(table: pa.Table, bad_rows: str) -> pa.Table:
-    """Refuse or drop rows with a missing, NaN or infinite score."""
-    table = table.set_column(table.column_names.index("id"), "id", table["id"].cast(pa.string()))
+def _finite_rows(table: pa.Table, numbers: list[str], bad_rows: str) -> pa.Table:
+    """Refuse or drop rows with a missing, NaN or infinite number; ids become strings and numbers float64."""
+    table = _cast(table, "id", pa.string(), "names")
     finite = np.ones(len(table), dtype=bool)
-    for name in ("rouge_l", "ce"):
-        try:
-            column = pc.fill_null(table[name].cast(pa.float64()), float("nan"))
-        except pa.ArrowInvalid as error:
-            raise UserError(f"the column '{name}' does not hold numbers: {error}") from error
+    for name in numbers:
+        table = _cast(table, name, pa.float64(), "numbers")
+        column = pc.fill_null(table[name], float("nan"))
         table = table.set_column(table.column_names.index(name), name, column)
         finite &= np.isfinite(column.to_numpy())
     if finite.all():
         return table
     bad = table.filter(pa.array(~finite))
     shown = ", ".join(
-        f"{row['id']} (rouge_l {row['rouge_l']}, ce {row['ce']})" for row in bad.slice(0, 5).to_pylist()
+        f"{row['id']} ({', '.join(f'{name} {row[name]}' for name in numbers)})" for row in bad.slice(0, 5).to_pylist()
     ) + (" …" if len(bad) > 5 else "")
     if bad_rows == "error":
         raise UserError(
@@ -140,6 +139,14 @@ def _finite_rows(table: pa.Table, bad_rows: str) -> pa.Table:
     if len(bad) == len(table):
         raise UserError("no example has a finite score: there is nothing to rank")
     return table.filter(pa.array(finite))
+
+
+def _cast(table: pa.Table, name: str, kind: pa.DataType, meaning: str) -> pa.Table:
+    try:
+        column = table[name].cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise UserError(f"the column '{name}' does not hold {meaning}: {error}") from error
+    return table.set_column(table.column_names.index(name), name, column)
 
 
 def _check_ids(table: pa.Table) -> None:

@@ -32,7 +32,8 @@ from srd.models.loading import stop_token_ids
 logger = logging.getLogger(__name__)
 
 SCHEMA = pa.schema([("id", pa.string()), ("response", pa.string()), ("rouge_l", pa.float64()), ("ce", pa.float64())])
-MERGE_ROWS = 10_000
+JOINED = "joined.arrow"
+WRITE_ROWS = 10_000
 
 
 def reflect(
@@ -103,14 +104,13 @@ def reflect(
         if progress:
             progress(done, total)
     model.train(was_training)
+    ids = list(examples["id"])
     if folder is None:
-        return _in_order(list(examples["id"]), [parts[number] for number in mine])
+        tables = [pa.Table.from_pydict(parts[number], schema=SCHEMA) for number in mine]
+        return _in_order(ids, datasets.Dataset(pa.concat_tables(tables)))
     parallel.barrier()
-    numbers = range(len(batches))
-    return _in_order(
-        list(examples["id"]),
-        [json.loads((folder / f"batch-{number:07d}.json").read_text(encoding="utf-8")) for number in numbers],
-    )
+    parallel.on_main(lambda: _join(folder, len(batches)))
+    return _in_order(ids, datasets.Dataset.from_file(str(folder / JOINED)))
 
 
 def _reflect_batch(
@@ -132,18 +132,25 @@ def _reflect_batch(
     return {"id": chosen["id"], "response": responses, "rouge_l": scores.tolist(), "ce": losses}
 
 
-def _in_order(ids: list[str], parts: list[dict[str, list[Any]]]) -> datasets.Dataset:
-    """Join the batches by id, in the order of the examples."""
-    table = pa.concat_tables([pa.Table.from_pydict(part, schema=SCHEMA) for part in parts])
-    position = {name: row for row, name in enumerate(table["id"].to_pylist())}
-    order = np.fromiter((position[name] for name in ids), dtype=np.int64, count=len(ids))
-    return datasets.Dataset(table.take(pa.array(order)).combine_chunks())
+def _join(folder: Path, count: int) -> None:
+    """Put the batches' files together in one that is read through a memory map."""
+    with atomic_write(folder / JOINED) as partial, pa.ipc.new_stream(str(partial), SCHEMA) as stream:
+        for number in range(count):
+            part = json.loads((folder / f"batch-{number:07d}.json").read_text(encoding="utf-8"))
+            stream.write_batch(pa.RecordBatch.from_pydict(part, schema=SCHEMA))
+
+
+def _in_order(ids: list[str], scores: datasets.Dataset) -> datasets.Dataset:
+    """Join scores by id, in the order of the examples."""
+    position = {name: row for row, name in enumerate(scores["id"])}
+    return scores.select([position[name] for name in ids])
 
 
 def write_scores(scores: datasets.Dataset, path: Path) -> None:
-    """Write ``scores.parquet`` atomically."""
-    with atomic_write(path) as partial:
-        pq.write_table(scores.with_format("arrow")[:], partial)
+    """Write ``scores.parquet`` atomically, some rows at a time."""
+    with atomic_write(path) as partial, pq.ParquetWriter(partial, SCHEMA) as writer:
+        for table in scores.with_format("arrow").iter(WRITE_ROWS):
+            writer.write_table(table.cast(SCHEMA))
 
 
 def forget_batches(folder: Path) -> None:
@@ -161,8 +168,8 @@ def ranking_warnings(scores: datasets.Dataset) -> list[str]:
     mean, tied = float(rouge.mean()), float(counts.max() / len(rouge))
     if mean < 0.05:
         warnings.append(
-            f"the student's answers have a mean ROUGE-L of {100 * mean:.1f}: it hardly answers at all, and its ranks mean "
-            "little. Warm it up first (student.warm_start) or drop fewer layers."
+            f"the student's answers have a mean ROUGE-L of {100 * mean:.1f}: it hardly answers at all, and its ranks "
+            "mean little. Warm it up first (student.warm_start) or drop fewer layers."
         )
     if tied > 0.5 and len(rouge) > 1:
         warnings.append(

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+
+from srd import parallel
 
 Row = dict[str, Any]  # id, prompt_ids, response_ids
 Author = Literal["data", "student", "buffer"]
@@ -26,6 +28,7 @@ class OnPolicy:
 
     student_share: float
     seed: int = 0
+    keeps: ClassVar[bool] = False  # whether student text is used again
 
     def author(self, step: int, total_steps: int) -> Author:
         """Who writes the batch of this optimizer step."""
@@ -72,6 +75,7 @@ class AdaptiveOffPolicy:
     seed: int = 0
     last_loss: float | None = None
     buffer: list[Row] = field(default_factory=list)
+    keeps: ClassVar[bool] = True
 
     def author(self, step: int, total_steps: int) -> Author:
         """Who writes the batch of this optimizer step."""
@@ -111,27 +115,42 @@ Rollouts = OnPolicy | AdaptiveOffPolicy
 
 
 def replace_responses(
-    rows: list[Row], rollouts: Rollouts, step: int, total_steps: int, write: Callable[[list[Row]], list[list[int]]]
-) -> tuple[list[Row], bool]:
-    """The rows to train on instead of ``rows``, and whether the student wrote them.
+    batches: list[list[Row]],
+    rollouts: Rollouts,
+    step: int,
+    total_steps: int,
+    write: Callable[[list[Row]], list[list[int]]],
+) -> tuple[list[list[Row]], bool]:
+    """The rows to train on instead of an optimizer step's own, and whether the student wrote them.
+
+    How the step is cut into micro-batches and dealt out to processes changes nothing: every process learns what the
+    others wrote, so that their buffers are the same, and takes its part of what is drawn for the whole step.
 
     Args:
-        rows: A micro-batch of the data.
+        batches: This process's micro-batches of the data.
         rollouts: Decides who writes.
         step: Optimizer step, from 0.
         total_steps: Of the whole training.
-        write: Lets the student answer the rows' prompts; token ids, end of sequence included.
+        write: Lets the student answer the rows' prompts; token ids, end of sequence included. Called once on every
+            process, perhaps without rows.
     """
     author = rollouts.author(step, total_steps)
-    if author == "data" or not rows:
-        return rows, False
+    if author == "data":
+        return batches, False
     if author == "buffer":
-        return rollouts.draw(len(rows), step), True
+        sizes = parallel.gather([len(batch) for batch in batches])
+        drawn = iter(rollouts.draw(sum(map(sum, sizes)), step))
+        dealt = [[[next(drawn) for _ in range(size)] for size in turn] for turn in zip(*sizes, strict=True)]
+        return [turn[parallel.process()] for turn in dealt], True
+    rows = [row for batch in batches for row in batch]
+    answers = iter(write(rows))
     written = [
-        {"id": row["id"], "prompt_ids": row["prompt_ids"], "response_ids": response}
-        for row, response in zip(rows, write(rows), strict=True)
+        [{"id": row["id"], "prompt_ids": row["prompt_ids"], "response_ids": next(answers)} for row in batch]
+        for batch in batches
     ]
-    rollouts.add(written, step)
+    if rollouts.keeps:
+        everyone = zip(*parallel.gather(written), strict=True)  # micro-batches in the order of the whole step
+        rollouts.add([row for turn in everyone for part in turn for row in part], step)
     return written, True
 
 

@@ -11,8 +11,11 @@ import pyarrow.csv as pacsv
 import pyarrow.json as pajson
 import pyarrow.parquet as pq
 
-from srd.artifacts import atomic_write
+from srd.artifacts import atomic_write, fingerprint, remove
 from srd.errors import UserError
+
+LARGE_BYTES = 64 << 20  # a parquet file of this size takes several times as much memory
+MAP_ROWS = 1_000
 
 
 def read_table(path: Path) -> pa.Table:
@@ -33,6 +36,31 @@ def read_table(path: Path) -> pa.Table:
     except pa.ArrowInvalid as error:
         raise UserError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
     raise UserError(f"{path}: unknown ending '{path.suffix}'. Use .parquet, .csv or .jsonl")
+
+
+def map_large(paths: list[Path], folder: Path) -> None:
+    """Copy large parquet files to ``folder`` in Arrow's own format, which can be read through a memory map."""
+    for path in paths:
+        target = _mapped(path, folder)
+        if path.stat().st_size < LARGE_BYTES or target.exists():
+            continue
+        for older in folder.glob(f"{path.stem}-*"):
+            remove(older)
+        source = pq.ParquetFile(path)
+        with atomic_write(target) as partial, pa.ipc.new_stream(str(partial), source.schema_arrow) as stream:
+            for batch in source.iter_batches(MAP_ROWS):
+                stream.write_batch(batch)
+
+
+def open_mapped(path: Path, folder: Path) -> datasets.Dataset:
+    """Open a parquet file: through the memory map that `map_large` made, or in memory where there is none."""
+    mapped = _mapped(path, folder)
+    return datasets.Dataset.from_file(str(mapped)) if mapped.exists() else datasets.Dataset(pq.read_table(path))
+
+
+def _mapped(path: Path, folder: Path) -> Path:
+    state = path.stat()
+    return folder / f"{path.stem}-{fingerprint(state.st_size, state.st_mtime_ns)}.arrow"
 
 
 def write_table(rows: datasets.Dataset, path: Path) -> None:

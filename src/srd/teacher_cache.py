@@ -7,10 +7,12 @@ teacher, tokenizer, template or text never meets it, and objectives, stages, see
 
 Folder ``<root>/<key>/``::
 
-    meta.json                    what it was made from
+    meta.json                    what the head does after its product, and the head's checksum (written after it)
     head.safetensors             the teacher's head: all of the teacher that training needs
     plan-<request>.json          how a request was cut into shards, so that a killed build continues with the same
     <shard>.safetensors, .json   hidden states [tokens, d]; their examples, lengths and checksum (written last)
+
+Each JSON file carries a checksum of its own content as well. What does not agree is built again, never trained on.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ from srd.models.head import head_weights, response_hidden, verify_head
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 SHARD_BATCHES = 16  # a killed build loses at most this much work of one process
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -52,6 +54,21 @@ def example_key(prompt_ids: Sequence[int], response_ids: Sequence[int]) -> str:
 def cache_bytes(tokens: int, hidden_size: int, dtype: torch.dtype) -> int:
     """Bytes that the hidden states of so many response tokens take."""
     return tokens * hidden_size * dtype.itemsize
+
+
+def _write_sealed(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON with a checksum of its content."""
+    write_json(path, {**content, "seal": fingerprint(content)})
+
+
+def _read_sealed(path: Path) -> dict[str, Any]:
+    """Read what `_write_sealed` wrote; nothing where it is missing or damaged."""
+    try:
+        content: dict[str, Any] = read_json(path, {})
+        seal = content.pop("seal", None)
+    except (ValueError, AttributeError):  # no JSON, or no object
+        return {}
+    return content if seal == fingerprint(content) else {}
 
 
 @dataclass(frozen=True)
@@ -70,18 +87,22 @@ class TeacherCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.meta: dict[str, Any] = read_json(folder / "meta.json", {})
+        self.meta = _read_sealed(folder / "meta.json")
         self.places: dict[str, _Place] = {}
         self._open: dict[str, Any] = {}
         for index in sorted(folder.glob("shard-*.json")):
-            content = read_json(index)
+            content = _read_sealed(index)
             start = 0
-            for key, length in zip(content["keys"], content["lengths"], strict=True):
+            for key, length in zip(content.get("keys", []), content.get("lengths", []), strict=True):
                 self.places[key] = _Place(index.stem, start, length)
                 start += length
 
     def __contains__(self, key: str) -> bool:
         return key in self.places
+
+    def holds(self, examples: EncodedExamples) -> bool:
+        """Whether every one of these examples is in the cache."""
+        return all(example_key(p, r) in self for p, r in zip(examples.prompts, examples.responses, strict=True))
 
     def hidden(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Tensor:
         """The teacher's last hidden states at an example's response positions, ``[len(response_ids), d]``.
@@ -106,21 +127,25 @@ class TeacherCache:
         return HeadWeights(tensors["weight"], tensors.get("bias"), self.meta["scale"], self.meta["softcap"])
 
     def verify(self) -> list[str]:
-        """Compare every shard with its checksum; damaged ones are removed, named in a warning and returned."""
-        indices = sorted(self.folder.glob("shard-*.json"))
+        """Compare every file with its checksum; damaged ones are removed, named in a warning and returned.
+
+        For one process at a time, as it removes files.
+        """
+        described = {index: index.with_suffix(".safetensors") for index in sorted(self.folder.glob("shard-*.json"))}
+        if (self.folder / "meta.json").exists():
+            described[self.folder / "meta.json"] = self.folder / "head.safetensors"
 
         def intact(index: Path) -> bool:
-            shard = index.with_suffix(".safetensors")
-            return shard.exists() and file_digest(shard) == read_json(index)["digest"]
+            content, tensors = _read_sealed(index), described[index]
+            return bool(content) and tensors.exists() and file_digest(tensors) == content["digest"]
 
         with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter lock
-            damaged = [index for index, fine in zip(indices, pool.map(intact, indices), strict=True) if not fine]
+            damaged = [index for index, fine in zip(described, pool.map(intact, described), strict=True) if not fine]
         for index in damaged:
-            logger.warning("teacher cache: %s is damaged and will be built again", index.with_suffix(".safetensors"))
-            if parallel.is_main():
-                remove(index)
-                remove(index.with_suffix(".safetensors"))
-        return [index.stem for index in damaged]
+            logger.warning("teacher cache: %s is damaged and will be built again", described[index])
+            remove(index)
+            remove(described[index])
+        return [described[index].stem for index in damaged]
 
 
 def cache_folder(root: Path, teacher_fingerprint: str, dtype: str) -> Path:
@@ -130,8 +155,7 @@ def cache_folder(root: Path, teacher_fingerprint: str, dtype: str) -> Path:
 
 def open_verified(folder: Path) -> TeacherCache:
     """Open a cache after checking every shard against its checksum."""
-    TeacherCache(folder).verify()
-    parallel.barrier()
+    parallel.on_main(TeacherCache(folder).verify)
     return TeacherCache(folder)
 
 
@@ -165,10 +189,11 @@ def build_cache(
     folder.mkdir(parents=True, exist_ok=True)
     cache = open_verified(folder)
     keys = [example_key(p, r) for p, r in zip(examples.prompts, examples.responses, strict=True)]
-    shards = _plan(folder, cache, keys, examples, batch_size)
-    todo = [(name, batches) for name, batches in shards if not (folder / f"{name}.json").exists()]
+    shards = parallel.on_main(lambda: _plan(folder, cache, keys, examples, batch_size))
+    done_before = parallel.on_main(lambda: {path.stem for path in folder.glob("shard-*.json")})
+    todo = [(name, batches) for name, batches in shards if name not in done_before]
     mine = todo[parallel.process() :: parallel.processes()]
-    if todo:
+    if todo or not (folder / "meta.json").exists():
         teacher = load_teacher()
         stored = next(teacher.parameters()).dtype if dtype == "auto" else DTYPES[dtype]
         _write_head(folder, teacher, examples, collator)
@@ -195,15 +220,13 @@ def _plan(
 ) -> list[tuple[str, list[list[int]]]]:
     """Shards to build as (name, batches of indices). The plan is kept, so that a continued build is the same."""
     path = folder / f"plan-{fingerprint(keys, batch_size)}.json"
-    batches: list[list[int]] | None = read_json(path)
+    batches: list[list[int]] | None = _read_sealed(path).get("batches")
     if batches is None or any(keys[i] not in cache for i in _absent(keys, batches)):
         first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in cache}
         missing = sorted(first.values())
         lengths = examples.lengths
         batches = [[missing[i] for i in b] for b in length_sorted_batches([lengths[i] for i in missing], batch_size)]
-        if parallel.is_main():
-            write_json(path, batches)
-        parallel.barrier()
+        _write_sealed(path, {"batches": batches})
     shards = [batches[start : start + SHARD_BATCHES] for start in range(0, len(batches), SHARD_BATCHES)]
     return [(f"shard-{fingerprint([keys[i] for b in shard for i in b])}", shard) for shard in shards]
 
@@ -247,18 +270,15 @@ def _write_head(folder: Path, teacher: Any, examples: EncodedExamples, collator:
         tensors["bias"] = head.bias.detach().cpu().contiguous()
     with atomic_write(folder / "head.safetensors") as partial:
         save_file(tensors, partial)
-    hidden_size = head.weight.shape[1]
-    write_json(
-        folder / "meta.json",
-        {"format": FORMAT, "hidden_size": hidden_size, "scale": head.scale, "softcap": head.softcap},
-    )
+    digest = file_digest(folder / "head.safetensors")
+    _write_sealed(folder / "meta.json", {"digest": digest, "scale": head.scale, "softcap": head.softcap})
 
 
 def _write_shard(folder: Path, name: str, states: Tensor, keys: list[str], lengths: list[int]) -> None:
     path = folder / f"{name}.safetensors"
     with atomic_write(path) as partial:
         save_file({"hidden": states.contiguous()}, partial)
-    write_json(folder / f"{name}.json", {"digest": file_digest(path), "keys": keys, "lengths": lengths})
+    _write_sealed(folder / f"{name}.json", {"digest": file_digest(path), "keys": keys, "lengths": lengths})
 
 
 def _check_disk(folder: Path, needed: int) -> None:

@@ -6,28 +6,34 @@ hidden states or the live model), student-written batches, and validation by ROU
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from srd import parallel
 from srd.artifacts import atomic_write, read_json, remove, write_json
 from srd.data.batching import Collator, EncodedExamples, LengthBatches, length_sorted_batches
 from srd.errors import RunError
 from srd.loss import HeadWeights, LossParts, LossSettings, head_loss, logits_loss
 from srd.metrics import rouge_l_many
-from srd.models.generation import Decoding, decode_batch, generate, padding_id
+from srd.models.generation import Decoding, decode_batch, decoder_start, generate, padding_id
 from srd.models.head import cross_entropy, head_weights, plain_head, response_hidden, response_logits
 from srd.models.loading import stop_token_ids
+from srd.models.sharding import check_sharding, shard_for_inference, shared_embeddings_together, whole_model
 from srd.rollouts import Rollouts, replace_responses
+
+STATE_FILE = "distillation.json"  # what a checkpoint of ours holds beside the Trainer's own files
 
 
 @dataclass
@@ -41,6 +47,7 @@ class Teacher:
 
     head: HeadWeights
     model: Any = None
+    _sharded: bool = field(default=False, init=False)
 
     @classmethod
     def live(cls, model: Any, width: int | None = None) -> Teacher:
@@ -49,12 +56,23 @@ class Teacher:
         head = head_weights(model)
         return cls(head.cut(width) if width else head, model)
 
+    def shard(self) -> None:
+        """Spread the live model's weights over the processes; the head stays whole on each."""
+        if self.model is not None and not self._sharded:
+            head = self.head
+            bias = None if head.bias is None else head.bias.detach().clone()
+            self.head = HeadWeights(head.weight.detach().clone(), bias, head.scale, head.softcap, head.width)
+            shard_for_inference(self.model)
+            self._sharded = True
+
     @torch.no_grad()
     def hidden(self, batch: dict[str, Any]) -> Tensor:
         """Last hidden states at the batch's response positions, ``[N, d]``."""
         cached: Tensor | None = batch.get("teacher_hidden")
         if cached is not None:
             return cached
+        if self.model is None and not len(batch["targets"]):  # a micro-batch without examples
+            return torch.zeros(0, self.head.weight.shape[1], device=batch["targets"].device)
         assert self.model is not None, "neither a teacher cache nor a live teacher"
         return response_hidden(self.model, batch)
 
@@ -78,13 +96,28 @@ class Validation:
     generate: bool = True
 
 
+@dataclass
+class PlainText:
+    """Running text for a language-modelling loss beside the distillation (MiniLLM, arXiv 2306.08543, section 2.2).
+
+    Attributes:
+        examples: Blocks from `srd.data.encoding.encode_plain_text`.
+        weight: Of their mean cross-entropy a token, added to the loss.
+        batch_size: Blocks in one optimizer step, over all processes.
+    """
+
+    examples: EncodedExamples
+    weight: float
+    batch_size: int
+
+
 class DistillTrainer(Trainer):
     """A `transformers.Trainer` that distils.
 
     Args:
         model: The student.
-        args: TrainingArguments; ``per_device_train_batch_size`` times ``gradient_accumulation_steps`` times processes is
-            the number of examples in an optimizer step.
+        args: TrainingArguments; ``per_device_train_batch_size`` times ``gradient_accumulation_steps`` times processes
+            is the number of examples in an optimizer step.
         train_dataset: Encoded examples, with a teacher cache or without.
         tokenizer: Shared by teacher and student.
         settings: Objective, temperature, weight. ``LossSettings()`` is plain fine-tuning.
@@ -94,6 +127,7 @@ class DistillTrainer(Trainer):
         rollouts: Who writes the responses; None: the data does.
         rollout_decoding: How the student writes.
         subset: Draw so many examples anew in every epoch; None: all.
+        plain_text: Running text for an extra language-modelling loss.
         log_row: Called with every logged row.
 
     Loss and gradient are sums over tokens divided by the valid tokens of the whole optimizer step: how it is split
@@ -114,6 +148,7 @@ class DistillTrainer(Trainer):
         rollouts: Rollouts | None = None,
         rollout_decoding: Decoding | None = None,
         subset: int | None = None,
+        plain_text: PlainText | None = None,
         log_row: Callable[[dict[str, Any]], None] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
@@ -133,6 +168,7 @@ class DistillTrainer(Trainer):
         self.validation = validation
         self.rollouts = rollouts
         self.rollout_decoding = rollout_decoding or Decoding()
+        self.plain_text = plain_text
         self.log_row = log_row
         self.model_accepts_loss_kwargs = True  # our loss is divided by the items of the whole step
         self.loss_is_scaled_for_ga = True
@@ -147,6 +183,9 @@ class DistillTrainer(Trainer):
             process=args.process_index,
             processes=args.world_size,
         )
+        check_sharding(self.accelerator)
+        if teacher is not None and self.is_fsdp_enabled:
+            teacher.shard()
         self.remove_callback(PrinterCallback)
         self.add_callback(_EpochOrder(self.batches))
         self._parts: list[tuple[Tensor, Tensor]] = []
@@ -172,45 +211,68 @@ class DistillTrainer(Trainer):
     ) -> tuple[list[dict[str, Any]], Tensor]:
         """Fetch an optimizer step's micro-batches, let the student write if it is its turn, and count the tokens."""
         samples = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        for batch in samples:
-            rows = batch.pop("rows")
-            if self.rollouts is None:
-                continue
+        rows = [batch.pop("rows") for batch in samples]
+        if self.rollouts is not None:
             written, by_student = replace_responses(
                 rows, self.rollouts, self.state.global_step, self.state.max_steps, self._write
             )
-            if by_student:
-                batch.clear()
-                batch.update(self.collator(written))
-                batch["ids"] = [row["id"] for row in written]
-                batch["reference"] = torch.zeros(len(batch["targets"]))
+            samples = [self._student_batch(own) for own in written] if by_student else samples
         items = torch.tensor(sum(len(batch["targets"]) for batch in samples), device=device)
         if self.args.world_size > 1:
             items = self.accelerator.reduce(items, "sum")
+        if self.plain_text is not None and samples:
+            samples[0]["plain_text"] = self._plain_batch(self.plain_text)
         return samples, items.clamp(min=1)
+
+    def _plain_batch(self, text: PlainText) -> dict[str, Any]:
+        """This process's share of the running text of an optimizer step, and the tokens of the whole."""
+        random = np.random.default_rng([self.args.seed, self.state.global_step])
+        chosen = random.choice(len(text.examples), text.batch_size, replace=text.batch_size > len(text.examples))
+        own = chosen[self.args.process_index :: self.args.world_size]
+        items = sum(len(text.examples.responses[i]) for i in chosen)
+        return {**self.collator([text.examples[int(i)] for i in own]), "items": torch.tensor(items)}
+
+    def _student_batch(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """A micro-batch of text that the student wrote itself."""
+        batch = {**self.collator(rows), "ids": [row["id"] for row in rows]}
+        return {**batch, "reference": torch.zeros(len(batch["targets"]))}
 
     @torch.no_grad()
     def _write(self, rows: list[dict[str, Any]]) -> list[list[int]]:
         """Let the student answer prompts as it is now; the answers keep their end of sequence."""
-        student = self.accelerator.unwrap_model(self.model)
-        student.eval()
         decoding = Decoding(
             self.rollout_decoding.max_new_tokens,
             self.rollout_decoding.temperature,
             self.rollout_decoding.top_p,
             seed=self.args.seed + self.state.global_step,
         )
-        answers, _ = decode_batch(
-            student,
-            [row["prompt_ids"] for row in rows],
-            [row["id"] for row in rows],
-            decoding,
-            stop_token_ids(student, self.tokenizer),
-            padding_id(self.tokenizer),
-            width=len(self.tokenizer),
-        )
-        student.train()
+        answers: list[list[int]] = []
+        with self.whole_student() as student:
+            student.eval()
+            for start in range(0, len(rows), self.args.per_device_train_batch_size):
+                part = rows[start : start + self.args.per_device_train_batch_size]
+                written, _ = decode_batch(
+                    student,
+                    [row["prompt_ids"] for row in part],
+                    [row["id"] for row in part],
+                    decoding,
+                    stop_token_ids(student, self.tokenizer),
+                    padding_id(self.tokenizer),
+                    width=len(self.tokenizer),
+                )
+                answers += written
+            student.train()
         return answers
+
+    @contextlib.contextmanager
+    def whole_student(self) -> Iterator[Any]:
+        """The student with all its weights on this process, as generation needs it; every process must take part."""
+        with whole_model(self.model, self.accelerator) as student:
+            yield student
+
+    def _prepare_for_training(self, *arguments: Any, **named: Any) -> Any:
+        with shared_embeddings_together(self.model) if self.is_fsdp_enabled else contextlib.nullcontext():
+            return super()._prepare_for_training(*arguments, **named)
 
     # --------------------------------------------------------------------------------------------------------- loss
 
@@ -225,25 +287,31 @@ class DistillTrainer(Trainer):
         count = len(inputs["targets"]) if num_items_in_batch is None else num_items_in_batch
         items = torch.as_tensor(count, device=inputs["targets"].device).clamp(min=1)
         loss, parts = self.loss_of(model, inputs, items)
+        plain = inputs.get("plain_text")
+        if plain is not None and self.plain_text is not None:
+            language_loss, _ = self.loss_of(model, plain, plain["items"], LossSettings())
+            loss = loss + self.plain_text.weight * language_loss
         if not torch.isfinite(loss):
             raise RunError(
-                f"the loss is {loss.item()} at step {self.state.global_step} (stage folder {self.args.output_dir}), with "
-                f"the examples {inputs.get('ids', [])[:16]}. Look at these rows; a lower training.learning_rate or a "
-                "wider training.precision often helps."
+                f"the loss is {loss.item()} at step {self.state.global_step} (stage folder {self.args.output_dir}), "
+                f"with the examples {inputs.get('ids', [])[:16]}. Look at these rows; a lower training.learning_rate or "
+                "a wider training.precision often helps."
             )
         self._parts.append((parts.ce.sum() / items, parts.kd.sum() / items))
         # DDP averages gradients over processes, but our sum is divided by the global count already.
         return loss * self.accelerator.num_processes if self.accelerator.num_processes > 1 else loss
 
-    def loss_of(self, model: Any, inputs: dict[str, Any], items: Tensor) -> tuple[Tensor, LossParts]:
+    def loss_of(
+        self, model: Any, inputs: dict[str, Any], items: Tensor, settings: LossSettings | None = None
+    ) -> tuple[Tensor, LossParts]:
         """The loss through the student's head where it can be reached, else through the model's own logits."""
         core = self.accelerator.unwrap_model(model)
-        settings, reference = self.settings, inputs.get("reference")
+        settings, reference = settings or self.settings, inputs.get("reference")
         teacher_hidden = teacher_head = None
         if settings.objective and self.teacher is not None:
             teacher_hidden, teacher_head = self.teacher.hidden(inputs), self._teacher_head(inputs["targets"].device)
         width = teacher_head.vocabulary if teacher_head else None
-        extra = {"teacher_hidden": teacher_hidden, "teacher_head": teacher_head, "reference": reference}
+        extra: dict[str, Any] = {"teacher_hidden": teacher_hidden, "teacher_head": teacher_head, "reference": reference}
         if self._head_is_reachable(core):
             hidden = response_hidden(model, inputs, core=core)
             return head_loss(hidden, head_weights(core, width), inputs["targets"], settings, items, **extra)
@@ -270,23 +338,26 @@ class DistillTrainer(Trainer):
         """Cross-entropy and ROUGE-L of greedy answers on the validation examples."""
         assert self.validation is not None
         started = time.perf_counter()
-        model = self.accelerator.unwrap_model(self.model)
-        metrics = {f"{metric_key_prefix}_loss": validation_loss(model, self.validation, self.collator)}
-        if self.validation.generate:
-            answers = generate(
-                model,
-                self.tokenizer,
-                self.validation.examples.prompts,
-                self.validation.examples.ids,
-                self.validation.decoding,
-                batch_size=self.validation.batch_size,
-            )
-            metrics[f"{metric_key_prefix}_rouge_l"] = float(rouge_l_many(answers, self.validation.references).mean())
+        with self.whole_student() as model:
+            metrics = {f"{metric_key_prefix}_loss": validation_loss(model, self.validation, self.collator)}
+            if self.validation.generate:
+                answers = generate(
+                    model,
+                    self.tokenizer,
+                    self.validation.examples.prompts,
+                    self.validation.examples.ids,
+                    self.validation.decoding,
+                    batch_size=self.validation.batch_size,
+                    share=True,
+                )
+                scores = rouge_l_many(answers, self.validation.references)
+                metrics[f"{metric_key_prefix}_rouge_l"] = float(scores.mean())
         if self.rollouts is not None:
             self.rollouts.observe(metrics[f"{metric_key_prefix}_loss"])
         self.validation_seconds += time.perf_counter() - started
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
+        self.control = control
         return metrics
 
     @property
@@ -299,7 +370,10 @@ class DistillTrainer(Trainer):
         if "loss" in logs and self._parts:
             # Micro-batches of one step add up; the mean is over the steps since the last log.
             steps = len(self._parts) / self.args.gradient_accumulation_steps
-            ce, kd = (float(torch.stack(part).sum() / steps) for part in zip(*self._parts, strict=True))
+            sums = torch.stack([torch.stack(part).sum() for part in zip(*self._parts, strict=True)])
+            if self.args.world_size > 1:
+                sums = self.accelerator.reduce(sums, "sum")
+            ce, kd = (sums / steps).tolist()
             logs = {**logs, "ce_loss": ce, "kd_loss": kd}
             self._parts.clear()
         super().log(logs, start_time)
@@ -309,15 +383,13 @@ class DistillTrainer(Trainer):
 
     # -------------------------------------------------------------------------------------------------- checkpoints
 
-    def _state_file(self, checkpoint: Path) -> Path:
-        return checkpoint / f"distillation-{self.args.process_index}.json"
-
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         folder.mkdir(parents=True, exist_ok=True)
-        state = {"seconds": self.seconds, "validation_seconds": self.validation_seconds}
+        state: dict[str, Any] = {"seconds": self.seconds, "validation_seconds": self.validation_seconds}
         state["rollouts"] = self.rollouts.state() if self.rollouts is not None else {}
-        write_json(self._state_file(folder), state)
+        if self.is_world_process_zero():  # the same on all, so that a run may go on with another number of processes
+            write_json(folder / STATE_FILE, state)
         super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -326,8 +398,8 @@ class DistillTrainer(Trainer):
 
     def resume(self) -> Any:
         """Train, going on from the last complete checkpoint of the output folder if there is one."""
-        checkpoint = last_checkpoint(Path(self.args.output_dir))
-        state = read_json(self._state_file(checkpoint)) if checkpoint else None
+        checkpoint = parallel.on_main(lambda: last_checkpoint(Path(self.args.output_dir)))
+        state = read_json(checkpoint / STATE_FILE) if checkpoint else None
         if state:
             self._seconds_before, self.validation_seconds = state["seconds"], state["validation_seconds"]
             if self.rollouts is not None:
@@ -358,11 +430,7 @@ class _WithRows:
 
 def make_collator(model: Any, tokenizer: PreTrainedTokenizerBase) -> Collator:
     """The collator that fits a model: decoder-only or encoder-decoder."""
-    start = None
-    if model.config.is_encoder_decoder:
-        start = model.generation_config.decoder_start_token_id
-        start = model.config.decoder_start_token_id if start is None else start
-    return Collator(padding_id(tokenizer), start)
+    return Collator(padding_id(tokenizer), decoder_start(model) if model.config.is_encoder_decoder else None)
 
 
 @torch.no_grad()
@@ -371,15 +439,18 @@ def validation_loss(model: Any, validation: Validation, collator: Collator) -> f
     device = next(model.parameters()).device
     examples, training = validation.examples, model.training
     model.eval()
-    total, count = 0.0, 0
-    for rows in length_sorted_batches(examples.lengths, validation.batch_size):
+    sums: list[tuple[float, int]] = []
+    batches = length_sorted_batches(examples.lengths, validation.batch_size)
+    for rows in batches[parallel.process() :: parallel.processes()]:
         plain = [{"prompt_ids": examples.prompts[i], "response_ids": examples.responses[i]} for i in rows]
         batch = {name: value.to(device) for name, value in collator(plain).items()}
         losses = cross_entropy(response_hidden(model, batch), head_weights(model), batch["targets"])
-        total += float(losses.double().sum())
-        count += len(losses)
+        sums.append((float(losses.double().sum()), len(losses)))
     model.train(training)
-    return total / max(1, count)
+    # Put together in the order of the batches: the same to the last bit on any number of processes.
+    everyone = parallel.gather(sums)
+    ordered = [everyone[number % len(everyone)][number // len(everyone)] for number in range(len(batches))]
+    return sum(total for total, _ in ordered) / max(1, sum(count for _, count in ordered))
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
+import datasets
 import numpy as np
+import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -91,18 +94,66 @@ class LengthBatches(Sampler[list[int]]):
         return -(-self.count // self.batch_size) * self.accumulation
 
 
+class TokenLists(Sequence[list[int]]):
+    """Lists of token ids that stay in Arrow's memory, often a memory-mapped file, until one of them is read.
+
+    A million Python lists of integers take tens of gigabytes; these take four bytes a token, on disk where the data set
+    is on disk.
+
+    Args:
+        column: An Arrow column of integer lists.
+        order: Rows of the column in the order of this sequence; None: as they are.
+    """
+
+    def __init__(self, column: pa.ChunkedArray, order: NDArray[np.int64] | None = None) -> None:
+        self._column = column
+        self._offsets = [chunk.offsets.to_numpy() for chunk in column.chunks]
+        self._values = [chunk.values.to_numpy() for chunk in column.chunks]
+        self._starts = np.cumsum([0, *map(len, column.chunks)])
+        self._order = np.arange(len(column)) if order is None else order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @overload
+    def __getitem__(self, index: int) -> list[int]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[list[int]]: ...
+
+    def __getitem__(self, index: int | slice) -> list[int] | list[list[int]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = self._order[index]
+        chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
+        place = row - self._starts[chunk]
+        start, end = self._offsets[chunk][place : place + 2]
+        tokens: list[int] = self._values[chunk][start:end].tolist()
+        return tokens
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each list, without reading any."""
+        parts = [np.diff(offsets) for offsets in self._offsets]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *parts])[self._order]
+
+    def take(self, rows: Sequence[int]) -> TokenLists:
+        """The lists at these places, in this order."""
+        return TokenLists(self._column, self._order[np.asarray(rows, dtype=np.int64)])
+
+
 class EncodedExamples(Dataset[dict[str, Any]]):
     """Encoded examples as a torch data set, with the teacher's hidden states where there is a cache.
 
     Args:
-        rows: ``id, prompt_ids, response_ids`` of `srd.data.encoding.Encoder.encode`.
+        rows: ``id, prompt_ids, response_ids`` of `srd.data.encoding.Encoder.encode`, left where they are; or lists.
         teacher: The teacher cache, or None.
     """
 
     def __init__(self, rows: Any, teacher: HiddenSource | None = None) -> None:
         self.ids: list[str] = list(rows["id"])
-        self.prompts: list[list[int]] = list(rows["prompt_ids"])
-        self.responses: list[list[int]] = list(rows["response_ids"])
+        self.prompts: Sequence[list[int]] = _token_lists(rows, "prompt_ids")
+        self.responses: Sequence[list[int]] = _token_lists(rows, "response_ids")
         self.teacher = teacher
 
     def __len__(self) -> int:
@@ -122,16 +173,35 @@ class EncodedExamples(Dataset[dict[str, Any]]):
     @property
     def lengths(self) -> list[int]:
         """Tokens of prompt and response of each example."""
-        return [len(p) + len(r) for p, r in zip(self.prompts, self.responses, strict=True)]
+        return [p + r for p, r in zip(_lengths(self.prompts), _lengths(self.responses), strict=True)]
+
+    @property
+    def response_tokens(self) -> int:
+        """Tokens of all responses."""
+        return sum(_lengths(self.responses))
 
     def subset(self, ids: Sequence[str]) -> EncodedExamples:
         """The examples with these ids, in this order."""
         position = {name: index for index, name in enumerate(self.ids)}
         chosen = [position[name] for name in ids]
-        columns = ("ids", "prompts", "responses")
-        names = ("id", "prompt_ids", "response_ids")
-        rows = {name: [getattr(self, column)[i] for i in chosen] for name, column in zip(names, columns, strict=True)}
-        return EncodedExamples(rows, self.teacher)
+        tokens = {"prompt_ids": _take(self.prompts, chosen), "response_ids": _take(self.responses, chosen)}
+        return EncodedExamples({"id": list(ids), **tokens}, self.teacher)
+
+
+def _token_lists(rows: Any, column: str) -> Sequence[list[int]]:
+    if isinstance(rows, datasets.Dataset):
+        rows = rows if rows._indices is None else rows.flatten_indices()
+        return TokenLists(rows.data.column(column))
+    lists: Sequence[list[int]] = rows[column]
+    return lists if isinstance(lists, TokenLists) else list(lists)
+
+
+def _take(lists: Sequence[list[int]], rows: list[int]) -> Sequence[list[int]]:
+    return lists.take(rows) if isinstance(lists, TokenLists) else [lists[row] for row in rows]
+
+
+def _lengths(lists: Sequence[list[int]]) -> list[int]:
+    return lists.lengths.tolist() if isinstance(lists, TokenLists) else [len(tokens) for tokens in lists]
 
 
 class Collator:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from srd.data.templates import Segment, Template
+from srd.data.templates import Segment, Template, get_template
 from srd.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,16 @@ class Encoder:
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no end-of-sequence token, so that a student could never learn to stop")
 
+    def with_template(self, name: str) -> Encoder:
+        """The same encoder with another template, by name or as a text of one's own."""
+        return Encoder(
+            self.tokenizer,
+            get_template(name, self.tokenizer),
+            max_length=self.max_length,
+            max_prompt_length=self.max_prompt_length,
+            encoder_decoder=self.encoder_decoder,
+        )
+
     def _ids(self, texts: list[str], *, special: bool) -> list[list[int]]:
         if not texts:
             return []
@@ -87,7 +97,7 @@ class Encoder:
                 if excess <= 0:
                     return text, self._ids([text], special=special)[0]
                 content = content[: max(0, len(content) - excess)]
-                parts[position] = self.tokenizer.decode(content, skip_special_tokens=False)
+                parts[position] = self._text(content)
             parts[position] = ""
         text = "".join(parts)
         ids = self._ids([text], special=special)[0]
@@ -97,6 +107,11 @@ class Encoder:
                 f"is {self.max_prompt_length}. Raise it, or use a shorter template."
             )
         return text, ids
+
+    def _text(self, content: list[int]) -> str:
+        """The text of the first tokens of a content, less a last character that was cut within its bytes."""
+        text = self.tokenizer.decode(content, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(text).rstrip("\ufffd")
 
     def responses(
         self, rows: Sequence[dict[str, Any]], prompt_ids: list[list[int]], prompt_texts: list[str], responses: list[str]
@@ -175,6 +190,33 @@ class Encoder:
                 answers, len(encoded), self.max_length,
             )  # fmt: skip
         return encoded
+
+
+def encode_plain_text(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> dict[str, list[Any]]:
+    """Running text as blocks of ``max_length`` tokens: texts end to end, each closed by an end of sequence.
+
+    Returns:
+        ``id, prompt_ids, response_ids``: the first token of a block is its prompt, the others are to be predicted.
+
+    Raises:
+        UserError: there is less than one block of text.
+    """
+    stream: list[int] = []
+    for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]:
+        stream += [*ids, tokenizer.eos_token_id]
+    blocks = [stream[start : start + max_length] for start in range(0, len(stream) - max_length + 1, max_length)]
+    if not blocks:
+        raise UserError(
+            f"data.plain_text has {len(stream)} tokens, less than one block of data.max_length ({max_length}). "
+            "Give more text, or leave data.plain_text out."
+        )
+    return {
+        "id": [f"plain-{number}" for number in range(len(blocks))],
+        "prompt_ids": [block[:1] for block in blocks],
+        "response_ids": [block[1:] for block in blocks],
+    }
 
 
 def _without_end(tokens: list[int], end: int) -> list[int]:

@@ -31,7 +31,7 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings) -> PeftModel:
     """
     targets = settings.targets
     if isinstance(targets, list):
-        _check_targets(model, targets)
+        check_targets(model, targets)
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft takes floats too
@@ -59,7 +59,8 @@ def _linear_names(model: nn.Module) -> list[str]:
     return sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, linear)})
 
 
-def _check_targets(model: nn.Module, targets: list[str]) -> None:
+def check_targets(model: nn.Module, targets: list[str]) -> None:
+    """Refuse a target that is the name, or the ending of the name, of no module."""
     names = [name for name, _ in model.named_modules()]
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):
@@ -112,7 +113,7 @@ def load_adapter(
     except (ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"adapter '{source}' does not fit the model: {str(error).splitlines()[0]}. {remedy}") from error
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
-        saved = {name for name in file.keys() if ".lora_" in name}  # noqa: SIM118 (not a mapping)
+        saved = {name for name in file.keys() if ".lora_" in name}
     places = {name for name in get_peft_model_state_dict(adapted) if ".lora_" in name}
     if saved != places:
         odd = sorted(saved ^ places)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from srd import parallel
 from srd.data.batching import length_sorted_batches, pad_left, pad_right
-from srd.models.head import cross_entropy, head_weights
+from srd.models.head import cross_entropy, head_input, head_weights
 from srd.models.loading import stop_token_ids
 
 
@@ -60,9 +60,7 @@ class _Batch:
         """Read the prompts; logits of the first new token ``[B, V]``."""
         if self.encoder_decoder:
             self.encoded = self.model.get_encoder()(input_ids=self.ids, attention_mask=self.mask)
-            start = self.model.generation_config.decoder_start_token_id
-            start = self.model.config.decoder_start_token_id if start is None else start
-            return self.step(torch.full((len(self.ids),), start, device=self.device))
+            return self.step(torch.full((len(self.ids),), decoder_start(self.model), device=self.device))
         positions = {"position_ids": (self.mask.cumsum(-1) - 1).clamp_(min=0)} if self.takes_positions else {}
         output = self.model(input_ids=self.ids, attention_mask=self.mask, use_cache=True, **positions, **self.last_only)
         self.cache = output.past_key_values
@@ -106,7 +104,8 @@ class _Batch:
 
         Args:
             first_logits: What `prefill` returned.
-            references: Token ids, end of sequence included; the decoding goes on afterwards as if nothing had been.
+            references: Token ids, end of sequence included; the decoding goes on afterwards as if nothing had been
+                (but where the cache cannot forget: see `can_forget`).
         """
         if self.encoder_decoder:
             return self._score_decoder(references)
@@ -122,35 +121,28 @@ class _Batch:
             losses = cross_entropy(hidden[valid], head, targets.to(self.device)[valid])
             rows = valid.nonzero()[:, 0]
             total = total.double().index_add_(0, rows, losses.double())
-            self.cache.crop(-ids.shape[1])
+            if self.can_forget:
+                self.cache.crop(-ids.shape[1])
         return [float(value) for value in (total / lengths)]
 
     def _last_hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
-        kept: list[Tensor] = []
-        head = self.model.get_output_embeddings()
-        handle = head.register_forward_pre_hook(lambda module, args: (kept.append(args[0]), (args[0][:1, :1],))[1])
-        try:
+        with head_input(self.model) as seen:
             self._continue(ids, mask, {})
-        finally:
-            handle.remove()
-        return kept[0]
+        return seen[0]
 
     def _score_decoder(self, references: Sequence[Sequence[int]]) -> list[float]:
-        start = self.model.config.decoder_start_token_id
+        start = decoder_start(self.model)
         ids, mask = pad_right([[start, *reference[:-1]] for reference in references], self.pad_id)
         targets, _ = pad_right(references, self.pad_id)
         valid = mask.bool().to(self.device)
-        kept: list[Tensor] = []
-        head = self.model.get_output_embeddings()
-        handle = head.register_forward_pre_hook(lambda module, args: (kept.append(args[0]), (args[0][:1, :1],))[1])
-        try:
+        with head_input(self.model) as seen:
             self.model(
-                encoder_outputs=self.encoded, attention_mask=self.mask,
-                decoder_input_ids=ids.to(self.device), use_cache=False,
-            )  # fmt: skip
-        finally:
-            handle.remove()
-        losses = cross_entropy(kept[0][valid], head_weights(self.model), targets.to(self.device)[valid])
+                encoder_outputs=self.encoded,
+                attention_mask=self.mask,
+                decoder_input_ids=ids.to(self.device),
+                use_cache=False,
+            )
+        losses = cross_entropy(seen[0][valid], head_weights(self.model), targets.to(self.device)[valid])
         rows = valid.nonzero()[:, 0]
         total = torch.zeros(len(references), dtype=torch.float64, device=self.device)
         total.index_add_(0, rows, losses.double())
@@ -159,7 +151,7 @@ class _Batch:
     @property
     def can_forget(self) -> bool:
         """Whether the cache can be cut back to the prompt after a reference was read."""
-        layers = getattr(self.cache, "layers", None)
+        layers = getattr(self.cache, "layers", None) or []
         return bool(layers) and not any(getattr(layer, "is_sliding", False) for layer in layers)
 
 
@@ -175,7 +167,7 @@ def _uniforms(names: Sequence[str], decoding: Decoding) -> np.ndarray:
 
 
 def choose(logits: Tensor, decoding: Decoding, uniform: Tensor) -> Tensor:
-    """The next tokens ``[B]`` from logits ``[B, V]``: the best, or by inverse transform sampling with ``uniform [B]``."""
+    """The next tokens ``[B]`` from logits ``[B, V]``: the best, or sampled with ``uniform [B]``."""
     if decoding.temperature == 0:
         return logits.argmax(-1)
     probabilities = torch.softmax(logits.float() / decoding.temperature, -1)
@@ -297,13 +289,17 @@ def generate(
 
 def _gathered(answers: list[str], batches: list[list[int]]) -> list[str]:
     """Put together what each process has answered."""
-    from accelerate.utils import gather_object
-
-    everyone = gather_object([answers])
+    everyone = parallel.gather(answers)
     for number, rows in enumerate(batches):
         for row in rows:
             answers[row] = everyone[number % parallel.processes()][row]
     return answers
+
+
+def decoder_start(model: Any) -> int:
+    """The id that a decoder starts with: the generation config's, or else the configuration's."""
+    start = model.generation_config.decoder_start_token_id
+    return int(model.config.decoder_start_token_id if start is None else start)
 
 
 def padding_id(tokenizer: Any) -> int:

@@ -36,6 +36,19 @@ def _before_head(core: nn.Module, replace: Any) -> Iterator[None]:
         handle.remove()
 
 
+@contextlib.contextmanager
+def head_input(core: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect what enters the head ``[B, L, d]`` in each forward pass; the head itself computes one position only."""
+    seen: list[Tensor] = []
+
+    def keep(hidden: Tensor) -> Tensor:
+        seen.append(hidden)
+        return hidden[:1, :1]
+
+    with _before_head(core, keep):
+        yield seen
+
+
 def response_hidden(model: nn.Module, batch: dict[str, Any], *, core: nn.Module | None = None) -> Tensor:
     """Run the model up to its head.
 
@@ -47,15 +60,10 @@ def response_hidden(model: nn.Module, batch: dict[str, Any], *, core: nn.Module 
     Returns:
         Hidden states at the response positions ``[N, d]``, with their graph.
     """
-    kept: list[Tensor] = []
-
-    def keep(hidden: Tensor) -> Tensor:
-        kept.append(hidden.reshape(-1, hidden.shape[-1])[batch["index"]])
-        return hidden[:1, :1]
-
-    with _before_head(core or model, keep):
+    with head_input(core or model) as seen:
         model(**model_inputs(batch), use_cache=False)
-    return kept[0]
+    hidden = seen[0]
+    return hidden.reshape(-1, hidden.shape[-1])[batch["index"]]
 
 
 def response_logits(model: nn.Module, batch: dict[str, Any], *, core: nn.Module | None = None) -> Tensor:

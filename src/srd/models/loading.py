@@ -37,9 +37,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from srd.artifacts import atomic_write, file_digest, fingerprint
+from srd.artifacts import atomic_write, file_digest, fingerprint, read_json
 from srd.errors import UserError
-from srd.models.adapters import ADAPTER_CONFIG, adapter_folder, base_model, load_adapter, merge_adapter
+from srd.models.adapters import (
+    ADAPTER_CONFIG,
+    adapter_folder,
+    base_model,
+    check_targets,
+    load_adapter,
+    merge_adapter,
+)
 
 SMOLLM2 = "smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -70,6 +77,15 @@ def resolve_source(source: str) -> str:
     if not HUB_NAME.fullmatch(source) or source.startswith("."):
         raise UserError(f"model '{source}': there is no such folder, and a hub name looks like 'owner/name'.")
     return source
+
+
+def split_adapter(source: str) -> tuple[str, str | None]:
+    """The base model and the adapter where ``source`` is an adapter's folder that names its base; else source, None."""
+    folder = Path(source).expanduser()
+    if (folder / "config.json").is_file() or not (folder / ADAPTER_CONFIG).is_file():
+        return source, None
+    base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or ""
+    return (base, source) if Path(base).is_absolute() and Path(base).is_dir() else (source, None)
 
 
 def gguf_file(source: str) -> Path:
@@ -242,6 +258,7 @@ def load_config(source: str, *, revision: str | None = None, trust_remote_code: 
     """Read the configuration only; a GGUF file that is not converted yet is asked for its header."""
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     place: str | Path
+    source, _ = split_adapter(source)
     if source == SMOLLM2 or source.endswith(".gguf"):
         path = gguf_file(source)
         place = converted_folder(path)
@@ -274,9 +291,10 @@ def load_tokenizer(
     Raises:
         UserError: there is no tokenizer, or it has no end-of-sequence token.
     """
-    place = resolve_source(source)
-    folder = Path(place)
-    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+    base, adapter = split_adapter(source)
+    own = adapter is not None and _has_tokenizer(Path(adapter).expanduser())
+    place = str(Path(source).expanduser()) if own else resolve_source(base)
+    if Path(place).is_dir() and not _has_tokenizer(Path(place)):
         # transformers would make an empty tokenizer out of config.json alone.
         raise UserError(
             f"model '{source}': the folder has no tokenizer. Save it there: tokenizer.save_pretrained(folder)"
@@ -290,6 +308,10 @@ def load_tokenizer(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES)
 
 
 def load_model(
@@ -306,7 +328,7 @@ def load_model(
     """Load a causal or sequence-to-sequence language model in eval mode, ready to generate.
 
     Args:
-        source: hub name, folder, GGUF file, or ``smollm2``.
+        source: hub name, folder, GGUF file, ``smollm2``, or the folder of an adapter that lies beside its base.
         tokenizer: the tokenizer in use; its eos and pad become the model's. None: as in the model's files.
         dtype: auto (as saved), float32, bfloat16 or float16.
         revision: commit, branch or tag on the hub.
@@ -318,6 +340,8 @@ def load_model(
     Raises:
         UserError: the model cannot be found or read, lacks weights, or has them as pickle only.
     """
+    if adapter is None:
+        source, adapter = split_adapter(source)
     place = resolve_source(source)
     if Path(place).is_dir():
         _check_weights(Path(place))
@@ -410,6 +434,8 @@ def model_fingerprint(source: str, *, revision: str | None = None, adapter: str 
 
     Two folders with the same files have the same fingerprint, wherever they lie.
     """
+    if adapter is None:
+        source, adapter = split_adapter(source)
     parts = ["adapter", _files(adapter_folder(adapter), (ADAPTER_CONFIG, "*.safetensors"))] if adapter else []
     if source == SMOLLM2 or source.endswith(".gguf"):
         return fingerprint("gguf", CONVERSION, _digest(gguf_file(source)), *parts)
@@ -456,15 +482,36 @@ def _head_is_apart(config: PreTrainedConfig) -> bool:
     return config.model_type in ("mt5", "umt5") or getattr(config, "scale_decoder_outputs", True) is False
 
 
+def position_limit(config: PreTrainedConfig) -> int | None:
+    """Tokens that a decoder-only model has positions for; None where there is no limit (T5's are relative)."""
+    if config.is_encoder_decoder:
+        return None
+    inner = config.get_text_config()
+    limits = [getattr(inner, name, None) for name in ("max_position_embeddings", "n_positions")]
+    return min((limit for limit in limits if isinstance(limit, int)), default=None)
+
+
+def check_lora_targets(config: PreTrainedConfig, targets: list[str]) -> None:
+    """Refuse LoRA targets that match no module, before a weight is loaded."""
+    with torch.device("meta"):
+        check_targets(auto_class(config).from_config(config), targets)
+
+
 # ------------------------------------------------------------------------------------------ saving
 
 
-def save_model(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_model(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    weights: dict[str, Any] | None = None,
+) -> None:
     """Write model and tokenizer to ``folder``, whole or not at all, as ``from_pretrained`` reads them.
 
     An adapted model writes its adapter only; merge it first (``merge_adapter``) to write a plain model.
+    ``weights`` is the whole state dictionary of a model that has only a part of its weights here.
     """
     set_generation_tokens(model, tokenizer)
     with atomic_write(folder) as partial:
-        model.save_pretrained(str(partial))
+        model.save_pretrained(str(partial), state_dict=weights)
         tokenizer.save_pretrained(str(partial))

@@ -1,0 +1,202 @@
+"""Any model on any benchmark, without a recipe: ``srd evaluate MODEL --task NAME``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from srd import parallel
+from srd.artifacts import fingerprint
+from srd.console import progress_bar
+from srd.data.encoding import Encoder
+from srd.data.templates import get_template
+from srd.errors import UserError
+from srd.evaluation import Benchmark, Contender, compare, evaluate
+from srd.models.generation import Decoding
+from srd.models.loading import load_config, load_model, load_tokenizer, model_fingerprint, position_limit
+from srd.tasks import get_task
+from srd.tasks.confinement import require_permission
+
+UNLIMITED = 1 << 20  # a tokenizer that knows no limit says about 1e30
+
+
+def evaluate_models(
+    models: Sequence[str],
+    tasks: Sequence[str],
+    folder: Path,
+    *,
+    limit: int | None = None,
+    seeds: str | None = None,
+    template: str | None = None,
+    batch_size: int = 32,
+    max_new_tokens: int | None = None,
+    max_prompt_length: int | None = None,
+    allow_code_execution: bool = False,
+) -> dict[str, Any]:
+    """Let models answer benchmarks, each with the benchmark's own prompt, decoding and scoring unless told otherwise.
+
+    Answers are kept in ``folder/predictions`` and not made again while model, examples and decoding stay the same.
+
+    Args:
+        models: Folders, hub names, GGUF files, or ``smollm2``. With several, the first is compared with each of the
+            others by paired bootstrap over the examples.
+        tasks: ``NAME`` (read from the hub) or ``NAME=FILE`` (a file in the original format).
+        folder: Where predictions, ``metrics.json`` and ``comparisons.json`` go.
+        limit: The first so many examples of each task.
+        seeds: Such as ``10,20,30``; a task that decodes greedily uses the first only.
+        template: Prompt template; None: the task's own.
+        batch_size: Prompts at once.
+        max_new_tokens: Longest answer; None: the task's own.
+        max_prompt_length: Longest prompt in tokens; None: what the model takes beside the answer.
+        allow_code_execution: The user's permission to run the programs that a model writes.
+
+    Returns:
+        ``{model: {task: {metric: {"mean", "std", "seeds"}}}}`` in percent, and with several models ``"comparisons"``:
+        rows of `srd.evaluation.compare`. A model is called by its folder's name, or by more of its path where two
+        would be called alike.
+
+    Raises:
+        UserError: an unknown or repeated task, unreadable seeds, a model or file that cannot be read, a task that runs
+            code without permission (before anything is generated).
+    """
+    if batch_size < 1:
+        raise UserError(f"--batch-size is {batch_size}, but at least one prompt is answered at a time")
+    benchmarks = read_benchmarks(
+        tasks,
+        limit=limit,
+        seeds=seeds,
+        template=template,
+        max_new_tokens=max_new_tokens,
+        allow_code_execution=allow_code_execution,
+    )
+    answer_length = max(benchmark.decoding.max_new_tokens for benchmark in benchmarks)
+    names = short_names(models)
+    contenders = [_contender(model, names[model], answer_length, max_prompt_length) for model in models]
+    with progress_bar("answers") as update:
+        results = evaluate(
+            contenders,
+            benchmarks,
+            folder,
+            batch_size=batch_size,
+            scoring={"allow_code_execution": True} if allow_code_execution else {},
+            progress=lambda title, done, total: update(done, total, title),
+        )
+    if len(models) > 1 and parallel.is_main():
+        called = [names[model] for model in models]
+        results = {**results, "comparisons": compare(folder, called, benchmarks, against=called[0])}
+    return results
+
+
+def read_benchmarks(
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    seeds: str | None = None,
+    template: str | None = None,
+    max_new_tokens: int | None = None,
+    allow_code_execution: bool = False,
+) -> list[Benchmark]:
+    """Read the examples of ``NAME`` or ``NAME=FILE`` tasks; arguments as in `evaluate_models`."""
+    for option, value in (("--limit", limit), ("--max-new-tokens", max_new_tokens)):
+        if value is not None and value < 1:
+            raise UserError(f"{option} is {value}, but must be 1 or more")
+    chosen_seeds = parse_seeds(seeds) if seeds is not None else None
+    named = [(name, path) for name, _, path in (text.partition("=") for text in tasks)]
+    found = [(get_task(name), name, path) for name, path in named]
+    repeated = [name for name, count in Counter(name for name, _ in named).items() if count > 1]
+    if repeated:
+        raise UserError(f"--task {repeated[0]} is given more than once: use another -o folder for its other file")
+    for task, _, _ in found:
+        if task.runs_code:
+            require_permission(allow_code_execution)
+    benchmarks = []
+    for task, name, path in found:
+        own = task.decoding
+        wanted = chosen_seeds or tuple(own.seeds)
+        benchmarks.append(
+            Benchmark(
+                name,
+                task,
+                task.examples(Path(path).expanduser() if path else None, limit),
+                Decoding(max_new_tokens or own.max_new_tokens, own.temperature, own.top_p),
+                wanted if own.temperature > 0 else wanted[:1],
+                template or task.template,
+            )
+        )
+    return benchmarks
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Read seeds such as ``10,20,30``.
+
+    Raises:
+        UserError: something else, a seed below zero, or one given twice.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts) or len({int(part) for part in parts}) < len(parts):
+        raise UserError(f"--seeds '{text}': give different whole numbers of 0 or more, such as 10,20,30")
+    return tuple(int(part) for part in parts)
+
+
+def short_names(models: Sequence[str]) -> dict[str, str]:
+    """Name models by the last part of their path, or by as many parts as tell them apart; fit for file names.
+
+    Raises:
+        UserError: one model is given twice.
+    """
+    if len(set(models)) < len(models):
+        raise UserError(f"the model '{models[0]}' is given twice: name another one to compare it with")
+    # resolve() follows links: two names of one folder are still two models here, and only their names matter.
+    paths = {model: Path(model).expanduser() for model in models}
+    parts = {model: (path.resolve() if path.exists() else path).parts for model, path in paths.items()}
+    for length in range(1, max(map(len, parts.values())) + 1):
+        names = {model: "-".join(part.strip("/") for part in parts[model][-length:]).strip("-") for model in models}
+        if len(set(names.values())) == len(models):
+            return names
+    raise UserError(f"{', '.join(models)} are one and the same model: name another one to compare it with")
+
+
+def longest_prompt(config: Any, tokenizer: Any, answer_length: int) -> int | None:
+    """Tokens of a prompt that the model takes beside an answer of ``answer_length``; None where it has no limit.
+
+    An encoder-decoder has its own positions for the answer. What its tokenizer says (T5: 512) is what it was trained
+    on; its positions are relative and go further, but nobody taught it to read there.
+    """
+    positions = position_limit(config)
+    smallest = min(tokenizer.model_max_length, UNLIMITED + 1 if positions is None else positions)
+    if smallest > UNLIMITED:
+        return None
+    return int(smallest) if config.is_encoder_decoder else int(smallest) - answer_length
+
+
+def _contender(model: str, name: str, answer_length: int, max_prompt_length: int | None) -> Contender:
+    """A model with its tokenizer; the weights are loaded when the first answer is missing."""
+    config, tokenizer = load_config(model), load_tokenizer(model)
+    room = longest_prompt(config, tokenizer, answer_length)
+    if room is not None and room < 1:
+        raise UserError(
+            f"model '{model}' takes {room + answer_length} tokens, which leaves no room for a prompt beside an answer "
+            f"of {answer_length}. Give a smaller --max-new-tokens."
+        )
+    if max_prompt_length is not None and room is not None and max_prompt_length > room:
+        raise UserError(
+            f"--max-prompt-length is {max_prompt_length}, but model '{model}' takes {room} tokens of prompt beside an "
+            f"answer of {answer_length}. Give a smaller one, or leave it out."
+        )
+    encoder = Encoder(
+        tokenizer,
+        get_template("auto", tokenizer),
+        max_length=UNLIMITED,
+        max_prompt_length=max_prompt_length or room or UNLIMITED,
+        encoder_decoder=bool(config.is_encoder_decoder),
+    )
+
+    def load() -> tuple[Any, Encoder]:
+        device = parallel.state().device if torch.cuda.is_available() else None
+        return load_model(model, tokenizer=tokenizer, device=device), encoder
+
+    return Contender(name, fingerprint(model_fingerprint(model), encoder.max_prompt_length), load)

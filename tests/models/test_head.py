@@ -1,0 +1,177 @@
+"""Hidden states and head give each family's own logits, at response positions only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from srd.errors import RunError, UserError
+from srd.loss import HeadWeights
+from srd.models.adapters import add_lora
+from srd.models.head import (
+    cross_entropy,
+    head_weights,
+    model_inputs,
+    plain_head,
+    response_hidden,
+    response_logits,
+    verify_head,
+)
+from srd.trainer import make_collator
+from tests.test_trainer import encoded
+from tests.tiny import ENCODER_DECODER, FAMILIES, tiny_model, tiny_tokenizer
+
+
+def batch_for(family: str, count: int = 5) -> tuple[Any, dict[str, Any]]:
+    model, tokenizer = tiny_model(family, seed=1), tiny_tokenizer(family)
+    return model, make_collator(model, tokenizer)(list(encoded(count, tokenizer)))
+
+
+@torch.no_grad()
+def own_logits(model: Any, batch: dict[str, Any]) -> Tensor:
+    """The model's own forward, and the response positions of its output."""
+    logits: Tensor = model(**model_inputs(batch)).logits
+    return logits.flatten(0, 1)[batch["index"]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hidden_states_times_head_are_the_models_logits(family: str) -> None:
+    """OPT's projection, T5's rescaling of a tied head and Gemma's soft cap included."""
+    model, batch = batch_for(family)
+    with torch.no_grad():
+        hidden = response_hidden(model, batch)
+        assert hidden.shape == (len(batch["targets"]), head_weights(model).weight.shape[1])
+        expected = own_logits(model, batch)
+        torch.testing.assert_close(head_weights(model).logits(hidden), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(response_logits(model, batch), expected, rtol=1e-4, atol=1e-5)
+    verify_head(model, batch)
+
+
+def test_what_t5_does_before_its_head_matters() -> None:
+    """A tied T5 head without the rescaling would be wrong by the square root of its width."""
+    model, batch = batch_for("t5")
+    with torch.no_grad():
+        raw = model.decoder(
+            input_ids=batch["decoder_input_ids"],
+            encoder_hidden_states=model.encoder(batch["input_ids"], batch["attention_mask"]).last_hidden_state,
+            encoder_attention_mask=batch["attention_mask"],
+        ).last_hidden_state.flatten(0, 1)[batch["index"]]
+        torch.testing.assert_close(response_hidden(model, batch), raw * model.model_dim**-0.5, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_head_computes_no_more_than_it_must(family: str) -> None:
+    """One position for hidden states, the response positions for logits; hooks are gone afterwards."""
+    model, batch = batch_for(family)
+    head = model.get_output_embeddings()
+    shapes: list[tuple[int, ...]] = []
+    handle = head.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape[:-1])))
+    response_hidden(model, batch)
+    response_logits(model, batch)
+    assert shapes == [(1, 1), (1, len(batch["targets"]))]
+    handle.remove()
+    assert not head._forward_pre_hooks and not head._forward_hooks
+
+
+def test_hooks_are_gone_after_an_error() -> None:
+    model, batch = batch_for("llama")
+    with pytest.raises((IndexError, RuntimeError)):
+        response_hidden(model, {**batch, "input_ids": batch["input_ids"] + 10_000})
+    assert not model.get_output_embeddings()._forward_pre_hooks
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_gradients_flow_through_both_ways(family: str) -> None:
+    model, batch = batch_for(family)
+    gradients = []
+    for logits in (
+        lambda: head_weights(model).logits(response_hidden(model, batch)),
+        lambda: response_logits(model, batch),
+    ):
+        model.zero_grad()
+        logits().square().mean().backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_a_batch_without_examples(family: str) -> None:
+    model, tokenizer = tiny_model(family), tiny_tokenizer(family)
+    batch = make_collator(model, tokenizer)([])
+    assert response_hidden(model, batch).shape == (0, 32)
+    logits = response_logits(model, batch)
+    assert logits.shape == (0, 400)
+    logits.sum().backward()
+    assert sum(p.grad is not None for p in model.parameters()) > 3  # every process takes part in the reductions
+
+
+def test_logits_of_a_head_by_its_definition() -> None:
+    hidden, weight, bias = torch.randn(3, 4), torch.randn(7, 4), torch.randn(7)
+    expected = 2.0 * torch.tanh(0.5 * (hidden @ weight.T + bias) / 2.0)
+    torch.testing.assert_close(HeadWeights(weight, bias, 0.5, 2.0).logits(hidden), expected)
+    cut = HeadWeights(weight, bias, 0.5, 2.0).cut(5)
+    assert cut.vocabulary == 5
+    torch.testing.assert_close(cut.logits(hidden), expected[:, :5])
+    assert HeadWeights(weight.bfloat16()).logits(hidden).dtype == torch.float32
+    assert HeadWeights(weight.double()).logits(hidden).dtype == torch.float64
+
+
+def test_what_families_do_after_the_product() -> None:
+    assert head_weights(tiny_model("gemma2")).softcap == 3.0
+    model = tiny_model("llama")
+    model.config.logit_scale = 0.25  # Cohere
+    assert head_weights(model).scale == 0.25
+    del model.config.logit_scale
+    model.config.logits_scaling = 8.0  # Granite
+    assert head_weights(model).scale == 0.125
+    assert head_weights(tiny_model("gpt2"), 300).vocabulary == 300
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_a_family_that_does_more_is_noticed(family: str) -> None:
+    model, batch = batch_for(family)
+    model.get_output_embeddings().register_forward_hook(lambda module, args, output: output * 1.5)
+    with pytest.raises(RunError, match=r"logits recomputed from the last hidden state differ .*cache\.enabled=false"):
+        verify_head(model, batch)
+
+
+def test_plain_heads() -> None:
+    model = tiny_model("llama")
+    assert plain_head(model)
+    model.set_output_embeddings(nn.Sequential(nn.Linear(32, 400)))
+    assert not plain_head(model)
+    with pytest.raises(UserError, match="an output layer of type Sequential, not a linear one"):
+        head_weights(model)
+
+
+def test_an_adapter_on_the_head_is_not_bypassed() -> None:
+    """LoRA on the head: the plain path is refused, and the model's own logits carry the adapter."""
+
+    class Settings:
+        r, alpha, dropout, targets = 4, 8.0, 0.0, ["q_proj", "lm_head"]
+
+    adapted = add_lora(tiny_model("llama", seed=1), Settings())  # type: ignore[arg-type]
+    assert not plain_head(adapted)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    batch = batch_for("llama")[1]
+    torch.testing.assert_close(response_logits(adapted, batch).detach(), own_logits(adapted, batch))
+    assert plain_head(add_lora(tiny_model("llama"), type("Plain", (Settings,), {"targets": None})()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cross_entropy_in_chunks(family: str) -> None:
+    model, batch = batch_for(family)
+    with torch.no_grad():
+        hidden = response_hidden(model, batch)
+        expected = nn.functional.cross_entropy(own_logits(model, batch), batch["targets"], reduction="none")
+        for rows in (1, 7, 256):
+            ours = cross_entropy(hidden, head_weights(model), batch["targets"], rows)
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    assert cross_entropy(hidden[:0], head_weights(model), batch["targets"][:0]).shape == (0,)
+    assert model.config.is_encoder_decoder == (family in ENCODER_DECODER)

@@ -1,0 +1,112 @@
+"""What the processes of `tests/test_parallel.py` do; started by torchrun, two at a time.
+
+    parallel_worker.py run RECIPE RUN_DIR [RECIPE RUN_DIR ...]      the whole flow of each recipe
+    parallel_worker.py fail RECIPE RUN_DIR                          the second process fails in its third step
+    parallel_worker.py check FOLDER                                 the helpers of srd.parallel, one report a process
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+torch.set_num_threads(1)
+
+from accelerate.state import AcceleratorState, PartialState  # noqa: E402
+from accelerate.utils import DistributedType  # noqa: E402
+
+
+def allow_fsdp_on_cpu() -> None:
+    """Accelerate takes up its FSDP plugin on GPUs only, although torch's FSDP2 runs on CPU processes just as well."""
+    original = AcceleratorState.__init__
+
+    def with_fsdp(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+        original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None:
+            self.distributed_type = DistributedType.FSDP
+            self.fsdp_plugin = fsdp_plugin
+            PartialState._shared_state["distributed_type"] = self.distributed_type
+
+    AcceleratorState.__init__ = with_fsdp
+
+
+def run(recipe: str, folder: str) -> None:
+    from srd.cli import open_run
+    from srd.pipeline import run_all
+    from tests.conftest import close
+
+    opened = open_run(recipe, None, Path(folder))
+    run_all(opened)
+    if hasattr(opened, "_lock"):
+        close(opened)
+
+
+def fail(recipe: str, folder: str) -> None:
+    from srd import parallel
+    from srd.errors import RunError
+    from srd.trainer import DistillTrainer
+
+    original = DistillTrainer.compute_loss
+
+    def compute_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if parallel.process() == 1 and self.state.global_step == 2:
+            raise RunError("the disk of this node has failed")
+        return original(self, *args, **kwargs)
+
+    DistillTrainer.compute_loss = compute_loss  # type: ignore[method-assign]
+    from srd.cli import main
+
+    sys.argv = ["srd", "run", recipe, "--run-dir", folder]
+    main()
+
+
+def check(folder: str) -> None:
+    from srd import parallel
+    from srd.errors import UserError
+
+    number = parallel.process()
+
+    def error_of(work: Callable[[], Any]) -> str:
+        try:
+            work()
+        except UserError as error:
+            return str(error)
+        return ""
+
+    def refuse() -> None:
+        raise UserError(f"refused by {number}")
+
+    found = {
+        "gather": parallel.gather(number * 10),
+        "on_main": parallel.on_main(lambda: f"said by {number}"),
+        "on_main_error": error_of(lambda: parallel.on_main(refuse)),
+        "together": parallel.together(lambda: number),
+        "together_error": error_of(lambda: parallel.together(refuse if number == 1 else lambda: None)),
+        "same": error_of(lambda: parallel.check_same({"recipe": {"seed": 1}})),
+        "different": error_of(lambda: parallel.check_same({"recipe": {"seed": number, "name": "tiny"}})),
+    }
+    Path(folder, f"{number}.json").write_text(json.dumps(found), encoding="utf-8")
+
+
+def main() -> None:
+    from srd import parallel
+
+    command, *arguments = sys.argv[1:]
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        allow_fsdp_on_cpu()
+    if command == "run":
+        for recipe, folder in zip(arguments[::2], arguments[1::2], strict=True):
+            run(recipe, folder)
+    else:
+        {"fail": fail, "check": check}[command](*arguments)
+    parallel.leave()
+
+
+if __name__ == "__main__":
+    main()

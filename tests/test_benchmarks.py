@@ -1,0 +1,122 @@
+"""The benchmark compares like with like, and its tables say what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benchmarks import conventional, tables
+from benchmarks.workload import log_normal_lengths, padded_share
+
+from srd.loss import HeadWeights, LossSettings, head_loss
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_conventional_losses_have_our_gradient() -> None:
+    torch.manual_seed(0)
+    rows = [
+        {"prompt_ids": [3, 4, 5], "response_ids": [6, 7, 1]},
+        {"prompt_ids": [8], "response_ids": [9, 1]},
+    ]
+    labels = conventional.pad_batch(rows, pad_id=0)["labels"][:, :8]
+    hidden = torch.randn(2, 8, 4, dtype=torch.float64)
+    weight = torch.randn(11, 4, dtype=torch.float64, requires_grad=True)
+    teacher_hidden, teacher_weight = torch.randn(2, 8, 4, dtype=torch.float64), torch.randn(11, 4, dtype=torch.float64)
+    student_logits, teacher_logits = hidden @ weight.T, teacher_hidden @ teacher_weight.T
+    loss = 0.2 * conventional.cross_entropy_loss(student_logits, labels)
+    loss = loss + 0.8 * conventional.forward_kl_loss(student_logits, teacher_logits, labels, 2.0)
+    (theirs,) = torch.autograd.grad(loss, weight)
+
+    counts = labels != conventional.IGNORED
+    assert counts.sum() == 5
+    ours, _ = head_loss(
+        hidden[counts],
+        HeadWeights(weight),
+        labels[counts],
+        LossSettings("fkl", temperature=2.0, weight=0.8),
+        counts.sum(),
+        teacher_hidden=teacher_hidden[counts],
+        teacher_head=HeadWeights(teacher_weight),
+    )
+    (expected,) = torch.autograd.grad(ours, weight)
+    torch.testing.assert_close(theirs, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_lengths_have_the_mean_that_was_asked_for() -> None:
+    lengths = log_normal_lengths(80, 0.9, 256, 1024, stream=1)
+    assert abs(sum(lengths) / len(lengths) - 80) < 0.5
+    assert 4 <= min(lengths) < max(lengths) <= 256
+    assert lengths == log_normal_lengths(80, 0.9, 256, 1024, stream=1)
+
+
+def test_padding_is_counted_against_the_longest_of_each_step() -> None:
+    assert padded_share([2, 4, 3, 3], [[0, 1], [2, 3]]) == pytest.approx(2 / 14)
+
+
+@pytest.fixture
+def results() -> dict[str, Any]:
+    row = {"tokens": 600.0, "padding": 0.1, "memory_peak": 2_000_000_000}
+    found: dict[str, Any] = {"machine": "a machine", "date": "2026-01-01", "quick": True}
+    for system, seconds in {"conventional": 20.0, "trl_gkd": 8.0, "ours": 1.1, "ours_half": 1.0, "sft": 1.0}.items():
+        found[f"dolly/4/{system}"] = {**row, "seconds": seconds}
+    for name in ("build", "build_half"):
+        found[f"dolly/4/{name}"] = {"seconds_per_example": 0.1, "seconds_once": 5.0, "overhead": 1.001}
+    found["reflection"] = {
+        "ours": {"seconds": 2.0, "memory_peak": 1e9},
+        "conventional": {"seconds": 8.0, "memory_peak": 2e9},
+        "agreed": 1.0,
+        "ce_apart": 1e-5,
+    }
+    found["ranking/1000"] = {"seconds": 0.01, "memory_peak": 5e8}
+    found["ranking/10000"] = {"seconds": 0.1, "memory_peak": 6e8}
+    return found
+
+
+def test_the_schedule_counts_every_step_and_the_cache(results: dict[str, Any]) -> None:
+    steps = 8 * (63 + 125 + 188)  # 250, 500 and 750 examples in batches of 4
+    assert tables.schedule_steps(4) == steps
+    assert tables.schedule_seconds(results, "dolly/4", "ours") == pytest.approx(1.1 * steps + 0.1 * 1000 + 5)
+    assert tables.schedule_seconds(results, "dolly/4", "conventional") == pytest.approx(20 * steps)
+
+
+def test_tables_show_the_ratios(results: dict[str, Any]) -> None:
+    written = tables.all_tables(results)
+    targets = written["targets"]
+    assert "| 1.1 |" in targets  # KD to SFT
+    assert f"{20 * 3008 / (1.1 * 3008 + 105):.3g}" in targets
+    assert "| 4 |" in targets  # reflection
+    assert "out of memory" in tables.training_table(
+        {**results, "dolly/4/conventional": {"failed": "out of memory"}}, "dolly/4"
+    )
+
+
+def test_the_document_has_a_place_for_every_table(results: dict[str, Any], tmp_path: Path) -> None:
+    results["dolly/16/ours"] = results["pydocs/4/ours"] = results["dolly/4/ours"]
+    for setting in ("dolly/16", "pydocs/4"):
+        for system in ("conventional", "trl_gkd", "sft", "build"):
+            results[f"{setting}/{system}"] = results[f"dolly/4/{system}"]
+    results["profile"] = {"shares": {"matrix products": 0.9, "everything else": 0.1}}
+    written = tables.all_tables(results)
+    copy = tmp_path / "speed.md"
+    copy.write_text((ROOT / "docs" / "speed.md").read_text(encoding="utf-8"), encoding="utf-8")
+    tables.write_document(copy, written)
+    once = copy.read_text(encoding="utf-8")
+    assert all(table.strip() in once for table in written.values())
+    tables.write_document(copy, written)
+    assert copy.read_text(encoding="utf-8") == once
+    with pytest.raises(RuntimeError, match="bench:nowhere"):
+        tables.write_document(copy, {"nowhere": "a table"})
+
+
+def test_plots_are_written_whole(results: dict[str, Any], tmp_path: Path) -> None:
+    from xml.etree import ElementTree
+
+    tables.write_plots(tmp_path, results)
+    assert {path.name for path in tmp_path.iterdir()} == {"schedule-dolly-4.svg", "ranking.svg"}
+    for path in tmp_path.iterdir():
+        drawing = ElementTree.parse(path).getroot()
+        assert drawing.tag.endswith("svg")
+        assert len(list(drawing)) > 5

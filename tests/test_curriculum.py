@@ -1,0 +1,176 @@
+"""Selection, stages, schedules and orders, and what wrong settings get."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+import srd
+from srd.curriculum import Curriculum
+from srd.errors import UserError
+
+
+def ranked(count: int) -> datasets.Dataset:
+    """Ranked examples whose names say their rank, in another order than their ranks."""
+    rows = [{"id": f"rank{i:05d}", "rouge_l": 1 - i / count, "ce": float(i)} for i in range(count)]
+    table = srd.rank(rows)
+    assert table["id"][:] == [row["id"] for row in rows]
+    return table
+
+
+def test_defaults_are_the_papers() -> None:
+    stages = srd.Curriculum().split(ranked(100))
+    assert [stage.index for stage in stages] == [0, 1, 2]
+    assert [stage.size for stage in stages] == [25, 50, 75]
+    assert [stage.temperature for stage in stages] == [1.0, 1.5, 2.0]
+    assert [stage.weight for stage in stages] == pytest.approx([0.8, 0.9, 1.0])
+    assert all(stage.ids == [f"rank{i:05d}" for i in range(stage.size)] for stage in stages)
+    assert all(stage.subset is None for stage in stages)
+
+
+@given(st.integers(1, 500), st.integers(1, 8), st.floats(0.01, 1))
+def test_stages_are_cumulative(count: int, stages: int, select: float) -> None:
+    curriculum = Curriculum(stages=stages, select=select)
+    kept = int(select * count + 1e-9)
+    if kept < stages:
+        with pytest.raises(UserError, match=f"{kept} of {count} examples are kept"):
+            curriculum.sizes(count)
+        return
+    sizes = curriculum.sizes(count)
+    assert sizes[-1] == kept and len(sizes) == stages and sizes[0] >= 1
+    assert sizes == sorted(sizes)
+    assert all(abs(size - kept * (i + 1) / stages) < 1 for i, size in enumerate(sizes))
+
+
+@pytest.mark.parametrize(("select", "count", "kept"), [(0.29, 100, 29), (0.75, 4, 3), (1.0, 7, 7), (0.1, 30, 3)])
+def test_kept_share_is_not_a_victim_of_rounding(select: float, count: int, kept: int) -> None:
+    assert Curriculum(stages=1, select=select).sizes(count) == [kept]
+
+
+def test_sizes_from_11000_dolly_rows() -> None:
+    assert Curriculum().sizes(11_435) == [2858, 5717, 8576]
+
+
+def test_selection_and_number_of_stages_are_independent() -> None:
+    assert Curriculum(stages=4, select=1).sizes(100) == [25, 50, 75, 100]
+    assert Curriculum(stages=1, select=0.5).sizes(100) == [50]
+    assert Curriculum(stages=2, select=0.6).sizes(10) == [3, 6]
+
+
+@pytest.mark.parametrize(
+    ("stages", "value", "expected"),
+    [
+        (3, 1.5, [1.5, 1.5, 1.5]),
+        (3, [1, 2], [1, 1.5, 2]),
+        (3, [2, 1], [2, 1.5, 1]),
+        (4, [1, 2.5], [1, 1.5, 2, 2.5]),
+        (3, [1, 1.33, 1.67], [1, 1.33, 1.67]),
+        (1, [1, 2], [1]),
+        (2, [1, 2], [1, 2]),
+        (3, [1.2], [1.2, 1.2, 1.2]),
+    ],
+)
+def test_schedules(stages: int, value: Any, expected: list[float]) -> None:
+    assert Curriculum(stages=stages, temperature=value).schedule("temperature") == pytest.approx(expected)
+
+
+def test_hard_to_easy_begins_with_the_hardest_of_what_is_kept() -> None:
+    stages = Curriculum(order="hard_to_easy").split(ranked(8))
+    assert [stage.ids for stage in stages] == [
+        ["rank00005", "rank00004"],
+        ["rank00005", "rank00004", "rank00003", "rank00002"],
+        [f"rank0000{i}" for i in (5, 4, 3, 2, 1, 0)],
+    ]
+
+
+def test_random_order_differs_from_srd_in_nothing_but_the_order() -> None:
+    table = ranked(100)
+    control, easy = Curriculum(order="random", seed=1).split(table), Curriculum().split(table)
+    for mine, theirs in zip(control, easy, strict=True):
+        assert (mine.size, mine.temperature, mine.weight) == (theirs.size, theirs.temperature, theirs.weight)
+    assert set(control[-1].ids) == set(easy[-1].ids)
+    assert control[-1].ids != easy[-1].ids
+    assert control[0].ids == control[1].ids[:25] == control[2].ids[:25]
+    assert control[0].ids == Curriculum(order="random", seed=1).split(table)[0].ids
+    assert control[0].ids != Curriculum(order="random", seed=2).split(table)[0].ids
+    assert 0 < len(set(control[0].ids) & set(easy[0].ids)) < 25
+
+
+def test_fresh_order_draws_from_everything() -> None:
+    stages = Curriculum(order="fresh").split(ranked(100))
+    assert [stage.subset for stage in stages] == [stage.size for stage in stages] == [25, 50, 75]
+    assert all(len(stage.ids) == 100 for stage in stages)
+
+
+@pytest.mark.parametrize("order", ["easy_to_hard", "hard_to_easy", "random", "fresh"])
+def test_the_order_of_the_rows_does_not_matter(order: Any) -> None:
+    table = ranked(40)
+    shuffled = table.shuffle(seed=4)
+    assert Curriculum(order=order).split(table) == Curriculum(order=order).split(shuffled)
+
+
+def test_any_table_with_id_and_rank() -> None:
+    expected = Curriculum().split(ranked(20))
+    assert Curriculum().split(ranked(20).to_pandas()) == expected
+    assert Curriculum().split([{"id": row["id"], "rank": row["rank"]} for row in ranked(20).to_list()]) == expected
+    assert Curriculum().split(pd.DataFrame({"id": ["b", "a", "c", "d"], "rank": [2, 1, 3, 4]}))[-1].ids == [*"abc"]
+
+
+@pytest.mark.parametrize("order", ["easy_to_hard", "hard_to_easy", "random"])
+def test_assign_writes_the_columns_of_ranked_parquet(order: Any) -> None:
+    table = ranked(41)
+    curriculum = Curriculum(order=order, seed=3)
+    assigned = curriculum.assign(table)
+    assert assigned.column_names == ["id", "rouge_l", "ce", "rank_rouge", "rank_ce", "rrf", "rank", "kept", "stage"]
+    assert assigned.remove_columns(["kept", "stage"]).to_list() == table.to_list()
+    assert assigned.features["kept"].dtype == "bool"
+    stages = curriculum.split(table)
+    for row in assigned.to_list():
+        inside = [stage.index for stage in stages if row["id"] in stage.ids]
+        assert row["kept"] == bool(inside) == (row["rank"] <= 30)
+        assert row["stage"] == (min(inside) if inside else -1)
+    sizes = np.bincount([stage for stage in assigned["stage"] if stage >= 0])
+    assert np.cumsum(sizes).tolist() == [10, 20, 30]
+
+
+def test_fewer_examples_than_stages() -> None:
+    with pytest.raises(UserError, match=r"2 of 3 examples are kept \(select 0\.75\).*fewer than the 3 stages"):
+        Curriculum().split(ranked(3))
+    assert [stage.size for stage in Curriculum().split(ranked(4))] == [1, 2, 3]
+
+
+def test_missing_columns() -> None:
+    with pytest.raises(UserError, match=r"lack the columns \['rank'\]"):
+        Curriculum().split([{"id": "a"}])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stages": 0}, "greater than or equal to 1"),
+        ({"select": 0}, "greater than 0"),
+        ({"select": 1.01}, "less than or equal to 1"),
+        ({"order": "easy"}, "easy_to_hard"),
+        ({"score": "rouge"}, "rouge_l"),
+        ({"k": -1}, "greater than or equal to 0"),
+        ({"stage": 3}, "not permitted"),
+        ({"temperature": 0}, "temperature must be above 0 and finite, but is"),
+        ({"temperature": [1, -1]}, "temperature must be above 0"),
+        ({"temperature": float("nan")}, "temperature must be above 0"),
+        ({"temperature": float("inf")}, "temperature must be above 0"),
+        ({"weight": [0.5, 1.1]}, "weight must be within 0 and 1, but is"),
+        ({"weight": [0.5, float("nan"), 1]}, "weight must be within 0 and 1"),
+        ({"stages": 4, "temperature": [1, 2, 3]}, "temperature has 3 values for 4 stages"),
+        ({"temperature": []}, "temperature has 0 values for 3 stages"),
+    ],
+)
+def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Curriculum(**settings)

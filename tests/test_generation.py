@@ -1,0 +1,251 @@
+"""Generation and scoring against transformers' own, for every family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from srd.models import generation
+from srd.models.generation import Decoding, choose, decode_batch, generate, padding_id
+from srd.models.loading import stop_token_ids
+from tests.tiny import DECODER_ONLY, FAMILIES, tiny_model, tiny_tokenizer
+
+LONGEST = 16
+
+
+def make_prompts(count: int, longest: int = 40, seed: int = 0) -> list[list[int]]:
+    random = np.random.default_rng(seed)
+    return [random.integers(5, 400, random.integers(1, longest)).tolist() for _ in range(count)]
+
+
+def names(count: int) -> list[str]:
+    return [f"e{i}" for i in range(count)]
+
+
+def answer(model: Any, tokenizer: Any, prompts: list[list[int]], decoding: Decoding, **changes: Any) -> list[list[int]]:
+    settings: dict[str, Any] = {"stop": stop_token_ids(model, tokenizer), "names": names(len(prompts)), **changes}
+    stop, own = settings.pop("stop"), settings.pop("names")
+    return decode_batch(model, prompts, own, decoding, stop, padding_id(tokenizer), **settings)[0]
+
+
+@torch.no_grad()
+def theirs(model: Any, tokenizer: Any, prompt: list[int], stop: list[int]) -> list[int]:
+    """One prompt through transformers' generate, without padding."""
+    output = model.generate(
+        input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        do_sample=False, max_new_tokens=LONGEST, eos_token_id=stop, pad_token_id=padding_id(tokenizer),
+    )[0].tolist()  # fmt: skip
+    start = 1 if model.config.is_encoder_decoder else len(prompt)
+    return output[start:]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_answers_equal_transformers(family: str) -> None:
+    """Prompts of different length in one batch, several ids that stop, rows that stop early."""
+    model, tokenizer, prompts = tiny_model(family, seed=3), tiny_tokenizer(family), make_prompts(8)
+    free = [theirs(model, tokenizer, prompt, [tokenizer.eos_token_id]) for prompt in prompts]
+    # Ids that some answers come to: these answers stop there, at different positions.
+    late = [max(tokens, key=tokens.index) for tokens in free[::3]]  # the one that comes up last
+    stop = sorted({tokenizer.eos_token_id, free[1][0], *late})
+    expected = [theirs(model, tokenizer, prompt, stop) for prompt in prompts]
+    assert len({len(tokens) for tokens in expected}) > 2
+    assert answer(model, tokenizer, prompts, Decoding(LONGEST), stop=stop) == expected
+    assert all(tokens[-1] in stop or len(tokens) == LONGEST for tokens in expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_stopped_rows_leave_the_batch(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch shrinks as rows stop, and no step is taken once all have."""
+    model, tokenizer, prompts = tiny_model(family, seed=3), tiny_tokenizer(family), make_prompts(12)
+    free = answer(model, tokenizer, prompts, Decoding(LONGEST), stop=[])
+    assert all(len(tokens) == LONGEST for tokens in free)
+    stop = sorted({tokens[2 + i % 4] for i, tokens in enumerate(free[:-1])})
+    expected = [theirs(model, tokenizer, prompt, stop) for prompt in prompts]
+    sizes: list[int] = []
+    original = generation._Batch.step
+
+    def step(self: Any, tokens: Tensor) -> Tensor:
+        sizes.append(len(tokens))
+        return original(self, tokens)
+
+    monkeypatch.setattr(generation._Batch, "step", step)
+    assert answer(model, tokenizer, prompts, Decoding(LONGEST), stop=stop) == expected
+    needed = sum(len(tokens) - 1 for tokens in expected)  # the first token comes with the prompt
+    assert sum(sizes) < needed / 0.75 + 2 * len(prompts)
+    assert len(sizes) <= max(map(len, expected))
+
+
+def test_the_last_token_costs_no_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer("llama")
+    monkeypatch.setattr(generation._Batch, "step", lambda self, tokens: pytest.fail("a needless step"))
+    assert [len(tokens) for tokens in answer(model, tokenizer, make_prompts(3), Decoding(1))] == [1, 1, 1]
+
+
+def test_padding_rows_of_the_head_are_never_chosen() -> None:
+    model, tokenizer, prompts = tiny_model("llama", vocab_size=480, seed=1), tiny_tokenizer("llama"), make_prompts(8)
+    model.lm_head.weight.data[400:] *= 50
+    for decoding in (Decoding(12), Decoding(12, 1.0)):
+        wild = answer(model, tokenizer, prompts, decoding, stop=[])
+        assert any(token >= 400 for tokens in wild for token in tokens)
+        tame = answer(model, tokenizer, prompts, decoding, stop=[], width=400)
+        assert all(token < 400 for tokens in tame for token in tokens)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_samples_do_not_depend_on_the_batch(family: str) -> None:
+    """Alone, in another order, among other prompts: each example has its own stream of random numbers."""
+    model, tokenizer, prompts = tiny_model(family, seed=3), tiny_tokenizer(family), make_prompts(9)
+    decoding = Decoding(12, 1.0, 0.95, seed=10)
+    together = answer(model, tokenizer, prompts, decoding)
+    for i in (0, 4, 8):
+        assert answer(model, tokenizer, [prompts[i]], decoding, names=[f"e{i}"]) == [together[i]]
+    backwards = answer(model, tokenizer, prompts[::-1], decoding, names=names(9)[::-1])
+    assert backwards[::-1] == together
+    assert answer(model, tokenizer, prompts, Decoding(12, 1.0, 0.95, seed=11)) != together
+    same_prompt = answer(model, tokenizer, [prompts[0]] * 4, decoding)
+    assert len(set(map(tuple, same_prompt))) > 1 and same_prompt[0] == together[0]
+
+
+def test_samples_follow_the_distribution() -> None:
+    """4,000 draws from a known distribution at T = 2, by a chi-squared test."""
+    from scipy.stats import chisquare
+
+    logits = torch.tensor([0.0, 1.0, 2.0, -1.0, 3.0])
+    uniform = torch.from_numpy(generation._uniforms([f"e{i}" for i in range(4_000)], Decoding(1, 2.0))[:, 0])
+    drawn = choose(logits.expand(4_000, -1), Decoding(temperature=2.0), uniform)
+    expected = torch.softmax(logits / 2, -1).double().numpy()
+    assert chisquare(torch.bincount(drawn, minlength=5).numpy(), 4_000 * expected / expected.sum()).pvalue > 1e-3
+
+
+def test_nucleus_sampling_keeps_the_smallest_set() -> None:
+    probabilities = torch.tensor([0.05, 0.5, 0.15, 0.3])
+    logits = probabilities.log().expand(10_000, -1)
+    uniform = torch.linspace(0, 1, 10_001, dtype=torch.float64)[:-1]
+    sets = {1e-9: [1], 0.5: [1], 0.51: [1, 3], 0.8: [1, 3], 0.81: [1, 2, 3], 0.96: [0, 1, 2, 3]}
+    for top_p, kept in sets.items():
+        drawn = choose(logits, Decoding(temperature=1.0, top_p=top_p), uniform)
+        share = torch.bincount(drawn, minlength=4) / 10_000
+        expected = torch.zeros(4)
+        expected[kept] = probabilities[kept] / probabilities[kept].sum()
+        torch.testing.assert_close(share, expected, atol=2e-3, rtol=0)
+
+
+def test_ids_without_probability_are_never_drawn() -> None:
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(5, -1)
+    edges = torch.tensor([0.0, 0.5 - 1e-12, 0.5, 1 - 1e-12, np.nextafter(1.0, 0.0)], dtype=torch.float64)
+    for top_p in (1.0, 0.9):
+        assert choose(logits, Decoding(temperature=1.0, top_p=top_p), edges).tolist() == [1, 1, 3, 3, 3]
+
+
+@torch.no_grad()
+def plain_scores(model: Any, prompts: list[list[int]], references: list[list[int]]) -> list[float]:
+    """Mean cross-entropy of each reference by a plain forward pass, one at a time, over the model's own logits."""
+    scores = []
+    for prompt, reference in zip(prompts, references, strict=True):
+        target = torch.tensor(reference)
+        if model.config.is_encoder_decoder:
+            logits = model(input_ids=torch.tensor([prompt]), labels=target[None]).logits[0]
+        else:
+            logits = model(input_ids=torch.tensor([prompt + reference])).logits[0, len(prompt) - 1 : -1]
+        scores.append(nn.functional.cross_entropy(logits.double(), target).item())
+    return scores
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_reference_scores_equal_a_plain_forward_pass(family: str) -> None:
+    """And the answers are the same as without scoring: the cache forgets the reference."""
+    model, tokenizer, prompts = tiny_model(family, seed=3), tiny_tokenizer(family), make_prompts(9)
+    references = [[*tokens, tokenizer.eos_token_id] for tokens in make_prompts(8, 30, seed=1)]
+    references.append([tokenizer.eos_token_id])
+    stop = stop_token_ids(model, tokenizer)
+    answers, scores = decode_batch(
+        model, prompts, names(9), Decoding(LONGEST), stop, padding_id(tokenizer), references=references
+    )
+    assert scores == pytest.approx(plain_scores(model, prompts, references), rel=1e-5)
+    assert answers == answer(model, tokenizer, prompts, Decoding(LONGEST))
+    _, alone = decode_batch(
+        model, prompts[-1:], ["e8"], Decoding(1), stop, padding_id(tokenizer), references=references[-1:]
+    )
+    assert alone == pytest.approx(scores[-1:], rel=1e-5)
+
+
+def test_the_end_of_sequence_counts_in_the_score() -> None:
+    model, tokenizer, prompts = tiny_model("gpt2", seed=3), tiny_tokenizer("gpt2"), make_prompts(2)
+    stop, pad = stop_token_ids(model, tokenizer), padding_id(tokenizer)
+    assert pad == tokenizer.eos_token_id
+    without, with_end = ([[7, 8], [9]], [[7, 8, pad], [9, pad]])
+    scores = [
+        decode_batch(model, prompts, names(2), Decoding(1), stop, pad, references=r)[1] for r in (without, with_end)
+    ]
+    for row, reference in enumerate(with_end):
+        total = scores[1][row] * len(reference)
+        last = total - scores[0][row] * (len(reference) - 1)
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompts[row] + reference[:-1]])).logits[0, -1]
+        assert last == pytest.approx(-torch.log_softmax(logits, -1)[pad].item(), rel=1e-4)
+
+
+def test_a_decoder_start_of_its_own() -> None:
+    """The generation config decides where a decoder starts, in scoring as in decoding."""
+    model, prompts = tiny_model("t5", seed=3), make_prompts(2)
+    model.generation_config.decoder_start_token_id = 7
+    references = [[9, 10, 1], [11, 1]]
+    _, scores = decode_batch(model, prompts, names(2), Decoding(1), [1], 0, references=references)
+    for prompt, reference, score in zip(prompts, references, scores, strict=True):
+        with torch.no_grad():
+            logits = model(
+                input_ids=torch.tensor([prompt]), decoder_input_ids=torch.tensor([[7, *reference[:-1]]])
+            ).logits[0]
+        assert score == pytest.approx(nn.functional.cross_entropy(logits, torch.tensor(reference)).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_generate_keeps_order_and_mode(family: str) -> None:
+    model, tokenizer, prompts = tiny_model(family, seed=3), tiny_tokenizer(family), make_prompts(11)
+    model.train()
+    done: list[int] = []
+    texts = generate(model, tokenizer, prompts, names(11), Decoding(8), batch_size=4, progress=done.append)
+    assert model.training and done == [4, 4, 3]
+    model.eval()
+    expected = [answer(model, tokenizer, [prompt], Decoding(8))[0] for prompt in prompts]
+    assert texts == tokenizer.batch_decode(expected, skip_special_tokens=True)
+    assert generate(model, tokenizer, prompts, names(11), Decoding(8), batch_size=32) == texts
+
+
+def test_long_prompts_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory runs out at once or never, and padding is small."""
+    model, tokenizer, prompts = tiny_model("llama"), tiny_tokenizer("llama"), make_prompts(10)
+    seen: list[int] = []
+    original = generation.decode_batch
+
+    def spy(model: Any, prompts: Any, *rest: Any, **settings: Any) -> Any:
+        seen.extend(map(len, prompts))
+        return original(model, prompts, *rest, **settings)
+
+    monkeypatch.setattr(generation, "decode_batch", spy)
+    generate(model, tokenizer, prompts, names(10), Decoding(1), batch_size=3)
+    assert seen == sorted(map(len, prompts), reverse=True)
+
+
+@pytest.mark.parametrize("family", DECODER_ONLY)
+def test_no_scores_are_kept(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step's head computes one position per row, for the prompts as well."""
+    model, tokenizer, prompts = tiny_model(family), tiny_tokenizer(family), make_prompts(5)
+    shapes: list[tuple[int, ...]] = []
+    model.get_output_embeddings().register_forward_hook(lambda m, args, out: shapes.append(tuple(out.shape[:2])))
+    answer(model, tokenizer, prompts, Decoding(6), stop=[])
+    assert shapes == [(5, 1)] * 6
+
+
+def test_generation_settings_of_the_checkpoint_are_not_used() -> None:
+    """A repetition penalty or forbidden n-grams in a hub model's own settings must not reach answers or ranks."""
+    model, tokenizer, prompts = tiny_model("llama", seed=3), tiny_tokenizer("llama"), make_prompts(4)
+    expected = answer(model, tokenizer, prompts, Decoding(LONGEST))
+    model.generation_config.no_repeat_ngram_size = 2
+    model.generation_config.repetition_penalty = 1.5
+    model.generation_config.do_sample = True
+    assert answer(model, tokenizer, prompts, Decoding(LONGEST)) == expected

@@ -1,0 +1,338 @@
+"""Every way of training, plain and on a curriculum, through the one loop; adapters, precisions and plugins with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from srd import distillation, objectives, pipeline
+from srd.artifacts import read_json
+from srd.config import GkdMethod
+from srd.trainer import DistillTrainer
+from tests.conftest import TinyRun, logged, steps_finished
+from tests.tiny import tiny_tokenizer
+
+MakeRun = Callable[..., TinyRun]
+METHODS: dict[str, dict[str, Any]] = {
+    "sft": {"name": "sft"},
+    "seqkd": {"name": "seqkd", "max_new_tokens": 8},
+    "kd": {"name": "kd"},
+    "gkd": {"name": "gkd", "max_new_tokens": 8, "student_share": 1.0},
+    "gkd-mixed": {"name": "gkd", "max_new_tokens": 8, "student_share": 0.5},
+    "distillm": {"name": "distillm", "max_new_tokens": 8, "student_share": 0.6, "capacity": 12},
+}
+
+
+def losses(run_dir: Path, arm: str) -> list[float]:
+    return [row["loss"] for row in logged(run_dir) if row["arm"] == arm and "loss" in row]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_plain_and_with_curriculum(tiny_run: TinyRun, method: str) -> None:
+    plain = {"curriculum": None, "epochs": 2}
+    tiny_run.set(training__method=METHODS[method], baselines={"plain": plain}, evaluation__seeds=[1])
+    run = tiny_run.run()
+    start = weights(tiny_run.student)
+    for folder, steps in ((run.folder, 1 + 2 + 3), (run.folder / "baselines/plain", 2 * 4)):
+        trained = weights(folder / "student")
+        assert sum(read_json(path)["steps"] for path in folder.glob("stages/*/metrics.json")) == steps
+        assert all(torch.isfinite(value).all() for value in trained.values())
+        assert any(not torch.equal(start[name], value) for name, value in trained.items())
+    assert losses(run.folder, "srd") and losses(run.folder, "plain")
+    # The cache is for text that is known beforehand; the teacher's text is for seqkd alone.
+    steps = steps_finished(run.folder)
+    assert ("cache" in steps) == (method == "kd")
+    assert ("teacher text" in steps) == (method == "seqkd")
+
+
+def test_seqkd_trains_on_what_the_teacher_wrote(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[distillation.Training] = []
+    original = pipeline.train
+
+    def spy(training: distillation.Training, final: Path) -> dict[str, Any]:
+        seen.append(training)
+        return original(training, final)
+
+    monkeypatch.setattr(pipeline, "train", spy)
+    tiny_run.set(training__method=METHODS["seqkd"], training__curriculum=None, evaluation__seeds=[1])
+    run = tiny_run.run()
+    written = pq.read_table(run.folder / "seqkd/responses.parquet").to_pydict()
+    by_id = dict(zip(written["id"], written["response"], strict=True))
+    references = {row["id"]: row["references"][0] for row in run.split("train")}
+    tokenizer = tiny_tokenizer("llama")
+    (training,) = seen
+    assert training.label == "seqkd" and len(training.examples) == len(by_id) == 32
+    for name, ids in zip(training.examples.ids, training.examples.responses, strict=True):
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        assert text != references[name]
+        assert ids[-1] == tokenizer.eos_token_id
+        assert text == tokenizer.decode(tokenizer(by_id[name], add_special_tokens=False)["input_ids"])
+    # ... and the teacher's text is what the teacher itself answers.
+    teacher = AutoModelForCausalLM.from_pretrained(tiny_run.teacher)
+    row = run.split("train")[0]
+    (prompt,), _, _ = run.encoder.prompts([row])
+    answer = teacher.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False, pad_token_id=0)
+    assert tokenizer.decode(answer[0][len(prompt) :], skip_special_tokens=True) == by_id[row["id"]]
+
+
+def test_the_teachers_text_survives_a_second_run(tiny_run: TinyRun) -> None:
+    tiny_run.set(training__method=METHODS["seqkd"], training__curriculum=None, evaluation__seeds=[1]).run()
+    before = steps_finished(tiny_run.run_dir)
+    tiny_run.run()
+    assert steps_finished(tiny_run.run_dir) == before
+
+
+@pytest.mark.parametrize(("method", "by_student"), [("gkd", 4), ("gkd-mixed", None), ("kd", 0)])
+def test_who_writes_the_batches(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch, method: str, by_student: int | None
+) -> None:
+    """Student text carries no cross-entropy: its batches are marked, and their reference mask is zero."""
+    references: list[float] = []
+    original = DistillTrainer.loss_of
+
+    def spy(self: DistillTrainer, model: Any, inputs: dict[str, Any], items: torch.Tensor) -> Any:
+        mask = inputs.get("reference")
+        references.append(1.0 if mask is None else float(mask.mean()))
+        return original(self, model, inputs, items)
+
+    monkeypatch.setattr(DistillTrainer, "loss_of", spy)
+    tiny_run.set(training__method=METHODS[method], training__curriculum=None, training__weight=0.5)
+    tiny_run.set(evaluation__seeds=[1], training__epochs=1).run()
+    assert len(references) == 4 and set(references) <= {0.0, 1.0}
+    if by_student is not None:
+        assert references.count(0.0) == by_student
+    else:
+        method_settings = GkdMethod(**METHODS[method])
+        rollouts = distillation.make_rollouts(tiny_run.open(tiny_run.folder / "other").recipe.training, 0)
+        assert method_settings.student_share == 0.5 and rollouts is not None
+        assert references == [float(rollouts.author(step, 4) == "data") for step in range(4)]
+
+
+def test_distillm_fills_its_buffer_and_raises_its_threshold(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    original = distillation.make_rollouts
+
+    def spy(*arguments: Any) -> Any:
+        made.append(original(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(distillation, "make_rollouts", spy)
+    method = {**METHODS["distillm"], "student_share": 0.5, "tolerance": 0.0, "share_step": 0.25}
+    tiny_run.set(training__method=method, training__curriculum=None, training__learning_rate=0.3)
+    tiny_run.set(training__epochs=3, evaluation__seeds=[1]).run()
+    (rollouts,) = made
+    assert 0 < len(rollouts.buffer) <= 12
+    assert {"id", "prompt_ids", "response_ids", "written"} <= set(rollouts.buffer[0])
+    validation = [row["eval_loss"] for row in logged(tiny_run.run_dir) if "eval_loss" in row]
+    rises = sum(later > earlier for earlier, later in pairwise(validation))
+    assert rises > 0
+    assert rollouts.threshold == pytest.approx(min(1.0, 0.5 + 0.25 * rises))
+
+
+def test_reflecting_again_ranks_with_the_student_as_it_is_then(tiny_run: TinyRun) -> None:
+    tiny_run.set(training__curriculum={"reflect_again": True}, training__learning_rate=5e-3, evaluation__seeds=[1])
+    run = tiny_run.run()
+    first = pq.read_table(run.folder / "reflection/scores.parquet").to_pydict()
+    for stage in (1, 2):
+        later = pq.read_table(run.folder / f"stages/{stage}/scores.parquet").to_pydict()
+        assert later["id"] == first["id"]
+        assert sum(later["ce"]) < sum(first["ce"])
+    assert not list(run.folder.glob("stages/*/batches"))
+
+
+# ------------------------------------------------------------------------------------------------------------ adapters
+
+LORA = {"r": 4, "alpha": 8, "dropout": 0.1}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_lora_merged(make_tiny_run: MakeRun, family: str) -> None:
+    tiny = make_tiny_run(family)
+    tiny.set(training__lora=LORA, training__learning_rate=5e-3, evaluation__seeds=[1])
+    run = tiny.run()
+    auto = AutoModelForSeq2SeqLM if family == "t5" else AutoModelForCausalLM
+    start, trained = auto.from_pretrained(tiny.student), auto.from_pretrained(run.folder / "student")
+    assert not (run.folder / "student/adapter_config.json").exists()
+    changed = [name for name, value in start.state_dict().items() if not torch.equal(value, trained.state_dict()[name])]
+    assert changed and all("attn" in name or "attention" in name.lower() for name in changed)
+    for stage in range(3):
+        assert (run.folder / f"stages/{stage}/model/adapter_model.safetensors").exists()
+
+
+def test_lora_adapter_beside_its_base(tiny_run: TinyRun) -> None:
+    tiny_run.set(training__lora={**LORA, "merge": False}, training__learning_rate=5e-3, evaluation__seeds=[1])
+    run = tiny_run.run()
+    assert (run.folder / "student/adapter_model.safetensors").exists()
+    assert not (run.folder / "student/model.safetensors").exists()
+    model = AutoModelForCausalLM.from_pretrained(run.folder / "student")
+    tokenizer = AutoTokenizer.from_pretrained(run.folder / "student")
+    adapter = load_file(run.folder / "student/adapter_model.safetensors")
+    assert any(value.abs().max() > 0 for name, value in adapter.items() if "lora_B" in name)
+    prompt = tokenizer("Name the whale.", return_tensors="pt")
+    base = AutoModelForCausalLM.from_pretrained(tiny_run.student)
+    assert not torch.allclose(model(**prompt).logits, base(**prompt).logits)
+    assert set(read_json(run.folder / "evaluation/metrics.json")) == {"teacher", "student", "srd"}
+
+
+def test_one_adapter_goes_through_all_stages(tiny_run: TinyRun) -> None:
+    """Merged student = start + the last stage's adapter alone, and each stage goes on from the one before."""
+    tiny_run.set(training__lora=LORA, training__learning_rate=5e-3, training__select_by="last", evaluation__seeds=[1])
+    run = tiny_run.run()
+    adapters = [load_file(run.folder / f"stages/{stage}/model/adapter_model.safetensors") for stage in range(3)]
+    assert adapters[0].keys() == adapters[2].keys()
+    name = next(name for name in adapters[2] if "lora_A" in name)
+    scale = LORA["alpha"] / LORA["r"]
+    delta = scale * adapters[2][name.replace("lora_A", "lora_B")] @ adapters[2][name]
+    plain = name.removeprefix("base_model.model.").replace(".lora_A", "")
+    torch.testing.assert_close(
+        weights(run.folder / "student")[plain], weights(tiny_run.student)[plain] + delta, atol=1e-6, rtol=1e-5
+    )
+
+
+def test_teacher_as_base_plus_adapter(make_tiny_run: MakeRun) -> None:
+    """A teacher's adapter is merged on loading and counts: it is another teacher than its base."""
+    first = make_tiny_run()
+    first.set(training__lora={**LORA, "merge": False}, training__method="sft", training__curriculum=None,
+              training__learning_rate=5e-2, evaluation__seeds=[1])  # fmt: skip
+    adapter = first.run().folder / "student"
+    runs = []
+    for teacher in ({"model": str(first.student), "adapter": str(adapter)}, {"model": str(first.student)}):
+        tiny = make_tiny_run()
+        tiny.set(teacher=teacher, training__curriculum=None, evaluation__seeds=[1])
+        runs.append(tiny.run())
+    kept = [read_json(run.folder / "manifest.json")["steps"]["teacher"]["fingerprint"] for run in runs]
+    assert kept[0] != kept[1]
+    assert losses(runs[0].folder, "kd") != losses(runs[1].folder, "kd")
+
+
+# --------------------------------------------------------------------------------------------- memory and precision
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_gradient_checkpointing_changes_nothing(make_tiny_run: MakeRun, lora: dict[str, Any] | None) -> None:
+    found = []
+    for on in (False, True):
+        tiny = make_tiny_run()
+        tiny.set(training__gradient_checkpointing=on, training__lora={**lora, "dropout": 0.0} if lora else None)
+        tiny.set(training__learning_rate=5e-3, evaluation__seeds=[1])
+        found.append(losses(tiny.run().folder, "srd"))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_micro_batches_change_nothing(make_tiny_run: MakeRun) -> None:
+    found = []
+    for size in (8, 4, 1):
+        tiny = make_tiny_run()
+        tiny.set(training__micro_batch_size=size, evaluation__seeds=[1])
+        found.append(losses(tiny.run().folder, "srd"))
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    assert found[2] == pytest.approx(found[0], rel=1e-4)
+
+
+def test_bfloat16_autocast_is_close_to_float32(make_tiny_run: MakeRun) -> None:
+    found = []
+    for precision in ("float32", "bfloat16"):
+        tiny = make_tiny_run()
+        tiny.set(training__precision=precision, evaluation__seeds=[1])
+        run = tiny.run()
+        found.append(losses(run.folder, "srd"))
+        assert {value.dtype for value in weights(run.folder / "student").values()} == {torch.float32}
+    assert found[0] != found[1]
+    assert found[1] == pytest.approx(found[0], rel=0.05)
+
+
+def test_teacher_in_bfloat16_beside_a_float32_student(make_tiny_run: MakeRun) -> None:
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        tiny = make_tiny_run()
+        tiny.set(teacher={"model": str(tiny.teacher), "dtype": dtype}, evaluation__seeds=[1])
+        run = tiny.run()
+        (head,) = run.folder.glob("cache/*/head.safetensors")
+        assert load_file(head)["weight"].dtype == getattr(torch, dtype)
+        (shard,) = run.folder.glob("cache/*/shard-*.safetensors")
+        assert load_file(shard)["hidden"].dtype == getattr(torch, dtype)
+        found.append(losses(run.folder, "srd"))
+    assert found[1] == pytest.approx(found[0], rel=0.05)
+
+
+def test_another_teacher_dtype_redoes_what_the_teacher_says(tiny_run: TinyRun) -> None:
+    tiny_run.set(training__curriculum=None, evaluation__seeds=[1], cache__dtype="float32").run()
+    first = losses(tiny_run.run_dir, "kd")
+    tiny_run.set(teacher={"model": str(tiny_run.teacher), "dtype": "bfloat16"}).run()
+    assert losses(tiny_run.run_dir, "kd") != first
+
+
+# ------------------------------------------------------------------------------------------------------------- plugins
+
+PLUGIN = '''
+import srd
+
+
+@srd.register_divergence("{name}")
+def half_squared_hellinger(log_p, log_q, factor=1.0):
+    """Squared Hellinger distance."""
+    return factor * (1 - ((log_p + log_q) / 2).exp().sum(-1))
+'''
+
+
+def test_a_divergence_from_a_plugin(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objectives, "DIVERGENCES", dict(objectives.DIVERGENCES))
+    plugin = tiny_run.folder / "my_divergence.py"
+    plugin.write_text(PLUGIN.format(name="tiny_hellinger"))
+    tiny_run.set(plugins=[str(plugin)], training__objective={"name": "tiny_hellinger", "factor": 2.0})
+    tiny_run.set(evaluation__seeds=[1])
+    run = tiny_run.run()
+    assert run.recipe.training.objective.parameters == {"factor": 2.0}
+    rows = [row["kd_loss"] for row in logged(run.folder) if "kd_loss" in row]
+    assert rows and all(0 <= value <= 2 for value in rows)
+
+
+# ---------------------------------------------------------------------------------------------------- learning to stop
+
+
+def test_students_learn_to_stop_where_pad_is_end_of_sequence(make_tiny_run: MakeRun) -> None:
+    """Llama has no pad token, so end of sequence pads; a student trained on short answers still ends by itself."""
+    tiny = make_tiny_run("llama")
+    tiny.set(training__method="sft", training__curriculum=None, training__epochs=25, training__learning_rate=1e-2,
+             training__evaluate_every=25, training__select_by="loss", evaluation__seeds=[1],
+             evaluation__models=["sft"])  # fmt: skip
+    run = tiny.run()
+    tokenizer = AutoTokenizer.from_pretrained(run.folder / "student")
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    rows = list(run.split("train"))[:16]
+    prompts, _, _ = run.encoder.prompts(rows)
+    ended = {}
+    for name, folder in (("before", tiny.student), ("after", run.folder / "student")):
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        answers = [
+            model.generate(torch.tensor([prompt]), max_new_tokens=48, do_sample=False,
+                           pad_token_id=tokenizer.eos_token_id)[0][len(prompt):].tolist()
+            for prompt in prompts
+        ]  # fmt: skip
+        ended[name] = sum(answer[-1] == tokenizer.eos_token_id and len(answer) < 48 for answer in answers)
+    assert ended["after"] >= 12 > ended["before"]
+
+
+def test_a_saved_adapter_is_a_student_or_teacher_by_itself(make_tiny_run: MakeRun) -> None:
+    """The folder that `lora.merge: false` leaves names its base, so that the next run can start from it."""
+    first = make_tiny_run()
+    first.set(training__lora={**LORA, "merge": False}, training__learning_rate=5e-3, evaluation__seeds=[1])
+    folder = first.run().folder / "student"
+    second = make_tiny_run()
+    second.set(student=str(folder), teacher=str(folder), training__curriculum=None, evaluation__seeds=[1])
+    metrics = read_json(second.run().folder / "evaluation/metrics.json")
+    assert metrics["teacher"]["test"]["rouge_l"] == metrics["student"]["test"]["rouge_l"]
+    # Teacher and student are one model, so that there is nothing to learn in the first step.
+    assert losses(second.run_dir, "kd")[0] == pytest.approx(0, abs=0.01)

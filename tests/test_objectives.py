@@ -1,0 +1,370 @@
+"""Divergences against plain float64 formulas, numbers worked out by hand, and finite differences."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import srd
+from srd import objectives
+from srd.errors import UserError
+from srd.objectives import ALIASES, DIVERGENCES, canonical_name, loss_scale
+
+NAMES = ("fkl", "rkl", "jsd", "tvd", "sfkl", "srkl")
+TEMPERATURES = (0.5, 1.0, 2.0)
+
+
+def kl(p: Tensor, q: Tensor) -> Tensor:
+    """Sum of p log(p / q) where p > 0."""
+    return torch.where(p > 0, p * (p.log() - q.log()), torch.zeros_like(p)).sum(-1)
+
+
+def naive(name: str, student: Tensor, teacher: Tensor, temperature: float = 1.0, share: float | None = None) -> Tensor:
+    """The definitions of the method, on probabilities, in float64."""
+    p = torch.softmax(teacher.double() / temperature, -1)
+    q = torch.softmax(student.double() / temperature, -1)
+    if name == "fkl":
+        return kl(p, q)
+    if name == "rkl":
+        return kl(q, p)
+    if name == "tvd":
+        return 0.5 * (p - q).abs().sum(-1)
+    if name == "jsd":
+        lam = 0.9 if share is None else share
+        middle = (1 - lam) * p + lam * q
+        return lam * kl(q, middle) + (1 - lam) * kl(p, middle)
+    alpha = 0.1 if share is None else share
+    if name == "sfkl":
+        return kl(p, alpha * p + (1 - alpha) * q)
+    return kl(q, (1 - alpha) * p + alpha * q)
+
+
+def random_logits(rows: int, vocabulary: int, *, seed: int = 0, scale: float = 3.0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = torch.randn(2, rows, vocabulary, generator=generator, dtype=torch.float64) * scale
+    return student, teacher
+
+
+@pytest.fixture
+def registry() -> Iterator[None]:
+    """Forget what a test has registered."""
+    before = dict(DIVERGENCES)
+    yield
+    DIVERGENCES.clear()
+    DIVERGENCES.update(before)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("name", NAMES)
+def test_value_and_gradient_equal_the_plain_formula(name: str, temperature: float) -> None:
+    student, teacher = random_logits(7, 53)
+    weights = torch.linspace(-1, 2, 7, dtype=torch.float64)
+    ours, theirs = student.clone().requires_grad_(), student.clone().requires_grad_()
+    value = srd.divergence(name, ours, teacher, temperature=temperature)
+    expected = naive(name, theirs, teacher, temperature)
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-12)
+    (value * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "share"), [(n, s) for n in ("jsd", "sfkl", "srkl") for s in (0.0, 0.3, 0.5, 1.0)])
+def test_parameters_enter_as_defined(name: str, share: float) -> None:
+    student, teacher = random_logits(5, 31, seed=1)
+    parameter = "lam" if name == "jsd" else "alpha"
+    ours, theirs = student.clone().requires_grad_(), student.clone().requires_grad_()
+    value = srd.divergence(name, ours, teacher, **{parameter: share})
+    expected = naive(name, theirs, teacher, share=share)
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
+    value.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-8, atol=1e-12)
+
+
+def test_generalised_jsd_is_symmetric_at_one_half() -> None:
+    student, teacher = random_logits(4, 20)
+    torch.testing.assert_close(
+        srd.divergence("jsd", student, teacher, lam=0.5), srd.divergence("jsd", teacher, student, lam=0.5)
+    )
+    with_lam = srd.divergence("jsd", student, teacher, lam=0.9)
+    assert not torch.allclose(with_lam, srd.divergence("jsd", student, teacher, lam=0.1))
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_by_finite_differences(name: str, temperature: float) -> None:
+    student, teacher = random_logits(3, 9, scale=1.0)
+    assert torch.autograd.gradcheck(
+        lambda z: srd.divergence(name, z, teacher, temperature=temperature), (student.requires_grad_(),)
+    )
+
+
+# p = (1/2, 1/2), q = (1/4, 3/4): what each divergence is, by hand.
+BY_HAND = {
+    "fkl": 0.5 * math.log(2) + 0.5 * math.log(2 / 3),
+    "rkl": 0.25 * math.log(1 / 2) + 0.75 * math.log(3 / 2),
+    "tvd": 0.25,
+    # m = 0.1 p + 0.9 q = (0.275, 0.725)
+    "jsd": 0.9 * (0.25 * math.log(0.25 / 0.275) + 0.75 * math.log(0.75 / 0.725))
+    + 0.1 * (0.5 * math.log(0.5 / 0.275) + 0.5 * math.log(0.5 / 0.725)),
+    # 0.1 p + 0.9 q, the same mixture
+    "sfkl": 0.5 * math.log(0.5 / 0.275) + 0.5 * math.log(0.5 / 0.725),
+    # 0.9 p + 0.1 q = (0.475, 0.525)
+    "srkl": 0.25 * math.log(0.25 / 0.475) + 0.75 * math.log(0.75 / 0.525),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_values_worked_out_by_hand(name: str) -> None:
+    teacher = torch.zeros(1, 2)
+    student = torch.tensor([[0.0, math.log(3)]])
+    assert srd.divergence(name, student, teacher).item() == pytest.approx(BY_HAND[name], rel=1e-6)
+    # At T = 2 a student of (0, 2 log 3) has the same distribution.
+    assert srd.divergence(name, 2 * student, teacher, temperature=2).item() == pytest.approx(BY_HAND[name], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_zero_where_the_distributions_are_equal_and_positive_elsewhere(name: str) -> None:
+    student, teacher = random_logits(50, 40)
+    same = teacher.float().clone().requires_grad_()
+    value = srd.divergence(name, same, teacher.float() + 5)  # a constant shifts logits, not the distribution
+    value.sum().backward()
+    assert value.abs().max() < 2e-6
+    if name != "tvd":  # its slope jumps at p = q
+        assert same.grad is not None and same.grad.abs().max() < 2e-6
+    assert (value >= 0).all()
+    assert (srd.divergence(name, student, teacher) > 1e-3).all()
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("name", NAMES)
+def test_large_vocabulary_in_float32(name: str, temperature: float) -> None:
+    student, teacher = random_logits(4, 50_000, scale=2)
+    ours, theirs = student.float().requires_grad_(), student.float().double().requires_grad_()
+    value = srd.divergence(name, ours, teacher.float(), temperature=temperature)
+    expected = naive(name, theirs, teacher.float(), temperature)
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
+    value.sum().backward()
+    expected.sum().backward()
+    assert ours.grad is not None and theirs.grad is not None
+    error = (ours.grad.double() - theirs.grad).norm() / theirs.grad.norm()
+    assert error < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", NAMES)
+def test_half_precision_is_worked_out_in_float32(name: str, dtype: torch.dtype) -> None:
+    student, teacher = (logits.to(dtype) for logits in random_logits(6, 300))
+    ours, theirs = student.clone().requires_grad_(), student.double().requires_grad_()
+    value = srd.divergence(name, ours, teacher)
+    expected = naive(name, theirs, teacher)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)
+    value.sum().backward()
+    expected.sum().backward()
+    assert ours.grad is not None and theirs.grad is not None
+    assert ours.grad.dtype == dtype
+    torch.testing.assert_close(ours.grad.double(), theirs.grad, rtol=2 * torch.finfo(dtype).eps, atol=1e-4)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("name", NAMES)
+def test_extreme_logits_stay_finite(name: str, temperature: float) -> None:
+    student = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0], [1e4, 1e4, -1e4], [0.0, 0.0, 1e4]]).requires_grad_()
+    teacher = torch.tensor([[-1e4, 1e4, 0.0], [-1e4, 1e4, 0.0], [1e4, -1e4, 1e4], [1e4, -1e4, 0.0]])
+    value = srd.divergence(name, student, teacher, temperature=temperature)
+    value.sum().backward()
+    assert torch.isfinite(value).all() and (value >= 0).all()
+    assert student.grad is not None and torch.isfinite(student.grad).all()
+    assert value[1] < 1e-6
+    if name in ("fkl", "rkl"):  # all mass on one id, whose log-probability is 2e4/T lower for the other
+        assert value[0].item() == pytest.approx(2e4 / temperature, rel=1e-6)
+    if name == "tvd":
+        assert value[0].item() == pytest.approx(1.0)
+    if name == "sfkl":  # KL(p | 0.1 p) where the student has nothing
+        assert value[0].item() == pytest.approx(math.log(10), rel=1e-6)
+    if name == "srkl":
+        assert value[0].item() == pytest.approx(math.log(10), rel=1e-6)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("name", NAMES)
+def test_ids_masked_in_both_do_not_exist(name: str, temperature: float) -> None:
+    student, teacher = random_logits(5, 12)
+    masked = torch.zeros(12, dtype=torch.bool)
+    masked[[0, 5, 11]] = True
+    ours = student.clone().masked_fill(masked, -torch.inf).requires_grad_()
+    value = srd.divergence(name, ours, teacher.masked_fill(masked, -torch.inf), temperature=temperature)
+    theirs = student[:, ~masked].clone().requires_grad_()
+    expected = naive(name, theirs, teacher[:, ~masked], temperature)
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
+    value.sum().backward()
+    expected.sum().backward()
+    assert ours.grad is not None
+    assert (ours.grad[:, masked] == 0).all()
+    torch.testing.assert_close(ours.grad[:, ~masked], theirs.grad, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("mass", [0.3, 1e-6, 1e-15])
+def test_a_mask_in_one_of_them(mass: float, dtype: torch.dtype) -> None:
+    """Where only the teacher forbids an id, KL(q|p) is infinite however little mass q has there."""
+    other = math.log((1 - mass) / 2)
+    student = torch.tensor([[other, other, math.log(mass)]], dtype=dtype)
+    teacher = torch.tensor([[0.0, 0.5, -torch.inf]], dtype=dtype)
+    assert srd.divergence("rkl", student, teacher).item() == torch.inf
+    assert srd.divergence("fkl", teacher, student).item() == torch.inf
+    for name in ("fkl", "jsd", "tvd", "sfkl", "srkl"):
+        value = srd.divergence(name, student, teacher).double()
+        torch.testing.assert_close(value, naive(name, student, teacher), rtol=1e-5, atol=1e-7)
+    for name in ("rkl", "jsd", "tvd", "sfkl", "srkl"):
+        value = srd.divergence(name, teacher, student).double()
+        torch.testing.assert_close(value, naive(name, teacher, student), rtol=1e-5, atol=1e-7)
+
+
+def test_rows_of_a_batch_do_not_touch_each_other() -> None:
+    """A masked row sends the batch through the careful form; the other rows' values stay."""
+    student, teacher = random_logits(3, 8)
+    alone = srd.divergence("rkl", student[:1], teacher[:1])
+    teacher[1, 2] = -torch.inf
+    student[2, 4] = teacher[2, 4] = -torch.inf
+    values = srd.divergence("rkl", student, teacher)
+    assert values[0] == alone[0]
+    assert values[1] == torch.inf
+    assert torch.isfinite(values[2])
+
+
+def test_no_rows_give_no_values() -> None:
+    assert srd.divergence("fkl", torch.zeros(0, 5), torch.zeros(0, 5)).shape == (0,)
+
+
+def test_the_teacher_is_a_constant() -> None:
+    student, teacher = random_logits(2, 5)
+    student.requires_grad_()
+    teacher.requires_grad_()
+    srd.divergence("jsd", student, teacher).sum().backward()
+    assert teacher.grad is None and student.grad is not None
+
+
+@pytest.mark.parametrize(("alias", "name"), ALIASES.items())
+def test_names_of_the_papers_scripts(alias: str, name: str) -> None:
+    assert canonical_name(alias) == name
+    student, teacher = random_logits(2, 5)
+    assert torch.equal(srd.divergence(alias, student, teacher), srd.divergence(name, student, teacher))
+
+
+def test_paper_names_cover_every_divergence() -> None:
+    assert {canonical_name("t" + name) for name in NAMES} == set(NAMES)
+    assert canonical_name("kd") == "fkl" and canonical_name("rkld") == "rkl"
+
+
+@pytest.mark.parametrize("name", ["fkll", "random", "on", "KL"])
+def test_unknown_names_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"unknown objective '{name}'.*Known: .*srkl"):
+        srd.divergence(name, torch.zeros(1, 2), torch.zeros(1, 2))
+
+
+def test_the_nearest_name_is_suggested() -> None:
+    with pytest.raises(UserError, match="did you mean 'srkl'"):
+        canonical_name("skrl")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "message"),
+    [
+        ("fkl", {"alpha": 0.1}, "no parameter 'alpha'; it has none"),
+        ("jsd", {"lamda": 0.1}, "no parameter 'lamda'; did you mean 'lam'"),
+        ("jsd", {"lam": 1.5}, "lam is 1.5, but it must be within 0 and 1"),
+        ("sfkl", {"alpha": -0.1}, "alpha is -0.1"),
+        ("srkl", {"alpha": math.nan}, "alpha is nan"),
+        ("srkl", {"alpha": "0.1"}, "alpha must be a number, but is '0.1'"),
+        ("srkl", {"alpha": True}, "alpha must be a number, but is True"),
+    ],
+)
+def test_wrong_parameters_are_refused(name: str, parameters: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        srd.divergence(name, torch.zeros(1, 2), torch.zeros(1, 2), **parameters)
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, math.nan, math.inf])
+def test_wrong_temperatures_are_refused(temperature: float) -> None:
+    with pytest.raises(UserError, match=f"temperature is {temperature}"):
+        srd.divergence("fkl", torch.zeros(1, 2), torch.zeros(1, 2), temperature=temperature)
+
+
+def test_shapes_that_differ_are_refused() -> None:
+    with pytest.raises(UserError, match=r"\[1, 3\].*\[1, 2\].*padding rows"):
+        srd.divergence("fkl", torch.zeros(1, 3), torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_conventions_for_temperature_squared(name: str) -> None:
+    assert loss_scale(name, 1.5, "all") == 2.25
+    assert loss_scale(name, 1.5, "none") == 1.0
+    assert loss_scale(name, 1.5, "paper") == (2.25 if name in ("fkl", "jsd", "srkl") else 1.0)
+
+
+def documented_example() -> str:
+    """The code block of the module's docstring."""
+    assert objectives.__doc__ is not None
+    _, _, block = objectives.__doc__.partition("::\n\n")
+    lines = [line[4:] for line in block.splitlines() if not line or line.startswith("    ")]
+    return "\n".join(lines)
+
+
+@pytest.mark.usefixtures("registry")
+def test_the_documented_example_registers_a_divergence() -> None:
+    exec(documented_example(), {"srd": srd})
+    student, teacher = random_logits(6, 17)
+    for temperature in TEMPERATURES:
+        ours, theirs = student.clone().requires_grad_(), student.clone().requires_grad_()
+        value = srd.divergence("hellinger", ours, teacher, temperature=temperature)
+        p, q = torch.softmax(teacher / temperature, -1), torch.softmax(theirs / temperature, -1)
+        expected = 0.5 * (p.sqrt() - q.sqrt()).square().sum(-1)
+        torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
+        value.sum().backward()
+        expected.sum().backward()
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-8, atol=1e-12)
+    assert (srd.divergence("hellinger", student, student).abs() < 1e-12).all()
+    assert loss_scale("hellinger", 2.0, "paper") == 4.0
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_registered_divergence_may_have_parameters() -> None:
+    @srd.register_divergence("power", squared=False)
+    def power(log_p: Tensor, log_q: Tensor, order: float = 2.0) -> Tensor:
+        return (log_p.exp() - log_q.exp()).abs().pow(order).sum(-1)
+
+    student, teacher = random_logits(3, 7)
+    p, q = torch.softmax(teacher, -1), torch.softmax(student, -1)
+    torch.testing.assert_close(srd.divergence("power", student, teacher), (p - q).square().sum(-1))
+    torch.testing.assert_close(srd.divergence("power", student, teacher, order=1), (p - q).abs().sum(-1))
+    with pytest.raises(UserError, match="no parameter 'ordre'; did you mean 'order'"):
+        srd.divergence("power", student, teacher, ordre=1)
+    assert loss_scale("power", 2.0, "paper") == 1.0
+
+
+@pytest.mark.usefixtures("registry")
+@pytest.mark.parametrize("name", ["fkl", "kd", "tsrkl"])
+def test_a_taken_name_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"a divergence '{name}' already"):
+        srd.register_divergence(name)(lambda log_p, log_q: (log_p - log_q).sum(-1))
+    assert name in ALIASES or DIVERGENCES[name].function is objectives.forward_kl
+
+
+@pytest.mark.usefixtures("registry")
+def test_registering_twice_is_refused() -> None:
+    srd.register_divergence("mine")(lambda log_p, log_q: (log_p - log_q).abs().sum(-1))
+    with pytest.raises(UserError, match="a divergence 'mine' already"):
+        srd.register_divergence("mine")(lambda log_p, log_q: (log_p - log_q).square().sum(-1))
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_parameter_without_default_is_refused() -> None:
+    with pytest.raises(UserError, match=r"needs a default for its parameters \['share'\]"):
+        srd.register_divergence("mine")(lambda log_p, log_q, share: (log_p - log_q).sum(-1) * share)

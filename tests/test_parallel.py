@@ -1,0 +1,217 @@
+"""Several processes (gloo, on the CPU) do what one does: the same losses, ranks, stages, metrics and weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file
+
+import srd.distillation
+from srd import parallel
+from srd.artifacts import read_json
+from srd.config import TrainingConfig
+from srd.distillation import micro_batch_size
+from srd.errors import UserError
+from tests.conftest import TinyRun, logged
+
+ROOT = Path(__file__).parent.parent
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    "FSDP_OFFLOAD_PARAMS": "false",
+}
+TOLERANCE = 1e-5
+
+
+def launch(*arguments: Any, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Start two processes that run together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **(environment or {})},
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+
+
+def worker(*arguments: Any, environment: dict[str, str] | None = None) -> None:
+    done = launch(ROOT / "tests" / "parallel_worker.py", *arguments, environment=environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def curriculum_and_on_policy(folder: Path, family: str) -> TinyRun:
+    """A run whose models learn something, so that equal metrics mean equal answers: off-policy stages, and GKD."""
+    folder.mkdir(parents=True)
+    learning = {"epochs": 8, "learning_rate": 5e-3, "batch_size": 8}
+    return TinyRun(folder, family).set(
+        teacher__sft=learning, student__warm_start=learning,
+        training={"epochs": 2, "batch_size": 8, "micro_batch_size": 2, "learning_rate": 2e-3, "evaluate_every": 0.5,
+                  "curriculum": {"stages": 2, "select": 0.7}},
+        baselines={"gkd": {"method": {"name": "gkd", "max_new_tokens": 8}, "curriculum": None, "epochs": 1}},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TinyRun]:
+    """The same two runs on one process."""
+    folder = tmp_path_factory.mktemp("parallel")
+    runs = {family: curriculum_and_on_policy(folder / family, family) for family in ("llama", "t5")}
+    for run in runs.values():
+        run.run()
+    return runs
+
+
+@pytest.fixture(scope="module")
+def together(alone: dict[str, TinyRun]) -> dict[str, Path]:
+    """On two, and a run that was begun on one process and goes on with two."""
+    folders = {family: run.folder / "together" for family, run in alone.items()}
+    folders["continued"] = alone["llama"].folder / "continued"
+    begin_and_stop(alone["llama"], folders["continued"])
+    recipes = {**alone, "continued": alone["llama"]}
+    worker("run", *(part for name, folder in folders.items() for part in (recipes[name].write_recipe(), folder)))
+    return folders
+
+
+@pytest.fixture(scope="module")
+def sharded(alone: dict[str, TinyRun]) -> dict[str, Path]:
+    """On two, each with one half of the weights."""
+    folders = {family: run.folder / "sharded" for family, run in alone.items()}
+    arguments = (part for name, folder in folders.items() for part in (alone[name].write_recipe(), folder))
+    worker("run", *arguments, environment=FSDP)
+    return folders
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def begin_and_stop(run: TinyRun, folder: Path) -> None:
+    """Begin a run and stop it within the second stage of its curriculum, past a checkpoint."""
+    original = srd.distillation._Report.on_step_end
+
+    def on_step_end(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        original(self, args, state, control, **kwargs)
+        if self.training.label == "srd" and "stages/1" in args.output_dir and state.global_step == 4:
+            raise _StoppedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(srd.distillation._Report, "on_step_end", on_step_end)
+        with pytest.raises(_StoppedError):
+            run.run(folder)
+    assert list((folder / "stages" / "1").glob("checkpoint-*")), "stopped before the first checkpoint"
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    """Losses to 1e-5; ranks, stages and metrics exactly."""
+    first, second = logged(one), logged(two)
+    assert [(row["arm"], row["stage"], row["step"]) for row in first] == [
+        (row["arm"], row["stage"], row["step"]) for row in second
+    ]
+    compared = 0
+    for a, b in zip(first, second, strict=True):
+        for name in ("loss", "ce_loss", "kd_loss", "eval_loss", "learning_rate"):
+            if name in a:
+                assert b[name] == pytest.approx(a[name], abs=TOLERANCE), (a["arm"], a["step"], name)
+                compared += 1
+        assert a.get("eval_rouge_l") == b.get("eval_rouge_l")
+    assert compared > 20
+    ranked = [pq.read_table(folder / "curriculum" / "ranked.parquet") for folder in (one, two)]
+    for column in ("id", "rank", "rank_rouge", "rank_ce", "kept", "stage"):
+        assert ranked[0][column].equals(ranked[1][column]), column
+    metrics = [read_json(folder / "evaluation" / "metrics.json") for folder in (one, two)]
+    assert metrics[0] == metrics[1]
+    assert metrics[0]["srd"]["test"]["rouge_l"]["mean"] > 0, "the models have learnt nothing: nothing was compared"
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_two_processes_do_what_one_does(name: str, alone: dict[str, TinyRun], together: dict[str, Path]) -> None:
+    assert_same_run(alone[name].run_dir, together[name])
+    for student in ("student", "baselines/gkd/student"):
+        one, two = (load_file(run / student / "model.safetensors") for run in (alone[name].run_dir, together[name]))
+        assert one.keys() == two.keys()
+        assert all((one[key] - two[key]).abs().max() < 1e-3 for key in one)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(
+    alone: dict[str, TinyRun], together: dict[str, Path]
+) -> None:
+    assert_same_run(alone["llama"].run_dir, together["continued"])
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_sharded_weights_give_the_same_losses(
+    name: str, alone: dict[str, TinyRun], sharded: dict[str, Path]
+) -> None:
+    assert_same_run(alone[name].run_dir, sharded[name])
+
+
+def test_one_process_decides_and_all_hear_of_errors(tmp_path: Path) -> None:
+    worker("check", tmp_path)
+    for number in (0, 1):
+        found = json.loads((tmp_path / f"{number}.json").read_text(encoding="utf-8"))
+        assert found["gather"] == [0, 10]
+        assert found["on_main"] == "said by 0"
+        assert found["on_main_error"] == "refused by 0"
+        assert found["together"] == number
+        assert found["together_error"] == "refused by 1"
+        assert found["same"] == ""
+        assert "recipe.seed differs" in found["different"]
+        assert "0 in process 0" in found["different"]
+        assert "1 in process 1" in found["different"]
+
+
+def test_a_failing_process_stops_the_others_with_its_message(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path)
+    started = time.monotonic()
+    done = launch(ROOT / "tests" / "parallel_worker.py", "fail", run.write_recipe(), run.run_dir)
+    assert done.returncode != 0
+    assert time.monotonic() - started < 60
+    assert "process 1: error: the disk of this node has failed" in done.stderr.replace("\n", " ")
+
+
+def test_alone_everything_passes_through() -> None:
+    assert parallel.gather("mine") == ["mine"]
+    assert parallel.on_main(lambda: 3) == 3
+    assert parallel.together(lambda: 4) == 4
+    with pytest.raises(UserError, match="no"):
+        parallel.on_main(_refuse)
+    parallel.check_same({"recipe": {"seed": 0}})
+    parallel.barrier()
+
+
+def _refuse() -> None:
+    raise UserError("no")
+
+
+def test_batch_size_must_be_a_multiple_of_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match=r"batch_size \(16\) is no multiple of the 3 processes. Use a batch size of 15"):
+        micro_batch_size(TrainingConfig(batch_size=16))
+    monkeypatch.setenv("WORLD_SIZE", "32")
+    with pytest.raises(UserError, match="Use a batch size of 32"):
+        micro_batch_size(TrainingConfig(batch_size=16))
+
+
+def test_more_processes_than_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    from srd.pipeline import _check_count
+
+    assert _check_count({"train": 3}) == {"train": 3}
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UserError, match="4 processes are more than the 3 training examples"):
+        _check_count({"train": 3})

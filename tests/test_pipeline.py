@@ -1,0 +1,316 @@
+"""The whole flow on tiny models: exact files, counts and columns, and what a changed input redoes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from srd.artifacts import read_json
+from srd.errors import UserError
+from srd.pipeline import curate, prepare_examples
+from tests.conftest import TinyRun, close, logged, steps_finished, tiny_rows, write_rows
+from tests.tiny import save_tiny
+
+MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+SCORES = [("id", "string"), ("response", "string"), ("rouge_l", "double"), ("ce", "double")]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """A finished run with a baseline; read only."""
+    tiny = TinyRun(tmp_path_factory.mktemp("done"))
+    tiny.set(baselines={"kd": {"curriculum": None, "epochs": 2}})
+    tiny.run()
+    return tiny
+
+
+@pytest.fixture
+def again(done: TinyRun, tmp_path: Path) -> TinyRun:
+    """The same run, to be changed and run again."""
+    copy = TinyRun.__new__(TinyRun)
+    copy.__dict__.update(done.__dict__, recipe=json.loads(json.dumps(done.recipe)), run_dir=tmp_path / "run")
+    shutil.copytree(done.run_dir, copy.run_dir)
+    return copy
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def redone(run_dir: Path, before: dict[str, str]) -> set[str]:
+    after = steps_finished(run_dir)
+    return {name for name in after if after[name] != before.get(name)}
+
+
+def columns(path: Path) -> list[tuple[str, str]]:
+    return [(field.name, str(field.type)) for field in pq.read_schema(path)]
+
+
+def test_run_directory_holds_exactly_the_contract(done: TinyRun) -> None:
+    predictions = {
+        f"evaluation/predictions/{model}.test.{seed}.{ending}"
+        for model in ("teacher", "student", "kd", "srd")
+        for seed in (1, 2)
+        for ending in ("jsonl", "scores.json")
+    }
+    stages = {f"stages/{stage}/metrics.json" for stage in range(3)}
+    stages |= {f"stages/{stage}/model/{name}" for stage in range(3) for name in MODEL_FILES}
+    baseline = {"baselines/kd/stages/0/metrics.json"}
+    baseline |= {f"baselines/kd/{part}/{name}" for part in ("stages/0/model", "student") for name in MODEL_FILES}
+    (cache,) = (done.run_dir / "cache").iterdir()
+    cached = {path.name for path in cache.iterdir()}
+    expected = {
+        ".lock", "manifest.json", "metrics.jsonl", "recipe.yaml", "report/index.html",
+        *(f"examples/{name}.parquet" for name in ("train", "validation", "test")),
+        "reflection/scores.parquet", "curriculum/ranked.parquet",
+        *(f"evaluation/{name}" for name in ("metrics.json", "comparisons.json", "details.json", "train_samples.jsonl")),
+        *(f"student/{name}" for name in MODEL_FILES),
+    }  # fmt: skip
+    found = {name for name in files(done.run_dir) if not name.startswith("cache/")}
+    assert found == expected | predictions | stages | baseline
+    assert {"meta.json", "head.safetensors"} <= cached
+    assert sorted({name.split("-")[0].split(".")[0] for name in cached}) == ["head", "meta", "plan", "shard"]
+
+
+def test_counts_and_columns(done: TinyRun) -> None:
+    folder = done.run_dir
+    sizes = {name: pq.read_table(folder / "examples" / f"{name}.parquet").num_rows for name in
+             ("train", "validation", "test")}  # fmt: skip
+    assert sizes == {"train": 32, "validation": 4, "test": 4}
+    assert columns(folder / "reflection/scores.parquet") == SCORES
+    assert [name for name, _ in columns(folder / "curriculum/ranked.parquet")] == [
+        "id", "rouge_l", "ce", "rank_rouge", "rank_ce", "rrf", "rank", "kept", "stage",
+    ]  # fmt: skip
+    ranked = pq.read_table(folder / "curriculum/ranked.parquet").to_pydict()
+    assert ranked["rank"] == list(range(1, 33))
+    assert ranked["kept"] == [True] * 24 + [False] * 8
+    assert ranked["stage"] == [0] * 8 + [1] * 8 + [2] * 8 + [-1] * 8
+    assert set(ranked["id"]) == set(pq.read_table(folder / "examples/train.parquet")["id"].to_pylist())
+    for stage, size in enumerate((8, 16, 24)):
+        metrics = read_json(folder / f"stages/{stage}/metrics.json")
+        assert (metrics["examples"], metrics["steps"]) == (size, size // 8)
+        assert metrics["temperature"] == 1 + stage / 2
+        assert metrics["weight"] == pytest.approx(0.8 + stage / 10)
+
+
+def test_every_step_of_every_arm_is_logged_once(done: TinyRun) -> None:
+    rows = logged(done.run_dir)
+    assert {(row["arm"], row["stage"]) for row in rows} == {("kd", 0), ("srd", 0), ("srd", 1), ("srd", 2)}
+    losses = [(row["arm"], row["stage"], row["step"]) for row in rows if "loss" in row]
+    assert len(losses) == len(set(losses))
+    assert [row["step"] for row in rows if row["arm"] == "kd" and "eval_rouge_l" in row] == [4, 8]
+    last = max((row for row in rows if row["arm"] == "srd"), key=lambda row: row["passes"])
+    assert last["passes"] == pytest.approx((8 + 16 + 24) / 32)
+
+
+def test_metrics_are_percent_with_mean_and_spread_of_the_seeds(done: TinyRun) -> None:
+    metrics = read_json(done.run_dir / "evaluation/metrics.json")
+    assert list(metrics) == ["teacher", "student", "kd", "srd"]
+    for model in metrics.values():
+        rouge = model["test"]["rouge_l"]
+        first, second = rouge["seeds"]["1"], rouge["seeds"]["2"]
+        assert rouge["mean"] == pytest.approx((first + second) / 2)
+        assert rouge["std"] == pytest.approx(abs(first - second) / 2**0.5)
+        assert 0 <= rouge["mean"] <= 100
+    lines = (done.run_dir / "evaluation/predictions/srd.test.1.jsonl").read_text().splitlines()
+    test_ids = pq.read_table(done.run_dir / "examples/test.parquet")["id"].to_pylist()
+    assert [json.loads(line)["id"] for line in lines] == test_ids
+
+
+def test_recipe_is_written_back_with_every_default(done: TinyRun) -> None:
+    written = yaml.safe_load((done.run_dir / "recipe.yaml").read_text())
+    assert written["training"]["weight_decay"] == 0.01
+    assert written["training"]["curriculum"]["stages"] == 3
+    assert written["baselines"]["kd"]["epochs"] == 2
+    assert written["baselines"]["kd"]["learning_rate"] == 1e-3  # what the main training says holds for baselines too
+
+
+def test_student_is_a_plain_transformers_model(done: TinyRun) -> None:
+    model = AutoModelForCausalLM.from_pretrained(done.run_dir / "student")
+    tokenizer = AutoTokenizer.from_pretrained(done.run_dir / "student")
+    prompt = tokenizer("Name the whale that lives in the sea.", return_tensors="pt")
+    answer = model.generate(**prompt, max_new_tokens=4, do_sample=False)
+    assert answer.shape[1] > prompt["input_ids"].shape[1]
+    start = AutoModelForCausalLM.from_pretrained(done.student)
+    changed = [name for name, weight in model.state_dict().items() if not torch.equal(weight, start.state_dict()[name])]
+    assert len(changed) == len(model.state_dict())
+    assert model.num_parameters() == start.num_parameters()
+
+
+def test_running_again_keeps_every_step(again: TinyRun) -> None:
+    before = steps_finished(again.run_dir)
+    log = (again.run_dir / "metrics.jsonl").read_bytes()
+    again.run()
+    assert steps_finished(again.run_dir) == before
+    assert (again.run_dir / "metrics.jsonl").read_bytes() == log
+    assert set(before) == {"examples", "teacher", "student", "reflection", "ranking", "cache", "train/kd", "train/srd",
+                           "evaluation"}  # fmt: skip
+
+
+def test_learning_rate_redoes_training_but_not_reflection(again: TinyRun) -> None:
+    before = steps_finished(again.run_dir)
+    again.set(training__learning_rate=2e-3).run()
+    assert redone(again.run_dir, before) == {"train/kd", "train/srd", "evaluation"}
+    rows = [(row["arm"], row["stage"], row["step"]) for row in logged(again.run_dir) if "loss" in row]
+    assert len(rows) == len(set(rows))
+
+
+def test_another_teacher_redoes_the_cache(again: TinyRun, tmp_path: Path) -> None:
+    before, folders = steps_finished(again.run_dir), set((again.run_dir / "cache").iterdir())
+    again.set(teacher=str(save_tiny(tmp_path / "other", "llama", layers=4, seed=9))).run()
+    assert redone(again.run_dir, before) == {"teacher", "cache", "train/kd", "train/srd", "evaluation"}
+    assert len(set((again.run_dir / "cache").iterdir()) - folders) == 1
+
+
+def test_another_student_redoes_reflection(again: TinyRun, tmp_path: Path) -> None:
+    before = steps_finished(again.run_dir)
+    again.set(student=str(save_tiny(tmp_path / "other", "llama", layers=1, seed=9))).run()
+    assert redone(again.run_dir, before) == {
+        "student", "reflection", "ranking", "train/kd", "train/srd", "evaluation",
+    }  # fmt: skip
+
+
+def test_select_redoes_only_what_is_curated(again: TinyRun) -> None:
+    before = steps_finished(again.run_dir)
+    again.set(training__curriculum={"select": 0.5}).run()
+    assert redone(again.run_dir, before) == {"ranking", "train/srd", "evaluation"}
+
+
+def test_another_template_asks_the_teacher_again(again: TinyRun) -> None:
+    path = again.run_dir / "evaluation/predictions/teacher.test.1.scores.json"
+    before = read_json(path)["fingerprint"]
+    again.set(data__template="Q: {instruction} {input}\nA:").run()
+    assert read_json(path)["fingerprint"] != before
+
+
+def test_changed_rows_redo_everything_that_reads_them(again: TinyRun, tmp_path: Path) -> None:
+    before = steps_finished(again.run_dir)
+    rows = [{**row, "output": row["output"] + " Yes."} for row in tiny_rows()]
+    again.set(data__train=str(write_rows(tmp_path / "rows.jsonl", rows))).run()
+    assert redone(again.run_dir, before) == set(before) - {"teacher", "student"}
+
+
+def test_lost_file_is_made_again(again: TinyRun) -> None:
+    before = steps_finished(again.run_dir)
+    old = (again.run_dir / "curriculum/ranked.parquet").read_bytes()
+    (again.run_dir / "curriculum/ranked.parquet").unlink()
+    again.run()
+    assert redone(again.run_dir, before) in ({"ranking"}, set())  # the same second may be noted again
+    assert (again.run_dir / "curriculum/ranked.parquet").read_bytes() == old
+
+
+def test_damaged_cache_shard_is_built_again(again: TinyRun) -> None:
+    (shard,) = (again.run_dir / "cache").glob("*/shard-*.safetensors")
+    intact = shard.read_bytes()
+    shard.write_bytes(intact[:-8] + b"\0\0\xc0\x7f\0\0\xc0\x7f")
+    again.set(training__learning_rate=3e-3).run()
+    assert shard.read_bytes() == intact
+    assert any("damaged" in warning for warning in read_json(again.run_dir / "manifest.json")["warnings"])
+
+
+def test_lost_cache_shard_is_built_again(again: TinyRun) -> None:
+    (shard,) = (again.run_dir / "cache").glob("*/shard-*.safetensors")
+    intact = shard.read_bytes()
+    shard.unlink()
+    shard.with_suffix(".json").unlink()
+    again.set(training__learning_rate=3e-3).run()
+    assert shard.read_bytes() == intact
+
+
+def test_moved_run_directory_keeps_its_steps(again: TinyRun, tmp_path: Path) -> None:
+    before = steps_finished(again.run_dir)
+    again.run_dir = again.run_dir.rename(tmp_path / "elsewhere")
+    again.run()
+    assert steps_finished(again.run_dir) == before
+
+
+def test_two_runs_give_the_same_bytes(done: TinyRun, tmp_path: Path) -> None:
+    run_dir = tmp_path / "second"
+    done.run(run_dir)
+    for name in ("student/model.safetensors", "baselines/kd/student/model.safetensors", "curriculum/ranked.parquet",
+                 "evaluation/metrics.json", "reflection/scores.parquet"):  # fmt: skip
+        assert (run_dir / name).read_bytes() == (done.run_dir / name).read_bytes(), name
+
+
+def test_run_directory_is_for_one_command_at_a_time(again: TinyRun) -> None:
+    run = again.open()
+    try:
+        with pytest.raises(UserError, match="another srd command works in"):
+            again.open()
+    finally:
+        close(run)
+
+
+def test_teacher_sft_shortened_student_and_warm_start(tiny_run: TinyRun) -> None:
+    quick = {"epochs": 1, "batch_size": 8}
+    tiny_run.set(teacher={"model": str(tiny_run.teacher), "sft": quick})
+    tiny_run.set(student={"drop_layers": 2, "warm_start": {**quick, "method": "kd"}})
+    run = tiny_run.run()
+    folder = run.folder
+    assert {"start", "student", "teacher"} <= {path.name for path in folder.iterdir() if path.is_dir()}
+    assert not (folder / "teacher-sft").exists() and not (folder / "warm-start").exists()
+    config = read_json(folder / "student/config.json")
+    assert config["num_hidden_layers"] == 2
+    assert {row["arm"] for row in logged(folder)} == {"teacher_sft", "warm_start", "srd"}
+    before = steps_finished(folder)
+    tiny_run.run()
+    assert steps_finished(folder) == before
+    assert run.manifest.steps["student"]["summary"]["dropped_layers"]
+
+
+def test_shared_cache_serves_a_second_run(tiny_run: TinyRun, tmp_path: Path) -> None:
+    tiny_run.set(cache__dir=str(tmp_path / "shared"))
+    tiny_run.run()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "shared").rglob("shard-*")}
+    tiny_run.set(seed=0, training__objective="rkl").run(tmp_path / "second")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "shared").rglob("shard-*")} == kept
+    assert not (tmp_path / "second" / "cache").exists()
+
+
+def test_live_teacher_gives_the_losses_of_the_cache(done: TinyRun, tmp_path: Path) -> None:
+    recipe = json.loads(json.dumps(done.recipe))
+    done.set(cache__enabled=False)
+    try:
+        done.run(tmp_path / "live")
+    finally:
+        done.recipe = recipe
+    assert not (tmp_path / "live/cache").exists()
+
+    def losses(folder: Path) -> list[float]:
+        return [row["loss"] for row in logged(folder) if "loss" in row]
+
+    assert losses(tmp_path / "live") == pytest.approx(losses(done.run_dir), abs=1e-5)
+
+
+def test_curate_writes_growing_stages_for_other_trainers(again: TinyRun, tmp_path: Path) -> None:
+    run = again.open()
+    try:
+        prepare_examples(run)
+        run.check_models()
+        paths = curate(run, tmp_path / "curated")
+    finally:
+        close(run)
+    stages = [[json.loads(line) for line in path.read_text().splitlines()] for path in paths]
+    assert [path.name for path in paths] == ["stage_0.jsonl", "stage_1.jsonl", "stage_2.jsonl"]
+    assert [len(stage) for stage in stages] == [8, 16, 24]
+    assert [row["rank"] for row in stages[2]] == list(range(1, 25))
+    assert [row["id"] for row in stages[1]][:8] == [row["id"] for row in stages[0]]
+    train = {row["id"]: row for row in pq.read_table(again.run_dir / "examples/train.parquet").to_pylist()}
+    assert all(row["output"] == train[row["id"]]["references"][0] for row in stages[2])
+
+
+def test_evaluation_on_a_named_task_beside_the_test_split(again: TinyRun, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "gsm8k.jsonl", [{"question": "How many apples?", "answer": "12 in all.\n#### 12"}] * 3)
+    before = steps_finished(again.run_dir)
+    again.set(evaluation__tasks=[{"name": "gsm8k", "path": str(path)}]).run()
+    assert redone(again.run_dir, before) == {"evaluation"}
+    metrics = read_json(again.run_dir / "evaluation/metrics.json")
+    assert set(metrics["srd"]) == {"test", "gsm8k"}
+    assert set(metrics["srd"]["gsm8k"]) == {"accuracy"}

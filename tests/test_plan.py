@@ -1,0 +1,246 @@
+"""Plans: the paper's arithmetic, agreement with what runs really do, and no network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors import safe_open
+
+from srd import plan as plan_module
+from srd.cli import app
+from srd.config import ModelConfig, Recipe, load_recipe, shipped_recipes
+from srd.errors import UserError
+from srd.models.loading import load_model
+from srd.pipeline import Run, prepare_examples, run_training
+from srd.plan import KNOWN_CONFIGS, Plan, make_plan, print_plan, read_config, shown_bytes, size_of, stages_of
+from tests.tiny import save_tiny
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "hub_is_reachable", lambda: False)
+    monkeypatch.setattr(plan_module, "try_to_load_from_cache", lambda *names, **options: None)
+
+
+PAPER = [name for name in shipped_recipes() if not name.startswith("demo")]
+
+PARAMETERS = {
+    "openai-community/gpt2": 124_439_808,
+    "openai-community/gpt2-xl": 1_557_611_200,
+    "openlm-research/open_llama_3b_v2": 3_426_473_600,
+    "openlm-research/open_llama_7b_v2": 6_738_415_616,
+    "Qwen/Qwen2.5-Math-1.5B-Instruct": 1_543_714_304,
+    "Qwen/Qwen2.5-Coder-7B-Instruct": 7_615_616_512,
+    "google/t5-v1_1-base": 247_577_856,
+    "google/t5-v1_1-xl": 2_849_757_184,
+    "google/mt5-base": 582_401_280,
+    "google/mt5-xl": 3_742_619_648,
+}
+
+
+@pytest.mark.parametrize(("name", "parameters"), PARAMETERS.items())
+def test_known_models_have_their_published_size(name: str, parameters: int) -> None:
+    notes: list[str] = []
+    assert size_of(read_config(ModelConfig(model=name), notes)).parameters == parameters
+    assert name in notes[0]
+    assert "hub cannot be reached" in notes[0]
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_shipped_recipes_are_planned_without_a_network(name: str) -> None:
+    recipe = load_recipe(name)
+    plan = make_plan(recipe)
+    assert {phase.name for phase in plan.phases} >= {f"train/{arm}" for arm in recipe.arms}
+    assert plan.flops > 1e15
+    assert plan.memory > 1e9
+    assert {recipe.teacher.model, recipe.student.model} <= set(KNOWN_CONFIGS)
+    assert any("is not read" in note for note in plan.notes)
+
+
+def passes(plan: Plan, phase: str) -> float:
+    return next(item.student_passes for item in plan.phases if item.name == phase)
+
+
+def test_the_papers_arithmetic() -> None:
+    """SRD: 8 epochs over 25, 50 and 75 % are 12 epoch equivalents, against plain distillation's 20."""
+    plan = make_plan(load_recipe("gpt2"))
+    assert passes(plan, "train/srd") == pytest.approx(12, abs=2e-3)
+    assert passes(plan, "train/kd") == 20
+    srd = next(phase for phase in plan.phases if phase.name == "train/srd")
+    assert [round(stage.passes) for stage in srd.stages] == [2, 4, 6]
+    teacher = {phase.name: phase.teacher_passes for phase in plan.phases if phase.teacher_passes}
+    assert teacher == {"teacher": 10, "cache": 1}
+
+
+def test_steps_of_stages() -> None:
+    training = load_recipe("gpt2").training
+    # 1003 examples, 752 kept; stages of 250, 501 and 752; 16 a step, the last one smaller; 8 epochs.
+    assert [(stage.examples, stage.steps) for stage in stages_of(training, 1003)] == [
+        (250, 128),
+        (501, 256),
+        (752, 376),
+    ]
+
+
+# ------------------------------------------------------------------------------------------------- against a real run
+
+
+@pytest.fixture(scope="module")
+def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("plan")
+    teacher = save_tiny(folder / "teacher", "llama", layers=3, hidden=16)
+    rows = [
+        {"instruction": f"Count to {number}.", "output": " ".join(map(str, range(number)))} for number in range(2, 22)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = folder / "tiny.yaml"
+    file.write_text(
+        f"teacher: {teacher}\n"
+        "student: {drop_layers: 1}\n"
+        f"data: {{train: {folder / 'rows.jsonl'}, validation_size: 2, test_size: 2, template: plain}}\n"
+        "generation: {max_new_tokens: 2}\n"
+        "training: {epochs: 2, batch_size: 4, select_by: last, curriculum: {stages: 2, select: 0.75}}\n"
+        "baselines: {kd: {curriculum: null, epochs: 1.5}}\n"
+    )
+    return load_recipe(str(file))
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(tiny_recipe, tmp_path_factory.mktemp("run") / "run")
+    prepare_examples(run)
+    run.check_models()
+    run_training(run)
+    return run
+
+
+def test_plan_agrees_with_the_run(tiny_recipe: Recipe, tiny_run: Run) -> None:
+    plan = make_plan(tiny_recipe)
+    steps = tiny_run.manifest.steps
+    assert plan.data.exact
+    assert plan.notes == ()
+    assert plan.data.train == steps["examples"]["summary"]["train"]
+    for phase in plan.phases:
+        if phase.name.startswith("train/"):
+            summary = steps[phase.name]["summary"]
+            assert phase.steps == summary["steps"]
+            assert phase.student_passes == pytest.approx(summary["passes"], abs=1e-4)
+    assert plan.student.parameters == steps["student"]["summary"]["parameters"]
+    assert plan.student.parameters == load_model(str(tiny_run.folder / "start")).num_parameters()
+
+
+def test_cache_is_as_large_as_planned(tiny_recipe: Recipe, tiny_run: Run) -> None:
+    plan = make_plan(tiny_recipe)
+    assert plan.cache_bytes == tiny_run.manifest.steps["cache"]["summary"]["bytes"]
+    stored = 0
+    for shard in (tiny_run.folder / "cache").rglob("shard-*.safetensors"):
+        with safe_open(shard, framework="pt") as tensors:
+            hidden = tensors.get_tensor("hidden")
+            stored += hidden.numel() * hidden.element_size()
+    assert plan.cache_bytes == stored > 0
+    head = next((tiny_run.folder / "cache").rglob("head.safetensors"))
+    with safe_open(head, framework="pt") as tensors:
+        weight = tensors.get_tensor("weight")
+    assert plan.head_bytes == weight.numel() * weight.element_size()
+
+
+def test_flops_by_hand(tiny_recipe: Recipe) -> None:
+    plan = make_plan(tiny_recipe)
+    kd = next(phase for phase in plan.phases if phase.name == "train/kd")
+    prompt, response = plan.data.prompt * plan.data.train, plan.data.response * plan.data.train
+    student = 3 * 2 * (plan.student.blocks * (prompt + response) + plan.student.head * response)
+    teacher = 2 * plan.teacher.head * response  # only its head: the states come from the cache
+    assert kd.flops == pytest.approx(1.5 * (student + teacher))
+
+
+def test_without_a_cache_the_teacher_runs_in_every_pass(tiny_recipe: Recipe) -> None:
+    live = tiny_recipe.model_copy(update={"cache": tiny_recipe.cache.model_copy(update={"limit_gb": 1e-9})})
+    plan = make_plan(live)
+    assert "so the teacher runs live" in plan.notes[0]
+    assert plan.cache_bytes == plan.head_bytes == 0
+    kd = next(phase for phase in plan.phases if phase.name == "train/kd")
+    assert kd.teacher_passes == kd.student_passes == 1.5
+    assert kd.flops > next(phase for phase in make_plan(tiny_recipe).phases if phase.name == "train/kd").flops
+
+
+def test_lora_needs_less() -> None:
+    full, lora = (make_plan(load_recipe("openllama2-kd", [f"training.lora={v}"])) for v in ("null", "{r: 16}"))
+    assert passes(full, "train/kd") == passes(lora, "train/kd")
+    training = [next(phase for phase in plan.phases if phase.name == "train/kd") for plan in (full, lora)]
+    assert training[1].flops < training[0].flops
+    assert training[1].memory < training[0].memory / 2
+    assert lora.checkpoint_bytes < full.checkpoint_bytes / 50
+
+
+def test_more_devices() -> None:
+    one, eight = (make_plan(load_recipe("gpt2"), devices=count, flops_per_second=1e14) for count in (1, 8))
+    assert eight.memory < one.memory
+    assert one.seconds(one.phases[0]) == pytest.approx(8 * eight.seconds(eight.phases[0]))
+
+
+# ------------------------------------------------------------------------------------------------------------- output
+
+
+def test_printed_plan() -> None:
+    console = Console(width=120, record=True, file=None, quiet=False)
+    with console.capture() as captured:
+        print_plan(make_plan(load_recipe("gpt2")), console)
+    text = captured.get()
+    assert "train/srd" in text
+    assert "12" in next(line for line in text.splitlines() if line.startswith("train/srd"))
+    assert "20" in next(line for line in text.splitlines() if line.startswith("train/kd"))
+    assert "'dolly' is not read" in text
+
+
+def test_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
+    app(["plan", "gpt2-kd", "training.epochs=4", "--json", "--devices", "2"], standalone_mode=False)
+    content = json.loads(capsys.readouterr().out)
+    assert content["devices"] == 2
+    assert next(p for p in content["phases"] if p["name"] == "train/kd")["student_passes"] == 4
+    assert content["total"]["seconds"] > 0
+
+
+def test_unreadable_configuration() -> None:
+    with pytest.raises(UserError, match=r"model 'openai-community/gpt3': .*did you mean 'openai-community/gpt2'"):
+        make_plan(load_recipe("gpt2", ["teacher.model=openai-community/gpt3"]))
+
+
+def test_unknown_size_of_the_data() -> None:
+    with pytest.raises(UserError, match=r"data\.train: how large 'someone/rows' is"):
+        make_plan(load_recipe("gpt2", ["data.train=someone/rows"]))
+
+
+def test_too_many_dropped_layers(tiny_recipe: Recipe) -> None:
+    student = tiny_recipe.student.model_copy(update={"drop_layers": 3})
+    with pytest.raises(UserError, match="drops 3 of 3 layers"):
+        make_plan(tiny_recipe.model_copy(update={"student": student}))
+
+
+def test_bytes_in_words() -> None:
+    assert [shown_bytes(n) for n in (999, 815_616, 3.2e10, 1.5e12)] == ["999 bytes", "815.6 kB", "32.0 GB", "1.5 TB"]
+
+
+def test_hub_check_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    plan_module.hub_is_reachable.cache_clear()
+    assert plan_module.hub_is_reachable() is False
+    plan_module.hub_is_reachable.cache_clear()
+
+
+@pytest.mark.real
+def test_demo_is_planned_from_the_real_configuration() -> None:
+    plan = make_plan(load_recipe("demo"))
+    assert plan.teacher.parameters == 134_515_008
+    assert plan.data.exact
+    assert plan.data.train == load_recipe("demo").data.train_limit
+
+
+def test_paths(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        read_config(ModelConfig(model=str(tmp_path)), [])

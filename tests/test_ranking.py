@@ -1,0 +1,258 @@
+"""Ranks against scipy's, ties, determinism, every kind of table, and what wrong input gets."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import srd
+from srd.errors import UserError
+from srd.ranking import SCORES, average_rank
+
+COLUMNS = ["id", "rouge_l", "ce", "rank_rouge", "rank_ce", "rrf", "rank"]
+ROWS = [
+    {"id": "a", "rouge_l": 0.2, "ce": 3.0},
+    {"id": "b", "rouge_l": 0.9, "ce": 1.0},
+    {"id": "c", "rouge_l": 0.2, "ce": 2.0},
+    {"id": "d", "rouge_l": 0.0, "ce": 2.0},
+]
+
+
+def independent(rows: list[dict[str, Any]], k: float = 60) -> list[dict[str, Any]]:
+    """The definition, with scipy's ranks and Python's sort."""
+    rouge = scipy.stats.rankdata([-row["rouge_l"] for row in rows])
+    ce = scipy.stats.rankdata([row["ce"] for row in rows])
+    ranked = [
+        {**row, "rank_rouge": r, "rank_ce": c, "rrf": 1 / (k + r) + 1 / (k + c)}
+        for row, r, c in zip(rows, rouge, ce, strict=True)
+    ]
+    ranked.sort(key=lambda row: (-row["rrf"], row["id"].encode()))
+    return [{**row, "rank": place} for place, row in enumerate(ranked, 1)]
+
+
+# Few values, so that ties are the rule.
+score_rows = st.lists(
+    st.tuples(
+        st.text(min_size=1, max_size=6),
+        st.sampled_from([0.0, 0.1, 0.25, 1 / 3, 0.5, 1.0]) | st.floats(0, 1),
+        st.sampled_from([0.0, 0.5, 1.0, 2.5]) | st.floats(0, 50),
+    ),
+    min_size=1,
+    max_size=40,
+    unique_by=lambda row: row[0],
+).map(lambda rows: [{"id": name, "rouge_l": rouge, "ce": ce} for name, rouge, ce in rows])
+
+
+@settings(max_examples=150, deadline=None)
+@given(score_rows, st.sampled_from([0, 1, 60, 1000]))
+def test_ranks_equal_an_independent_computation(rows: list[dict[str, Any]], k: float) -> None:
+    expected = independent(rows, k)
+    ranked = srd.rank(rows, k=k)
+    assert ranked.column_names == COLUMNS
+    assert ranked.to_list() == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-5, 5) | st.sampled_from([0.0, -0.0, 1.0]), min_size=1, max_size=50))
+def test_equal_values_share_their_average_rank(values: list[float]) -> None:
+    array = np.array(values)
+    np.testing.assert_array_equal(average_rank(array), scipy.stats.rankdata(array))
+    np.testing.assert_array_equal(average_rank(array, descending=True), scipy.stats.rankdata(-array))
+
+
+def test_by_hand() -> None:
+    """a and c share ROUGE rank 2.5, c and d share cross-entropy rank 2.5."""
+    ranked = srd.rank(ROWS)
+    assert ranked["id"][:] == ["b", "c", "a", "d"]
+    assert ranked["rank"][:] == [1, 2, 3, 4]
+    assert ranked["rank_rouge"][:] == [1, 2.5, 2.5, 4]
+    assert ranked["rank_ce"][:] == [1, 2.5, 4, 2.5]
+    assert ranked["rrf"][0] == pytest.approx(2 / 61)
+    assert ranked["rrf"][1] == pytest.approx(2 / 62.5)
+    # a and d mirror each other (2.5 and 4 against 4 and 2.5): a tie, which the id breaks
+    assert ranked["rrf"][2] == ranked["rrf"][3] == pytest.approx(1 / 64 + 1 / 62.5)
+
+
+def test_ties_are_broken_by_id() -> None:
+    rows = [{"id": name, "rouge_l": 0.5, "ce": 1.0} for name in ("b", "ä", "a10", "a2", "B")]
+    assert srd.rank(rows)["id"][:] == ["B", "a10", "a2", "b", "ä"]
+
+
+def random_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    random = np.random.default_rng(seed)
+    return [
+        {"id": f"example-{i}", "rouge_l": float(rouge), "ce": float(ce)}
+        for i, (rouge, ce) in enumerate(
+            zip(random.integers(0, 20, count) / 20, random.integers(0, 30, count) / 7, strict=True)
+        )
+    ]
+
+
+@pytest.mark.parametrize("by", ["fused", "rouge_l", "ce", "random"])
+def test_the_order_of_the_rows_does_not_matter_to_a_single_byte(by: Any, tmp_path: Any) -> None:
+    rows = random_rows(300)
+    files = []
+    for seed in range(3):
+        shuffled = [rows[i] for i in np.random.default_rng(seed).permutation(len(rows))]
+        path = tmp_path / f"{seed}.parquet"
+        pq.write_table(srd.rank(shuffled, by=by, seed=7).data.table, path)
+        files.append(path.read_bytes())
+    assert files[0] == files[1] == files[2]
+
+
+def test_random_order_follows_its_seed() -> None:
+    rows = random_rows(100)
+    orders = [srd.rank(rows, by="random", seed=seed)["id"][:] for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == sorted(row["id"] for row in rows)
+    assert orders[0] != srd.rank(rows)["id"][:]
+
+
+def test_orders_for_ablations() -> None:
+    rows = random_rows(100)
+    assert srd.rank(rows, by="rouge_l")["rouge_l"][:] == sorted((row["rouge_l"] for row in rows), reverse=True)
+    assert srd.rank(rows, by="ce")["ce"][:] == sorted(row["ce"] for row in rows)
+    with_length = [{**row, "length": len(row["id"]) * (i % 5)} for i, row in enumerate(rows)]
+    by_length = srd.rank(with_length, by="length")["id"][:]
+    lengths = {row["id"]: row["length"] for row in with_length}
+    assert by_length == sorted(lengths, key=lambda name: (lengths[name], name))
+    # Whatever decides, the fused ranks are reported as they are.
+    for by in ("rouge_l", "ce", "random"):
+        table = {row["id"]: row["rrf"] for row in srd.rank(rows, by=by).to_list()}
+        assert table == {row["id"]: row["rrf"] for row in srd.rank(rows).to_list()}
+
+
+class Frame:
+    """A frame of another library, known by the Arrow interface alone, with views and 64-bit offsets as polars has."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.table = pa.Table.from_pylist(rows)
+        self.table = self.table.set_column(0, "id", self.table["id"].cast(pa.string_view()))
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        return self.table.__arrow_c_stream__(requested_schema)
+
+
+TABLES = {
+    "list": lambda rows: rows,
+    "dataset": datasets.Dataset.from_list,
+    "dataset with another order underneath": lambda rows: datasets.Dataset.from_list(rows).shuffle(seed=3),
+    "pandas": pd.DataFrame,
+    "pandas with an index": lambda rows: pd.DataFrame(rows, index=range(100, 100 + len(rows))),
+    "pandas category": lambda rows: pd.DataFrame(rows).astype({"id": "category"}),
+    "arrow": pa.Table.from_pylist,
+    "arrow in chunks": lambda rows: pa.concat_tables([pa.Table.from_pylist(rows[:2]), pa.Table.from_pylist(rows[2:])]),
+    "arrow large strings": lambda rows: pa.Table.from_pylist(rows).cast(
+        pa.schema([("id", pa.large_string()), ("rouge_l", pa.float32()), ("ce", pa.float64())])
+    ),
+    "any frame": Frame,
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_every_kind_of_table(kind: str) -> None:
+    ranked = srd.rank(TABLES[kind](ROWS))
+    assert isinstance(ranked, datasets.Dataset)
+    assert ranked["id"][:] == ["b", "c", "a", "d"]
+    assert ranked["rank"][:] == [1, 2, 3, 4]
+    assert ranked.features["id"] == datasets.Value("string")
+
+
+def test_polars_itself() -> None:
+    polars = pytest.importorskip("polars")
+    assert srd.rank(polars.DataFrame(ROWS))["id"][:] == ["b", "c", "a", "d"]
+
+
+def test_numbers_as_ids() -> None:
+    rows = [{"id": 10 - i, "rouge_l": 0.1 * i, "ce": 1} for i in range(3)]
+    assert srd.rank(rows)["id"][:] == ["8", "9", "10"]
+
+
+def test_reflection_columns_may_stay() -> None:
+    rows = [{"response": f"text {row['id']}", **row, "extra": 1} for row in ROWS]
+    assert srd.rank(rows).column_names == COLUMNS
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None])
+@pytest.mark.parametrize("column", ["rouge_l", "ce"])
+def test_a_score_that_is_not_finite_names_its_example(column: str, bad: float | None) -> None:
+    rows = [*ROWS, {"id": "culprit", "rouge_l": 0.5, "ce": 1.0, column: bad}]
+    with pytest.raises(UserError, match=r"1 of 5 examples.*culprit.*bad_rows=drop"):
+        srd.rank(rows)
+
+
+def test_bad_rows_can_be_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    bad = [{"id": f"bad{i}", "rouge_l": math.nan, "ce": 1.0} for i in range(7)]
+    ranked = srd.rank([*bad[:3], *ROWS, *bad[3:]], bad_rows="drop")
+    assert ranked.to_list() == srd.rank(ROWS).to_list()
+    assert "dropped 7 examples" in caplog.text and "bad0" in caplog.text and "…" in caplog.text
+    with pytest.raises(UserError, match="no example has a finite score"):
+        srd.rank(bad, bad_rows="drop")
+
+
+def test_a_length_that_is_missing_is_refused_too() -> None:
+    rows: list[dict[str, Any]] = [{**row, "length": 3.0} for row in ROWS]
+    rows[2]["length"] = None
+    with pytest.raises(UserError, match=r"1 of 4 examples have a score that is not finite: c \(.*length"):
+        srd.rank(rows, by="length")
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ([*ROWS, {"id": "b", "rouge_l": 0.1, "ce": 0.1}], "1 ids occur more than once in the scores: b"),
+        ([{"id": "a", "rouge_l": 0.1}], r"lack the columns \['ce'\]; they have \['id', 'rouge_l'\]"),
+        ([{"name": "a"}], r"lack the columns \['id', 'rouge_l', 'ce'\]"),
+        ([], "no rows|lack the columns"),
+        (datasets.Dataset.from_dict({"id": [], "rouge_l": [], "ce": []}), "no rows"),
+        ([{"id": None, "rouge_l": 0.1, "ce": 1.0}], "1 rows of the scores have no id"),
+        ([{"id": "a", "rouge_l": "high", "ce": 1.0}], "column 'rouge_l' does not hold numbers"),
+        ([{"id": "a", "rouge_l": [0.1], "ce": 1.0}], "column 'rouge_l' does not hold numbers"),
+        ([{"id": [1], "rouge_l": 0.1, "ce": 1.0}], "column 'id' does not hold"),
+        ({"id": ["a"]}, "cannot rank a dict"),
+        ([1, 2], "a list of dicts"),
+    ],
+)
+def test_wrong_tables(scores: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        srd.rank(scores)
+
+
+def test_wrong_arguments() -> None:
+    with pytest.raises(UserError, match="unknown score 'rouge' to rank by; did you mean 'rouge_l'"):
+        srd.rank(ROWS, by="rouge")  # type: ignore[arg-type]
+    for k in (-1, math.nan):
+        with pytest.raises(UserError, match=f"k of the rank fusion is {k}"):
+            srd.rank(ROWS, k=k)
+    with pytest.raises(UserError, match=r"lack the columns \['length'\]"):
+        srd.rank(ROWS, by="length")
+    assert set(SCORES) == {"fused", "rouge_l", "ce", "length", "random"}
+
+
+def test_a_million_rows() -> None:
+    count = 1_000_000
+    random = np.random.default_rng(0)
+    table = pa.table(
+        {
+            "id": pa.array([f"example-{i}" for i in range(count)]),
+            "rouge_l": np.round(random.random(count), 4),
+            "ce": random.exponential(2, count),
+        }
+    )
+    started = time.perf_counter()
+    ranked = srd.rank(table)
+    assert time.perf_counter() - started < 60
+    rrf = np.asarray(ranked.data["rrf"])
+    assert len(ranked) == count and (np.diff(rrf) <= 0).all()
+    assert ranked[0]["rank"] == 1 and ranked[count - 1]["rank"] == count

@@ -1,0 +1,238 @@
+"""Every shipped recipe is valid, says what the paper says, and runs its whole flow with tiny stand-in models."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from srd.config import load_recipe, shipped_recipes
+from srd.errors import UserError
+from srd.objectives import DIVERGENCES, loss_scale
+from srd.pipeline import Run, run_all
+from srd.tasks import TASKS
+from tests.tiny import save_tiny
+
+FAMILIES = {
+    "gpt2": ("gpt2", "dolly"),
+    "openllama2": ("llama", "dolly"),
+    "qwen2.5-math": ("qwen2", "gsm8k"),
+    "qwen2.5-coder": ("qwen2", "mbpp"),
+    "t5": ("t5", "xsum"),
+    "mt5": ("mt5", "iwslt2017"),
+}
+METHODS = ("teacher", "sft", "seqkd", "gkd", "kd", "srd")
+PAPER = [family if method is None else f"{family}-{method}" for family in FAMILIES for method in (*METHODS, None)]
+
+ANIMALS = ("whale", "dolphin", "octopus", "crab", "seal", "otter", "shark", "ray", "squid", "eel", "clam", "cod")
+
+
+def test_the_paper_is_complete() -> None:
+    assert set(PAPER) <= set(shipped_recipes())
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_recipe_is_valid_and_described(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert 20 < len(recipe.description) < 140
+
+
+def test_gpt2_has_the_papers_settings() -> None:
+    recipe = load_recipe("gpt2")
+    srd, kd, teacher = recipe.training, recipe.baselines["kd"], recipe.teacher.sft
+    assert (srd.learning_rate, srd.min_learning_rate, srd.warmup, srd.schedule) == (1e-4, 1e-7, 0, "cosine")
+    assert (srd.batch_size, srd.epochs, srd.weight_decay, srd.max_grad_norm) == (16, 8, 1e-2, 1.0)
+    assert srd.curriculum is not None
+    assert (srd.curriculum.stages, srd.curriculum.select, srd.curriculum.k) == (3, 0.75, 60)
+    assert srd.curriculum.schedule("temperature") == [1.0, 1.5, 2.0]
+    assert srd.curriculum.schedule("weight") == [0.8, 0.9, 1.0]
+    assert (kd.learning_rate, kd.batch_size, kd.epochs, kd.weight, kd.curriculum) == (5e-4, 8, 20, 1.0, None)
+    assert teacher is not None
+    assert (teacher.learning_rate, teacher.batch_size, teacher.epochs) == (5e-5, 32, 10)
+    assert (recipe.data.max_length, recipe.data.max_prompt_length, recipe.data.template) == (512, 256, "alpaca")
+    assert recipe.evaluation.seeds == [10, 20, 30, 40, 50]
+    assert [task.name for task in recipe.evaluation.tasks] == ["dolly", "self_inst", "vicuna", "sinst", "uinst"]
+
+
+def test_openllama2_has_the_papers_settings() -> None:
+    recipe = load_recipe("openllama2")
+    srd, kd, teacher = recipe.training, recipe.baselines["kd"], recipe.teacher.sft
+    assert srd.curriculum is not None
+    assert srd.curriculum.schedule("temperature") == [1.0, 1.33, 1.67]
+    assert srd.curriculum.schedule("weight") == [0.7, 0.8, 0.9]
+    assert (srd.batch_size, srd.epochs) == (32, 4)
+    assert (kd.learning_rate, kd.batch_size, kd.epochs, kd.weight) == (5e-4, 32, 10, 0.5)
+    assert teacher is not None
+    assert (teacher.learning_rate, teacher.batch_size, teacher.epochs) == (5e-4, 32, 20)
+    for training in (srd, kd, teacher):
+        assert training.lora is not None
+        assert (training.lora.r, training.lora.alpha, training.lora.dropout) == (16, 64, 0.1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_says_each_number_alike(family: str) -> None:
+    """The baseline beside SRD is the recipe of its own, and so is the teacher's fine-tuning."""
+    beside, alone = load_recipe(family).baselines["kd"], load_recipe(f"{family}-kd").training
+    assert beside.model_dump() == alone.model_dump()
+    assert load_recipe(family).training == load_recipe(f"{family}-srd").training
+    tuned = load_recipe(f"{family}-srd").teacher.sft
+    if tuned is not None:
+        own = load_recipe(f"{family}-teacher").training
+        for name in ("learning_rate", "batch_size", "micro_batch_size", "epochs", "lora"):
+            assert getattr(own, name) == getattr(tuned, name), name
+
+
+def test_methods_are_what_they_are_called() -> None:
+    for family in FAMILIES:
+        trainings = {method: load_recipe(f"{family}-{method}").training for method in METHODS}
+        names = {method: training.method.name for method, training in trainings.items()}
+        expected = {"teacher": "sft", "sft": "sft", "seqkd": "seqkd", "gkd": "gkd", "kd": "kd", "srd": "kd"}
+        assert names == expected
+        assert [method for method, training in trainings.items() if training.curriculum] == ["srd"]
+
+
+PAPER_NAMES = {"kd": "fkl", "rkl": "rkl", "jsd": "jsd", "tvd": "tvd", "sfkl": "sfkl", "srkl": "srkl"}
+PAPER_NAMES |= {"tfkl": "fkl", "trkl": "rkl", "tjsd": "jsd", "ttvd": "tvd", "tsfkl": "sfkl", "tsrkl": "srkl"}
+
+
+@pytest.mark.parametrize(("paper", "ours"), PAPER_NAMES.items())
+def test_paper_type_names_are_objectives(paper: str, ours: str) -> None:
+    training = load_recipe("gpt2-srd", [f"training.objective={paper}"]).training
+    assert training.objective.name == ours
+    assert training.temperature_scaling == "paper"
+    # T squared where the paper's scripts have it: forward KL, JSD and skew reverse KL.
+    scaled = loss_scale(training.objective.name, 2.0, training.temperature_scaling)
+    assert scaled == (4.0 if ours in ("fkl", "jsd", "srkl") else 1.0)
+    assert DIVERGENCES[ours].squared is (scaled == 4.0)
+
+
+def test_recipe_that_extends_itself(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("extends: [demo-tiny, a.yaml]\n")
+    with pytest.raises(UserError, match=r"extends itself \(a.yaml -> b.yaml -> a.yaml\)"):
+        load_recipe(str(tmp_path / "a.yaml"))
+
+
+# ------------------------------------------------------------------------------------------------------ the whole flow
+
+
+def original_rows(dataset: str, start: int, count: int) -> list[dict[str, Any]]:
+    """Rows in the format in which a data set is published."""
+    rows: list[dict[str, Any]] = []
+    for number in range(start, start + count):
+        animal = ANIMALS[number % len(ANIMALS)]
+        if dataset == "dolly":
+            text = {"instruction": f"Where does the {animal} {number} live?", "context": "", "category": "open_qa"}
+            rows.append({**text, "response": f"The {animal} lives in the sea."})
+        elif dataset == "gsm8k":
+            rows.append(
+                {"question": f"There are {number} {animal}s and one more. How many?", "answer": f"#### {number + 1}"}
+            )
+        elif dataset == "mbpp":
+            code = f"def plus(x):\r\n  return x + {number}"
+            tests = [f"assert plus(1) == {number + 1}"]
+            task = {"task_id": 601 + number, "text": f"Add {number}.", "code": code, "test_list": tests}
+            rows.append({**task, "test_setup_code": "", "challenge_test_list": []})
+        elif dataset == "xsum":
+            rows.append({"document": f"A {animal} was seen {number} times.", "summary": animal, "id": str(number)})
+        else:
+            rows.append({"translation": {"en": f"The {animal} {number}.", "de": f"Das Tier {number}."}})
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+TASK_ROWS: dict[str, list[dict[str, Any]]] = {
+    "dolly": [{"instruction": "Name an animal.", "input": "", "output": "The whale."}],
+    "gsm8k": [{"question": "What is 1 + 1?", "answer": "It is 2.\n#### 2"}],
+    "mbpp": [
+        {
+            "task_id": 11, "text": "Add one.", "code": "def plus(x):\n  return x + 1", "test_setup_code": "",
+            "test_list": ["assert plus(1) == 2"], "challenge_test_list": [],
+        }
+    ],
+    "xsum": [{"document": "A whale was seen.", "summary": "whale", "id": "0"}],
+    "iwslt2017": [{"translation": {"en": "The whale.", "de": "Der Wal."}}],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    """A teacher and a student of every architecture."""
+    folder = tmp_path_factory.mktemp("models")
+    kinds = {kind for kind, _ in FAMILIES.values()}
+    return {
+        kind: (
+            save_tiny(folder / f"{kind}-teacher", kind, hidden=16),
+            save_tiny(folder / f"{kind}-student", kind, hidden=16, seed=1),
+        )
+        for kind in kinds
+    }
+
+
+@pytest.fixture
+def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let tasks ask for two tokens once instead of 256 five times."""
+    for name, task in list(TASKS.items()):
+        decoding = dataclasses.replace(task.decoding, max_new_tokens=2, seeds=task.decoding.seeds[:1])
+        monkeypatch.setitem(TASKS, name, dataclasses.replace(task, decoding=decoding))
+
+
+def stand_ins(name: str, models: dict[str, tuple[Path, Path]], folder: Path) -> list[str]:
+    """Overrides that put tiny models and a few rows in the place of the real ones, and change no method."""
+    family = max((family for family in FAMILIES if name == family or name.startswith(f"{family}-")), key=len)
+    kind, dataset = FAMILIES[family]
+    teacher, student = models[kind]
+    data = folder / "data"
+    data.mkdir()
+    for split, start, count in (("train", 0, 12), ("validation", 100, 2), ("test", 200, 2)):
+        write_rows(data / f"{split}.jsonl", original_rows(dataset, start, count))
+    pair = ", language_pair: en-de" if dataset == "iwslt2017" else ""
+    task_file = write_rows(folder / "task.jsonl", TASK_ROWS[dataset])
+    is_teacher = name.endswith("-teacher")
+    overrides = [
+        f"teacher.model={teacher}",
+        f"student.model={teacher if is_teacher else student}",
+        f"data.train={{dataset: {dataset}, path: {data}{pair}}}",
+        f"evaluation.tasks=[{{name: '{TASKS[dataset].name}', path: {task_file}}}]",
+        "evaluation.seeds=[10]", "generation.max_new_tokens=2", "training.epochs=1", "training.batch_size=4",
+        "training.micro_batch_size=null",
+    ]  # fmt: skip
+    recipe = load_recipe(name)
+    overrides += (
+        ["teacher.sft.epochs=1", "teacher.sft.batch_size=6", "teacher.sft.micro_batch_size=null"]
+        if recipe.teacher.sft
+        else []
+    )
+    overrides += ["baselines.kd.epochs=1", "baselines.kd.batch_size=6"] if recipe.baselines else []
+    if recipe.training.method.name in ("gkd", "seqkd"):
+        overrides.append("training.method.max_new_tokens=2")
+    return overrides
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_whole_flow(name: str, models: dict[str, tuple[Path, Path]], tmp_path: Path, short_answers: None) -> None:
+    torch.set_num_threads(1)
+    recipe = load_recipe(name, stand_ins(name, models, tmp_path))
+    run_all(Run(recipe, tmp_path / "run"))
+    metrics = json.loads((tmp_path / "run" / "evaluation" / "metrics.json").read_text())
+    label = recipe.training.label
+    expected = {"student", *recipe.arms} | ({"teacher"} if recipe.evaluation.models is None else set())
+    assert set(metrics) == expected
+    task = recipe.evaluation.tasks[0].name
+    assert set(metrics[label]) == {"test", task}
+    assert TASKS[task].primary in metrics[label][task]
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    summary = manifest["steps"][f"train/{label}"]["summary"]
+    assert summary["stages"] == (3 if label == "srd" else 1)
+    assert summary["passes"] == (1.5 if label == "srd" else 1.0)
+    assert ("reflection" in manifest["steps"]) == (label == "srd")
+    assert (tmp_path / "run" / "student" / "model.safetensors").is_file()

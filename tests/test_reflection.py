@@ -1,0 +1,191 @@
+"""Reflection: what the student answers, how surprised it is, and what a killed reflection keeps."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import nn
+
+import srd
+from srd import reflection
+from srd.data.encoding import Encoder
+from srd.data.examples import examples_from_rows
+from srd.data.templates import get_template
+from srd.errors import UserError
+from srd.reflection import forget_batches, ranking_warnings, reflect, write_scores
+from tests.test_generation import plain_scores, theirs
+from tests.tiny import tiny_model, tiny_tokenizer
+
+WORDS = [
+    "the",
+    "sky",
+    "sea",
+    "box",
+    "list",
+    "whale",
+    "apple",
+    "item",
+    "number",
+    "function",
+    "returns",
+    "lives",
+    "light",
+    "blue",
+    "red",
+    "first",
+    "second",
+]
+ROWS = [
+    {
+        "id": f"row-{i}",
+        "instruction": " ".join(WORDS[i % 7 : i % 7 + 1 + i % 5]),
+        "output": " ".join(WORDS[i % 11 :][: 1 + i]),
+    }
+    for i in range(11)
+]
+
+
+def encoder_for(family: str, tokenizer: Any) -> Encoder:
+    return Encoder(tokenizer, get_template("plain", tokenizer), encoder_decoder=family in ("t5", "mt5"))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "t5", "mt5"])
+def test_scores_by_the_definition(family: str) -> None:
+    """Greedy answers by transformers, cross-entropy by a plain pass, ROUGE-L by rouge-score."""
+    rouge_score = pytest.importorskip("rouge_score.rouge_scorer")
+    model, tokenizer = tiny_model(family, seed=3), tiny_tokenizer(family)
+    examples = examples_from_rows(ROWS, "rows")
+    scores = srd.reflect(model, tokenizer, examples, template="plain", max_new_tokens=16, batch_size=4)
+    assert scores.column_names == ["id", "response", "rouge_l", "ce"]
+    assert scores["id"][:] == [row["id"] for row in ROWS]
+    encoded = encoder_for(family, tokenizer).encode(examples)
+    assert all(ids[-1] == tokenizer.eos_token_id for ids in encoded["response_ids"])
+    prompts, references = list(encoded["prompt_ids"]), list(encoded["response_ids"])
+    assert scores["ce"][:] == pytest.approx(plain_scores(model, prompts, references), rel=1e-5)
+    texts = [
+        tokenizer.decode(theirs(model, tokenizer, prompt, [tokenizer.eos_token_id]), skip_special_tokens=True)
+        for prompt in prompts
+    ]
+    assert scores["response"][:] == texts
+    scorer = rouge_score.RougeScorer(["rougeL"], use_stemmer=True)
+    expected = [scorer.score(row["output"], text)["rougeL"].fmeasure for row, text in zip(ROWS, texts, strict=True)]
+    assert scores["rouge_l"][:] == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_best_reference_counts_for_rouge_and_the_first_for_cross_entropy() -> None:
+    model, tokenizer = tiny_model("llama", seed=3), tiny_tokenizer("llama")
+    plain = examples_from_rows(ROWS[:3], "rows")
+    answers = reflect(model, tokenizer, plain, template="plain", max_new_tokens=8)
+    several = plain.map(lambda row, i: {"references": [*row["references"], answers["response"][i]]}, with_indices=True)
+    scores = reflect(model, tokenizer, several, template="plain", max_new_tokens=8)
+    assert scores["ce"][:] == answers["ce"][:]
+    words = [bool(text.strip()) for text in scores["response"]]
+    assert any(words)
+    for said, score in zip(words, scores["rouge_l"], strict=True):
+        assert not said or score == 1.0
+
+
+def test_neither_batch_size_nor_order_matters() -> None:
+    model, tokenizer = tiny_model("t5", seed=3), tiny_tokenizer("t5")
+    expected = reflect(model, tokenizer, ROWS, template="plain", max_new_tokens=8, batch_size=32).to_list()
+    for size in (1, 3):
+        for row, other in zip(
+            reflect(model, tokenizer, ROWS, template="plain", max_new_tokens=8, batch_size=size), expected, strict=True
+        ):
+            assert (row["id"], row["response"], row["rouge_l"]) == (other["id"], other["response"], other["rouge_l"])
+            assert row["ce"] == pytest.approx(other["ce"], rel=1e-5)
+    backwards = reflect(model, tokenizer, ROWS[::-1], template="plain", max_new_tokens=8, batch_size=4)
+    assert backwards["id"][:] == [row["id"] for row in ROWS[::-1]]
+    assert backwards["response"][:] == [row["response"] for row in expected[::-1]]
+
+
+def test_a_killed_reflection_loses_its_last_batches_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny_model("llama", seed=3), tiny_tokenizer("llama")
+    settings: dict[str, Any] = {"template": "plain", "max_new_tokens": 8, "batch_size": 2}
+    whole = reflect(model, tokenizer, ROWS, folder=tmp_path / "whole", **settings)
+    assert whole.to_list() == reflect(model, tokenizer, ROWS, **settings).to_list()
+
+    calls: list[list[int]] = []
+    original = reflection._reflect_batch
+
+    def spy(model: Any, tokenizer: Any, examples: Any, encoded: Any, rows: list[int], longest: int) -> Any:
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(rows)
+        return original(model, tokenizer, examples, encoded, rows, longest)
+
+    monkeypatch.setattr(reflection, "_reflect_batch", spy)
+    with pytest.raises(KeyboardInterrupt):
+        reflect(model, tokenizer, ROWS, folder=tmp_path / "killed", **settings)
+    written = sorted(path.name for path in (tmp_path / "killed").iterdir())
+    assert written == [f"batch-{i:07d}.json" for i in range(3)]
+    (tmp_path / "killed" / written[-1]).unlink()
+    (tmp_path / "killed" / ".partial-batch-0000003.json-x").write_text("{torn")
+
+    done: list[tuple[int, int]] = []
+    calls.clear()
+    monkeypatch.setattr(
+        reflection, "_reflect_batch", lambda *arguments: (calls.append(arguments[4]), original(*arguments))[1]
+    )
+    resumed = reflect(
+        model, tokenizer, ROWS, folder=tmp_path / "killed", progress=lambda *counts: done.append(counts), **settings
+    )
+    assert len(calls) == 4 and done[-1] == (11, 11)
+    assert resumed.to_list() == whole.to_list()
+    forget_batches(tmp_path / "killed")
+    assert not (tmp_path / "killed").exists()
+
+
+def test_scores_are_written_with_the_agreed_columns(tmp_path: Path) -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer("llama")
+    scores = reflect(model, tokenizer, ROWS[:4], template="plain", max_new_tokens=4)
+    write_scores(scores, tmp_path / "scores.parquet")
+    table = pq.read_table(tmp_path / "scores.parquet")
+    assert table.column_names == ["id", "response", "rouge_l", "ce"]
+    assert table.to_pylist() == scores.to_list()
+    assert srd.rank(scores)["rank"][:] == [1, 2, 3, 4]
+
+
+def test_the_mode_of_the_model_is_restored_and_dropout_is_off() -> None:
+    model, tokenizer = tiny_model("gpt2"), tiny_tokenizer("gpt2")
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.5
+    expected = reflect(model, tokenizer, ROWS[:3], template="plain", max_new_tokens=4).to_list()
+    model.train()
+    assert reflect(model, tokenizer, ROWS[:3], template="plain", max_new_tokens=4).to_list() == expected
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.is_grad_enabled()
+
+
+def scores_of(rouge: list[float], ce: float = 1.0) -> datasets.Dataset:
+    return datasets.Dataset.from_dict(
+        {"id": [str(i) for i in range(len(rouge))], "rouge_l": rouge, "ce": [ce] * len(rouge)}
+    )
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (scores_of([0.0, 0.01, 0.02]), "mean ROUGE-L of 1.0.*student.warm_start"),
+        (scores_of([0.0, 0.0, 0.0, 0.9]), "75 % of the examples share one ROUGE-L value"),
+        (scores_of([0.2, 0.3], math.nan), "cross-entropies are not finite"),
+    ],
+)
+def test_ranks_that_mean_nothing_are_said_so(scores: datasets.Dataset, message: str) -> None:
+    import re
+
+    assert any(re.search(message, warning) for warning in ranking_warnings(scores))
+
+
+def test_ranks_that_mean_something_pass() -> None:
+    assert ranking_warnings(scores_of([0.1, 0.2, 0.3, 0.1])) == []
+    with pytest.raises(UserError, match="no training examples"):
+        ranking_warnings(scores_of([]))

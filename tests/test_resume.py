@@ -1,0 +1,274 @@
+"""A run killed anywhere and started again ends in the same student, bit for bit, and logs no step twice."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srd import distillation, evaluation, pipeline, reflection, teacher_cache, trainer
+from srd.artifacts import Manifest, read_json
+from srd.trainer import STATE_FILE, DistillTrainer, Trainer
+from tests.conftest import TinyRun, logged
+
+ROOT = Path(__file__).parents[1]
+TIMES = {"seconds", "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos"}
+# The checkpoints lie within the epochs, so that the order of the batches is resumed too.
+SRD = {"epochs": 2, "batch_size": 4, "evaluate_every": 0.5, "learning_rate": 3e-3}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "srd": SRD,
+    "loss": {**SRD, "select_by": "loss", "curriculum": None, "micro_batch_size": 2},
+    "lora": {**SRD, "lora": {"r": 4, "alpha": 8, "dropout": 0.3}},
+    "reflect-again": {**SRD, "curriculum": {"reflect_again": True}},
+    "fresh": {**SRD, "curriculum": {"order": "fresh"}},
+    "gkd": {**SRD, "method": {"name": "gkd", "max_new_tokens": 6}},
+    "distillm": {
+        **SRD,
+        "method": {"name": "distillm", "max_new_tokens": 6, "student_share": 0.5, "share_step": 0.2, "tolerance": 0.0},
+        "curriculum": {"stages": 2},
+    },
+}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the program may catch it."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyRun]:
+    """Finished runs to compare with, one for each variant, made when it is first asked for."""
+    made: dict[str, TinyRun] = {}
+
+    def get(variant: str) -> TinyRun:
+        if variant not in made:
+            made[variant] = TinyRun(tmp_path_factory.mktemp(variant))
+            made[variant].set(training=VARIANTS[variant], generation__batch_size=8, evaluation__seeds=[1]).run()
+        return made[variant]
+
+    return get
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teacher_cache, "SHARD_BATCHES", 1)
+
+
+def kill(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, *, after: bool = False) -> list[int]:
+    """Raise in the ``call``-th call of a function, before or after it has done its work."""
+    original, calls = getattr(owner, name), [0]
+
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == call and not after:
+            raise Killed(name)
+        result = original(*arguments, **named)
+        if calls[0] == call:
+            raise Killed(name)
+        return result
+
+    monkeypatch.setattr(owner, name, wrapped)
+    return calls
+
+
+def assert_same(run_dir: Path, expected: Path) -> None:
+    """The same student, scores and logged values."""
+    assert (run_dir / "student/model.safetensors").read_bytes() == (expected / "student/model.safetensors").read_bytes()
+    assert (run_dir / "evaluation/metrics.json").read_bytes() == (expected / "evaluation/metrics.json").read_bytes()
+    for scores in expected.glob("reflection/scores.parquet"):
+        assert (run_dir / "reflection/scores.parquet").read_bytes() == scores.read_bytes()
+    rows, wanted = logged(run_dir), logged(expected)
+    keys = Counter((row["arm"], row["stage"], row["step"], "eval_loss" in row, "loss" in row) for row in rows)
+    assert max(keys.values()) == 1, [key for key, count in keys.items() if count > 1]
+
+    def values(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{key: value for key, value in row.items() if key not in TIMES} for row in found if "loss" in row
+                or "eval_loss" in row]  # fmt: skip
+
+    assert values(rows) == values(wanted)
+    leftovers = [path for path in run_dir.rglob("*") if path.name.startswith(".partial") or "checkpoint-" in path.name]
+    assert leftovers == []
+
+
+def kill_and_continue(
+    monkeypatch: pytest.MonkeyPatch, tiny: TinyRun, run_dir: Path, owner: Any, name: str, call: int, after: bool = False
+) -> None:
+    with monkeypatch.context() as patched:
+        kill(patched, owner, name, call, after=after)
+        with pytest.raises(Killed):
+            tiny.run(run_dir)
+    tiny.run(run_dir)
+
+
+PLACES: list[tuple[str, Any, str, int, bool]] = [
+    ("examples half written", pipeline.pq, "write_table", 2, False),
+    ("in a reflection batch", reflection, "_reflect_batch", 3, False),
+    ("reflection done but not merged", pipeline, "write_scores", 1, False),
+    ("in a cache shard", teacher_cache, "_write_shard", 3, False),
+    ("a shard without its index", teacher_cache, "file_digest", 2, False),
+    ("before the first step", DistillTrainer, "training_step", 1, False),
+    ("in the middle of the first stage", DistillTrainer, "training_step", 3, False),
+    ("after the first checkpoint", DistillTrainer, "_save_checkpoint", 1, True),
+    ("in the second stage", DistillTrainer, "training_step", 8, False),
+    ("weights saved but not the optimizer", Trainer, "_save_optimizer_and_scheduler", 2, False),
+    ("optimizer saved but not the state", Trainer, "_save_rng_state", 5, False),
+    ("in a validation", trainer, "validation_loss", 4, False),
+    ("last checkpoint of a stage, best not kept", distillation, "save_model", 1, False),
+    ("stage model kept, its metrics not", distillation, "write_json", 1, False),
+    ("stage done, checkpoints not removed", distillation, "remove", 1, False),
+    ("all stages done, student not saved", distillation, "_save_final", 1, False),
+    ("student saved, manifest not", distillation, "summarise", 1, False),
+    ("training finished, evaluation not begun", pipeline, "evaluate", 1, False),
+    ("in the evaluation", evaluation, "_write_predictions", 2, False),
+    ("answers written, scores not", evaluation, "write_json", 2, False),
+    ("before the report", pipeline, "run_report", 1, False),
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "call", "after"), [place[1:] for place in PLACES],
+                         ids=[place[0] for place in PLACES])  # fmt: skip
+def test_killed_anywhere(
+    undisturbed: Callable[[str], TinyRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    owner: Any, name: str, call: int, after: bool,
+) -> None:  # fmt: skip
+    tiny = undisturbed("srd")
+    kill_and_continue(monkeypatch, tiny, tmp_path / "run", owner, name, call, after)
+    assert_same(tmp_path / "run", tiny.run_dir)
+
+
+@pytest.mark.parametrize("step", [5, 9])
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "srd"])
+def test_every_kind_of_training_resumes(
+    undisturbed: Callable[[str], TinyRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variant: str, step: int
+) -> None:
+    tiny = undisturbed(variant)
+    kill_and_continue(monkeypatch, tiny, tmp_path / "run", DistillTrainer, "training_step", step)
+    assert_same(tmp_path / "run", tiny.run_dir)
+
+
+def test_distillm_takes_up_its_buffer_and_threshold(
+    undisturbed: Callable[[str], TinyRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tiny = undisturbed("distillm")
+    with monkeypatch.context() as patched:
+        kill(patched, DistillTrainer, "training_step", 11)
+        with pytest.raises(Killed):
+            tiny.run(tmp_path / "run")
+    kept = read_json(max((tmp_path / "run").glob(f"stages/1/checkpoint-*/{STATE_FILE}")))["rollouts"]
+    assert kept["buffer"] and kept["last_loss"] is not None
+    restored: list[dict[str, Any]] = []
+    original = trainer.DistillTrainer.resume
+
+    def spy(self: DistillTrainer) -> Any:
+        result = original(self)
+        assert self.rollouts is not None
+        restored.append(self.rollouts.state())
+        return result
+
+    monkeypatch.setattr(DistillTrainer, "resume", spy)
+    tiny.run(tmp_path / "run")
+    assert restored[0]["threshold"] >= kept["threshold"]
+    known = {(row["id"], row["written"]) for row in kept["buffer"]}
+    assert known <= {(row["id"], row["written"]) for row in restored[0]["buffer"]}
+
+
+def test_killed_three_times_in_a_row(
+    undisturbed: Callable[[str], TinyRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tiny = undisturbed("srd")
+    for step in (4, 4, 6):
+        with monkeypatch.context() as patched:
+            kill(patched, DistillTrainer, "training_step", step)
+            with pytest.raises(Killed):
+                tiny.run(tmp_path / "run")
+    tiny.run(tmp_path / "run")
+    assert_same(tmp_path / "run", tiny.run_dir)
+
+
+def test_a_reflection_loses_one_batch_at_most(
+    undisturbed: Callable[[str], TinyRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tiny = undisturbed("srd")
+    with monkeypatch.context() as patched:
+        kill(patched, reflection, "_reflect_batch", 3)
+        with pytest.raises(Killed):
+            tiny.run(tmp_path / "run")
+    calls = kill(monkeypatch, reflection, "_reflect_batch", -1)
+    tiny.run(tmp_path / "run")
+    assert calls[0] == 4 - 2  # 32 examples in batches of 8, two of them done before
+
+
+def test_time_spent_before_the_kill_is_counted(
+    undisturbed: Callable[[str], TinyRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The cost that the report shows includes what a killed attempt had taken up to its last checkpoint."""
+    tiny = undisturbed("srd")
+    with monkeypatch.context() as patched:
+        kill(patched, DistillTrainer, "training_step", 4)
+        with pytest.raises(Killed):
+            tiny.run(tmp_path / "run")
+    state = read_json(max((tmp_path / "run").glob(f"stages/0/checkpoint-*/{STATE_FILE}")))
+    assert state["seconds"] > 0
+    tiny.run(tmp_path / "run")
+    metrics = read_json(tmp_path / "run/stages/0/metrics.json")
+    assert metrics["seconds"] > state["seconds"]
+    rows = [row for row in logged(tmp_path / "run") if row["stage"] == 0]
+    assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
+
+
+def test_a_stopped_step_of_other_settings_begins_anew(
+    undisturbed: Callable[[str], TinyRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What a killed training with another learning rate left behind must not be gone on with."""
+    tiny = undisturbed("srd")
+    other = TinyRun.__new__(TinyRun)
+    other.__dict__.update(tiny.__dict__, recipe={**tiny.recipe, "training": {**SRD, "learning_rate": 1e-4}})
+    with monkeypatch.context() as patched:
+        kill(patched, DistillTrainer, "training_step", 8)
+        with pytest.raises(Killed):
+            other.run(tmp_path / "run")
+    tiny.run(tmp_path / "run")
+    assert_same(tmp_path / "run", tiny.run_dir)
+
+
+def test_manifest_is_written_before_anything_is_lost(tmp_path: Path) -> None:
+    """A step whose old files are removed is not taken for fresh if the kill comes right then."""
+    manifest = Manifest(tmp_path)
+    manifest.begin("step", "first")
+    manifest.finish("step", {})
+    (tmp_path / "file").write_text("first")
+    manifest.begin("step", "second")
+    assert not Manifest(tmp_path).fresh("step", "second", [tmp_path / "file"])
+    assert not Manifest(tmp_path).fresh("step", "first", [tmp_path / "file"])
+
+
+@pytest.mark.slow
+def test_two_real_kills(undisturbed: Callable[[str], TinyRun], tmp_path: Path) -> None:
+    """SIGKILL at random moments of the work itself, then the same command once more."""
+    tiny = undisturbed("srd")
+    run_dir, recipe = tmp_path / "run", tiny.write_recipe()
+    command = [sys.executable, "-m", "srd", "run", str(recipe), "--run-dir", str(run_dir)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    for _ in range(2):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        started = time.time()
+        while not _working_since(run_dir, started) and process.poll() is None and time.time() < started + 120:
+            time.sleep(0.02)
+        time.sleep(random.uniform(0, 3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    tiny.run(run_dir)
+    assert_same(run_dir, tiny.run_dir)
+
+
+def _working_since(run_dir: Path, moment: float) -> bool:
+    manifest = run_dir / "manifest.json"
+    return manifest.exists() and manifest.stat().st_mtime >= moment

@@ -1,0 +1,361 @@
+"""The one training loop: how a step is cut changes nothing, what enters the loss, what a checkpoint holds."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainingArguments
+
+from srd.config import LoraConfig
+from srd.data.batching import Collator, EncodedExamples
+from srd.errors import RunError
+from srd.loss import LossSettings
+from srd.models.adapters import add_lora
+from srd.models.generation import Decoding
+from srd.models.head import response_hidden, response_logits
+from srd.rollouts import AdaptiveOffPolicy, OnPolicy
+from srd.trainer import DistillTrainer, Teacher, Validation, last_checkpoint, make_collator, validation_loss
+from tests.test_objectives import naive
+from tests.tiny import tiny_model, tiny_tokenizer
+
+SETTINGS = LossSettings("jsd", {}, 2.0, 0.6)
+
+
+def encoded(count: int, tokenizer: Any, seed: int = 0, teacher: Any = None) -> EncodedExamples:
+    """Random token ids of very different lengths; every response ends with the end of sequence."""
+    random = np.random.default_rng(seed)
+
+    def tokens(longest: int) -> list[int]:
+        return random.integers(5, 400, random.integers(1, longest)).tolist()
+
+    rows = {
+        "id": [f"e{i}" for i in range(count)],
+        "prompt_ids": [tokens(20) for _ in range(count)],
+        "response_ids": [[*tokens(25), tokenizer.eos_token_id] for _ in range(count)],
+    }
+    return EncodedExamples(rows, teacher)
+
+
+class InMemory:
+    """A teacher cache without files."""
+
+    def __init__(self, teacher: Any, collator: Collator) -> None:
+        self.teacher, self.collator = teacher, collator
+
+    @torch.no_grad()
+    def hidden(self, prompt_ids: Any, response_ids: Any) -> Tensor:
+        row = {"prompt_ids": list(prompt_ids), "response_ids": list(response_ids)}
+        return response_hidden(self.teacher, self.collator([row]))
+
+
+class Recorder(TrainerCallback):
+    """Keeps the gradients of every optimizer step."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Tensor]] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        self.steps.append(grads)
+
+
+def arguments(folder: Path, micro: int, accumulation: int, **changes: Any) -> TrainingArguments:
+    settings: dict[str, Any] = {
+        "output_dir": str(folder), "per_device_train_batch_size": micro, "gradient_accumulation_steps": accumulation,
+        "learning_rate": 1e-3, "max_grad_norm": 0.0, "logging_steps": 1, "disable_tqdm": True, "report_to": "none",
+        "use_cpu": True, "remove_unused_columns": False, "save_strategy": "no", "num_train_epochs": 1,
+        "dataloader_pin_memory": False,
+    }  # fmt: skip
+    return TrainingArguments(**{**settings, **changes})
+
+
+def run(
+    family: str, folder: Path, micro: int = 8, accumulation: int = 1, *, count: int = 8, cached: bool = False,
+    settings: LossSettings = SETTINGS, student: Any = None, collator: Collator | None = None, rollouts: Any = None,
+    **changes: Any,
+) -> tuple[list[dict[str, Any]], list[dict[str, Tensor]], DistillTrainer]:  # fmt: skip
+    """Train a tiny student; its logged rows, the gradients of each step, and the trainer."""
+    tokenizer = tiny_tokenizer(family)
+    student = student or tiny_model(family, seed=1)
+    teacher_model = tiny_model(family, seed=2, hidden=48)
+    collator = collator or make_collator(student, tokenizer)
+    teacher = Teacher.live(teacher_model)
+    source = InMemory(teacher_model, collator) if cached else None
+    if cached:
+        teacher = Teacher(teacher.head)
+    rows: list[dict[str, Any]] = []
+    recorder = Recorder()
+    trainer = DistillTrainer(
+        student, arguments(folder, micro, accumulation, **changes), train_dataset=encoded(count, tokenizer, 0, source),
+        tokenizer=tokenizer, settings=settings, collator=collator, teacher=teacher, callbacks=[recorder],
+        log_row=rows.append, rollouts=rollouts, rollout_decoding=Decoding(6, 1.0),
+    )  # fmt: skip
+    trainer.train()
+    return [row for row in rows if "loss" in row], recorder.steps, trainer
+
+
+def assert_same(one: list[dict[str, Tensor]], two: list[dict[str, Tensor]], tolerance: float = 2e-5) -> None:
+    assert len(one) == len(two) > 0
+    for mine, theirs in zip(one, two, strict=True):
+        assert mine.keys() == theirs.keys() and mine
+        norm = torch.stack([gradient.norm() for gradient in theirs.values()]).norm()
+        assert norm > 0
+        for name, gradient in mine.items():
+            assert (gradient - theirs[name]).norm() < tolerance * norm, name
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["live", "cached"])
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_splitting_a_step_changes_neither_loss_nor_gradient(family: str, cached: bool, tmp_path: Path) -> None:
+    """1 x 8, 2 x 4, 8 x 1; eleven examples, so that the last step is short and has micro-batches without any."""
+    outcomes = [run(family, tmp_path, m, a, count=11, cached=cached) for m, a in ((8, 1), (4, 2), (1, 8))]
+    logged, gradients, trainer = outcomes[0]
+    assert [row["step"] for row in logged] == [1, 2] and trainer.state.global_step == 2
+    for other, others, _ in outcomes[1:]:
+        for mine, theirs in zip(logged, other, strict=True):
+            for name in ("loss", "ce_loss", "kd_loss"):
+                assert theirs[name] == pytest.approx(mine[name], rel=2e-5)
+        assert_same(others, gradients)
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_loss_and_gradient_are_the_plain_formulas(family: str, tmp_path: Path) -> None:
+    """The definition, one example at a time without padding, over the model's own logits in float64."""
+    logged, gradients, _ = run(family, tmp_path, 4, 2, learning_rate=0.0)
+    tokenizer = tiny_tokenizer(family)
+    student, teacher = tiny_model(family, seed=1).double(), tiny_model(family, seed=2, hidden=48).double()
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for row in encoded(8, tokenizer):
+        prompt, response = row["prompt_ids"], torch.tensor(row["response_ids"])
+        logits = []
+        for model in (student, teacher):
+            if model.config.is_encoder_decoder:
+                output = model(input_ids=torch.tensor([prompt]), labels=response[None]).logits[0]
+            else:
+                output = model(input_ids=torch.tensor([prompt + row["response_ids"]])).logits[0, len(prompt) - 1 : -1]
+            logits.append(output)
+        ce = nn.functional.cross_entropy(logits[0], response, reduction="none")
+        kd = naive("jsd", logits[0], logits[1].detach(), 2.0)
+        total = total + (0.4 * ce + 0.6 * 4 * kd).sum()
+        count += len(response)
+    (total / count).backward()
+    assert logged[0]["loss"] == pytest.approx(float(total.detach()) / count, rel=1e-4)  # the log rounds
+    exact = {name: p.grad.float() for name, p in student.named_parameters() if p.grad is not None}
+    assert_same(gradients[:1], [exact])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_other_padding_and_other_order(family: str, tmp_path: Path) -> None:
+    """Neither the id that pads nor the order within a batch matters; for gpt2 pad is the end of sequence."""
+    logged, gradients, _ = run(family, tmp_path)
+    base = make_collator(tiny_model(family), tiny_tokenizer(family))
+    for changes in ({"collator": Collator(77, base.decoder_start_id)}, {"seed": 5}):
+        other, others, _ = run(family, tmp_path, **changes)
+        assert other[0]["loss"] == pytest.approx(logged[0]["loss"], rel=2e-5)
+        assert_same(others, gradients)
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_the_models_own_logits_give_the_same(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """The path for sharded models and adapters on the head."""
+    logged, gradients, _ = run(family, tmp_path)
+    monkeypatch.setattr(DistillTrainer, "_head_is_reachable", lambda *arguments: False)
+    other, others, _ = run(family, tmp_path, 2, 4)
+    assert other[0]["loss"] == pytest.approx(logged[0]["loss"], rel=2e-5)
+    assert_same(others, gradients)
+
+
+def test_softcapped_heads_are_capped_in_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma 2: the head's weights alone are not the model's logits, nor are its raw logits."""
+    logged, gradients, _ = run("gemma2", tmp_path)
+    monkeypatch.setattr(DistillTrainer, "_head_is_reachable", lambda *arguments: False)
+    other, others, _ = run("gemma2", tmp_path)
+    assert other[0]["loss"] == pytest.approx(logged[0]["loss"], rel=2e-5)
+    assert_same(others, gradients)
+
+
+def test_plain_fine_tuning_is_cross_entropy(tmp_path: Path) -> None:
+    logged, gradients, _ = run("llama", tmp_path, settings=LossSettings())
+    student, tokenizer = tiny_model("llama", seed=1), tiny_tokenizer("llama")
+    batch = make_collator(student, tokenizer)(list(encoded(8, tokenizer)))
+    output = student(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"])
+    output.loss.backward()
+    assert logged[0]["loss"] == pytest.approx(output.loss.item(), rel=1e-4)
+    assert_same(gradients, [{name: p.grad for name, p in student.named_parameters() if p.grad is not None}])
+
+
+def test_padding_rows_of_the_head_stay_untouched(tmp_path: Path) -> None:
+    """Qwen2.5: widths that differ in one family. Surplus rows get no gradient through the loss."""
+    tokenizer = tiny_tokenizer("qwen2")
+    student, teacher = tiny_model("llama", vocab_size=420, seed=1), tiny_model("llama", vocab_size=410, seed=2)
+    recorder = Recorder()
+    trainer = DistillTrainer(
+        student, arguments(tmp_path, 8, 1), train_dataset=encoded(8, tokenizer), tokenizer=tokenizer,
+        settings=SETTINGS, teacher=Teacher.live(teacher, 410), callbacks=[recorder],
+    )  # fmt: skip
+    trainer.train()
+    gradient = recorder.steps[0]["lm_head.weight"]
+    assert (gradient[410:] == 0).all() and (gradient[:410] != 0).any()
+
+
+def test_student_text_is_trained_without_cross_entropy(tmp_path: Path) -> None:
+    """With the student as the only author, cross-entropy is out of the loss and the teacher scores its text."""
+    logged, _, trainer = run("llama", tmp_path, rollouts=OnPolicy(1.0))
+    assert logged[0]["ce_loss"] == 0 and logged[0]["kd_loss"] > 0
+    assert logged[0]["loss"] == pytest.approx(0.6 * 4 * logged[0]["kd_loss"], rel=1e-3)
+    batch = trainer._student_batch([{"id": "x", "prompt_ids": [7, 8], "response_ids": [9, 2]}])
+    assert batch["targets"].tolist() == [9, 2] and (batch["reference"] == 0).all()
+    assert batch["input_ids"].tolist() == [[7, 8, 9, 2]] and batch["index"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("rollouts", [OnPolicy(0.5), AdaptiveOffPolicy(0.7)], ids=["mixed", "adaptive"])
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_student_text_does_not_depend_on_the_split(family: str, rollouts: Any, tmp_path: Path) -> None:
+    outcomes = [
+        run(family, tmp_path, m, a, count=22, rollouts=copy.deepcopy(rollouts), learning_rate=1e-4)
+        for m, a in ((8, 1), (2, 4))
+    ]
+    assert [row["loss"] for row in outcomes[0][0]] == pytest.approx([row["loss"] for row in outcomes[1][0]], rel=1e-4)
+    assert_same(outcomes[1][1], outcomes[0][1], 1e-3)
+
+
+def test_every_epoch_sees_every_example_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    original = DistillTrainer.loss_of
+
+    def spy(self: Any, model: Any, inputs: Any, items: Any) -> Any:
+        seen.append(inputs.get("ids", []))
+        return original(self, model, inputs, items)
+
+    monkeypatch.setattr(DistillTrainer, "loss_of", spy)
+    run("llama", tmp_path, 2, 2, count=11, num_train_epochs=3)
+    names = [name for ids in seen for name in ids]
+    epochs = [names[start : start + 11] for start in range(0, 33, 11)]
+    assert len(names) == 33
+    assert all(sorted(epoch) == sorted(f"e{i}" for i in range(11)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_a_resumed_training_ends_in_the_same_weights(tmp_path: Path) -> None:
+    """Stopped within an epoch, its last checkpoint torn; weights, optimizer, order and rollouts come back."""
+
+    def trainer(folder: Path, stop_at: int | None = None) -> DistillTrainer:
+        tokenizer = tiny_tokenizer("llama")
+        student, teacher = tiny_model("llama", seed=1), tiny_model("llama", seed=2, hidden=48)
+
+        class Stop(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                control.should_training_stop = state.global_step == stop_at
+
+        return DistillTrainer(
+            student, arguments(folder, 2, 2, num_train_epochs=2, save_strategy="steps", save_steps=2, max_grad_norm=1),
+            train_dataset=encoded(19, tokenizer), tokenizer=tokenizer, settings=SETTINGS, teacher=Teacher.live(teacher),
+            rollouts=AdaptiveOffPolicy(0.8, capacity=9), rollout_decoding=Decoding(5, 1.0), callbacks=[Stop()],
+        )  # fmt: skip
+
+    whole = trainer(tmp_path / "whole")
+    whole.resume()
+    broken = trainer(tmp_path / "broken", stop_at=7)
+    broken.resume()
+    torn = tmp_path / "broken" / "checkpoint-7"
+    torn.mkdir(exist_ok=True)
+    (torn / "trainer_state.json").write_text("{", encoding="utf-8")
+    resumed = trainer(tmp_path / "broken")
+    resumed.resume()
+    assert not torn.exists()
+    assert resumed.state.global_step == whole.state.global_step == 10
+    for (name, mine), theirs in zip(
+        resumed.model.state_dict().items(), whole.model.state_dict().values(), strict=True
+    ):  # fmt: skip
+        assert torch.equal(mine, theirs), name
+    assert resumed.rollouts is not None and whole.rollouts is not None
+    assert resumed.rollouts.state() == whole.rollouts.state()
+    assert not list(tmp_path.glob("**/training_args.bin"))
+
+
+def test_last_checkpoint_removes_unfinished_ones(tmp_path: Path) -> None:
+    for step, content in ((2, '{"a": 1}'), (10, '{"a": 1}'), (11, ""), (12, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if content is not None:
+            (folder / "trainer_state.json").write_text(content, encoding="utf-8")
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-2"]
+    assert last_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_examples(tmp_path: Path) -> None:
+    student = tiny_model("llama", seed=1)
+    student.model.norm.weight.data[0] = torch.nan
+    with pytest.raises(RunError, match=r"the loss is nan at step 0 .*'e\d'"):
+        run("llama", tmp_path, student=student)
+
+
+def test_an_objective_without_a_teacher_is_refused(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer("llama")
+    with pytest.raises(ValueError, match="the objective 'fkl' needs a teacher"):
+        DistillTrainer(
+            tiny_model("llama"), arguments(tmp_path, 8, 1), train_dataset=encoded(8, tokenizer),
+            tokenizer=tokenizer, settings=LossSettings("fkl"),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["gpt2", "t5", "gemma2"])
+def test_validation_loss_is_the_mean_over_tokens(family: str) -> None:
+    model, tokenizer = tiny_model(family), tiny_tokenizer(family)
+    collator, examples = make_collator(model, tokenizer), encoded(9, tokenizer)
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for row in examples:
+            batch = collator([row])
+            logits = response_logits(model, batch)
+            total += nn.functional.cross_entropy(logits.float(), batch["targets"], reduction="sum").item()
+            count += len(batch["targets"])
+    for size in (1, 4, 32):
+        validation = Validation(examples, [[""]] * 9, batch_size=size)
+        assert validation_loss(model, validation, collator) == pytest.approx(total / count, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_gradient_checkpointing_changes_nothing_but_memory(family: str, tmp_path: Path) -> None:
+    logged, gradients, _ = run(family, tmp_path, 4, 2)
+    other, others, _ = run(family, tmp_path, 4, 2, gradient_checkpointing=True)
+    assert other[0]["loss"] == pytest.approx(logged[0]["loss"], rel=1e-6)
+    assert_same(others, gradients)
+
+
+def test_bfloat16_autocast_is_near_and_keeps_float32_weights(tmp_path: Path) -> None:
+    logged, gradients, _ = run("llama", tmp_path, 4, 2)
+    other, others, trainer = run("llama", tmp_path, 4, 2, bf16=True)
+    assert other[0]["loss"] == pytest.approx(logged[0]["loss"], rel=0.03)
+    assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
+    assert all(gradient.dtype == torch.float32 for gradient in others[0].values())
+    assert_same(others, gradients, 0.1)
+
+
+@pytest.mark.parametrize("targets", [None, ["q_proj", "lm_head"]], ids=["usual", "head"])
+def test_adapters_do_not_depend_on_the_split(targets: list[str] | None, tmp_path: Path) -> None:
+    """LoRA, also on the head itself, where the loss goes through the model's own logits."""
+
+    def adapted() -> Any:
+        model = add_lora(tiny_model("llama", seed=1), LoraConfig(r=4, alpha=8, dropout=0.0, targets=targets))
+        generator = torch.Generator().manual_seed(0)
+        for name, parameter in sorted(model.named_parameters()):
+            if parameter.requires_grad:
+                parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+                assert "lora" in name
+        return model
+
+    outcomes = [run("llama", tmp_path, m, a, student=adapted()) for m, a in ((8, 1), (2, 4))]
+    assert outcomes[1][0][0]["loss"] == pytest.approx(outcomes[0][0][0]["loss"], rel=2e-5)
+    assert all("lora" in name for name in outcomes[0][1][0])
+    assert any("lm_head" in name for name in outcomes[0][1][0]) == (targets is not None)
+    assert_same(outcomes[1][1], outcomes[0][1])
