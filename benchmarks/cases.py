@@ -346,16 +346,18 @@ def profile_step(folder: str, profile: str, batch_size: int, steps: int) -> Resu
     total = sum(event.self_cpu_time_total for event in events)
     kinds = {
         "matrix products": ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm"),
-        "attention": ("aten::_scaled_dot_product_flash_attention_for_cpu",),
+        "attention": (
+            "aten::_scaled_dot_product_flash_attention_for_cpu",
+            "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
+        ),
         "softmax and exp": ("aten::_log_softmax", "aten::exp", "aten::exp_"),
         "AdamW": ("aten::_fused_adamw_",),
         "zeroing memory": ("aten::fill_", "aten::zero_"),
     }
     shares = {
-        kind: sum(event.self_cpu_time_total for event in events if event.key.startswith(names)) / total
+        kind: sum(event.self_cpu_time_total for event in events if event.key in names) / total
         for kind, names in kinds.items()
     }
-    # startswith counts aten::mm's relatives too; nothing else there begins like these names.
     return {"shares": {**shares, "everything else": 1 - sum(shares.values())}}
 
 

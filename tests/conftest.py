@@ -18,7 +18,7 @@ import torch
 from srd.artifacts import read_json
 from srd.config import validate_recipe
 from srd.console import set_up_logging
-from srd.pipeline import Run, run_all
+from srd.pipeline import Run, prepare_examples, run_all, run_training
 from tests.tiny import save_tiny
 
 ANIMALS = ("whale", "dolphin", "octopus", "particle", "apple", "function", "item", "sky", "box", "list")
@@ -95,6 +95,17 @@ class TinyRun:
         run = self.open(run_dir)
         try:
             run_all(run)
+        finally:
+            close(run)
+        return run
+
+    def train(self, run_dir: Path | None = None) -> Run:
+        """Go as far as the trained students: no evaluation, no report."""
+        run = self.open(run_dir)
+        try:
+            run.check_models()
+            prepare_examples(run)
+            run_training(run)
         finally:
             close(run)
         return run

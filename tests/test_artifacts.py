@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,15 +55,27 @@ def test_what_fails_leaves_what_was_there(error: type[BaseException], tmp_path: 
     assert target.read_text() == "before" and listing(tmp_path) == ["file.txt"]
 
 
+def partial_name(name: str, process: int, host: str | None = None) -> str:
+    return f".partial-{name}-{host or socket.gethostname()}-{process}-0123abcd"
+
+
 def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
-    (tmp_path / ".partial-a.txt-old").write_text("torn")
-    folder = tmp_path / ".partial-a.txt-folder"
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    (tmp_path / partial_name("a.txt", killed.pid)).write_text("torn")
+    folder = tmp_path / f"{partial_name('a.txt', killed.pid)}4"
     folder.mkdir()
     (folder / "x").write_text("torn")
-    (tmp_path / ".partial-b.txt-other").write_text("of another file")
+    kept = [
+        partial_name("b.txt", killed.pid),  # of another file
+        partial_name("a.txt", os.getppid()),  # of a process that lives and may still be writing
+        partial_name("a.txt", killed.pid, "elsewhere"),  # of another machine, whose processes cannot be asked
+    ]
+    for name in kept:
+        (tmp_path / name).write_text("being written")
     with atomic_write(tmp_path / "a.txt") as partial:
         partial.write_text("a")
-    assert listing(tmp_path) == [".partial-b.txt-other", "a.txt"]
+    assert listing(tmp_path) == sorted([*kept, "a.txt"])
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

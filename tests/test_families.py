@@ -47,7 +47,7 @@ def test_whole_flow_with_kd_and_srd(make_tiny_run: MakeRun, family: str) -> None
 @pytest.mark.parametrize("family", FAMILIES)
 def test_student_made_by_dropping_layers(make_tiny_run: MakeRun, family: str) -> None:
     tiny = make_tiny_run(family)
-    run = tiny.set(student={"drop_layers": 2}).run()
+    run = tiny.set(student={"drop_layers": 2}).train()
     teacher, student = (read_json(path / "config.json") for path in (tiny.teacher, run.folder / "student"))
     names = [name for name in ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers") if name in teacher]
     assert names and all(student[name] == teacher[name] - 2 for name in names)
@@ -59,8 +59,8 @@ def test_student_made_by_dropping_layers(make_tiny_run: MakeRun, family: str) ->
 def test_t5_with_every_divergence(make_tiny_run: MakeRun, objective: str) -> None:
     assert objective in DIVERGENCES
     tiny = make_tiny_run("t5")
-    tiny.set(training__objective=objective, training__curriculum=None, evaluation__models=["kd"])
-    run = tiny.run()
+    tiny.set(training__objective=objective, training__curriculum=None)
+    run = tiny.train()
     first = load_file(tiny.student / "model.safetensors")
     last = load_file(run.folder / "student/model.safetensors")
     assert any(not torch.equal(first[name], last[name]) for name in first)
@@ -71,7 +71,7 @@ def test_t5_with_every_divergence(make_tiny_run: MakeRun, objective: str) -> Non
 def test_widths_that_differ_by_padding_rows(make_tiny_run: MakeRun, teacher_width: int, student_width: int) -> None:
     tiny = make_tiny_run("qwen2", teacher={"vocab_size": teacher_width}, student={"vocab_size": student_width})
     tiny.set(baselines={"kd": {"curriculum": None}}, training__weight_decay=0)
-    run = tiny.run()
+    run = tiny.train()
     name = "model.embed_tokens.weight"
     before = load_file(tiny.student / "model.safetensors")[name]
     after = load_file(run.folder / "student/model.safetensors")[name]
@@ -92,8 +92,8 @@ def test_padding_rows_of_the_teacher_send_nothing(make_tiny_run: MakeRun) -> Non
             with torch.no_grad():
                 model.get_input_embeddings().weight[400:] = 100.0
             model.save_pretrained(tiny.teacher)
-        tiny.set(training__curriculum=None, evaluation__models=["kd"])
-        students.append((tiny.run().folder / "student/model.safetensors").read_bytes())
+        tiny.set(training__curriculum=None)
+        students.append((tiny.train().folder / "student/model.safetensors").read_bytes())
     assert students[0] == students[1]
 
 

@@ -125,7 +125,7 @@ def compare(problem: Problem, settings: LossSettings, tolerance: float, upstream
     one, two = with_gradient(problem), with_gradient(problem.in_dtype(torch.float64))
     value, _ = ours(one, settings)
     expected = plain_loss(plain_logits(two.hidden, two.head), two, settings)
-    assert abs(float(value.detach()) - float(expected.detach())) <= tolerance * max(abs(float(expected)), 1e-3)
+    assert abs(float(value.detach()) - float(expected.detach())) <= tolerance * max(abs(float(expected.detach())), 1e-3)
     (value * upstream).backward()
     (expected * upstream).backward()
     for mine, theirs in zip(leaves(one), leaves(two), strict=True):

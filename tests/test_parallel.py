@@ -58,7 +58,7 @@ def worker(*arguments: Any, environment: dict[str, str] | None = None) -> None:
 def curriculum_and_on_policy(folder: Path, family: str) -> TinyRun:
     """A run whose models learn something, so that equal metrics mean equal answers: off-policy stages, and GKD."""
     folder.mkdir(parents=True)
-    learning = {"epochs": 8, "learning_rate": 5e-3, "batch_size": 8}
+    learning = {"epochs": 8, "learning_rate": 1e-2 if family == "t5" else 5e-3, "batch_size": 8}
     return TinyRun(folder, family).set(
         teacher__sft=learning, student__warm_start=learning,
         training={"epochs": 2, "batch_size": 8, "micro_batch_size": 2, "learning_rate": 2e-3, "evaluate_every": 0.5,

@@ -178,8 +178,8 @@ def test_lora_needs_less() -> None:
 
 
 def test_more_devices() -> None:
-    one, eight = (make_plan(load_recipe("gpt2"), devices=count, flops_per_second=1e14) for count in (1, 8))
-    assert eight.memory < one.memory
+    one, eight = (make_plan(load_recipe("openllama2"), devices=count, flops_per_second=1e14) for count in (1, 8))
+    assert eight.memory < one.memory / 1.5  # smaller micro-batches; weights and optimizer stay whole on each
     assert one.seconds(one.phases[0]) == pytest.approx(8 * eight.seconds(eight.phases[0]))
 
 

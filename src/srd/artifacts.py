@@ -7,8 +7,9 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
+import socket
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -27,8 +28,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f".partial-{path.name}-*"):
-        remove(leftover)
-    partial = Path(tempfile.mktemp(prefix=f".partial-{path.name}-", dir=path.parent))
+        if _is_abandoned(leftover):
+            remove(leftover)
+    partial = _partial(path)
     try:
         yield partial
         replace(partial, path)
@@ -44,10 +46,29 @@ def atomic_write(path: Path) -> Iterator[Path]:
         remove(partial)
 
 
+def _partial(path: Path) -> Path:
+    """A temporary name beside ``path`` that says which process of which machine writes it."""
+    return path.parent / f".partial-{path.name}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _is_abandoned(partial: Path) -> bool:
+    """Whether the process that wrote it is gone; what another machine writes in a shared folder is left alone."""
+    rest, process, _ = partial.name.rsplit("-", 2)
+    if not process.isdigit() or not rest.endswith(socket.gethostname()):
+        return False
+    try:
+        os.kill(int(process), 0)  # signal 0 only asks
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return int(process) == os.getpid()
+
+
 def replace(source: Path, target: Path) -> None:
     """Move a file or a folder over ``target``; a folder in the way goes aside first, as rename cannot replace it."""
     if target.is_dir():
-        aside = Path(tempfile.mktemp(prefix=f".partial-{target.name}-old-", dir=target.parent))
+        aside = _partial(target)
         os.replace(target, aside)
         os.replace(source, target)
         remove(aside)

@@ -510,13 +510,16 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
         old = merged.get(key)
         if isinstance(value, dict) and isinstance(old, str | list) and key in SHORT_FORMS:
             old = {SHORT_FORMS[key]: old}
-        if not isinstance(value, dict) or not isinstance(old, dict):
-            merged[key] = value
-        elif "name" in value and value["name"] != old.get("name") and key in ("objective", "method"):
-            merged[key] = value
-        else:
+        if isinstance(value, dict) and isinstance(old, dict) and not _another(key, old, value):
             merged[key] = merge(old, value)
+        else:
+            merged[key] = value
     return merged
+
+
+def _another(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a section names another objective or method than before."""
+    return key in ("objective", "method") and new.get("name", old.get("name")) != old.get("name")
 
 
 def find_recipe(name: str, beside: Path | None = None) -> Path:

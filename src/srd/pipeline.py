@@ -50,6 +50,7 @@ from srd.models.loading import (
     split_adapter,
 )
 from srd.models.shrink import drop_layers
+from srd.models.vllm_engine import VllmEngine
 from srd.models.vocabulary import check_same_kind, check_same_tokenizer, shared_vocabulary
 from srd.ranking import rank
 from srd.reflection import forget_batches, ranking_warnings, reflect, write_scores
@@ -629,6 +630,19 @@ def _load(source: str, run: Run, options: dict[str, Any]) -> Any:
     return load_model(source, tokenizer=run.tokenizer, device=device, **options)
 
 
+def _load_writer(source: str, run: Run, options: dict[str, Any]) -> Any:
+    """A model that only writes: by transformers, or by vLLM where the recipe says so."""
+    if run.recipe.generation.engine == "transformers":
+        return _load(source, run, options)
+    if options.get("adapter"):
+        raise UserError("generation.engine=vllm takes no adapter: merge it into the model first, or use transformers.")
+    named = {name: options.get(name) for name in ("revision", "trust_remote_code")}
+    source, config = str(resolve_source(source)), load_config(source, revision=named["revision"])
+    longest = run.recipe.data.max_length + run.recipe.generation.max_new_tokens
+    return VllmEngine(source, longest, dtype=options.get("dtype", "auto"), config=config,
+                      **{name: value for name, value in named.items() if value})  # fmt: skip
+
+
 def teacher_responses(run: Run, longest: int) -> list[str]:
     """The teacher's own answers to the training prompts, for sequence-level distillation."""
     path = run.folder / "seqkd" / "responses.parquet"
@@ -637,7 +651,7 @@ def teacher_responses(run: Run, longest: int) -> list[str]:
     def make() -> dict[str, Any]:
         rows, done = run.split("train"), 0
         prompts, _, _ = run.encoder.prompts(list(rows))
-        model = _load(run.teacher_source, run, run.teacher_options())
+        model = _load_writer(run.teacher_source, run, run.teacher_options())
         with run.progress("teacher writes") as update:
 
             def count(more: int) -> None:
@@ -670,7 +684,7 @@ def run_reflection(run: Run) -> str:
     batches = run.scores_file.parent / "batches"
 
     def make() -> dict[str, Any]:
-        model = _load(run.start_source, run, run.start_options())
+        model = _load_writer(run.start_source, run, run.start_options())
         scores = _reflect(run, model, batches, longest)
         for warning in ranking_warnings(scores):
             logger.warning(warning)
@@ -678,7 +692,7 @@ def run_reflection(run: Run) -> str:
         _keep_scores(scores, run.scores_file, batches)
         return summary
 
-    inputs = [examples, student, run.encoding, longest, run.recipe.generation.batch_size]
+    inputs = [examples, student, run.encoding, longest, run.recipe.generation.model_dump()]
     return run.once("reflection", inputs, [run.scores_file], make, [batches])
 
 
@@ -940,7 +954,7 @@ def run_evaluation(run: Run) -> str:
 
 
 def _loader(run: Run, source: str, identity: str, options: dict[str, Any]) -> Callable[[], tuple[Any, Encoder]]:
-    return lambda: (_load(source, run, options), run.encoder)
+    return lambda: (_load_writer(source, run, options), run.encoder)
 
 
 def _answer_training_samples(run: Run, folder: Path) -> None:

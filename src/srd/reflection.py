@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from srd import parallel
 from srd.artifacts import atomic_write, remove
-from srd.data.batching import length_sorted_batches
+from srd.data.batching import TokenLists, length_sorted_batches
 from srd.data.encoding import Encoder
 from srd.data.templates import get_template
 from srd.errors import UserError
@@ -85,7 +85,7 @@ def reflect(
             encoder_decoder=bool(model.config.is_encoder_decoder),
         )
     encoded = encoder.encode(examples)
-    batches = length_sorted_batches([len(ids) for ids in encoded["prompt_ids"]], batch_size)
+    batches = length_sorted_batches(TokenLists(encoded.data.column("prompt_ids")).lengths.tolist(), batch_size)
     parts: dict[int, dict[str, list[Any]]] = {}
     mine = range(parallel.process() if folder else 0, len(batches), parallel.processes() if folder else 1)
     done, total = 0, sum(len(batches[i]) for i in mine)

@@ -294,8 +294,8 @@ class DistillTrainer(Trainer):
         if not torch.isfinite(loss):
             raise RunError(
                 f"the loss is {loss.item()} at step {self.state.global_step} (stage folder {self.args.output_dir}), "
-                f"with the examples {inputs.get('ids', [])[:16]}. Look at these rows; a lower training.learning_rate or "
-                "a wider training.precision often helps."
+                f"with the examples {inputs.get('ids', [])[:16]}. Look at these rows; a lower training.learning_rate "
+                "or a wider training.precision often helps."
             )
         self._parts.append((parts.ce.sum() / items, parts.kd.sum() / items))
         # DDP averages gradients over processes, but our sum is divided by the global count already.

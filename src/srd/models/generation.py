@@ -20,6 +20,7 @@ from srd import parallel
 from srd.data.batching import length_sorted_batches, pad_left, pad_right
 from srd.models.head import cross_entropy, head_input, head_weights
 from srd.models.loading import stop_token_ids
+from srd.models.vllm_engine import VllmEngine
 
 
 @dataclass(frozen=True)
@@ -209,6 +210,8 @@ def decode_batch(
     Returns:
         The answers' token ids, and the references' mean negative log-likelihood (empty without references).
     """
+    if isinstance(model, VllmEngine):
+        return model.decode_batch(prompts, names, decoding, stop, references)
     batch = _Batch(model, prompts, pad_id)
     logits = batch.prefill()
     scores: list[float] = []
