@@ -114,8 +114,9 @@ def reflect(
     for start in range(0, len(rows), batch_size):
         batch = pad_batch(rows[start : start + batch_size], pad_id)
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-        per_token = functional.cross_entropy(
-            logits.float().transpose(1, 2), batch["labels"], ignore_index=IGNORED, reduction="none"
+        flat = functional.cross_entropy(
+            logits.float().flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED, reduction="none"
         )
+        per_token = flat.view(batch["labels"].shape)
         losses += (per_token.sum(1) / (batch["labels"] != IGNORED).sum(1)).tolist()
     return answers, losses

@@ -22,7 +22,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-WORDS = "the model list returns value of an item when a function reads every file in order and then writes one".split()
+WORDS = (
+    "model",
+    "list",
+    "returns",
+    "value",
+    "of",
+    "an",
+    "item",
+    "when",
+    "a",
+    "function",
+    "reads",
+    "every",
+    "file",
+    "one",
+)
 WRITE_ROWS = 10_000
 
 
@@ -48,6 +63,7 @@ def write_examples(path: Path, rows: int) -> None:
 def reflect_rows(folder: Path, rows: int) -> None:
     """Read, encode, score and merge; answers are made up, since a model's own memory is another matter."""
     import datasets
+    from tests.tiny import tiny_tokenizer
 
     from srd import tables
     from srd.data.batching import EncodedExamples
@@ -55,7 +71,6 @@ def reflect_rows(folder: Path, rows: int) -> None:
     from srd.data.templates import get_template
     from srd.models.vllm_engine import VllmEngine
     from srd.reflection import reflect, write_scores
-    from tests.tiny import tiny_tokenizer
 
     class Parrot(VllmEngine):
         """Answers with the beginning of the prompt."""

