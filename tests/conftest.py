@@ -16,9 +16,11 @@ import pytest
 import torch
 
 from srd.artifacts import read_json
+from srd.checks import check_run
 from srd.config import validate_recipe
 from srd.console import set_up_logging
-from srd.pipeline import Run, prepare_examples, run_all, run_training
+from srd.pipeline import prepare_examples, run_all, run_training
+from srd.run import Run
 from tests.tiny import save_tiny
 
 ANIMALS = ("whale", "dolphin", "octopus", "particle", "apple", "function", "item", "sky", "box", "list")
@@ -103,7 +105,7 @@ class TinyRun:
         """Go as far as the trained students: no evaluation, no report."""
         run = self.open(run_dir)
         try:
-            run.check_models()
+            check_run(run)
             prepare_examples(run)
             run_training(run)
         finally:

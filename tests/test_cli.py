@@ -17,6 +17,7 @@ import yaml
 
 from srd import artifacts, cli, console, distillation, pipeline
 from srd.artifacts import read_json
+from srd.run import Run
 from tests.conftest import TinyRun, logged, steps_finished, tiny_rows, write_rows
 from tests.tiny import save_tiny
 
@@ -41,15 +42,15 @@ def srd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     def run(*arguments: Any) -> Outcome:
         monkeypatch.setattr("sys.argv", ["srd", *map(str, arguments)])
         capsys.readouterr()
-        runs: list[pipeline.Run] = []
-        claim = pipeline.Run._claim
+        runs: list[Run] = []
+        claim = Run._claim
 
-        def remember(self: pipeline.Run) -> None:
+        def remember(self: Run) -> None:
             runs.append(self)
             claim(self)
 
         with monkeypatch.context() as patched:
-            patched.setattr(pipeline.Run, "_claim", remember)
+            patched.setattr(Run, "_claim", remember)
             with pytest.raises(SystemExit) as stop:
                 cli.main()
         for opened in runs:

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from srd.artifacts import read_json
 from srd.config import load_recipe
-from srd.pipeline import Run, run_all
+from srd.pipeline import run_all
+from srd.run import Run
 from tests.conftest import close, logged
 
 

@@ -13,8 +13,10 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from srd.artifacts import read_json
+from srd.checks import check_run
+from srd.curation import curate
 from srd.errors import UserError
-from srd.pipeline import curate, prepare_examples
+from srd.pipeline import prepare_examples
 from tests.conftest import TinyRun, close, logged, steps_finished, tiny_rows, write_rows
 from tests.tiny import save_tiny
 
@@ -293,7 +295,7 @@ def test_curate_writes_growing_stages_for_other_trainers(again: TinyRun, tmp_pat
     run = again.open()
     try:
         prepare_examples(run)
-        run.check_models()
+        check_run(run)
         paths = curate(run, tmp_path / "curated")
     finally:
         close(run)

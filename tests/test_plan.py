@@ -11,12 +11,14 @@ from rich.console import Console
 from safetensors import safe_open
 
 from srd import plan as plan_module
+from srd.checks import check_run
 from srd.cli import app
 from srd.config import ModelConfig, Recipe, load_recipe, shipped_recipes
 from srd.errors import UserError
 from srd.models.loading import load_model
-from srd.pipeline import Run, prepare_examples, run_training
+from srd.pipeline import prepare_examples, run_training
 from srd.plan import KNOWN_CONFIGS, Plan, make_plan, print_plan, read_config, shown_bytes, size_of, stages_of
+from srd.run import Run
 from tests.tiny import save_tiny
 
 
@@ -114,7 +116,7 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 def tiny_run(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = Run(tiny_recipe, tmp_path_factory.mktemp("run") / "run")
     prepare_examples(run)
-    run.check_models()
+    check_run(run)
     run_training(run)
     return run
 

@@ -13,7 +13,8 @@ import torch
 from srd.config import load_recipe, shipped_recipes
 from srd.errors import UserError
 from srd.objectives import DIVERGENCES, loss_scale
-from srd.pipeline import Run, run_all
+from srd.pipeline import run_all
+from srd.run import Run
 from srd.tasks import TASKS
 from tests.tiny import save_tiny
 

@@ -16,7 +16,8 @@ from srd import sweep as sweep_module
 from srd.cli import app
 from srd.config import validate_recipe
 from srd.errors import RunError, UserError
-from srd.pipeline import Run, run_all
+from srd.pipeline import run_all
+from srd.run import Run
 from srd.sweep import Sweep, find_sweep, lay_out, load_sweep, nested, reference_rows, shipped_sweeps
 from tests.tiny import save_tiny
 

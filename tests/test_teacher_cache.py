@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from srd import artifacts
 from srd import teacher_cache as module
 from srd.data.batching import EncodedExamples
 from srd.errors import RunError
@@ -124,7 +125,7 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest
 
     def dies(folder: Path, name: str, *rest: Any) -> None:
         if len(written) == 3:
-            (folder / f".partial-{name}.safetensors-x").write_bytes(b"torn")
+            artifacts.partial_path(folder / f"{name}.safetensors").write_bytes(b"torn")
             raise KeyboardInterrupt
         original(folder, name, *rest)
         written.append(name)

@@ -30,7 +30,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     for leftover in path.parent.glob(f".partial-{path.name}-*"):
         if _is_abandoned(leftover):
             remove(leftover)
-    partial = _partial(path)
+    partial = partial_path(path)
     try:
         yield partial
         replace(partial, path)
@@ -46,7 +46,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         remove(partial)
 
 
-def _partial(path: Path) -> Path:
+def partial_path(path: Path) -> Path:
     """A temporary name beside ``path`` that says which process of which machine writes it."""
     return path.parent / f".partial-{path.name}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
@@ -68,7 +68,7 @@ def _is_abandoned(partial: Path) -> bool:
 def replace(source: Path, target: Path) -> None:
     """Move a file or a folder over ``target``; a folder in the way goes aside first, as rename cannot replace it."""
     if target.is_dir():
-        aside = _partial(target)
+        aside = partial_path(target)
         os.replace(target, aside)
         os.replace(source, target)
         remove(aside)

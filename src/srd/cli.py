@@ -39,7 +39,7 @@ def open_run(recipe: str, overrides: list[str] | None, run_dir: Path | None) -> 
     """Load the recipe and claim its run directory."""
     from srd import parallel
     from srd.config import load_recipe
-    from srd.pipeline import Run, versions
+    from srd.run import Run, versions
 
     loaded = parallel.together(lambda: load_recipe(recipe, overrides or []))
     folder = run_dir or Path("runs") / loaded.name
@@ -104,11 +104,12 @@ def _plain(table: Table) -> str:
 
 
 def _step(name: str, recipe: str, overrides: list[str] | None, run_dir: Path | None) -> Any:
+    from srd.checks import check_run
     from srd.pipeline import STEPS, prepare_examples
 
     run = open_run(recipe, overrides, run_dir)
     if name != "report":
-        run.check_models()
+        check_run(run)
         prepare_examples(run)
     return run, STEPS[name](run)
 
@@ -222,11 +223,13 @@ def curate_command(
     run_dir: RunDir = None,
 ) -> None:
     """Reflect, rank and stage only: stage_<i>.jsonl files that any trainer can read."""
-    from srd.pipeline import curate, prepare_examples
+    from srd.checks import check_run
+    from srd.curation import curate
+    from srd.pipeline import prepare_examples
 
     run = open_run(recipe, overrides, run_dir)
     prepare_examples(run)
-    run.check_models()
+    check_run(run)
     for path in curate(run, output):
         typer.echo(path)
 

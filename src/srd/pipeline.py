@@ -9,10 +9,7 @@ import contextlib
 import logging
 import os
 import platform
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,353 +19,44 @@ import pyarrow.parquet as pq
 import torch
 
 from srd import parallel
-from srd.artifacts import Manifest, SharedSteps, atomic_write, file_digest, fingerprint, remove
-from srd.config import ModelConfig, Recipe, SourceConfig, TrainingConfig, load_recipe, write_recipe
-from srd.console import console, progress_bar
+from srd.artifacts import atomic_write, file_digest, fingerprint, remove
+from srd.checks import check_run
+from srd.config import Recipe, SourceConfig, TrainingConfig
+from srd.console import progress_bar
 from srd.curriculum import Curriculum, Stage
 from srd.data.batching import EncodedExamples
 from srd.data.corruption import corrupt
 from srd.data.encoding import Encoder, encode_plain_text
 from srd.data.examples import split_examples
 from srd.data.sources import load_source
-from srd.data.templates import get_template
-from srd.distillation import Training, check_disk, micro_batch_size, train
-from srd.errors import UserError, nearest
+from srd.distillation import Training, check_disk, train
+from srd.errors import UserError
 from srd.evaluation import Benchmark, Contender, compare, evaluate
 from srd.loss import HeadWeights
 from srd.models.generation import Decoding, generate
 from srd.models.loading import (
-    check_lora_targets,
     count_parameters,
     load_config,
     load_model,
-    load_tokenizer,
     model_fingerprint,
-    position_limit,
     resolve_source,
     save_model,
-    split_adapter,
 )
 from srd.models.shrink import drop_layers
 from srd.models.vllm_engine import VllmEngine
-from srd.models.vocabulary import check_same_kind, check_same_tokenizer, shared_vocabulary
 from srd.ranking import rank
 from srd.reflection import forget_batches, ranking_warnings, reflect, write_scores
 from srd.report import build_report, examples_to_show
-from srd.tables import map_large, open_mapped
+from srd.run import Run, load_options
+from srd.tables import map_large
 from srd.tasks import get_task
 from srd.teacher_cache import DTYPES, TeacherCache, build_cache, cache_bytes, cache_folder
-from srd.trainer import PlainText, Teacher, Validation, make_collator
+from srd.trainer import PlainText, Teacher, make_collator
 
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 SHRINK_EXAMPLES = 64  # training examples whose hidden states decide which layers go
-
-
-class Run:
-    """A recipe and the directory it runs in.
-
-    Args:
-        recipe: What to do.
-        folder: Where; made if it is not there.
-        shared: Folder of steps that several runs have in common, as in a sweep.
-
-    Raises:
-        UserError: the directory belongs to another recipe, or another process works in it.
-    """
-
-    def __init__(self, recipe: Recipe, folder: Path, shared: Path | None = None) -> None:
-        self.recipe = recipe
-        self.folder = folder
-        self.shared = SharedSteps(shared, folder) if shared else None
-        parallel.on_main(self._claim)
-        _check_shared(folder)
-        self.manifest = Manifest(folder)
-        self.warnings: list[str] = self.manifest.content["warnings"]
-        self.manifest.content["versions"] = versions()
-        self.manifest.content["machine"] = _machine()
-        self._done: dict[str, str] = {}
-        self._saved = time.monotonic()
-        if parallel.is_main():
-            write_recipe(recipe, folder / "recipe.yaml")
-            self.manifest.save()
-        parallel.barrier()
-
-    def _claim(self) -> None:
-        """Make the directory ours: of this recipe, and of one command at a time."""
-        before = self.folder / "recipe.yaml"
-        if self.folder.is_file():
-            raise UserError(f"--run-dir {self.folder} is a file. Name a folder.")
-        if before.exists() and (name := load_recipe(str(before)).name) != self.recipe.name:
-            raise UserError(
-                f"{self.folder} is the run directory of the recipe '{name}', not of '{self.recipe.name}'. "
-                f"Choose another --run-dir, or delete it."
-            )
-        if not before.exists() and self.folder.is_dir() and any(self.folder.iterdir()):
-            strange = [path.name for path in self.folder.iterdir() if not path.name.startswith(".")]
-            if strange:
-                raise UserError(
-                    f"{self.folder} holds other files ({', '.join(strange[:3])} …). Choose an empty --run-dir."
-                )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = lock(self.folder / ".lock", "--run-dir")
-        for config in self.recipe.arms.values():
-            micro_batch_size(config)  # refuses a number of processes that does not fit
-
-    # ------------------------------------------------------------------------------------------------------- steps
-
-    def once(
-        self,
-        step: str,
-        inputs: Iterable[Any],
-        outputs: Iterable[Path],
-        make: Callable[[], dict[str, Any]],
-        scratch: Iterable[Path] = (),
-        needed: Iterable[Path] = (),
-    ) -> str:
-        """Make a step's files unless they were made from the same inputs.
-
-        Args:
-            step: Its name in the manifest.
-            inputs: Everything its result depends on.
-            outputs: What must exist for the step to be done.
-            make: Makes them; returns numbers for the report.
-            scratch: Unfinished work that is only worth keeping while the inputs stay the same.
-            needed: What must exist too, but may serve other runs as well: never removed here.
-
-        Returns:
-            The fingerprint, an input of the steps that follow.
-        """
-        key, outputs = fingerprint(step, *inputs), list(outputs)
-        if self._done.get(step) == key:
-            return key
-        if parallel.on_main(lambda: self.manifest.fresh(step, key, [*outputs, *needed])):
-            console.print(f"[green]✓[/] {step} [dim](kept: nothing it depends on has changed)[/]")
-            self._done[step] = key
-            return key
-        if self._taken(step, key, outputs):
-            return key
-        if parallel.is_main():
-            if not self.manifest.interrupted(step, key):
-                for path in [*outputs, *scratch]:  # before the manifest forgets what they were made from
-                    remove(path)
-            self.manifest.begin(step, key)
-        parallel.barrier()
-        console.print(f"[bold]• {step}[/]")
-        self._step, self._started = step, time.monotonic()
-        summary = make()
-        self._keep_time()
-        if parallel.is_main():
-            self.manifest.finish(step, summary)
-            if self.shared is not None and self._is_shared(step):
-                self.shared.give(step, key, outputs, self.manifest.steps[step])
-        parallel.barrier()
-        seconds = self.manifest.steps.get(step, {}).get("seconds", 0.0)
-        told = ", ".join(f"{name} {_shown(value)}" for name, value in summary.items() if value is not None)
-        console.print(f"[green]✓[/] {step} [dim]{seconds:.1f} s{' · ' if told else ''}{told}[/]")
-        self._done[step] = key
-        return key
-
-    def _is_shared(self, step: str) -> bool:
-        """Whether other runs may have a use for a step: all that comes before the compared trainings."""
-        return self.shared is not None and step != "evaluation" and not step.startswith("train/")
-
-    def _taken(self, step: str, key: str, outputs: list[Path]) -> bool:
-        """Take a step that another run has made from the same inputs, if there is one."""
-        shared = self.shared
-        if shared is None or not self._is_shared(step):
-            return False
-        entry = parallel.on_main(lambda: shared.entry(step, key))
-        if entry is None:
-            return False
-        if parallel.is_main():
-            shared.take(step, key, outputs)
-            self.manifest.adopt(step, entry)
-        parallel.barrier()
-        console.print(f"[green]✓[/] {step} [dim](shared: another run has made it)[/]")
-        self._done[step] = key
-        return True
-
-    def _keep_time(self) -> None:
-        now = time.monotonic()
-        if parallel.is_main():
-            self.manifest.spent(self._step, now - self._started)
-        self._started = now
-
-    def tick(self) -> None:
-        """Keep the time spent, so that a killed run does not forget it."""
-        if time.monotonic() - self._saved > 5:
-            self._saved = time.monotonic()
-            self._keep_time()
-            if parallel.is_main():
-                self.manifest.save()
-
-    @contextlib.contextmanager
-    def progress(self, title: str) -> Iterator[Callable[..., None]]:
-        """A progress bar that also keeps the time."""
-        with progress_bar(title) as update:
-
-            def both(done: float, total: float, note: str = "") -> None:
-                update(done, total, note)
-                self.tick()
-
-            yield both
-
-    # ------------------------------------------------------------------------------------------------------- files
-
-    def split(self, name: str) -> datasets.Dataset:
-        """The examples of a split."""
-        return open_mapped(self.folder / "examples" / f"{name}.parquet", self.folder / ".mapped")
-
-    @property
-    def scores_file(self) -> Path:
-        """What the student answered, and its scores."""
-        return self.folder / "reflection" / "scores.parquet"
-
-    @property
-    def ranked_file(self) -> Path:
-        """The ranked training data with its stages."""
-        return self.folder / "curriculum" / "ranked.parquet"
-
-    def student_folder(self, arm: str) -> Path:
-        """Where the trained student of an arm lies."""
-        return (self.folder if arm == self.recipe.training.label else self.folder / "baselines" / arm) / "student"
-
-    # ------------------------------------------------------------------------------------------------------- seeds
-
-    def seed_of(self, config: TrainingConfig) -> int:
-        """The seed of a training: its own, or the recipe's."""
-        return self.recipe.seed if config.seed is None else config.seed
-
-    def curriculum_of(self, config: TrainingConfig) -> Curriculum | None:
-        """A training's curriculum; what is random in it follows the seed of the training."""
-        if config.curriculum is None:
-            return None
-        seed = config.curriculum.seed + self.seed_of(config)
-        return config.curriculum.model_copy(update={"seed": seed})
-
-    # ------------------------------------------------------------------------------------------------------ models
-
-    @property
-    def teacher_source(self) -> str:
-        """The teacher as training uses it."""
-        return str(self.folder / "teacher") if self.recipe.teacher.sft else self.recipe.teacher.model
-
-    @property
-    def start_source(self) -> str:
-        """The student as the compared trainings start from it."""
-        student = self.recipe.student
-        if student.drop_layers or student.warm_start:
-            return str(self.folder / "start")
-        assert student.model is not None
-        return student.model
-
-    def teacher_options(self) -> dict[str, Any]:
-        """How the teacher is loaded."""
-        return _load_options(self.recipe.teacher, loose=not self.recipe.teacher.sft)
-
-    def start_options(self) -> dict[str, Any]:
-        """How the starting student is loaded."""
-        student = self.recipe.student
-        return _load_options(student, loose=not (student.drop_layers or student.warm_start))
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The tokenizer that teacher and student share."""
-        student, teacher = self.recipe.student, self.recipe.teacher
-        named: ModelConfig = student if student.model else teacher
-        return load_tokenizer(str(named.model), revision=named.revision, trust_remote_code=named.trust_remote_code)
-
-    @cached_property
-    def encoder_decoder(self) -> bool:
-        """Whether the models are of the encoder-decoder kind."""
-        teacher = self.recipe.teacher
-        return bool(load_config(teacher.model, revision=teacher.revision).is_encoder_decoder)
-
-    @cached_property
-    def encoder(self) -> Encoder:
-        """Turns examples into tokens."""
-        data = self.recipe.data
-        return Encoder(
-            self.tokenizer,
-            get_template(data.template, self.tokenizer),
-            max_length=data.max_length,
-            max_prompt_length=data.max_prompt_length,
-            encoder_decoder=self.encoder_decoder,
-        )
-
-    @property
-    def encoding(self) -> list[Any]:
-        """What decides how text becomes tokens, for fingerprints."""
-        data = self.recipe.data
-        return [data.template, data.max_length, data.max_prompt_length, data.bad_rows]
-
-    def check_models(self) -> None:
-        """Refuse models that do not fit each other, or what is asked of them, before a weight is loaded."""
-        check_evaluation(self.recipe)
-        teacher, student = self.recipe.teacher, self.recipe.student
-        for named in (teacher, student):
-            if named.model:
-                resolve_source(split_adapter(named.model)[0])
-        get_template(self.recipe.data.template, self.tokenizer)
-        configs = [load_config(teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code)]
-        if student.model:
-            configs.append(
-                load_config(student.model, revision=student.revision, trust_remote_code=student.trust_remote_code)
-            )
-        trainings = [*self.recipe.arms.values(), *([student.warm_start] if student.warm_start else [])]
-        # The student's tokenizer also reads for the teacher where the teacher writes or is evaluated.
-        heard = any(training.needs_teacher or training.method.name == "seqkd" for training in trainings)
-        if len(configs) == 2 and (heard or "teacher" in (self.recipe.evaluation.models or ["teacher"])):
-            check_same_kind(*configs)
-            tokenizer = load_tokenizer(
-                teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code
-            )
-            check_same_tokenizer(tokenizer, self.tokenizer, (teacher.model, str(student.model)))
-        self.width = shared_vocabulary(configs[0], configs[-1], self.tokenizer)
-        self.hidden_size = configs[0].get_text_config().hidden_size
-        for config, model in zip(configs, (teacher.model, student.model), strict=False):
-            self._check_lengths(config, str(model))
-        for training, config in [(teacher.sft, configs[0]), *((training, configs[-1]) for training in trainings)]:
-            if training is not None and training.lora is not None and isinstance(training.lora.targets, list):
-                check_lora_targets(config, training.lora.targets)
-
-    def _check_lengths(self, config: Any, model: str) -> None:
-        """Refuse sequences that are longer than a model's positions."""
-        data, longest = self.recipe.data, position_limit(config)
-        if longest is None:
-            return
-        answer = max(self.recipe.generation.max_new_tokens, self.recipe.reflection.max_new_tokens or 0)
-        for length, setting, remedy in (
-            (data.max_length, "data.max_length", "data.max_length"),
-            (
-                data.max_prompt_length + answer,
-                "data.max_prompt_length plus generation.max_new_tokens",
-                "generation.max_new_tokens",
-            ),
-        ):
-            if length > longest:
-                raise UserError(
-                    f"{setting} is {length}, but model '{model}' takes {longest} tokens. Set a smaller {remedy}."
-                )
-
-    # ----------------------------------------------------------------------------------------------------- encoding
-
-    def encoded(self, split: str, responses: list[str] | None = None) -> EncodedExamples:
-        """A split as token ids; longer texts are cut and counted."""
-        return EncodedExamples(self.encoder.encode(self.split(split), responses))
-
-    def validation(self, config: TrainingConfig) -> Validation:
-        """What checkpoints of a training are chosen by."""
-        generation = self.recipe.generation
-        return Validation(
-            self.encoded("validation"),
-            list(self.split("validation")["references"]),
-            Decoding(generation.max_new_tokens),
-            generation.batch_size,
-            generate=config.select_by == "rouge_l",
-        )
 
 
 # ------------------------------------------------------------------------------------------------------------ examples
@@ -480,7 +168,7 @@ def prepare_teacher(run: Run) -> str:
     work = run.folder / "teacher-sft"
 
     def make() -> dict[str, Any]:
-        with _training(run, "teacher_sft", config, work, teacher.model, _load_options(teacher)) as training:
+        with _training(run, "teacher_sft", config, work, teacher.model, load_options(teacher)) as training:
             summary = train(training, run.folder / "teacher")
         return {"parameters": _parameters(run.teacher_source), **summary}
 
@@ -509,7 +197,7 @@ def prepare_student(run: Run) -> str:
         source = str(work / "shortened") if student.drop_layers else str(student.model)
         summary: dict[str, Any] = {}
         if warm is not None:
-            options = {} if student.drop_layers else _load_options(student)
+            options = {} if student.drop_layers else load_options(student)
             with _training(run, "warm_start", warm, work, source, options) as training:
                 summary = train(training, run.folder / "start")
         elif parallel.is_main():
@@ -539,7 +227,7 @@ def _shorten(run: Run, target: Path) -> str | None:
         return None
     note = target.parent / "dropped.txt"
     if parallel.is_main() and not (target.exists() and note.exists()):
-        source, options = (str(student.model), _load_options(student)) if student.model else (
+        source, options = (str(student.model), load_options(student)) if student.model else (
             run.teacher_source, {**run.teacher_options(), "dtype": "float32"})  # fmt: skip
         model = load_model(source, tokenizer=run.tokenizer, **options)
         examples, collate = run.encoded("train"), make_collator(model, run.tokenizer)
@@ -555,12 +243,6 @@ def _shorten(run: Run, target: Path) -> str | None:
 
 def _parameters(source: str) -> int:
     return count_parameters(load_config(source))["total"]
-
-
-def _load_options(model: ModelConfig, loose: bool = True) -> dict[str, Any]:
-    """How a model of the recipe is loaded; one that lies in the run directory has its adapter merged already."""
-    keys = ("dtype", "attn_implementation", *(("revision", "adapter", "trust_remote_code") if loose else ()))
-    return {"dtype": model.dtype, **{key: getattr(model, key) for key in keys}}
 
 
 # -------------------------------------------------------------------------------------------------------- teacher text
@@ -870,22 +552,6 @@ def run_training(run: Run) -> dict[str, str]:
 # ---------------------------------------------------------------------------------------------------------- evaluation
 
 
-def check_evaluation(recipe: Recipe) -> None:
-    """Refuse an evaluation that cannot be done, before the training that it would come after."""
-    known = ("teacher", "student", *recipe.arms)
-    for name in recipe.evaluation.models or []:
-        if name not in known:
-            raise UserError(f"evaluation.models: there is no model '{name}' in this run; {nearest(name, known)}")
-    for named in recipe.evaluation.tasks:
-        if get_task(named.name).runs_code and not recipe.evaluation.allow_code_execution:
-            raise UserError(
-                f"evaluation.tasks: {named.name} runs programs that a model wrote, and you have not allowed that. "
-                "Set evaluation.allow_code_execution=true, or leave the task out."
-            )
-        if named.path and not Path(named.path).expanduser().is_file():
-            raise UserError(f"evaluation.tasks: {named.name}: there is no file '{named.path}'. Check the path.")
-
-
 def benchmarks(run: Run) -> list[Benchmark]:
     """The run's own test split, and the tasks that the recipe names."""
     settings, generation = run.recipe.evaluation, run.recipe.generation
@@ -989,7 +655,7 @@ def run_report(run: Run) -> Path | None:
 
 def run_all(run: Run) -> Path | None:
     """The whole flow."""
-    run.check_models()
+    check_run(run)
     prepare_examples(run)
     run_evaluation(run)
     return run_report(run)
@@ -1014,84 +680,3 @@ STEPS: dict[str, Callable[[Run], Any]] = {
     "evaluate": run_evaluation,
     "report": run_report,
 }
-
-
-def curate(run: Run, target: Path) -> list[Path]:
-    """Reflect, rank and stage only: ``stage_0.jsonl …``, in the order of the curriculum, for any other trainer.
-
-    Each row has ``id, instruction, input, output, messages, stage, rank, temperature, weight`` as far as they apply.
-    """
-    curriculum = run.curriculum_of(run.recipe.training) or Curriculum()
-    run_ranking(run)
-    stages = curriculum.split(ranked_scores(run, curriculum))
-    ranks = {row["id"]: row for row in pq.read_table(run.ranked_file).to_pylist()}
-    rows = {row["id"]: row for row in run.split("train")}
-    from srd.trainer import append_row
-
-    paths = []
-    for stage in stages if parallel.is_main() else []:
-        path = target / f"stage_{stage.index}.jsonl"
-        with atomic_write(path) as partial:
-            partial.touch()
-            for name in stage.ids:
-                append_row(partial, _curated(rows[name], ranks[name], stage))
-        paths.append(path)
-    return paths
-
-
-def _curated(row: dict[str, Any], ranked: dict[str, Any], stage: Stage) -> dict[str, Any]:
-    content = {key: row[key] for key in ("instruction", "input", "messages", "prompt") if row[key]}
-    return {
-        "id": row["id"], **content, "output": row["references"][0], "rank": ranked["rank"],
-        "rouge_l": ranked["rouge_l"], "ce": ranked["ce"], "stage": stage.index,
-        "temperature": stage.temperature, "weight": stage.weight,
-    }  # fmt: skip
-
-
-def _check_shared(folder: Path) -> None:
-    """Refuse processes that do not see the main process's files."""
-
-    def look() -> None:
-        if not folder.is_dir():
-            raise UserError(
-                f"process {parallel.process()} does not see {folder.absolute()}, where process 0 writes. "
-                "On several machines --run-dir must lie on a file system that all of them share."
-            )
-
-    parallel.together(look)
-
-
-def lock(path: Path, option: str) -> Any:
-    """Hold a directory until this process ends, however it ends; ``option`` is what names another one."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    file = open(path, "w")  # noqa: SIM115 - held open on purpose
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise UserError(
-            f"another srd command works in {path.parent}. Wait for it, or choose another {option}."
-        ) from error
-    return file
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a run depends on."""
-    names = ("srd", "torch", "transformers", "accelerate", "peft", "datasets")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
-def _machine() -> dict[str, Any]:
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {
-        "system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(), "gpu": gpu, "processes": parallel.processes(),
-    }  # fmt: skip
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -55,7 +55,8 @@ from srd.config import (
 )
 from srd.console import console, set_up_logging
 from srd.errors import RunError, UserError, nearest
-from srd.pipeline import Run, lock, run_all, run_identity
+from srd.pipeline import run_all, run_identity
+from srd.run import Run, lock
 
 SEED_FIELDS = ("seed", "training.seed")  # values of these repeat a row of the table
 EQUAL_TIME, EQUAL_PASSES = "equal_time", "equal_passes"

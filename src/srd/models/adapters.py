@@ -113,7 +113,8 @@ def load_adapter(
     except (ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"adapter '{source}' does not fit the model: {str(error).splitlines()[0]}. {remedy}") from error
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
-        saved = {name for name in file.keys() if ".lora_" in name}
+        names = file.keys()
+        saved = {name for name in names if ".lora_" in name}
     places = {name for name in get_peft_model_state_dict(adapted) if ".lora_" in name}
     if saved != places:
         odd = sorted(saved ^ places)

@@ -1,0 +1,76 @@
+"""What is refused before a weight is loaded: models that do not fit each other, or what the recipe asks of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from srd.config import Recipe
+from srd.data.templates import get_template
+from srd.errors import UserError, nearest
+from srd.models.loading import check_lora_targets, load_tokenizer, position_limit, resolve_source, split_adapter
+from srd.models.vocabulary import check_same_kind, check_same_tokenizer
+from srd.run import Run
+from srd.tasks import get_task
+
+
+def check_run(run: Run) -> None:
+    """Refuse models that do not fit each other, or what is asked of them, before a weight is loaded."""
+    check_evaluation(run.recipe)
+    teacher, student = run.recipe.teacher, run.recipe.student
+    for named in (teacher, student):
+        if named.model:
+            resolve_source(split_adapter(named.model)[0])
+    get_template(run.recipe.data.template, run.tokenizer)
+    configs = run.configs
+    trainings = [*run.recipe.arms.values(), *([student.warm_start] if student.warm_start else [])]
+    # The student's tokenizer also reads for the teacher where the teacher writes or is evaluated.
+    heard = any(training.needs_teacher or training.method.name == "seqkd" for training in trainings)
+    if len(configs) == 2 and (heard or "teacher" in (run.recipe.evaluation.models or ["teacher"])):
+        check_same_kind(*configs)
+        tokenizer = load_tokenizer(
+            teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code
+        )
+        check_same_tokenizer(tokenizer, run.tokenizer, (teacher.model, str(student.model)))
+    assert run.width  # refuses vocabularies that share too few ids
+    for config, model in zip(configs, (teacher.model, student.model), strict=False):
+        _check_lengths(run, config, str(model))
+    for training, config in [(teacher.sft, configs[0]), *((training, configs[-1]) for training in trainings)]:
+        if training is not None and training.lora is not None and isinstance(training.lora.targets, list):
+            check_lora_targets(config, training.lora.targets)
+
+
+def _check_lengths(run: Run, config: Any, model: str) -> None:
+    """Refuse sequences that are longer than a model's positions."""
+    data, longest = run.recipe.data, position_limit(config)
+    if longest is None:
+        return
+    answer = max(run.recipe.generation.max_new_tokens, run.recipe.reflection.max_new_tokens or 0)
+    for length, setting, remedy in (
+        (data.max_length, "data.max_length", "data.max_length"),
+        (
+            data.max_prompt_length + answer,
+            "data.max_prompt_length plus generation.max_new_tokens",
+            "generation.max_new_tokens",
+        ),
+    ):
+        if length > longest:
+            raise UserError(
+                f"{setting} is {length}, but model '{model}' takes {longest} tokens. Set a smaller {remedy}."
+            )
+
+
+def check_evaluation(recipe: Recipe) -> None:
+    """Refuse an evaluation that cannot be done, before the training that it would come after."""
+    known = ("teacher", "student", *recipe.arms)
+    for name in recipe.evaluation.models or []:
+        if name not in known:
+            raise UserError(f"evaluation.models: there is no model '{name}' in this run; {nearest(name, known)}")
+    for named in recipe.evaluation.tasks:
+        if get_task(named.name).runs_code and not recipe.evaluation.allow_code_execution:
+            raise UserError(
+                f"evaluation.tasks: {named.name} runs programs that a model wrote, and you have not allowed that. "
+                "Set evaluation.allow_code_execution=true, or leave the task out."
+            )
+        if named.path and not Path(named.path).expanduser().is_file():
+            raise UserError(f"evaluation.tasks: {named.name}: there is no file '{named.path}'. Check the path.")

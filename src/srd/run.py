@@ -1,0 +1,361 @@
+"""A run directory: its recipe, what each step made from what, and what the steps have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+
+from srd import parallel
+from srd.artifacts import Manifest, SharedSteps, fingerprint, remove
+from srd.config import ModelConfig, Recipe, TrainingConfig, load_recipe, write_recipe
+from srd.console import console, progress_bar
+from srd.curriculum import Curriculum
+from srd.data.batching import EncodedExamples
+from srd.data.encoding import Encoder
+from srd.data.templates import get_template
+from srd.distillation import micro_batch_size
+from srd.errors import UserError
+from srd.models.generation import Decoding
+from srd.models.loading import load_config, load_tokenizer
+from srd.models.vocabulary import shared_vocabulary
+from srd.tables import open_mapped
+from srd.trainer import Validation
+
+
+class Run:
+    """A recipe and the directory it runs in.
+
+    Args:
+        recipe: What to do.
+        folder: Where; made if it is not there.
+        shared: Folder of steps that several runs have in common, as in a sweep.
+
+    Raises:
+        UserError: the directory belongs to another recipe, or another process works in it.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path, shared: Path | None = None) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.shared = SharedSteps(shared, folder) if shared else None
+        parallel.on_main(self._claim)
+        _check_shared(folder)
+        self.manifest = Manifest(folder)
+        self.warnings: list[str] = self.manifest.content["warnings"]
+        self.manifest.content["versions"] = versions()
+        self.manifest.content["machine"] = _machine()
+        self._done: dict[str, str] = {}
+        self._saved = time.monotonic()
+        if parallel.is_main():
+            write_recipe(recipe, folder / "recipe.yaml")
+            self.manifest.save()
+        parallel.barrier()
+
+    def _claim(self) -> None:
+        """Make the directory ours: of this recipe, and of one command at a time."""
+        before = self.folder / "recipe.yaml"
+        if self.folder.is_file():
+            raise UserError(f"--run-dir {self.folder} is a file. Name a folder.")
+        if before.exists() and (name := load_recipe(str(before)).name) != self.recipe.name:
+            raise UserError(
+                f"{self.folder} is the run directory of the recipe '{name}', not of '{self.recipe.name}'. "
+                f"Choose another --run-dir, or delete it."
+            )
+        if not before.exists() and self.folder.is_dir() and any(self.folder.iterdir()):
+            strange = [path.name for path in self.folder.iterdir() if not path.name.startswith(".")]
+            if strange:
+                raise UserError(
+                    f"{self.folder} holds other files ({', '.join(strange[:3])} …). Choose an empty --run-dir."
+                )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = lock(self.folder / ".lock", "--run-dir")
+        for config in self.recipe.arms.values():
+            micro_batch_size(config)  # refuses a number of processes that does not fit
+
+    # ------------------------------------------------------------------------------------------------------- steps
+
+    def once(
+        self,
+        step: str,
+        inputs: Iterable[Any],
+        outputs: Iterable[Path],
+        make: Callable[[], dict[str, Any]],
+        scratch: Iterable[Path] = (),
+        needed: Iterable[Path] = (),
+    ) -> str:
+        """Make a step's files unless they were made from the same inputs.
+
+        Args:
+            step: Its name in the manifest.
+            inputs: Everything its result depends on.
+            outputs: What must exist for the step to be done.
+            make: Makes them; returns numbers for the report.
+            scratch: Unfinished work that is only worth keeping while the inputs stay the same.
+            needed: What must exist too, but may serve other runs as well: never removed here.
+
+        Returns:
+            The fingerprint, an input of the steps that follow.
+        """
+        key, outputs = fingerprint(step, *inputs), list(outputs)
+        if self._done.get(step) == key:
+            return key
+        if parallel.on_main(lambda: self.manifest.fresh(step, key, [*outputs, *needed])):
+            console.print(f"[green]✓[/] {step} [dim](kept: nothing it depends on has changed)[/]")
+            self._done[step] = key
+            return key
+        if self._taken(step, key, outputs):
+            return key
+        if parallel.is_main():
+            if not self.manifest.interrupted(step, key):
+                for path in [*outputs, *scratch]:  # before the manifest forgets what they were made from
+                    remove(path)
+            self.manifest.begin(step, key)
+        parallel.barrier()
+        console.print(f"[bold]• {step}[/]")
+        self._step, self._started = step, time.monotonic()
+        summary = make()
+        self._keep_time()
+        if parallel.is_main():
+            self.manifest.finish(step, summary)
+            if self.shared is not None and self._is_shared(step):
+                self.shared.give(step, key, outputs, self.manifest.steps[step])
+        parallel.barrier()
+        seconds = self.manifest.steps.get(step, {}).get("seconds", 0.0)
+        told = ", ".join(f"{name} {_shown(value)}" for name, value in summary.items() if value is not None)
+        console.print(f"[green]✓[/] {step} [dim]{seconds:.1f} s{' · ' if told else ''}{told}[/]")
+        self._done[step] = key
+        return key
+
+    def _is_shared(self, step: str) -> bool:
+        """Whether other runs may have a use for a step: all that comes before the compared trainings."""
+        return self.shared is not None and step != "evaluation" and not step.startswith("train/")
+
+    def _taken(self, step: str, key: str, outputs: list[Path]) -> bool:
+        """Take a step that another run has made from the same inputs, if there is one."""
+        shared = self.shared
+        if shared is None or not self._is_shared(step):
+            return False
+        entry = parallel.on_main(lambda: shared.entry(step, key))
+        if entry is None:
+            return False
+        if parallel.is_main():
+            shared.take(step, key, outputs)
+            self.manifest.adopt(step, entry)
+        parallel.barrier()
+        console.print(f"[green]✓[/] {step} [dim](shared: another run has made it)[/]")
+        self._done[step] = key
+        return True
+
+    def _keep_time(self) -> None:
+        now = time.monotonic()
+        if parallel.is_main():
+            self.manifest.spent(self._step, now - self._started)
+        self._started = now
+
+    def tick(self) -> None:
+        """Keep the time spent, so that a killed run does not forget it."""
+        if time.monotonic() - self._saved > 5:
+            self._saved = time.monotonic()
+            self._keep_time()
+            if parallel.is_main():
+                self.manifest.save()
+
+    @contextlib.contextmanager
+    def progress(self, title: str) -> Iterator[Callable[..., None]]:
+        """A progress bar that also keeps the time."""
+        with progress_bar(title) as update:
+
+            def both(done: float, total: float, note: str = "") -> None:
+                update(done, total, note)
+                self.tick()
+
+            yield both
+
+    # ------------------------------------------------------------------------------------------------------- files
+
+    def split(self, name: str) -> datasets.Dataset:
+        """The examples of a split."""
+        return open_mapped(self.folder / "examples" / f"{name}.parquet", self.folder / ".mapped")
+
+    @property
+    def scores_file(self) -> Path:
+        """What the student answered, and its scores."""
+        return self.folder / "reflection" / "scores.parquet"
+
+    @property
+    def ranked_file(self) -> Path:
+        """The ranked training data with its stages."""
+        return self.folder / "curriculum" / "ranked.parquet"
+
+    def student_folder(self, arm: str) -> Path:
+        """Where the trained student of an arm lies."""
+        return (self.folder if arm == self.recipe.training.label else self.folder / "baselines" / arm) / "student"
+
+    # ------------------------------------------------------------------------------------------------------- seeds
+
+    def seed_of(self, config: TrainingConfig) -> int:
+        """The seed of a training: its own, or the recipe's."""
+        return self.recipe.seed if config.seed is None else config.seed
+
+    def curriculum_of(self, config: TrainingConfig) -> Curriculum | None:
+        """A training's curriculum; what is random in it follows the seed of the training."""
+        if config.curriculum is None:
+            return None
+        seed = config.curriculum.seed + self.seed_of(config)
+        return config.curriculum.model_copy(update={"seed": seed})
+
+    # ------------------------------------------------------------------------------------------------------ models
+
+    @property
+    def teacher_source(self) -> str:
+        """The teacher as training uses it."""
+        return str(self.folder / "teacher") if self.recipe.teacher.sft else self.recipe.teacher.model
+
+    @property
+    def start_source(self) -> str:
+        """The student as the compared trainings start from it."""
+        student = self.recipe.student
+        if student.drop_layers or student.warm_start:
+            return str(self.folder / "start")
+        assert student.model is not None
+        return student.model
+
+    def teacher_options(self) -> dict[str, Any]:
+        """How the teacher is loaded."""
+        return load_options(self.recipe.teacher, loose=not self.recipe.teacher.sft)
+
+    def start_options(self) -> dict[str, Any]:
+        """How the starting student is loaded."""
+        student = self.recipe.student
+        return load_options(student, loose=not (student.drop_layers or student.warm_start))
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer that teacher and student share."""
+        student, teacher = self.recipe.student, self.recipe.teacher
+        named: ModelConfig = student if student.model else teacher
+        return load_tokenizer(str(named.model), revision=named.revision, trust_remote_code=named.trust_remote_code)
+
+    @cached_property
+    def encoder_decoder(self) -> bool:
+        """Whether the models are of the encoder-decoder kind."""
+        return bool(self.configs[0].is_encoder_decoder)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Turns examples into tokens."""
+        data = self.recipe.data
+        return Encoder(
+            self.tokenizer,
+            get_template(data.template, self.tokenizer),
+            max_length=data.max_length,
+            max_prompt_length=data.max_prompt_length,
+            encoder_decoder=self.encoder_decoder,
+        )
+
+    @property
+    def encoding(self) -> list[Any]:
+        """What decides how text becomes tokens, for fingerprints."""
+        data = self.recipe.data
+        return [data.template, data.max_length, data.max_prompt_length, data.bad_rows]
+
+    @cached_property
+    def configs(self) -> list[Any]:
+        """Configurations of teacher and student; of the teacher alone where the student is made from it."""
+        named = [model for model in (self.recipe.teacher, self.recipe.student) if model.model]
+        return [
+            load_config(str(model.model), revision=model.revision, trust_remote_code=model.trust_remote_code)
+            for model in named
+        ]
+
+    @cached_property
+    def width(self) -> int:
+        """Token ids that teacher and student share."""
+        return shared_vocabulary(self.configs[0], self.configs[-1], self.tokenizer)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the teacher's hidden states."""
+        return int(self.configs[0].get_text_config().hidden_size)
+
+    # ----------------------------------------------------------------------------------------------------- encoding
+
+    def encoded(self, split: str, responses: list[str] | None = None) -> EncodedExamples:
+        """A split as token ids; longer texts are cut and counted."""
+        return EncodedExamples(self.encoder.encode(self.split(split), responses))
+
+    def validation(self, config: TrainingConfig) -> Validation:
+        """What checkpoints of a training are chosen by."""
+        generation = self.recipe.generation
+        return Validation(
+            self.encoded("validation"),
+            list(self.split("validation")["references"]),
+            Decoding(generation.max_new_tokens),
+            generation.batch_size,
+            generate=config.select_by == "rouge_l",
+        )
+
+
+def load_options(model: ModelConfig, loose: bool = True) -> dict[str, Any]:
+    """How a model of the recipe is loaded; one that lies in the run directory has its adapter merged already."""
+    keys = ("dtype", "attn_implementation", *(("revision", "adapter", "trust_remote_code") if loose else ()))
+    return {"dtype": model.dtype, **{key: getattr(model, key) for key in keys}}
+
+
+def _check_shared(folder: Path) -> None:
+    """Refuse processes that do not see the main process's files."""
+
+    def look() -> None:
+        if not folder.is_dir():
+            raise UserError(
+                f"process {parallel.process()} does not see {folder.absolute()}, where process 0 writes. "
+                "On several machines --run-dir must lie on a file system that all of them share."
+            )
+
+    parallel.together(look)
+
+
+def lock(path: Path, option: str) -> Any:
+    """Hold a directory until this process ends, however it ends; ``option`` is what names another one."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    file = open(path, "w")  # noqa: SIM115 - held open on purpose
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise UserError(
+            f"another srd command works in {path.parent}. Wait for it, or choose another {option}."
+        ) from error
+    return file
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run depends on."""
+    names = ("srd", "torch", "transformers", "accelerate", "peft", "datasets")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def _machine() -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(), "gpu": gpu, "processes": parallel.processes(),
+    }  # fmt: skip
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
