@@ -215,6 +215,9 @@ class TrainingConfig(Section):
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps that warm up")
     batch_size: int = Field(16, ge=1, description="examples in one optimizer step, over all processes")
     micro_batch_size: int | None = Field(None, ge=1, description="examples in one forward pass on one device")
+    max_tokens: int | None = Field(
+        None, ge=8, description="tokens, padding included, in one forward pass: larger micro-batches are cut further"
+    )
     weight_decay: float = Field(1e-2, ge=0, description="AdamW weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
     optimizer: str = Field("adamw_torch_fused", description="a name that transformers.TrainingArguments(optim=…) knows")

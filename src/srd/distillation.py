@@ -196,6 +196,7 @@ def make_trainer(training: Training, stage: Stage, model: Any) -> DistillTrainer
         rollout_decoding=_rollout_decoding(config),
         subset=stage.subset,
         plain_text=training.plain_text,
+        max_tokens=config.max_tokens,
         log_row=log_row,
     )
     trainer.add_callback(_Report(training, trainer))

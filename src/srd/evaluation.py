@@ -239,8 +239,7 @@ def describe(benchmark: Benchmark, details: dict[str, Any]) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
     return {
-        name: version(name)
-        for name in ("torch", "transformers", "tokenizers", "datasets", "rapidfuzz", "sacrebleu")
+        name: version(name) for name in ("torch", "transformers", "tokenizers", "datasets", "rapidfuzz", "sacrebleu")
     }
 
 

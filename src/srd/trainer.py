@@ -23,8 +23,8 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, Trai
 
 from srd import parallel
 from srd.artifacts import atomic_write, read_json, remove, write_json
-from srd.data.batching import Collator, EncodedExamples, LengthBatches, length_sorted_batches
-from srd.errors import RunError
+from srd.data.batching import Collator, EncodedExamples, LengthBatches, length_sorted_batches, split_by_tokens
+from srd.errors import RunError, UserError
 from srd.loss import HeadWeights, LossParts, LossSettings, head_loss, logits_loss
 from srd.metrics import rouge_l_many
 from srd.models.generation import Decoding, decode_batch, decoder_start, generate, padding_id
@@ -128,6 +128,8 @@ class DistillTrainer(Trainer):
         rollout_decoding: How the student writes.
         subset: Draw so many examples anew in every epoch; None: all.
         plain_text: Running text for an extra language-modelling loss.
+        max_tokens: Most tokens, padding included, in one forward pass: larger micro-batches are cut further, which
+            changes neither loss nor gradient. None: no limit.
         log_row: Called with every logged row.
 
     Loss and gradient are sums over tokens divided by the valid tokens of the whole optimizer step: how it is split
@@ -149,10 +151,11 @@ class DistillTrainer(Trainer):
         rollout_decoding: Decoding | None = None,
         subset: int | None = None,
         plain_text: PlainText | None = None,
+        max_tokens: int | None = None,
         log_row: Callable[[dict[str, Any]], None] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        collator = collator or make_collator(model, tokenizer)
+        collator = collator or make_collator(model, tokenizer, teacher.model if teacher else None)
         super().__init__(
             model=model,
             args=args,
@@ -169,6 +172,7 @@ class DistillTrainer(Trainer):
         self.rollouts = rollouts
         self.rollout_decoding = rollout_decoding or Decoding()
         self.plain_text = plain_text
+        self.max_tokens = max_tokens
         self.log_row = log_row
         self.model_accepts_loss_kwargs = True  # our loss is divided by the items of the whole step
         self.loss_is_scaled_for_ga = True
@@ -189,10 +193,16 @@ class DistillTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(_EpochOrder(self.batches))
         self._parts: list[tuple[Tensor, Tensor]] = []
+        self._parts_since = 0
         self.validation_seconds = 0.0
         self._seconds_before, self._started = 0.0, time.perf_counter()
         if settings.objective and settings.weight > 0 and teacher is None:
             raise ValueError(f"the objective '{settings.objective}' needs a teacher")
+        if max_tokens is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise UserError(
+                "training.max_tokens lets processes take different numbers of forward passes, which FSDP and DeepSpeed "
+                "cannot do. Use training.micro_batch_size instead."
+            )
 
     # ------------------------------------------------------------------------------------------------------ batches
 
@@ -211,13 +221,15 @@ class DistillTrainer(Trainer):
     ) -> tuple[list[dict[str, Any]], Tensor]:
         """Fetch an optimizer step's micro-batches, let the student write if it is its turn, and count the tokens."""
         samples = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        rows = [batch.pop("rows") for batch in samples]
+        rows, by_student = [batch.pop("rows") for batch in samples], False
         if self.rollouts is not None:
-            written, by_student = replace_responses(
+            rows, by_student = replace_responses(
                 rows, self.rollouts, self.state.global_step, self.state.max_steps, self._write
             )
-            samples = [self._student_batch(own) for own in written] if by_student else samples
-        items = torch.tensor(sum(len(batch["targets"]) for batch in samples), device=device)
+        if by_student or self.max_tokens is not None:
+            samples = [self._within_budget(own, by_student) for own in rows]
+        count = sum(len(part["targets"]) for batch in samples for part in batch.get("parts", [batch]))
+        items = torch.tensor(count, device=device)
         if self.args.world_size > 1:
             items = self.accelerator.reduce(items, "sum")
         if self.plain_text is not None and samples:
@@ -232,10 +244,15 @@ class DistillTrainer(Trainer):
         items = sum(len(text.examples.responses[i]) for i in chosen)
         return {**self.collator([text.examples[int(i)] for i in own]), "items": torch.tensor(items)}
 
-    def _student_batch(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """A micro-batch of text that the student wrote itself."""
-        batch = {**self.collator(rows), "ids": [row["id"] for row in rows]}
-        return {**batch, "reference": torch.zeros(len(batch["targets"]))}
+    def _within_budget(self, rows: list[dict[str, Any]], by_student: bool) -> dict[str, Any]:
+        """A micro-batch; one with more tokens than `max_tokens` as ``parts`` that are taken one after another."""
+        parts = []
+        for part in split_by_tokens(rows, self.max_tokens, packed=self.collator.packed):
+            batch = {**self.collator(part), "ids": [row["id"] for row in part]}
+            if by_student:  # no cross-entropy on what the student wrote itself
+                batch["reference"] = torch.zeros(len(batch["targets"]))
+            parts.append(batch)
+        return parts[0] if len(parts) == 1 else {**parts[0], "parts": parts}
 
     @torch.no_grad()
     def _write(self, rows: list[dict[str, Any]]) -> list[list[int]]:
@@ -275,6 +292,19 @@ class DistillTrainer(Trainer):
             return super()._prepare_for_training(*arguments, **named)
 
     # --------------------------------------------------------------------------------------------------------- loss
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward of a micro-batch, part by part where it is over the token budget."""
+        parts = inputs.get("parts")
+        if parts is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        parts[0].update({name: inputs[name] for name in ("plain_text",) if name in inputs})
+        losses = []
+        for part in parts[:-1]:
+            with self.accelerator.no_sync(model):  # processes meet once, at the last part
+                losses.append(super().training_step(model, part, num_items_in_batch))
+        losses.append(super().training_step(model, parts[-1], num_items_in_batch))
+        return torch.stack(losses).sum()
 
     def compute_loss(
         self,
@@ -369,7 +399,8 @@ class DistillTrainer(Trainer):
         """Log, with the two parts of the loss beside their sum."""
         if "loss" in logs and self._parts:
             # Micro-batches of one step add up; the mean is over the steps since the last log.
-            steps = len(self._parts) / self.args.gradient_accumulation_steps
+            steps = self.state.global_step - self._parts_since
+            self._parts_since = self.state.global_step
             sums = torch.stack([torch.stack(part).sum() for part in zip(*self._parts, strict=True)])
             if self.args.world_size > 1:
                 sums = self.accelerator.reduce(sums, "sum")
@@ -405,6 +436,7 @@ class DistillTrainer(Trainer):
             if self.rollouts is not None:
                 self.rollouts.restore(state["rollouts"])
         self._started = time.perf_counter()
+        self._parts_since = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
         return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
@@ -428,9 +460,16 @@ class _WithRows:
         return {**self.collator(rows), "ids": [row["id"] for row in rows], "rows": rows}
 
 
-def make_collator(model: Any, tokenizer: PreTrainedTokenizerBase) -> Collator:
-    """The collator that fits a model: decoder-only or encoder-decoder."""
-    return Collator(padding_id(tokenizer), decoder_start(model) if model.config.is_encoder_decoder else None)
+def make_collator(model: Any, tokenizer: PreTrainedTokenizerBase, teacher: Any = None) -> Collator:
+    """The collator that fits a model: decoder-only or encoder-decoder.
+
+    Where the attention kernels of the model and of a live teacher keep packed examples apart (FlashAttention), batches
+    have no padding at all.
+    """
+    if model.config.is_encoder_decoder:
+        return Collator(padding_id(tokenizer), decoder_start(model))
+    kernels = [str(getattr(each.config, "_attn_implementation", "")) for each in (model, teacher) if each is not None]
+    return Collator(padding_id(tokenizer), packed=all(kernel.startswith("flash_attention") for kernel in kernels))
 
 
 @torch.no_grad()

@@ -218,11 +218,14 @@ class Collator:
     Args:
         pad_id: Any valid id; it never counts.
         decoder_start_id: For an encoder-decoder; None: decoder-only.
+        packed: Put all examples into one row without padding: ``input_ids, position_ids [1, L]``, where positions begin
+            anew with each example. For decoder-only models whose attention kernel keeps such examples apart.
     """
 
-    def __init__(self, pad_id: int, decoder_start_id: int | None = None) -> None:
+    def __init__(self, pad_id: int, decoder_start_id: int | None = None, *, packed: bool = False) -> None:
         self.pad_id = pad_id
         self.decoder_start_id = decoder_start_id
+        self.packed = packed
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         prompts = [list(row["prompt_ids"]) for row in rows]
@@ -230,7 +233,7 @@ class Collator:
         if not rows:  # a process without examples takes part in the step with one that counts nothing
             prompts, responses = [[self.pad_id]], [[]]
         make = self._decoder_only if self.decoder_start_id is None else self._encoder_decoder
-        batch = make(prompts, responses)
+        batch = (self._in_one_row if self.packed else make)(prompts, responses)
         batch["targets"] = torch.tensor([token for response in responses for token in response], dtype=torch.long)
         hidden = [row["teacher_hidden"] for row in rows if row.get("teacher_hidden") is not None]
         if hidden:
@@ -247,6 +250,20 @@ class Collator:
             labels[row, start:end] = torch.tensor(response, dtype=torch.long)
             index.append(torch.arange(row * width + start - 1, row * width + end - 1))
         return {"input_ids": ids, "attention_mask": mask, "labels": labels, "index": torch.cat(index)}
+
+    def _in_one_row(self, prompts: list[list[int]], responses: list[list[int]]) -> dict[str, Any]:
+        ids: list[int] = []
+        labels: list[int] = []
+        positions: list[int] = []
+        index: list[int] = []
+        for prompt, response in zip(prompts, responses, strict=True):
+            begin, end = len(ids) + len(prompt), len(ids) + len(prompt) + len(response)
+            index += range(begin - 1, end - 1)
+            ids += [*prompt, *response]
+            labels += [*[IGNORED] * len(prompt), *response]
+            positions += range(len(prompt) + len(response))
+        row = {"input_ids": ids, "position_ids": positions, "labels": labels}
+        return {**{name: torch.tensor([values]) for name, values in row.items()}, "index": torch.tensor(index).long()}
 
     def _encoder_decoder(self, prompts: list[list[int]], responses: list[list[int]]) -> dict[str, Any]:
         assert self.decoder_start_id is not None
@@ -285,6 +302,27 @@ def _pad(sequences: Sequence[Sequence[int]], value: int, *, left: bool) -> tuple
         ids[row, place] = torch.tensor(list(sequence), dtype=torch.long)
         mask[row, place] = 1
     return ids, mask
+
+
+def split_by_tokens(rows: Sequence[dict[str, Any]], budget: int | None, *, packed: bool = False) -> list[list[Any]]:
+    """Cut a micro-batch into parts of at most ``budget`` tokens, padding included (one example at least).
+
+    Args:
+        rows: ``prompt_ids, response_ids``, sorted by length so that the parts have little padding.
+        budget: None: one part.
+        packed: Nothing is padded.
+    """
+    parts: list[list[Any]] = [[]]
+    longest = total = 0
+    for row in rows:
+        length = len(row["prompt_ids"]) + len(row["response_ids"])
+        longest, total = max(longest, length), total + length
+        size = total if packed else longest * (len(parts[-1]) + 1)
+        if budget is not None and size > budget and parts[-1]:
+            parts.append([])
+            longest = total = length
+        parts[-1].append(row)
+    return parts
 
 
 def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
