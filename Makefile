@@ -10,7 +10,7 @@ demo: $(VENV)/.demo
 	$(BIN)/srd demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
 check: $(VENV)/.test
 	$(BIN)/ruff check src tests benchmarks
