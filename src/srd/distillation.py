@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -383,8 +382,3 @@ def check_disk(folder: Path, parameters: int) -> None:
             f"training needs {needed / 1e9:.1f} GB for checkpoints in {folder}, and {free / 1e9:.1f} GB are free. "
             "Free some space, or choose another --run-dir."
         )
-
-
-def elapsed_since(start: float) -> float:
-    """Seconds since a `time.perf_counter` reading."""
-    return time.perf_counter() - start

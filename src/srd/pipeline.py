@@ -24,7 +24,7 @@ from srd.checks import check_run
 from srd.config import Recipe, SourceConfig, TrainingConfig
 from srd.console import progress_bar
 from srd.curriculum import Curriculum, Stage
-from srd.data.batching import EncodedExamples
+from srd.data.batching import Collator, EncodedExamples
 from srd.data.corruption import corrupt
 from srd.data.encoding import Encoder, encode_plain_text
 from srd.data.examples import split_examples
@@ -33,7 +33,8 @@ from srd.distillation import Training, check_disk, train
 from srd.errors import UserError
 from srd.evaluation import Benchmark, Contender, compare, evaluate
 from srd.loss import HeadWeights
-from srd.models.generation import Decoding, generate
+from srd.metrics import rouge_l
+from srd.models.generation import Decoding, generate, padding_id
 from srd.models.loading import (
     count_parameters,
     load_config,
@@ -51,7 +52,7 @@ from srd.run import Run, load_options
 from srd.tables import map_large
 from srd.tasks import get_task
 from srd.teacher_cache import DTYPES, TeacherCache, build_cache, cache_bytes, cache_folder
-from srd.trainer import PlainText, Teacher, make_collator
+from srd.trainer import PlainText, Teacher, append_row, make_collator
 
 logger = logging.getLogger(__name__)
 
@@ -287,12 +288,9 @@ def teacher_cache(run: Run) -> TeacherCache | None:
     return TeacherCache(folder)
 
 
-def make_collator_from(run: Run) -> Any:
+def make_collator_from(run: Run) -> Collator:
     """The collator, before any model is loaded."""
-    from srd.data.batching import Collator
-    from srd.models.generation import padding_id
-
-    config = load_config(run.recipe.teacher.model, revision=run.recipe.teacher.revision)
+    config = run.configs[0]
     start = getattr(config, "decoder_start_token_id", None) if config.is_encoder_decoder else None
     return Collator(padding_id(run.tokenizer), start)
 
@@ -635,9 +633,6 @@ def _answer_training_samples(run: Run, folder: Path) -> None:
     texts = generate(
         model, run.tokenizer, prompts, [row["id"] for row in rows], Decoding(run.recipe.generation.max_new_tokens)
     )
-    from srd.metrics import rouge_l
-    from srd.trainer import append_row
-
     path = folder / "train_samples.jsonl"
     with atomic_write(path) as partial:
         for row, text in zip(rows, texts, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import datasets
 from transformers import PreTrainedTokenizerBase
@@ -13,13 +13,6 @@ from srd.data.templates import Segment, Template, get_template
 from srd.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-
-class EncodingSettings(Protocol):
-    """The part of the recipe's data section that decides how text becomes tokens."""
-
-    max_length: int
-    max_prompt_length: int
 
 
 class Encoder:
