@@ -173,7 +173,7 @@ def test_recipes_are_listed_shown_and_described_for_editors(srd: Command) -> Non
     listed = srd("recipes")
     assert listed.code == 0 and "demo-tiny" in listed.out
     shown = yaml.safe_load(srd("recipes", "demo-tiny").out)
-    assert shown["student"]["drop_layers"] == 24 and shown["training"]["weight_decay"] == 0.01
+    assert shown["student"]["drop_layers"] == 26 and shown["training"]["weight_decay"] == 0.01
     schema = json.loads(srd("recipes", "--schema").out)
     assert schema["properties"]["teacher"]["description"]
 
