@@ -150,6 +150,39 @@ def test_code_runs_with_permission(files: Path, tmp_path: Path, monkeypatch: pyt
     assert results["student"]["mbpp"]["pass@1"]["mean"] == 100
 
 
+def test_several_samples_give_pass_at_k(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def answers(model: Any, tokenizer: Any, prompts: Any, ids: Any, decoding: Any, **named: Any) -> list[str]:
+        asked.append((prompts, ids, decoding))
+        return ["def add(a, b):\n    return a + b" if number % 4 == 0 else "pass" for number in range(len(ids))]
+
+    monkeypatch.setattr(evaluation, "generate", answers)
+    results = evaluate_models(
+        [str(files / "student")], [task(files, "mbpp")], tmp_path,
+        max_new_tokens=4, samples=10, temperature=0.8, allow_code_execution=True,
+    )  # fmt: skip
+    scores = results["student"]["mbpp"]
+    assert scores["pass@1"]["mean"] == pytest.approx(30)  # 3 of 10 pass
+    assert scores["pass@10"]["mean"] == 100
+    [(prompts, ids, decoding)] = asked
+    assert len(set(ids)) == 10 and len({tuple(prompt) for prompt in prompts}) == 1 and decoding.temperature == 0.8
+    row = json.loads((tmp_path / "predictions/student.mbpp.0.jsonl").read_text())
+    assert len(row["text"]) == 10 and row["pass@1"] == pytest.approx(0.3)
+    assert read_json(tmp_path / "details.json")["tasks"]["mbpp"]["samples"] == 10
+
+
+def test_samples_differ_and_the_first_is_the_only_one_of_a_single(files: Path, tmp_path: Path) -> None:
+    answers = {}
+    for samples in (1, 3):
+        evaluate_models(
+            [str(files / "student")], [task(files, "mbpp")], tmp_path / str(samples),
+            max_new_tokens=6, samples=samples, temperature=1.0, allow_code_execution=True,
+        )  # fmt: skip
+        answers[samples] = json.loads((tmp_path / str(samples) / "predictions/student.mbpp.0.jsonl").read_text())["text"]
+    assert len(set(answers[3])) == 3 and answers[3][0] == answers[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -163,13 +196,17 @@ def test_code_runs_with_permission(files: Path, tmp_path: Path, monkeypatch: pyt
         ({"batch_size": 0}, "--batch-size is 0"),
         ({"template": "alpacca"}, "'alpaca'"),
         ({"max_new_tokens": 1024}, "smaller --max-new-tokens"),
+        ({"samples": 0}, "--samples is 0"),
+        ({"samples": 2}, "task 'dolly' scores one answer at a time"),
+        ({"samples": 2, "tasks": ["{mbpp}"], "allow_code_execution": True}, "give --temperature"),
+        ({"temperature": -1.0}, "--temperature is -1"),
         ({"max_prompt_length": 1022}, "--max-prompt-length is 1022"),
         ({"models": ["{student}", "{student}"]}, "given twice"),
         ({"models": ["/nowhere/at/all"]}, "/nowhere/at/all"),
     ],
 )
 def test_wrong_arguments(files: Path, tmp_path: Path, arguments: dict[str, Any], expected: str) -> None:
-    places = {"dolly": task(files, "dolly"), "student": str(files / "student")}
+    places = {"dolly": task(files, "dolly"), "mbpp": task(files, "mbpp"), "student": str(files / "student")}
     given: dict[str, Any] = {"models": ["{student}"], "tasks": ["{dolly}"], "max_new_tokens": 4, **arguments}
     for name in ("models", "tasks"):
         given[name] = [text.format(**places) for text in given[name]]

@@ -18,7 +18,7 @@ from srd.errors import UserError
 from srd.evaluation import Benchmark, Contender, compare, evaluate
 from srd.models.generation import Decoding
 from srd.models.loading import load_config, load_model, load_tokenizer, model_fingerprint, position_limit
-from srd.tasks import get_task
+from srd.tasks import TASKS, Task, get_task
 from srd.tasks.confinement import require_permission
 
 UNLIMITED = 1 << 20  # a tokenizer that knows no limit says about 1e30
@@ -35,6 +35,8 @@ def evaluate_models(
     batch_size: int = 32,
     max_new_tokens: int | None = None,
     max_prompt_length: int | None = None,
+    samples: int = 1,
+    temperature: float | None = None,
     allow_code_execution: bool = False,
 ) -> dict[str, Any]:
     """Let models answer benchmarks, each with the benchmark's own prompt, decoding and scoring unless told otherwise.
@@ -52,6 +54,8 @@ def evaluate_models(
         batch_size: Prompts at once.
         max_new_tokens: Longest answer; None: the task's own.
         max_prompt_length: Longest prompt in tokens; None: what the model takes beside the answer.
+        samples: Answers to each prompt, for tasks that score several at once: ``mbpp``'s pass@k.
+        temperature: Of sampling, 0 is greedy; None: the task's own.
         allow_code_execution: The user's permission to run the programs that a model writes.
 
     Returns:
@@ -71,6 +75,8 @@ def evaluate_models(
         seeds=seeds,
         template=template,
         max_new_tokens=max_new_tokens,
+        samples=samples,
+        temperature=temperature,
         allow_code_execution=allow_code_execution,
     )
     answer_length = max(benchmark.decoding.max_new_tokens for benchmark in benchmarks)
@@ -98,36 +104,57 @@ def read_benchmarks(
     seeds: str | None = None,
     template: str | None = None,
     max_new_tokens: int | None = None,
+    samples: int = 1,
+    temperature: float | None = None,
     allow_code_execution: bool = False,
 ) -> list[Benchmark]:
     """Read the examples of ``NAME`` or ``NAME=FILE`` tasks; arguments as in `evaluate_models`."""
-    for option, value in (("--limit", limit), ("--max-new-tokens", max_new_tokens)):
+    for option, value in (("--limit", limit), ("--max-new-tokens", max_new_tokens), ("--samples", samples)):
         if value is not None and value < 1:
             raise UserError(f"{option} is {value}, but must be 1 or more")
+    if temperature is not None and not 0 <= temperature <= 100:
+        raise UserError(f"--temperature is {temperature}, but must be between 0 (greedy) and 100")
     chosen_seeds = parse_seeds(seeds) if seeds is not None else None
     named = [(name, path) for name, _, path in (text.partition("=") for text in tasks)]
     found = [(get_task(name), name, path) for name, path in named]
     repeated = [name for name, count in Counter(name for name, _ in named).items() if count > 1]
     if repeated:
         raise UserError(f"--task {repeated[0]} is given more than once: use another -o folder for its other file")
-    for task, _, _ in found:
+    for task, name, _ in found:
         if task.runs_code:
             require_permission(allow_code_execution)
+        _check_samples(task, name, samples, temperature)
     benchmarks = []
     for task, name, path in found:
         own = task.decoding
         wanted = chosen_seeds or tuple(own.seeds)
+        heat = own.temperature if temperature is None else temperature
         benchmarks.append(
             Benchmark(
                 name,
                 task,
                 task.examples(Path(path).expanduser() if path else None, limit),
-                Decoding(max_new_tokens or own.max_new_tokens, own.temperature, own.top_p),
-                wanted if own.temperature > 0 else wanted[:1],
+                Decoding(max_new_tokens or own.max_new_tokens, heat, own.top_p),
+                wanted if heat > 0 else wanted[:1],
                 template or task.template,
+                samples,
             )
         )
     return benchmarks
+
+
+def _check_samples(task: Task, name: str, samples: int, temperature: float | None) -> None:
+    """Several samples need a task that scores them together, and answers that differ."""
+    if samples == 1:
+        return
+    if not task.takes_samples:
+        able = ", ".join(known for known, other in TASKS.items() if other.takes_samples)
+        raise UserError(
+            f"--samples is {samples}, but task '{name}' scores one answer at a time (several: {able}). Give several "
+            "--seeds instead: their mean and spread are shown."
+        )
+    if not (task.decoding.temperature if temperature is None else temperature):
+        raise UserError(f"--samples is {samples}, but greedy answers are all the same: give --temperature, such as 0.8")
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

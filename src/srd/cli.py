@@ -186,6 +186,10 @@ def evaluate_command(
     max_prompt_length: Annotated[
         int | None, typer.Option(help="Longest prompt in tokens. Default: what the model takes.")
     ] = None,
+    samples: Annotated[int, typer.Option(help="Answers to each prompt, for pass@k (mbpp).")] = 1,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of sampling; 0 is greedy. Default: the task's own.")
+    ] = None,
     allow_code_execution: Annotated[
         bool, typer.Option("--allow-code-execution", help="Run generated programs (mbpp), confined.")
     ] = False,
@@ -203,7 +207,7 @@ def evaluate_command(
     results = evaluate_models(
         [model, *([against] if against else [])], task, output, limit=limit, seeds=seeds, template=template,
         batch_size=batch_size, max_new_tokens=max_new_tokens, max_prompt_length=max_prompt_length,
-        allow_code_execution=allow_code_execution,
+        samples=samples, temperature=temperature, allow_code_execution=allow_code_execution,
     )  # fmt: skip
     print(json.dumps(results, indent=2))
 

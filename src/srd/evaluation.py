@@ -20,6 +20,7 @@ from srd.data.encoding import Encoder
 from srd.metrics import paired_bootstrap
 from srd.models.generation import Decoding, generate
 from srd.tasks import Task
+from srd.tasks.base import Predictions
 
 PREDICTIONS = "predictions"
 INDEX = "index.json"
@@ -36,6 +37,7 @@ class Benchmark:
         decoding: How tokens are chosen; its seed is replaced by each of ``seeds``.
         seeds: One answer to every prompt for each of them; greedy decoding needs one only.
         template: The prompt template; None: the one that the contender's encoder has.
+        samples: Answers to every prompt and seed, for tasks that score several at once (pass@k).
     """
 
     key: str
@@ -44,6 +46,7 @@ class Benchmark:
     decoding: Decoding
     seeds: tuple[int, ...]
     template: str | None = None
+    samples: int = 1
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Let models answer benchmarks, score the answers, and keep both.
 
-    Answers lie in ``folder/predictions/<model>.<task>.<seed>.jsonl`` as ``{"id", "text", "<metric>": 0..1}`` and are
-    made again only when the model, the examples or the decoding have changed.
+    Answers lie in ``folder/predictions/<model>.<task>.<seed>.jsonl`` as ``{"id", "text", "<metric>": 0..1}`` (of
+    several samples the text is a list) and are made again only when the model, the examples or the decoding have
+    changed.
 
     Args:
         contenders: The models.
@@ -99,7 +103,7 @@ def evaluate(
                 path = predictions_path(folder, contender.name, benchmark.key, seed)
                 identity = fingerprint(
                     contender.identity, benchmark.template, _content(benchmark.examples),
-                    asdict(benchmark.decoding), seed, batch_size,
+                    asdict(benchmark.decoding), seed, batch_size, benchmark.samples,
                 )  # fmt: skip
                 if not parallel.on_main(partial(_has_answers, path, identity, shared)):
                     loaded = loaded or contender.load()
@@ -163,11 +167,16 @@ def _give(path: Path, identity: str, shared: Path | None) -> None:
 
 def _answer(
     loaded: tuple[Any, Encoder], benchmark: Benchmark, seed: int, batch_size: int, name: str, progress: Any
-) -> list[str]:
+) -> Predictions:
+    """Let a model answer: a text for every example, or a list of texts where several samples are wanted."""
     model, encoder = loaded
     if benchmark.template is not None:
         encoder = encoder.with_template(benchmark.template)
     prompts, _, _ = encoder.prompts(list(benchmark.examples))
+    numbers = range(benchmark.samples)
+    prompts = [prompt for prompt in prompts for _ in numbers]
+    # A sample's id is the stream of random numbers that it draws from; the first is what a single one would be.
+    ids = [f"{name}#{number}" if number else name for name in benchmark.examples["id"] for number in numbers]
     done = 0
 
     def update(count: int) -> None:
@@ -176,19 +185,22 @@ def _answer(
         if progress:
             progress(f"{name} on {benchmark.key}, seed {seed}", done, len(prompts))
 
-    return generate(
+    texts = generate(
         model,
         encoder.tokenizer,
         prompts,
-        list(benchmark.examples["id"]),
+        ids,
         replace(benchmark.decoding, seed=seed),
         batch_size=batch_size,
         progress=update,
         share=parallel.processes() > 1,
     )
+    if benchmark.samples == 1:
+        return texts
+    return [texts[start : start + benchmark.samples] for start in range(0, len(texts), benchmark.samples)]
 
 
-def _write_predictions(path: Path, benchmark: Benchmark, texts: list[str], identity: str, scoring: Any) -> None:
+def _write_predictions(path: Path, benchmark: Benchmark, texts: Predictions, identity: str, scoring: Any) -> None:
     """Keep the answers with their scores; the scores' file is written last and says that both are whole."""
     if not parallel.is_main():
         return
@@ -231,6 +243,7 @@ def describe(benchmark: Benchmark, details: dict[str, Any]) -> dict[str, Any]:
         "title": benchmark.task.title,
         "examples": len(benchmark.examples),
         "decoding": decoding,
+        "samples": benchmark.samples,
         "seeds": list(benchmark.seeds),
         "scoring": details,
     }

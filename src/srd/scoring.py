@@ -123,7 +123,7 @@ def _text(answer: _Placed, task: Task) -> str | list[str]:
     text = answer.row["text"]
     if isinstance(text, str):
         return text
-    if task.runs_code and isinstance(text, list) and text and all(isinstance(sample, str) for sample in text):
+    if task.takes_samples and isinstance(text, list) and text and all(isinstance(sample, str) for sample in text):
         return text
-    kind = "a text or a list of texts" if task.runs_code else "a text"
+    kind = "a text or a list of texts" if task.takes_samples else "a text"
     raise UserError(f"{answer.place}: field 'text' must be {kind}, found {text!r:.80}")

@@ -33,7 +33,6 @@ class Decoding:
     top_p: float = 1.0
     max_new_tokens: int = 256
     seeds: tuple[int, ...] = (0,)
-    samples_per_prompt: int = 1
 
 
 # The published evaluations of instruction following: five sampled answers a prompt.
@@ -84,6 +83,7 @@ class Task(ABC):
         decoding: how answers are generated.
         reference_fields: fields that may hold the reference, the first one present counts.
         runs_code: scoring runs generated programs, and needs permission.
+        takes_samples: scoring takes several answers an example (pass@k).
     """
 
     name: str
@@ -96,6 +96,7 @@ class Task(ABC):
     decoding: Decoding = SAMPLED
     reference_fields: tuple[str, ...] = REFERENCE_FIELDS
     runs_code: bool = False
+    takes_samples: bool = False
 
     def examples(self, path: Path | None = None, limit: int | None = None) -> Dataset:
         """Read the test examples from a file in the original format, or from the hub.

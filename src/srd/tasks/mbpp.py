@@ -96,7 +96,7 @@ class MbppTask(Task):
         }
 
     def score(self, predictions: Predictions, examples: Dataset, *, allow_code_execution: bool = False) -> Scores:
-        """Run every program against its tests: ``pass@1``, and ``pass@10``, ``pass@100`` with enough samples.
+        """Run every program against its tests: ``pass@1``, with n samples ``pass@n``, and ``pass@10``, ``pass@100``.
 
         Raises:
             UserError: generated code may not run, or the counts differ.
@@ -113,13 +113,13 @@ class MbppTask(Task):
         counts = np.array([len(answers) for answers in samples])
         starts = np.cumsum(counts) - counts
         right = np.add.reduceat(np.array([verdict.passed for verdict in verdicts], dtype=np.int64), starts)
-        per_example: dict[str, FloatArray] = {
-            f"pass@{k}": pass_at_k(counts, right, k) for k in PASS_AT if k <= counts.min()
-        }
+        fewest = int(counts.min())
+        wanted = sorted({k for k in PASS_AT if k <= fewest} | {fewest})
+        per_example: dict[str, FloatArray] = {f"pass@{k}": pass_at_k(counts, right, k) for k in wanted}
         details = {
             "isolation": verdicts[0].isolation,
             "timeout_seconds": TIMEOUT_SECONDS,
-            "samples": int(counts.min()),
+            "samples": fewest,
             "reasons": dict(Counter(kind_of(verdict.reason) for verdict in verdicts).most_common()),
         }
         return Scores(means(per_example), per_example, self.primary, details)
@@ -151,4 +151,5 @@ MBPP = MbppTask(
     hub=Hub("google-research-datasets/mbpp", "full"),
     decoding=Decoding(max_new_tokens=512),
     runs_code=True,
+    takes_samples=True,
 )
