@@ -55,6 +55,7 @@ class Run:
         self.manifest.content["versions"] = versions()
         self.manifest.content["machine"] = _machine()
         self._done: dict[str, str] = {}
+        self._encoded: dict[str, datasets.Dataset] = {}
         self._saved = time.monotonic()
         if parallel.is_main():
             write_recipe(recipe, folder / "recipe.yaml")
@@ -291,8 +292,12 @@ class Run:
     # ----------------------------------------------------------------------------------------------------- encoding
 
     def encoded(self, split: str, responses: list[str] | None = None) -> EncodedExamples:
-        """A split as token ids; longer texts are cut and counted."""
-        return EncodedExamples(self.encoder.encode(self.split(split), responses))
+        """A split as token ids, tokenised once a command; longer texts are cut and counted."""
+        if responses is not None:
+            return EncodedExamples(self.encoder.encode(self.split(split), responses))
+        if split not in self._encoded:
+            self._encoded[split] = self.encoder.encode(self.split(split))
+        return EncodedExamples(self._encoded[split])
 
     def validation(self, config: TrainingConfig) -> Validation:
         """What checkpoints of a training are chosen by."""

@@ -430,7 +430,7 @@ def _digest(path: Path) -> str:
 
 
 def model_fingerprint(source: str, *, revision: str | None = None, adapter: str | None = None) -> str:
-    """Hash what decides the model's output: configuration, weights and adapter; a hub model's is its commit.
+    """Hash what decides the model's output: configurations, weights and adapter; a hub model's is its commit.
 
     Two folders with the same files have the same fingerprint, wherever they lie.
     """
@@ -441,7 +441,7 @@ def model_fingerprint(source: str, *, revision: str | None = None, adapter: str 
         return fingerprint("gguf", CONVERSION, _digest(gguf_file(source)), *parts)
     place = resolve_source(source)
     if Path(place).is_dir():
-        return fingerprint("folder", _files(Path(place), ("config.json", "*.safetensors")), *parts)
+        return fingerprint("folder", _files(Path(place), ("config.json", "generation_config.json", "*.safetensors")), *parts)
     with _explained(source):
         # The hub's cache keeps files in snapshots/<commit>.
         commit = Path(hf_hub_download(source, "config.json", revision=revision)).parent.name
