@@ -52,6 +52,8 @@ SMOLLM2 = "smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # Raise it when the conversion changes what it writes: folders of the old one are then not used any more.
 CONVERSION = 1
+# What decides a model's output: weights, how they are wired, and where its answers stop.
+DECIDING_FILES = ("config.json", "generation_config.json", "*.safetensors")
 ABANDONED_SECONDS = 24 * 3600
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
@@ -441,7 +443,7 @@ def model_fingerprint(source: str, *, revision: str | None = None, adapter: str 
         return fingerprint("gguf", CONVERSION, _digest(gguf_file(source)), *parts)
     place = resolve_source(source)
     if Path(place).is_dir():
-        return fingerprint("folder", _files(Path(place), ("config.json", "generation_config.json", "*.safetensors")), *parts)
+        return fingerprint("folder", _files(Path(place), DECIDING_FILES), *parts)
     with _explained(source):
         # The hub's cache keeps files in snapshots/<commit>.
         commit = Path(hf_hub_download(source, "config.json", revision=revision)).parent.name
