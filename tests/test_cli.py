@@ -185,6 +185,7 @@ def test_evaluate_any_model_on_tasks(srd: Command, shared: TinyRun, tmp_path: Pa
     printed = json.loads(outcome.out)
     assert printed == {"student": {"gsm8k": {"accuracy": {"mean": 0.0, "std": 0.0, "seeds": {"0": 0.0}}}}}
     assert read_json(tmp_path / "out/metrics.json") == printed
+    assert re.search(r"student +gsm8k +accuracy +0\.00", outcome.told)
 
 
 # ------------------------------------------------------------------------------------------------------- wrong data
@@ -201,6 +202,14 @@ def test_empty_file(refuse: Callable[..., str], tmp_path: Path) -> None:
 
 
 ROW = {"instruction": "Name the whale.", "output": "The whale."}
+
+
+def test_few_rows_of_dolly_are_all_validation(refuse: Callable[..., str], tmp_path: Path) -> None:
+    path = write_rows(
+        tmp_path / "dolly.jsonl", [{"instruction": "Name it.", "context": "", "response": "A whale."}] * 3
+    )
+    message = refuse(f"data.train={{dataset: dolly, path: {path}}}")
+    assert "only validation (3)" in message and "data.train.split=validation" in message
 
 
 @pytest.mark.parametrize(

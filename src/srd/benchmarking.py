@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.table import Table
 
 from srd import parallel
 from srd.artifacts import fingerprint
@@ -21,6 +22,7 @@ from srd.models.loading import load_config, load_model, load_tokenizer, model_fi
 from srd.tasks import TASKS, Task, get_task
 from srd.tasks.confinement import require_permission
 
+COMPARISONS = "comparisons"
 UNLIMITED = 1 << 20  # a tokenizer that knows no limit says about 1e30
 
 
@@ -93,8 +95,23 @@ def evaluate_models(
         )
     if len(models) > 1 and parallel.is_main():
         called = [names[model] for model in models]
-        results = {**results, "comparisons": compare(folder, called, benchmarks, against=called[0])}
+        results = {**results, COMPARISONS: compare(folder, called, benchmarks, against=called[0])}
     return results
+
+
+def results_table(results: Mapping[str, Any]) -> Table:
+    """What `evaluate_models` returns, to read: a line for each model, task and metric; then the comparisons."""
+    table = Table("model", "task", "metric", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("percent", justify="right")
+    for model, tasks in results.items():
+        for task, metrics in tasks.items() if model != COMPARISONS else ():
+            for metric, value in metrics.items():
+                spread = f" ± {value['std']:.2f}" if len(value["seeds"]) > 1 else ""
+                table.add_row(model, task, metric, f"{value['mean']:.2f}{spread}")
+    for row in results.get(COMPARISONS, ()):
+        shown = f"{row['difference']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})"
+        table.add_row(f"{row['a']} − {row['b']}", row["task"], row["metric"], shown)
+    return table
 
 
 def read_benchmarks(

@@ -199,7 +199,7 @@ def evaluate_command(
         run, _ = _step("evaluate", model, overrides, run_dir)
         typer.echo(run.folder / "evaluation" / "metrics.json")
         return
-    from srd.benchmarking import evaluate_models
+    from srd.benchmarking import evaluate_models, results_table
 
     if overrides:
         raise UserError(f"'{overrides[0]}': with --task there is no recipe to change. Use the command's options.")
@@ -209,7 +209,11 @@ def evaluate_command(
         batch_size=batch_size, max_new_tokens=max_new_tokens, max_prompt_length=max_prompt_length,
         samples=samples, temperature=temperature, allow_code_execution=allow_code_execution,
     )  # fmt: skip
-    print(json.dumps(results, indent=2))
+    if console.quiet:  # one process speaks for all
+        return
+    console.print(results_table(results), f"[dim]answers and metrics: {output}[/]", sep="\n")
+    if not sys.stdout.isatty():
+        print(json.dumps(results, indent=2))
 
 
 @app.command()

@@ -136,9 +136,10 @@ def _load_splits(recipe: Recipe) -> dict[str, datasets.Dataset]:
             other = load_source(source, seed=seed)
             splits[name] = other.get(name, next(iter(other.values()))) if isinstance(other, dict) else other
     if "train" not in splits:
+        found = " and ".join(f"{name} ({len(rows)})" for name, rows in sorted(splits.items()))
         raise UserError(
-            f"data.train has no training rows, only {' and '.join(sorted(splits))}. Give more rows, or say which split "
-            "to train on: data.train.split"
+            f"data.train has no training rows, only {found} (of Dolly the first 1000 rows are validation). "
+            f"Give more rows, or train on these: data.train.split={min(splits)}"
         )
     missing = {
         name: size
