@@ -22,22 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-WORDS = (
-    "model",
-    "list",
-    "returns",
-    "value",
-    "of",
-    "an",
-    "item",
-    "when",
-    "a",
-    "function",
-    "reads",
-    "every",
-    "file",
-    "one",
-)
+WORDS = ("model", "list", "returns", "value", "of", "an", "item", "when", "a", "function", "reads", "every", "file")
 WRITE_ROWS = 10_000
 
 
@@ -79,7 +64,7 @@ def reflect_rows(folder: Path, rows: int) -> None:
             self.config = None
 
         def decode_batch(
-            self, prompts: Sequence[Sequence[int]], names: Any, decoding: Any, stop: Any, references: Any
+            self, prompts: Sequence[Sequence[int]], names: Any, decoding: Any, stop: Any, references: Any, width: Any
         ) -> tuple[list[list[int]], list[float]]:
             return [list(prompt[:20]) for prompt in prompts], [float(len(prompt)) for prompt in prompts]
 
@@ -142,23 +127,36 @@ def measured(work: Callable[[Path, int], None], rows: int, answers: Any) -> None
                  "seconds": round(time.perf_counter() - started, 1)})  # fmt: skip
 
 
+WORK = {"reflect": reflect_rows, "rank": rank_rows}
+
+
+def measure(name: str, rows: int) -> dict[str, float]:
+    """Do one kind of work in a process of its own.
+
+    Returns:
+        Peak of ``anonymous`` and ``resident`` memory in GB, and ``seconds``.
+    """
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    process = context.Process(target=measured, args=(WORK[name], rows, answers))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"{name} of {rows} rows failed")
+    found: dict[str, float] = answers.get()
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--work", nargs="+", choices=["reflect", "rank"], default=["reflect", "rank"])
+    parser.add_argument("--work", nargs="+", choices=[*WORK], default=[*WORK])
     parser.add_argument("-o", "--output", type=Path)
     chosen = parser.parse_args()
-    context, results = multiprocessing.get_context("spawn"), []
+    results = []
     for name in chosen.work:
         for rows in chosen.rows:
-            answers = context.Queue()
-            work = {"reflect": reflect_rows, "rank": rank_rows}[name]
-            process = context.Process(target=measured, args=(work, rows, answers))
-            process.start()
-            process.join()
-            if process.exitcode:
-                raise SystemExit(f"{name} of {rows} rows failed")
-            results.append({"work": name, "rows": rows, **answers.get()})
+            results.append({"work": name, "rows": rows, **measure(name, rows)})
             print(json.dumps(results[-1]), flush=True)
     if chosen.output:
         chosen.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

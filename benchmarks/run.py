@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import tables
+from benchmarks import memory, tables
 from srd.artifacts import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,6 +48,7 @@ class Size:
     lengths: tuple[int, ...] = (32, 64, 128, 256, 512, 1_024)
     vocabularies: tuple[int, ...] = (1_024, 4_096, 16_384, 65_536, 262_144)
     batches: tuple[int, ...] = (1, 2, 8, 32)
+    remembered: tuple[int, ...] = (10_000, 100_000, 1_000_000)
 
 
 QUICK = Size(
@@ -65,6 +66,7 @@ QUICK = Size(
     lengths=(32,),
     vocabularies=(1_024, 4_096),
     batches=(),
+    remembered=(1_000,),
 )
 
 
@@ -149,7 +151,20 @@ def measure_scaling(folder: str, size: Size) -> Iterator[tuple[str, Result]]:
         yield f"batch/{batch_size}/sft", run_case("train_sft", **where)
 
 
-GROUPS = {"training": measure_training, "texts": measure_texts, "scaling": measure_scaling}
+def measure_memory(folder: str, size: Size) -> Iterator[tuple[str, Result]]:
+    """Peak memory over rows: encoding and reflecting with the model's work left out, and ranking."""
+    for work in memory.WORK:
+        for rows in size.remembered:
+            print(f"{work} {rows} rows", flush=True)
+            yield f"memory_{work}/{rows}", memory.measure(work, rows)
+
+
+GROUPS = {
+    "training": measure_training,
+    "texts": measure_texts,
+    "scaling": measure_scaling,
+    "memory": measure_memory,
+}
 
 
 def machine() -> str:
@@ -163,9 +178,9 @@ def machine() -> str:
         lines = information.read_text(encoding="utf-8").splitlines()
         name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     libraries = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers", "trl"))
-    return f"{name}, {cores} cores, {math.ceil(memory)} GiB, Python {platform.python_version()}, {libraries}"
+    return f"{name}, {cores} cores, {math.ceil(installed)} GiB, Python {platform.python_version()}, {libraries}"
 
 
 def save(results: Result, path: Path) -> None:

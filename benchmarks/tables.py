@@ -205,6 +205,23 @@ def scaling_table(results: Result) -> str:
     return to_markdown(Table(columns, rows))
 
 
+MEMORY_LABELS = {"reflect": "encode and reflect, model left out", "rank": "rank and lay out stages"}
+
+
+def memory_table(results: Result) -> str:
+    """Peak memory over rows."""
+    rows: list[list[Cell]] = [
+        [label, f"{size:,}", results[key]["anonymous"], results[key]["resident"], results[key]["seconds"]]
+        for work, label in MEMORY_LABELS.items()
+        for size, key in numbered(results, f"memory_{work}")
+    ]
+    columns = [
+        Column("work"), Column("rows"), Column("memory of its own, GB", 2), Column("with mapped pages, GB", 2),
+        Column("seconds", 0),
+    ]  # fmt: skip
+    return to_markdown(Table(columns, rows))
+
+
 def profile_table(results: Result) -> str:
     """Where the time of a distillation step goes."""
     shares = results["profile"]["shares"]
@@ -225,6 +242,8 @@ def all_tables(results: Result) -> dict[str, str]:
         written["texts"] = text_table(results)
     if any(numbered(results, prefix) for prefix in ("ranking", "examples", "length", "vocabulary", "batch")):
         written["scaling"] = scaling_table(results)
+    if any(numbered(results, f"memory_{work}") for work in MEMORY_LABELS):
+        written["memory"] = memory_table(results)
     return written
 
 
@@ -273,3 +292,5 @@ def write_plots(folder: Path, results: Result) -> None:
         ("ours, cross-entropy alone", points("vocabulary", key="cross_entropy")),
     ]
     draw(folder / "vocabulary.svg", "Loss path, 256 tokens", "vocabulary", "seconds", lines)
+    lines = [(label, points(f"memory_{work}", key="anonymous")) for work, label in MEMORY_LABELS.items()]
+    draw(folder / "memory.svg", "Peak memory", "rows", "GB", lines)

@@ -72,6 +72,8 @@ def results() -> dict[str, Any]:
     }
     found["ranking/1000"] = {"seconds": 0.01, "memory_peak": 5e8}
     found["ranking/10000"] = {"seconds": 0.1, "memory_peak": 6e8}
+    for rows, gigabytes in ((1_000, 0.4), (10_000, 0.5)):
+        found[f"memory_reflect/{rows}"] = {"anonymous": gigabytes, "resident": 0.6, "seconds": 9.0}
     return found
 
 
@@ -88,6 +90,7 @@ def test_tables_show_the_ratios(results: dict[str, Any]) -> None:
     assert "| 1.1 |" in targets  # KD to SFT
     assert f"{20 * 3008 / (1.1 * 3008 + 105):.3g}" in targets
     assert "| 4 |" in targets  # reflection
+    assert "| encode and reflect, model left out | 10,000 | 0.50 |" in written["memory"]
     assert "out of memory" in tables.training_table(
         {**results, "dolly/4/conventional": {"failed": "out of memory"}}, "dolly/4"
     )
@@ -115,7 +118,7 @@ def test_plots_are_written_whole(results: dict[str, Any], tmp_path: Path) -> Non
     from xml.etree import ElementTree
 
     tables.write_plots(tmp_path, results)
-    assert {path.name for path in tmp_path.iterdir()} == {"schedule-dolly-4.svg", "ranking.svg"}
+    assert {path.name for path in tmp_path.iterdir()} == {"schedule-dolly-4.svg", "ranking.svg", "memory.svg"}
     for path in tmp_path.iterdir():
         drawing = ElementTree.parse(path).getroot()
         assert drawing.tag.endswith("svg")
