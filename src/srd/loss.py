@@ -231,22 +231,60 @@ def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor, *, first: bool
         total.addmm_(*factors)
 
 
+@dataclass(frozen=True)
+class _Aims:
+    """What the student's logits are compared with, token by token, and how.
+
+    Attributes:
+        targets: Token ids ``[N]``.
+        reference: 1 where the text is a reference, 0 where the student wrote it, ``[N]``.
+        settings: What is minimised.
+        teacher_hidden: ``[N, d_teacher]``, or None without a teacher.
+        teacher_head: The teacher's head.
+    """
+
+    targets: Tensor
+    reference: Tensor
+    settings: LossSettings
+    teacher_hidden: Tensor | None
+    teacher_head: HeadWeights | None
+
+    def chunks(self, vocabulary: int) -> list[slice]:
+        """Rows to work on at a time."""
+        step = max(1, chunk_rows(vocabulary, len(self.targets)))
+        return [slice(start, start + step) for start in range(0, len(self.targets), step)]
+
+    def losses(self, rows: slice, student: Tensor, scale: Tensor | None) -> LossParts:
+        """Losses of a chunk; with ``scale``, its logits ``student`` are overwritten by their gradient."""
+        teacher = None
+        if self.settings.objective and self.teacher_hidden is not None and self.teacher_head is not None:
+            teacher = _workspace.logits("teacher", self.teacher_head, self.teacher_hidden[rows])
+        return _chunk_losses(student, teacher, self.targets[rows], self.reference[rows], self.settings, scale)
+
+    def total(self, parts: list[LossParts], inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss, and the cross-entropy and divergence of each token."""
+        none = self.targets.new_zeros(0, dtype=inverse.dtype)
+        ce, kd = (torch.cat([none, *[getattr(part, name) for part in parts]]) for name in ("ce", "kd"))
+        return (self.settings.ce_factor * ce.sum() + self.settings.kd_factor * kd.sum()) * inverse, ce, kd
+
+
+def _finish(ctx: Any, gradients: tuple[Tensor | None, ...], result: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Keep the gradients for `_scaled`; only the loss can be differentiated."""
+    ctx.save_for_backward(*gradients)
+    ctx.mark_non_differentiable(*result[1:])
+
+
+def _scaled(ctx: Any, factor: Tensor) -> list[Tensor | None]:
+    """The kept gradients; they are already divided by the number of items, so usually nothing is left to multiply."""
+    return [grad if grad is None or factor == 1 else grad.mul_(factor) for grad in ctx.saved_tensors]
+
+
 class _HeadLoss(torch.autograd.Function):
     """Loss of hidden states through the student's head, whose gradient is made along with the value."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        head: HeadWeights,
-        teacher_hidden: Tensor | None,
-        teacher_head: HeadWeights | None,
-        targets: Tensor,
-        reference: Tensor,
-        settings: LossSettings,
-        items: Tensor,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: HeadWeights, aims: _Aims, items: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         needs = ctx.needs_input_grad
         gradient = any(needs[:3])
@@ -255,21 +293,15 @@ class _HeadLoss(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden, dtype=dtype) if needs[0] else None
         grad_weight = torch.empty_like(weight) if needs[1] else None
         if grad_weight is not None:  # the first chunk fills the rows below the width
-            grad_weight[width if len(targets) else 0 :].zero_()
+            grad_weight[width if len(aims.targets) else 0 :].zero_()
         grad_bias = torch.zeros_like(bias) if bias is not None and needs[2] else None
         plain = HeadWeights(weight.detach(), None if bias is None else bias.detach(), head.scale, head.softcap, width)
         compute = plain.computing_in(hidden)
         parts = []
-        step = chunk_rows(width, len(targets))
-        for start in range(0, len(targets), max(1, step)):
-            rows = slice(start, start + step)
+        for rows in aims.chunks(width):
             student = _workspace.logits("student", compute, hidden[rows])
             capped = student.clone() if gradient and head.softcap is not None else None
-            teacher = None
-            if settings.objective and teacher_hidden is not None and teacher_head is not None:
-                teacher = _workspace.logits("teacher", teacher_head, teacher_hidden[rows])
-            scale = inverse * head.scale if gradient else None
-            parts.append(_chunk_losses(student, teacher, targets[rows], reference[rows], settings, scale))
+            parts.append(aims.losses(rows, student, inverse * head.scale if gradient else None))
             if not gradient:
                 continue
             if capped is not None and head.softcap is not None:  # d tanh
@@ -278,70 +310,43 @@ class _HeadLoss(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[rows] = torch.mm(student, compute.weight[:width])
             if grad_weight is not None:
-                _add_product(grad_weight[:width], student, hidden[rows], first=start == 0)
+                _add_product(grad_weight[:width], student, hidden[rows], first=rows.start == 0)
             if grad_bias is not None:
                 grad_bias[:width] += student.sum(0)
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.hidden_dtype = hidden.dtype
-        ce = torch.cat([part.ce for part in parts]) if parts else targets.new_zeros(0, dtype=dtype)
-        kd = torch.cat([part.kd for part in parts]) if parts else targets.new_zeros(0, dtype=dtype)
-        loss = (settings.ce_factor * ce.sum() + settings.kd_factor * kd.sum()) * inverse
-        ctx.mark_non_differentiable(ce, kd)
-        return loss, ce, kd
+        result = aims.total(parts, inverse)
+        _finish(ctx, (grad_hidden, grad_weight, grad_bias), result)
+        return result
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        # The gradients are already divided by the number of items, so that usually nothing is left to multiply.
-        scale = grad_outputs[0]
-        grads = [grad if grad is None or scale == 1 else grad.mul_(scale) for grad in ctx.saved_tensors]
-        if grads[0] is not None:
-            grads[0] = grads[0].to(ctx.hidden_dtype)
-        return (*grads, *[None] * 7)
+        grad_hidden, grad_weight, grad_bias = _scaled(ctx, grad_outputs[0])
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden.to(ctx.hidden_dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None, None
 
 
 class _LogitsLoss(torch.autograd.Function):
     """The same loss of logits the model made itself: where the head is out of reach (FSDP, DeepSpeed, adapters)."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Tensor,
-        width: int,
-        teacher_hidden: Tensor | None,
-        teacher_head: HeadWeights | None,
-        targets: Tensor,
-        reference: Tensor,
-        settings: LossSettings,
-        items: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        gradient = ctx.needs_input_grad[0]
-        grad = torch.zeros_like(logits) if gradient else None
+    def forward(ctx: Any, logits: Tensor, width: int, aims: _Aims, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        grad = torch.zeros_like(logits) if ctx.needs_input_grad[0] else None
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         inverse = 1.0 / items.to(dtype)
         parts = []
-        step = chunk_rows(width, len(targets))
-        for start in range(0, len(targets), max(1, step)):
-            rows = slice(start, start + step)
+        for rows in aims.chunks(width):
             student = logits[rows, :width].to(dtype, copy=True)
-            teacher = None
-            if settings.objective and teacher_hidden is not None and teacher_head is not None:
-                teacher = _workspace.logits("teacher", teacher_head, teacher_hidden[rows])
-            scale = inverse if gradient else None
-            parts.append(_chunk_losses(student, teacher, targets[rows], reference[rows], settings, scale))
+            parts.append(aims.losses(rows, student, None if grad is None else inverse))
             if grad is not None:
                 grad[rows, :width] = student
-        ctx.save_for_backward(grad)
-        ce = torch.cat([part.ce for part in parts]) if parts else logits.new_zeros(0, dtype=dtype)
-        kd = torch.cat([part.kd for part in parts]) if parts else logits.new_zeros(0, dtype=dtype)
-        loss = (settings.ce_factor * ce.sum() + settings.kd_factor * kd.sum()) * inverse
-        ctx.mark_non_differentiable(ce, kd)
-        return loss, ce, kd
+        result = aims.total(parts, inverse)
+        _finish(ctx, (grad,), result)
+        return result
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = ctx.saved_tensors
-        scaled = grad if grad is None or grad_outputs[0] == 1 else grad.mul_(grad_outputs[0])
-        return (scaled, *[None] * 7)
+        return _scaled(ctx, grad_outputs[0])[0], None, None, None
 
 
 def head_loss(
@@ -371,10 +376,8 @@ def head_loss(
         The loss (scalar, a sum divided by ``items``) and its parts per token. N = 0 gives a loss of 0 that can still
         be differentiated, so that processes stay in step.
     """
-    loss, ce, kd = _HeadLoss.apply(
-        hidden, head.weight, head.bias, head, teacher_hidden, teacher_head, targets,
-        _reference(reference, targets, hidden), settings, items,
-    )  # fmt: skip
+    aims = _Aims(targets, _reference(reference, targets, hidden), settings, teacher_hidden, teacher_head)
+    loss, ce, kd = _HeadLoss.apply(hidden, head.weight, head.bias, head, aims, items)
     return loss, LossParts(ce, kd)
 
 
@@ -390,9 +393,8 @@ def logits_loss(
     reference: Tensor | None = None,
 ) -> tuple[Tensor, LossParts]:
     """`head_loss` for logits ``[N, V]`` at response positions; ids from ``width`` on are padding rows."""
-    loss, ce, kd = _LogitsLoss.apply(
-        logits, width, teacher_hidden, teacher_head, targets, _reference(reference, targets, logits), settings, items
-    )
+    aims = _Aims(targets, _reference(reference, targets, logits), settings, teacher_hidden, teacher_head)
+    loss, ce, kd = _LogitsLoss.apply(logits, width, aims, items)
     return loss, LossParts(ce, kd)
 
 
