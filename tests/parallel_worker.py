@@ -1,7 +1,8 @@
-"""What the processes of `tests/test_parallel.py` do; started by torchrun, two at a time.
+"""What the processes of `tests/test_parallel*.py` do; started by torchrun or accelerate, two at a time.
 
 parallel_worker.py run RECIPE RUN_DIR [RECIPE RUN_DIR ...]      the whole flow of each recipe
 parallel_worker.py fail RECIPE RUN_DIR                          the second process fails in its third step
+parallel_worker.py kill PLACE CALL PROCESS RECIPE RUN_DIR       SIGKILL of a process at its CALL-th call of PLACE
 parallel_worker.py check FOLDER                                 the helpers of srd.parallel, one report a process
 """
 
@@ -9,7 +10,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ import torch
 torch.set_num_threads(1)
 
 from accelerate.state import AcceleratorState, PartialState  # noqa: E402
-from accelerate.utils import DistributedType  # noqa: E402
+from accelerate.utils import DeepSpeedPlugin, DistributedType  # noqa: E402
 
 
 def allow_fsdp_on_cpu() -> None:
@@ -34,6 +37,22 @@ def allow_fsdp_on_cpu() -> None:
             PartialState._shared_state["distributed_type"] = self.distributed_type
 
     AcceleratorState.__init__ = with_fsdp
+
+
+def allow_deepspeed_on_cpu() -> None:
+    """Without a GPU accelerate takes each process of DeepSpeed for a run of its own, although gloo serves as well."""
+    original, made = PartialState._prepare_backend, DeepSpeedPlugin.__post_init__
+
+    def with_gloo(self: Any, cpu: bool = False, *args: Any, **kwargs: Any) -> Any:
+        return original(self, cpu, *args, **kwargs) if cpu else ("gloo", DistributedType.MULTI_CPU)
+
+    def without_threshold(self: Any) -> None:
+        made(self)
+        if self.zero_stage == 3:  # weights as small as ours would all stay whole
+            self.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+
+    PartialState._prepare_backend = with_gloo
+    DeepSpeedPlugin.__post_init__ = without_threshold
 
 
 def run(recipe: str, folder: str) -> None:
@@ -60,6 +79,36 @@ def fail(recipe: str, folder: str) -> None:
         return original(self, *args, **kwargs)
 
     DistillTrainer.compute_loss = compute_loss  # type: ignore[method-assign]
+    command_line(recipe, folder)
+
+
+def kill(place: str, call: str, number: str, recipe: str, folder: str) -> None:
+    from srd import parallel, reflection, teacher_cache
+    from srd.trainer import DistillTrainer
+
+    places: dict[str, tuple[Any, str]] = {
+        "reflection": (reflection, "_reflect_batch"),
+        "cache": (teacher_cache, "_write_shard"),
+        "training": (DistillTrainer, "training_step"),
+    }
+    owner, name = places[place]
+    original, calls = getattr(owner, name), 0
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == int(call) and parallel.process() == int(number):
+            Path(f"{folder}.killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if calls == int(call) and place == "reflection":  # busy with its own work, and waiting for nobody
+            time.sleep(60)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+    command_line(recipe, folder)
+
+
+def command_line(recipe: str, folder: str) -> None:
     from srd.cli import main
 
     sys.argv = ["srd", "run", recipe, "--run-dir", folder]
@@ -95,16 +144,19 @@ def check(folder: str) -> None:
 
 
 def main() -> None:
-    from srd import parallel
+    from srd import parallel, teacher_cache
 
+    teacher_cache.SHARD_BATCHES = 1  # so that every process has some
     command, *arguments = sys.argv[1:]
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         allow_fsdp_on_cpu()
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        allow_deepspeed_on_cpu()
     if command == "run":
         for recipe, folder in zip(arguments[::2], arguments[1::2], strict=True):
             run(recipe, folder)
     else:
-        {"fail": fail, "check": check}[command](*arguments)
+        {"fail": fail, "kill": kill, "check": check}[command](*arguments)
     parallel.leave()
 
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,34 +25,33 @@ from srd.errors import UserError
 from tests.conftest import TinyRun, logged
 
 ROOT = Path(__file__).parent.parent
-FSDP = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
-    "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
-    "FSDP_OFFLOAD_PARAMS": "false",
-}
+CONFIGURATIONS = ROOT / "src" / "srd" / "accelerate"
 TOLERANCE = 1e-5
 
 
-def launch(*arguments: Any, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Start two processes that run together."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+def launch(*arguments: Any, configuration: str | None = None, port: int = 0) -> subprocess.CompletedProcess[str]:
+    """Start two processes that run together: by torchrun, or by accelerate with one of the shipped configurations."""
+    port = port or free_port()
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    if configuration:
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file",
+                   str(CONFIGURATIONS / configuration), "--num_processes=2", f"--main_process_port={port}"]  # fmt: skip
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     return subprocess.run(
         [*command, *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **(environment or {})},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
 
 
-def worker(*arguments: Any, environment: dict[str, str] | None = None) -> None:
-    done = launch(ROOT / "tests" / "parallel_worker.py", *arguments, environment=environment)
+def worker(*arguments: Any, configuration: str | None = None) -> None:
+    done = launch(ROOT / "tests" / "parallel_worker.py", *arguments, configuration=configuration)
     assert done.returncode == 0, done.stderr[-4000:]
 
 
@@ -96,7 +96,7 @@ def sharded(alone: dict[str, TinyRun]) -> dict[str, Path]:
     """On two, each with one half of the weights."""
     folders = {family: run.folder / "sharded" for family, run in alone.items()}
     arguments = (part for name, folder in folders.items() for part in (alone[name].write_recipe(), folder))
-    worker("run", *arguments, environment=FSDP)
+    worker("run", *arguments, configuration="fsdp.yaml")
     return folders
 
 
@@ -120,7 +120,7 @@ def begin_and_stop(run: TinyRun, folder: Path) -> None:
     assert list((folder / "stages" / "1").glob("checkpoint-*")), "stopped before the first checkpoint"
 
 
-def assert_same_run(one: Path, two: Path) -> float:
+def assert_same_run(one: Path, two: Path, relative: float = 0.0) -> float:
     """Losses to 1e-5; ranks, stages and metrics exactly. Gives the ROUGE-L that both have reached."""
     first, second = logged(one), logged(two)
     assert [(row["arm"], row["stage"], row["step"]) for row in first] == [
@@ -130,7 +130,7 @@ def assert_same_run(one: Path, two: Path) -> float:
     for a, b in zip(first, second, strict=True):
         for name in ("loss", "ce_loss", "kd_loss", "eval_loss", "learning_rate"):
             if name in a:
-                assert b[name] == pytest.approx(a[name], abs=TOLERANCE), (a["arm"], a["step"], name)
+                assert b[name] == pytest.approx(a[name], relative, TOLERANCE), (a["arm"], a["step"], name)
                 compared += 1
         assert a.get("eval_rouge_l") == b.get("eval_rouge_l")
     assert compared > 20
@@ -159,6 +159,35 @@ def test_a_run_goes_on_with_another_number_of_processes(alone: dict[str, TinyRun
 @pytest.mark.parametrize("name", ["llama", "t5"])
 def test_sharded_weights_give_the_same_losses(name: str, alone: dict[str, TinyRun], sharded: dict[str, Path]) -> None:
     assert_same_run(alone[name].run_dir, sharded[name])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install deepspeed")
+@pytest.mark.parametrize("configuration", ["zero2.yaml", "zero3.yaml"])
+def test_deepspeed_gives_the_same_losses_also_after_a_kill(configuration: str, alone: dict[str, TinyRun]) -> None:
+    folders = {family: run.folder / configuration for family, run in alone.items()}
+    recipe = alone["llama"].write_recipe()
+    killing = ["kill", "training", 25, 1, recipe, folders["llama"]]  # past a checkpoint of the teacher
+    killed = launch(ROOT / "tests" / "parallel_worker.py", *killing, configuration=configuration)
+    assert killed.returncode != 0
+    assert list((folders["llama"] / "teacher-sft" / "stages" / "0").glob("checkpoint-*"))
+    arguments = (part for name, folder in folders.items() for part in (alone[name].write_recipe(), folder))
+    worker("run", *arguments, configuration=configuration)
+    for name, folder in folders.items():
+        assert_same_run(alone[name].run_dir, folder, relative=1e-5)
+
+
+@pytest.mark.parametrize("configuration", [None, "ddp.yaml", "fsdp.yaml"])
+def test_the_command_line_under_every_launcher(
+    configuration: str | None, alone: dict[str, TinyRun], tmp_path: Path
+) -> None:
+    recipe = alone["t5"].write_recipe()
+    done = launch("-m", "srd", "run", recipe, "--run-dir", tmp_path / "run", configuration=configuration)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert (tmp_path / "run" / "report" / "index.html").exists()
+    assert_same_run(alone["t5"].run_dir, tmp_path / "run")
+    whole = "accelerate takes up FSDP on GPUs only"
+    assert (whole in " ".join(done.stderr.split())) == (configuration == "fsdp.yaml")
 
 
 def test_one_process_decides_and_all_hear_of_errors(tmp_path: Path) -> None:

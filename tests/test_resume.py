@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from srd import distillation, evaluation, pipeline, reflection, teacher_cache, trainer
-from srd.artifacts import Manifest, read_json
+from srd.artifacts import Manifest, read_json, write_json
+from srd.errors import UserError
 from srd.trainer import STATE_FILE, DistillTrainer, Trainer
 from tests.conftest import TinyRun, logged
 
@@ -241,6 +242,20 @@ def test_a_stopped_step_of_other_settings_begins_anew(
             other.run(tmp_path / "run")
     tiny.run(tmp_path / "run")
     assert_same(tmp_path / "run", tiny.run_dir)
+
+
+def test_a_checkpoint_that_another_kind_of_training_wrote_is_refused(
+    undisturbed: Callable[[str], TinyRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tiny = undisturbed("srd")
+    with monkeypatch.context() as patched:
+        kill(patched, DistillTrainer, "training_step", 4)
+        with pytest.raises(Killed):
+            tiny.train(tmp_path / "run")
+    state = max((tmp_path / "run").glob(f"stages/0/checkpoint-*/{STATE_FILE}"))
+    write_json(state, {**read_json(state), "written_by": "FSDP"})
+    with pytest.raises(UserError, match="was written by FSDP, which plain or data-parallel training cannot read"):
+        tiny.train(tmp_path / "run")
 
 
 def test_manifest_is_written_before_anything_is_lost(tmp_path: Path) -> None:

@@ -313,6 +313,10 @@ def main() -> None:
     """Run the command line and turn errors into exit statuses."""
     from srd import parallel
 
+    parallel.when_stopped(
+        lambda: _say("stopped by the launcher: another process has ended, or was told to. "
+                     "The same command continues where it was.")
+    )  # fmt: skip
     try:
         result = app(standalone_mode=False)  # a status where the command line itself stops (help, Ctrl-C)
         parallel.leave()
@@ -332,12 +336,12 @@ def main() -> None:
 
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        console.print(
+        _tell(
             f"[bold red]error:[/] the disk is full ({error.filename}). Free some space and run the same command again."
         )
         code = 1
     except Exception as error:
-        code = _usage_error(error)
+        code = _lost(error) if parallel.is_lost(error) else _usage_error(error)
     sys.exit(code)
 
 
@@ -349,11 +353,33 @@ def _tell(message: str) -> None:
     """
     from srd import parallel
 
+    parallel.stop_silently()
     if not parallel.is_main():
         time.sleep(OTHERS_WAIT)
+    _say(message)
+
+
+def _say(message: str) -> None:
+    """Print a message of this very process."""
+    from srd import parallel
+
+    if not parallel.is_main():
         console.quiet = False
         message = f"process {parallel.process()}: {message}"
     console.print(message, soft_wrap=True)
+
+
+def _lost(error: Exception) -> int:
+    """Another process has ended without a word (killed, out of memory, its machine gone): this one cannot go on."""
+    from srd import parallel
+
+    said = " ".join(str(error).split()).split(". This is typically")[0]  # gloo goes on about bugs
+    _say(
+        f"[bold red]error:[/] the connection to another process is lost ({_escaped(said)}). "
+        "If it has said nothing itself, it was killed or ran out of memory. The same command continues where it was."
+    )
+    parallel.stop_silently()
+    return 1
 
 
 def _usage_error(error: Exception) -> int:

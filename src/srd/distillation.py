@@ -23,7 +23,7 @@ from srd.loss import LossSettings
 from srd.models.adapters import add_lora, load_adapter, merge_adapter
 from srd.models.generation import Decoding
 from srd.models.loading import load_model, save_model
-from srd.models.sharding import is_sharded, whole_weights
+from srd.models.sharding import is_sharded, models_are_whole, whole_weights
 from srd.rollouts import AdaptiveOffPolicy, OnPolicy, Rollouts
 from srd.trainer import (
     DistillTrainer,
@@ -146,7 +146,7 @@ def train_stage(training: Training, stage: Stage, model: Any) -> Any:
     trainer = make_trainer(training, stage, model)
     trainer.resume()
     best = trainer.state.best_metric if training.config.select_by != "last" else None
-    weights = whole_weights(trainer.model, trainer.accelerator)
+    weights = whole_weights(trainer.model_wrapped, trainer.accelerator)
     model = trainer.accelerator.unwrap_model(trainer.model)
     if parallel.is_main():
         save_model(model, training.tokenizer, folder / "model", weights)
@@ -241,14 +241,17 @@ def training_arguments(training: Training, stage: Stage) -> TrainingArguments:
     every = max(1, round(steps * config.evaluate_every))
     precision = resolve_precision(config.precision)
     schedule = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}[config.schedule]
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(training.stage_folder(stage.index)),
         max_steps=total,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=config.batch_size // (micro * parallel.processes()),
         learning_rate=config.learning_rate,
         lr_scheduler_type=schedule,
-        lr_scheduler_kwargs={"min_lr": config.min_learning_rate} if config.schedule == "cosine" else {},
+        # As a share: transformers would ask the optimizer for its learning rate, and DeepSpeed's wrapper does not say.
+        lr_scheduler_kwargs={"min_lr_rate": config.min_learning_rate / config.learning_rate}
+        if config.schedule == "cosine"
+        else {},
         warmup_steps=math.ceil(config.warmup * total),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
@@ -266,6 +269,7 @@ def training_arguments(training: Training, stage: Stage) -> TrainingArguments:
         greater_is_better=config.select_by == "rouge_l",
         logging_steps=max(1, min(10, steps // 2)),
         logging_nan_inf_filter=False,
+        log_level_replica="error",  # as the main process: transformers would let the others warn
         disable_tqdm=True,
         report_to=config.log_to or "none",
         run_name=training.label,
@@ -275,6 +279,8 @@ def training_arguments(training: Training, stage: Stage) -> TrainingArguments:
         use_cpu=parallel.on_cpu(),
         ddp_find_unused_parameters=False,
     )
+    models_are_whole()  # the teacher is loaded after this
+    return arguments
 
 
 def micro_batch_size(config: TrainingConfig) -> int:

@@ -6,8 +6,12 @@ by each for itself; and what every process does (`together`) fails on all of the
 
 from __future__ import annotations
 
+import atexit
 import os
+import signal
 import socket
+import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +26,9 @@ T = TypeVar("T")
 # One process may work for hours (scoring, merging) while the others wait for it. A process that fails is noticed by the
 # launcher, which stops the others, and not by this limit.
 PATIENCE = timedelta(days=2)
+# gloo's threads give the tensors of the last exchange back a moment after it. If Python is ending by then, the process
+# aborts, with its work done (seen once in fifty runs, torch 2.13).
+SETTLING = 0.2  # seconds
 
 
 def processes() -> int:
@@ -47,12 +54,70 @@ def on_cpu() -> bool:
 
 
 def state() -> PartialState:
-    """The accelerate state, which joins the process group at its first use."""
+    """The accelerate state, which joins the process group at its first use.
+
+    Raises:
+        UserError: the processes do not find each other, or accelerate takes each of them for a run of its own.
+    """
     from accelerate import PartialState
+    from torch.distributed import DistNetworkError
 
     if PartialState._shared_state:
         return PartialState()
-    return PartialState(cpu=on_cpu(), timeout=PATIENCE)
+    try:
+        made = PartialState(cpu=on_cpu(), timeout=PATIENCE)
+    except DistNetworkError as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise UserError(
+            f"process {process()} cannot meet the others at {place}: {error}. If the port is in use, give another one "
+            "(--master-port of torchrun, --main_process_port of accelerate launch)."
+        ) from error
+    atexit.register(time.sleep, SETTLING)
+    if made.num_processes != processes():
+        raise UserError(
+            f"accelerate sees {made.num_processes} process where {processes()} were started: it takes up DeepSpeed on "
+            "GPUs only, and there is none here. Use torchrun or ddp.yaml."
+        )
+    return made
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether an error says that another process does not answer any more (gloo has no kind of error for it)."""
+    if processes() == 1:
+        return False
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
+
+
+def when_stopped(tell: Callable[[], None]) -> None:
+    """Say something when the launcher stops this process, as it does when another one has ended.
+
+    Python runs the handler of a signal between two of its own instructions, which a process that waits for the dead one
+    may never reach. So a thread listens instead.
+    """
+    if processes() == 1:
+        return
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+
+    def listen() -> None:
+        while os.read(reading, 1) != bytes([signal.SIGTERM]):
+            pass
+        tell()
+        os._exit(128 + signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=stop_silently)
+    threading.Thread(target=listen, daemon=True).start()
+
+
+def stop_silently() -> None:
+    """Undo `when_stopped`: this process has said what it had to say, or is a child that has nothing to."""
+    if processes() > 1:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def barrier() -> None:

@@ -30,7 +30,13 @@ from srd.metrics import rouge_l_many
 from srd.models.generation import Decoding, decode_batch, decoder_start, generate, padding_id
 from srd.models.head import cross_entropy, head_weights, plain_head, response_hidden, response_logits
 from srd.models.loading import stop_token_ids
-from srd.models.sharding import check_sharding, shard_for_inference, shared_embeddings_together, whole_model
+from srd.models.sharding import (
+    check_sharding,
+    models_are_whole,
+    shard_for_inference,
+    shared_embeddings_together,
+    whole_model,
+)
 from srd.rollouts import Rollouts, replace_responses
 
 STATE_FILE = "distillation.json"  # what a checkpoint of ours holds beside the Trainer's own files
@@ -164,6 +170,7 @@ class DistillTrainer(Trainer):
             data_collator=collator,
             callbacks=callbacks,
         )
+        models_are_whole()
         self.collator = collator
         self.tokenizer = tokenizer
         self.settings = settings
@@ -284,7 +291,7 @@ class DistillTrainer(Trainer):
     @contextlib.contextmanager
     def whole_student(self) -> Iterator[Any]:
         """The student with all its weights on this process, as generation needs it; every process must take part."""
-        with whole_model(self.model, self.accelerator) as student:
+        with whole_model(self.model_wrapped, self.accelerator) as student:
             yield student
 
     def _prepare_for_training(self, *arguments: Any, **named: Any) -> Any:
@@ -418,10 +425,18 @@ class DistillTrainer(Trainer):
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         folder.mkdir(parents=True, exist_ok=True)
         state: dict[str, Any] = {"seconds": self.seconds, "validation_seconds": self.validation_seconds}
+        state["written_by"] = self._writer()
         state["rollouts"] = self.rollouts.state() if self.rollouts is not None else {}
         if self.is_world_process_zero():  # the same on all, so that a run may go on with another number of processes
             write_json(folder / STATE_FILE, state)
         super()._save_checkpoint(model, trial)
+
+    def _writer(self) -> str:
+        """Whose kind of checkpoint this training has: none of them reads another's."""
+        if self.is_deepspeed_enabled:
+            stage = self.accelerator.state.deepspeed_plugin.zero_stage
+            return f"DeepSpeed ZeRO-{stage} on {self.args.world_size} processes"
+        return "FSDP" if self.is_fsdp_enabled else "plain or data-parallel training"
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
@@ -432,6 +447,11 @@ class DistillTrainer(Trainer):
         checkpoint = parallel.on_main(lambda: last_checkpoint(Path(self.args.output_dir)))
         state = read_json(checkpoint / STATE_FILE) if checkpoint else None
         if state:
+            if (before := state.get("written_by", self._writer())) != self._writer():
+                raise UserError(
+                    f"{checkpoint} was written by {before}, which {self._writer()} cannot read. Go on as the run was "
+                    "begun, or delete the checkpoint: this stage then begins again."
+                )
             self._seconds_before, self.validation_seconds = state["seconds"], state["validation_seconds"]
             if self.rollouts is not None:
                 self.rollouts.restore(state["rollouts"])

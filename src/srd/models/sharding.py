@@ -9,6 +9,8 @@ afterwards.
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,8 +19,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from transformers.integrations import unset_hf_deepspeed_config
 
 from srd.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def check_sharding(accelerator: Accelerator) -> None:
@@ -29,6 +34,8 @@ def check_sharding(accelerator: Accelerator) -> None:
     """
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is None:
+        if os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
+            logger.warning("accelerate takes up FSDP on GPUs only: here every process has the whole student")
         return
     if getattr(plugin, "fsdp_version", 1) != 2:
         raise UserError("fsdp_version is 1 in the accelerate configuration. Set fsdp_version: 2, as in `fsdp.yaml`.")
@@ -76,22 +83,31 @@ def whole_model(model: nn.Module, accelerator: Accelerator) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _gathered_by_deepspeed(engine: Any, core: nn.Module) -> Iterator[None]:
-    """Gather ZeRO-3's parameters, and keep its hooks from releasing them layer by layer meanwhile."""
-    import deepspeed
-    from accelerate.utils import is_deepspeed_available
-    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+    """Gather ZeRO-3's parameters, and keep its hooks from releasing them layer by layer meanwhile.
 
-    assert is_deepspeed_available()
-    assert is_deepspeed_zero3_enabled()
+    The hook before each forward pass goes too: it compares notes with the other processes, which make another number
+    of passes.
+    """
+    import deepspeed
+
     offload = engine.optimizer.parameter_offload
     with deepspeed.zero.GatheredParameters(list(core.parameters())):
-        for hook in [*offload.forward_hooks, *offload.backward_hooks]:
+        for hook in [*offload.forward_hooks, *offload.backward_hooks, offload.fwd_pre_hook]:
             hook.remove()
         offload.forward_hooks, offload.backward_hooks = [], []
         try:
             yield
         finally:
-            offload._register_deepspeed_module(offload.module)
+            offload.setup_zero_stage3_hooks()
+
+
+def models_are_whole() -> None:
+    """Take back what transformers does everywhere once a training with ZeRO-3 is set up.
+
+    It would spread every model that is loaded from then on, and let processes generate in step though they answer
+    different numbers of prompts. Only the student is spread here, by DeepSpeed itself.
+    """
+    unset_hf_deepspeed_config()
 
 
 @contextlib.contextmanager
