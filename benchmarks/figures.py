@@ -1,4 +1,4 @@
-"""Two kinds of plot as SVG files that stand alone: lines over logarithmic axes, and horizontal bars."""
+"""Plots as SVG files that stand alone: lines over logarithmic axes, horizontal bars, and intervals around zero."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ COLORS = ("#2563eb", "#d97706", "#059669", "#9333ea", "#dc2626")
 INK = "#6b7280"  # readable on white and on black alike
 
 Line = tuple[str, Sequence[tuple[float, float]]]
+Interval = tuple[str, float, float, float]  # label, value, low, high
 
 
 def _document(title: str, body: Sequence[str], height: int) -> str:
@@ -92,6 +93,32 @@ def bars(path: Path, title: str, values: Sequence[tuple[str, float, str]]) -> No
         body.append(f'<rect x="200" y="{y}" width="{width:.1f}" height="18" rx="2" fill="{color}"/>')
         body.append(f'<text x="{206 + width:.1f}" y="{y + 13}">{escape(shown)}</text>')
     _write(path, _document(title, body, TOP + 26 * len(values) + 12))
+
+
+def intervals(path: Path, title: str, rows: Sequence[Interval]) -> None:
+    """Write a line for each row with its value and interval; one whose interval leaves out zero is in colour."""
+    low, high = min(0.0, *(row[2] for row in rows)), max(0.0, *(row[3] for row in rows))
+
+    def place(value: float) -> float:
+        return 200 + (value - low) / (high - low) * (WIDTH - 200 - RIGHT)
+
+    height = TOP + 20 * len(rows) + 30
+    body = []
+    for tick in range(math.ceil(low), math.floor(high) + 1):
+        strong = "0.8" if tick == 0 else "0.2"
+        line = f"M{place(tick):.1f} {TOP - 8}V{height - 30}"
+        body.append(f'<path d="{line}" stroke="{INK}" stroke-opacity="{strong}"/>')
+        body.append(f'<text x="{place(tick):.1f}" y="{height - 12}" text-anchor="middle">{tick:+d}</text>')
+    for number, (label, value, lower, upper) in enumerate(rows):
+        y = TOP + 20 * number
+        color = COLORS[0] if lower > 0 else COLORS[4] if upper < 0 else INK
+        body.append(f'<text x="190" y="{y + 9}" text-anchor="end">{escape(label)}</text>')
+        body.append(f'<path d="M{place(lower):.1f} {y + 5}H{place(upper):.1f}" stroke="{color}" stroke-width="2"/>')
+        body.append(
+            f'<circle cx="{place(value):.1f}" cy="{y + 5}" r="4" fill="{color}">'
+            f"<title>{escape(label)}: {value:+.2f} ({lower:+.2f} to {upper:+.2f})</title></circle>"
+        )
+    _write(path, _document(title, body, height))
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,0 +1,38 @@
+"""Put the tables and plots of sweeps into docs/evidence.md.
+
+python -m benchmarks.evidence sweeps/demo-methods sweeps/demo-ablations
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from pathlib import Path
+
+from benchmarks import figures
+from benchmarks.run import PLOTS, ROOT
+from benchmarks.tables import write_document
+
+DOCUMENT = ROOT / "docs" / "evidence.md"
+
+
+def differences(folder: Path) -> list[figures.Interval]:
+    """Each row's difference from its reference with its interval, in the order of the table; references have none."""
+    with open(folder / "results.csv", encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["Difference"]]
+    return [(row["Run"], float(row["Difference"]), float(row["Low"]), float(row["High"])) for row in rows]
+
+
+def main() -> None:
+    """Write what the sweeps have found between the marks of the document."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweeps", type=Path, nargs="+", help="their folders, named as the sweeps are")
+    for folder in parser.parse_args().sweeps:
+        table = (folder / "results.md").read_text(encoding="utf-8")
+        write_document(DOCUMENT, {folder.name: table})
+        title = f"{folder.name}: difference in ROUGE-L from the reference, 95 % interval"
+        figures.intervals(PLOTS / f"{folder.name}.svg", title, differences(folder))
+
+
+if __name__ == "__main__":
+    main()
