@@ -179,9 +179,8 @@ def test_samples_differ_and_the_first_is_the_only_one_of_a_single(files: Path, t
             [str(files / "student")], [task(files, "mbpp")], tmp_path / str(samples),
             max_new_tokens=6, samples=samples, temperature=1.0, allow_code_execution=True,
         )  # fmt: skip
-        answers[samples] = json.loads((tmp_path / str(samples) / "predictions/student.mbpp.0.jsonl").read_text())[
-            "text"
-        ]
+        file = tmp_path / str(samples) / "predictions/student.mbpp.0.jsonl"
+        answers[samples] = json.loads(file.read_text())["text"]
     assert len(set(answers[3])) == 3 and answers[3][0] == answers[1]
 
 

@@ -100,13 +100,21 @@ def assert_same(run_dir: Path, expected: Path) -> None:
     assert leftovers == []
 
 
-def kill_and_continue(
-    monkeypatch: pytest.MonkeyPatch, tiny: TinyRun, run_dir: Path, owner: Any, name: str, call: int, after: bool = False
-) -> None:
+def interrupt(
+    monkeypatch: pytest.MonkeyPatch, work: Callable[[Path], Any], run_dir: Path,
+    owner: Any, name: str, call: int, after: bool = False,
+) -> None:  # fmt: skip
+    """Let ``TinyRun.run`` or ``TinyRun.train`` be killed in the ``call``-th call of a function."""
     with monkeypatch.context() as patched:
         kill(patched, owner, name, call, after=after)
         with pytest.raises(Killed):
-            tiny.run(run_dir)
+            work(run_dir)
+
+
+def kill_and_continue(
+    monkeypatch: pytest.MonkeyPatch, tiny: TinyRun, run_dir: Path, owner: Any, name: str, call: int, after: bool = False
+) -> None:
+    interrupt(monkeypatch, tiny.run, run_dir, owner, name, call, after)
     tiny.run(run_dir)
 
 
@@ -151,10 +159,7 @@ def test_every_kind_of_training_resumes(
     undisturbed: Callable[[str], TinyRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variant: str
 ) -> None:
     tiny = undisturbed(variant)
-    with monkeypatch.context() as patched:
-        kill(patched, DistillTrainer, "training_step", 9)
-        with pytest.raises(Killed):
-            tiny.train(tmp_path / "run")
+    interrupt(monkeypatch, tiny.train, tmp_path / "run", DistillTrainer, "training_step", 9)
     tiny.train(tmp_path / "run")
     assert_same(tmp_path / "run", tiny.run_dir)
 
@@ -163,10 +168,7 @@ def test_distillm_takes_up_its_buffer_and_threshold(
     undisturbed: Callable[[str], TinyRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tiny = undisturbed("distillm")
-    with monkeypatch.context() as patched:
-        kill(patched, DistillTrainer, "training_step", 11)
-        with pytest.raises(Killed):
-            tiny.train(tmp_path / "run")
+    interrupt(monkeypatch, tiny.train, tmp_path / "run", DistillTrainer, "training_step", 11)
     kept = read_json(max((tmp_path / "run").glob(f"stages/1/checkpoint-*/{STATE_FILE}")))["rollouts"]
     assert kept["buffer"] and kept["last_loss"] is not None
     restored: list[dict[str, Any]] = []
@@ -190,10 +192,7 @@ def test_killed_three_times_in_a_row(
 ) -> None:
     tiny = undisturbed("srd")
     for step in (4, 4, 6):
-        with monkeypatch.context() as patched:
-            kill(patched, DistillTrainer, "training_step", step)
-            with pytest.raises(Killed):
-                tiny.run(tmp_path / "run")
+        interrupt(monkeypatch, tiny.run, tmp_path / "run", DistillTrainer, "training_step", step)
     tiny.run(tmp_path / "run")
     assert_same(tmp_path / "run", tiny.run_dir)
 
@@ -202,10 +201,7 @@ def test_a_reflection_loses_one_batch_at_most(
     undisturbed: Callable[[str], TinyRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tiny = undisturbed("srd")
-    with monkeypatch.context() as patched:
-        kill(patched, reflection, "_reflect_batch", 3)
-        with pytest.raises(Killed):
-            tiny.train(tmp_path / "run")
+    interrupt(monkeypatch, tiny.train, tmp_path / "run", reflection, "_reflect_batch", 3)
     calls = kill(monkeypatch, reflection, "_reflect_batch", -1)
     tiny.train(tmp_path / "run")
     assert calls[0] == 4 - 2  # 32 examples in batches of 8, two of them done before
@@ -216,10 +212,7 @@ def test_time_spent_before_the_kill_is_counted(
 ) -> None:
     """The cost that the report shows includes what a killed attempt had taken up to its last checkpoint."""
     tiny = undisturbed("srd")
-    with monkeypatch.context() as patched:
-        kill(patched, DistillTrainer, "training_step", 4)
-        with pytest.raises(Killed):
-            tiny.train(tmp_path / "run")
+    interrupt(monkeypatch, tiny.train, tmp_path / "run", DistillTrainer, "training_step", 4)
     state = read_json(max((tmp_path / "run").glob(f"stages/0/checkpoint-*/{STATE_FILE}")))
     assert state["seconds"] > 0
     tiny.train(tmp_path / "run")
@@ -236,10 +229,7 @@ def test_a_stopped_step_of_other_settings_begins_anew(
     tiny = undisturbed("srd")
     other = TinyRun.__new__(TinyRun)
     other.__dict__.update(tiny.__dict__, recipe={**tiny.recipe, "training": {**SRD, "learning_rate": 1e-4}})
-    with monkeypatch.context() as patched:
-        kill(patched, DistillTrainer, "training_step", 8)
-        with pytest.raises(Killed):
-            other.run(tmp_path / "run")
+    interrupt(monkeypatch, other.run, tmp_path / "run", DistillTrainer, "training_step", 8)
     tiny.run(tmp_path / "run")
     assert_same(tmp_path / "run", tiny.run_dir)
 
@@ -248,10 +238,7 @@ def test_a_checkpoint_that_another_kind_of_training_wrote_is_refused(
     undisturbed: Callable[[str], TinyRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tiny = undisturbed("srd")
-    with monkeypatch.context() as patched:
-        kill(patched, DistillTrainer, "training_step", 4)
-        with pytest.raises(Killed):
-            tiny.train(tmp_path / "run")
+    interrupt(monkeypatch, tiny.train, tmp_path / "run", DistillTrainer, "training_step", 4)
     state = max((tmp_path / "run").glob(f"stages/0/checkpoint-*/{STATE_FILE}"))
     write_json(state, {**read_json(state), "written_by": "FSDP"})
     with pytest.raises(UserError, match="was written by FSDP, which plain or data-parallel training cannot read"):

@@ -134,18 +134,18 @@ def read_benchmarks(
     chosen_seeds = parse_seeds(seeds) if seeds is not None else None
     named = [(name, path) for name, _, path in (text.partition("=") for text in tasks)]
     found = [(get_task(name), name, path) for name, path in named]
+    heats = [task.decoding.temperature if temperature is None else temperature for task, _, _ in found]
     repeated = [name for name, count in Counter(name for name, _ in named).items() if count > 1]
     if repeated:
         raise UserError(f"--task {repeated[0]} is given more than once: use another -o folder for its other file")
-    for task, name, _ in found:
+    for (task, name, _), heat in zip(found, heats, strict=True):
         if task.runs_code:
             require_permission(allow_code_execution)
-        _check_samples(task, name, samples, temperature)
+        _check_samples(task, name, samples, heat)
     benchmarks = []
-    for task, name, path in found:
+    for (task, name, path), heat in zip(found, heats, strict=True):
         own = task.decoding
         wanted = chosen_seeds or tuple(own.seeds)
-        heat = own.temperature if temperature is None else temperature
         benchmarks.append(
             Benchmark(
                 name,
@@ -160,7 +160,7 @@ def read_benchmarks(
     return benchmarks
 
 
-def _check_samples(task: Task, name: str, samples: int, temperature: float | None) -> None:
+def _check_samples(task: Task, name: str, samples: int, temperature: float) -> None:
     """Several samples need a task that scores them together, and answers that differ."""
     if samples == 1:
         return
@@ -170,7 +170,7 @@ def _check_samples(task: Task, name: str, samples: int, temperature: float | Non
             f"--samples is {samples}, but task '{name}' scores one answer at a time (several: {able}). Give several "
             "--seeds instead: their mean and spread are shown."
         )
-    if not (task.decoding.temperature if temperature is None else temperature):
+    if not temperature:
         raise UserError(f"--samples is {samples}, but greedy answers are all the same: give --temperature, such as 0.8")
 
 

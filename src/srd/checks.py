@@ -26,7 +26,7 @@ def check_run(run: Run) -> None:
         _check_vllm(run)
     get_template(run.recipe.data.template, run.tokenizer)
     configs = run.configs
-    trainings = [*run.recipe.arms.values(), *([student.warm_start] if student.warm_start else [])]
+    trainings = run.recipe.student_trainings
     # The student's tokenizer also reads for the teacher where the teacher writes or is evaluated.
     heard = any(training.needs_teacher or training.method.name == "seqkd" for training in trainings)
     if len(configs) == 2 and (heard or "teacher" in (run.recipe.evaluation.models or ["teacher"])):

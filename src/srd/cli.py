@@ -199,6 +199,7 @@ def evaluate_command(
         run, _ = _step("evaluate", model, overrides, run_dir)
         typer.echo(run.folder / "evaluation" / "metrics.json")
         return
+    from srd import parallel
     from srd.benchmarking import evaluate_models, results_table
 
     if overrides:
@@ -209,7 +210,7 @@ def evaluate_command(
         batch_size=batch_size, max_new_tokens=max_new_tokens, max_prompt_length=max_prompt_length,
         samples=samples, temperature=temperature, allow_code_execution=allow_code_execution,
     )  # fmt: skip
-    if console.quiet:  # one process speaks for all
+    if not parallel.is_main():
         return
     console.print(results_table(results), f"[dim]answers and metrics: {output}[/]", sep="\n")
     if not sys.stdout.isatty():

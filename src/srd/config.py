@@ -481,6 +481,11 @@ class Recipe(Section):
         """Every training that is compared at the end, by label, the main one last."""
         return {**self.baselines, self.training.label: self.training}
 
+    @property
+    def student_trainings(self) -> list[TrainingConfig]:
+        """Every training of the student: those that are compared, and its warm start."""
+        return [*self.arms.values(), *([self.student.warm_start] if self.student.warm_start else [])]
+
 
 # ------------------------------------------------------------------------------------------------ reading a recipe
 

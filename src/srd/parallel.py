@@ -72,7 +72,8 @@ def state() -> PartialState:
             f"process {process()} cannot meet the others at {place}: {error}. If the port is in use, give another one "
             "(--master-port of torchrun, --main_process_port of accelerate launch)."
         ) from error
-    atexit.register(time.sleep, SETTLING)
+    if processes() > 1:
+        atexit.register(time.sleep, SETTLING)
     if made.num_processes != processes():
         raise UserError(
             f"accelerate sees {made.num_processes} process where {processes()} were started: it takes up DeepSpeed on "

@@ -327,8 +327,8 @@ def _longest_text(run: Run) -> int:
     """Tokens of the longest text a writer handles: a prompt and its answer, or a prompt, its reference and one more."""
     recipe = run.recipe
     answers = [recipe.generation.max_new_tokens, recipe.reflection.max_new_tokens or 0]
-    trainings = [*recipe.arms.values(), *([recipe.student.warm_start] if recipe.student.warm_start else [])]
-    answers += [training.method.max_new_tokens for training in trainings if training.method.name == "seqkd"]
+    methods = [training.method for training in recipe.student_trainings]
+    answers += [method.max_new_tokens for method in methods if method.name == "seqkd"]
     answers += [get_task(named.name).decoding.max_new_tokens for named in recipe.evaluation.tasks]
     return max(recipe.data.max_length + 1, recipe.data.max_prompt_length + max(answers))
 

@@ -305,7 +305,8 @@ class DistillTrainer(Trainer):
         parts = inputs.get("parts")
         if parts is None:
             return super().training_step(model, inputs, num_items_in_batch)
-        parts[0].update({name: inputs[name] for name in ("plain_text",) if name in inputs})
+        if "plain_text" in inputs:
+            parts[0]["plain_text"] = inputs["plain_text"]
         losses = []
         for part in parts[:-1]:
             with self.accelerator.no_sync(model):  # processes meet once, at the last part
