@@ -172,11 +172,12 @@ def build(folder: str, profile: str, batch_size: int, steps: int, dtype: str = "
     examples = batches.examples
     first = examples.subset([examples.ids[i] for i in batches.steps[0]])
     started = time.perf_counter()
-    build_cache(target, lambda: model, first, collator)  # warms up, and writes the head
+    build_cache(target, lambda: model, first, collator, batch_size=batch_size)  # warms up, and writes the head
     once = time.perf_counter() - started
     rest = examples.subset([examples.ids[i] for step in batches.steps[1:] for i in step])
     started = time.perf_counter()
-    build_cache(target, lambda: model, rest, collator)
+    # Its batches are the sampled steps again. Larger ones would span lengths that a whole data set has between them.
+    build_cache(target, lambda: model, rest, collator, batch_size=batch_size)
     seconds = time.perf_counter() - started
     stored = sum(path.stat().st_size for path in target.glob("shard-*.safetensors"))
     count = sum(len(examples.responses[i]) for step in batches.steps for i in step)

@@ -42,6 +42,7 @@ class Size:
     on_policy_tokens: int = 64
     reflected: int = 64
     reflected_tokens: int = 128
+    reflected_batches: tuple[int, ...] = (16, 32)
     rouge_pairs: int = 10_000
     ranked: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
     trained: tuple[int, ...] = (250, 500, 1_000, 2_000, 4_000)
@@ -60,6 +61,7 @@ QUICK = Size(
     on_policy_tokens=16,
     reflected=8,
     reflected_tokens=32,
+    reflected_batches=(4,),
     rouge_pairs=500,
     ranked=(1_000, 10_000),
     trained=(250,),
@@ -123,11 +125,14 @@ def measure_training(folder: str, size: Size) -> Iterator[tuple[str, Result]]:
 
 def measure_texts(folder: str, size: Size) -> Iterator[tuple[str, Result]]:
     """Reflection and ROUGE-L."""
-    arguments = {"folder": folder, "examples": size.reflected, "batch_size": 16, "new_tokens": size.reflected_tokens}
-    ours, theirs = run_case("reflect_ours", **arguments), run_case("reflect_conventional", **arguments)
-    agreed = [a == b for a, b in zip(ours.pop("answers"), theirs.pop("answers"), strict=True)]
-    apart = max(abs(a - b) for a, b in zip(ours.pop("losses"), theirs.pop("losses"), strict=True))
-    yield "reflection", {"ours": ours, "conventional": theirs, "agreed": sum(agreed) / len(agreed), "ce_apart": apart}
+    for batch_size in size.reflected_batches:
+        arguments = {"folder": folder, "examples": size.reflected, "batch_size": batch_size}
+        arguments["new_tokens"] = size.reflected_tokens
+        ours, theirs = run_case("reflect_ours", **arguments), run_case("reflect_conventional", **arguments)
+        agreed = [a == b for a, b in zip(ours.pop("answers"), theirs.pop("answers"), strict=True)]
+        apart = max(abs(a - b) for a, b in zip(ours.pop("losses"), theirs.pop("losses"), strict=True))
+        found = {"ours": ours, "conventional": theirs, "agreed": sum(agreed) / len(agreed), "ce_apart": apart}
+        yield f"reflection/{batch_size}", found
     yield "rouge", run_case("rouge", pairs=size.rouge_pairs)
 
 

@@ -64,7 +64,7 @@ def results() -> dict[str, Any]:
         found[f"dolly/4/{system}"] = {**row, "seconds": seconds}
     for name in ("build", "build_half"):
         found[f"dolly/4/{name}"] = {"seconds_per_example": 0.1, "seconds_once": 5.0, "overhead": 1.001}
-    found["reflection"] = {
+    found["reflection/16"] = {
         "ours": {"seconds": 2.0, "memory_peak": 1e9},
         "conventional": {"seconds": 8.0, "memory_peak": 2e9},
         "agreed": 1.0,

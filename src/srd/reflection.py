@@ -16,6 +16,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
@@ -104,13 +105,13 @@ def reflect(
         if progress:
             progress(done, total)
     model.train(was_training)
-    ids = list(examples["id"])
     if folder is None:
         tables = [pa.Table.from_pydict(parts[number], schema=SCHEMA) for number in mine]
-        return _in_order(ids, datasets.Dataset(pa.concat_tables(tables)))
+        return _in_order(examples, datasets.Dataset(pa.concat_tables(tables)))
+    del encoded  # else its mapped pages stay resident while the scores are put together
     parallel.barrier()
     parallel.on_main(lambda: _join(folder, len(batches)))
-    return _in_order(ids, datasets.Dataset.from_file(str(folder / JOINED)))
+    return _in_order(examples, datasets.Dataset.from_file(str(folder / JOINED)))
 
 
 def _reflect_batch(
@@ -140,10 +141,14 @@ def _join(folder: Path, count: int) -> None:
             stream.write_batch(pa.RecordBatch.from_pydict(part, schema=SCHEMA))
 
 
-def _in_order(ids: list[str], scores: datasets.Dataset) -> datasets.Dataset:
-    """Join scores by id, in the order of the examples."""
-    position = {name: row for row, name in enumerate(scores["id"])}
-    return scores.select([position[name] for name in ids])
+def _in_order(examples: datasets.Dataset, scores: datasets.Dataset) -> datasets.Dataset:
+    """Join scores by id, in the order of the examples. Ids stay in Arrow: a million texts of Python's take 0.1 GB."""
+    rows = pc.index_in(_ids(examples), value_set=_ids(scores))
+    return scores.select(rows.to_numpy())
+
+
+def _ids(rows: datasets.Dataset) -> pa.Array:
+    return rows.select_columns("id").with_format("arrow")[:]["id"].combine_chunks()
 
 
 def write_scores(scores: datasets.Dataset, path: Path) -> None:
