@@ -79,25 +79,6 @@ def test_stopped_rows_leave_the_batch(family: str, monkeypatch: pytest.MonkeyPat
     assert len(sizes) <= max(map(len, expected))
 
 
-def test_keys_and_values_are_not_copied_at_every_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Room is made once for many tokens, and again when it is used up or rows leave; the answers are the same."""
-    model, tokenizer, prompts = tiny_model("llama", seed=3), tiny_tokenizer("llama"), make_prompts(6)
-    copies: list[int] = []
-    original = generation._with_room
-
-    def with_room(states: Tensor, needed: int) -> Tensor:
-        copies.append(needed)
-        return original(states, needed)
-
-    monkeypatch.setattr(generation, "_with_room", with_room)
-    expected = answer(model, tokenizer, prompts, Decoding(LONGEST), stop=[])
-    assert len(copies) == 2 * model.config.num_hidden_layers
-    copies.clear()
-    monkeypatch.setattr(generation._RoomyLayer, "ROOM", 3)
-    assert answer(model, tokenizer, prompts, Decoding(LONGEST), stop=[]) == expected
-    assert len(copies) == 2 * model.config.num_hidden_layers * -(-(LONGEST - 1) // 4)
-
-
 def test_the_last_token_costs_no_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny_model("llama"), tiny_tokenizer("llama")
     monkeypatch.setattr(generation._Batch, "step", lambda self, tokens: pytest.fail("a needless step"))

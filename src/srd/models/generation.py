@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
 
 from srd import parallel
 from srd.data.batching import length_sorted_batches, pad_left, pad_right
@@ -39,47 +38,6 @@ class Decoding:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
-
-
-class _RoomyLayer(DynamicLayer):
-    """One layer's keys and values, with room for the next tokens: transformers' own copies all of them every step."""
-
-    ROOM = 64
-    keys: Tensor
-    values: Tensor
-
-    def __init__(self, grown: DynamicLayer) -> None:
-        self.__dict__.update(grown.__dict__)
-        # [B, heads, used + room, d]; `keys` and `values` are their first `used` positions, until someone sets others.
-        self.wide: tuple[Tensor, Tensor] | None = None
-        self.views: tuple[Tensor, Tensor] | None = None
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        used = self.keys.shape[-2]
-        needed = used + key_states.shape[-2]
-        stale = self.views is None or self.keys is not self.views[0] or self.values is not self.views[1]
-        if stale or self.wide is None or needed > self.wide[0].shape[-2]:
-            self.wide = _with_room(self.keys, needed), _with_room(self.values, needed)
-        for wide, states in zip(self.wide, (key_states, value_states), strict=True):
-            wide[:, :, used:needed] = states
-        self.keys, self.values = self.views = self.wide[0][:, :, :needed], self.wide[1][:, :, :needed]
-        return self.keys, self.values
-
-
-def _with_room(states: Tensor, needed: int) -> Tensor:
-    batch, heads, used, width = states.shape
-    wide = states.new_empty(batch, heads, needed + _RoomyLayer.ROOM, width)
-    wide[:, :, :used] = states
-    return wide
-
-
-def _roomy(cache: Any) -> Any:
-    """Give a cache room to grow in; layers with rules of their own (sliding windows) stay as they are."""
-    layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", None) or []
-    for number, layer in enumerate(layers):
-        if type(layer) is DynamicLayer and layer.get_seq_length():
-            layers[number] = _RoomyLayer(layer)
-    return cache
 
 
 class _Batch:
@@ -106,7 +64,7 @@ class _Batch:
             return self.step(torch.full((len(self.ids),), decoder_start(self.model), device=self.device))
         positions = {"position_ids": (self.mask.cumsum(-1) - 1).clamp_(min=0)} if self.takes_positions else {}
         output = self.model(input_ids=self.ids, attention_mask=self.mask, use_cache=True, **positions, **self.last_only)
-        self.cache = _roomy(output.past_key_values)
+        self.cache = output.past_key_values
         return output.logits[:, -1]
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -122,7 +80,7 @@ class _Batch:
         else:
             output = self._continue(tokens[:, None], torch.ones_like(tokens[:, None]), self.last_only)
             self.mask = torch.cat([self.mask, torch.ones_like(tokens[:, None])], 1)
-        self.cache = _roomy(output.past_key_values)
+        self.cache = output.past_key_values
         return output.logits[:, -1]
 
     def _continue(self, ids: Tensor, mask: Tensor, arguments: dict[str, Any]) -> Any:
