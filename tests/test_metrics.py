@@ -89,6 +89,15 @@ def test_many_equals_one_by_one_over_block_borders(monkeypatch: pytest.MonkeyPat
         rouge_l_many(predictions, references[1:])
 
 
+def test_more_stems_at_once_than_there_are_characters_below_the_surrogates() -> None:
+    words = [f"w{number}x" for number in range(72_000)]
+    predictions = [" ".join(words[start : start + 90]) for start in range(0, len(words), 90)]
+    references = [" ".join(words[start + 30 : start + 100]) for start in range(0, len(words), 90)]
+    expected = [rouge_l(*pair) for pair in zip(predictions, references, strict=True)]
+    assert rouge_l_many(predictions, references).tolist() == expected
+    assert min(expected) > 0.5
+
+
 def test_stem_table_is_emptied_when_full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "_STEMS_KEPT", 3)
     text = "running jumping walking talking singing"

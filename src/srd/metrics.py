@@ -5,6 +5,7 @@ Every score is on the 0..1 scale; percentages belong to the output of the comman
 
 from __future__ import annotations
 
+import itertools
 import string
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 from rapidfuzz.distance import LCSseq
 from rapidfuzz.process import cpdist
@@ -28,8 +30,10 @@ _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 # The table of stems is emptied when it holds this many words (about 150 MB), so that a
 # long-lived process stays small.
 _STEMS_KEPT = 1 << 20
-# Examples whose tokens are in memory together.
-_ROUGE_BLOCK = 4096
+# Examples whose tokens are in memory together: few enough that their stems do not outnumber Unicode's characters.
+_ROUGE_BLOCK = 1024
+# Code points that stand for no character.
+_FIRST_SURROGATE, _SURROGATES = 0xD800, 0x800
 # Elements of one block of bootstrap indices (64-bit): 32 MB.
 _BOOTSTRAP_BLOCK = 4_000_000
 
@@ -118,18 +122,41 @@ def _rouge_l_block(predictions: Sequence[str], references: Sequence[str | Sequen
     lists = [_as_list(expected) for expected in references]
     counts = np.array([len(expected) for expected in lists])
     # One row for each pair of a prediction and one of its references: [pairs].
-    expected_tokens = [rouge_tokens(text) for expected in lists for text in expected]
-    predicted_tokens: list[list[str]] = []
-    for text, count in zip(predictions, counts, strict=True):
-        predicted_tokens += [rouge_tokens(text)] * int(count)
-    common = cpdist(predicted_tokens, expected_tokens, scorer=LCSseq.similarity, dtype=np.int64)
+    coded = _coded([*predictions, *(text for expected in lists for text in expected)])
+    expected_codes = coded[len(predictions) :]
+    predicted_codes = [text for text, count in zip(coded, counts, strict=False) for _ in range(count)]
+    common = cpdist(predicted_codes, expected_codes, scorer=LCSseq.similarity, dtype=np.int64)
     # An empty text has nothing in common with any: dividing by 1 instead of 0 leaves its score 0.
-    precision = common / np.array([len(tokens) or 1 for tokens in predicted_tokens])
-    recall = common / np.array([len(tokens) or 1 for tokens in expected_tokens])
+    precision = common / np.array([len(tokens) or 1 for tokens in predicted_codes])
+    recall = common / np.array([len(tokens) or 1 for tokens in expected_codes])
     total = precision + recall
     scores = 2 * precision * recall / np.where(total > 0, total, 1.0)
     # Rows of one prediction stand together, so the best of them is a reduction of consecutive rows.
     return np.asarray(np.maximum.reduceat(scores, np.cumsum(counts) - counts), dtype=np.float64)
+
+
+def _coded(texts: Sequence[str]) -> list[str]:
+    """`rouge_tokens` of many texts, each token as one character that stands for its stem in all of these texts.
+
+    No Python object is made for a token: words are told apart in Arrow, only different words are stemmed, and rapidfuzz
+    compares strings at its best speed.
+    """
+    encoded = [text.lower().encode("ascii", "replace") for text in texts]
+    text_ends = np.cumsum([len(text) + 1 for text in encoded])
+    data = np.frombuffer(b" ".join(encoded).translate(_SEPARATORS_TO_SPACES), dtype=np.uint8)
+    within = data != ord(" ")
+    edges = np.flatnonzero(np.diff(within, prepend=False, append=False))  # words' beginnings and ends in turn
+    starts, ends = edges[0::2], edges[1::2]
+    offsets = np.concatenate([[0], np.cumsum(ends - starts)])
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data[within])]
+    words = pa.Array.from_buffers(pa.large_string(), len(starts), buffers).dictionary_encode()
+    stems = [_stems[word.encode()] for word in words.dictionary.to_pylist()]
+    numbers = {stem: number for number, stem in enumerate(dict.fromkeys(stems))}
+    codes = np.array([numbers[stem] for stem in stems], dtype=np.uint32)
+    codes += np.uint32(_SURROGATES) * (codes >= _FIRST_SURROGATE)  # half characters, which no text has
+    characters = codes[words.indices.to_numpy()].astype("<u4").tobytes().decode("utf-32-le")
+    bounds = [0, *np.searchsorted(starts, text_ends).tolist()]
+    return [characters[start:end] for start, end in itertools.pairwise(bounds)]
 
 
 def _n_grams(text: str, n: int) -> Counter[tuple[str, ...]]:
