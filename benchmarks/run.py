@@ -126,8 +126,9 @@ def measure_training(folder: str, size: Size) -> Iterator[tuple[str, Result]]:
 def measure_texts(folder: str, size: Size) -> Iterator[tuple[str, Result]]:
     """Reflection and ROUGE-L."""
     for batch_size in size.reflected_batches:
-        arguments = {"folder": folder, "examples": size.reflected, "batch_size": batch_size}
-        arguments["new_tokens"] = size.reflected_tokens
+        arguments: dict[str, Any] = {
+            "folder": folder, "examples": size.reflected, "batch_size": batch_size, "new_tokens": size.reflected_tokens,
+        }  # fmt: skip
         ours, theirs = run_case("reflect_ours", **arguments), run_case("reflect_conventional", **arguments)
         agreed = [a == b for a, b in zip(ours.pop("answers"), theirs.pop("answers"), strict=True)]
         apart = max(abs(a - b) for a, b in zip(ours.pop("losses"), theirs.pop("losses"), strict=True))

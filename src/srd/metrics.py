@@ -53,13 +53,17 @@ class _Stems(dict[bytes, str]):
 _stems = _Stems()
 
 
+def _lower_ascii(text: str) -> bytes:
+    # A character outside ASCII encodes to "?", a separator like any other: the same as rouge-score's pattern.
+    return text.lower().encode("ascii", "replace")
+
+
 def rouge_tokens(text: str) -> list[str]:
     """Split ``text`` into the tokens of rouge-score with ``use_stemmer=True``.
 
     Lower case, everything but a-z and 0-9 separates words, words over three characters are Porter-stemmed.
     """
-    # A character outside ASCII encodes to "?", a separator like any other: the same as rouge-score's pattern.
-    words = text.lower().encode("ascii", "replace").translate(_SEPARATORS_TO_SPACES).split()
+    words = _lower_ascii(text).translate(_SEPARATORS_TO_SPACES).split()
     return list(map(_stems.__getitem__, words))
 
 
@@ -124,7 +128,9 @@ def _rouge_l_block(predictions: Sequence[str], references: Sequence[str | Sequen
     # One row for each pair of a prediction and one of its references: [pairs].
     coded = _coded([*predictions, *(text for expected in lists for text in expected)])
     expected_codes = coded[len(predictions) :]
-    predicted_codes = [text for text, count in zip(coded, counts, strict=False) for _ in range(count)]
+    predicted_codes = [
+        text for text, count in zip(coded[: len(predictions)], counts, strict=True) for _ in range(count)
+    ]
     common = cpdist(predicted_codes, expected_codes, scorer=LCSseq.similarity, dtype=np.int64)
     # An empty text has nothing in common with any: dividing by 1 instead of 0 leaves its score 0.
     precision = common / np.array([len(tokens) or 1 for tokens in predicted_codes])
@@ -141,7 +147,7 @@ def _coded(texts: Sequence[str]) -> list[str]:
     No Python object is made for a token: words are told apart in Arrow, only different words are stemmed, and rapidfuzz
     compares strings at its best speed.
     """
-    encoded = [text.lower().encode("ascii", "replace") for text in texts]
+    encoded = [_lower_ascii(text) for text in texts]
     text_ends = np.cumsum([len(text) + 1 for text in encoded])
     data = np.frombuffer(b" ".join(encoded).translate(_SEPARATORS_TO_SPACES), dtype=np.uint8)
     within = data != ord(" ")
@@ -149,8 +155,8 @@ def _coded(texts: Sequence[str]) -> list[str]:
     starts, ends = edges[0::2], edges[1::2]
     offsets = np.concatenate([[0], np.cumsum(ends - starts)])
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data[within])]
-    words = pa.Array.from_buffers(pa.large_string(), len(starts), buffers).dictionary_encode()
-    stems = [_stems[word.encode()] for word in words.dictionary.to_pylist()]
+    words = pa.Array.from_buffers(pa.large_binary(), len(starts), buffers).dictionary_encode()
+    stems = [_stems[word] for word in words.dictionary.to_pylist()]
     numbers = {stem: number for number, stem in enumerate(dict.fromkeys(stems))}
     codes = np.array([numbers[stem] for stem in stems], dtype=np.uint32)
     codes += np.uint32(_SURROGATES) * (codes >= _FIRST_SURROGATE)  # half characters, which no text has
