@@ -75,9 +75,9 @@ def reflect_rows(folder: Path, rows: int) -> None:
     examples = tables.open_mapped(source, folder / "mapped")
     tokenizer = tiny_tokenizer("llama")
     encoder = Encoder(tokenizer, get_template("plain", tokenizer))
-    encoded = EncodedExamples(encoder.encode(examples))
-    assert len(encoded) == rows
-    scores = reflect(Parrot(), tokenizer, examples, encoder=encoder, folder=folder / "batches")
+    encoded = encoder.encode(examples)
+    assert len(EncodedExamples(encoded)) == rows
+    scores = reflect(Parrot(), tokenizer, examples, encoded=encoded, folder=folder / "batches")
     write_scores(scores, folder / "scores.parquet")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from srd.artifacts import read_json
 from srd.checks import check_run
 from srd.curation import curate
+from srd.data.encoding import Encoder
 from srd.errors import UserError
 from srd.pipeline import prepare_examples
 from tests.conftest import TinyRun, close, logged, steps_finished, tiny_rows, write_rows
@@ -289,6 +291,18 @@ def test_live_teacher_gives_the_losses_of_the_cache(done: TinyRun, tmp_path: Pat
         return [row["loss"] for row in logged(folder) if "loss" in row]
 
     assert losses(tmp_path / "live") == pytest.approx(losses(done.run_dir), abs=1e-5)
+
+
+def test_training_texts_are_tokenised_once_a_run(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode, encoded = Encoder.encode, []
+
+    def spy(encoder: Encoder, examples: Any, *arguments: Any) -> Any:
+        encoded.append(len(examples))
+        return encode(encoder, examples, *arguments)
+
+    monkeypatch.setattr(Encoder, "encode", spy)
+    tiny_run.set(baselines={"kd": {"curriculum": None}}, training__curriculum={"reflect_again": True}).run()
+    assert sorted(encoded) == [4, len(tiny_rows()) - 8]  # validation and train, for reflection and every training
 
 
 def test_curate_writes_growing_stages_for_other_trainers(again: TinyRun, tmp_path: Path) -> None:

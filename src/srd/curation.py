@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow.parquet as pq
 
 from srd import parallel
@@ -13,6 +14,7 @@ from srd.artifacts import atomic_write
 from srd.curriculum import Curriculum, Stage
 from srd.pipeline import ranked_scores, run_ranking
 from srd.run import Run
+from srd.tables import positions
 
 
 def curate(run: Run, target: Path) -> list[Path]:
@@ -23,14 +25,14 @@ def curate(run: Run, target: Path) -> list[Path]:
     curriculum = run.curriculum_of(run.recipe.training) or Curriculum()
     run_ranking(run)
     stages = curriculum.split(ranked_scores(run, curriculum))
-    ranks = {row["id"]: row for row in pq.read_table(run.ranked_file).to_pylist()}
-    rows = {row["id"]: row for row in run.split("train")}
+    ranks, rows = datasets.Dataset(pq.read_table(run.ranked_file)), run.split("train")
     paths = []
     for stage in stages if parallel.is_main() else []:
         path = target / f"stage_{stage.index}.jsonl"
+        chosen, ranked = (table.select(positions(stage.ids, table)) for table in (rows, ranks))
         with atomic_write(path) as partial, open(partial, "w", encoding="utf-8") as file:
-            for name in stage.ids:
-                file.write(json.dumps(_curated(rows[name], ranks[name], stage), ensure_ascii=False) + "\n")
+            for row, rank in zip(chosen, ranked, strict=True):
+                file.write(json.dumps(_curated(row, rank, stage), ensure_ascii=False) + "\n")
         paths.append(path)
     return paths
 

@@ -402,7 +402,7 @@ def _reflect(run: Run, model: Any, folder: Path | None, longest: int) -> dataset
             model,
             run.tokenizer,
             run.split("train"),
-            encoder=run.encoder,
+            encoded=run.token_ids("train"),
             max_new_tokens=longest,
             batch_size=run.recipe.generation.batch_size,
             folder=folder,

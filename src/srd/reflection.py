@@ -16,7 +16,6 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
@@ -29,6 +28,7 @@ from srd.errors import UserError
 from srd.metrics import rouge_l_many
 from srd.models.generation import Decoding, decode_batch, padding_id
 from srd.models.loading import stop_token_ids
+from srd.tables import column, positions
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def reflect(
     tokenizer: PreTrainedTokenizerBase,
     examples: Any,
     *,
-    encoder: Encoder | None = None,
+    encoded: datasets.Dataset | None = None,
     template: str = "auto",
     max_length: int = 512,
     max_prompt_length: int = 256,
@@ -58,7 +58,8 @@ def reflect(
         tokenizer: Its tokenizer.
         examples: A ``datasets.Dataset`` of the example schema, or a list of rows such as
             ``{"instruction": …, "output": …}``.
-        encoder: Turns examples into tokens; None: one with the four settings that follow.
+        encoded: The examples as token ids, as `srd.data.encoding.Encoder.encode` gives them; None: encoded here,
+            with the three settings that follow.
         template: Prompt template, as in recipes.
         max_length: Longest prompt and reference, in tokens.
         max_prompt_length: Longest prompt.
@@ -77,7 +78,7 @@ def reflect(
         from srd.data.examples import examples_from_rows
 
         examples = examples_from_rows(examples, "examples")
-    if encoder is None:
+    if encoded is None:
         encoder = Encoder(
             tokenizer,
             get_template(template, tokenizer),
@@ -85,7 +86,7 @@ def reflect(
             max_prompt_length=max_prompt_length,
             encoder_decoder=bool(model.config.is_encoder_decoder),
         )
-    encoded = encoder.encode(examples)
+        encoded = encoder.encode(examples)
     batches = length_sorted_batches(TokenLists(encoded.data.column("prompt_ids")).lengths.tolist(), batch_size)
     parts: dict[int, dict[str, list[Any]]] = {}
     mine = range(parallel.process() if folder else 0, len(batches), parallel.processes() if folder else 1)
@@ -108,7 +109,6 @@ def reflect(
     if folder is None:
         tables = [pa.Table.from_pydict(parts[number], schema=SCHEMA) for number in mine]
         return _in_order(examples, datasets.Dataset(pa.concat_tables(tables)))
-    del encoded  # else its mapped pages stay resident while the scores are put together
     parallel.barrier()
     parallel.on_main(lambda: _join(folder, len(batches)))
     return _in_order(examples, datasets.Dataset.from_file(str(folder / JOINED)))
@@ -142,13 +142,8 @@ def _join(folder: Path, count: int) -> None:
 
 
 def _in_order(examples: datasets.Dataset, scores: datasets.Dataset) -> datasets.Dataset:
-    """Join scores by id, in the order of the examples. Ids stay in Arrow: a million texts of Python's take 0.1 GB."""
-    rows = pc.index_in(_ids(examples), value_set=_ids(scores))
-    return scores.select(rows.to_numpy())
-
-
-def _ids(rows: datasets.Dataset) -> pa.Array:
-    return rows.select_columns("id").with_format("arrow")[:]["id"].combine_chunks()
+    """Join scores by id, in the order of the examples."""
+    return scores.select(positions(column(examples, "id"), scores))
 
 
 def write_scores(scores: datasets.Dataset, path: Path) -> None:

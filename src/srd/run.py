@@ -292,12 +292,16 @@ class Run:
     # ----------------------------------------------------------------------------------------------------- encoding
 
     def encoded(self, split: str, responses: list[str] | None = None) -> EncodedExamples:
-        """A split as token ids, tokenised once a command; longer texts are cut and counted."""
+        """A split as torch examples; with ``responses``, these in place of the references."""
         if responses is not None:
             return EncodedExamples(self.encoder.encode(self.split(split), responses))
+        return EncodedExamples(self.token_ids(split))
+
+    def token_ids(self, split: str) -> datasets.Dataset:
+        """The rows of `Encoder.encode` for a split, tokenised once a command."""
         if split not in self._encoded:
             self._encoded[split] = self.encoder.encode(self.split(split))
-        return EncodedExamples(self._encoded[split])
+        return self._encoded[split]
 
     def validation(self, config: TrainingConfig) -> Validation:
         """What checkpoints of a training are chosen by."""

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.json as pajson
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from srd.artifacts import atomic_write, fingerprint, remove
 from srd.errors import UserError
@@ -62,6 +65,25 @@ def open_mapped(path: Path, folder: Path) -> datasets.Dataset:
 def _mapped(path: Path, folder: Path) -> Path:
     state = path.stat()
     return folder / f"{path.stem}-{fingerprint(state.st_size, state.st_mtime_ns)}.arrow"
+
+
+def positions(ids: pa.Array | pa.ChunkedArray | list[str], rows: datasets.Dataset) -> NDArray[np.int64]:
+    """Where ``rows`` has these ids. They stay in Arrow: a million texts of Python's take 0.1 GB.
+
+    Raises:
+        KeyError: an id is not there.
+    """
+    if isinstance(ids, list):
+        ids = pa.array(ids, pa.string())
+    found = pc.index_in(ids, value_set=column(rows, "id").combine_chunks())
+    if found.null_count:
+        raise KeyError(f"no row has the id {ids.filter(found.is_null())[0]}")
+    return found.to_numpy().astype(np.int64)
+
+
+def column(rows: datasets.Dataset, name: str) -> pa.ChunkedArray:
+    """A column of a data set in Arrow, without a copy where its rows are in the order of its table."""
+    return rows.select_columns(name).with_format("arrow")[:][name]
 
 
 def write_table(rows: datasets.Dataset, path: Path) -> None:
