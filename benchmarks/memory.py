@@ -55,7 +55,7 @@ def reflect_rows(folder: Path, rows: int) -> None:
     from srd.data.encoding import Encoder
     from srd.data.templates import get_template
     from srd.models.vllm_engine import VllmEngine
-    from srd.reflection import reflect, write_scores
+    from srd.reflection import reflect
 
     class Parrot(VllmEngine):
         """Answers with the beginning of the prompt."""
@@ -78,7 +78,7 @@ def reflect_rows(folder: Path, rows: int) -> None:
     encoded = encoder.encode(examples)
     assert len(EncodedExamples(encoded)) == rows
     scores = reflect(Parrot(), tokenizer, examples, encoded=encoded, folder=folder / "batches")
-    write_scores(scores, folder / "scores.parquet")
+    tables.write_table(scores, folder / "scores.parquet")
 
 
 def rank_rows(folder: Path, rows: int) -> None:

@@ -18,7 +18,8 @@ from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows
 from srd.data.templates import get_template
 from srd.errors import UserError
-from srd.reflection import forget_batches, ranking_warnings, reflect, write_scores
+from srd.reflection import forget_batches, ranking_warnings, reflect
+from srd.tables import write_table
 from tests.test_generation import plain_scores, theirs
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -145,7 +146,7 @@ def test_a_killed_reflection_loses_its_last_batches_only(tmp_path: Path, monkeyp
 def test_scores_are_written_with_the_agreed_columns(tmp_path: Path) -> None:
     model, tokenizer = tiny_model("llama"), tiny_tokenizer("llama")
     scores = reflect(model, tokenizer, ROWS[:4], template="plain", max_new_tokens=4)
-    write_scores(scores, tmp_path / "scores.parquet")
+    write_table(scores, tmp_path / "scores.parquet")
     table = pq.read_table(tmp_path / "scores.parquet")
     assert table.column_names == ["id", "response", "rouge_l", "ce"]
     assert table.to_pylist() == scores.to_list()

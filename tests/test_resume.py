@@ -119,9 +119,9 @@ def kill_and_continue(
 
 
 PLACES: list[tuple[str, Any, str, int, bool]] = [
-    ("examples half written", pipeline.pq, "write_table", 2, False),
+    ("examples half written", pipeline, "write_table", 2, False),
     ("in a reflection batch", reflection, "_reflect_batch", 3, False),
-    ("reflection done but not merged", pipeline, "write_scores", 1, False),
+    ("reflection done but not merged", pipeline, "write_table", 4, False),
     ("in a cache shard", teacher_cache, "_write_shard", 3, False),
     ("a shard without its index", teacher_cache, "file_digest", 2, False),
     ("before the first step", DistillTrainer, "training_step", 1, False),

@@ -16,6 +16,8 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -48,10 +50,10 @@ from srd.models.loading import (
 from srd.models.shrink import drop_layers
 from srd.models.vllm_engine import LOADING, VllmEngine
 from srd.ranking import rank
-from srd.reflection import forget_batches, ranking_warnings, reflect, write_scores
+from srd.reflection import forget_batches, ranking_warnings, reflect
 from srd.report import build_report, examples_to_show
 from srd.run import Run, load_options
-from srd.tables import map_large
+from srd.tables import column, map_large, positions, repeated, write_table
 from srd.tasks import get_task
 from srd.teacher_cache import DTYPES, TeacherCache, build_cache, cache_bytes, cache_folder
 from srd.trainer import PlainText, Teacher, append_row, make_collator
@@ -117,14 +119,12 @@ def read_splits(recipe: Recipe) -> dict[str, datasets.Dataset]:
 
 def _make_examples(run: Run) -> dict[str, Any]:
     splits = read_splits(run.recipe)
-    known: dict[str, str] = {}
+    ids = {name: column(splits[name], "id") for name in SPLITS}
+    if len(twice := repeated(pa.chunked_array([chunk for name in SPLITS for chunk in ids[name].chunks]))):
+        first, second, *_ = (name for name in SPLITS for _ in range(pc.sum(pc.equal(ids[name], twice[0])).as_py()))
+        raise UserError(f"the id '{twice[0]}' is in {first} and in {second}: ids must be unique.")
     for name in SPLITS:
-        for example in splits[name]["id"]:
-            if example in known:
-                raise UserError(f"the id '{example}' is in {known[example]} and in {name}: ids must be unique.")
-            known[example] = name
-        with atomic_write(run.folder / "examples" / f"{name}.parquet") as partial:
-            pq.write_table(splits[name].with_format("arrow")[:], partial)
+        write_table(splits[name], run.folder / "examples" / f"{name}.parquet")
     return {name: len(splits[name]) for name in SPLITS}
 
 
@@ -339,23 +339,21 @@ def teacher_responses(run: Run, longest: int) -> list[str]:
     teacher, examples = prepare_teacher(run), prepare_examples(run)
 
     def make() -> dict[str, Any]:
-        rows, done = run.split("train"), 0
-        prompts, _, _ = run.encoder.prompts(list(rows))
+        rows, done = run.encoded("train"), 0
         model = _load_writer(run.teacher_source, run, run.teacher_options())
         with run.progress("teacher writes") as update:
 
             def count(more: int) -> None:
                 nonlocal done
                 done += more
-                update(done, len(prompts))
+                update(done, len(rows))
 
             texts = generate(
-                model, run.tokenizer, prompts, list(rows["id"]), Decoding(longest),
+                model, run.tokenizer, rows.prompts, rows.ids, Decoding(longest),
                 batch_size=run.recipe.generation.batch_size, progress=count, share=parallel.processes() > 1,
             )  # fmt: skip
         if parallel.is_main():
-            with atomic_write(path) as partial:
-                pq.write_table(datasets.Dataset.from_dict({"id": rows["id"], "response": texts}).data.table, partial)
+            write_table(datasets.Dataset.from_dict({"id": rows.ids, "response": texts}), path)
         return {"examples": len(texts), "empty": sum(not text.strip() for text in texts)}
 
     run.once("teacher text", [teacher, examples, run.encoding, longest], [path], make)
@@ -389,7 +387,7 @@ def run_reflection(run: Run) -> str:
 def _keep_scores(scores: datasets.Dataset, path: Path, batches: Path) -> None:
     """Write the scores; the batches they came from are not needed any more, by any process."""
     if parallel.is_main():
-        write_scores(scores, path)
+        write_table(scores, path)
     parallel.barrier()
     if parallel.is_main():
         forget_batches(batches)
@@ -418,17 +416,16 @@ def run_ranking(run: Run) -> str:
     def make() -> dict[str, Any]:
         laid_out = curriculum.assign(ranked_scores(run, curriculum))
         if parallel.is_main():
-            with atomic_write(run.ranked_file) as partial:
-                pq.write_table(laid_out.with_format("arrow")[:], partial)
+            write_table(laid_out, run.ranked_file)
         return {"kept": int(np.sum(laid_out["kept"])), "dropped": int(np.sum(~np.asarray(laid_out["kept"])))}
 
     settings = [curriculum.model_dump(exclude={"temperature", "weight", "reflect_again"}), run.recipe.data.bad_rows]
     return run.once("ranking", [reflection, *settings], [run.ranked_file], make)
 
 
-def ranked_scores(run: Run, curriculum: Curriculum, scores: Any = None) -> datasets.Dataset:
-    """Rank by what a curriculum goes by."""
-    table = scores if scores is not None else datasets.Dataset(pq.read_table(run.scores_file))
+def ranked_scores(run: Run, curriculum: Curriculum, path: Path | None = None) -> datasets.Dataset:
+    """Rank by what a curriculum goes by; ``path``: other scores than those of the starting student."""
+    table = datasets.Dataset(pq.read_table(path or run.scores_file, columns=["id", "rouge_l", "ce"]))
     if curriculum.score == "length":
         lengths = {e: len(r) for e, r in zip(*_ids_and_responses(run), strict=True)}
         table = table.add_column("length", [lengths[name] for name in table["id"]])
@@ -519,7 +516,7 @@ def _stages(
         if not parallel.on_main(path.exists):
             longest = run.recipe.reflection.max_new_tokens or run.recipe.generation.max_new_tokens
             _keep_scores(_reflect(run, model, path.parent / "batches", longest), path, path.parent / "batches")
-        ranked = ranked_scores(run, curriculum, datasets.Dataset(pq.read_table(path)))
+        ranked = ranked_scores(run, curriculum, path)
         return curriculum.split(ranked)[stage.index]
 
     return stages, choose_again if curriculum.reflect_again else None
@@ -637,8 +634,9 @@ def _answer_training_samples(run: Run, folder: Path) -> None:
     """Let the final student answer the training prompts that the report shows."""
     if not run.ranked_file.exists() or not parallel.is_main():
         return
-    shown = [name for names in examples_to_show(pq.read_table(run.ranked_file).to_pylist()).values() for name in names]
-    rows = [row for row in run.split("train") if row["id"] in set(shown)]
+    shown = [name for names in examples_to_show(pq.read_table(run.ranked_file)).values() for name in names]
+    train = run.split("train")
+    rows = train.select(np.sort(positions(shown, train))).to_list()
     prompts, _, _ = run.encoder.prompts(rows)
     arm = run.recipe.training.label
     model = _load(str(run.student_folder(arm)), run, {})

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from srd.errors import UserError, nearest
+from srd.tables import repeated
 
 logger = logging.getLogger(__name__)
 
@@ -152,8 +153,6 @@ def _cast(table: pa.Table, name: str, kind: pa.DataType, meaning: str) -> pa.Tab
 def _check_ids(table: pa.Table) -> None:
     if table["id"].null_count:
         raise UserError(f"{table['id'].null_count} rows of the scores have no id")
-    counts = pc.value_counts(table["id"])
-    repeated = counts.filter(pc.greater(counts.field("counts"), 1))
-    if len(repeated):
-        shown = ", ".join(str(item["values"]) for item in repeated.slice(0, 5).to_pylist())
-        raise UserError(f"{len(repeated)} ids occur more than once in the scores: {shown}. Ids must be unique.")
+    if len(twice := repeated(table["id"])):
+        shown = ", ".join(map(str, twice[:5].to_pylist()))
+        raise UserError(f"{len(twice)} ids occur more than once in the scores: {shown}. Ids must be unique.")

@@ -16,7 +16,6 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from srd import parallel
@@ -34,7 +33,6 @@ logger = logging.getLogger(__name__)
 
 SCHEMA = pa.schema([("id", pa.string()), ("response", pa.string()), ("rouge_l", pa.float64()), ("ce", pa.float64())])
 JOINED = "joined.arrow"
-WRITE_ROWS = 10_000
 
 
 def reflect(
@@ -144,13 +142,6 @@ def _join(folder: Path, count: int) -> None:
 def _in_order(examples: datasets.Dataset, scores: datasets.Dataset) -> datasets.Dataset:
     """Join scores by id, in the order of the examples."""
     return scores.select(positions(column(examples, "id"), scores))
-
-
-def write_scores(scores: datasets.Dataset, path: Path) -> None:
-    """Write ``scores.parquet`` atomically, some rows at a time."""
-    with atomic_write(path) as partial, pq.ParquetWriter(partial, SCHEMA) as writer:
-        for table in scores.with_format("arrow").iter(WRITE_ROWS):
-            writer.write_table(table.cast(SCHEMA))
 
 
 def forget_batches(folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -20,6 +19,7 @@ from srd.errors import UserError
 
 LARGE_BYTES = 64 << 20  # a parquet file of this size takes several times as much memory
 MAP_ROWS = 1_000
+WRITE_ROWS = 10_000
 
 
 def read_table(path: Path) -> pa.Table:
@@ -87,16 +87,22 @@ def column(rows: datasets.Dataset, name: str) -> pa.ChunkedArray:
 
 
 def write_table(rows: datasets.Dataset, path: Path) -> None:
-    """Write parquet, CSV or JSONL, by the ending, whole or not at all."""
-    table: Any = rows.with_format("arrow")[:]
+    """Write parquet, CSV or JSONL, by the ending, whole or not at all, and some rows at a time."""
     if path.suffix not in (".parquet", ".csv", ".jsonl"):
         raise UserError(f"{path}: unknown ending '{path.suffix}'. Use .parquet, .csv or .jsonl")
+    schema, tables = rows.features.arrow_schema, rows.with_format("arrow").iter(WRITE_ROWS)
     with atomic_write(path) as partial:
-        if path.suffix == ".parquet":
-            pq.write_table(table, partial)
-        elif path.suffix == ".csv":
-            pacsv.write_csv(table, partial)
-        else:
+        if path.suffix == ".jsonl":
             with open(partial, "w", encoding="utf-8") as file:
-                for batch in table.to_batches(max_chunksize=10_000):
-                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch.to_pylist())
+                for table in tables:
+                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
+        else:
+            with (pq.ParquetWriter if path.suffix == ".parquet" else pacsv.CSVWriter)(partial, schema) as writer:
+                for table in tables:
+                    writer.write_table(table.cast(schema))
+
+
+def repeated(values: pa.ChunkedArray) -> pa.Array:
+    """The values that occur more than once, in the order of their first occurrence."""
+    counts = pc.value_counts(values)
+    return counts.field("values").filter(pc.greater(counts.field("counts"), 1))

@@ -15,7 +15,7 @@ from srd.report.comparison import (
     overall_score,
     primary_metrics,
 )
-from srd.report.run_files import RunFiles
+from srd.report.run_files import RANKED, RunFiles
 from srd.report.tables import Measure
 
 RECIPE = {"training": {"curriculum": {"score": "fused"}}, "baselines": {"kd": {"curriculum": None}}}
@@ -31,7 +31,7 @@ def make_run(evaluation: dict[str, Any], **changes: Any) -> RunFiles:
         "recipe_text": "",
         "recipe": RECIPE,
         "manifest": {},
-        "ranked": [],
+        "ranked": RANKED.empty_table(),
         "metrics": [],
         "evaluation": evaluation,
         "comparisons": [],

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from srd.report.difficulty import corruption_table, detection_auc, examples_to_show, sample_evenly
+from srd.report.run_files import RANKED
 
 
-def ranked_rows(count: int, kept: int) -> list[dict[str, Any]]:
+def ranked_rows(count: int, kept: int) -> pa.Table:
     """Rows whose hardness by every score is their rank."""
-    return [
+    rows = [
         {
             "id": f"e{i}",
             "rank": i + 1,
@@ -24,6 +25,7 @@ def ranked_rows(count: int, kept: int) -> list[dict[str, Any]]:
         }
         for i in range(count)
     ]
+    return pa.Table.from_pylist(rows, schema=RANKED)
 
 
 def test_auc_by_hand() -> None:
@@ -35,7 +37,7 @@ def test_auc_by_hand() -> None:
 def test_samples_include_both_ends() -> None:
     rows = ranked_rows(101, 101)
     sample = sample_evenly(rows, 11)
-    assert [row["rank"] for row in sample] == [1, 11, 21, 31, 41, 51, 61, 71, 81, 91, 101]
+    assert sample["rank"].to_pylist() == [1, 11, 21, 31, 41, 51, 61, 71, 81, 91, 101]
     assert sample_evenly(rows, 500) == rows
 
 
@@ -47,12 +49,12 @@ def test_shown_examples_do_not_overlap_however_few_there_are() -> None:
     }
     few = examples_to_show(ranked_rows(3, 3), 2)
     assert few == {"easiest": ["e0", "e1"], "hardest": ["e2"], "dropped": []}
-    assert examples_to_show([]) == {"easiest": [], "hardest": [], "dropped": []}
+    assert examples_to_show(RANKED.empty_table()) == {"easiest": [], "hardest": [], "dropped": []}
 
 
 def test_shown_examples_follow_the_rank_not_the_row_order() -> None:
     rows = ranked_rows(20, 15)
-    assert examples_to_show(rows[::-1], 2) == examples_to_show(rows, 2)
+    assert examples_to_show(rows.sort_by([("rank", "descending")]), 2) == examples_to_show(rows, 2)
 
 
 def test_corruption_table_by_hand() -> None:
@@ -73,4 +75,4 @@ def test_corruption_table_by_hand() -> None:
 
 
 def test_no_corruption_no_table() -> None:
-    assert corruption_table(ranked_rows(4, 3), {"e0": ""}) is None
+    assert corruption_table(ranked_rows(4, 3), {}) is None

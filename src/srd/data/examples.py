@@ -1,23 +1,29 @@
 """What an example is, how rows of the usual shapes become examples, and how examples are split.
 
 An example is a row of a `datasets.Dataset` with the columns of `EXAMPLE_FEATURES`. Rows are recognised one by
-one, held as Arrow chunks (a million rows never exist as Python objects at once), and get an id that depends
-on their content only, never on their position.
+one, put down in an Arrow file a chunk at a time and read through a memory map (a million rows never exist as
+Python objects at once), and get an id that depends on their content only, never on their position.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+import mmap
+import tempfile
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, List, Value
 from datasets.table import InMemoryTable
+from numpy.typing import NDArray
 
 from srd.errors import UserError
+from srd.tables import column, repeated
 
 EXAMPLE_FEATURES = Features(
     {
@@ -45,6 +51,7 @@ ACCEPTED_SHAPES = (
 )
 ROLES = ("system", "user", "assistant", "tool")
 CHUNK_ROWS = 10_000
+FILE_SCHEMA = pa.schema([*EXAMPLE_FEATURES.arrow_schema, pa.field("place", pa.string())])
 
 
 def examples_from_rows(rows: Iterable[Mapping[str, Any]], origin: str, *, id_prefix: str = "row") -> Dataset:
@@ -69,7 +76,7 @@ def examples_from_rows(rows: Iterable[Mapping[str, Any]], origin: str, *, id_pre
 
 
 class ExampleBuilder:
-    """Collects examples into Arrow chunks and gives them their ids.
+    """Collects examples in a nameless temporary file (below TMPDIR) and gives them their ids.
 
     The ids are the rows' own if every row has one; otherwise `<prefix>-<hash of the content>`, with `-2`,
     `-3`, … for content that was there before.
@@ -81,22 +88,16 @@ class ExampleBuilder:
         self.id_prefix = id_prefix
         self.count = 0
         self._pending: list[dict[str, Any]] = []
-        self._chunks: list[pa.Table] = []
-        self._content_ids: list[str] = []
-        self._repeats: Counter[str] = Counter()
-        self._own_ids: dict[str, str] | None = {}
-        self._duplicate = ""
-        self._schema = pa.schema([field for field in EXAMPLE_FEATURES.arrow_schema if field.name != "id"])
+        self._digests = array("Q")
+        self._has_own_ids = True
+        self._file = tempfile.TemporaryFile(prefix="srd-examples-")  # noqa: SIM115 - closed in finish
+        self._stream = pa.ipc.new_stream(self._file, FILE_SCHEMA)
 
     def add(self, row: Mapping[str, Any], place: str) -> None:
         """Recognise one row; `place` (file and line) is named in errors."""
         example = example_from_row(row, place)
-        self._note_own_id(row.get("id"), place)
-        digest = content_hash(example)
-        self._repeats[digest] += 1
-        repeat = f"-{self._repeats[digest]}" if self._repeats[digest] > 1 else ""
-        self._content_ids.append(f"{self.id_prefix}-{digest}{repeat}")
-        self._pending.append(example)
+        self._digests.append(content_hash(example))
+        self._pending.append({**example, "id": self._own_id(row.get("id"), place), "place": place})
         self.count += 1
         if len(self._pending) == CHUNK_ROWS:
             self._flush()
@@ -106,45 +107,73 @@ class ExampleBuilder:
         if not self.count:
             raise UserError(f"{self.origin}: there are no rows in it. Give a source with at least one row.")
         self._flush()
-        ids = self._content_ids
-        if self._own_ids is not None:
-            if self._duplicate:
-                raise UserError(self._duplicate)
-            ids = list(self._own_ids)
-        table = pa.concat_tables(self._chunks)
-        chunks = [ids[start : start + CHUNK_ROWS] for start in range(0, len(ids), CHUNK_ROWS)]
-        table = table.add_column(0, EXAMPLE_FEATURES.arrow_schema.field("id"), pa.chunked_array(chunks, pa.string()))
+        self._stream.close()
+        self._file.flush()
+        mapped = pa.py_buffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
+        self._file.close()  # the map holds it; with the last use of the map it is gone
+        table = pa.ipc.open_stream(pa.BufferReader(mapped)).read_all()
+        if self._has_own_ids:
+            _refuse_repeated_ids(table)
+        else:
+            table = table.set_column(0, FILE_SCHEMA.field("id"), self._content_ids())
         # The library would pickle the whole table to name it; the ids and contents name it just as well.
-        fingerprint = hashlib.blake2b("\n".join([*ids, *self._content_ids]).encode(), digest_size=8).hexdigest()
-        table = table.replace_schema_metadata(EXAMPLE_FEATURES.arrow_schema.metadata)
-        return Dataset(InMemoryTable(table), fingerprint=fingerprint)
+        name = hashlib.blake2b(self._digests, digest_size=8)
+        for chunk in table["id"].chunks:
+            name.update("\n".join(chunk.to_pylist()).encode())
+        table = table.select(list(EXAMPLE_FEATURES)).replace_schema_metadata(EXAMPLE_FEATURES.arrow_schema.metadata)
+        return Dataset(InMemoryTable(table), fingerprint=name.hexdigest())
 
-    def _note_own_id(self, value: Any, place: str) -> None:
-        if self._own_ids is None:
-            return
-        if value is None or value == "":
-            self._own_ids = None
-            return
+    def _own_id(self, value: Any, place: str) -> str | None:
+        if value is None or value == "" or not self._has_own_ids:
+            self._has_own_ids = False
+            return None
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise UserError(f"{place}: field 'id' is {_kind(value)}, expected text or a whole number.")
-        name = str(value)
-        if name in self._own_ids and not self._duplicate:
-            self._duplicate = (
-                f"the id {name!r} is used twice: {self._own_ids[name]} and {place}. "
-                "Make the ids unique, or leave the field 'id' out to have ids made from the content."
-            )
-        self._own_ids.setdefault(name, place)
+        return str(value)
+
+    def _content_ids(self) -> pa.ChunkedArray:
+        digests = np.frombuffer(self._digests, np.uint64)
+        times = _occurrences(digests)
+        chunks = []
+        for start in range(0, self.count, CHUNK_ROWS):
+            pairs = zip(digests[start : start + CHUNK_ROWS], times[start : start + CHUNK_ROWS], strict=True)
+            names = [f"{self.id_prefix}-{digest:016x}" + (f"-{time}" if time > 1 else "") for digest, time in pairs]
+            chunks.append(pa.array(names, pa.string()))
+        return pa.chunked_array(chunks)
 
     def _flush(self) -> None:
         if self._pending:
-            self._chunks.append(pa.Table.from_pylist(self._pending, schema=self._schema))
+            self._stream.write_batch(pa.RecordBatch.from_pylist(self._pending, schema=FILE_SCHEMA))
             self._pending = []
 
 
-def content_hash(example: Mapping[str, Any]) -> str:
-    """Hash prompt side and references of an example to 16 hexadecimal digits."""
-    parts = [example[name] for name in ("instruction", "input", "messages", "prompt", "references")]
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
+def _refuse_repeated_ids(table: pa.Table) -> None:
+    if not len(twice := repeated(table["id"])):
+        return
+    first, second, *_ = table.filter(pc.equal(table["id"], twice[0]))["place"].to_pylist()
+    raise UserError(
+        f"the id {twice[0].as_py()!r} is used twice: {first} and {second}. "
+        "Make the ids unique, or leave the field 'id' out to have ids made from the content."
+    )
+
+
+def _occurrences(values: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """For each value, the how manieth of its kind it is, from 1."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    times = np.empty(len(values), np.int64)
+    times[order] = np.arange(len(values)) - np.repeat(starts, np.diff(starts, append=len(values))) + 1
+    return times
+
+
+def content_hash(example: Mapping[str, Any]) -> int:
+    """Hash prompt side and references of an example to 64 bits."""
+    return _hash([example[name] for name in ("instruction", "input", "messages", "prompt", "references")])
+
+
+def _hash(parts: Any) -> int:
+    return int.from_bytes(hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest(), "big")
 
 
 def example_from_row(row: Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -305,7 +334,7 @@ def split_examples(examples: Dataset, validation: int | float, test: int | float
             "examples. Leave some for training: make them smaller, or give more data."
         )
     rows = split_by_group(_leak_groups(examples), sizes, seed)
-    return DatasetDict({name: examples.select(indices) for name, indices in rows.items() if indices})
+    return DatasetDict({name: examples.select(indices) for name, indices in rows.items() if len(indices)})
 
 
 def _split_size(size: int | float, count: int, name: str) -> int:
@@ -315,23 +344,23 @@ def _split_size(size: int | float, count: int, name: str) -> int:
     return round(size * count) if is_share else int(size)
 
 
-def _leak_groups(examples: Dataset) -> list[str]:
+def _leak_groups(examples: Dataset) -> pa.ChunkedArray:
     """Name for each row the smallest id of the rows that have the same prompt."""
-    keys: list[bytes] = []
+    keys = array("Q")
     for batch in examples.iter(batch_size=CHUNK_ROWS):
         columns = (batch["instruction"], batch["input"], batch["messages"], batch["references"])
         for instruction, context, messages, references in zip(*columns, strict=True):
             # Plain text has no prompt; there the text itself is what may repeat.
             key = [instruction, context, messages] if instruction or messages else references
-            keys.append(hashlib.blake2b(json.dumps(key).encode(), digest_size=16).digest())
-    ids = examples["id"]
-    smallest: dict[bytes, str] = {}
-    for key, name in zip(keys, ids, strict=True):
-        smallest[key] = min(name, smallest.get(key, name))
-    return [smallest[key] for key in keys]
+            keys.append(_hash(key))
+    table = pa.table({"key": np.frombuffer(keys, np.uint64), "id": column(examples, "id")})
+    smallest = table.group_by("key").aggregate([("id", "min")])
+    return smallest["id_min"].take(pc.index_in(table["key"], value_set=smallest["key"].combine_chunks()))
 
 
-def split_by_group(groups: Sequence[str], sizes: Mapping[str, int], seed: int) -> dict[str, list[int]]:
+def split_by_group(
+    groups: pa.ChunkedArray | Sequence[str], sizes: Mapping[str, int], seed: int
+) -> dict[str, NDArray[np.int64]]:
     """Distribute rows over splits, group by group, in the order of a seeded hash of the group's name.
 
     Args:
@@ -342,15 +371,17 @@ def split_by_group(groups: Sequence[str], sizes: Mapping[str, int], seed: int) -
     Returns:
         For `train` and every name in `sizes` the ascending row numbers.
     """
-    members: dict[str, list[int]] = {}
-    for index, group in enumerate(groups):
-        members.setdefault(group, []).append(index)
-
-    def shuffled(group: str) -> bytes:
-        return hashlib.blake2b(f"{seed}:{group}".encode(), digest_size=16).digest()
-
-    rows: dict[str, list[int]] = {"train": [], **{name: [] for name in sizes}}
-    for group in sorted(members, key=shuffled):
-        fitting = (name for name, size in sizes.items() if len(rows[name]) + len(members[group]) <= size)
-        rows[next(fitting, "train")].extend(members[group])
-    return {name: sorted(indices) for name, indices in rows.items()}
+    column = groups if isinstance(groups, pa.ChunkedArray) else pa.chunked_array([groups], pa.string())
+    numbered = column.combine_chunks().dictionary_encode()
+    group_of_row, names = numbered.indices.to_numpy(), numbered.dictionary.to_pylist()
+    members = np.bincount(group_of_row, minlength=len(names)).tolist()
+    digests = b"".join(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=16).digest() for name in names)
+    halves = np.frombuffer(digests, ">u8").reshape(-1, 2)
+    splits, room = ["train", *sizes], {number: size for number, size in enumerate(sizes.values(), start=1)}
+    split_of_group = np.zeros(len(names), np.int8)
+    for group in np.lexsort((halves[:, 1], halves[:, 0])).tolist():
+        chosen = next((number for number, left in room.items() if members[group] <= left), 0)
+        split_of_group[group] = chosen
+        if chosen:
+            room[chosen] -= members[group]
+    return {name: np.flatnonzero(split_of_group[group_of_row] == number) for number, name in enumerate(splits)}

@@ -169,7 +169,7 @@ def pydocs_splits(seed: int, *, validation: float = 0.1, test: float = 0.1) -> D
     sizes = {"validation": round(validation * len(rows)), "test": round(test * len(rows))}
     indices = split_by_group([row["group"] for row in rows], sizes, seed)
     examples = examples_from_rows(rows, "pydocs")
-    return DatasetDict({name: examples.select(chosen) for name, chosen in indices.items() if chosen})
+    return DatasetDict({name: examples.select(chosen) for name, chosen in indices.items() if len(chosen)})
 
 
 # ------------------------------------------------------------------------------------------ modules in Python

@@ -351,7 +351,9 @@ def _build(
         if converted is None:
             skipped += 1
             continue
-        builder = builders.setdefault(target, ExampleBuilder(origin, prefix))
+        if target not in builders:
+            builders[target] = ExampleBuilder(origin, prefix)
+        builder = builders[target]
         if source.limit is None or builder.count < source.limit:
             builder.add(converted, place)
         elif named is None or named.split_of is None or split:

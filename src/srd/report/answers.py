@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+import pyarrow  # type: ignore[import-untyped]
+from pyarrow import compute
+
 from srd.report import words
 from srd.report.comparison import Model, baseline_of, main_model, primary_metrics
 from srd.report.difficulty import examples_to_show
@@ -26,7 +29,7 @@ def training_answers(run: RunFiles) -> str:
     examples = by_id(read_parquet(run.run_dir / "examples" / "train.parquet", ids))
     before = by_id(read_parquet(run.run_dir / "reflection" / "scores.parquet", ids, ["id", "response"]))
     after = by_id(read_json_lines(run.run_dir / "evaluation" / "train_samples.jsonl"))
-    ranked = {str(row["id"]): row for row in run.ranked}
+    ranked = by_id(run.ranked.filter(compute.is_in(run.ranked["id"], pyarrow.array(ids, pyarrow.string()))).to_pylist())
     parts = []
     for group, group_ids in groups.items():
         cards = [

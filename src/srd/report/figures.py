@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import pyarrow  # type: ignore[import-untyped]
+from pyarrow import compute
+
 from srd.report import words
 from srd.report.comparison import Model, overall_score, primary_metrics
 from srd.report.difficulty import sample_evenly
@@ -145,15 +148,15 @@ def stage_bands(metrics: Sequence[Row], arm: str) -> list[Band]:
     return [Band(starts[i], ends[stage], f"stage {stage + 1}") for i, stage in enumerate(sorted(ends))]
 
 
-def difficulty_map(ranked: Sequence[Row], corruption: dict[str, str]) -> str:
+def difficulty_map(ranked: pyarrow.Table, corruption: dict[str, str]) -> str:
     """Draw every example by the two scores it was ranked with, coloured by the stage in which it enters.
 
     Args:
-        ranked: Rows of ``curriculum/ranked.parquet``, easiest first; about 2000 of them are drawn.
-        corruption: Example id -> kind of corruption, empty for clean rows.
+        ranked: ``curriculum/ranked.parquet``, easiest first; about 2000 of its rows are drawn.
+        corruption: Id of each corrupted example -> kind of corruption.
     """
-    rows = sample_evenly(ranked, MAP_POINTS)
-    stages = max((int(row["stage"]) for row in ranked), default=0) + 1
+    rows = sample_evenly(ranked, MAP_POINTS).to_pylist()
+    stages = int(compute.max(ranked["stage"]).as_py()) + 1
     series = []
     for stage in range(stages):
         members = [row for row in rows if row["kept"] and row["stage"] == stage]

@@ -8,6 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from pyarrow import compute
+
 from srd.artifacts import atomic_write
 from srd.report import words
 from srd.report.answers import training_answers, unseen_answers
@@ -30,7 +32,7 @@ from srd.report.figures import (
     time_bars,
     training_curves,
 )
-from srd.report.run_files import RunFiles, read_parquet, read_run
+from srd.report.run_files import RunFiles, read_run
 from srd.report.tables import to_html
 
 
@@ -162,9 +164,7 @@ def difficulty_section(run: RunFiles) -> str:
     """Show the difficulty map, and whether corrupted examples were found."""
     if not run.ranked:
         return missing("The training examples have not been ranked yet.", run.command("rank"))
-    rows = read_parquet(run.run_dir / "examples" / "train.parquet", columns=["id", "corruption"])
-    corruption = {str(row["id"]): row["corruption"] or "" for row in rows}
-    kept = sum(bool(row["kept"]) for row in run.ranked)
+    corruption, kept = run.corruption(), compute.sum(run.ranked["kept"]).as_py()
     drawn = f", of which {MAP_POINTS:,} are drawn, evenly over the ranks" if len(run.ranked) > MAP_POINTS else ""
     note = (
         f"{kept:,} examples were kept of {len(run.ranked):,}{drawn}. An easy one is answered well (up) "

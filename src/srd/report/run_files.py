@@ -13,10 +13,17 @@ from typing import Any
 import pyarrow  # type: ignore[import-untyped]
 import pyarrow.parquet  # type: ignore[import-untyped]
 import yaml  # type: ignore[import-untyped]
+from pyarrow import compute
 
 from srd.errors import UserError
 
 Row = dict[str, Any]
+
+#: Columns of ``curriculum/ranked.parquet`` that the report shows.
+RANKED = pyarrow.schema([
+    ("id", pyarrow.string()), ("rouge_l", pyarrow.float64()), ("ce", pyarrow.float64()), ("rrf", pyarrow.float64()),
+    ("rank", pyarrow.int64()), ("kept", pyarrow.bool_()), ("stage", pyarrow.int32()),
+])  # fmt: skip
 
 #: Arms that prepare the models; they are not compared with the distilled students.
 PREPARATION_ARMS = ("teacher_sft", "warm_start")
@@ -31,7 +38,7 @@ class RunFiles:
         recipe_text: ``recipe.yaml`` as it is.
         recipe: The same, parsed.
         manifest: ``manifest.json``: steps with seconds and summaries, warnings, versions, machine.
-        ranked: Rows of ``curriculum/ranked.parquet``, easiest first.
+        ranked: ``curriculum/ranked.parquet`` in Arrow, since there may be millions, easiest first.
         metrics: Lines of ``metrics.jsonl``, in the order they were logged.
         evaluation: ``evaluation/metrics.json``: model -> task -> metric -> mean, std, seeds, in percent.
         comparisons: ``evaluation/comparisons.json``: paired differences and their intervals, in points.
@@ -41,7 +48,7 @@ class RunFiles:
     recipe_text: str
     recipe: Row
     manifest: Row
-    ranked: list[Row]
+    ranked: pyarrow.Table
     metrics: list[Row]
     evaluation: dict[str, dict[str, dict[str, Row]]]
     comparisons: list[Row]
@@ -76,6 +83,14 @@ class RunFiles:
         """Name of the main training, which the curriculum and the final student belong to."""
         return list(self.arms)[-1]
 
+    def corruption(self) -> dict[str, str]:
+        """How training examples were corrupted on purpose, by id; the others are not in it."""
+        table = read_parquet_table(self.run_dir / "examples" / "train.parquet", columns=["id", "corruption"])
+        if not len(table):
+            return {}
+        rows = table.filter(compute.fill_null(compute.not_equal(table["corruption"], ""), False)).to_pylist()
+        return {str(row["id"]): row["corruption"] for row in rows}
+
     def command(self, name: str) -> str:
         """Return the shell command that makes a missing part of this run."""
         recipe = shlex.quote(str(self.run_dir / "recipe.yaml"))
@@ -95,13 +110,13 @@ def read_run(run_dir: Path) -> RunFiles:
             f"Make one with: srd run RECIPE --run-dir {shlex.quote(str(run_dir))}"
         )
     recipe_text = recipe_path.read_text(encoding="utf-8")
-    ranked = read_parquet(run_dir / "curriculum" / "ranked.parquet")
+    ranked = read_parquet_table(run_dir / "curriculum" / "ranked.parquet", columns=RANKED.names)
     return RunFiles(
         run_dir=run_dir,
         recipe_text=recipe_text,
         recipe=parse_recipe(recipe_path, recipe_text),
         manifest=read_json_file(run_dir / "manifest.json", {}),
-        ranked=sorted(ranked, key=lambda row: row["rank"]),
+        ranked=ranked.sort_by("rank") if len(ranked) else RANKED.empty_table(),
         metrics=read_json_lines(run_dir / "metrics.jsonl"),
         evaluation=read_json_file(run_dir / "evaluation" / "metrics.json", {}),
         comparisons=read_json_file(run_dir / "evaluation" / "comparisons.json", []),
@@ -153,7 +168,12 @@ def read_json_lines(path: Path) -> list[Row]:
 
 
 def read_parquet(path: Path, ids: Iterable[str] | None = None, columns: list[str] | None = None) -> list[Row]:
-    """Read rows of a parquet file, empty where there is none.
+    """Read rows as `read_parquet_table` does."""
+    return list(read_parquet_table(path, ids, columns).to_pylist())
+
+
+def read_parquet_table(path: Path, ids: Iterable[str] | None = None, columns: list[str] | None = None) -> pyarrow.Table:
+    """Read a parquet file, empty and without columns where there is none.
 
     Args:
         path: The file.
@@ -162,10 +182,10 @@ def read_parquet(path: Path, ids: Iterable[str] | None = None, columns: list[str
     """
     wanted = None if ids is None else set(ids)
     if not path.is_file() or wanted == set():
-        return []
+        return pyarrow.table({})
     filters = None if wanted is None else [("id", "in", wanted)]
     try:
-        return list(pyarrow.parquet.read_table(path, columns=columns, filters=filters).to_pylist())
+        return pyarrow.parquet.read_table(path, columns=columns, filters=filters)
     except pyarrow.ArrowException as error:
         raise UserError(f"{path} cannot be read: {error}. Delete the file and run its step again") from error
 

@@ -19,7 +19,7 @@ from srd.report import words
 from srd.report.comparison import UNREFLECTED_SCORES, Model, model_of, primary_metrics, verdict_of
 from srd.report.difficulty import corruption_table
 from srd.report.plots import Bar, Series, bar_plot, legend, line_plot, scatter_plot
-from srd.report.run_files import RunFiles, read_json_file, read_parquet, read_run
+from srd.report.run_files import RunFiles, read_json_file, read_run
 from srd.report.tables import Cell, Column, Measure, Table, to_csv, to_html, to_latex, to_markdown
 
 if TYPE_CHECKING:
@@ -305,14 +305,18 @@ def corruption_rows(results: Sequence[Result]) -> Table | None:
     """How well each ranking found the examples that were corrupted on purpose; None without any."""
     lines: list[list[Cell]] = []
     for row, own in by_row(results).items():
-        tables = [table for result in own if (table := _corruption(result)) is not None]
+        tables, shares = [], []
+        for run in (result.run for result in own):
+            corruption = run.corruption() if run.ranked else {}
+            if (table := corruption_table(run.ranked, corruption)) is not None:
+                tables.append(table)
+                shares.append(len(corruption) / len(run.ranked))
         if not tables:
             continue
         precision = [float(table.rows[0][1]) for table in tables if table.rows[0][1] is not None]  # type: ignore[arg-type]
         aucs = [[float(line[3]) for line in table.rows] for table in tables]  # type: ignore[arg-type]
         means = [statistics.fmean(values) for values in zip(*aucs, strict=True)]
-        share = statistics.fmean(_corrupted_share(result) for result in own)
-        lines.append([row, share, statistics.fmean(precision) if precision else None, *means])
+        lines.append([row, statistics.fmean(shares), statistics.fmean(precision) if precision else None, *means])
     if not lines:
         return None
     columns = [
@@ -326,21 +330,6 @@ def corruption_rows(results: Sequence[Result]) -> Table | None:
         "share of the corrupted, and AUC is 0.50."
     )
     return Table(columns, lines, caption)
-
-
-def _corruption(result: Result) -> Table | None:
-    kinds = _kinds(result)
-    return corruption_table(result.run.ranked, kinds) if result.run.ranked and any(kinds.values()) else None
-
-
-def _kinds(result: Result) -> dict[str, str]:
-    rows = read_parquet(result.outcome.folder / "examples" / "train.parquet", columns=["id", "corruption"])
-    return {str(row["id"]): row["corruption"] or "" for row in rows}
-
-
-def _corrupted_share(result: Result) -> float:
-    kinds = _kinds(result)
-    return sum(map(bool, kinds.values())) / max(len(kinds), 1)
 
 
 def cells_csv(results: Sequence[Result]) -> str:
