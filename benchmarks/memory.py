@@ -1,4 +1,4 @@
-"""Peak memory over the number of examples: encoding and reflecting (the model's work left out), and ranking.
+"""Peak memory over the number of examples: importing, encoding and reflecting (the model's work left out), ranking.
 
     python -m benchmarks.memory --rows 10000 100000 1000000 -o memory.json
 
@@ -14,7 +14,7 @@ import multiprocessing
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +25,53 @@ import pyarrow.parquet as pq
 WORDS = ("model", "list", "returns", "value", "of", "an", "item", "when", "a", "function", "reads", "every", "file")
 WRITE_ROWS = 10_000
 
+Work = Callable[[Path, int], None]
 
-def write_examples(path: Path, rows: int) -> None:
-    """Synthetic examples of the usual schema, about 40 words of prompt and 30 of reference, in pieces."""
-    random, writer = np.random.default_rng(0), None
+
+def texts(rows: int) -> Iterator[tuple[int, list[str]]]:
+    """Synthetic texts of 70 words, in pieces, each with the number of its first row."""
+    random = np.random.default_rng(0)
     for start in range(0, rows, WRITE_ROWS):
-        count = min(WRITE_ROWS, rows - start)
-        text = [" ".join(WORDS[i] for i in line) for line in random.integers(0, len(WORDS), (count, 70))]
-        table = pa.table({
-            "id": [f"example-{start + i}" for i in range(count)],
-            "instruction": [line[: len(line) // 2] for line in text],
-            "input": [""] * count, "messages": [""] * count, "prompt": [""] * count,
-            "references": [[line[len(line) // 2 :]] for line in text],
-            "corruption": [""] * count,
-        })  # fmt: skip
-        writer = writer or pq.ParquetWriter(path, table.schema)
-        writer.write_table(table)
-    if writer is not None:
-        writer.close()
+        lines = random.integers(0, len(WORDS), (min(WRITE_ROWS, rows - start), 70))
+        yield start, [" ".join(WORDS[i] for i in line) for line in lines]
+
+
+def write_file(folder: Path, rows: int) -> None:
+    """What a user has: JSON lines of an instruction and an output."""
+    with open(folder / "rows.jsonl", "w", encoding="utf-8") as file:
+        for _, text in texts(rows):
+            for line in text:
+                row = {"instruction": line[: len(line) // 2], "input": "", "output": line[len(line) // 2 :]}
+                file.write(json.dumps(row) + "\n")
+
+
+def import_rows(folder: Path, rows: int) -> None:
+    """Read the file, recognise the rows, give ids, split, write."""
+    from srd.config import SourceConfig
+    from srd.data.examples import split_examples
+    from srd.data.sources import load_source
+    from srd.tables import write_table
+
+    examples = load_source(SourceConfig(path=str(folder / "rows.jsonl")))
+    assert len(examples) == rows
+    for name, split in split_examples(examples, validation=100, test=100, seed=0).items():
+        write_table(split, folder / f"{name}.parquet")
+
+
+def write_examples(folder: Path, rows: int) -> None:
+    """Examples of the usual schema, about 35 words of prompt and 35 of reference."""
+    from srd.data.examples import EXAMPLE_FEATURES
+
+    schema = EXAMPLE_FEATURES.arrow_schema
+    with pq.ParquetWriter(folder / "train.parquet", schema) as writer:
+        for start, text in texts(rows):
+            columns = {
+                **{name: [""] * len(text) for name in schema.names},
+                "id": [f"example-{start + i}" for i in range(len(text))],
+                "instruction": [line[: len(line) // 2] for line in text],
+                "references": [[line[len(line) // 2 :]] for line in text],
+            }
+            writer.write_table(pa.table(columns, schema=schema))
 
 
 def reflect_rows(folder: Path, rows: int) -> None:
@@ -81,18 +110,25 @@ def reflect_rows(folder: Path, rows: int) -> None:
     tables.write_table(scores, folder / "scores.parquet")
 
 
+def lay_out_scores(folder: Path, rows: int) -> None:
+    """Scores as reflection leaves them."""
+    from srd.reflection import SCHEMA
+
+    random = np.random.default_rng(0)
+    with pq.ParquetWriter(folder / "scores.parquet", SCHEMA) as writer:
+        for start, text in texts(rows):
+            numbers = {"rouge_l": random.random(len(text)), "ce": random.gamma(2.0, 1.0, len(text))}
+            ids = [f"example-{start + i}" for i in range(len(text))]
+            writer.write_table(pa.table({"id": ids, "response": text, **numbers}, schema=SCHEMA))
+
+
 def rank_rows(folder: Path, rows: int) -> None:
     """Read scores, rank them, lay out the stages, write both."""
     from srd.curriculum import Curriculum
     from srd.ranking import rank
-    from srd.tables import read_table, write_table
+    from srd.tables import write_table
 
-    random = np.random.default_rng(0)
-    ids = pa.array(f"example-{i}" for i in range(rows))
-    scores = pa.table({"id": ids, "rouge_l": random.random(rows), "ce": random.gamma(2.0, 1.0, rows)})
-    pq.write_table(scores, folder / "scores.parquet")
-    del scores, ids
-    ranked = rank(read_table(folder / "scores.parquet"))
+    ranked = rank(pq.read_table(folder / "scores.parquet", columns=["id", "rouge_l", "ce"]))
     write_table(Curriculum().assign(ranked), folder / "ranked.parquet")
 
 
@@ -104,15 +140,16 @@ def memory(kind: str) -> float:
     raise AssertionError("needs Linux")
 
 
-def measured(work: Callable[[Path, int], None], rows: int, answers: Any) -> None:
+def measured(prepare: Work, work: Work, rows: int, answers: Any) -> None:
     """Run the work with a thread that looks at the memory ten times a second."""
     with tempfile.TemporaryDirectory() as name:
-        if work is reflect_rows:
-            write_examples(Path(name) / "train.parquet", rows)
+        prepare(Path(name), rows)
         peak, done, started = {"anonymous": 0.0, "resident": 0.0}, threading.Event(), time.perf_counter()
 
         def watch() -> None:
-            while not done.wait(0.1):
+            ended = False
+            while not ended:
+                ended = done.wait(0.1)  # and once more, so that work of less than that is seen
                 peak["anonymous"] = max(peak["anonymous"], memory("Anon"))
                 peak["resident"] = max(peak["resident"], memory(""))
 
@@ -127,7 +164,11 @@ def measured(work: Callable[[Path, int], None], rows: int, answers: Any) -> None
                  "seconds": round(time.perf_counter() - started, 1)})  # fmt: skip
 
 
-WORK = {"reflect": reflect_rows, "rank": rank_rows}
+WORK = {
+    "import": (write_file, import_rows),
+    "reflect": (write_examples, reflect_rows),
+    "rank": (lay_out_scores, rank_rows),
+}
 
 
 def measure(name: str, rows: int) -> dict[str, float]:
@@ -138,7 +179,7 @@ def measure(name: str, rows: int) -> dict[str, float]:
     """
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
-    process = context.Process(target=measured, args=(WORK[name], rows, answers))
+    process = context.Process(target=measured, args=(*WORK[name], rows, answers))
     process.start()
     process.join()
     if process.exitcode:

@@ -158,7 +158,7 @@ def measure_scaling(folder: str, size: Size) -> Iterator[tuple[str, Result]]:
 
 
 def measure_memory(folder: str, size: Size) -> Iterator[tuple[str, Result]]:
-    """Peak memory over rows: encoding and reflecting with the model's work left out, and ranking."""
+    """Peak memory over rows: importing, encoding and reflecting with the model's work left out, and ranking."""
     for work in memory.WORK:
         for rows in size.remembered:
             print(f"{work} {rows} rows", flush=True)

@@ -205,7 +205,11 @@ def scaling_table(results: Result) -> str:
     return to_markdown(Table(columns, rows))
 
 
-MEMORY_LABELS = {"reflect": "encode and reflect, model left out", "rank": "rank and lay out stages"}
+MEMORY_LABELS = {
+    "import": "import and split a file",
+    "reflect": "encode and reflect, model left out",
+    "rank": "rank and lay out stages",
+}
 
 
 def memory_table(results: Result) -> str:
@@ -292,5 +296,5 @@ def write_plots(folder: Path, results: Result) -> None:
         ("ours, cross-entropy alone", points("vocabulary", key="cross_entropy")),
     ]
     draw(folder / "vocabulary.svg", "Loss path, 256 tokens", "vocabulary", "seconds", lines)
-    lines = [(label, points(f"memory_{work}", key="anonymous")) for work, label in MEMORY_LABELS.items()]
-    draw(folder / "memory.svg", "Peak memory", "rows", "GB", lines)
+    lines = [(label, points(f"memory_{work}", key="resident")) for work, label in MEMORY_LABELS.items()]
+    draw(folder / "memory.svg", "Peak memory, mapped pages included", "rows", "GB", lines)

@@ -415,7 +415,7 @@ def test_disk_too_small_for_the_checkpoints(
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
-        (pipeline.pq, "write_table"),
+        (pipeline, "write_table"),
         (artifacts, "replace"),
         (distillation.DistillTrainer, "_save_optimizer_and_scheduler"),
         (distillation, "append_row"),

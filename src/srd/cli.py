@@ -334,12 +334,12 @@ def main() -> None:
         code = INTERRUPTED
     except OSError as error:
         import errno
+        import tempfile
 
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _tell(
-            f"[bold red]error:[/] the disk is full ({error.filename}). Free some space and run the same command again."
-        )
+        place = error.filename or f"or where temporary files go, {tempfile.gettempdir()}, which TMPDIR can change"
+        _tell(f"[bold red]error:[/] the disk is full ({place}). Free some space and run the same command again.")
         code = 1
     except Exception as error:
         code = _lost(error) if parallel.is_lost(error) else _usage_error(error)
