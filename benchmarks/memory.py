@@ -106,7 +106,7 @@ def reflect_rows(folder: Path, rows: int) -> None:
     encoder = Encoder(tokenizer, get_template("plain", tokenizer))
     encoded = encoder.encode(examples)
     assert len(EncodedExamples(encoded)) == rows
-    scores = reflect(Parrot(), tokenizer, examples, encoded=encoded, folder=folder / "batches")
+    scores = reflect(Parrot(), tokenizer, examples, encoded=tables.reopened(encoded), folder=folder / "batches")
     tables.write_table(scores, folder / "scores.parquet")
 
 

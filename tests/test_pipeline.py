@@ -296,9 +296,9 @@ def test_live_teacher_gives_the_losses_of_the_cache(done: TinyRun, tmp_path: Pat
 def test_training_texts_are_tokenised_once_a_run(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     encode, encoded = Encoder.encode, []
 
-    def spy(encoder: Encoder, examples: Any, *arguments: Any) -> Any:
+    def spy(encoder: Encoder, examples: Any, *arguments: Any, **named: Any) -> Any:
         encoded.append(len(examples))
-        return encode(encoder, examples, *arguments)
+        return encode(encoder, examples, *arguments, **named)
 
     monkeypatch.setattr(Encoder, "encode", spy)
     tiny_run.set(baselines={"kd": {"curriculum": None}}, training__curriculum={"reflect_again": True}).run()

@@ -63,7 +63,7 @@ class _Collect(logging.Handler):
 
 @contextmanager
 def progress_bar(description: str) -> Iterator[Callable[..., None]]:
-    """Yield ``update(done, total, note="")``; a bar on a terminal, now and then a line elsewhere."""
+    """Yield ``update(done, total or None, note="")``: a bar on a terminal, now and then a line elsewhere."""
     if console.is_terminal:
         columns = (
             TextColumn("  {task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(),
@@ -75,10 +75,10 @@ def progress_bar(description: str) -> Iterator[Callable[..., None]]:
         return
     last = time.monotonic()
 
-    def update(done: float, total: float, note: str = "") -> None:
+    def update(done: float, total: float | None, note: str = "") -> None:
         nonlocal last
         if time.monotonic() - last > QUIET_SECONDS:
             last = time.monotonic()
-            console.print(f"  {description}: {done:g} of {total:g}  {note}".rstrip())
+            console.print(f"  {description}: {done:g}{'' if total is None else f' of {total:g}'}  {note}".rstrip())
 
     yield update

@@ -395,12 +395,13 @@ def _keep_scores(scores: datasets.Dataset, path: Path, batches: Path) -> None:
 
 
 def _reflect(run: Run, model: Any, folder: Path | None, longest: int) -> datasets.Dataset:
+    encoded = run.token_ids("train")
     with run.progress("student answers") as update:
         return reflect(
             model,
             run.tokenizer,
             run.split("train"),
-            encoded=run.token_ids("train"),
+            encoded=encoded,
             max_new_tokens=longest,
             batch_size=run.recipe.generation.batch_size,
             folder=folder,

@@ -115,7 +115,7 @@ def reflect(
 def _reflect_batch(
     model: Any, tokenizer: Any, examples: datasets.Dataset, encoded: datasets.Dataset, rows: list[int], longest: int
 ) -> dict[str, list[Any]]:
-    chosen, wanted = encoded[rows], examples[rows]
+    chosen, references = encoded[rows], examples.select_columns("references")[rows]["references"]
     tokens, losses = decode_batch(
         model,
         chosen["prompt_ids"],
@@ -127,7 +127,7 @@ def _reflect_batch(
         references=chosen["response_ids"],
     )
     responses = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    scores = rouge_l_many(responses, wanted["references"])
+    scores = rouge_l_many(responses, references)
     return {"id": chosen["id"], "response": responses, "rouge_l": scores.tolist(), "ce": losses}
 
 

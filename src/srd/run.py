@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
 import torch
 
 from srd import parallel
@@ -28,7 +30,7 @@ from srd.errors import UserError
 from srd.models.generation import Decoding
 from srd.models.loading import load_config, load_tokenizer
 from srd.models.vocabulary import shared_vocabulary
-from srd.tables import open_mapped
+from srd.tables import open_mapped, reopened
 from srd.trainer import Validation
 
 
@@ -125,6 +127,7 @@ class Run:
         console.print(f"[bold]• {step}[/]")
         self._step, self._started = step, time.monotonic()
         summary = make()
+        _give_memory_back()
         self._keep_time()
         if parallel.is_main():
             self.manifest.finish(step, summary)
@@ -294,14 +297,16 @@ class Run:
     def encoded(self, split: str, responses: list[str] | None = None) -> EncodedExamples:
         """A split as torch examples; with ``responses``, these in place of the references."""
         if responses is not None:
-            return EncodedExamples(self.encoder.encode(self.split(split), responses))
+            with self.progress("tokens") as update:
+                return EncodedExamples(self.encoder.encode(self.split(split), responses, update))
         return EncodedExamples(self.token_ids(split))
 
     def token_ids(self, split: str) -> datasets.Dataset:
-        """The rows of `Encoder.encode` for a split, tokenised once a command."""
+        """The rows of `Encoder.encode` for a split, tokenised once a command, mapped anew by each that asks."""
         if split not in self._encoded:
-            self._encoded[split] = self.encoder.encode(self.split(split))
-        return self._encoded[split]
+            with self.progress("tokens") as update:
+                self._encoded[split] = self.encoder.encode(self.split(split), progress=update)
+        return reopened(self._encoded[split])
 
     def validation(self, config: TrainingConfig) -> Validation:
         """What checkpoints of a training are chosen by."""
@@ -362,6 +367,13 @@ def _machine() -> dict[str, Any]:
         "system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(),
         "threads": torch.get_num_threads(), "gpu": gpu, "processes": parallel.processes(),
     }  # fmt: skip
+
+
+def _give_memory_back() -> None:
+    """Return what was freed to the system: of the import of a million rows the allocators would keep 0.6 GB."""
+    pyarrow.default_memory_pool().release_unused()
+    with contextlib.suppress(AttributeError, TypeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _shown(value: Any) -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from srd.artifacts import atomic_write, fingerprint, remove
 from srd.errors import UserError
 
-LARGE_BYTES = 64 << 20  # a parquet file of this size takes several times as much memory
+LARGE_BYTES = 16 << 20  # a parquet file of this size takes many times as much memory
 MAP_ROWS = 1_000
 WRITE_ROWS = 10_000
 
@@ -60,6 +60,12 @@ def open_mapped(path: Path, folder: Path) -> datasets.Dataset:
     """Open a parquet file: through the memory map that `map_large` made, or in memory where there is none."""
     mapped = _mapped(path, folder)
     return datasets.Dataset.from_file(str(mapped)) if mapped.exists() else datasets.Dataset(pq.read_table(path))
+
+
+def reopened(rows: datasets.Dataset) -> datasets.Dataset:
+    """The same rows through a memory map of their own, whose pages leave the process with it; else as they are."""
+    files = [file["filename"] for file in rows.cache_files]
+    return datasets.Dataset.from_file(files[0]) if len(files) == 1 else rows
 
 
 def _mapped(path: Path, folder: Path) -> Path:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
 from transformers import PreTrainedTokenizerBase
 
+from srd.artifacts import fingerprint
 from srd.data.templates import Segment, Template, get_template
 from srd.errors import UserError
 
@@ -128,12 +129,18 @@ class Encoder:
             result.append([*response, self.tokenizer.eos_token_id][:room])
         return result
 
-    def encode(self, examples: datasets.Dataset, responses: list[str] | None = None) -> datasets.Dataset:
+    def encode(
+        self,
+        examples: datasets.Dataset,
+        responses: list[str] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> datasets.Dataset:
         """Encode examples.
 
         Args:
             examples: Rows of the example schema.
             responses: Other texts to train on than the first reference (the teacher's, for SeqKD), row by row.
+            progress: Called with examples done and examples to do.
 
         Returns:
             ``id, prompt_ids, response_ids, prompt_cut, response_cut``, in the same order.
@@ -147,6 +154,8 @@ class Encoder:
             ]
             prompt_ids, prompt_texts, cut = self.prompts(rows)
             response_ids = self.responses(rows, prompt_ids, prompt_texts, texts)
+            if progress:
+                progress(positions[-1] + 1, len(examples))
             return {
                 "id": batch["id"],
                 "prompt_ids": prompt_ids,
@@ -161,6 +170,8 @@ class Encoder:
             with_indices=True,
             remove_columns=examples.column_names,
             load_from_cache_file=False,
+            # Names the file; the library would hash all that the function holds, and cannot hash a progress bar.
+            new_fingerprint=fingerprint("tokens", examples._fingerprint, responses is not None),
             features=datasets.Features(
                 {
                     "id": datasets.Value("string"),

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 from datasets import Dataset, DatasetDict
 
+from srd.console import progress_bar
 from srd.data.examples import ROW_FIELDS, ExampleBuilder
 from srd.data.pydocs import pydocs_splits
 from srd.errors import UserError, nearest
@@ -30,6 +31,8 @@ Row = dict[str, Any]
 PlacedRow = tuple[str, Row]  # where the row stands, and the row
 
 log = logging.getLogger(__name__)
+
+SHOWN_ROWS = 1_000  # rows between two looks at the progress bar
 
 FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 HUB_NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?")
@@ -341,7 +344,7 @@ def _build(
     _check_columns(source.columns, named)
     builders: dict[str, ExampleBuilder] = {}
     skipped = 0
-    for number, (place, row) in enumerate(rows):
+    for number, (place, row) in enumerate(_counted(rows)):
         row = _renamed(row, source.columns, place)
         try:
             target = named.split_of(number, row) if named and named.split_of and not split else split
@@ -361,6 +364,15 @@ def _build(
     if skipped:
         log.warning("%s: %d rows without a text were left out", origin, skipped)
     return {name: builder.finish() for name, builder in (builders or {split: ExampleBuilder(origin, prefix)}).items()}
+
+
+def _counted(rows: Iterable[PlacedRow]) -> Iterator[PlacedRow]:
+    """The rows, with a progress bar."""
+    with progress_bar("rows read") as update:
+        for number, row in enumerate(rows):
+            if number % SHOWN_ROWS == SHOWN_ROWS - 1:
+                update(number + 1, None)
+            yield row
 
 
 def _check_columns(columns: Mapping[str, str], named: NamedDataset | None) -> None:
