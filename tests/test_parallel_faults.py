@@ -51,25 +51,31 @@ def test_fewer_examples_than_processes(tmp_path: Path) -> None:
     assert "[rank" not in done.stderr, "a traceback"
 
 
-def test_a_port_in_use(tmp_path: Path) -> None:
-    """Torchrun says it; a process that was started without a launcher says it itself."""
+@pytest.mark.parametrize(("process", "reason"), [(0, "address already in use"), (1, "no answer in 5 seconds")])
+def test_a_port_in_use(process: int, reason: str, tmp_path: Path) -> None:
+    """Torchrun says it; a process that was started without a launcher says it itself.
+
+    The main process cannot listen there; another one is connected with a program that does not answer.
+    """
     recipe = TinyRun(tmp_path).write_recipe()
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        launched = launch("-m", "srd", "run", recipe, "--run-dir", tmp_path / "run", port=port)
-        assert launched.returncode != 0
-        assert re.search(rf"port: {port}.*address already in use", launched.stderr)
-        started = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        if process == 0:
+            launched = launch("-m", "srd", "run", recipe, "--run-dir", tmp_path / "run", port=port)
+            assert launched.returncode != 0
+            assert re.search(rf"port: {port}.*address already in use", launched.stderr)
+        started = {"RANK": f"{process}", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        impatient = "from srd import cli, parallel; parallel.MEETING = 5; cli.main()"
         alone = subprocess.run(
-            [sys.executable, "-m", "srd", "run", str(recipe), "--run-dir", str(tmp_path / "run")],
+            [sys.executable, "-c", impatient, "run", str(recipe), "--run-dir", str(tmp_path / "run")],
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src"), **started,
                  "MASTER_PORT": str(port)},
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
     assert alone.returncode == 2
-    assert f"error: process 0 cannot meet the others at 127.0.0.1:{port}" in alone.stderr
-    assert "address already in use" in alone.stderr
+    assert f"error: process {process} cannot meet the others at 127.0.0.1:{port}" in alone.stderr
+    assert reason in alone.stderr
     assert "--master-port" in alone.stderr
     assert "Traceback" not in alone.stderr

@@ -10,6 +10,7 @@ import atexit
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +27,8 @@ T = TypeVar("T")
 # One process may work for hours (scoring, merging) while the others wait for it. A process that fails is noticed by the
 # launcher, which stops the others, and not by this limit.
 PATIENCE = timedelta(days=2)
+# Longer than processes of one run start apart. Torch waits without end for an answer from another program at its port.
+MEETING = 15 * 60.0  # seconds
 # gloo's threads give the tensors of the last exchange back a moment after it. If Python is ending by then, the process
 # aborts, with its work done (seen once in fifty runs, torch 2.13).
 SETTLING = 0.2  # seconds
@@ -64,14 +67,15 @@ def state() -> PartialState:
 
     if PartialState._shared_state:
         return PartialState()
+    giving_up = threading.Timer(MEETING, _give_up)
+    giving_up.daemon = True
+    giving_up.start()
     try:
         made = PartialState(cpu=on_cpu(), timeout=PATIENCE)
     except DistNetworkError as error:
-        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise UserError(
-            f"process {process()} cannot meet the others at {place}: {error}. If the port is in use, give another one "
-            "(--master-port of torchrun, --main_process_port of accelerate launch)."
-        ) from error
+        raise UserError(_not_met(str(error))) from error
+    finally:
+        giving_up.cancel()
     if processes() > 1:
         atexit.register(time.sleep, SETTLING)
     if made.num_processes != processes():
@@ -80,6 +84,21 @@ def state() -> PartialState:
             "GPUs only, and there is none here. Use torchrun or ddp.yaml."
         )
     return made
+
+
+def _give_up() -> None:
+    """End the process from beside the thread that waits for the others."""
+    sys.stderr.write(f"error: {_not_met(f'no answer in {MEETING:.0f} seconds')}\n")
+    sys.stderr.flush()
+    os._exit(2)
+
+
+def _not_met(reason: str) -> str:
+    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    return (
+        f"process {process()} cannot meet the others at {place}: {reason}. If the port is in use, give another one "
+        "(--master-port of torchrun, --main_process_port of accelerate launch)."
+    )
 
 
 def is_lost(error: Exception) -> bool:
