@@ -7,8 +7,9 @@ from pathlib import Path
 import datasets
 import pytest
 
+from srd import tables
 from srd.errors import UserError
-from srd.tables import positions, read_table, write_table
+from srd.tables import map_large, open_mapped, positions, read_table, reopened, write_table
 
 ROWS = datasets.Dataset.from_dict({"id": ["a", "é"], "rrf": [1 / 60.5, 1 / 3], "rank": [1, 2]})
 
@@ -18,6 +19,19 @@ def test_what_is_written_is_read_to_the_last_digit(ending: str, tmp_path: Path) 
     path = tmp_path / f"ranked{ending}"
     write_table(ROWS, path)
     assert read_table(path).to_pydict() == ROWS.to_dict()
+
+
+def test_large_tables_are_read_through_a_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, folder = tmp_path / "rows.parquet", tmp_path / "mapped"
+    write_table(ROWS, path)
+    small = open_mapped(path, folder)
+    assert small.cache_files == [] and reopened(small) is small
+    monkeypatch.setattr(tables, "LARGE_BYTES", 0)
+    map_large([path], folder)
+    mapped = open_mapped(path, folder)
+    again = reopened(mapped)
+    assert again is not mapped and again.cache_files == mapped.cache_files != []
+    assert small.to_dict() == mapped.to_dict() == again.to_dict() == ROWS.to_dict()
 
 
 def test_rows_are_found_by_id() -> None:

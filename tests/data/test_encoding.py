@@ -33,6 +33,13 @@ def one(tokenizer: Any, row: dict[str, Any], template: str = "alpaca", **changes
     return encoded
 
 
+def test_progress_is_told() -> None:
+    told: list[tuple[int, int]] = []
+    rows = [{"instruction": f"Question {i}?", "output": "Yes."} for i in range(1500)]
+    encoder(tiny_tokenizer()).encode(examples_from_rows(rows, "rows"), progress=lambda *counts: told.append(counts))
+    assert told == [(1000, 1500), (1500, 1500)]
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "opt", "gemma2"])
 def test_the_response_is_what_follows_the_prompt(family: str) -> None:
     """Prompt and response together are the tokens of the joint text, then the end of sequence; no BOS in between."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from typing import Any
 
 import pytest
 
-from srd.data.examples import EXAMPLE_FEATURES, examples_from_rows, split_examples
+from srd.data.examples import EXAMPLE_FEATURES, examples_from_rows, split_by_group, split_examples
 from srd.errors import UserError
 
 Row = dict[str, Any]
@@ -136,10 +137,33 @@ def test_ids_from_content_do_not_depend_on_position() -> None:
     assert examples_from_rows([{**rows[0], "id": "mine"}, rows[1]], "memory", id_prefix="p")["id"][:] == ids[:2]
 
 
+def test_each_repetition_is_counted() -> None:
+    rows = [{"question": question, "answer": "a"} for question in "xyxxy"]
+    x, y = (examples_from_rows([row], "memory")["id"][0] for row in rows[:2])
+    assert examples_from_rows(rows, "memory")["id"][:] == [x, y, f"{x}-2", f"{x}-3", f"{y}-2"]
+
+
 def test_rows_beyond_one_chunk_keep_their_order() -> None:
     examples = examples_from_rows(({"question": f"q{n}", "answer": f"a{n}"} for n in range(20_500)), "memory")
     assert len(examples) == len(set(examples["id"])) == 20_500
     assert examples[20_499]["references"] == ["a20499"]
+
+
+def test_groups_go_to_splits_in_the_order_of_a_hash() -> None:
+    """Against dictionaries and lists: another split would make every published number another."""
+    draw = random.Random(0)
+    groups = [f"é{draw.randrange(400)}" for _ in range(1000)]
+    members: dict[str, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    expected: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    sizes = {"validation": 150, "test": 77}
+    for group in sorted(members, key=lambda group: hashlib.blake2b(f"5:{group}".encode(), digest_size=16).digest()):
+        fits = (name for name, size in sizes.items() if len(expected[name]) + len(members[group]) <= size)
+        expected[next(fits, "train")] += members[group]
+    found = split_by_group(groups, sizes, seed=5)
+    assert {name: rows.tolist() for name, rows in found.items()} == {n: sorted(rows) for n, rows in expected.items()}
+    assert len(found["validation"]) > 140
 
 
 def test_split_is_exact_and_independent_of_order() -> None:
