@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import numpy as np
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from rich.console import Console
@@ -47,6 +48,7 @@ from srd.trainer import steps_per_epoch
 A100_FLOPS_PER_SECOND = 1.5e14
 #: Bytes a token, layer and unit of width that training keeps for the backward pass, in 16 bit; and with checkpointing.
 ACTIVATION_BYTES, CHECKPOINTED_BYTES = 34, 2
+SAMPLE = 10_000  # training examples that are tokenised
 CONNECT_SECONDS = 3.0
 
 #: Rows by split, and mean tokens of prompt (in its frame) and response, of data sets that are not at hand.
@@ -141,7 +143,7 @@ class Size:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """The training data in numbers; ``exact`` where it was read and tokenised, else estimated.
+    """The training data in numbers; ``exact`` where all of it was read and tokenised, else estimated.
 
     Attributes:
         train: Training examples.
@@ -150,7 +152,7 @@ class DataFacts:
         prompt: Mean tokens of a prompt in its frame.
         response: Mean tokens of a response, end of sequence included.
         response_tokens: Of all the training data.
-        exact: Whether the data was read.
+        exact: Whether all the data was read and tokenised.
     """
 
     train: int
@@ -321,10 +323,14 @@ def read_data(recipe: Recipe, notes: list[str], encoder_decoder: bool) -> DataFa
     if not all(_is_local(source) for source in sources):
         return _estimated_data(recipe, notes)
     splits = read_splits(recipe)
+    count, train = len(splits["train"]), splits["train"]
+    if count > SAMPLE:
+        notes.append(f"tokens are counted on {SAMPLE:,} of {count:,} training examples")
+        train = train.select(np.sort(np.random.default_rng(recipe.seed).permutation(count)[:SAMPLE]))
     named = recipe.student if recipe.student.model else recipe.teacher
     if not Path(str(named.model)).expanduser().exists() and named.model != "smollm2" and not hub_is_reachable():
         notes.append("the tokenizer is not at hand: tokens are estimated as a quarter of the characters")
-        rows = list(splits["train"])
+        rows = list(train)
         prompt = math.fsum(len(r["instruction"]) + len(r["input"]) + len(r["messages"]) for r in rows) / 4 / len(rows)
         response = math.fsum(len(r["references"][0]) for r in rows) / 4 / len(rows) + 1
         return _data_facts(recipe, {name: len(split) for name, split in splits.items()}, prompt, response)
@@ -334,11 +340,16 @@ def read_data(recipe: Recipe, notes: list[str], encoder_decoder: bool) -> DataFa
         tokenizer, get_template(data.template, tokenizer), max_length=data.max_length,
         max_prompt_length=data.max_prompt_length, encoder_decoder=encoder_decoder,
     )  # fmt: skip
-    encoded = encoder.encode(splits["train"])
-    prompts, responses = (sum(map(len, encoded[column])) for column in ("prompt_ids", "response_ids"))
-    count = len(encoded)
+    encoded = encoder.encode(train)
+    prompt, response = (sum(map(len, encoded[column])) / len(train) for column in ("prompt_ids", "response_ids"))
     return DataFacts(
-        count, len(splits["validation"]), len(splits["test"]), prompts / count, responses / count, responses, True
+        count,
+        len(splits["validation"]),
+        len(splits["test"]),
+        prompt,
+        response,
+        round(response * count),
+        count <= SAMPLE,
     )
 
 
