@@ -1,6 +1,7 @@
 """Peak memory over the number of examples: importing, encoding and reflecting (the model's work left out), ranking.
 
     python -m benchmarks.memory --rows 10000 100000 1000000 -o memory.json
+    python -m benchmarks.memory --rows 1000000 --work curate    # all of it in one process: half an hour
 
 Every size runs in a process of its own. ``anonymous`` is what the process cannot give back to the system; ``resident``
 also counts pages of memory-mapped files, which the system takes back when it needs them.
@@ -80,7 +81,6 @@ def reflect_rows(folder: Path, rows: int) -> None:
     from tests.tiny import tiny_tokenizer
 
     from srd import tables
-    from srd.data.batching import EncodedExamples
     from srd.data.encoding import Encoder
     from srd.data.templates import get_template
     from srd.models.vllm_engine import VllmEngine
@@ -104,9 +104,8 @@ def reflect_rows(folder: Path, rows: int) -> None:
     examples = tables.open_mapped(source, folder / "mapped")
     tokenizer = tiny_tokenizer("llama")
     encoder = Encoder(tokenizer, get_template("plain", tokenizer))
-    encoded = encoder.encode(examples)
-    assert len(EncodedExamples(encoded)) == rows
-    scores = reflect(Parrot(), tokenizer, examples, encoded=tables.reopened(encoded), folder=folder / "batches")
+    scores = reflect(Parrot(), tokenizer, examples, encoded=encoder.encode(examples), folder=folder / "batches")
+    assert len(scores) == rows
     tables.write_table(scores, folder / "scores.parquet")
 
 
@@ -132,6 +131,26 @@ def rank_rows(folder: Path, rows: int) -> None:
     write_table(Curriculum().assign(ranked), folder / "ranked.parquet")
 
 
+def curate_rows(folder: Path, rows: int) -> None:
+    """All of it in one process, as ``srd curate`` does it, with a model of one layer."""
+    from tests.tiny import save_tiny
+
+    from srd.config import validate_recipe
+    from srd.console import set_up_logging
+    from srd.curation import curate
+    from srd.run import Run
+
+    recipe = {
+        "name": "memory",
+        "teacher": str(save_tiny(folder / "teacher", "llama", layers=2, seed=1)),
+        "student": str(save_tiny(folder / "student", "llama", layers=1, seed=2)),
+        "data": {"train": str(folder / "rows.jsonl"), "template": "plain", "validation_size": 100, "test_size": 100},
+        "generation": {"max_new_tokens": 4, "batch_size": 64},
+    }
+    set_up_logging()
+    assert curate(Run(validate_recipe(recipe, "memory"), folder / "run"), folder / "stages")
+
+
 def memory(kind: str) -> float:
     """``Anon`` or nothing: this process's resident memory in GB."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
@@ -140,26 +159,24 @@ def memory(kind: str) -> float:
     raise AssertionError("needs Linux")
 
 
-def measured(prepare: Work, work: Work, rows: int, answers: Any) -> None:
+def measured(work: Work, folder: Path, rows: int, answers: Any) -> None:
     """Run the work with a thread that looks at the memory ten times a second."""
-    with tempfile.TemporaryDirectory() as name:
-        prepare(Path(name), rows)
-        peak, done, started = {"anonymous": 0.0, "resident": 0.0}, threading.Event(), time.perf_counter()
+    peak, done, started = {"anonymous": 0.0, "resident": 0.0}, threading.Event(), time.perf_counter()
 
-        def watch() -> None:
-            ended = False
-            while not ended:
-                ended = done.wait(0.1)  # and once more, so that work of less than that is seen
-                peak["anonymous"] = max(peak["anonymous"], memory("Anon"))
-                peak["resident"] = max(peak["resident"], memory(""))
+    def watch() -> None:
+        ended = False
+        while not ended:
+            ended = done.wait(0.1)  # and once more, so that work of less than that is seen
+            peak["anonymous"] = max(peak["anonymous"], memory("Anon"))
+            peak["resident"] = max(peak["resident"], memory(""))
 
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        try:
-            work(Path(name), rows)
-        finally:
-            done.set()
-            watcher.join()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work(folder, rows)
+    finally:
+        done.set()
+        watcher.join()
     answers.put({**{name: round(value, 3) for name, value in peak.items()},
                  "seconds": round(time.perf_counter() - started, 1)})  # fmt: skip
 
@@ -168,6 +185,7 @@ WORK = {
     "import": (write_file, import_rows),
     "reflect": (write_examples, reflect_rows),
     "rank": (lay_out_scores, rank_rows),
+    "curate": (write_file, curate_rows),
 }
 
 
@@ -177,11 +195,14 @@ def measure(name: str, rows: int) -> dict[str, float]:
     Returns:
         Peak of ``anonymous`` and ``resident`` memory in GB, and ``seconds``.
     """
+    prepare, work = WORK[name]
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
-    process = context.Process(target=measured, args=(*WORK[name], rows, answers))
-    process.start()
-    process.join()
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(Path(folder), rows)
+        process = context.Process(target=measured, args=(work, Path(folder), rows, answers))
+        process.start()
+        process.join()
     if process.exitcode:
         raise SystemExit(f"{name} of {rows} rows failed")
     found: dict[str, float] = answers.get()
@@ -191,7 +212,7 @@ def measure(name: str, rows: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--work", nargs="+", choices=[*WORK], default=[*WORK])
+    parser.add_argument("--work", nargs="+", choices=[*WORK], default=["import", "reflect", "rank"])
     parser.add_argument("-o", "--output", type=Path)
     chosen = parser.parse_args()
     results = []

@@ -159,7 +159,7 @@ def measure_scaling(folder: str, size: Size) -> Iterator[tuple[str, Result]]:
 
 def measure_memory(folder: str, size: Size) -> Iterator[tuple[str, Result]]:
     """Peak memory over rows: importing, encoding and reflecting with the model's work left out, and ranking."""
-    for work in memory.WORK:
+    for work in tables.MEMORY_LABELS:
         for rows in size.remembered:
             print(f"{work} {rows} rows", flush=True)
             yield f"memory_{work}/{rows}", memory.measure(work, rows)
