@@ -31,6 +31,8 @@ def test_large_tables_are_read_through_a_map(tmp_path: Path, monkeypatch: pytest
     mapped = open_mapped(path, folder)
     again = reopened(mapped)
     assert again is not mapped and again.cache_files == mapped.cache_files != []
+    for part in (mapped.select([1]), mapped.select([1, 0]), mapped.select_columns(["id"])):
+        assert reopened(part) is part
     assert small.to_dict() == mapped.to_dict() == again.to_dict() == ROWS.to_dict()
 
 

@@ -27,12 +27,15 @@ from srd.errors import UserError
 from srd.metrics import rouge_l_many
 from srd.models.generation import Decoding, decode_batch, padding_id
 from srd.models.loading import stop_token_ids
-from srd.tables import column, positions
+from srd.tables import column, positions, reopened
 
 logger = logging.getLogger(__name__)
 
 SCHEMA = pa.schema([("id", pa.string()), ("response", pa.string()), ("rouge_l", pa.float64()), ("ce", pa.float64())])
 JOINED = "joined.arrow"
+# Rows are taken in the order of their length, from all over the files, and each brings 64 kB of pages around it. With
+# their map they leave the process, so that what it holds does not grow with the files.
+MAPPED_ROWS = 2_000
 
 
 def reflect(
@@ -91,10 +94,13 @@ def reflect(
     done, total = 0, sum(len(batches[i]) for i in mine)
     was_training = model.training
     model.eval()
-    for number in mine:
+    window = max(1, MAPPED_ROWS // batch_size)
+    for count, number in enumerate(mine):
+        if count % window == 0:
+            tokens, texts = reopened(encoded), reopened(examples)
         path = folder / f"batch-{number:07d}.json" if folder else None
         if path is None or not path.exists():
-            part = _reflect_batch(model, tokenizer, examples, encoded, batches[number], max_new_tokens)
+            part = _reflect_batch(model, tokenizer, texts, tokens, batches[number], max_new_tokens)
             if path is None:
                 parts[number] = part
             else:

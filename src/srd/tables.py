@@ -65,7 +65,10 @@ def open_mapped(path: Path, folder: Path) -> datasets.Dataset:
 def reopened(rows: datasets.Dataset) -> datasets.Dataset:
     """The same rows through a memory map of their own, whose pages leave the process with it; else as they are."""
     files = [file["filename"] for file in rows.cache_files]
-    return datasets.Dataset.from_file(files[0]) if len(files) == 1 else rows
+    if len(files) != 1 or rows._indices is not None:
+        return rows
+    again = datasets.Dataset.from_file(files[0])  # all of the file, where ``rows`` may be a slice of it
+    return again if (len(again), again.column_names) == (len(rows), rows.column_names) else rows
 
 
 def _mapped(path: Path, folder: Path) -> Path:
