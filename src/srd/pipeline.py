@@ -357,9 +357,8 @@ def teacher_responses(run: Run, longest: int) -> list[str]:
         return {"examples": len(texts), "empty": sum(not text.strip() for text in texts)}
 
     run.once("teacher text", [teacher, examples, run.encoding, longest], [path], make)
-    table = pq.read_table(path)
-    by_id = dict(zip(table["id"].to_pylist(), table["response"].to_pylist(), strict=True))
-    return [by_id[name] for name in run.split("train")["id"]]
+    answers = datasets.Dataset(pq.read_table(path))
+    return list(answers.select(positions(column(run.split("train"), "id"), answers))["response"])
 
 
 # --------------------------------------------------------------------------------------------------- reflection, ranks

@@ -97,7 +97,7 @@ def reflect(
     window = max(1, MAPPED_ROWS // batch_size)
     for count, number in enumerate(mine):
         if count % window == 0:
-            tokens, texts = reopened(encoded), reopened(examples)
+            tokens, texts = reopened(encoded), reopened(examples).select_columns("references")
         path = folder / f"batch-{number:07d}.json" if folder else None
         if path is None or not path.exists():
             part = _reflect_batch(model, tokenizer, texts, tokens, batches[number], max_new_tokens)
@@ -121,7 +121,7 @@ def reflect(
 def _reflect_batch(
     model: Any, tokenizer: Any, examples: datasets.Dataset, encoded: datasets.Dataset, rows: list[int], longest: int
 ) -> dict[str, list[Any]]:
-    chosen, references = encoded[rows], examples.select_columns("references")[rows]["references"]
+    chosen = encoded[rows]
     tokens, losses = decode_batch(
         model,
         chosen["prompt_ids"],
@@ -133,7 +133,7 @@ def _reflect_batch(
         references=chosen["response_ids"],
     )
     responses = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    scores = rouge_l_many(responses, references)
+    scores = rouge_l_many(responses, examples[rows]["references"])
     return {"id": chosen["id"], "response": responses, "rouge_l": scores.tolist(), "ce": losses}
 
 

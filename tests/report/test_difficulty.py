@@ -76,3 +76,5 @@ def test_corruption_table_by_hand() -> None:
 
 def test_no_corruption_no_table() -> None:
     assert corruption_table(ranked_rows(4, 3), {}) is None
+    assert corruption_table(ranked_rows(4, 3), {"not ranked": "swapped"}) is None
+    assert corruption_table(RANKED.empty_table(), {"e0": "swapped"}) is None

@@ -6,9 +6,6 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-import pyarrow  # type: ignore[import-untyped]
-from pyarrow import compute
-
 from srd.report import words
 from srd.report.comparison import Model, baseline_of, main_model, primary_metrics
 from srd.report.difficulty import examples_to_show
@@ -26,10 +23,10 @@ def training_answers(run: RunFiles) -> str:
     """Write the easiest, hardest and some dropped training examples to unfold; empty without a ranking."""
     groups = examples_to_show(run.ranked)
     ids = [example_id for group in groups.values() for example_id in group]
-    examples = by_id(read_parquet(run.run_dir / "examples" / "train.parquet", ids))
+    examples = by_id(read_parquet(run.training_file, ids))
     before = by_id(read_parquet(run.run_dir / "reflection" / "scores.parquet", ids, ["id", "response"]))
     after = by_id(read_json_lines(run.run_dir / "evaluation" / "train_samples.jsonl"))
-    ranked = by_id(run.ranked.filter(compute.is_in(run.ranked["id"], pyarrow.array(ids, pyarrow.string()))).to_pylist())
+    ranked = by_id(read_parquet(run.run_dir / "curriculum" / "ranked.parquet", ids))
     parts = []
     for group, group_ids in groups.items():
         cards = [

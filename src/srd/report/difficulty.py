@@ -66,13 +66,14 @@ def corruption_table(ranked: pyarrow.Table, corruption: dict[str, str]) -> Table
         A row for each way to call an example hard, None without corruption. Precision: the corrupted among as
         many of the hardest as were dropped; recall: those of all corrupted; AUC: over all and for each kind.
     """
-    names = sorted(set(corruption.values()))
-    if not names:
-        return None
     known = pyarrow.array(corruption, pyarrow.string())
     place = compute.fill_null(compute.index_in(ranked["id"], value_set=known), len(known)).to_numpy()
     kinds = np.array([*corruption.values(), ""])[place]  # of every ranked example
-    corrupted, dropped = kinds != "", len(ranked) - compute.sum(ranked["kept"]).as_py()
+    corrupted = kinds != ""
+    names = sorted(set(kinds[corrupted].tolist()))
+    if not names:
+        return None
+    dropped = len(ranked) - compute.sum(ranked["kept"]).as_py()
     columns = [Column("Hardness by"), Column("Precision", show=words.percent, best="max")]
     columns += [Column("Recall", show=words.percent, best="max"), Column("AUC", digits=2, best="max")]
     columns += [Column(f"AUC, {name}", digits=2, best="max") for name in names]

@@ -83,9 +83,19 @@ class RunFiles:
         """Name of the main training, which the curriculum and the final student belong to."""
         return list(self.arms)[-1]
 
+    @property
+    def training_file(self) -> Path:
+        """The training examples."""
+        return self.run_dir / "examples" / "train.parquet"
+
+    @property
+    def training_examples(self) -> int:
+        """How many there are."""
+        return pyarrow.parquet.read_metadata(self.training_file).num_rows if self.training_file.is_file() else 0
+
     def corruption(self) -> dict[str, str]:
         """How training examples were corrupted on purpose, by id; the others are not in it."""
-        table = read_parquet_table(self.run_dir / "examples" / "train.parquet", columns=["id", "corruption"])
+        table = read_parquet_table(self.training_file, columns=["id", "corruption"])
         if not len(table):
             return {}
         rows = table.filter(compute.fill_null(compute.not_equal(table["corruption"], ""), False)).to_pylist()

@@ -305,18 +305,15 @@ def corruption_rows(results: Sequence[Result]) -> Table | None:
     """How well each ranking found the examples that were corrupted on purpose; None without any."""
     lines: list[list[Cell]] = []
     for row, own in by_row(results).items():
-        tables, shares = [], []
-        for run in (result.run for result in own):
-            corruption = run.corruption() if run.ranked else {}
-            if (table := corruption_table(run.ranked, corruption)) is not None:
-                tables.append(table)
-                shares.append(len(corruption) / len(run.ranked))
+        runs = [(result.run, result.run.corruption()) for result in own]
+        tables = [table for run, kinds in runs if (table := corruption_table(run.ranked, kinds)) is not None]
         if not tables:
             continue
         precision = [float(table.rows[0][1]) for table in tables if table.rows[0][1] is not None]  # type: ignore[arg-type]
         aucs = [[float(line[3]) for line in table.rows] for table in tables]  # type: ignore[arg-type]
         means = [statistics.fmean(values) for values in zip(*aucs, strict=True)]
-        lines.append([row, statistics.fmean(shares), statistics.fmean(precision) if precision else None, *means])
+        share = statistics.fmean(len(kinds) / max(run.training_examples, 1) for run, kinds in runs)
+        lines.append([row, share, statistics.fmean(precision) if precision else None, *means])
     if not lines:
         return None
     columns = [
