@@ -2,8 +2,9 @@ r"""GSM8K: grade-school word problems, scored by the final number.
 
 Which number is final: the one after the first ``####`` (or after ``A:`` at the start of a line, as the
 published model solutions write it), else in the last ``\boxed{}``, else after the last "the answer is", else
-the last number of the text. In GSM8K's own notation, with ``<<3+4=7>>`` annotations, a solution without its
-marker is unfinished and has no answer. Numbers are compared by value: 1,000.00 = 1000.
+the last number of the text. Where a box or an answer is a calculation, "20 - 5 = 15", its result counts.
+In GSM8K's own notation, with ``<<3+4=7>>`` annotations, a solution without its marker is unfinished and
+has no answer. Numbers are compared by value: 1,000.00 = 1000.
 """
 
 from __future__ import annotations
@@ -20,19 +21,33 @@ from srd.tasks.base import Decoding, Hub, Predictions, Row, Scores, Task, means,
 
 # Currency, sign (a minus after a digit or bracket is a subtraction), digits, decimals, a denominator.
 _NUMBER = (
-    r"(?P<sign>(?<![\d)\]])[-\u2212](?=\\?[$€£¥.\d]))?\\?[$€£¥]?\s?(?P<sign_after>(?<=[$€£¥])[-\u2212])?"
-    r"(?P<digits>(?:{digits})(?:\.\d+)?|\.\d+)(?:\s?/\s?(?P<denominator>\d+))?"
+    r"(?P<sign>(?<![\d)\]])[-\u2212](?=\\?[$€£¥.\d]){minus})?\\?[$€£¥]?\s?(?P<sign_after>(?<=[$€£¥])[-\u2212])?"
+    r"{whole}(?P<digits>(?:{digits})(?:\.\d+)?|\.\d+){exponent}(?:\s?/\s?(?P<denominator>\d+))?"
 )
-# In running text "3,4" are two numbers and "3,400" is one.
-NUMBER = re.compile(_NUMBER.format(digits=r"\d{1,3}(?:,\d{3})+(?!\d)|\d+"))
+# In running text "3,4" are two numbers and "3,400" is one, as are "2 1/2", "1e3" and the "minus 4" of "it is minus 4".
+NUMBER = re.compile(
+    _NUMBER.format(
+        minus=r"|(?:^|(?<=[=:])|(?<=[=:]\s)|(?<=\bis\s))(?:minus|negative)\s+(?=\\?[$€£¥.\d])",
+        whole=r"(?:(?<![\d.,/])(?P<whole>\d{1,3})[ ](?=\d{1,3}/\d))?",
+        digits=r"\d{1,3}(?:,\d{3})+(?!\d)|\d+",
+        exponent=r"(?P<exponent>e[+-]?\d{1,3}(?!\w))?",
+    ),
+    re.IGNORECASE,
+)
 # After its marker an answer is one number, wherever its commas are: that is GSM8K's own reading.
-MARKED_NUMBER = re.compile(_NUMBER.format(digits=r"\d[\d,]*"))
+MARKED_NUMBER = re.compile(
+    _NUMBER.format(minus="", whole="(?P<whole>(?!))?", digits=r"\d[\d,]*", exponent="(?P<exponent>(?!))?")
+)
 LONGEST_NUMBER = 1000
 MARKER = re.compile(r"####\s*")
 ANSWER_LINE = re.compile(r"^A:\s*", re.MULTILINE)
 BOXED = re.compile(r"\\boxed\s*\{")
 ANSWER_IS = re.compile(r"\banswer\s+is\b:?\s*(?:approximately\s+)?[*_`(\\\[\s]*", re.IGNORECASE)
-FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
+# A calculation that begins an answer, "20 apples - 5 = 15": what has one word or a letter beside it is a term.
+_TERM = rf"[(\[\s]*(?:{re.sub(r'[(][?]P<[a-z_]+>', '(?:', NUMBER.pattern)}%?(?:\s+[a-z]+)?|[a-z])[)\]\s]*"
+_SIDE = rf"{_TERM}(?:(?:[-+*/×÷·^\u2212x]|\\(?:times|cdot|div)){_TERM})*"
+CALCULATION = re.compile(rf"{_SIDE}(?:=\s*{_SIDE})+", re.IGNORECASE)
+FRACTION = re.compile(r"(\d?)\\[dt]?frac\s*(?:\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}|(\d)(\d))")
 LATEX_SPACING = re.compile(r"\\[,!;]|\{,\}(?=\d)")
 ANNOTATION = re.compile(r"<<[^<>]*>>")
 
@@ -50,26 +65,47 @@ def final_number(text: str) -> Fraction | None:
                 return _value(number)
     if ANNOTATION.search(text):
         return None
-    text = FRACTION.sub(r"\1/\2", LATEX_SPACING.sub("", text))
+    text = FRACTION.sub(_plain_fraction, LATEX_SPACING.sub("", text))
     boxes = list(BOXED.finditer(text))
     if boxes:
-        number = NUMBER.search(text, boxes[-1].end())
+        number = _result(text, boxes[-1].end()) or NUMBER.search(text, boxes[-1].end())
         return _value(number) if number else None
     for match in reversed(list(ANSWER_IS.finditer(text))):
-        number = NUMBER.match(text, match.end())
+        number = _result(text, match.end()) or NUMBER.match(text, match.end())
         if number:
             return _value(number)
     numbers = list(NUMBER.finditer(text))
     return _value(numbers[-1]) if numbers else None
 
 
+def _plain_fraction(match: re.Match[str]) -> str:
+    r"""Write \frac{1}{2} and \frac12 as 1/2, and 2\frac12 as 2 1/2."""
+    digit, *parts = match.groups(default="")
+    return f"{digit} {parts[0] or parts[2]}/{parts[1] or parts[3]}" if digit else "/".join(filter(None, parts))
+
+
+def _result(text: str, start: int) -> re.Match[str] | None:
+    """Find what the calculation at ``start`` comes to: the last of its sides that is a number alone.
+
+    None where there is no calculation; where every side has several numbers, the one after the last equals sign.
+    """
+    calculation = CALCULATION.match(text, start, start + LONGEST_NUMBER)
+    if not calculation:
+        return None
+    ends = [*(mark.start() for mark in re.finditer("=", calculation[0])), len(calculation[0])]
+    begins = [0, *(end + 1 for end in ends[:-1])]
+    sides = [list(NUMBER.finditer(text, start + begin, start + end)) for begin, end in zip(begins, ends, strict=True)]
+    return next((side[0] for side in reversed(sides) if len(side) == 1), sides[-1][0] if sides[-1] else None)
+
+
 def _value(match: re.Match[str]) -> Fraction | None:
     if len(match[0]) > LONGEST_NUMBER:
         return None
-    value = Fraction(match["digits"].replace(",", ""))
+    value = Fraction(match["digits"].replace(",", "") + (match["exponent"] or ""))
     denominator = int(match["denominator"] or 1)
-    # "7/0" is no number; what stands before the stroke is.
+    # "7/0" is no number; what stands before the stroke is. "2 5/3" is no mixed number; its fraction is.
     value = value / denominator if denominator else value
+    value += int(match["whole"] or 0) if value < 1 else 0
     return -value if match["sign"] or match["sign_after"] else value
 
 
