@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -19,6 +20,7 @@ from srd.curation import curate
 from srd.data.encoding import Encoder
 from srd.errors import UserError
 from srd.pipeline import prepare_examples
+from srd.tasks import TASKS
 from tests.conftest import TinyRun, close, logged, steps_finished, tiny_rows, write_rows
 from tests.tiny import save_tiny
 
@@ -74,7 +76,8 @@ def test_run_directory_holds_exactly_the_contract(done: TinyRun) -> None:
         ".lock", "manifest.json", "metrics.jsonl", "recipe.yaml", "report/index.html",
         *(f"examples/{name}.parquet" for name in ("train", "validation", "test")),
         "reflection/scores.parquet", "curriculum/ranked.parquet",
-        *(f"evaluation/{name}" for name in ("metrics.json", "comparisons.json", "details.json", "train_samples.jsonl")),
+        *(f"evaluation/{name}" for name in ("metrics.json", "comparisons.json", "details.json", "train_samples.jsonl",
+          "predictions/index.json")),
         *(f"student/{name}" for name in MODEL_FILES),
     }  # fmt: skip
     found = {name for name in files(done.run_dir) if not name.startswith("cache/")}
@@ -322,11 +325,22 @@ def test_curate_writes_growing_stages_for_other_trainers(again: TinyRun, tmp_pat
     assert all(row["output"] == train[row["id"]]["references"][0] for row in stages[2])
 
 
-def test_evaluation_on_a_named_task_beside_the_test_split(again: TinyRun, tmp_path: Path) -> None:
-    path = write_rows(tmp_path / "gsm8k.jsonl", [{"question": "How many apples?", "answer": "12 in all.\n#### 12"}] * 3)
+def test_evaluation_on_two_files_of_a_named_task_beside_the_test_split(
+    again: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = dataclasses.replace(TASKS["gsm8k"], decoding=dataclasses.replace(TASKS["gsm8k"].decoding, max_new_tokens=4))
+    monkeypatch.setitem(TASKS, "gsm8k", short)
+    rows = [{"question": f"How many apples are {n}?", "answer": f"{n} in all.\n#### {n}"} for n in range(3)]
+    easy, hard = write_rows(tmp_path / "easy.jsonl", rows[:2]), write_rows(tmp_path / "hard.jsonl", rows[2:])
     before = steps_finished(again.run_dir)
-    again.set(evaluation__tasks=[{"name": "gsm8k", "path": str(path)}]).run()
+    tasks = [{"name": "gsm8k", "path": str(easy)}, {"name": "gsm8k", "path": str(hard), "label": "hard"}]
+    again.set(evaluation__tasks=tasks).run()
     assert redone(again.run_dir, before) == {"evaluation"}
     metrics = read_json(again.run_dir / "evaluation/metrics.json")
-    assert set(metrics["srd"]) == {"test", "gsm8k"}
+    assert list(metrics["srd"]) == ["test", "gsm8k", "hard"]
     assert set(metrics["srd"]["gsm8k"]) == {"accuracy"}
+    details = read_json(again.run_dir / "evaluation/details.json")["tasks"]
+    assert [details[key]["examples"] for key in ("gsm8k", "hard")] == [2, 1]
+    again.set(evaluation__tasks=[]).run()
+    left = {path.name.split(".")[1] for path in (again.run_dir / "evaluation/predictions").glob("*.*.*")}
+    assert left == {"test"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from srd.console import progress_bar
 from srd.data.encoding import Encoder
 from srd.data.templates import get_template
 from srd.errors import UserError
-from srd.evaluation import Benchmark, Contender, compare, evaluate
-from srd.models.generation import Decoding
+from srd.evaluation import Benchmark, Contender, compare, evaluate, read_benchmark
 from srd.models.loading import load_config, load_model, load_tokenizer, model_fingerprint, position_limit
+from srd.predictions import check_folder, clashing, predictions_path
+from srd.run import held
 from srd.tasks import TASKS, Task, get_task
 from srd.tasks.confinement import require_permission
 
@@ -43,7 +44,8 @@ def evaluate_models(
 ) -> dict[str, Any]:
     """Let models answer benchmarks, each with the benchmark's own prompt, decoding and scoring unless told otherwise.
 
-    Answers are kept in ``folder/predictions`` and not made again while model, examples and decoding stay the same.
+    Answers are kept in ``folder/predictions`` and not made again while model, examples and decoding stay the same; the
+    answers of models, tasks and seeds that an earlier call wanted and this one does not are removed.
 
     Args:
         models: Folders, hub names, GGUF files, or ``smollm2``. With several, the first is compared with each of the
@@ -67,7 +69,8 @@ def evaluate_models(
 
     Raises:
         UserError: an unknown or repeated task, unreadable seeds, a model or file that cannot be read, a task that runs
-            code without permission (before anything is generated).
+            code without permission, a folder that another command works in or that holds other files under the names
+            that would be written (all before anything is generated or touched).
     """
     if batch_size < 1:
         raise UserError(f"--batch-size is {batch_size}, but at least one prompt is answered at a time")
@@ -84,7 +87,16 @@ def evaluate_models(
     answer_length = max(benchmark.decoding.max_new_tokens for benchmark in benchmarks)
     names = short_names(models)
     contenders = [_contender(model, names[model], answer_length, max_prompt_length) for model in models]
-    with progress_bar("answers") as update:
+    paths = [
+        predictions_path(folder, names[model], benchmark.key, seed)
+        for model in models
+        for benchmark in benchmarks
+        for seed in benchmark.seeds
+    ]
+    parallel.on_main(lambda: check_folder(folder, paths, "-o"))
+    with contextlib.ExitStack() as stack:
+        parallel.on_main(lambda: stack.enter_context(held(folder, "-o")))
+        update = stack.enter_context(progress_bar("answers"))
         results = evaluate(
             contenders,
             benchmarks,
@@ -93,9 +105,9 @@ def evaluate_models(
             scoring={"allow_code_execution": True} if allow_code_execution else {},
             progress=lambda title, done, total: update(done, total, title),
         )
-    if len(models) > 1 and parallel.is_main():
-        called = [names[model] for model in models]
-        results = {**results, COMPARISONS: compare(folder, called, benchmarks, against=called[0])}
+        if len(models) > 1 and parallel.is_main():
+            called = [names[model] for model in models]
+            results = {**results, COMPARISONS: compare(folder, called, benchmarks, against=called[0])}
     return results
 
 
@@ -133,42 +145,32 @@ def read_benchmarks(
         raise UserError(f"--temperature is {temperature}, but must be between 0 (greedy) and 100")
     chosen_seeds = parse_seeds(seeds) if seeds is not None else None
     named = [(name, path) for name, _, path in (text.partition("=") for text in tasks)]
-    found = [(get_task(name), name, path) for name, path in named]
-    heats = [task.decoding.temperature if temperature is None else temperature for task, _, _ in found]
-    repeated = [name for name, count in Counter(name for name, _ in named).items() if count > 1]
+    found = [get_task(name) for name, _ in named]
+    repeated = clashing([name for name, _ in named])
     if repeated:
-        raise UserError(f"--task {repeated[0]} is given more than once: use another -o folder for its other file")
-    for (task, name, _), heat in zip(found, heats, strict=True):
+        raise UserError(f"--task {repeated} is given more than once: use another -o folder for its other file")
+    for task in found:
         if task.runs_code:
             require_permission(allow_code_execution)
-        _check_samples(task, name, samples, heat)
-    benchmarks = []
-    for (task, name, path), heat in zip(found, heats, strict=True):
-        own = task.decoding
-        wanted = chosen_seeds or tuple(own.seeds)
-        benchmarks.append(
-            Benchmark(
-                name,
-                task,
-                task.examples(Path(path).expanduser() if path else None, limit),
-                Decoding(max_new_tokens or own.max_new_tokens, heat, own.top_p),
-                wanted if heat > 0 else wanted[:1],
-                template or task.template,
-                samples,
-            )
+        _check_samples(task, samples, task.decoding.temperature if temperature is None else temperature)
+    return [
+        read_benchmark(
+            name, path or None, limit=limit, template=template or task.template, seeds=chosen_seeds,
+            temperature=temperature, max_new_tokens=max_new_tokens, samples=samples,
         )
-    return benchmarks
+        for task, (name, path) in zip(found, named, strict=True)
+    ]  # fmt: skip
 
 
-def _check_samples(task: Task, name: str, samples: int, temperature: float) -> None:
+def _check_samples(task: Task, samples: int, temperature: float) -> None:
     """Several samples need a task that scores them together, and answers that differ."""
     if samples == 1:
         return
     if not task.takes_samples:
         able = ", ".join(known for known, other in TASKS.items() if other.takes_samples)
         raise UserError(
-            f"--samples is {samples}, but task '{name}' scores one answer at a time (several: {able}). Give several "
-            "--seeds instead: their mean and spread are shown."
+            f"--samples is {samples}, but task '{task.name}' scores one answer at a time (several: {able}). Give "
+            "several --seeds instead: their mean and spread are shown."
         )
     if not temperature:
         raise UserError(f"--samples is {samples}, but greedy answers are all the same: give --temperature, such as 0.8")

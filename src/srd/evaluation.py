@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -19,11 +19,22 @@ from srd.artifacts import atomic_write, fingerprint, link, read_json, write_json
 from srd.data.encoding import Encoder
 from srd.metrics import paired_bootstrap
 from srd.models.generation import Decoding, generate
-from srd.tasks import Task
+from srd.predictions import (
+    COMPARISONS,
+    begin_writing,
+    finish,
+    predictions_path,
+    refuse_folders,
+    scores_path,
+    state_of,
+    write_answers,
+)
+from srd.tasks import Task, get_task
 from srd.tasks.base import Predictions
 
-PREDICTIONS = "predictions"
-INDEX = "index.json"
+SHARED_ANSWERS = "answers.jsonl"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,38 @@ class Benchmark:
     seeds: tuple[int, ...]
     template: str | None = None
     samples: int = 1
+
+
+def read_benchmark(
+    name: str,
+    path: str | None = None,
+    *,
+    label: str | None = None,
+    limit: int | None = None,
+    template: str | None = None,
+    seeds: tuple[int, ...] | None = None,
+    temperature: float | None = None,
+    max_new_tokens: int | None = None,
+    samples: int = 1,
+) -> Benchmark:
+    """Read a named task's examples. Decoding and seeds that are None here are the task's own.
+
+    A task that decodes greedily uses its first seed only. With ``template`` None a model is asked by the template of
+    its contender: a student by the one that it was trained with.
+    """
+    task = get_task(name)
+    own = task.decoding
+    heat = own.temperature if temperature is None else temperature
+    wanted = seeds or tuple(own.seeds)
+    return Benchmark(
+        label or name,
+        task,
+        task.examples(Path(path).expanduser() if path else None, limit),
+        Decoding(max_new_tokens or own.max_new_tokens, heat, own.top_p),
+        wanted if heat > 0 else wanted[:1],
+        template,
+        samples,
+    )
 
 
 @dataclass(frozen=True)
@@ -78,7 +121,7 @@ def evaluate(
 
     Answers lie in ``folder/predictions/<model>.<task>.<seed>.jsonl`` as ``{"id", "text", "<metric>": 0..1}`` (of
     several samples the text is a list) and are made again only when the model, the examples or the decoding have
-    changed.
+    changed, or the files have. What earlier evaluations have left in the folder is removed.
 
     Args:
         contenders: The models.
@@ -92,67 +135,69 @@ def evaluate(
     Returns:
         ``{model: {task: {metric: {"mean", "std", "seeds"}}}}`` in percent, as written to ``folder/metrics.json``. The
         standard deviation is the sample's, over seeds; 0 for one seed.
+
+    Raises:
+        UserError: a folder stands where a file is to go.
     """
+    contents = {benchmark.key: _content(benchmark) for benchmark in benchmarks}
+    plan = [
+        (contender, benchmark, seed, predictions_path(folder, contender.name, benchmark.key, seed))
+        for contender in contenders
+        for benchmark in benchmarks
+        for seed in benchmark.seeds
+    ]
+    paths = [path for *_, path in plan]
+    parallel.on_main(partial(refuse_folders, folder, paths))
+    by_seed: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for contender, parts in itertools.groupby(plan, key=lambda part: part[0]):
+        loaded: tuple[Any, Encoder] | None = None
+        for _, benchmark, seed, path in parts:
+            identity = fingerprint(
+                contender.identity, benchmark.template, contents[benchmark.key], asdict(benchmark.decoding), seed,
+                batch_size, benchmark.samples,
+            )  # fmt: skip
+            if not parallel.on_main(partial(_has_answers, path, identity, shared)):
+                loaded = loaded or contender.load()
+                texts = _answer(loaded, benchmark, seed, batch_size, contender.name, progress)
+                _write_predictions(path, benchmark, texts, identity, scoring or {})
+                _give(path, identity, shared)
+            parallel.barrier()
+            by_seed.setdefault((contender.name, benchmark.key), {})[seed] = read_json(scores_path(path))
+        del loaded
     results: dict[str, Any] = {}
     details: dict[str, Any] = {}
-    for contender in contenders:
-        loaded: tuple[Any, Encoder] | None = None
-        for benchmark in benchmarks:
-            by_seed = {}
-            for seed in benchmark.seeds:
-                path = predictions_path(folder, contender.name, benchmark.key, seed)
-                identity = fingerprint(
-                    contender.identity, benchmark.template, _content(benchmark.examples),
-                    asdict(benchmark.decoding), seed, batch_size, benchmark.samples,
-                )  # fmt: skip
-                if not parallel.on_main(partial(_has_answers, path, identity, shared)):
-                    loaded = loaded or contender.load()
-                    texts = _answer(loaded, benchmark, seed, batch_size, contender.name, progress)
-                    _write_predictions(path, benchmark, texts, identity, scoring or {})
-                    _give(path, identity, shared)
-                parallel.barrier()
-                by_seed[seed] = read_json(path.with_suffix(".scores.json"))
-            results.setdefault(contender.name, {})[benchmark.key] = summarise(by_seed)
-            details[benchmark.key] = describe(benchmark, next(iter(by_seed.values())).get("details", {}))
-        del loaded
+    for contender, benchmark in itertools.product(contenders, benchmarks):
+        scores = by_seed[contender.name, benchmark.key]
+        results.setdefault(contender.name, {})[benchmark.key] = summarise(scores)
+        details[benchmark.key] = describe(benchmark, next(iter(scores.values())).get("details", {}))
     if parallel.is_main():
-        write_json(folder / "metrics.json", results)
-        write_json(folder / "details.json", {"tasks": details, "versions": versions()})
+        finish(folder, paths, results, {"tasks": details, "versions": versions()})
     return results
 
 
-def predictions_path(folder: Path, model: str, task: str, seed: int) -> Path:
-    """File of one model's answers to one task with one seed."""
-    return folder / PREDICTIONS / f"{model}.{task.replace(':', '-')}.{seed}.jsonl"
-
-
-def _content(examples: datasets.Dataset) -> str:
-    """Hash of what is asked and expected."""
-    columns = [
-        name
-        for name in ("id", "instruction", "input", "messages", "prompt", "references")
-        if name in examples.column_names
-    ]
-    return fingerprint([list(examples[name]) for name in columns])
+def _content(benchmark: Benchmark) -> str:
+    """Hash of what is asked and expected, and of the task that scores it."""
+    examples, task = benchmark.examples, benchmark.task
+    columns = {name: list(examples[name]) for name in examples.column_names}
+    return fingerprint(type(task).__qualname__, task.name, task.title, columns)
 
 
 def _has_answers(path: Path, identity: str, shared: Path | None) -> bool:
     """Whether the answers are here, or could be taken from another run. For the main process."""
-    return _is_kept(path, identity) or _taken(path, identity, shared)
-
-
-def _is_kept(path: Path, identity: str) -> bool:
-    scores = read_json(path.with_suffix(".scores.json"), {})
-    return path.exists() and scores.get("fingerprint") == identity
+    state = state_of(path, identity)
+    if state == "damaged":
+        log.info("%s or its scores were changed since they were written, or are missing: answered again", path)
+    return state == "kept" or _taken(path, identity, shared)
 
 
 def _taken(path: Path, identity: str, shared: Path | None) -> bool:
     """Take answers that another run has got from the same model to the same prompts, if there are any."""
-    place = None if shared is None else shared / identity
-    if place is None or not place.is_dir():
+    place = None if shared is None else shared / identity / SHARED_ANSWERS
+    if place is None or state_of(place, identity) != "kept":
         return False
-    link(place / "answers.jsonl", path)
-    link(place / "scores.json", path.with_suffix(".scores.json"))
+    begin_writing(path)
+    link(place, path)
+    link(scores_path(place), scores_path(path))
     return True
 
 
@@ -161,8 +206,8 @@ def _give(path: Path, identity: str, shared: Path | None) -> None:
     if shared is None or not parallel.is_main():
         return
     with atomic_write(shared / identity) as unfinished:
-        link(path, unfinished / "answers.jsonl")
-        link(path.with_suffix(".scores.json"), unfinished / "scores.json")
+        link(path, unfinished / SHARED_ANSWERS)
+        link(scores_path(path), scores_path(unfinished / SHARED_ANSWERS))
 
 
 def _answer(
@@ -201,25 +246,17 @@ def _answer(
 
 
 def _write_predictions(path: Path, benchmark: Benchmark, texts: Predictions, identity: str, scoring: Any) -> None:
-    """Keep the answers with their scores; the scores' file is written last and says that both are whole."""
+    """Score the answers and keep both."""
     if not parallel.is_main():
         return
     scores = benchmark.task.score(texts, benchmark.examples, **scoring)
-    ids = benchmark.examples["id"]
-    with atomic_write(path) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
-        for index, (name, text) in enumerate(zip(ids, texts, strict=True)):
-            own = {metric: float(values[index]) for metric, values in scores.per_example.items()}
-            file.write(json.dumps({"id": name, "text": text, **own}, ensure_ascii=False) + "\n")
-    write_json(
-        path.with_suffix(".scores.json"),
-        {
-            "fingerprint": identity,
-            "metrics": scores.metrics,
-            "per_example": {name: [float(v) for v in values] for name, values in scores.per_example.items()},
-            "details": scores.details,
-            "primary": scores.primary,
-        },
-    )
+    values = {name: [float(value) for value in own] for name, own in scores.per_example.items()}
+    rows = [
+        {"id": name, "text": text, **{metric: own[index] for metric, own in values.items()}}
+        for index, (name, text) in enumerate(zip(benchmark.examples["id"], texts, strict=True))
+    ]
+    kept = {"metrics": scores.metrics, "per_example": values, "details": scores.details, "primary": scores.primary}
+    write_answers(path, rows, kept, identity)
 
 
 def summarise(by_seed: dict[int, dict[str, Any]]) -> dict[str, Any]:
@@ -277,11 +314,11 @@ def compare(folder: Path, models: Sequence[str], benchmarks: Sequence[Benchmark]
                 "difference": 100 * difference, "low": 100 * low, "high": 100 * high,
             }
         )  # fmt: skip
-    write_json(folder / "comparisons.json", rows)
+    write_json(folder / COMPARISONS, rows)
     return rows
 
 
 def _mean_scores(folder: Path, model: str, benchmark: Benchmark) -> dict[str, Any]:
     files = [predictions_path(folder, model, benchmark.key, seed) for seed in benchmark.seeds]
-    scores = [read_json(path.with_suffix(".scores.json"))["per_example"] for path in files]
+    scores = [read_json(scores_path(path))["per_example"] for path in files]
     return {metric: np.mean([own[metric] for own in scores], axis=0) for metric in scores[0]}

@@ -34,7 +34,7 @@ from srd.data.examples import split_examples
 from srd.data.sources import load_source
 from srd.distillation import Training, check_disk, train
 from srd.errors import UserError
-from srd.evaluation import Benchmark, Contender, compare, evaluate
+from srd.evaluation import Benchmark, Contender, compare, evaluate, read_benchmark
 from srd.loss import HeadWeights
 from srd.metrics import rouge_l
 from srd.models.generation import Decoding, generate, padding_id
@@ -565,20 +565,9 @@ def benchmarks(run: Run) -> list[Benchmark]:
     if settings.limit and settings.limit < len(test):
         test = test.select(range(settings.limit))
     decoding = Decoding(generation.max_new_tokens, settings.temperature, settings.top_p)
-    found = [Benchmark("test", get_task("instruction"), test, decoding, seeds)]
-    for named in settings.tasks:
-        task = get_task(named.name)
-        own = task.decoding
-        found.append(
-            Benchmark(
-                named.name,
-                task,
-                task.examples(Path(named.path) if named.path else None, named.limit),
-                Decoding(own.max_new_tokens, own.temperature, own.top_p),
-                tuple(own.seeds),
-            )
-        )
-    return found
+    own = Benchmark("test", get_task("instruction"), test, decoding, seeds)
+    tasks = [read_benchmark(task.name, task.path, label=task.label, limit=task.limit) for task in settings.tasks]
+    return [own, *tasks]
 
 
 def run_evaluation(run: Run) -> str:

@@ -345,7 +345,7 @@ def lock(path: Path, option: str) -> Any:
         import fcntl
     except ImportError:  # Windows
         return None
-    file = open(path, "w")  # noqa: SIM115 - held open on purpose
+    file = open(path, "a")  # noqa: SIM115 - held open on purpose; whatever the file holds stays
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -353,6 +353,26 @@ def lock(path: Path, option: str) -> Any:
             f"another srd command works in {path.parent}. Wait for it, or choose another {option}."
         ) from error
     return file
+
+
+@contextlib.contextmanager
+def held(folder: Path, option: str) -> Iterator[None]:
+    """Make a folder if it is not there, and hold it while the block runs.
+
+    Raises:
+        UserError: another command works in it, or there can be no such folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = lock(folder / ".lock", option)
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise UserError(f"{option} {folder} cannot be used: {reason}. Choose another folder.") from error
+    try:
+        yield
+    finally:
+        if file is not None:
+            file.close()
 
 
 def versions() -> dict[str, str]:

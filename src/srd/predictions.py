@@ -1,0 +1,176 @@
+"""The answers of an evaluation on disk: what they are called, whether they are whole, and which files belong together.
+
+A folder of an evaluation holds ``predictions/<model>.<task>.<seed>.jsonl``, beside each its ``.scores.json``, the index
+of both, and the summaries that are made from them. The index lists what was written here: nothing else is read, and
+nothing else is ever removed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from srd.artifacts import atomic_write, file_digest, fingerprint, read_json, remove, write_json
+from srd.errors import UserError
+
+PREDICTIONS, INDEX = "predictions", "index.json"
+METRICS, DETAILS, COMPARISONS, SAMPLES = "metrics.json", "details.json", "comparisons.json", "train_samples.jsonl"
+SUMMARIES = (METRICS, DETAILS, COMPARISONS, SAMPLES)
+
+State = Literal["kept", "other", "damaged", "missing"]
+
+
+def predictions_path(folder: Path, model: str, task: str, seed: int | str) -> Path:
+    """File of one model's answers to one task with one seed."""
+    return folder / PREDICTIONS / f"{model}.{task.replace(':', '-')}.{seed}.jsonl"
+
+
+def scores_path(path: Path) -> Path:
+    """File of the scores of such answers."""
+    return path.with_suffix(".scores.json")
+
+
+def clashing(tasks: Sequence[str]) -> str | None:
+    """The first task whose files would be those of one before it; None where each has its own."""
+    stems: set[str] = set()
+    for task in tasks:
+        stem = task.replace(":", "-").casefold()
+        if stem in stems:
+            return task
+        stems.add(stem)
+    return None
+
+
+# --------------------------------------------------------------------------------------------------- one pair of files
+
+
+def write_answers(path: Path, rows: Iterable[dict[str, Any]], scores: dict[str, Any], identity: str) -> None:
+    """Keep answers with their scores; the scores' file is written last and says that both are whole."""
+    begin_writing(path)
+    with atomic_write(path) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    content = {"fingerprint": identity, **scores, "predictions": file_digest(path)}
+    write_json(scores_path(path), {**content, "digest": fingerprint(content)})
+
+
+def state_of(path: Path, identity: str) -> State:
+    """Whether answers can be kept.
+
+    Returns:
+        kept: whole, and made from what ``identity`` stands for; other: made from something else; damaged: changed or
+        cut since they were written; missing: neither answers nor scores are there.
+    """
+    if not path.exists() and not scores_path(path).exists():
+        return "missing"
+    scores = read_scores(path)
+    if scores is None:
+        return "damaged"
+    return "kept" if scores["fingerprint"] == identity else "other"
+
+
+def read_scores(path: Path) -> dict[str, Any] | None:
+    """The scores of a file of answers; None unless both are there, and as they were written."""
+    try:
+        content = json.loads(scores_path(path).read_text(encoding="utf-8"))
+        digest = content.pop("digest")
+        whole = digest == fingerprint(content) and content["predictions"] == file_digest(path)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None
+    return content if whole else None
+
+
+def read_answers(path: Path) -> list[dict[str, Any]] | None:
+    """The rows of a file of answers; None unless it is as it was written."""
+    if read_scores(path) is None:
+        return None
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+# ---------------------------------------------------------------------------------------------------------- the folder
+
+
+def listed(folder: Path) -> list[str]:
+    """Names of the files of answers that were written here, by the folder's index."""
+    try:
+        content = read_json(folder / PREDICTIONS / INDEX, {})
+        names = [name for name in content.get("files", []) if isinstance(name, str)]
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        return []
+    return [name for name in names if Path(name).name == name and name.endswith(".jsonl")]  # never out of the folder
+
+
+def evaluation_files(folder: Path) -> list[Path]:
+    """All files that an evaluation consists of: summaries, index, answers and scores."""
+    answers = [folder / PREDICTIONS / name for name in listed(folder)]
+    files = [folder / name for name in SUMMARIES] + [folder / PREDICTIONS / INDEX]
+    files += [file for path in answers for file in (path, scores_path(path))]
+    return [file for file in files if file.is_file()]
+
+
+def begin_writing(path: Path) -> None:
+    """Before answers change: list their file as ours, and forget the summaries, which tell of the former ones."""
+    folder, names = path.parent.parent, listed(path.parent.parent)
+    for name in SUMMARIES:
+        remove(folder / name)
+    if path.name not in names:
+        _write_index(folder, [*names, path.name])
+
+
+def finish(folder: Path, paths: Sequence[Path], metrics: dict[str, Any], details: dict[str, Any]) -> None:
+    """Write what an evaluation comes to, and remove what earlier ones have left: answers and summaries."""
+    for name in SUMMARIES:
+        remove(folder / name)
+    wanted = [path.name for path in paths]
+    for name in listed(folder):
+        if name not in wanted:
+            remove(folder / PREDICTIONS / name)
+            remove(scores_path(folder / PREDICTIONS / name))
+    _write_index(folder, wanted)
+    write_json(folder / DETAILS, details)
+    write_json(folder / METRICS, metrics)
+
+
+def _write_index(folder: Path, names: Sequence[str]) -> None:
+    write_json(folder / PREDICTIONS / INDEX, {"files": list(names)})
+
+
+def check_folder(folder: Path, paths: Iterable[Path], option: str) -> None:
+    """Refuse a folder that holds, under the names that would be written, what no evaluation has written.
+
+    Args:
+        folder: Where the evaluation is to go.
+        paths: The files of answers that it would write.
+        option: What names another folder.
+
+    Raises:
+        UserError: there is one; nothing has been touched.
+    """
+    ours = set(listed(folder))
+    known = (folder / PREDICTIONS / INDEX).is_file()
+    answers = [file for path in paths if path.name not in ours for file in (path, scores_path(path))]
+    summaries = [] if known else [folder / name for name in SUMMARIES]
+    place = folder / PREDICTIONS
+    odd = [place] if place.exists() and not place.is_dir() else []
+    for file in [*odd, *summaries, *answers]:
+        if file.exists() or file.is_symlink():
+            raise UserError(
+                f"{file} would be overwritten, but was not written by an evaluation. Move it away, or choose another "
+                f"{option} folder."
+            )
+    refuse_folders(folder, paths)
+
+
+def refuse_folders(folder: Path, paths: Iterable[Path]) -> None:
+    """Refuse a folder that stands where a file is to go.
+
+    Raises:
+        UserError: there is one; nothing has been touched.
+    """
+    files = [folder / name for name in SUMMARIES] + [folder / PREDICTIONS / INDEX]
+    files += [file for path in paths for file in (path, scores_path(path))]
+    for file in files:
+        if file.is_dir():
+            raise UserError(f"{file} is a folder, but a file is to be written there. Move it away.")
