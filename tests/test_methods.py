@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -16,8 +17,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from srd import distillation, objectives, pipeline
 from srd.artifacts import read_json
 from srd.config import GkdMethod
+from srd.pipeline import prepare_examples
 from srd.trainer import DistillTrainer
-from tests.conftest import TinyRun, logged, steps_finished
+from tests.conftest import TinyRun, close, logged, steps_finished
 from tests.tiny import tiny_tokenizer
 
 MakeRun = Callable[..., TinyRun]
@@ -69,22 +71,26 @@ def test_seqkd_trains_on_what_the_teacher_wrote(tiny_run: TinyRun, monkeypatch: 
     tiny_run.set(training__method=METHODS["seqkd"], training__curriculum=None)
     run = tiny_run.train()
     written = pq.read_table(run.folder / "seqkd/responses.parquet").to_pydict()
-    by_id = dict(zip(written["id"], written["response"], strict=True))
+    by_id = dict(
+        zip(written["id"], zip(*(written[c] for c in ("response", "tokens", "ended")), strict=True), strict=True)
+    )
     references = {row["id"]: row["references"][0] for row in run.split("train")}
     tokenizer = tiny_tokenizer("llama")
     (training,) = seen
     assert training.label == "seqkd" and len(training.examples) == len(by_id) == 32
+    assert not all(written["ended"])  # eight tokens are few, and what was cut has no end
     for name, ids in zip(training.examples.ids, training.examples.responses, strict=True):
-        text = tokenizer.decode(ids, skip_special_tokens=True)
+        text, tokens, ended = by_id[name]
         assert text != references[name]
-        assert ids[-1] == tokenizer.eos_token_id
-        assert text == tokenizer.decode(tokenizer(by_id[name], add_special_tokens=False)["input_ids"])
+        assert ids == tokens + [tokenizer.eos_token_id] * ended
+        assert len(tokens) == 8 or ended
     # ... and the teacher's text is what the teacher itself answers.
     teacher = AutoModelForCausalLM.from_pretrained(tiny_run.teacher)
     row = run.split("train")[0]
     (prompt,), _, _ = run.encoder.prompts([row])
     answer = teacher.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False, pad_token_id=0)
-    assert tokenizer.decode(answer[0][len(prompt) :], skip_special_tokens=True) == by_id[row["id"]]
+    assert tokenizer.decode(answer[0][len(prompt) :], skip_special_tokens=True) == by_id[row["id"]][0]
+    assert answer[0][len(prompt) :].tolist()[: len(by_id[row["id"]][1])] == by_id[row["id"]][1]
 
 
 def test_the_teachers_text_survives_a_second_run(tiny_run: TinyRun) -> None:
@@ -334,3 +340,47 @@ def test_a_saved_adapter_is_a_student_or_teacher_by_itself(make_tiny_run: MakeRu
     assert metrics["teacher"]["test"]["rouge_l"] == metrics["student"]["test"]["rouge_l"]
     # Teacher and student are one model, so that there is nothing to learn in the first step.
     assert losses(second.run_dir, "kd")[0] == pytest.approx(0, abs=0.01)
+
+
+OTHER_FRAME = (
+    "{% for m in messages %}<|im_start|>[{{ m['role'] }}] {{ m['content'] }}<|endoftext|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>[answer] {% endif %}"
+)
+
+
+def test_the_teacher_writes_in_its_own_frame(make_tiny_run: MakeRun) -> None:
+    """With one vocabulary and two chat templates the teacher reads its own, where it writes and is evaluated."""
+    tiny = make_tiny_run("qwen2")
+    tokenizer = AutoTokenizer.from_pretrained(tiny.teacher)
+    tokenizer.chat_template = OTHER_FRAME
+    tokenizer.save_pretrained(tiny.teacher)
+    tiny.set(data__template="chat", training__method=METHODS["seqkd"], training__curriculum=None)
+    tiny.set(evaluation__temperature=0, evaluation__models=["teacher"], evaluation__seeds=[1])
+    run = tiny.run()
+    teacher = AutoModelForCausalLM.from_pretrained(tiny.teacher)
+
+    def answer(row: dict[str, Any]) -> list[int]:
+        """What the teacher itself says, up to 8 tokens; the end of a turn ends it, whichever frame it belongs to."""
+        content = f"{row['instruction']}\n\n{row['input']}" if row["input"] else row["instruction"]
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, return_tensors="pt", return_dict=False
+        )
+        ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|endoftext|>")]
+        written = teacher.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=ends, pad_token_id=0)
+        kept: list[int] = [token for token in written[0, ids.shape[1] :].tolist() if token not in ends]
+        return kept
+
+    text = pq.read_table(run.folder / "seqkd/responses.parquet").to_pylist()
+    rows = {row["id"]: row for name in ("train", "test") for row in run.split(name)}
+    assert all(row["tokens"] == answer(rows[row["id"]]) for row in text[:6])
+    predictions = (run.folder / "evaluation/predictions/teacher.test.1.jsonl").read_text().splitlines()
+    for line in map(json.loads, predictions):
+        assert line["text"] == tokenizer.decode(answer(rows[line["id"]]), skip_special_tokens=True)
+    # What it says token by token is asked in the student's frame, and that is told.
+    again = tiny.set(training__method="kd").open(tiny.folder / "other")
+    prepare_examples(again)
+    again.tell_frames()
+    again.tell_frames()
+    close(again)
+    (told,) = [warning for warning in again.warnings if "chat template of the teacher" in warning]
+    assert str(tiny.teacher) in told and str(tiny.student) in told

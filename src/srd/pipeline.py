@@ -6,6 +6,7 @@ examples -> teacher -> student -> teacher cache -> reflection -> ranking -> trai
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import platform
@@ -32,12 +33,13 @@ from srd.data.corruption import corrupt
 from srd.data.encoding import Encoder, encode_plain_text
 from srd.data.examples import split_examples
 from srd.data.sources import load_source
+from srd.data.turns import without_end
 from srd.distillation import Training, check_disk, train
 from srd.errors import UserError
 from srd.evaluation import Benchmark, Contender, compare, evaluate, read_benchmark
 from srd.loss import HeadWeights
 from srd.metrics import rouge_l
-from srd.models.generation import Decoding, generate, padding_id
+from srd.models.generation import Decoding, generate, generate_tokens, padding_id
 from srd.models.loading import (
     count_parameters,
     load_config,
@@ -46,6 +48,7 @@ from srd.models.loading import (
     position_limit,
     resolve_source,
     save_model,
+    stop_token_ids,
 )
 from srd.models.shrink import drop_layers
 from srd.models.vllm_engine import LOADING, VllmEngine
@@ -60,6 +63,9 @@ from srd.trainer import PlainText, Teacher, append_row, make_collator
 
 logger = logging.getLogger(__name__)
 
+TEACHER_TEXT = pa.schema(
+    [("id", pa.string()), ("response", pa.string()), ("tokens", pa.list_(pa.int32())), ("ended", pa.bool_())]
+)
 SPLITS = ("train", "validation", "test")
 SHRINK_EXAMPLES = 64  # training examples whose hidden states decide which layers go
 
@@ -333,13 +339,17 @@ def _longest_text(run: Run) -> int:
     return max(recipe.data.max_length + 1, recipe.data.max_prompt_length + max(answers))
 
 
-def teacher_responses(run: Run, longest: int) -> list[str]:
-    """The teacher's own answers to the training prompts, for sequence-level distillation."""
+def teacher_responses(run: Run, longest: int) -> datasets.Dataset:
+    """The teacher's own answers to the training prompts, for sequence-level distillation.
+
+    Returns:
+        ``tokens`` without what ended them, and whether they ``ended``, in the order of the training examples.
+    """
     path = run.folder / "seqkd" / "responses.parquet"
     teacher, examples = prepare_teacher(run), prepare_examples(run)
 
     def make() -> dict[str, Any]:
-        rows, done = run.encoded("train"), 0
+        rows, done, encoder = run.encoded_for_teacher("train"), 0, run.teacher_encoder
         model = _load_writer(run.teacher_source, run, run.teacher_options())
         with run.progress("teacher writes") as update:
 
@@ -348,17 +358,36 @@ def teacher_responses(run: Run, longest: int) -> list[str]:
                 done += more
                 update(done, len(rows))
 
-            texts = generate(
-                model, run.tokenizer, rows.prompts, rows.ids, Decoding(longest),
+            answers = generate_tokens(
+                model, encoder.tokenizer, rows.prompts, rows.ids, Decoding(longest),
                 batch_size=run.recipe.generation.batch_size, progress=count, share=parallel.processes() > 1,
             )  # fmt: skip
+        written = [without_end(ids, stop_token_ids(model, encoder.tokenizer)) for ids in answers]
+        written = [_known_tokens(*answer, len(run.tokenizer)) for answer in written]
+        texts = run.tokenizer.batch_decode([tokens for tokens, _ in written], skip_special_tokens=True)
         if parallel.is_main():
-            write_table(datasets.Dataset.from_dict({"id": rows.ids, "response": texts}), path)
-        return {"examples": len(texts), "empty": sum(not text.strip() for text in texts)}
+            columns = {"tokens": [tokens for tokens, _ in written], "ended": [ended for _, ended in written]}
+            table = pa.table({"id": rows.ids, "response": texts, **columns}, schema=TEACHER_TEXT)
+            write_table(datasets.Dataset(table), path)
+        cut = sum(not ended for _, ended in written)
+        if cut:
+            logger.warning(
+                "%d of the teacher's %d answers (%.0f %%) were cut at %d tokens: the student learns no end from them. "
+                "A higher max_new_tokens of the method lets more of them end.",
+                cut, len(texts), 100 * cut / len(texts), longest,
+            )  # fmt: skip
+        return {"examples": len(texts), "empty": sum(not text.strip() for text in texts), "cut": cut}
 
-    run.once("teacher text", [teacher, examples, run.encoding, longest], [path], make)
+    run.once("teacher text", [teacher, examples, run.encoding, run.teacher_frame, longest], [path], make)
     answers = datasets.Dataset(pq.read_table(path))
-    return list(answers.select(positions(column(run.split("train"), "id"), answers))["response"])
+    order = positions(column(run.split("train"), "id"), answers)
+    return answers.select_columns(["tokens", "ended"]).select(order)
+
+
+def _known_tokens(tokens: list[int], ended: bool, count: int) -> tuple[list[int], bool]:
+    """What a teacher wrote up to a token that the student does not have; what follows is cut."""
+    known = list(itertools.takewhile(lambda token: token < count, tokens))
+    return known, ended and len(known) == len(tokens)
 
 
 # --------------------------------------------------------------------------------------------------- reflection, ranks
@@ -450,10 +479,11 @@ def _training(
     """Gather what a training needs: text, teacher, stages, validation, a progress bar."""
     run.folder.mkdir(parents=True, exist_ok=True)
     check_disk(run.folder, _parameters(start))
-    responses = teacher_responses(run, config.method.max_new_tokens) if config.method.name == "seqkd" else None
-    examples = run.encoded("train", responses)
+    written = teacher_responses(run, config.method.max_new_tokens) if config.method.name == "seqkd" else None
+    examples = run.encoded("train", written)
     load_teacher = None
     if config.needs_teacher:
+        run.tell_frames()
         cache = None if config.on_policy else teacher_cache(run)
         examples.teacher = cache
         load_teacher = _teacher_loader(run, cache)
@@ -587,7 +617,11 @@ def run_evaluation(run: Run) -> str:
         # Another engine draws other samples.
         engine = [run.recipe.generation.engine] if run.recipe.generation.engine != "transformers" else []
         contenders = [
-            Contender(name, fingerprint(sources[name][1], run.encoding, *engine), _loader(run, *sources[name]))
+            Contender(
+                name,
+                fingerprint(sources[name][1], run.encoding, *engine, *(run.teacher_frame if name == "teacher" else [])),
+                _loader(run, name, *sources[name]),
+            )
             for name in wanted
         ]
         with progress_bar("answers") as update:
@@ -612,11 +646,14 @@ def run_evaluation(run: Run) -> str:
         }
 
     inputs = [settings.model_dump(), teacher, start, arms, run.encoding, run.recipe.generation.model_dump()]
+    inputs += run.teacher_frame if "teacher" in wanted else []
     return run.once("evaluation", inputs, [folder / "metrics.json"], make)
 
 
-def _loader(run: Run, source: str, identity: str, options: dict[str, Any]) -> Callable[[], tuple[Any, Encoder]]:
-    return lambda: (_load_writer(source, run, options), run.encoder)
+def _loader(
+    run: Run, name: str, source: str, identity: str, options: dict[str, Any]
+) -> Callable[[], tuple[Any, Encoder]]:
+    return lambda: (_load_writer(source, run, options), run.teacher_encoder if name == "teacher" else run.encoder)
 
 
 def _answer_training_samples(run: Run, folder: Path) -> None:

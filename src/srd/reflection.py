@@ -25,7 +25,7 @@ from srd.data.encoding import Encoder
 from srd.data.templates import get_template
 from srd.errors import UserError
 from srd.metrics import rouge_l_many
-from srd.models.generation import Decoding, decode_batch, padding_id
+from srd.models.generation import Decoding, answer_texts, decode_batch, padding_id
 from srd.models.loading import stop_token_ids
 from srd.tables import column, positions, reopened
 
@@ -122,17 +122,18 @@ def _reflect_batch(
     model: Any, tokenizer: Any, examples: datasets.Dataset, encoded: datasets.Dataset, rows: list[int], longest: int
 ) -> dict[str, list[Any]]:
     chosen = encoded[rows]
+    stop = stop_token_ids(model, tokenizer)
     tokens, losses = decode_batch(
         model,
         chosen["prompt_ids"],
         chosen["id"],
         Decoding(longest),
-        stop_token_ids(model, tokenizer),
+        stop,
         padding_id(tokenizer),
         width=len(tokenizer),
         references=chosen["response_ids"],
     )
-    responses = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    responses = answer_texts(tokenizer, tokens, stop)
     scores = rouge_l_many(responses, examples[rows]["references"])
     return {"id": chosen["id"], "response": responses, "rouge_l": scores.tolist(), "ce": losses}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import platform
 import time
@@ -15,6 +16,7 @@ from typing import Any
 
 import datasets
 import pyarrow
+import pyarrow.compute as pc
 import torch
 
 from srd import parallel
@@ -25,13 +27,16 @@ from srd.curriculum import Curriculum
 from srd.data.batching import EncodedExamples
 from srd.data.encoding import Encoder
 from srd.data.templates import get_template
+from srd.data.turns import turns_of
 from srd.distillation import micro_batch_size
 from srd.errors import UserError
 from srd.models.generation import Decoding
 from srd.models.loading import load_config, load_tokenizer
 from srd.models.vocabulary import shared_vocabulary
-from srd.tables import open_mapped, reopened
+from srd.tables import column, open_mapped, reopened
 from srd.trainer import Validation
+
+logger = logging.getLogger(__name__)
 
 
 class Run:
@@ -58,6 +63,7 @@ class Run:
         self.manifest.content["machine"] = _machine()
         self._done: dict[str, str] = {}
         self._encoded: dict[str, datasets.Dataset] = {}
+        self._frames_told = False
         self._saved = time.monotonic()
         if parallel.is_main():
             write_recipe(recipe, folder / "recipe.yaml")
@@ -267,6 +273,56 @@ class Run:
             encoder_decoder=self.encoder_decoder,
         )
 
+    @cached_property
+    def teacher_tokenizer(self) -> Any:
+        """The tokenizer that came with the teacher; a teacher that this run tunes takes the student's."""
+        teacher = self.recipe.teacher
+        if not self.recipe.student.model or teacher.sft:
+            return self.tokenizer
+        return load_tokenizer(teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code)
+
+    @cached_property
+    def teacher_encoder(self) -> Encoder:
+        """What the teacher reads where it writes text: its own chat template, where it has one, in the same lengths."""
+        if not self.teacher_frame:
+            return self.encoder
+        data = self.recipe.data
+        return Encoder(
+            self.teacher_tokenizer,
+            get_template(data.template, self.teacher_tokenizer),
+            max_length=data.max_length,
+            max_prompt_length=data.max_prompt_length,
+            encoder_decoder=self.encoder_decoder,
+        )
+
+    @cached_property
+    def teacher_frame(self) -> list[Any]:
+        """What the teacher's tokenizer and chat template put around texts, where that is not what the student's do."""
+        own, shared = self.teacher_tokenizer, self.tokenizer
+        if own is shared or (not own.chat_template and shared.chat_template):
+            return []
+        frames = [
+            [str(one.chat_template), turns.before, turns.behind, turns.end, turns.chat_end]
+            for one, turns in ((own, turns_of(own)), (shared, turns_of(shared)))
+        ]
+        return frames[0] if frames[0] != frames[1] else []
+
+    def tell_frames(self) -> None:
+        """Say once where teacher and student would each see a conversation in a frame of their own."""
+        own, shared = self.teacher_tokenizer, self.tokenizer
+        if self._frames_told or str(own.chat_template) == str(shared.chat_template):
+            return
+        chats = pc.any(pc.not_equal(column(self.split("train"), "messages"), "")).as_py()
+        if self.recipe.data.template == "chat" or (chats and self.recipe.data.template == "auto"):
+            self._frames_told = True
+            logger.warning(
+                "the chat template of the teacher (%s) is not the student's (%s): what the teacher says of each token "
+                "is asked within the student's frame, as one sequence serves both. Where it writes text it has %s. "
+                "For one frame everywhere give both models the same chat_template.",
+                self.recipe.teacher.model, self.recipe.student.model,
+                "its own" if own.chat_template else "the student's too, having none",
+            )  # fmt: skip
+
     @property
     def encoding(self) -> list[Any]:
         """What decides how text becomes tokens, for fingerprints."""
@@ -294,12 +350,19 @@ class Run:
 
     # ----------------------------------------------------------------------------------------------------- encoding
 
-    def encoded(self, split: str, responses: list[str] | None = None) -> EncodedExamples:
-        """A split as torch examples; with ``responses``, these in place of the references."""
-        if responses is not None:
+    def encoded(self, split: str, written: datasets.Dataset | None = None) -> EncodedExamples:
+        """A split as torch examples; with ``written``, what a model wrote in place of the references."""
+        if written is not None:
             with self.progress("tokens") as update:
-                return EncodedExamples(self.encoder.encode(self.split(split), responses, update))
+                return EncodedExamples(self.encoder.encode(self.split(split), written, update))
         return EncodedExamples(self.token_ids(split))
+
+    def encoded_for_teacher(self, split: str) -> EncodedExamples:
+        """A split as the teacher reads it where it writes text."""
+        if self.teacher_encoder is self.encoder:
+            return self.encoded(split)
+        with self.progress("tokens") as update:
+            return EncodedExamples(self.teacher_encoder.encode(self.split(split), progress=update))
 
     def token_ids(self, split: str) -> datasets.Dataset:
         """The rows of `Encoder.encode` for a split, tokenised once a command, mapped anew by each that asks."""

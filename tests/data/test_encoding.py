@@ -109,14 +109,12 @@ def test_where_prompt_and_response_run_into_each_other_the_prompt_stays() -> Non
 @given(st.text(min_size=1, max_size=60).filter(str.strip), st.text(min_size=1, max_size=60).filter(str.strip))
 def test_any_text_comes_back(instruction: str, output: str) -> None:
     tokenizer = tiny_tokenizer("gpt2")
-    example = {"id": "a", "instruction": instruction, "input": "", "messages": "", "prompt": "", "references": [output]}
-    coder = encoder(tokenizer, "plain")
-    prompts, texts, cut = coder.prompts([example])
-    if cut[0]:
+    encoded = one(tokenizer, {"instruction": instruction, "output": output}, "plain")
+    if encoded["prompt_cut"]:
         return
-    (response,) = coder.responses([example], prompts, texts, [output])
-    assert tokenizer.decode(prompts[0]) == instruction + "\n"
-    assert response[-1] == tokenizer.eos_token_id and tokenizer.decode(response[:-1]) == output
+    *response, last = encoded["response_ids"]
+    assert tokenizer.decode(encoded["prompt_ids"]) == instruction + "\n"
+    assert last == tokenizer.eos_token_id and tokenizer.decode(response) == output
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -264,14 +262,20 @@ def test_rows_of_several_kinds_in_one_data_set() -> None:
         assert tokenizer.decode(row["response_ids"]) == "whale</s>"
 
 
-def test_other_responses_than_the_references() -> None:
-    """SeqKD trains on the teacher's text, row by row, also beyond one batch of the map."""
+def test_what_a_model_wrote_is_trained_on_token_by_token() -> None:
+    """Row by row, also beyond one batch of the map; cut text has no end, and no token is read anew from text."""
     tokenizer = tiny_tokenizer("gpt2")
     examples = examples_from_rows([{"instruction": f"Say {i}.", "output": "reference"} for i in range(1203)], "rows")
-    encoded = encoder(tokenizer, "plain").encode(examples, [f"teacher {i}" for i in range(1203)])
+    # Two halves of a character and single letters: no tokenizer would cut a text like that.
+    tokens = [[*tokenizer.convert_tokens_to_ids(["w", "h", "Ã"]), i % 400] for i in range(1203)]
+    written = datasets.Dataset.from_dict({"tokens": tokens, "ended": [i % 2 == 0 for i in range(1203)]})
+    encoded = encoder(tokenizer, "plain").encode(examples, written)
     assert encoded["id"][:] == examples["id"][:]
     for i in (0, 999, 1000, 1202):
-        assert tokenizer.decode(encoded[i]["response_ids"]) == f"teacher {i}<|endoftext|>"
+        assert encoded[i]["response_ids"] == tokens[i] + [tokenizer.eos_token_id] * (i % 2 == 0)
+        assert encoded[i]["response_cut"] == (i % 2 == 1)
+    short = encoder(tokenizer, "plain", max_length=len(encoded[0]["prompt_ids"]) + 3).encode(examples, written)
+    assert short[0]["response_ids"] == tokens[0][:3] and short[0]["response_cut"]
 
 
 def test_ids_stay_in_order_and_unwrapped() -> None:

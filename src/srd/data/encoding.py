@@ -1,4 +1,4 @@
-"""From examples to token sequences: the prompt within its frame, the response with its end of sequence."""
+"""From examples to token sequences: the prompt within its frame, the response with what closes it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import datasets
 from transformers import PreTrainedTokenizerBase
 
 from srd.artifacts import fingerprint
-from srd.data.templates import Segment, Template, get_template
+from srd.data.templates import PromptTemplate, Segment, Template, get_template
+from srd.data.turns import ControlText, turns_of
 from srd.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+Pieces = list[tuple[str, bool]]  # a text in pieces with whether each is content, which holds no control tokens
 
 
 class Encoder:
@@ -43,6 +46,9 @@ class Encoder:
         self.encoder_decoder = encoder_decoder
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no end-of-sequence token, so that a student could never learn to stop")
+        self.turns = turns_of(tokenizer)
+        self.control = ControlText(tokenizer)
+        self._told_control = False
 
     def with_template(self, name: str) -> Encoder:
         """The same encoder with another template, by name or as a text of one's own."""
@@ -54,92 +60,138 @@ class Encoder:
             encoder_decoder=self.encoder_decoder,
         )
 
-    def _ids(self, texts: list[str], *, special: bool) -> list[list[int]]:
-        if not texts:
-            return []
-        return self.tokenizer(texts, add_special_tokens=special, truncation=False, verbose=False)["input_ids"]
-
-    def _mixed_ids(self, texts: list[str], special: list[bool]) -> list[list[int]]:
-        """Token ids where each text says whether it gets special tokens (a chat template has its own)."""
-        if len(set(special)) <= 1:
-            return self._ids(texts, special=special[0] if special else True)
-        return [self._ids([text], special=own)[0] for text, own in zip(texts, special, strict=True)]
+    def _ids(self, texts: list[Pieces], special: list[bool], names: list[str]) -> list[list[int]]:
+        """Token ids of texts; ``special`` says which want what the tokenizer puts around a text (never a response)."""
+        typed = [any(content and self.control.found(text) for text, content in pieces) for pieces in texts]
+        usual = ["".join(text for text, _ in pieces) for pieces, own in zip(texts, typed, strict=True) if not own]
+        read = iter(self.tokenizer(usual, add_special_tokens=False, verbose=False)["input_ids"] if usual else [])
+        ids = [
+            self.control.ids(pieces, name) if own else next(read)
+            for pieces, own, name in zip(texts, typed, names, strict=True)
+        ]
+        return [
+            self.turns.framed(tokens, special=own, encoder_decoder=self.encoder_decoder)
+            for tokens, own in zip(ids, special, strict=True)
+        ]
 
     def prompts(self, rows: Sequence[dict[str, Any]]) -> tuple[list[list[int]], list[str], list[bool]]:
         """Token ids, text, and whether content was cut, for each example."""
+        ids, pieces, cut = self._prompts(rows)
+        return ids, ["".join(text for text, _ in parts) for parts in pieces], cut
+
+    def _prompts(self, rows: Sequence[dict[str, Any]]) -> tuple[list[list[int]], list[Pieces], list[bool]]:
         segments = [self.template.render(row) for row in rows]
-        texts = ["".join(segment.text for segment in parts) for parts in segments]
-        special = [self.template.for_row(row).adds_special_tokens for row in rows]
-        ids = self._mixed_ids(texts, special)
+        texts = [[(segment.text, segment.content) for segment in parts] for parts in segments]
+        special, names = self._special(rows), [row["id"] for row in rows]
+        ids = self._ids(texts, special, names)
+        for row, pieces in zip(rows, texts, strict=True):
+            # A template that rewrites a conversation leaves no piece to be read as text.
+            if self.control.found(row["messages"]) and not any(own and self.control.found(t) for t, own in pieces):
+                self.control.note(row["id"], row["messages"])
+                self.control.untold.add(row["id"])
         cut = [len(tokens) > self.max_prompt_length for tokens in ids]
         for index in [i for i, too_long in enumerate(cut) if too_long]:
-            texts[index], ids[index] = self._shorten(segments[index], rows[index]["id"], special[index])
-        for row, tokens in zip(rows, ids, strict=True):
+            texts[index], ids[index] = self._shorten(segments[index], names[index], special[index])
+        for name, tokens in zip(names, ids, strict=True):
             if not tokens:
-                raise UserError(f"example '{row['id']}': its prompt has no tokens. Give it an instruction or a prompt.")
+                raise UserError(f"example '{name}': its prompt has no tokens. Give it an instruction or a prompt.")
         return ids, texts, cut
 
-    def _shorten(self, segments: list[Segment], name: str, special: bool) -> tuple[str, list[int]]:
+    def _special(self, rows: Sequence[dict[str, Any]]) -> list[bool]:
+        return [self.template.for_row(row).adds_special_tokens for row in rows]
+
+    def _shorten(self, segments: list[Segment], name: str, special: bool) -> tuple[Pieces, list[int]]:
         """Cut tokens off the end of the content, in the template's order, until the prompt fits."""
-        parts = [segment.text for segment in segments]
+        parts = [(segment.text, segment.content) for segment in segments]
         order = sorted((i for i, part in enumerate(segments) if part.cuttable), key=lambda i: segments[i].cut_order)
         for position in order:
-            content = self._ids([parts[position]], special=False)[0]
+            (content,) = self._ids([[parts[position]]], [False], [name])
             while content:
-                text = "".join(parts)
-                excess = len(self._ids([text], special=special)[0]) - self.max_prompt_length
+                (ids,) = self._ids([parts], [special], [name])
+                excess = len(ids) - self.max_prompt_length
                 if excess <= 0:
-                    return text, self._ids([text], special=special)[0]
+                    return parts, ids
                 content = content[: max(0, len(content) - excess)]
-                parts[position] = self._text(content)
-            parts[position] = ""
-        text = "".join(parts)
-        ids = self._ids([text], special=special)[0]
+                parts[position] = (self._text(content), segments[position].content)
+            parts[position] = ("", False)
+        (ids,) = self._ids([parts], [special], [name])
         if len(ids) > self.max_prompt_length:
             raise UserError(
                 f"example '{name}': the frame of the prompt alone has {len(ids)} tokens, but data.max_prompt_length "
                 f"is {self.max_prompt_length}. Raise it, or use a shorter template."
             )
-        return text, ids
+        return parts, ids
 
     def _text(self, content: list[int]) -> str:
         """The text of the first tokens of a content, less a last character that was cut within its bytes."""
         text = self.tokenizer.decode(content, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return str(text).rstrip("\ufffd")
 
-    def responses(
-        self, rows: Sequence[dict[str, Any]], prompt_ids: list[list[int]], prompt_texts: list[str], responses: list[str]
-    ) -> list[list[int]]:
-        """Token ids of the responses as they follow their prompts, with the end of sequence; cut ones lack it.
+    def _responses(
+        self, rows: Sequence[dict[str, Any]], prompt_ids: list[list[int]], prompts: list[Pieces]
+    ) -> tuple[list[list[int]], list[bool]]:
+        """Token ids of the first references as they follow their prompts, closed; and which of them were cut.
 
         A response tokenised on its own can differ from the same text behind its prompt (SentencePiece puts a space
         before a text), and must not begin with a BOS. So prompt and response are tokenised together, and the
         response is what comes after the prompt's own tokens; where the two run into each other it stands alone.
         """
-        alone = self._ids(responses, special=False)
+        names, nothing = [row["id"] for row in rows], [False] * len(rows)
+        references: list[Pieces] = [[(row["references"][0], not self._ready_made(row))] for row in rows]
+        alone = self._ids(references, nothing, names)
         if not self.encoder_decoder:
-            texts = [prompt + response for prompt, response in zip(prompt_texts, responses, strict=True)]
-            together = self._mixed_ids(texts, [self.template.for_row(row).adds_special_tokens for row in rows])
-            for i, (prompt, both) in enumerate(zip(prompt_ids, together, strict=True)):
-                if both[: len(prompt)] == prompt and len(both) > len(prompt):
-                    alone[i] = _without_end(both[len(prompt) :], self.tokenizer.eos_token_id)
-        result = []
-        for prompt, response in zip(prompt_ids, alone, strict=True):
-            room = self.max_length - (0 if self.encoder_decoder else len(prompt))
-            result.append([*response, self.tokenizer.eos_token_id][:room])
-        return result
+            both = [prompt + reference for prompt, reference in zip(prompts, references, strict=True)]
+            for i, (prompt, ids) in enumerate(
+                zip(prompt_ids, self._ids(both, self._special(rows), names), strict=True)
+            ):
+                if ids[: len(prompt)] == prompt and len(ids) > len(prompt):
+                    alone[i] = ids[len(prompt) :]
+        closed = [self._closed(*parts) for parts in zip(rows, prompt_ids, alone, strict=True)]
+        return self._fitted(closed, prompt_ids)
+
+    def _ready_made(self, row: dict[str, Any]) -> bool:
+        """Whether a row brings its prompt and completion as a model reads them, control tokens and all."""
+        return isinstance(self.template.for_row(row), PromptTemplate)
+
+    def _closed(self, row: dict[str, Any], prompt: list[int], response: list[int]) -> list[int]:
+        """A response with what closes it; a ready-made one may bring that itself, with a line break behind."""
+        ends = [i for i, token in enumerate(response) if token in self.turns.stops] if self._ready_made(row) else []
+        if ends and not self._text(response[ends[-1] + 1 :]).strip():
+            return response[: ends[-1] + 1]
+        return [*response, *self._closing(row, prompt)]
+
+    def _closing(self, row: dict[str, Any], prompt: list[int]) -> tuple[int, ...]:
+        return self.turns.closing(prompt, chat=self.template.for_row(row).name == "chat")
+
+    def _fitted(self, closed: list[list[int]], prompts: list[list[int]]) -> tuple[list[list[int]], list[bool]]:
+        """Responses cut to the room that their prompts leave, and which of them were."""
+        rooms = [self.max_length - (0 if self.encoder_decoder else len(prompt)) for prompt in prompts]
+        cut = [len(ids) > room for ids, room in zip(closed, rooms, strict=True)]
+        return [ids[:room] for ids, room in zip(closed, rooms, strict=True)], cut
+
+    def _written(
+        self, rows: Sequence[dict[str, Any]], prompts: list[list[int]], tokens: list[list[int]], ended: list[bool]
+    ) -> tuple[list[list[int]], list[bool]]:
+        """What a model has written, closed as this frame closes it where it came to an end, else left open."""
+        closed = [
+            [*ids, self._closing(row, prompt)[-1]] if over else ids
+            for row, prompt, ids, over in zip(rows, prompts, tokens, ended, strict=True)
+        ]
+        fitted, cut = self._fitted(closed, prompts)
+        return fitted, [short or not over for short, over in zip(cut, ended, strict=True)]
 
     def encode(
         self,
         examples: datasets.Dataset,
-        responses: list[str] | None = None,
+        written: datasets.Dataset | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> datasets.Dataset:
         """Encode examples.
 
         Args:
             examples: Rows of the example schema.
-            responses: Other texts to train on than the first reference (the teacher's, for SeqKD), row by row.
+            written: What a model has written, to train on instead of the first references, row by row: ``tokens``
+                without the stop token, and whether they ``ended`` with one.
             progress: Called with examples done and examples to do.
 
         Returns:
@@ -148,12 +200,12 @@ class Encoder:
 
         def encode_batch(batch: dict[str, list[Any]], positions: list[int]) -> dict[str, list[Any]]:
             rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-            texts = [
-                row["references"][0] if responses is None else responses[i]
-                for i, row in zip(positions, rows, strict=True)
-            ]
-            prompt_ids, prompt_texts, cut = self.prompts(rows)
-            response_ids = self.responses(rows, prompt_ids, prompt_texts, texts)
+            prompt_ids, pieces, cut = self._prompts(rows)
+            if written is None:
+                response_ids, response_cut = self._responses(rows, prompt_ids, pieces)
+            else:
+                texts = written[positions]
+                response_ids, response_cut = self._written(rows, prompt_ids, texts["tokens"], texts["ended"])
             if progress:
                 progress(positions[-1] + 1, len(examples))
             return {
@@ -161,7 +213,7 @@ class Encoder:
                 "prompt_ids": prompt_ids,
                 "response_ids": response_ids,
                 "prompt_cut": cut,
-                "response_cut": [ids[-1:] != [self.tokenizer.eos_token_id] for ids in response_ids],
+                "response_cut": response_cut,
             }
 
         encoded = examples.map(
@@ -171,7 +223,7 @@ class Encoder:
             remove_columns=examples.column_names,
             load_from_cache_file=False,
             # Names the file; the library would hash all that the function holds, and cannot hash a progress bar.
-            new_fingerprint=fingerprint("tokens", examples._fingerprint, responses is not None),
+            new_fingerprint=fingerprint("tokens", examples._fingerprint, written is not None),
             features=datasets.Features(
                 {
                     "id": datasets.Value("string"),
@@ -182,7 +234,12 @@ class Encoder:
                 }
             ),
         )
-        prompts, answers = sum(encoded["prompt_cut"]), sum(encoded["response_cut"])
+        self._tell(encoded, written=written is not None)
+        return encoded
+
+    def _tell(self, encoded: datasets.Dataset, *, written: bool) -> None:
+        """Say how many prompts and responses are not whole, and how many texts look like control tokens."""
+        prompts, answers, control = sum(encoded["prompt_cut"]), sum(encoded["response_cut"]), self.control
         if prompts:
             logger.warning(
                 "%d of %d prompts are longer than %d tokens: their content was cut, the frame kept",
@@ -190,10 +247,16 @@ class Encoder:
             )  # fmt: skip
         if answers:
             logger.warning(
-                "%d of %d responses were cut to fit %d tokens; they have no end of sequence",
-                answers, len(encoded), self.max_length,
+                "%d of %d responses were cut %sto fit %d tokens; they have no end of sequence",
+                answers, len(encoded), "where they were written, or " if written else "", self.max_length,
             )  # fmt: skip
-        return encoded
+        if control.met and not self._told_control:
+            self._told_control = True
+            untold = f"; in {len(control.untold)} of them the tokenizer cannot tell them from the token"
+            logger.warning(
+                "%d of %d examples hold the words of a control token (the first %s): there they are words, not the "
+                "token%s", len(control.met), len(encoded), control.first, untold if control.untold else "",
+            )  # fmt: skip
 
 
 def encode_plain_text(
@@ -221,8 +284,3 @@ def encode_plain_text(
         "prompt_ids": [block[:1] for block in blocks],
         "response_ids": [block[1:] for block in blocks],
     }
-
-
-def _without_end(tokens: list[int], end: int) -> list[int]:
-    """Drop an end of sequence that the tokenizer added by itself."""
-    return tokens[:-1] if tokens and tokens[-1] == end else tokens

@@ -40,6 +40,7 @@ PLACES = ("instruction", "input")
 # The last line of a ready-made prompt, where it is short: "### Response:", "Answer:", "A:".
 ANSWER_MARKER = re.compile(r"\n\s*[^\n]{1,40}\s*\Z")
 Example = Mapping[str, Any]
+Message = tuple[str, list[tuple[str, bool]]]  # a role, and its text in parts with whether each may be cut
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,14 @@ class Segment:
         text: what it says.
         cuttable: whether it may be shortened where the prompt is too long.
         cut_order: the cuttable piece with the lowest is shortened first, the next where that is used up.
+        content: whether somebody typed it, so that the words of a control token in it are just words; what
+            belongs to the frame, and a ready-made prompt, may hold control tokens.
     """
 
     text: str
     cuttable: bool
     cut_order: int = 0
+    content: bool = False
 
 
 class Template(ABC):
@@ -98,7 +102,7 @@ class FormatTemplate(Template):
         for literal, field in parts:
             segments.append(Segment(literal, False))
             if field:
-                segments.append(Segment(example[field], True, cut_order=0 if field == "input" else 1))
+                segments.append(Segment(example[field], True, cut_order=0 if field == "input" else 1, content=True))
         return _joined(segments)
 
 
@@ -132,45 +136,44 @@ class ChatTemplate(Template):
 
     def render(self, example: Example) -> list[Segment]:
         """Return the rendered conversation; messages are cuttable, oldest first, but no system messages."""
-        messages, cuttable = _conversation(example)
-        text = self._apply(messages, example)
-        contents = [content for content in cuttable if content.strip()]
+        messages = _conversation(example)
+        text = self._apply([_whole(message) for message in messages], example)
         for strip in (False, True):
-            segments = self._between_sentinels(messages, contents, strip, example)
+            segments = self._between_sentinels(messages, strip, example)
             if "".join(segment.text for segment in segments) == text:
                 return segments
         # Templates that rewrite messages (dropping a model's thoughts, say) leave the last one as it is.
-        last = contents[-1].strip() if contents else ""
+        contents = [part.strip() for _, parts in messages for part, cuttable in parts if cuttable and part.strip()]
+        last = contents[-1] if contents else ""
         start = text.rfind(last) if last else -1
         if start < 0:
             return [Segment(text, False)]
         end = start + len(last)
-        return _joined([Segment(text[:start], False), Segment(last, True), Segment(text[end:], False)])
+        parts = [Segment(text[:start], False), Segment(last, True, content=True), Segment(text[end:], False)]
+        return _joined(parts)
 
-    def _between_sentinels(
-        self, messages: Sequence[dict[str, str]], contents: Sequence[str], strip: bool, example: Example
-    ) -> list[Segment]:
+    def _between_sentinels(self, messages: Sequence[Message], strip: bool, example: Example) -> list[Segment]:
         """Render with marks in place of the contents, and put the contents back in as pieces of their own."""
-        whole = json.dumps(messages)
         mark = "QzContent"
-        while mark in whole:
+        while mark in json.dumps(messages):
             mark += "z"
-        marked, number = [], 0
-        for message in messages:
-            content = message["content"]
-            if number < len(contents) and message["role"] != "system" and content.endswith(contents[number]):
-                content = f"{content[: len(content) - len(contents[number])]}{mark}{number}Q"
-                number += 1
-            marked.append({**message, "content": content})
-        pieces = re.split(f"{mark}([0-9]+)Q", self._apply(marked, example))
-        segments = []
-        for place, piece in enumerate(pieces):
-            if place % 2:
-                content = contents[int(piece)]
-                segments.append(Segment(content.strip() if strip else content, True, cut_order=int(piece)))
-            else:
-                segments.append(Segment(piece, False))
-        return _joined(segments)
+        marked: list[Message] = []
+        contents: list[Segment] = []
+        for role, parts in messages:
+            inside = []
+            for place, (text, cuttable) in enumerate(parts):
+                if not text.strip():  # some templates ask whether a message is blank
+                    inside.append((text, cuttable))
+                    continue
+                inside.append((f"{mark}{len(contents)}Q", cuttable))
+                text = text.lstrip() if strip and place == 0 else text
+                text = text.rstrip() if strip and place == len(parts) - 1 else text
+                contents.append(Segment(text, cuttable, cut_order=len(contents), content=True))
+            marked.append((role, inside))
+        pieces = re.split(f"{mark}([0-9]+)Q", self._apply([_whole(message) for message in marked], example))
+        return _joined(
+            [contents[int(piece)] if place % 2 else Segment(piece, False) for place, piece in enumerate(pieces)]
+        )
 
     def _apply(self, messages: Sequence[dict[str, str]], example: Example) -> str:
         try:
@@ -261,21 +264,25 @@ def _parse(text: str) -> list[tuple[str, str]]:
     return parts
 
 
-def _conversation(example: Example) -> tuple[list[dict[str, str]], list[str]]:
-    """Return the messages of a row, and of each what of it is cuttable, in order."""
+def _conversation(example: Example) -> list[Message]:
+    """Return the messages of a row."""
     if example["messages"]:
-        messages = json.loads(example["messages"])
-        return messages, [message["content"] for message in messages if message["role"] != "system"]
+        turns = json.loads(example["messages"])
+        return [(turn["role"], [(turn["content"], turn["role"] != "system")]) for turn in turns]
     instruction, context = example["instruction"], example["input"]
-    content = f"{instruction}\n\n{context}" if context else instruction
-    return [{"role": "user", "content": content}], [context or instruction]
+    return [("user", [(f"{instruction}\n\n", False), (context, True)] if context else [(instruction, True)])]
+
+
+def _whole(message: Message) -> dict[str, str]:
+    role, parts = message
+    return {"role": role, "content": "".join(text for text, _ in parts)}
 
 
 def _joined(segments: Sequence[Segment]) -> list[Segment]:
     """Drop empty pieces and join neighbours of one kind of frame, so that joints fall only around content."""
     joined: list[Segment] = []
     for segment in segments:
-        if joined and not segment.cuttable and not joined[-1].cuttable:
+        if joined and not any(part.cuttable or part.content for part in (segment, joined[-1])):
             joined[-1] = Segment(joined[-1].text + segment.text, False)
         elif segment.text:
             joined.append(segment)

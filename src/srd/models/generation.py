@@ -18,6 +18,7 @@ from torch import Tensor
 
 from srd import parallel
 from srd.data.batching import length_sorted_batches, pad_left, pad_right
+from srd.data.turns import without_end
 from srd.models.head import cross_entropy, head_input, head_weights
 from srd.models.loading import stop_token_ids
 from srd.models.vllm_engine import VllmEngine
@@ -251,11 +252,30 @@ def generate(
     prompts: Sequence[Sequence[int]],
     names: Sequence[str],
     decoding: Decoding,
+    **options: Any,
+) -> list[str]:
+    """Answer prompts; the answers of `generate_tokens` as text, without special tokens."""
+    answers = generate_tokens(model, tokenizer, prompts, names, decoding, **options)
+    return answer_texts(tokenizer, answers, stop_token_ids(model, tokenizer))
+
+
+def answer_texts(tokenizer: Any, answers: Sequence[Sequence[int]], stop: Sequence[int]) -> list[str]:
+    """What answers say: without the stop token, whatever it is, and without special tokens."""
+    texts: list[str] = tokenizer.batch_decode([without_end(ids, stop)[0] for ids in answers], skip_special_tokens=True)
+    return texts
+
+
+def generate_tokens(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    names: Sequence[str],
+    decoding: Decoding,
     *,
     batch_size: int = 32,
     progress: Callable[[int], None] | None = None,
     share: bool = False,
-) -> list[str]:
+) -> list[list[int]]:
     """Answer prompts.
 
     Args:
@@ -269,9 +289,9 @@ def generate(
         share: Divide the batches among the processes and gather the answers on all of them.
 
     Returns:
-        The answers as text without special tokens, in the order of the prompts.
+        The answers' token ids in the order of the prompts, each with the stop token that ended it, if one did.
     """
-    answers = [""] * len(prompts)
+    answers: list[list[int]] = [[] for _ in prompts]
     stop, pad_id, width = stop_token_ids(model, tokenizer), padding_id(tokenizer), len(tokenizer)
     training = model.training
     model.eval()
@@ -281,8 +301,8 @@ def generate(
             tokens, _ = decode_batch(
                 model, [prompts[i] for i in rows], [names[i] for i in rows], decoding, stop, pad_id, width=width
             )
-            for i, text in zip(rows, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
-                answers[i] = text
+            for i, ids in zip(rows, tokens, strict=True):
+                answers[i] = ids
             if progress:
                 progress(len(rows))
     finally:
@@ -290,7 +310,7 @@ def generate(
     return _gathered(answers, batches) if share and parallel.processes() > 1 else answers
 
 
-def _gathered(answers: list[str], batches: list[list[int]]) -> list[str]:
+def _gathered(answers: list[list[int]], batches: list[list[int]]) -> list[list[int]]:
     """Put together what each process has answered."""
     everyone = parallel.gather(answers)
     for number, rows in enumerate(batches):

@@ -38,6 +38,7 @@ from transformers import (
 )
 
 from srd.artifacts import atomic_write, file_digest, fingerprint, read_json
+from srd.data.turns import turns_of
 from srd.errors import UserError
 from srd.models.adapters import (
     ADAPTER_CONFIG,
@@ -373,14 +374,14 @@ def load_model(
 
 
 def stop_token_ids(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
-    """Ids that end an answer, ascending: the generation config's (or config's) and the tokenizer's."""
+    """Ids that end an answer, ascending: those of the generation config (or config), tokenizer and chat template."""
     inner = base_model(model)
     # Where it is not set, the generation config is of the model's own making and says what its config says.
     named = getattr(inner.generation_config, "eos_token_id", None)
     named = getattr(inner.config, "eos_token_id", None) if named is None else named
     ids = set() if named is None else {named} if isinstance(named, int) else set(named)
     if tokenizer is not None and tokenizer.eos_token_id is not None:
-        ids.add(tokenizer.eos_token_id)
+        ids |= turns_of(tokenizer).stops
     return sorted(ids)
 
 

@@ -1,0 +1,221 @@
+"""Where a prompt begins and where a response ends, in token ids: the one rule for references and for written text.
+
+A response is closed by what the model's own frame closes it with: in a conversation by the token that the chat
+template writes behind an assistant's message, elsewhere by the tokenizer's end of sequence. Both are stop tokens
+wherever text is written. Text that was cut at its limit has no end.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+ASKED, ANSWERED, ASKED_AGAIN = "QzAsked", "QzAnswered", "QzAskedAgain"
+
+
+@dataclass(frozen=True)
+class Turns:
+    """What a tokenizer and its chat template put around texts, in token ids.
+
+    Attributes:
+        before: what the tokenizer puts before every text by itself (a BOS).
+        behind: what it puts behind every text by itself.
+        end: closes a response where there is no chat template in play: the end of sequence.
+        chat_end: closes a response in a conversation.
+        opening: what the chat template writes to ask for an answer; empty where that is no control token.
+        control: every control token by its text.
+    """
+
+    before: tuple[int, ...]
+    behind: tuple[int, ...]
+    end: tuple[int, ...]
+    chat_end: tuple[int, ...]
+    opening: tuple[int, ...]
+    control: dict[str, int]
+
+    @property
+    def stops(self) -> set[int]:
+        """The tokens that end what a model writes."""
+        return {self.end[-1], self.chat_end[-1]}
+
+    def framed(self, ids: Sequence[int], *, special: bool, encoder_decoder: bool) -> list[int]:
+        """A prompt's tokens with what the tokenizer puts around a text, once.
+
+        Args:
+            ids: the tokens of the text alone.
+            special: whether the text wants the tokenizer's own tokens around it (a chat template brings its own).
+            encoder_decoder: an encoder reads an end of sequence; a decoder's prompt must go on.
+        """
+        if not special:
+            return list(ids)
+        before = () if _starts(ids, self.before) else self.before
+        behind = self.behind if encoder_decoder and not _ends(ids, self.behind) else ()
+        return [*before, *ids, *behind]
+
+    def closing(self, prompt: Sequence[int], *, chat: bool) -> tuple[int, ...]:
+        """What closes the response to a prompt, also to a ready-made one that a chat template has written."""
+        return self.chat_end if chat or (self.opening and _ends(prompt, self.opening)) else self.end
+
+
+def turns_of(tokenizer: PreTrainedTokenizerBase) -> Turns:
+    """What this tokenizer and its chat template put around texts."""
+    return _turns_of(tokenizer, str(getattr(tokenizer, "chat_template", None)), tokenizer.eos_token_id)
+
+
+def without_end(tokens: Sequence[int], stops: Sequence[int] | set[int]) -> tuple[list[int], bool]:
+    """What a model has written without the stop token that ended it, and whether one did (else it was cut)."""
+    ended = bool(len(tokens)) and tokens[-1] in stops
+    return list(tokens[:-1] if ended else tokens), ended
+
+
+@lru_cache(maxsize=8)
+def _turns_of(tokenizer: PreTrainedTokenizerBase, chat_template: str, end: int) -> Turns:
+    before, behind = _around(tokenizer)
+    control = {str(token): index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    control |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    added = set(control.values()) | set(tokenizer.added_tokens_decoder)
+    chat_end = _chat_end(tokenizer, added) if tokenizer.chat_template else []
+    opening = _opening(tokenizer) if tokenizer.chat_template else []
+    if chat_end:  # an end of turn is a control token, whatever the tokenizer's files say
+        control[str(tokenizer.convert_ids_to_tokens(chat_end[-1]))] = chat_end[-1]
+    return Turns(
+        before=tuple(before),
+        behind=tuple(behind),
+        end=(end,),
+        chat_end=tuple(chat_end or [end]),
+        opening=tuple(opening if added & set(opening) else []),
+        control=control,
+    )
+
+
+def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and behind a text by itself."""
+    letter, framed = _ids(tokenizer, "a"), tokenizer("a", verbose=False)["input_ids"]
+    for place in range(len(framed)):
+        if framed[place : place + len(letter)] == letter:
+            return framed[:place], framed[place + len(letter) :]
+    return [token for token in framed[:1] if token == tokenizer.bos_token_id], []
+
+
+def _chat_end(tokenizer: Any, added: set[int]) -> list[int]:
+    """What the chat template writes behind an assistant's message, up to the first control token."""
+    talk = [{"role": "user", "content": ASKED}, {"role": "assistant", "content": ANSWERED}]
+    for messages in (talk, [*talk, {"role": "user", "content": ASKED_AGAIN}]):
+        text = _rendered(tokenizer, messages)
+        if ANSWERED not in text:
+            continue
+        behind = text.rpartition(ANSWERED)[2].partition(ASKED_AGAIN)[0]
+        answer, whole = _ids(tokenizer, ANSWERED), _ids(tokenizer, ANSWERED + behind)
+        tail = whole[len(answer) :] if whole[: len(answer)] == answer else _ids(tokenizer, behind)
+        for place, token in enumerate(tail):
+            if token in added and (token != tokenizer.bos_token_id or token == tokenizer.eos_token_id):
+                return tail[: place + 1]
+    logger.warning("the chat template closes an answer with no control token: %s closes them", tokenizer.eos_token)
+    return []
+
+
+def _opening(tokenizer: Any) -> list[int]:
+    talk = [{"role": "user", "content": ASKED}]
+    without, asking = _rendered(tokenizer, talk), _rendered(tokenizer, talk, add_generation_prompt=True)
+    return _ids(tokenizer, asking[len(without) :]) if asking.startswith(without) else []
+
+
+def _rendered(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> str:
+    """The text of a conversation; empty where the template refuses so plain a one."""
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))
+    except Exception:  # a template is a program of its author's and may raise anything
+        return ""
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
+
+
+def _starts(ids: Sequence[int], part: tuple[int, ...]) -> bool:
+    return tuple(ids[: len(part)]) == part
+
+
+def _ends(ids: Sequence[int], part: Sequence[int]) -> bool:
+    return not part or tuple(ids[-len(part) :]) == tuple(part)
+
+
+class ControlText:
+    """Tokens of texts in which a user may have typed what looks like a control token: that stays text.
+
+    A tokenizer reads ``<|im_end|>`` as the end of a turn wherever it stands. So a text with such words in its
+    content is cut at the control tokens of its *frame*, and the stretches between are read with control tokens
+    switched off. That this reads frames as the tokenizer does is tried out on each such text, without the words.
+
+    Attributes:
+        met: the examples with such words.
+        untold: those of them where the tokenizer cannot tell them from the token.
+        first: the first such word and where it was.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Take the control tokens of a tokenizer."""
+        self._tokenizer = tokenizer
+        turns = turns_of(tokenizer)
+        self._control = turns.control
+        # An unknown character is no control token, unless the end of sequence stands for it (GPT-2).
+        self._forbidden = set(self._control.values()) - ({tokenizer.unk_token_id} - turns.stops)
+        words = sorted((word for word in self._control if word), key=len, reverse=True)
+        self._pattern = re.compile(f"({'|'.join(map(re.escape, words))})" if words else r"(\Zx)")
+        self.met: set[str] = set()
+        self.untold: set[str] = set()
+        self.first = ""
+
+    def found(self, text: str) -> bool:
+        """Whether a text holds the words of a control token."""
+        return self._pattern.search(text) is not None
+
+    def note(self, name: str, *texts: str) -> None:
+        """Remember that an example holds such words."""
+        self.met.add(name)
+        if not self.first and (hit := self._pattern.search("\n".join(texts))):
+            self.first = f"{hit[0]!r} in example {name!r}"
+
+    def ids(self, pieces: Sequence[tuple[str, bool]], name: str) -> list[int]:
+        """The tokens of a text.
+
+        Args:
+            pieces: each with whether it is content, whose words stay text.
+            name: of the example, for `first`.
+        """
+        self.note(name, *(text for text, content in pieces if content))
+        harmless = [(self._pattern.sub("", text) if content else text, content) for text, content in pieces]
+        kept = self._apart(pieces)
+        if kept is not None and self._apart(harmless) == _ids(self._tokenizer, "".join(text for text, _ in harmless)):
+            return kept
+        self.untold.add(name)
+        return _ids(self._tokenizer, "".join(text for text, _ in pieces))
+
+    def _apart(self, pieces: Sequence[tuple[str, bool]]) -> list[int] | None:
+        """Read the stretches between the frame's control tokens as plain text; None where that cannot be done."""
+        stretches, tokens = [""], []
+        for text, content in pieces:
+            first, *rest = [text] if content else self._pattern.split(text)
+            stretches[-1] += first
+            stretches += rest[1::2]
+            tokens += [self._control[word] for word in rest[::2]]
+        read = [self._plain(stretch) for stretch in stretches]
+        if any(self._forbidden.intersection(ids) for ids in read):
+            return None
+        return read[0] + [token for one, ids in zip(tokens, read[1:], strict=True) for token in (one, *ids)]
+
+    def _plain(self, text: str) -> list[int]:
+        if not text:
+            return []
+        read = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        ids: list[int] = read["input_ids"]
+        return ids
