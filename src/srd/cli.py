@@ -1,11 +1,14 @@
 """The command line ``srd``. Each command is a few lines on top of the library.
 
-Exit status: 0 done, 1 failed while running, 2 wrong input or configuration (one message, no traceback).
+Exit status: 0 done, 1 failed while running, 2 wrong input or configuration (one message, no traceback), 128 and the
+signal's number where one has stopped the command (130 for Ctrl-C).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -39,12 +42,14 @@ def open_run(recipe: str, overrides: list[str] | None, run_dir: Path | None) -> 
     """Load the recipe and claim its run directory."""
     from srd import parallel
     from srd.config import load_recipe
+    from srd.failures import work_in
     from srd.run import Run, versions
 
     loaded = parallel.together(lambda: load_recipe(recipe, overrides or []))
     folder = run_dir or Path("runs") / loaded.name
     parallel.check_same({"recipe": loaded.model_dump(), "version": versions(), "run-dir": str(folder.absolute())})
     run = Run(loaded, folder)
+    work_in(run.folder)
     set_up_logging(run.warnings)
     console.print(f"[bold]{loaded.name}[/] [dim]in {run.folder}[/]")
     return run
@@ -311,39 +316,63 @@ def score_command(
 
 
 def main() -> None:
-    """Run the command line and turn errors into exit statuses."""
+    """Run the command line and turn whatever ends it into an exit status and a message."""
     from srd import parallel
 
-    parallel.when_stopped(
-        lambda: _say("stopped by the launcher: another process has ended, or was told to. "
-                     "The same command continues where it was.")
-    )  # fmt: skip
-    try:
-        result = app(standalone_mode=False)  # a status where the command line itself stops (help, Ctrl-C)
-        parallel.leave()
-        code = result if isinstance(result, int) else 0
-        if code == INTERRUPTED:
-            console.print("stopped. The same command continues where it was.")
-    except (UserError, RunError) as error:
-        _tell(f"[bold red]error:[/] {_escaped(str(error))}")
-        code = 2 if isinstance(error, UserError) else 1
-    except typer.Exit as stop:
-        code = stop.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        console.print("stopped. The same command continues where it was.")
-        code = INTERRUPTED
-    except OSError as error:
-        import errno
-        import tempfile
-
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        place = error.filename or f"or where temporary files go, {tempfile.gettempdir()}, which TMPDIR can change"
-        _tell(f"[bold red]error:[/] the disk is full ({place}). Free some space and run the same command again.")
-        code = 1
-    except Exception as error:
-        code = _lost(error) if parallel.is_lost(error) else _usage_error(error)
+    with parallel.stoppable(_say_stopped):
+        try:
+            code = _command_line()
+        except BaseException as error:
+            code = _status(error)
     sys.exit(code)
+
+
+def _command_line() -> int:
+    from srd import parallel
+
+    result = app(standalone_mode=False)  # a status where the command line itself stops (help, Ctrl-C)
+    parallel.leave()
+    with contextlib.suppress(AttributeError):  # there is no standard output
+        sys.stdout.flush()
+    if result == INTERRUPTED:
+        raise KeyboardInterrupt
+    return result if isinstance(result, int) else 0
+
+
+def _status(error: BaseException) -> int:
+    """The exit status of what ended a command; its message is printed."""
+    from srd import parallel
+
+    if (signal := parallel.stopped_by()) or isinstance(error, KeyboardInterrupt | typer.Abort):
+        _say_stopped()
+        return 128 + signal if signal else INTERRUPTED
+    if isinstance(error, typer.Exit):
+        return error.exit_code
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, BrokenPipeError):  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains when it flushes at its end
+        return 1
+    if parallel.is_lost(error):
+        return _lost(error)
+    if hasattr(error, "format_message"):  # Typer's own complaints about the command line
+        status, message = 2, error.format_message()
+    else:
+        from srd.failures import explain
+
+        status, message = explain(error)
+    _tell(f"[bold red]error:[/] {_escaped(message)}")
+    return status
+
+
+def _say_stopped() -> None:
+    from srd import parallel
+
+    if parallel.processes() > 1 and not parallel.stopped_by():
+        _say("stopped by the launcher: another process has ended, or was told to. "
+             "The same command continues where it was.")  # fmt: skip
+    else:
+        _say("stopped. The same command continues where it was.")
 
 
 def _tell(message: str) -> None:
@@ -367,10 +396,11 @@ def _say(message: str) -> None:
     if not parallel.is_main():
         console.quiet = False
         message = f"process {parallel.process()}: {message}"
-    console.print(message, soft_wrap=True)
+    with contextlib.suppress(OSError):  # nobody listens any more
+        console.print(message, soft_wrap=True)
 
 
-def _lost(error: Exception) -> int:
+def _lost(error: BaseException) -> int:
     """Another process has ended without a word (killed, out of memory, its machine gone): this one cannot go on."""
     from srd import parallel
 
@@ -381,14 +411,6 @@ def _lost(error: Exception) -> int:
     )
     parallel.stop_silently()
     return 1
-
-
-def _usage_error(error: Exception) -> int:
-    """Typer's own complaints about the command line; anything else is a bug and keeps its traceback."""
-    if not hasattr(error, "format_message"):
-        raise error
-    _tell(f"[bold red]error:[/] {_escaped(error.format_message())}")
-    return 2
 
 
 def _escaped(text: str) -> str:

@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from srd import parallel
 
-console = Console(stderr=True, highlight=False, quiet=not parallel.is_main())
+# What a terminal obeys instead of showing (cursor, colours, bells) and what turns the direction of the text around.
+INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """Write control characters, direction marks and half characters as escapes, so that no text acts on a terminal."""
+    return INVISIBLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+class _Console(Console):
+    """A console on which no text of ours, whatever names and values it quotes, acts on the terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)
+
+
+class _Formatter(logging.Formatter):
+    """The same for log messages."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
+console = _Console(stderr=True, highlight=False, quiet=not parallel.is_main())
 QUIET_SECONDS = 20.0  # a log file, unlike a terminal, gets a line every so often
 
 
@@ -23,6 +49,7 @@ def set_up_logging(warnings: list[str] | None = None) -> None:
     import transformers
 
     handler = RichHandler(console=console, show_time=False, show_path=False, show_level=True)
+    handler.setFormatter(_Formatter("%(message)s"))
     handler.addFilter(_Once())
     logger = logging.getLogger("srd")
     logger.handlers = [handler] if warnings is None else [handler, _Collect(warnings)]

@@ -13,7 +13,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,6 +33,9 @@ MEETING = 15 * 60.0  # seconds
 # gloo's threads give the tensors of the last exchange back a moment after it. If Python is ending by then, the process
 # aborts, with its work done (seen once in fifty runs, torch 2.13).
 SETTLING = 0.2  # seconds
+TIDYING = 5.0  # seconds that a process that was told to stop has to end by itself
+
+_stopped: list[int] = []  # the signal that has stopped this process, if one has
 
 
 def processes() -> int:
@@ -101,7 +105,7 @@ def _not_met(reason: str) -> str:
     )
 
 
-def is_lost(error: Exception) -> bool:
+def is_lost(error: BaseException) -> bool:
     """Whether an error says that another process does not answer any more (gloo has no kind of error for it)."""
     if processes() == 1:
         return False
@@ -110,34 +114,78 @@ def is_lost(error: Exception) -> bool:
     return isinstance(error, DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
 
 
-def when_stopped(tell: Callable[[], None]) -> None:
-    """Say something when the launcher stops this process, as it does when another one has ended.
+@contextmanager
+def stoppable(tell: Callable[[], None]) -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end this process as Ctrl-C does: with a message, and nothing half done.
 
-    Python runs the handler of a signal between two of its own instructions, which a process that waits for the dead one
-    may never reach. So a thread listens instead.
+    A process that works alone gets a KeyboardInterrupt, so that it tidies up. Python raises it between two of its own
+    instructions, which a library may keep from coming, or may swallow; so a thread listens beside it and ends the
+    process where it has not ended by itself after `TIDYING` seconds. One of several processes may wait for a dead one
+    and never come back from that: there the thread speaks and ends it at once.
+
+    Args:
+        tell: Says that the process was stopped, where the thread ends it.
     """
-    if processes() == 1:
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-
-    def listen() -> None:
-        while os.read(reading, 1) != bytes([signal.SIGTERM]):
-            pass
-        tell()
-        os._exit(128 + signal.SIGTERM)
-
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    ended = threading.Event()
+    threading.Thread(target=_listen, args=(reading, ended, tell), daemon=True).start()
+    # A signal that is ignored stays ignored: that is how nohup and shells in the background protect a program.
+    handlers = {number: signal.getsignal(number) for number in _stopping()}
+    handlers = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+    for number in handlers:
+        signal.signal(number, _interrupt)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     os.register_at_fork(after_in_child=stop_silently)
-    threading.Thread(target=listen, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        signal.set_wakeup_fd(-1)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        os.close(writing)
+        _stopped.clear()
+
+
+def _stopping() -> list[signal.Signals]:
+    """The signals that stop a process. Ctrl-C reaches all processes of a launcher, and it is Python's own."""
+    names = ("SIGTERM", "SIGHUP", *(("SIGINT",) if processes() == 1 else ()))
+    return [signal.Signals[name] for name in names if hasattr(signal, name)]
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    if _stopped or processes() > 1:
+        return
+    _stopped.append(number)
+    raise KeyboardInterrupt
+
+
+def _listen(reading: int, ended: threading.Event, tell: Callable[[], None]) -> None:
+    """Wait for a signal that stops this process, or for the end of the command, which closes the pipe."""
+    while (received := os.read(reading, 1)) and received[0] not in _stopping():
+        pass
+    if received and not ended.wait(TIDYING if processes() == 1 else 0):
+        tell()
+        os._exit(128 + received[0])
+    os.close(reading)
+
+
+def stopped_by() -> int | None:
+    """The signal that has stopped this process; None: it works."""
+    return _stopped[0] if _stopped else None
 
 
 def stop_silently() -> None:
-    """Undo `when_stopped`: this process has said what it had to say, or is a child that has nothing to."""
-    if processes() > 1:
+    """Undo `stoppable`: this process has said all it had to say, or is a child that has nothing to say."""
+    if threading.current_thread() is threading.main_thread():
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in _stopping():
+            if signal.getsignal(number) is _interrupt:
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def barrier() -> None:

@@ -1,0 +1,155 @@
+"""What leaves a command as an error: the exit status it means, and one message. No traceback reaches the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import tempfile
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from srd.errors import RunError, UserError
+
+# What the operating system says where a path cannot be what it was named for, in words; anything else is the machine's.
+PATH_REASONS = {
+    errno.ENOENT: "there is no such file or folder",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "the system does not permit that",
+    errno.EISDIR: "it is a folder, where a file is expected",
+    errno.ENOTDIR: "it lies below something that is no folder",
+    errno.EEXIST: "something else is there already",
+    errno.ENOTEMPTY: "the folder is not empty",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "its symbolic links lead in a circle",
+    errno.EROFS: "the file system is read-only",
+    errno.EXDEV: "it lies on another file system",
+    errno.ENXIO: "it is a device or a pipe, where a file is expected",
+    errno.ENODEV: "it is a device or a pipe, where a file is expected",
+    errno.ESPIPE: "it is a device or a pipe, where a file is expected",
+    errno.EINVAL: "the system does not take it",
+}
+# How the libraries say that the disk is full: the system's words, Rust's number of the error, torch's archive writer.
+DISK_IS_FULL = re.compile(
+    r"no space left on device|disk quota exceeded|\bos error (28|122)\b|basic_ios::clear"
+    r"|inline_container(?!.*StreamReader)|StreamWriter failed|unexpected pos \d+ vs",
+    re.IGNORECASE | re.DOTALL,
+)
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|cannot allocate memory|failed to allocate|malloc of size \d+ failed"
+    r"|unable to allocate",
+    re.IGNORECASE,
+)
+ERROR_FILE = "error.txt"
+
+_place: Path | None = None  # where the traceback of a bug is written: the run directory, once there is one
+
+
+def work_in(folder: Path) -> None:
+    """Name the folder a command works in, for the traceback of a bug."""
+    global _place
+    _place = folder
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, what it was raised from, and what was being handled then."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            yield each
+            waiting += [each.__context__, each.__cause__]
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error says that a disk is full, in whatever form a library says it."""
+    return any(_says_full(each) for each in causes(error))
+
+
+def _says_full(error: BaseException) -> bool:
+    if isinstance(error, UserError | RunError):
+        return False  # says itself what it means
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, Exception) and DISK_IS_FULL.search(str(error)) is not None
+
+
+def memory_is_full(error: BaseException) -> bool:
+    """Whether an error says that the memory of the machine or of its GPU is used up."""
+    return any(
+        isinstance(each, MemoryError)
+        or (isinstance(each, OSError) and each.errno == errno.ENOMEM)
+        or (isinstance(each, RuntimeError) and OUT_OF_MEMORY.search(str(each)) is not None)
+        for each in causes(error)
+        if not isinstance(each, UserError | RunError)
+    )
+
+
+def explain(error: BaseException) -> tuple[int, str]:
+    """The exit status and the message of an error: 2 for wrong input, 1 where the machine or the program failed."""
+    if isinstance(error, UserError):
+        return 2, str(error)
+    if isinstance(error, RunError):
+        return 1, str(error)
+    if disk_is_full(error):
+        return 1, f"the disk is full ({_full_place(error)}). Free some space and run the same command again."
+    if memory_is_full(error):
+        return 1, (
+            f"out of memory: {first_line(error)}. Use a smaller training.micro_batch_size or generation.batch_size, "
+            "set training.gradient_checkpointing=true, or a larger machine; then run the same command again."
+        )
+    if isinstance(error, OSError) and error.errno in PATH_REASONS and error.filename is not None:
+        return 2, f"cannot use {os.fsdecode(error.filename)!r}: {PATH_REASONS[error.errno]}. Name another path."
+    kept = f"The traceback is in {written}. " if (written := _write_traceback(error)) else ""
+    if isinstance(error, OSError):
+        place = f" ({os.fsdecode(error.filename)!r})" if error.filename is not None else ""
+        return 1, (
+            f"the machine has failed: {error.strerror or first_line(error)}{place}. {kept}"
+            "When that is mended, run the same command again."
+        )
+    return 1, f"this is a bug in srd: {type(error).__name__}: {first_line(error)}. {kept}Please report it."
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the rest: libraries go on for pages."""
+    if isinstance(error, RecursionError):
+        return "something is nested too deeply"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = (lines[0] if lines else type(error).__name__).rstrip(".")
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _full_place(error: BaseException) -> str:
+    """The file that could not be written, where the library says so, and what is free there."""
+    names = [os.fsdecode(each.filename) for each in causes(error) if isinstance(each, OSError) and each.filename]
+    if names:
+        return names[0]
+    temporary = tempfile.gettempdir()
+    told = []
+    for folder, title in ((_place, "the run directory"), (Path(temporary), "temporary files, which TMPDIR can move")):
+        with contextlib.suppress(OSError):
+            if folder is not None:
+                told.append(f"{folder}, {title}: {shutil.disk_usage(folder).free / 1e6:.0f} MB free")
+    return "; ".join(told) or temporary
+
+
+def _write_traceback(error: BaseException) -> Path | None:
+    """Keep the traceback in the run directory, else where temporary files go; None where neither can be written."""
+    text = "".join(traceback.format_exception(error))
+    rank = os.environ.get("RANK", "0")
+    name = ERROR_FILE if rank == "0" else f"error-{rank}.txt"
+    if _place is not None and _place.is_dir():
+        with contextlib.suppress(OSError):
+            (_place / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+            return _place / name
+    with contextlib.suppress(OSError):
+        handle, file = tempfile.mkstemp(prefix="srd-error-", suffix=".txt")
+        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as opened:
+            opened.write(text)
+        return Path(file)
+    return None

@@ -1,0 +1,126 @@
+"""Signals and closed pipes: a message, the signal's exit status, and the same command continues."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from srd.artifacts import read_json
+from tests.conftest import TinyRun
+
+STOPPED = "stopped. The same command continues where it was."
+# Commands of the program's own main() that never end by themselves, so that what a signal does is seen in a second.
+COMMANDS = {
+    "works in Python": "while True: time.sleep(0.01)",
+    "waits for the system": "time.sleep(60)",
+    "turns the interruption into another error": """
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    raise RuntimeError("a library's own") from None""",
+    "swallows the interruption": """
+while True:
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        pass""",
+}
+PROGRAM = """
+import sys, time
+from srd import cli, parallel
+parallel.TIDYING = 0.2
+def app(**options):
+    print("ready", flush=True)
+    exec(sys.argv[1])
+cli.app = app
+cli.main()
+"""
+
+
+def start(*arguments: str, ignoring: signal.Signals | None = None) -> subprocess.Popen[str]:
+    def ignore() -> None:
+        if ignoring is not None:
+            signal.signal(ignoring, signal.SIG_IGN)
+
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=ignore,
+    )
+
+
+def wait_for(seen: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not seen() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()
+    assert seen()
+
+
+CASES = [(command, signal.SIGTERM) for command in COMMANDS]
+CASES += [("waits for the system", number) for number in (signal.SIGHUP, signal.SIGINT)]
+
+
+@pytest.mark.parametrize(("command", "number"), CASES)
+def test_a_signal_stops_with_its_status_and_a_message(command: str, number: signal.Signals) -> None:
+    process = start("-c", PROGRAM, COMMANDS[command])
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    _, told = process.communicate(timeout=20)
+    assert process.returncode == 128 + number, told
+    assert STOPPED in told and "Traceback" not in told and told.count("stopped") == 1
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    """As under nohup."""
+    process = start("-c", PROGRAM, "time.sleep(0.5)", ignoring=signal.SIGHUP)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    _, told = process.communicate(timeout=20)
+    assert process.returncode == 0, told
+
+
+def test_a_real_run_is_stopped(tiny_run: TinyRun) -> None:
+    """That it continues to the same bytes is shown with the kills: this is the gentler end."""
+    process = start("-m", "srd", "run", str(tiny_run.write_recipe()), "--run-dir", str(tiny_run.run_dir))
+    manifest = tiny_run.run_dir / "manifest.json"
+    wait_for(lambda: manifest.exists() and "reflection" in read_json(manifest)["steps"], process)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 143, told
+    assert STOPPED in told and "Traceback" not in told
+    steps = read_json(manifest)["steps"]
+    assert steps["examples"]["finished"] and "evaluation" not in steps
+    assert not list(tiny_run.run_dir.rglob(".partial-*"))
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ("for line in range(100000): print(line)", 1),  # more than fits into the buffer
+        ("print('few words')", 1),
+        ("raise cli.UserError('no')", 2),
+        ("raise ValueError('a bug')", 1),
+    ],
+)
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_nobody_reads_the_output(command: str, status: int, closed: str) -> None:
+    """As in `srd recipes | head -1`: no traceback."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    script = PROGRAM.replace('print("ready", flush=True)', "pass")
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, closed: writing}
+    done = subprocess.run([sys.executable, "-c", script, command], text=True, **streams)
+    os.close(writing)
+    expected = 0 if closed == "stderr" and "print" in command else status
+    assert done.returncode in (expected, 1)  # the console ends the process with 1 where it finds its pipe closed
+    assert "Traceback" not in (done.stderr or "") and "Exception ignored" not in (done.stderr or "")
