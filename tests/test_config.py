@@ -63,7 +63,7 @@ def test_three_lines_are_a_recipe(recipe: Any) -> None:
 def test_short_forms(recipe: Any) -> None:
     text = SMALLEST + (
         "data: {train: [a.jsonl, b.jsonl], test: t.csv}\n"
-        "training: {method: gkd, objective: tsrkl, curriculum: true, temperature: '1e0'}\n"
+        "training: {method: gkd, objective: tsrkl, curriculum: true, temperature: 1e0}\n"
         "evaluation: {tasks: [dolly, {name: gsm8k, limit: 5}]}\n"
     ).replace("data: rows.jsonl\n", "")
     loaded = recipe(text.replace("data: rows.jsonl\n", ""))

@@ -13,11 +13,13 @@ from srd.models.loading import check_lora_targets, load_tokenizer, position_limi
 from srd.models.vocabulary import check_same_kind, check_same_tokenizer
 from srd.run import Run
 from srd.tasks import get_task
+from srd.training_libraries import check_installed
 
 
 def check_run(run: Run) -> None:
     """Refuse models that do not fit each other, or what is asked of them, before a weight is loaded."""
     check_evaluation(run.recipe)
+    check_libraries(run.recipe)
     teacher, student = run.recipe.teacher, run.recipe.student
     for named in (teacher, student):
         if named.model:
@@ -41,6 +43,15 @@ def check_run(run: Run) -> None:
     for training, config in [(teacher.sft, configs[0]), *((training, configs[-1]) for training in trainings)]:
         if training is not None and training.lora is not None and isinstance(training.lora.targets, list):
             check_lora_targets(config, training.lora.targets)
+
+
+def check_libraries(recipe: Recipe) -> None:
+    """Refuse optimizers and loggers whose packages are missing."""
+    named = {"teacher.sft": recipe.teacher.sft, "student.warm_start": recipe.student.warm_start}
+    named |= {f"baselines.{name}": training for name, training in recipe.baselines.items()}
+    for field, training in {**named, "training": recipe.training}.items():
+        if training is not None:
+            check_installed(field, training.optimizer, training.log_to)
 
 
 def _check_vllm(run: Run) -> None:

@@ -7,19 +7,54 @@ what it says. On the command line ``key.path=value`` changes it again. All mista
 from __future__ import annotations
 
 import itertools
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from srd.artifacts import atomic_write
 from srd.curriculum import Curriculum
 from srd.errors import UserError, nearest
+from srd.training_libraries import check_logger, check_optimizer
+from srd.yaml_text import dump_yaml, parse_yaml, read_yaml
 
+LONGEST_NAME = 100  # characters; file systems take 255 bytes, and other names grow from this one
+
+
+def _named(value: str) -> str:
+    """Refuse an empty name of a file, a folder or a module."""
+    if not value.strip():
+        raise ValueError("is empty: give a name, or leave the field out")
+    return value
+
+
+def _folder_name(value: str) -> str:
+    """Refuse a name that would be no folder, or one elsewhere: a recipe may come from somebody else."""
+    if not value.strip(" ."):
+        raise ValueError("is no name of a folder: give one with letters or digits")
+    if len(value) > LONGEST_NAME:
+        raise ValueError(f"has {len(value)} characters, but names a folder: at most {LONGEST_NAME}")
+    if not value.isprintable() or any(letter in "/\\" for letter in value):
+        raise ValueError("names a folder, so it cannot hold '/', '\\' or invisible characters")
+    if value != value.strip() or value[0] == "." or value[-1] == ".":
+        raise ValueError("names a folder, so it cannot begin or end with a space or a dot")
+    return value
+
+
+def _each_once(values: list[Any]) -> list[Any]:
+    if twice := [value for place, value in enumerate(values) if value in values[:place]]:
+        raise ValueError(f"{twice[0]!r} is there twice: list each once")
+    return values
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # numpy and torch take no larger one
+Count = Annotated[int, Field(ge=1)]
+Named = Annotated[str, AfterValidator(_named)]
+FolderName = Annotated[str, AfterValidator(_folder_name)]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -35,11 +70,11 @@ class Section(BaseModel):
 class SourceConfig(Section):
     """Where examples come from. A plain string is short for ``path``."""
 
-    path: str | list[str] | None = Field(
+    path: Named | Annotated[list[Named], Field(min_length=1), AfterValidator(_each_once)] | None = Field(
         None, description="file, list of files, hub name `owner/name`, or data-set name"
     )
-    dataset: str | None = Field(None, description="name of a known data set whose original format the file has")
-    split: str | None = Field(None, description="split of a hub data set")
+    dataset: Named | None = Field(None, description="name of a known data set whose original format the file has")
+    split: Named | None = Field(None, description="split of a hub data set")
     format: Literal["auto", "jsonl", "json", "csv", "parquet"] = Field("auto", description="format of the file")
     columns: dict[str, str] = Field({}, description="our column name -> the column name in the file")
     limit: int | None = Field(None, ge=1, description="use the first so many examples")
@@ -54,6 +89,11 @@ class SourceConfig(Section):
     def _names_something(self) -> Self:
         if not self.path and not self.dataset:
             raise ValueError("names no data: give `path` (a file or hub name) or `dataset`")
+        if self.language_pair is not None and "iwslt2017" not in (self.dataset, self.path):
+            raise ValueError(
+                f"language_pair ({self.language_pair!r}) is for the data set iwslt2017 alone, and this is another one. "
+                "Remove it"
+            )
         return self
 
 
@@ -61,9 +101,9 @@ class CorruptionConfig(Section):
     """Damage a known share of the training responses, to measure whether the ranking finds them."""
 
     share: float = Field(0.25, ge=0, le=0.9, description="share of the training examples")
-    kinds: list[Literal["swapped", "truncated", "duplicated"]] = Field(
-        ["swapped"], min_length=1, description="what is done to them, in equal parts"
-    )
+    kinds: Annotated[
+        list[Literal["swapped", "truncated", "duplicated"]], Field(min_length=1), AfterValidator(_each_once)
+    ] = Field(["swapped"], description="what is done to them, in equal parts")
 
 
 class DataConfig(Section):
@@ -80,7 +120,7 @@ class DataConfig(Section):
     plain_text: SourceConfig | None = Field(
         None, description="running text ({text: …} rows) for an extra language-modelling loss; see plain_text_weight"
     )
-    template: str = Field("auto", description="auto, alpaca, chat, plain, or a text with {instruction} and {input}")
+    template: Named = Field("auto", description="auto, alpaca, chat, plain, or a text with {instruction} and {input}")
     max_length: int = Field(512, ge=8, description="prompt and response, in tokens; a longer response is cut")
     max_prompt_length: int = Field(256, ge=4, description="prompt in tokens; a longer one loses content, not its frame")
     bad_rows: Literal["error", "drop"] = Field("error", description="what happens to an example that cannot be scored")
@@ -186,10 +226,12 @@ class ObjectiveConfig(BaseModel):
 class LoraConfig(Section):
     """Low-rank adapters (peft)."""
 
-    r: int = Field(16, ge=1, description="rank")
+    r: int = Field(16, ge=1, le=2**16, description="rank")
     alpha: float = Field(64, gt=0, description="scale is alpha / r")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout before the adapter")
-    targets: list[str] | Literal["all-linear"] | None = Field(None, description="module names; else the family's usual")
+    targets: Annotated[list[Named], Field(min_length=1)] | Literal["all-linear"] | None = Field(
+        None, description="module names; else the family's usual"
+    )
     merge: bool = Field(True, description="merge into the saved student; else save the adapter beside its base")
 
 
@@ -207,8 +249,8 @@ class TrainingConfig(Section):
         1.0, ge=0, description="weight of the language-modelling loss on data.plain_text, where that is given"
     )
     curriculum: Curriculum | None = Field(None, description="select and order the data by difficulty; none: all data")
-    seed: int | None = Field(None, ge=0, description="fixes order, dropout and student text; none: the recipe's seed")
-    epochs: float = Field(8, gt=0, description="passes over its data, in each stage")
+    seed: Seed | None = Field(None, description="fixes order, dropout and student text; none: the recipe's seed")
+    epochs: float = Field(8, gt=0, le=1e6, description="passes over its data, in each stage")
     learning_rate: float = Field(1e-4, gt=0, description="highest learning rate")
     min_learning_rate: float = Field(1e-7, ge=0, description="where the cosine ends")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="learning-rate schedule of a stage")
@@ -228,7 +270,9 @@ class TrainingConfig(Section):
     lora: LoraConfig | None = Field(None, description="train low-rank adapters instead of all weights")
     select_by: Literal["rouge_l", "loss", "last"] = Field("rouge_l", description="which checkpoint of a stage is best")
     evaluate_every: float = Field(1.0, gt=0, description="validate and checkpoint after so many epochs")
-    log_to: list[str] = Field([], description="tensorboard, wandb, trackio: loggers of transformers")
+    log_to: Annotated[list[str], AfterValidator(_each_once)] = Field(
+        [], description="tensorboard, wandb, trackio: loggers of transformers"
+    )
 
     @field_validator("method", mode="before")
     @classmethod
@@ -239,6 +283,16 @@ class TrainingConfig(Section):
         if isinstance(value, dict) and "name" not in value:
             return {"name": "kd", **value}
         return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("optimizer")
+    @classmethod
+    def _optimizer_is_there(cls, value: str) -> str:
+        return check_optimizer(value)
+
+    @field_validator("log_to")
+    @classmethod
+    def _loggers_are_there(cls, value: list[str]) -> list[str]:
+        return [check_logger(name) for name in value]
 
     @field_validator("curriculum", mode="before")
     @classmethod
@@ -289,11 +343,11 @@ def _on_all_data(value: TrainingConfig | None) -> TrainingConfig | None:
 class ModelConfig(Section):
     """A pre-trained model. A plain string is short for ``model``."""
 
-    model: str = Field(description="hub name, local folder, GGUF file, or smollm2 (the one the demo uses)")
-    revision: str | None = Field(None, description="commit, branch or tag on the hub")
-    adapter: str | None = Field(None, description="LoRA adapter folder that is merged on loading")
+    model: Named = Field(description="hub name, local folder, GGUF file, or smollm2 (the one the demo uses)")
+    revision: Named | None = Field(None, description="commit, branch or tag on the hub")
+    adapter: Named | None = Field(None, description="LoRA adapter folder that is merged on loading")
     dtype: Precision = Field("auto", description="precision of the weights in memory; auto: as they were saved")
-    attn_implementation: str | None = Field(
+    attn_implementation: Named | None = Field(
         None, description="sdpa, flash_attention_2, eager; none: the library's choice"
     )
     trust_remote_code: bool = Field(False, description="run Python code that the hub repository brings")
@@ -322,13 +376,18 @@ class TeacherConfig(ModelConfig):
         return _on_all_data(value)
 
 
+OF_A_MODEL = ("revision", "adapter", "trust_remote_code")  # say how a model is found, and nothing without one
+
+
 class StudentConfig(ModelConfig):
     """The small model: its own, or the teacher with layers dropped."""
 
-    model: str | None = Field(None, description="hub name, folder or GGUF file; none: the teacher, shortened")  # type: ignore[assignment]
-    drop_layers: int | list[int] | None = Field(
-        None, description="how many layers to drop (the least needed block, arXiv 2403.17887), or which"
-    )
+    model: Named | None = Field(None, description="hub name, folder or GGUF file; none: the teacher, shortened")  # type: ignore[assignment]
+    drop_layers: (
+        Annotated[int, Field(ge=0)]
+        | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_each_once)]
+        | None
+    ) = Field(None, description="how many layers to drop (the least needed block, arXiv 2403.17887), or which")
     warm_start: TrainingConfig | None = Field(None, description="train on all the data before reflection")
 
     @field_validator("warm_start", mode="before")
@@ -345,6 +404,8 @@ class StudentConfig(ModelConfig):
     def _is_smaller(self) -> Self:
         if self.model is None and not self.drop_layers:
             raise ValueError("names no student: give `model`, or `drop_layers` to shorten the teacher")
+        if self.model is None and (idle := [key for key in OF_A_MODEL if getattr(self, key)]):
+            raise ValueError(f"{idle[0]} belongs to `model`, and the student is made from the teacher. Remove it")
         return self
 
 
@@ -367,7 +428,7 @@ class CacheConfig(Section):
     enabled: bool | None = Field(
         None, description="false: the teacher runs again in every step; none: on wherever the text is known beforehand"
     )
-    dir: str | None = Field(None, description="folder shared by runs; none: inside the run directory")
+    dir: Named | None = Field(None, description="folder shared by runs; none: inside the run directory")
     dtype: Precision = Field("auto", description="stored precision; auto: the teacher's own")
     limit_gb: float = Field(100.0, gt=0, description="a larger cache is not built: the live teacher is used instead")
 
@@ -376,7 +437,7 @@ class TaskConfig(Section):
     """A benchmark to evaluate on, by its own decoding and seeds. A plain string is short for ``name``."""
 
     name: str = Field(description="dolly, self_inst, vicuna, sinst, uinst, gsm8k, mbpp, xsum, iwslt2017, pydocs")
-    path: str | None = Field(None, description="local file in the original format; none: from the hub")
+    path: Named | None = Field(None, description="local file in the original format; none: from the hub")
     limit: int | None = Field(None, ge=1, description="evaluate on the first so many examples")
     label: str | None = Field(
         None, pattern=r"^[\w+-]+$", description="what it is called in the results; none: its name"
@@ -404,14 +465,18 @@ class TaskConfig(Section):
 class EvaluationConfig(Section):
     """How the models are compared at the end: on the run's own test split, and on named tasks."""
 
-    seeds: list[int] = Field([10, 20, 30, 40, 50], min_length=1, description="one sampled answer per prompt and seed")
+    seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(_each_once)] = Field(
+        [10, 20, 30, 40, 50], description="one sampled answer per prompt and seed"
+    )
     temperature: float = Field(1.0, ge=0, description="sampling temperature on the test split; 0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling on the test split")
     limit: int | None = Field(None, ge=1, description="evaluate on so many test examples")
     tasks: list[TaskConfig] = Field(
         [], description="benchmarks beside the test split, each with its own decoding and seeds, by data.template"
     )
-    models: list[str] | None = Field(None, description="which models; none: teacher, student and every trained one")
+    models: Annotated[list[str], Field(min_length=1), AfterValidator(_each_once)] | None = Field(
+        None, description="which models; none: teacher, student and every trained one"
+    )
     allow_code_execution: bool = Field(False, description="run generated programs (mbpp), confined")
 
     @field_validator("tasks")
@@ -437,10 +502,12 @@ class ReflectionConfig(Section):
 class Recipe(Section):
     """Everything a run does. The smallest recipe names teacher, student and data."""
 
-    name: str = Field("run", description="name of the recipe; names the default run directory")
+    name: FolderName = Field("run", description="name of the recipe; names the default run directory")
     description: str = Field("", description="one line for `srd recipes`")
-    seed: int = Field(0, ge=0, description="fixes every random choice")
-    plugins: list[str] = Field([], description="Python files or modules that register objectives")
+    seed: Seed = Field(0, description="fixes every random choice")
+    plugins: Annotated[list[Named], AfterValidator(_each_once)] = Field(
+        [], description="Python files or modules that register objectives"
+    )
     teacher: TeacherConfig = Field(description="the large model")
     student: StudentConfig = Field(description="the small model")
     data: DataConfig = Field(description="the examples")
@@ -473,7 +540,8 @@ class Recipe(Section):
     def _arms_differ(self) -> Self:
         taken = {self.training.label, "teacher", "student"}
         for name in self.baselines:
-            if name in taken or not name.replace("-", "").replace("_", "").isalnum():
+            usable = name.replace("-", "").replace("_", "").isalnum() and len(name) <= LONGEST_NAME
+            if name in taken or not usable:
                 raise ValueError(
                     f"baselines.{name}: choose another name (letters, digits, - and _; not {sorted(taken)})"
                 )
@@ -575,16 +643,17 @@ def read_recipe(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path in chain:
         loop = " -> ".join(step.name for step in (*chain[chain.index(path) :], path))
         raise UserError(f"{path}: the recipe extends itself ({loop}). Remove one `extends:`.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(path)
+    content = {} if content is None else content
     if not isinstance(content, dict):
         raise UserError(f"{path}: a recipe is a mapping of settings, but this is a {type(content).__name__}")
-    parents = content.pop("extends", None) or []
+    parents = content.pop("extends", None)
+    parents = [] if parents is None else [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) and parent.strip() for parent in parents):
+        raise UserError(f"{path}: extends: give the name of a recipe, or a list of names, not {parents!r:.80}")
     base: dict[str, Any] = {}
-    for parent in [parents] if isinstance(parents, str) else parents:
-        base = merge(base, read_recipe(find_recipe(str(parent), beside=path), (*chain, path)))
+    for parent in parents:
+        base = merge(base, read_recipe(find_recipe(parent, beside=path), (*chain, path)))
     content.setdefault("name", path.stem)
     return merge(base, content)
 
@@ -594,12 +663,9 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for text in overrides:
         key, separator, value = text.partition("=")
-        if not separator or not key.strip():
+        if not separator or not all(part.strip() for part in key.split(".")):
             raise UserError(f"'{text}' is no override. Write key.path=value, such as training.learning_rate=1e-4")
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"'{text}': the value is not YAML ({' '.join(str(error).split())})") from error
+        parsed = parse_yaml(value, f"'{text}': the value")
         for part in reversed(key.strip().split(".")):
             parsed = {part: parsed}
         result = merge(result, parsed)
@@ -621,12 +687,9 @@ def validate_recipe(content: dict[str, Any], origin: str) -> Recipe:
     """Check plain data against the schema; ``origin`` is named in the message."""
     load_plugins(content.get("plugins"))
     try:
-        return Recipe.model_validate(content)
+        return Recipe.model_validate(content, strict=True)
     except ValidationError as error:
-        mistakes = dict.fromkeys(describe_mistake(item) for item in error.errors())
-        plural = "mistake" if len(mistakes) == 1 else "mistakes"
-        lines = "\n".join(f"  {line}" for line in mistakes)
-        raise UserError(f"{origin} has {len(mistakes)} {plural}:\n{lines}") from error
+        raise UserError(f"{origin} has {describe_mistakes(error)}") from error
 
 
 def load_plugins(plugins: Any) -> None:
@@ -637,20 +700,42 @@ def load_plugins(plugins: Any) -> None:
         import_plugin(str(plugin))
 
 
+# What pydantic puts into a place beside the recipe's own keys: the alternatives of a field that takes several kinds.
+ALTERNATIVE = re.compile(r"str|int|float|bool|(constrained-|list\[|dict\[|literal\[|function-).*")
+
+
+def describe_mistakes(error: ValidationError) -> str:
+    """All mistakes, a line for each key."""
+    by_key: dict[str, list[str]] = {}
+    for item in error.errors():
+        key, _, message = describe_mistake(item).partition(": ")
+        by_key.setdefault(key, []).append(message)
+    lines = "".join(f"\n  {key}: {'; or '.join(dict.fromkeys(messages))}" for key, messages in by_key.items())
+    return f"{len(by_key)} mistake{'' if len(by_key) == 1 else 's'}:{lines}"
+
+
 def describe_mistake(item: Any) -> str:
     """One line for one pydantic error: key, value, what is wrong, what is meant."""
     location = list(item["loc"])
     # Under `method` pydantic puts the method's name, which is no key of the recipe; a baseline's name is one.
-    keys = [part for before, part in itertools.pairwise([None, *location]) if before != "method" or part not in METHODS]
+    keys = [part for before, part in itertools.pairwise([None, *location]) if _is_key(before, part)]
     key = ".".join(str(part) for part in keys) or "recipe"
     if item["type"] == "extra_forbidden":
         return f"{key}: unknown key; {nearest(str(location[-1]), known_keys(location[:-1]))}"
     if item["type"] == "missing":
         return f"{key}: missing. {field_description(location)}".rstrip()
-    message = item["msg"].removeprefix("Value error, ")
+    message = re.sub(r" or (instance of \w+|object to extract fields from)$", "", item["msg"])
+    message = message.removeprefix("Value error, ")
     value = item.get("input")
-    shown = f" (is {value!r})" if isinstance(value, str | int | float | bool) or value is None else ""
+    shown = f" (is {value!r:.100})" if isinstance(value, str | int | float | bool) or value is None else ""
     return f"{key}: {message[0].lower() + message[1:]}{shown}"
+
+
+def _is_key(before: Any, part: Any) -> bool:
+    """Whether a part of a place stands in the recipe, and not in pydantic's alternatives alone."""
+    if before == "method" and part in METHODS:
+        return False
+    return before in ("baselines", "columns") or not (isinstance(part, str) and ALTERNATIVE.fullmatch(part))
 
 
 def _section_of(annotation: Any) -> list[type[BaseModel]]:
@@ -695,4 +780,4 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
 
 def recipe_yaml(recipe: Recipe) -> str:
     """The resolved recipe as YAML, in the order of the schema."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+    return dump_yaml(recipe.model_dump(mode="json"))

@@ -5,29 +5,57 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import traceback
 from pathlib import Path
 
+from srd.artifacts import fingerprint
 from srd.errors import UserError
 
 
 def import_plugin(name: str) -> None:
-    """Import a module by file path or by name, once."""
-    if not name.endswith(".py"):
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            raise UserError(
-                f"plugins: no module named '{error.name}'. Give a .py file or an installed module."
-            ) from error
+    """Import a module by file path or by name, once.
+
+    Raises:
+        UserError: there is none, or running it fails; with the file and line where it does.
+    """
+    if not name.strip(" ."):
+        raise UserError(f"plugins: {name!r} names nothing. Give a .py file or an installed module.")
+    if name.endswith(".py"):
+        _import_file(name)
         return
-    path = Path(name).resolve()
-    module_name = f"srd_plugin_{path.stem}"
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"plugins: no module named '{error.name}'. Give a .py file or an installed module.") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"plugins: the module '{name}' cannot be imported: {_reason(error)}") from error
+
+
+def _import_file(name: str) -> None:
+    path = Path(name).expanduser().resolve()
     if not path.is_file():
         raise UserError(f"plugins: no file '{name}'")
+    module_name = f"srd_plugin_{path.stem}_{fingerprint(str(path))[:8]}"  # two folders may have one of that name
     if module_name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[module_name]
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise UserError(f"plugins: '{name}' cannot be imported: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong while a module was read or run, and the last line of it that is not Python's own."""
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+    frames = [frame for frame in frames if frame.filename != __file__]
+    return f"{said} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else said

@@ -36,13 +36,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError
 from rich.markup import escape
 
 from srd import parallel
 from srd.artifacts import atomic_write, fingerprint, read_json, remove, write_json
 from srd.config import (
+    LONGEST_NAME,
+    FolderName,
     Recipe,
     Section,
     TrainingConfig,
@@ -57,6 +58,7 @@ from srd.console import console, set_up_logging
 from srd.errors import RunError, UserError, nearest
 from srd.pipeline import run_all, run_identity
 from srd.run import Run, lock
+from srd.yaml_text import dump_yaml, read_yaml
 
 SEED_FIELDS = ("seed", "training.seed")  # values of these repeat a row of the table
 EQUAL_TIME, EQUAL_PASSES = "equal_time", "equal_passes"
@@ -67,7 +69,7 @@ SELF_EXPLAINING = ("objective", "method", "order")  # fields whose values are kn
 class SweepConfig(Section):
     """A sweep as its file says it."""
 
-    name: str = Field("sweep", description="name of the sweep; names the default folder")
+    name: FolderName = Field("sweep", description="name of the sweep; names the default folder")
     description: str = Field("", description="what the sweep asks, printed above its tables")
     recipe: str = Field(description="the recipe that all cells start from")
     overrides: dict[str, Any] = Field({}, description="changes to the recipe for all cells; keys may be dotted")
@@ -182,7 +184,7 @@ def load_sweep(path: Path) -> SweepConfig:
     """
     content = {"name": path.stem, **_read(path)}
     try:
-        config = SweepConfig.model_validate(content)
+        config = SweepConfig.model_validate(content, strict=True)
     except ValidationError as error:
         lines = "\n".join(f"  {_sweep_mistake(item)}" for item in error.errors())
         raise UserError(f"{path} has {error.error_count()} mistake(s):\n{lines}") from error
@@ -197,10 +199,7 @@ def _read(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path in chain:
         loop = " -> ".join(step.name for step in (*chain[chain.index(path) :], path))
         raise UserError(f"{path}: the sweep extends itself ({loop}). Remove one `extends:`.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: a sweep is a mapping of settings, but this is a {type(content).__name__}")
     parent = content.pop("extends", None)
@@ -253,7 +252,7 @@ def lay_out(config: SweepConfig, path: Path, overrides: list[str] | None = None)
         for label, changes in (config.cells or {"": {}}).items():
             content = merge(merge(base, _settings(config, settings)), nested(_without_measures(changes)))
             here[label] = cell = Cell(label, point, seeds, content, _equal_time(config, path, label), named)
-            content["name"] = f"{config.name}.{cell.folder}"
+            content["name"] = f"{config.name}.{cell.folder}"[:LONGEST_NAME].rstrip(". -")
             validate_recipe(content, f"{path}, cell '{cell.title}'")
         _match_passes(config, here, path)
         cells += here.values()
@@ -368,7 +367,7 @@ class Sweep:
         """Make the folder ours: of this sweep, and of one command at a time."""
         note = self.folder / "sweep.yaml"
         if note.exists():
-            name = yaml.safe_load(note.read_text(encoding="utf-8")).get("name")
+            name = read_yaml(note).get("name")
             if name != self.config.name:
                 raise UserError(
                     f"{self.folder} is the folder of the sweep '{name}', not of '{self.config.name}'. "
@@ -383,7 +382,7 @@ class Sweep:
             self._lock = lock(self.folder / ".lock", "--dir")
             with atomic_write(note) as partial:
                 content = self.config.model_dump(mode="json")
-                partial.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+                partial.write_text(dump_yaml(content), encoding="utf-8")
         parallel.barrier()
 
     def outcomes(self) -> list[Outcome]:

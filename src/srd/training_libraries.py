@@ -1,0 +1,81 @@
+"""Optimizers and loggers by name: which there are, and which package each needs."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from srd.errors import UserError, nearest
+
+# Beginning of a name -> the module it needs and the package that brings it; others come with torch and transformers.
+OPTIMIZER_PACKAGES = {
+    "adamw_torch_xla": ("torch_xla", "torch-xla"),
+    "adamw_torch_npu_fused": ("torch_npu", "torch-npu"),
+    "adamw_anyprecision": ("torchdistx", "torchdistx"),
+    "adamw_torch_4bit": ("torchao", "torchao"),
+    "adamw_torch_8bit": ("torchao", "torchao"),
+    "grokadamw": ("grokadamw", "grokadamw"),
+    "schedule_free_": ("schedulefree", "schedulefree"),
+    "stable_adamw": ("optimi", "torch-optimi"),
+    "lomo": ("lomo_optim", "lomo-optim"),
+    "adalomo": ("lomo_optim", "lomo-optim"),
+    **dict.fromkeys(
+        ("adamw_bnb_8bit", "adamw_8bit", "ademamix", "lion_", "paged_", "rmsprop_bnb"), ("bitsandbytes", "bitsandbytes")
+    ),
+}
+# These train a projection of some modules, which they want to be told; a recipe has no field for that.
+NOT_SERVED = ("galore_", "apollo_")
+USUAL = ("adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop")
+LOGGER_PACKAGES = {
+    "azure_ml": ("azureml", "azureml-core"),
+    "clearml": ("clearml", "clearml"),
+    "codecarbon": ("codecarbon", "codecarbon"),
+    "comet_ml": ("comet_ml", "comet-ml"),
+    "dagshub": ("dagshub", "dagshub"),
+    "dvclive": ("dvclive", "dvclive"),
+    "flyte": ("flytekit", "flytekit"),
+    "kubeflow": ("kubeflow", "kubeflow"),
+    "mlflow": ("mlflow", "mlflow"),
+    "neptune": ("neptune", "neptune"),
+    "swanlab": ("swanlab", "swanlab"),
+    "tensorboard": ("tensorboard", "tensorboard"),
+    "trackio": ("trackio", "trackio"),
+    "wandb": ("wandb", "wandb"),
+}
+
+
+def check_optimizer(name: str) -> str:
+    """Return the name of an optimizer that can be used; ValueError with the known names otherwise."""
+    if name in USUAL:
+        return name
+    from transformers.training_args import OptimizerNames  # takes seconds to import
+
+    known = sorted(str(each.value) for each in OptimizerNames if not str(each.value).startswith(NOT_SERVED))
+    if name.startswith(NOT_SERVED):
+        raise ValueError(f"the optimizer '{name}' wants settings that a recipe has not. Known: {', '.join(known)}")
+    if name not in known:
+        raise ValueError(f"there is no optimizer '{name}'; {nearest(name, known)}")
+    return name
+
+
+def check_logger(name: str) -> str:
+    """Return the name of a logger; ValueError with the known names otherwise."""
+    if name not in LOGGER_PACKAGES:
+        raise ValueError(f"there is no logger '{name}'; {nearest(name, LOGGER_PACKAGES)}")
+    return name
+
+
+def check_installed(field: str, optimizer: str, loggers: list[str]) -> None:
+    """Refuse an optimizer or a logger whose package is missing here.
+
+    Raises:
+        UserError: with the field and the command that installs the package.
+    """
+    needed = [
+        (f"{field}.optimizer={optimizer}", package)
+        for start, package in OPTIMIZER_PACKAGES.items()
+        if optimizer.startswith(start)
+    ]
+    needed += [(f"{field}.log_to=[{name}]", LOGGER_PACKAGES[name]) for name in loggers]
+    for setting, (module, package) in needed:
+        if importlib.util.find_spec(module) is None:
+            raise UserError(f"{setting} needs a package that is not installed: pip install {package}")

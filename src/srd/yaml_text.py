@@ -1,0 +1,170 @@
+"""YAML as recipes and sweeps use it: text, numbers, true and false, null, lists and mappings; nothing else.
+
+What YAML has beside that either hides a mistake (a key that is there twice, ``1:30`` for 90) or has no use here (tags,
+several documents). Every mistake of a file is told with its line.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from srd.errors import UserError
+
+LONGEST = 1 << 20  # bytes: the longest shipped recipe has about 1,500
+DEEPEST = 50  # lists and mappings inside each other
+MOST_NODES = 100_000  # values, those that an alias repeats counted each time
+LARGEST_INTEGER = 2**63 - 1  # what Arrow, numpy and torch can hold
+
+_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_Base):
+    """PyYAML's safe loader with other rules of what a plain word means: those of JSON, and yes, no, on, off."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper, which also puts a text in quotes that the loader above would take for a number."""
+
+
+for _kind, _pattern, _first in (
+    ("bool", r"yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF", "yYnNtTfFoO"),
+    ("int", r"[-+]?(0|[1-9][0-9_]*)", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+    ("merge", "<<", "<"),
+    ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
+):
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"^(?:{_pattern})$"), list(_first))
+
+
+def dump_yaml(value: Any) -> str:
+    """Write plain data so that `parse_yaml` reads the same."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file.
+
+    Raises:
+        UserError: it cannot be read, is not UTF-8, or is no YAML of the kind above; with the line.
+    """
+    try:
+        if path.stat().st_size > LONGEST:
+            raise UserError(f"{path} is not YAML of a recipe or a sweep: it has more than {LONGEST >> 20} MiB.")
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not YAML: not UTF-8 ({error.reason} at byte {error.start}). Convert it.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, place: str) -> Any:
+    """Turn YAML into plain data; ``place`` is named in the message of a mistake.
+
+    Raises:
+        UserError: it is no YAML, or has something beyond what recipes and sweeps need; with the line.
+    """
+    try:
+        _check_depth(text, place)
+        loader = _Loader(text)
+        try:
+            root = loader.get_single_node()
+            if root is None:
+                return None
+            _Check(place).visit(root)
+            return loader.construct_document(root)
+        finally:
+            loader.dispose()
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{place} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _check_depth(text: str, place: str) -> None:
+    """Refuse what is nested deeply before anything is built from it, which takes a call for each level."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise UserError(f"{place}, {_line(event)}: nested more than {DEEPEST} levels deep. Check the brackets.")
+
+
+def _line(node: Any) -> str:
+    return f"line {node.start_mark.line + 1}"
+
+
+class _Check:
+    """Looks at every node once, and finds all that is not allowed."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+        self.mistakes: list[str] = []
+        self.sizes: dict[int, int] = {}  # nodes below a node; 0 while it is being visited
+
+    def visit(self, root: yaml.Node) -> None:
+        """Raise UserError with all mistakes below ``root``."""
+        self._size(root)
+        if self.mistakes:
+            lines = "\n".join(f"  {mistake}" for mistake in dict.fromkeys(self.mistakes))
+            count = "1 mistake" if len(self.mistakes) == 1 else f"{len(self.mistakes)} mistakes"
+            raise UserError(f"{self.place} is not YAML as recipes use it, {count}:\n{lines}")
+
+    def _size(self, node: yaml.Node) -> int:
+        known = self.sizes.get(id(node))
+        if known == 0:
+            raise UserError(f"{self.place}, {_line(node)}: the alias stands for what it is part of. Remove it.")
+        if known is not None:
+            return known
+        self.sizes[id(node)] = 0
+        if isinstance(node, yaml.ScalarNode):
+            self._look_at_scalar(node)
+            inside = 0
+        elif isinstance(node, yaml.MappingNode):
+            self._look_at_tag(node, "map")
+            self._look_at_keys(node)
+            inside = sum(self._size(key) + self._size(value) for key, value in node.value)
+        else:
+            self._look_at_tag(node, "seq")
+            inside = sum(self._size(item) for item in node.value)
+        self.sizes[id(node)] = 1 + inside
+        if inside > MOST_NODES:
+            raise UserError(f"{self.place}, {_line(node)}: its aliases stand for more than {MOST_NODES:,} values.")
+        return 1 + inside
+
+    def _look_at_tag(self, node: yaml.Node, *usual: str) -> None:
+        kind = str(node.tag).removeprefix("tag:yaml.org,2002:")
+        if kind not in usual:
+            self.mistakes.append(f"{_line(node)}: the tag '{kind}' has no meaning here. Remove it.")
+
+    def _look_at_scalar(self, node: yaml.ScalarNode) -> None:
+        self._look_at_tag(node, "str", "int", "float", "bool", "null", "merge")
+        shown = node.value if len(node.value) <= 40 else node.value[:37] + "..."
+        if node.tag.endswith(":int") and (len(node.value) > 25 or abs(int(node.value)) > LARGEST_INTEGER):
+            self.mistakes.append(f"{_line(node)}: the number {shown} is too large.")
+        if "\0" in node.value or any("\ud800" <= letter <= "\udfff" for letter in node.value):
+            self.mistakes.append(f"{_line(node)}: {shown!r} holds a character that is no text. Remove it.")
+
+    def _look_at_keys(self, node: yaml.MappingNode) -> None:
+        lines: dict[str, str] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or not key.tag.endswith((":str", ":merge")):
+                shown = f"'{key.value}' " if isinstance(key, yaml.ScalarNode) else ""
+                self.mistakes.append(f"{_line(key)}: the key {shown}is no text. Put it in quotes, or remove it.")
+            elif key.value in lines:
+                twice = f"{_line(key)}: the key '{key.value}' is there twice (first in {lines[key.value]})"
+                self.mistakes.append(f"{twice}. Remove one.")
+            else:
+                lines[key.value] = _line(key)
