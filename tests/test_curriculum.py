@@ -146,6 +146,33 @@ def test_fewer_examples_than_stages() -> None:
     assert [stage.size for stage in Curriculum().split(ranked(4))] == [1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "no rows"),
+        (ranked(8).select([]), "no rows"),
+        ([{"id": "a", "rank": 1}, {"id": "a", "rank": 2}], "1 ids occur more than once in the ranks: a"),
+        ([{"id": "a", "rank": 1}, {"id": "b", "rank": None}], "the rank of example 'b' is not a finite number"),
+        ([{"id": "a", "rank": float("nan")}], "the rank of example 'a' is not a finite number"),
+        ([{"id": "a", "rank": "10"}, {"id": "b", "rank": "9"}], "'rank' does not hold numbers"),
+        ([{"rank": 1}], r"lack the columns \['id'\]"),
+        ({"id": ["a"], "rank": [1]}, "Put a single row into a list"),
+    ],
+)
+def test_ranks_that_mean_nothing(rows: Any, message: str) -> None:
+    for method in (Curriculum(stages=1, select=1).split, Curriculum(stages=1, select=1).assign):
+        with pytest.raises(UserError, match=message):
+            method(rows)
+
+
+def test_one_row_and_numbers_as_ids() -> None:
+    curriculum = Curriculum(stages=1, select=1)
+    assert [stage.ids for stage in curriculum.split([{"id": 7, "rank": 1}])] == [["7"]]
+    assert curriculum.assign(pd.DataFrame({"id": [7], "rank": [1]})).to_list() == [
+        {"id": "7", "rank": 1, "kept": True, "stage": 0}
+    ]
+
+
 def test_missing_columns() -> None:
     with pytest.raises(UserError, match=r"lack the columns \['rank'\]"):
         Curriculum().split([{"id": "a"}])

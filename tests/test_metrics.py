@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import Any
 
 import numpy as np
 import pytest
 from rouge_score import rouge_scorer
 
 from srd import metrics
+from srd.errors import UserError
 from srd.metrics import (
     bleu,
     chrf,
@@ -163,3 +165,19 @@ def test_paired_bootstrap_covers_the_normal_interval(monkeypatch: pytest.MonkeyP
 def test_paired_bootstrap_refuses_what_is_not_paired() -> None:
     with pytest.raises(ValueError, match="equally long"):
         paired_bootstrap([1.0, 2.0], [1.0])
+
+
+@pytest.mark.parametrize(
+    ("prediction", "references", "message"),
+    [
+        (None, "a", "prediction is None, a NoneType; expected text"),
+        ("a", None, "reference is None, a NoneType"),
+        ("a", ["b", 3], "reference is 3, a int"),
+        ("a", b"b", "reference is b'b', a bytes"),
+        ("a", [], "no reference"),
+    ],
+)
+def test_rouge_l_takes_text(prediction: Any, references: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        rouge_l(prediction, references)
+    assert rouge_l("a whale", np.array(["a whale", "b"])) == rouge_l("a whale", ("b", "a whale")) == 1

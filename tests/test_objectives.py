@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -368,3 +370,19 @@ def test_registering_twice_is_refused() -> None:
 def test_a_parameter_without_default_is_refused() -> None:
     with pytest.raises(UserError, match=r"needs a default for its parameters \['share'\]"):
         srd.register_divergence("mine")(lambda log_p, log_q, share: (log_p - log_q).sum(-1) * share)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "message"),
+    [
+        (torch.zeros(3), torch.zeros(3), r"student's logits are \[3\]; expected a torch tensor \[N, V\]"),
+        (torch.zeros(1, 3), np.zeros((1, 3)), "teacher's logits are ndarray"),
+        (torch.zeros(1, 3), torch.tensor([[0, math.nan, 0]]), "teacher's logits hold NaN"),
+        (torch.tensor([[0, math.inf, 0]]), torch.zeros(1, 3), "student's logits hold NaN or infinity"),
+    ],
+)
+def test_logits_that_are_none(student: Any, teacher: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        srd.divergence("fkl", student, teacher)
+    assert srd.divergence("fkl", torch.zeros(0, 3), torch.zeros(0, 3)).shape == (0,)
+    assert srd.divergence("fkl", torch.zeros(1, 3), torch.zeros(1, 3)).tolist() == [0.0]

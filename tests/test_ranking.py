@@ -144,10 +144,49 @@ class Frame:
         return self.table.__arrow_c_stream__(requested_schema)
 
 
+class Lazy:
+    """A frame that is worked out when asked, as polars' lazy ones are."""
+
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+
+    def collect_schema(self) -> Any:
+        return self.frame.table.schema
+
+    def collect(self) -> Frame:
+        return self.frame
+
+
+class OldFrame:
+    """A frame with the older exchange protocol alone."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.table = pa.Table.from_pylist(rows)
+
+    def __dataframe__(self, nan_as_null: bool = False, allow_copy: bool = True) -> Any:
+        return self.table.__dataframe__(nan_as_null, allow_copy)
+
+
 TABLES = {
     "list": lambda rows: rows,
     "dataset": datasets.Dataset.from_list,
     "dataset with another order underneath": lambda rows: datasets.Dataset.from_list(rows).shuffle(seed=3),
+    "iterator": iter,
+    "dataset after select and filter": lambda rows: (
+        datasets.Dataset.from_list([*rows, {**rows[0], "id": "e"}, {**rows[0], "id": "f"}])
+        .select([5, 3, 2, 1, 0])
+        .filter(lambda row: row["id"] != "f")
+    ),
+    "streamed dataset": lambda rows: datasets.Dataset.from_list(rows).to_iterable_dataset(),
+    "dataset with a format": lambda rows: datasets.Dataset.from_list(rows).with_format("numpy"),
+    "later columns": lambda rows: [rows[0], *({**row, "extra": 1} for row in rows[1:])],
+    "other columns of any kind": lambda rows: [{**row, "extra": [1, "a"][i % 2]} for i, row in enumerate(rows)],
+    "pandas with other columns of any kind": lambda rows: pd.DataFrame(
+        [{**row, "extra": [1, "a"][i % 2]} for i, row in enumerate(rows)]
+    ),
+    "record batch": lambda rows: pa.RecordBatch.from_pylist(rows),
+    "old frame": OldFrame,
+    "polars-like": lambda rows: Lazy(Frame(rows)),
     "pandas": pd.DataFrame,
     "pandas with an index": lambda rows: pd.DataFrame(rows, index=range(100, 100 + len(rows))),
     "pandas category": lambda rows: pd.DataFrame(rows).astype({"id": "category"}),
@@ -172,6 +211,11 @@ def test_every_kind_of_table(kind: str) -> None:
 def test_polars_itself() -> None:
     polars = pytest.importorskip("polars")
     assert srd.rank(polars.DataFrame(ROWS))["id"][:] == ["b", "c", "a", "d"]
+
+
+def test_one_row() -> None:
+    assert srd.rank(ROWS[:1]).to_list() == srd.rank(pd.DataFrame(ROWS[:1])).to_list()
+    assert srd.rank(ROWS[:1])["rank"][:] == [1]
 
 
 def test_numbers_as_ids() -> None:
@@ -220,8 +264,19 @@ def test_a_length_that_is_missing_is_refused_too() -> None:
         ([{"id": "a", "rouge_l": "high", "ce": 1.0}], "column 'rouge_l' does not hold numbers"),
         ([{"id": "a", "rouge_l": [0.1], "ce": 1.0}], "column 'rouge_l' does not hold numbers"),
         ([{"id": [1], "rouge_l": 0.1, "ce": 1.0}], "column 'id' does not hold"),
-        ({"id": ["a"]}, "cannot rank a dict"),
-        ([1, 2], "a list of dicts"),
+        ({"id": ["a"]}, "cannot take a dict .*Put a single row into a list"),
+        (datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}), "a DatasetDict .train.*Choose one split"),
+        ([1, 2], "row 1 of the scores is a int, expected a dict"),
+        ("scores.jsonl", "cannot take a str"),
+        (3, "cannot take a int"),
+        ([{"id": 1, "rouge_l": 0.1, "ce": 1.0}, {"id": "b", "rouge_l": 0.1, "ce": 1.0}], "'id' .* several kinds"),
+        ([{"id": 0.5, "rouge_l": 0.1, "ce": 1.0}], "column 'id' does not hold names"),
+        ([{"id": True, "rouge_l": 0.1, "ce": 1.0}], "column 'id' does not hold names"),
+        ([{"id": "a", "rouge_l": "0.1", "ce": 1.0}], "column 'rouge_l' does not hold numbers"),
+        ([{"id": "a", "rouge_l": 0.1, "ce": True}], "column 'ce' does not hold numbers"),
+        (datasets.Dataset.from_list(ROWS).filter(lambda row: False), "no rows"),
+        (pd.DataFrame(ROWS).head(0), "no rows"),
+        (pd.DataFrame({"id": [1, "b"], "rouge_l": [0.1, 0.2], "ce": [1.0, 2.0]}), "cannot be read"),
     ],
 )
 def test_wrong_tables(scores: Any, message: str) -> None:

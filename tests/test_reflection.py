@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -151,6 +154,56 @@ def test_scores_are_written_with_the_agreed_columns(tmp_path: Path) -> None:
     assert table.column_names == ["id", "response", "rouge_l", "ce"]
     assert table.to_pylist() == scores.to_list()
     assert srd.rank(scores)["rank"][:] == [1, 2, 3, 4]
+
+
+PLAIN = [
+    {"instruction": f"Name {name}.", "input": None, "output": f"the {name}"} for name in ("sea", "whale", "sky", "box")
+]
+CONTAINERS: dict[str, Callable[[list[dict[str, Any]]], Any]] = {
+    "data set": datasets.Dataset.from_list,
+    "after select": lambda rows: datasets.Dataset.from_list([PLAIN[2], *rows, PLAIN[0]]).select(
+        range(1, len(rows) + 1)
+    ),
+    "after filter": lambda rows: datasets.Dataset.from_list([{**PLAIN[2], "output": "no"}, *rows]).filter(
+        lambda row: row["output"] != "no"
+    ),
+    "examples after select": lambda rows: examples_from_rows([PLAIN[0] | {"output": "no"}, *rows], "examples").select(
+        range(1, len(rows) + 1)
+    ),
+    "frame": pd.DataFrame,
+    "arrow": pa.Table.from_pylist,
+    "iterator": iter,
+}
+
+
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_rows_are_taken_in_any_container(kind: str, count: int) -> None:
+    model, tokenizer = tiny_model("gpt2"), tiny_tokenizer("gpt2")
+    settings: dict[str, Any] = {"template": "plain", "max_new_tokens": 3}
+    expected = reflect(model, tokenizer, PLAIN[:count], **settings).remove_columns("id").to_list()
+    rows = CONTAINERS[kind](PLAIN[:count])
+    scores = reflect(model, tokenizer, rows, **settings).remove_columns("id").to_list()
+    assert [pytest.approx(row) for row in expected] == scores
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "no rows"),
+        (datasets.Dataset.from_list(PLAIN).select([]), "no rows"),
+        (examples_from_rows(PLAIN, "x").select([]), "no rows"),
+        (pd.DataFrame(PLAIN).head(0), "no rows"),
+        (datasets.Dataset.from_list(PLAIN).rename_column("output", "result"), "row 1: no question with an answer"),
+        (datasets.concatenate_datasets([examples_from_rows(PLAIN[:1], "x")] * 2), "1 ids occur more than once"),
+        (datasets.DatasetDict({"train": datasets.Dataset.from_list(PLAIN)}), "Choose one split"),
+        (PLAIN[0], "Put a single row into a list"),
+        ("rows.jsonl", "cannot take a str"),
+    ],
+)
+def test_rows_that_are_no_examples(rows: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        reflect(tiny_model("gpt2"), tiny_tokenizer("gpt2"), rows)
 
 
 def test_the_mode_of_the_model_is_restored_and_dropout_is_off() -> None:

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from srd.data.rows import as_table, with_ids, with_numbers
 from srd.errors import UserError
-from srd.ranking import Score, as_table
+from srd.ranking import Score
 
 Order = Literal["easy_to_hard", "hard_to_easy", "random", "fresh"]
 
@@ -102,7 +103,7 @@ class Curriculum(BaseModel):
 
     def arrange(self, ranked: Any) -> list[str]:
         """The kept ids in the order in which the stages take them up."""
-        table = as_table(ranked, ["id", "rank"]).sort_by([("rank", "ascending")])
+        table = with_numbers(_ranked_table(ranked), "rank").sort_by([("rank", "ascending"), ("id", "ascending")])
         ids: list[str] = table["id"].to_pylist()
         kept = ids[: self.sizes(len(ids))[-1]]
         if self.order == "hard_to_easy":
@@ -115,28 +116,41 @@ class Curriculum(BaseModel):
         """Split ranked examples into stages.
 
         Args:
-            ranked: What `srd.rank` returns (or any table with ``id`` and ``rank``).
+            ranked: What `srd.rank` returns, or anything that it takes with ``id`` and ``rank`` (of equal ranks the
+                smaller id is first).
 
         Raises:
-            UserError: fewer kept examples than stages, missing columns.
+            UserError: no rows, fewer kept examples than stages, missing columns, ids that repeat, ranks that are no
+                numbers.
         """
-        ids = self.arrange(ranked)
-        everything = as_table(ranked, ["id", "rank"])["id"].to_pylist() if self.order == "fresh" else []
+        table = _ranked_table(ranked)
+        ids = self.arrange(table)
+        everything = table["id"].to_pylist() if self.order == "fresh" else []
         temperatures, weights = self.schedule("temperature"), self.schedule("weight")
         return [
             Stage(index, sorted(everything), temperatures[index], weights[index], subset=size)
             if self.order == "fresh"
             else Stage(index, ids[:size], temperatures[index], weights[index])
-            for index, size in enumerate(self.sizes(len(as_table(ranked, ["id"]))))
+            for index, size in enumerate(self.sizes(len(table)))
         ]
 
     def assign(self, ranked: Any) -> datasets.Dataset:
         """Add ``kept`` and ``stage`` (the first stage that has the example, -1 for dropped ones) to ranked examples."""
-        table = as_table(ranked, ["id", "rank"])
-        ids = self.arrange(ranked)
+        table = _ranked_table(ranked)
+        ids = self.arrange(table)
         first_stage = dict(
             zip(ids, np.searchsorted(self.sizes(len(table)), np.arange(len(ids)), side="right"), strict=True)
         )
         stage = np.array([first_stage.get(name, -1) for name in table["id"].to_pylist()], dtype=np.int32)
         table = table.append_column("kept", pa.array(stage >= 0)).append_column("stage", pa.array(stage))
         return datasets.Dataset(table)
+
+
+def _ranked_table(ranked: Any) -> pa.Table:
+    """Ranked examples as a table; UserError where ids repeat or a rank is no finite number."""
+    table = with_ids(as_table(ranked, ["id", "rank"], "ranks"), "ranks")
+    ranks = with_numbers(table, "rank")["rank"].to_numpy()
+    if not np.isfinite(ranks).all():
+        name = table["id"][int(np.flatnonzero(~np.isfinite(ranks))[0])]
+        raise UserError(f"the rank of example '{name}' is not a finite number. Rank the examples anew with srd.rank.")
+    return table

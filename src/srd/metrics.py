@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from rapidfuzz.distance import LCSseq
 from rapidfuzz.process import cpdist
 
+from srd.errors import UserError
 from srd.stemming import stem as stem_word
 
 FloatArray = NDArray[np.float64]
@@ -102,10 +103,17 @@ def rouge_l(prediction: str, references: str | Sequence[str]) -> float:
         A number in 0..1; 0 where either text has no token.
 
     Raises:
-        ValueError: the list of references is empty.
+        UserError: there is no reference, or something is no text.
     """
+    one = isinstance(references, str | bytes) or not isinstance(references, Iterable)
+    texts: list[Any] = [references] if one else list(references)
+    if not texts:
+        raise UserError("rouge_l: there is no reference to score against. Give at least one.")
+    for name, text in (("prediction", prediction), *(("reference", text) for text in texts)):
+        if not isinstance(text, str):
+            raise UserError(f"rouge_l: the {name} is {text!r}, a {type(text).__name__}; expected text.")
     tokens = rouge_tokens(prediction)
-    return max(_rouge_l_tokens(tokens, rouge_tokens(reference)) for reference in _as_list(references))
+    return max(_rouge_l_tokens(tokens, rouge_tokens(reference)) for reference in texts)
 
 
 def rouge_l_many(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> FloatArray:

@@ -287,12 +287,19 @@ def divergence(
         ``[N]`` in nats, at least 0; float64 for float64 logits, else float32.
 
     Raises:
-        UserError: unknown name or parameter, a temperature of 0 or below, shapes that differ.
+        UserError: unknown name or parameter, a temperature of 0 or below, logits of another kind, NaN, or shapes
+            that differ.
     """
     name = canonical_name(name)
     check_parameters(name, parameters)
     if not 0 < temperature < math.inf:
         raise UserError(f"temperature is {temperature}, but it must be above 0 and finite")
+    for owner, logits in (("student", student_logits), ("teacher", teacher_logits)):
+        if not isinstance(logits, Tensor) or logits.dim() != 2:
+            found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UserError(f"the {owner}'s logits are {found}; expected a torch tensor [N, V].")
+        if bool((logits.isnan() | logits.isposinf()).any()):
+            raise UserError(f"the {owner}'s logits hold NaN or infinity, which no distribution has.")
     if student_logits.shape != teacher_logits.shape:
         raise UserError(
             f"student logits {list(student_logits.shape)} and teacher logits {list(teacher_logits.shape)} differ in "

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from srd.data.rows import as_table, with_ids, with_numbers
 from srd.errors import UserError, nearest
-from srd.tables import repeated
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +49,9 @@ def rank(
     are broken by id, so that the order is the same on every machine.
 
     Args:
-        scores: Rows with ``id``, ``rouge_l`` (0 to 1) and ``ce`` (nats a token): a ``datasets.Dataset``, a pandas or
-            polars frame, a pyarrow table, or a list of dicts.
+        scores: Rows with ``id`` (text or whole numbers), ``rouge_l`` (0 to 1) and ``ce`` (nats a token): a
+            ``datasets.Dataset`` (also after ``select`` or ``filter``), a pandas or polars frame, a pyarrow table, or a
+            list of dicts. One row is ranked 1; no row is an error.
         k: The constant of reciprocal rank fusion.
         by: What decides: ``fused``, or for ablations ``rouge_l``, ``ce``, ``length`` (short references first; needs
             the column ``length``) or ``random``.
@@ -68,8 +69,8 @@ def rank(
     if not 0 <= k < np.inf:
         raise UserError(f"k of the rank fusion is {k}, but it must be 0 or more")
     numbers = ["rouge_l", "ce", *(["length"] if by == "length" else [])]
-    table = _finite_rows(as_table(scores, ["id", *numbers]), numbers, bad_rows)
-    _check_ids(table)
+    table = with_ids(as_table(scores, ["id", *numbers], only=True))
+    table = _finite_rows(table, numbers, bad_rows)
     rouge_l, ce = table["rouge_l"].to_numpy(), table["ce"].to_numpy()
     rank_rouge = average_rank(rouge_l, descending=True)
     rank_ce = average_rank(ce)
@@ -96,35 +97,12 @@ def rank(
     return datasets.Dataset(ranked.combine_chunks())
 
 
-def as_table(rows: Any, columns: list[str]) -> pa.Table:
-    """Turn any common table into an Arrow table and check that it has ``columns``."""
-    if isinstance(rows, datasets.Dataset):
-        table = rows.with_format("arrow")[:]
-    elif isinstance(rows, pa.Table):
-        table = rows
-    elif hasattr(rows, "__arrow_c_stream__"):  # pandas, polars and most other frames
-        table = pa.table(rows)
-    elif isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
-        table = pa.Table.from_pylist(rows)
-    else:
-        raise UserError(f"cannot rank a {type(rows).__name__}: give a datasets.Dataset, a frame or a list of dicts")
-    missing = [name for name in columns if name not in table.column_names]
-    if missing:
-        raise UserError(f"the scores lack the columns {missing}; they have {table.column_names}")
-    if not len(table):
-        raise UserError("the scores have no rows: there is nothing to rank")
-    return table
-
-
 def _finite_rows(table: pa.Table, numbers: list[str], bad_rows: str) -> pa.Table:
-    """Refuse or drop rows with a missing, NaN or infinite number; ids become strings and numbers float64."""
-    table = _cast(table, "id", pa.string(), "names")
+    """Refuse or drop rows with a missing, NaN or infinite number; numbers become float64."""
     finite = np.ones(len(table), dtype=bool)
     for name in numbers:
-        table = _cast(table, name, pa.float64(), "numbers")
-        column = pc.fill_null(table[name], float("nan"))
-        table = table.set_column(table.column_names.index(name), name, column)
-        finite &= np.isfinite(column.to_numpy())
+        table = with_numbers(table, name)
+        finite &= np.isfinite(table[name].to_numpy())
     if finite.all():
         return table
     bad = table.filter(pa.array(~finite))
@@ -140,19 +118,3 @@ def _finite_rows(table: pa.Table, numbers: list[str], bad_rows: str) -> pa.Table
     if len(bad) == len(table):
         raise UserError("no example has a finite score: there is nothing to rank")
     return table.filter(pa.array(finite))
-
-
-def _cast(table: pa.Table, name: str, kind: pa.DataType, meaning: str) -> pa.Table:
-    try:
-        column = table[name].cast(kind)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise UserError(f"the column '{name}' does not hold {meaning}: {error}") from error
-    return table.set_column(table.column_names.index(name), name, column)
-
-
-def _check_ids(table: pa.Table) -> None:
-    if table["id"].null_count:
-        raise UserError(f"{table['id'].null_count} rows of the scores have no id")
-    if len(twice := repeated(table["id"])):
-        shown = ", ".join(map(str, twice[:5].to_pylist()))
-        raise UserError(f"{len(twice)} ids occur more than once in the scores: {shown}. Ids must be unique.")

@@ -22,6 +22,7 @@ from srd import parallel
 from srd.artifacts import atomic_write, remove
 from srd.data.batching import TokenLists, length_sorted_batches
 from srd.data.encoding import Encoder
+from srd.data.examples import as_examples
 from srd.data.templates import get_template
 from srd.errors import UserError
 from srd.metrics import rouge_l_many
@@ -57,8 +58,8 @@ def reflect(
     Args:
         model: The student: a causal or sequence-to-sequence language model.
         tokenizer: Its tokenizer.
-        examples: A ``datasets.Dataset`` of the example schema, or a list of rows such as
-            ``{"instruction": …, "output": …}``.
+        examples: Rows such as ``{"instruction": …, "output": …}`` in a list of dicts, a ``datasets.Dataset`` (also
+            after ``select`` or ``filter``), a pandas or polars frame; or a ``datasets.Dataset`` of the example schema.
         encoded: The examples as token ids, as `srd.data.encoding.Encoder.encode` gives them; None: encoded here,
             with the three settings that follow.
         template: Prompt template, as in recipes.
@@ -73,12 +74,13 @@ def reflect(
         ``id``, ``response`` (text), ``rouge_l`` (0 to 1, best reference), ``ce`` (mean nats per token of the first
         reference, its end of sequence included), in the order of ``examples``.
 
+    Raises:
+        UserError: no rows, or rows that are no examples; the message names the row.
+
     Source: SRD, arXiv 2508.06135, section 3.1.
     """
-    if not isinstance(examples, datasets.Dataset):
-        from srd.data.examples import examples_from_rows
-
-        examples = examples_from_rows(examples, "examples")
+    if encoded is None:
+        examples = as_examples(examples)
     if encoded is None:
         encoder = Encoder(
             tokenizer,

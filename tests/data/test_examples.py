@@ -133,8 +133,18 @@ def test_ids_from_content_do_not_depend_on_position() -> None:
     assert all(name.startswith("p-") and len(name.split("-")[1]) == 16 for name in ids)
     assert ids[3] == f"{ids[1]}-2"
     assert examples_from_rows(rows[::-1], "other file", id_prefix="p")["id"][:][0] == ids[4]
-    # One row without an id of its own: no row's own id is used, as they could not be told from made ones.
-    assert examples_from_rows([{**rows[0], "id": "mine"}, rows[1]], "memory", id_prefix="p")["id"][:] == ids[:2]
+
+
+@pytest.mark.parametrize("nothing", [{}, {"id": None}, {"id": ""}])
+@pytest.mark.parametrize("first", [0, 1])
+def test_ids_of_ones_own_are_for_all_rows_or_none(nothing: dict[str, Any], first: int) -> None:
+    """Leaving them out without a word would break every join on them."""
+    rows = [{"question": f"q{number}", "answer": "a", "id": f"mine-{number}"} for number in range(5)]
+    del rows[3 * first]["id"]
+    rows[3 * first].update(nothing)
+    missing, there = 3 * first + 1, 2 - first
+    with pytest.raises(UserError, match=rf"memory: row {missing} has no id, but memory: row {there} has one.*or none"):
+        examples_from_rows(rows, "memory")
 
 
 def test_each_repetition_is_counted() -> None:

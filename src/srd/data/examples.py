@@ -22,6 +22,7 @@ from datasets import Dataset, DatasetDict, Features, List, Value
 from datasets.table import InMemoryTable
 from numpy.typing import NDArray
 
+from srd.data.rows import as_table, row_dicts, with_ids
 from srd.errors import UserError
 from srd.tables import column, repeated
 
@@ -75,6 +76,19 @@ def examples_from_rows(rows: Iterable[Mapping[str, Any]], origin: str, *, id_pre
     return builder.finish()
 
 
+def as_examples(rows: Any) -> Dataset:
+    """Turn rows in any container into examples; a data set of examples stays as it is.
+
+    Raises:
+        UserError: as `examples_from_rows`.
+    """
+    columns = getattr(rows, "column_names", None)
+    if isinstance(rows, Dataset) and set(EXAMPLE_FEATURES) <= set(columns or ()):
+        with_ids(as_table(rows.select_columns("id"), ["id"], "examples"), "examples")
+        return rows
+    return examples_from_rows(row_dicts(rows, "examples"), "examples")
+
+
 class ExampleBuilder:
     """Collects examples in a nameless temporary file (below TMPDIR) and gives them their ids.
 
@@ -89,7 +103,7 @@ class ExampleBuilder:
         self.count = 0
         self._pending: list[dict[str, Any]] = []
         self._digests = array("Q")
-        self._has_own_ids = True
+        self._with_id = self._without_id = ""  # the first row of each kind
         self._file = tempfile.TemporaryFile(prefix="srd-examples-")  # noqa: SIM115 - closed in finish
         self._stream = pa.ipc.new_stream(self._file, FILE_SCHEMA)
 
@@ -112,7 +126,12 @@ class ExampleBuilder:
         mapped = pa.py_buffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
         self._file.close()  # the map holds it; with the last use of the map it is gone
         table = pa.ipc.open_stream(pa.BufferReader(mapped)).read_all()
-        if self._has_own_ids:
+        if self._with_id and self._without_id:
+            raise UserError(
+                f"{self._without_id} has no id, but {self._with_id} has one. Give every row an 'id', or none: ids are "
+                "then made from the content."
+            )
+        if self._with_id:
             _refuse_repeated_ids(table)
         else:
             table = table.set_column(0, FILE_SCHEMA.field("id"), self._content_ids())
@@ -124,9 +143,10 @@ class ExampleBuilder:
         return Dataset(InMemoryTable(table), fingerprint=name.hexdigest())
 
     def _own_id(self, value: Any, place: str) -> str | None:
-        if value is None or value == "" or not self._has_own_ids:
-            self._has_own_ids = False
+        if value is None or value == "":
+            self._without_id = self._without_id or place
             return None
+        self._with_id = self._with_id or place
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise UserError(f"{place}: field 'id' is {_kind(value)}, expected text or a whole number.")
         return str(value)
