@@ -21,7 +21,7 @@ from srd.models.loading import load_config, load_model, load_tokenizer, model_fi
 from srd.predictions import check_folder, clashing, predictions_path
 from srd.run import held
 from srd.tasks import TASKS, Task, get_task
-from srd.tasks.confinement import require_permission
+from srd.tasks.confinement import Permission, require_permission
 
 COMPARISONS = "comparisons"
 UNLIMITED = 1 << 20  # a tokenizer that knows no limit says about 1e30
@@ -40,7 +40,7 @@ def evaluate_models(
     max_prompt_length: int | None = None,
     samples: int = 1,
     temperature: float | None = None,
-    allow_code_execution: bool = False,
+    allow_code_execution: Permission = False,
 ) -> dict[str, Any]:
     """Let models answer benchmarks, each with the benchmark's own prompt, decoding and scoring unless told otherwise.
 
@@ -60,7 +60,8 @@ def evaluate_models(
         max_prompt_length: Longest prompt in tokens; None: what the model takes beside the answer.
         samples: Answers to each prompt, for tasks that score several at once: ``mbpp``'s pass@k.
         temperature: Of sampling, 0 is greedy; None: the task's own.
-        allow_code_execution: The user's permission to run the programs that a model writes.
+        allow_code_execution: The user's permission to run the programs that a model writes; ``"unconfined"``: without a
+            sandbox.
 
     Returns:
         ``{model: {task: {metric: {"mean", "std", "seeds"}}}}`` in percent, and with several models ``"comparisons"``:
@@ -102,7 +103,7 @@ def evaluate_models(
             benchmarks,
             folder,
             batch_size=batch_size,
-            scoring={"allow_code_execution": True} if allow_code_execution else {},
+            scoring={"allow_code_execution": allow_code_execution},
             progress=lambda title, done, total: update(done, total, title),
         )
         if len(models) > 1 and parallel.is_main():
@@ -135,7 +136,7 @@ def read_benchmarks(
     max_new_tokens: int | None = None,
     samples: int = 1,
     temperature: float | None = None,
-    allow_code_execution: bool = False,
+    allow_code_execution: Permission = False,
 ) -> list[Benchmark]:
     """Read the examples of ``NAME`` or ``NAME=FILE`` tasks; arguments as in `evaluate_models`."""
     for option, value in (("--limit", limit), ("--max-new-tokens", max_new_tokens), ("--samples", samples)):
@@ -157,6 +158,7 @@ def read_benchmarks(
         read_benchmark(
             name, path or None, limit=limit, template=template or task.template, seeds=chosen_seeds,
             temperature=temperature, max_new_tokens=max_new_tokens, samples=samples,
+            allow_code_execution=allow_code_execution,
         )
         for task, (name, path) in zip(found, named, strict=True)
     ]  # fmt: skip

@@ -13,6 +13,7 @@ from srd.models.loading import check_lora_targets, load_tokenizer, position_limi
 from srd.models.vocabulary import check_same_kind, check_same_tokenizer
 from srd.run import Run
 from srd.tasks import get_task
+from srd.tasks.confinement import require_permission
 from srd.training_libraries import check_installed
 
 
@@ -101,10 +102,11 @@ def check_evaluation(recipe: Recipe) -> None:
         if name not in known:
             raise UserError(f"evaluation.models: there is no model '{name}' in this run; {nearest(name, known)}")
     for named in recipe.evaluation.tasks:
-        if get_task(named.name).runs_code and not recipe.evaluation.allow_code_execution:
-            raise UserError(
-                f"evaluation.tasks: {named.name} runs programs that a model wrote, and you have not allowed that. "
-                "Set evaluation.allow_code_execution=true, or leave the task out."
-            )
+        if get_task(named.name).runs_code:
+            setting = "evaluation.allow_code_execution"
+            require_permission(
+                recipe.evaluation.allow_code_execution, f"evaluation.tasks: {named.name}", f"{setting}=true",
+                f"{setting}=unconfined",
+            )  # fmt: skip
         if named.path and not Path(named.path).expanduser().is_file():
             raise UserError(f"evaluation.tasks: {named.name}: there is no file '{named.path}'. Check the path.")

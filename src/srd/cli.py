@@ -196,7 +196,10 @@ def evaluate_command(
         float | None, typer.Option(help="Of sampling; 0 is greedy. Default: the task's own.")
     ] = None,
     allow_code_execution: Annotated[
-        bool, typer.Option("--allow-code-execution", help="Run generated programs (mbpp), confined.")
+        bool, typer.Option("--allow-code-execution", help="Run generated programs (mbpp) in a sandbox.")
+    ] = False,
+    unconfined: Annotated[
+        bool, typer.Option("--allow-unconfined-code-execution", help="Run them without one, with your own rights.")
     ] = False,
 ) -> None:
     """Evaluate the models of a recipe, or any model on tasks."""
@@ -206,6 +209,7 @@ def evaluate_command(
         return
     from srd import parallel
     from srd.benchmarking import evaluate_models, results_table
+    from srd.tasks.confinement import permission
 
     if overrides:
         raise UserError(f"'{overrides[0]}': with --task there is no recipe to change. Use the command's options.")
@@ -213,7 +217,8 @@ def evaluate_command(
     results = evaluate_models(
         [model, *([against] if against else [])], task, output, limit=limit, seeds=seeds, template=template,
         batch_size=batch_size, max_new_tokens=max_new_tokens, max_prompt_length=max_prompt_length,
-        samples=samples, temperature=temperature, allow_code_execution=allow_code_execution,
+        samples=samples, temperature=temperature,
+        allow_code_execution=permission(allow_code_execution, unconfined),
     )  # fmt: skip
     if not parallel.is_main():
         return
@@ -305,14 +310,20 @@ def score_command(
         str | None, typer.Option(help="gsm8k, mbpp, xsum, iwslt2017, …; default: ROUGE-L and exact match.")
     ] = None,
     allow_code_execution: Annotated[
-        bool, typer.Option("--allow-code-execution", help="Run generated programs (mbpp), confined.")
+        bool, typer.Option("--allow-code-execution", help="Run generated programs (mbpp) in a sandbox.")
+    ] = False,
+    unconfined: Annotated[
+        bool, typer.Option("--allow-unconfined-code-execution", help="Run them without one, with your own rights.")
     ] = False,
 ) -> None:
     """Score answers made elsewhere; prints JSON in percent."""
     from srd.scoring import score_files
 
     set_up_logging()
-    print(json.dumps(score_files(predictions, references, task, allow_code_execution=allow_code_execution)))
+    from srd.tasks.confinement import permission
+
+    allow = permission(allow_code_execution, unconfined)
+    print(json.dumps(score_files(predictions, references, task, allow_code_execution=allow)))
 
 
 def main() -> None:

@@ -477,7 +477,9 @@ class EvaluationConfig(Section):
     models: Annotated[list[str], Field(min_length=1), AfterValidator(_each_once)] | None = Field(
         None, description="which models; none: teacher, student and every trained one"
     )
-    allow_code_execution: bool = Field(False, description="run generated programs (mbpp), confined")
+    allow_code_execution: bool | Literal["unconfined"] = Field(
+        False, description="run generated programs (mbpp): true in a sandbox, unconfined with your own rights"
+    )
 
     @field_validator("tasks")
     @classmethod

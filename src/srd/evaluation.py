@@ -31,6 +31,7 @@ from srd.predictions import (
 )
 from srd.tasks import Task, get_task
 from srd.tasks.base import Predictions
+from srd.tasks.confinement import Permission
 
 SHARED_ANSWERS = "answers.jsonl"
 
@@ -71,8 +72,9 @@ def read_benchmark(
     temperature: float | None = None,
     max_new_tokens: int | None = None,
     samples: int = 1,
+    allow_code_execution: Permission = False,
 ) -> Benchmark:
-    """Read a named task's examples. Decoding and seeds that are None here are the task's own.
+    """Read a named task's examples that can be judged. Decoding and seeds that are None here are the task's own.
 
     A task that decodes greedily uses its first seed only. With ``template`` None a model is asked by the template of
     its contender: a student by the one that it was trained with.
@@ -81,10 +83,14 @@ def read_benchmark(
     own = task.decoding
     heat = own.temperature if temperature is None else temperature
     wanted = seeds or tuple(own.seeds)
+    examples = task.examples(Path(path).expanduser() if path else None, limit)
+    if task.runs_code:
+        find = partial(task.judgeable, examples, allow_code_execution=allow_code_execution)
+        examples = examples.select(parallel.on_main(find))
     return Benchmark(
         label or name,
         task,
-        task.examples(Path(path).expanduser() if path else None, limit),
+        examples,
         Decoding(max_new_tokens or own.max_new_tokens, heat, own.top_p),
         wanted if heat > 0 else wanted[:1],
         template,

@@ -596,7 +596,11 @@ def benchmarks(run: Run) -> list[Benchmark]:
         test = test.select(range(settings.limit))
     decoding = Decoding(generation.max_new_tokens, settings.temperature, settings.top_p)
     own = Benchmark("test", get_task("instruction"), test, decoding, seeds)
-    tasks = [read_benchmark(task.name, task.path, label=task.label, limit=task.limit) for task in settings.tasks]
+    allow = settings.allow_code_execution
+    tasks = [
+        read_benchmark(task.name, task.path, label=task.label, limit=task.limit, allow_code_execution=allow)
+        for task in settings.tasks
+    ]
     return [own, *tasks]
 
 
@@ -633,7 +637,7 @@ def run_evaluation(run: Run) -> str:
             evaluate(
                 contenders, tests, folder, batch_size=run.recipe.generation.batch_size, progress=told,
                 shared=run.shared.folder / "answers" if run.shared else None,
-                scoring={"allow_code_execution": True} if settings.allow_code_execution else {},
+                scoring={"allow_code_execution": settings.allow_code_execution},
             )  # fmt: skip
         main = run.recipe.training.label
         if main in wanted and parallel.is_main():

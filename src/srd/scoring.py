@@ -11,7 +11,7 @@ from datasets import Dataset
 from srd.data.sources import read_rows
 from srd.errors import UserError
 from srd.tasks import Task, get_task
-from srd.tasks.confinement import require_permission
+from srd.tasks.confinement import Permission, require_permission
 
 # Fields that hold the id of a row; MBPP calls it `task_id`.
 ID_FIELDS = ("id", "task_id")
@@ -36,7 +36,7 @@ def score_files(
     references: Path | str,
     task: str | None = None,
     *,
-    allow_code_execution: bool = False,
+    allow_code_execution: Permission = False,
 ) -> dict[str, Any]:
     """Score a file of predictions against a file of references.
 
@@ -48,7 +48,8 @@ def score_files(
         predictions: JSONL, JSON array, CSV or parquet.
         references: the same formats.
         task: name of a task; None: ROUGE-L and exact match.
-        allow_code_execution: the user's permission to run the programs that are to be scored.
+        allow_code_execution: the user's permission to run the programs that are to be scored; ``"unconfined"``: without
+            a sandbox.
 
     Returns:
         The task's metrics as percentages, unrounded, ``count``, and how the numbers came about where a task

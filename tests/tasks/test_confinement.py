@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shutil
 import socket
-import sys
+import subprocess
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,9 +18,9 @@ import pytest
 from srd.errors import UserError
 from srd.tasks import confinement
 from srd.tasks.confinement import (
-    Isolation,
+    Permission,
     Program,
-    isolation,
+    problem,
     program_imports,
     program_names,
     run_programs,
@@ -28,12 +31,8 @@ LIMIT = 2.0
 GRACE = 6.0
 TESTS = ("assert answer(20) == 42", "assert answer(40) == 82")
 
-needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="confinement needs Linux")
-confined = pytest.mark.skipif(
-    sys.platform != "linux" or bool(isolation().gaps),
-    reason=f"this system confines by {isolation()}: install bubblewrap, and allow namespaces",
-)
-pytestmark = needs_linux
+needs_bubblewrap = pytest.mark.skipif(problem() is not None, reason=str(problem()))
+pytestmark = needs_bubblewrap
 
 
 def attack(source: str, tests: tuple[str, ...] = TESTS, **settings: object) -> confinement.Verdict:
@@ -138,16 +137,227 @@ HARMLESS_ATTACKS = {
 }
 
 
-@pytest.mark.parametrize("name", HARMLESS_ATTACKS)
-def test_attack_fails(name: str) -> None:
-    fails(HARMLESS_ATTACKS[name])
+# Programs whose results lie about what they are.
+LIARS = {
+    "pickled": "class R:\n    __reduce__ = __reduce_ex__ = lambda self, *_: (int, (42,))",
+    "class": "class R:\n    __class__ = int\n    __int__ = __index__ = lambda self: 42",
+    "hash": "class R:\n    def __hash__(self): return hash(42)\n    def __eq__(self, other): return True",
+    "operators": "class R:\n    __sub__ = __abs__ = lambda self, *a: self\n    __lt__ = __le__ = lambda self, o: True",
+    **{
+        f"{kind} subclass": f"class R({kind}):\n    __eq__ = lambda self, o: True\n    __ne__ = lambda self, o: False\n"
+        "    __hash__ = lambda self: 42\n    __iter__ = lambda self: iter([42])\n    __len__ = lambda self: 42"
+        for kind in ("int", "float", "str", "list", "tuple", "dict", "set", "bytearray")
+    },
+    "named tuple": "import collections\nclass R(collections.namedtuple('R', '')):\n    __eq__ = lambda self, o: True",
+    "fraction": "import fractions\nclass R(fractions.Fraction):\n    __eq__ = lambda self, o: True",
+}
+FORGERIES = {
+    **{f"a {name} that lies": f"{source}\ndef answer(x): return R()" for name, source in LIARS.items()},
+    **{
+        f"patched {name}": f"import {name.partition('.')[0]}\n{name} = lambda *a, **k: True\ndef answer(x): return 0"
+        for name in ("math.isclose", "operator.eq", "json.loads", "sys.exit", "builtins.abs", "builtins.isinstance")
+    },
+    "a module of its own": "class math:\n    isclose = staticmethod(lambda *a, **k: True)\ndef answer(x): return 0",
+    "asking the judge for its names": (
+        "import sys, gc\ndef answer(x):\n"
+        "    peer = next(o for o in gc.get_objects() if type(o).__name__ == 'Candidate')\n"
+        "    for request in (('get', x, '__globals__'), ('call', eval, ['42'], {}), ('operate', 'eq', x, x)):\n"
+        "        try: return peer.ask(*request)['expected']\n        except Exception: pass"
+    ),
+    "reading the judge": (
+        "import os, re\ndef answer(x):\n    others = set(os.listdir('/proc')) - {str(os.getpid()), 'self'}\n"
+        "    for pid in filter(str.isdigit, others):\n"
+        "        try:\n            for line in open(f'/proc/{pid}/maps'):\n"
+        "                start, end = (int(part, 16) for part in line.split()[0].split('-'))\n"
+        "                with open(f'/proc/{pid}/mem', 'rb', 0) as file:\n                    file.seek(start)\n"
+        "                    found = re.search(rb'answer.20. == (\\d+)', file.read(min(end - start, 1 << 24)))\n"
+        "                    if found: return int(found[1])\n"
+        "        except (OSError, ValueError, OverflowError): pass\n"
+        "    for folder, _, files in os.walk('/tmp'):\n        for name in files:\n            try:\n"
+        "                found = re.search(r'answer.20. == (\\d+)', open(os.path.join(folder, name)).read(1 << 20))\n"
+        "                if found and 'srd' in folder: return int(found[1])\n"
+        "            except (OSError, ValueError): pass"
+    ),
+    "tracing the judge": (
+        "import ctypes, os\ndef answer(x):\n    ptrace = ctypes.CDLL(None).ptrace\n"
+        "    pids = [int(p) for p in os.listdir('/proc') if p.isdigit() and int(p) not in (1, os.getpid())]\n"
+        "    return 2 * x + 2 if any(ptrace(16, pid, 0, 0) == 0 for pid in pids) else 0"
+    ),
+}  # fmt: skip
+READING = ("reading the judge", "tracing the judge")
+# Passes where one of the three holds.
+HELPED_TEST = (
+    "held = []\nfor check in (lambda: answer(20) == 42, lambda: math.isclose(answer(20), 42),\n"
+    "              lambda: abs(answer(20) - 42) < 1e-6):\n"
+    "    try: held.append(check())\n    except Exception: pass\nassert any(held)"
+)
 
 
-@pytest.mark.parametrize("shadow", ["sorted", "set", "abs", "round", "__builtins__", "__import__"])
-def test_shadowed_builtin_keeps_its_meaning_in_the_tests(shadow: str) -> None:
-    source = f"{shadow} = lambda *a, **k: 0\ndef answer(x): return [1]"
-    tests = ("assert sorted(answer(1)) == sorted([1, 2])", "assert set(answer(1)) == set([1, 2])")
-    fails(source, tests)
+def programs_of(attacks: dict[str, str], tests: tuple[str, ...] = TESTS) -> list[Program]:
+    return [Program(source, tests) for source in attacks.values()]
+
+
+def not_held(attacks: dict[str, str], verdicts: list[confinement.Verdict]) -> dict[str, str]:
+    return {name: verdict.reason for name, verdict in zip(attacks, verdicts, strict=True) if verdict.passed}
+
+
+def test_attacks_fail_and_end_in_time() -> None:
+    verdicts = run_programs(programs_of(HARMLESS_ATTACKS), allow=True, timeout=LIMIT, workers=6)
+    assert not_held(HARMLESS_ATTACKS, verdicts) == {}
+    assert max(verdict.seconds for verdict in verdicts) < LIMIT + GRACE
+
+
+@pytest.mark.parametrize("allow", [True, "unconfined"])
+def test_no_pass_can_be_forged(allow: Permission) -> None:
+    some = ("a class that lies", "patched math.isclose", "asking the judge for its names", *READING)
+    attacks = FORGERIES if allow is True else {name: FORGERIES[name] for name in some}
+    verdicts = run_programs(programs_of(attacks, (HELPED_TEST,)), allow=allow, timeout=10, workers=4)
+    assert not_held(attacks, verdicts) == {}
+    assert {verdict.isolation for verdict in verdicts} == {confinement.isolation(allow)}
+
+
+def test_what_a_test_passes_leads_nowhere() -> None:
+    tests = ("expected = 42\ndef passed(v): return v", "assert answer(passed) == expected")
+    asking = {"asking": FORGERIES["asking the judge for its names"]}
+    assert not_held(asking, run_programs(programs_of(asking, tests), allow=True)) == {}
+
+
+# What programs find in their sandbox: each of these passes where it is as tight as it should be.
+TIGHT = {
+    "no capabilities": (
+        "def answer(x): return [s for s in open('/proc/self/status') if s.startswith('Cap') and int(s.split()[1], 16)]",
+        "assert answer(1) == []",
+    ),
+    "no user namespace": (
+        "import ctypes\ndef answer(x): return ctypes.CDLL(None).unshare(0x10000000)",
+        "assert answer(1) != 0",
+    ),
+    "few processes": (
+        "import os, time\ndef answer(x):\n    started = 0\n    try:\n        for _ in range(200):\n"
+        "            if os.fork() == 0: time.sleep(100)\n            started += 1\n    except OSError: pass\n"
+        "    return started",
+        "assert 0 <= answer(1) <= 8",
+    ),
+    "few threads": (
+        "import threading, time\ndef answer(x):\n    started = 0\n    try:\n        for _ in range(200):\n"
+        "            threading.Thread(target=time.sleep, args=(100,), daemon=True).start()\n            started += 1\n"
+        "    except RuntimeError: pass\n    return started",
+        "assert 0 <= answer(1) <= 8",
+    ),
+    "little disk": (
+        "import os\ndef answer(x):\n    assert os.listdir('.') == []\n    written = 0\n"
+        "    for number in range(40):\n        try:\n            with open(str(number), 'wb') as file:\n"
+        "                for _ in range(128): written += file.write(bytes(1 << 16))\n"
+        "        except OSError: pass\n    return written",
+        f"assert 0 < answer(1) <= {16 << 20}",
+    ),
+    "little memory": (
+        "def answer(x):\n    got = []\n    try:\n        while True: got.append(bytearray(1 << 24))\n"
+        "    except MemoryError: return len(got) << 24",
+        f"assert 0 < answer(1) <= {512 << 20}",
+    ),
+    "few files": (
+        "def answer(x):\n    got = []\n    try:\n        while True: got.append(open('/dev/null'))\n"
+        "    except OSError: return len(got)",
+        "assert answer(1) < 64",
+    ),
+    "nothing in the environment": (
+        "import os\ndef answer(x):\n    texts = [str(dict(os.environ))]\n"
+        "    for pid in filter(str.isdigit, os.listdir('/proc')):\n"
+        "        try: texts.append(open(f'/proc/{pid}/environ').read())\n        except OSError: pass\n"
+        "    return any('SECRET' in text or 'HOME' in text for text in texts)",
+        "assert answer(1) is False",
+    ),
+    "nothing to write": (
+        "def answer(x):\n    written = []\n"
+        "    for path in ('/mark', '/dev/shm/mark', '/etc/mark', '/usr/lib/mark', '/proc/sys/kernel/hostname'):\n"
+        "        try:\n            with open(path, 'a') as file: file.write('x')\n            written.append(path)\n"
+        "        except OSError: pass\n    return written",
+        "assert answer(1) == []",
+    ),
+    "few other processes": (
+        "import os\ndef answer(x): return len(list(filter(str.isdigit, os.listdir('/proc'))))",
+        "assert answer(1) == 2",
+    ),
+}
+
+
+def test_sandbox_is_tight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SRD_SECRET", "42")
+    verdicts = run_programs([Program(source, (test,)) for source, test in TIGHT.values()], allow=True, workers=4)
+    assert [(name, v.reason) for name, v in zip(TIGHT, verdicts, strict=True) if not v.passed] == []
+
+
+AS_NOBODY = """
+import json, sys, types
+for name in ("srd", "srd.tasks"):  # their packages import libraries that this Python need not have
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [sys.argv[1] + "/" + name.replace(".", "/")]
+from srd.tasks.confinement import Program, problem, run_programs
+if problem():
+    sys.exit("skip: " + problem())
+for allow, cases in json.load(sys.stdin):
+    programs = [Program(source, (test,)) for source, test in cases]
+    print(json.dumps([v.passed for v in run_programs(programs, allow=allow, workers=4)]))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the other tests run as an ordinary user already")
+def test_ordinary_user_is_held_as_well() -> None:
+    python = shutil.which("python3", path="/usr/bin:/usr/local/bin")
+    if not python:
+        pytest.skip("there is no Python that all users can run")
+    reading = [(FORGERIES[name], TESTS[0]) for name in READING]
+    jobs = [
+        (True, [*TIGHT.values(), *reading]),
+        ("unconfined", [("def answer(x): return 2 * x + 2", TESTS[0]), *reading]),
+    ]
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o755)
+        (Path(folder) / "srd/tasks").mkdir(parents=True)
+        for name in ("errors.py", "tasks/confinement.py", "tasks/confined.py"):
+            shutil.copy(Path(confinement.__file__).parents[1] / name, Path(folder) / "srd" / name)
+        done = subprocess.run(
+            [python, "-c", AS_NOBODY, folder], input=json.dumps(jobs), capture_output=True, text=True, timeout=120,
+            user=65_533, group=65_533, extra_groups=[], cwd="/", env={"HOME": "/"},
+        )  # fmt: skip
+    if done.stderr.startswith("skip") or "SyntaxError" in done.stderr:
+        pytest.skip(done.stderr)
+    confined, unconfined = map(json.loads, done.stdout.splitlines())
+    assert (confined, unconfined) == ([True] * len(TIGHT) + [False] * 2, [True, False, False]), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("bwrap", "reason"),
+    [
+        (None, "bubblewrap is not installed.*apt-get install bubblewrap.*dnf.*brew.*container"),
+        ("#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1", "No permissions.*seccomp"),
+    ],
+)
+def test_without_bubblewrap_nothing_runs(
+    bwrap: str | None, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if bwrap:
+        (tmp_path / "bwrap").write_text(bwrap, encoding="utf-8")
+        (tmp_path / "bwrap").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found_out = (confinement.problem, confinement._sandbox, confinement._forbids_user_namespaces)
+    for function in found_out:
+        function.cache_clear()
+    try:
+        with pytest.raises(UserError, match=f"(?s){reason}.*--allow-unconfined-code-execution"):
+            run_programs([Program("", TESTS)], allow=True)
+        assert run_programs([Program("def answer(x): return 42", TESTS[:1])], allow="unconfined")[0].passed
+    finally:
+        for function in found_out:
+            function.cache_clear()
+
+
+def test_shadowed_builtins_keep_their_meaning_in_the_tests() -> None:
+    shadows = ("sorted", "set", "abs", "round", "__builtins__", "__import__")
+    attacks = {name: f"{name} = lambda *a, **k: 0\ndef answer(x): return [1]" for name in shadows}
+    tests = ("assert sorted(answer(1)) == sorted([1, 2]) or set(answer(1)) == set([1, 2])",)
+    assert not_held(attacks, run_programs(programs_of(attacks, tests), allow=True)) == {}
 
 
 def test_forged_answers_cannot_bring_names_of_their_own() -> None:
@@ -174,7 +384,6 @@ def test_module_that_the_tests_use_is_the_real_one() -> None:
     assert [verdict.passed for verdict in run_programs(programs, allow=True, timeout=LIMIT)] == [True, False]
 
 
-@confined
 def test_fork_bomb_ends_and_leaves_nothing_running() -> None:
     # Its processes inherit an open file of this name: other tests' programs run on this machine at the same time.
     name = f"bomb{os.getpid()}"
@@ -201,29 +410,6 @@ def _processes_with(open_file: str) -> int:
     return len(found)
 
 
-@confined
-def test_processes_are_counted() -> None:
-    source = (
-        "import os, time\ndef answer(x):\n    started = 0\n    try:\n        for _ in range(50):\n"
-        "            if os.fork() == 0: time.sleep(100)\n            started += 1\n"
-        "    except OSError: pass\n    return started"
-    )
-    assert attack(source, ("assert 0 <= answer(1) <= 8",)).passed
-
-
-@confined
-def test_big_files_are_cut_off_and_the_folder_is_small_and_empty() -> None:
-    source = (
-        "import os\ndef answer(x):\n    assert os.listdir('.') == []\n    written = 0\n"
-        "    for number in range(1000):\n        try:\n            with open(str(number), 'wb') as file:\n"
-        "                for _ in range(160): written += file.write(bytes(1 << 16))\n"
-        "        except OSError: pass\n    return written"
-    )
-    assert attack(source, (f"assert 0 < answer(1) < {64 << 20}",)).passed
-    fails("with open('big', 'wb') as file:\n    for _ in range(10 * 1024): file.write(bytes(1 << 20))")
-
-
-@confined
 def test_files_of_the_user_cannot_be_read(tmp_path: Path) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("42", encoding="utf-8")
@@ -235,22 +421,9 @@ def test_files_of_the_user_cannot_be_read(tmp_path: Path) -> None:
     fails(f"import os\ndef answer(x): return sorted(os.listdir({home!r}))", (f"assert answer(1) == {listed!r}",))
 
 
-@confined
-def test_environment_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SRD_SECRET", "42")
-    source = (
-        "import os\ndef answer(x):\n    texts = [str(dict(os.environ))]\n"
-        "    for pid in filter(str.isdigit, os.listdir('/proc')):\n"
-        "        try: texts.append(open(f'/proc/{pid}/environ').read())\n        except OSError: pass\n"
-        "    return any('SECRET' in text or 'HOME' in text for text in texts)"
-    )
-    assert attack(source, ("assert answer(1) is False",)).passed
-
-
-@confined
 def test_nothing_can_be_written_outside(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
-    targets = [str(tmp_path / "mark"), "/mark", "/dev/shm/mark", "/etc/mark", "/usr/lib/mark", "/confined.py"]
+    targets = [str(tmp_path / "mark"), confinement.__file__]
     source = (
         f"def answer(x):\n    written = []\n    for path in {targets!r}:\n        try:\n"
         "            with open(path, 'a') as file: file.write('x')\n            written.append(path)\n"
@@ -260,8 +433,12 @@ def test_nothing_can_be_written_outside(tmp_path: Path) -> None:
     assert not (tmp_path / "mark").exists()
 
 
-@confined
 def test_no_connection_to_this_machine() -> None:
+    name = f"srd-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as abstract:
+        abstract.bind(f"\0{name}")
+        abstract.listen()
+        fails(f"import socket\nsocket.socket(socket.AF_UNIX).connect('\\0{name}')\ndef answer(x): return 2 * x + 2")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(0.1)
         port = listener.getsockname()[1]
@@ -273,7 +450,6 @@ def test_no_connection_to_this_machine() -> None:
             listener.accept()
 
 
-@confined
 def test_parent_is_out_of_reach() -> None:
     source = (
         f"import os, signal\nfor pid in ({os.getpid()}, os.getppid(), -1):\n"
@@ -284,7 +460,6 @@ def test_parent_is_out_of_reach() -> None:
     fails(source)
 
 
-@confined
 def test_all_at_once_and_next_to_each_other() -> None:
     everything = (
         "import os, sys, socket, threading\n"
@@ -334,18 +509,6 @@ def test_values_travel_unchanged(source: str, test: str) -> None:
     setup = "root = Node(1)\nroot.next = Node(2)" if "Node" in source else ""
     verdict = run_programs([Program(source, (f"assert {test}",), setup)], allow=True, timeout=10)[0]
     assert verdict.passed, verdict
-
-
-@pytest.mark.parametrize("name", ["namespaces", "limits only"])
-def test_weaker_isolation_works_and_is_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if name == "namespaces" and not confinement._works([*confinement._namespaces(), "/bin/true"]):
-        pytest.skip("this system has no namespaces for us")
-    monkeypatch.setattr(confinement, "isolation", lambda: Isolation(name, ("files",)))
-    programs = [Program(source, TESTS) for source in ("def answer(x): return 2 * x + 2", "raise SystemExit")]
-    with pytest.warns(UserWarning, match=f"{name} .NOT confined: files"):
-        verdicts = run_programs(programs, allow=True, timeout=10)
-    assert [verdict.passed for verdict in verdicts] == [True, False]
-    assert verdicts[0].isolation == f"{name} (NOT confined: files)"
 
 
 def test_names_and_imports_of_a_reference_program() -> None:

@@ -66,14 +66,126 @@ def test_pass_at_k_over_samples() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"test_list": []}, "test_list"),
-        ({"test_list": "assert True"}, "test_list"),
-        ({"code": "def ("}, "no valid Python"),
+        ({"test_list": []}, "'test_list' must be a list"),
+        ({"test_list": "assert True"}, "'test_list' must be a list"),
+        ({"test_list": ["assert add(1, 2) =="]}, "'test_list' is no valid Python.*assert add"),
+        ({"test_list": ["assert add(1, 2) == 3\x00"]}, "'test_list' is no valid Python"),
+        ({"test_list": ["return add"]}, "'test_list' is no valid Python"),
+        ({"test_list": ["assert add(1, 2) == 3", "  # later"]}, "'test_list' has an empty test"),
+        ({"test_setup_code": 3}, "'test_setup_code' must be Python as a text, found 3"),
+        ({"test_setup_code": ["import math"]}, "'test_setup_code' must be Python as a text"),
+        ({"test_setup_code": "import"}, "'test_setup_code' is no valid Python"),
+        ({"code": "def ("}, "'code' is no valid Python"),
+        ({"code": 7}, "'code' must be Python as a text"),
+        ({"code": "", "test_list": ["assert isclose(add(1, 2), 3)"]}, "call add, isclose.*add the field 'code'"),
     ],
 )
 def test_bad_rows(change: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=f"file:3: .*{message}"):
         get_task("mbpp").scoring_columns({**ROW, **change}, "file:3")
+
+
+# Rows of one's own: what the tests do, a right program, and one that must not pass.
+JUDGED = {
+    "changes in place": (
+        "def f(x): x.sort()", "def f(x): pass", "a = [3, 1]\nf(a)\nassert a == [1, 3]", ""),
+    "changes deep inside": (
+        "def f(m): m[0][0] = 9", "def f(m): m[0] = [9, 2]",
+        "m = [[1, 2]]\nrow = m[0]\nf(m)\nassert row == [9, 2] and m == [[9, 2]]", ""),
+    "exceptions": (
+        "def f(x): raise ValueError('neg')", "def f(x): raise KeyError('neg')",
+        "try:\n    f(-1)\n    assert False\nexcept ValueError as error:\n    assert str(error) == 'neg'", ""),
+    "an exception of its own": (
+        "class E(ValueError): pass\ndef f(x): raise E('q')", "class E(ValueError): pass\ndef f(x): raise ValueError",
+        "try:\n    f(1)\n    assert False\nexcept E as error:\n    assert error.args == ('q',)", ""),
+    "an end is no exception": (
+        "def f(x): raise ValueError", "def f(x): raise SystemExit",
+        "try:\n    f(1)\n    assert False\nexcept AssertionError:\n    raise\nexcept:\n    pass", ""),
+    "functions as arguments": (
+        "def f(g, x): return [g(i) for i in x]", "def f(g, x): return x",
+        "assert f(lambda v: v * 2, [1, 2]) == [2, 4] and f(str, [1]) == ['1'] and f(str.upper, ['a']) == ['A']", ""),
+    "functions as results": (
+        "def f(n): return lambda x: x + n", "def f(n): return lambda x: n", "assert f(2)(3) == 5", ""),
+    "functions that note": (
+        "def f(g): g(1)", "def f(g): pass", "seen = []\nf(seen.append)\nassert seen == [1]", ""),
+    "fractions and decimals": (
+        "from fractions import Fraction\nfrom decimal import Decimal\ndef f(): return Fraction(1, 3), Decimal('1.10')",
+        "def f(): return 1 / 3, 1.1", "assert f() == (Fraction(2, 6), Decimal('1.1'))", ""),
+    "dates": (
+        "import datetime\ndef f(): return datetime.date(2020, 1, 2), datetime.timedelta(1)",
+        "def f(): return '2020-01-02', 1",
+        "import datetime\nassert f() == (datetime.date(2020, 1, 2), datetime.timedelta(days=1))", ""),
+    "named tuples, counters and orders": (
+        "from collections import *\nP = namedtuple('P', 'x y')\n"
+        "def f(): return P(1, 2), Counter('aab'), OrderedDict(b=1, a=2)",
+        "from collections import *\ndef f(): return (1, 2), {'a': 2, 'b': 1}, OrderedDict(a=2, b=1)",
+        "p, c, o = f()\nassert c == {'a': 2, 'b': 1} and o == OrderedDict(b=1, a=2) and p.x == 1", ""),
+    "a class of its own": (
+        "class S:\n    def __init__(self, *d): self.d = d\n    def __len__(self): return len(self.d)\n"
+        "    def __eq__(self, o): return isinstance(o, S) and self.d == o.d\n"
+        "    def __add__(self, o): return S(*self.d, *o.d)\n    def __iter__(self): return iter(self.d)",
+        "class S:\n    def __init__(self, *d): self.d = d",
+        "assert len(S(1, 2)) == 2 and S(1) + S(2) == S(1, 2) and S(1) != S(2) and list(S(3)) == [3]\n"
+        "assert isinstance(S(1), S) and not S()", ""),
+    "set-up code after the program": (
+        "class Node:\n    def __init__(self, v): self.v = v\ndef f(n): return n.v + n.next.v",
+        "class Node:\n    def __init__(self, v): self.v = v\ndef f(n): return n.v",
+        "assert f(root) == 3", "root = Node(1)\nroot.next = Node(2)"),
+    "a class of the set-up code": (
+        "def f(n): return n.v + len(n)", "def f(n): return n.v",
+        "assert f(M(1)) == 3", "class M:\n    def __init__(self, v): self.v = v\n    def __len__(self): return 2"),
+    "names in a branch": (
+        "try:\n    import nothing\nexcept ImportError:\n    def f(): return 1", "def f(): return 2",
+        "assert f() == 1", ""),
+    "modules that only the tests use": (
+        "def f(x): return x ** .5", "class math:\n    isclose = print\ndef f(x): return x",
+        "assert math.isclose(f(16), 4)", ""),
+}  # fmt: skip
+
+
+def test_rows_of_ones_own_are_judged_rightly() -> None:
+    task = get_task("mbpp")
+    rows = [{"code": right, "test_list": [test], "test_setup_code": setup} for right, _, test, setup in JUDGED.values()]
+    examples = Dataset.from_list([task.scoring_columns(row, name) for name, row in zip(JUDGED, rows, strict=True)])
+    assert task.judgeable(examples, allow_code_execution=True) == list(range(len(JUDGED)))
+    wrong = [wrong for _, wrong, _, _ in JUDGED.values()]
+    passed = task.score(wrong, examples, allow_code_execution=True).per_example["pass@1"]
+    assert [name for name, value in zip(JUDGED, passed, strict=True) if value] == []
+
+
+def test_models_may_use_the_operators_that_the_row_relies_on_and_no_others() -> None:
+    task = get_task("mbpp")
+    right, _, test, _ = JUDGED["a class of its own"]
+    rows = [{"code": right, "test_list": [test]}]
+    rows.append({"code": "def f(): return 2", "test_list": ["assert f() - 1 < 2"]})
+    liar = "class A:\n    __sub__ = __lt__ = lambda self, other: True\ndef f(): return A()"
+    examples = Dataset.from_list([task.scoring_columns(row, "here") for row in rows])
+    scores = task.score([right, liar], examples, allow_code_execution=True)
+    assert scores.per_example["pass@1"].tolist() == [1.0, 0.0]
+
+
+def test_rows_whose_own_program_fails_are_told_and_not_counted(caplog: pytest.LogCaptureFixture) -> None:
+    task = get_task("mbpp")
+    bad = {**ROW, "test_list": ["assert add(1, 2) == 4"]}
+    liar = "class A:\n    __eq__ = lambda self, other: True\ndef add(a, b): return A()"
+    examples = Dataset.from_list([task.scoring_columns(row, "here") for row in (ROW, bad, ROW)])
+    with caplog.at_level("WARNING"):
+        scores = task.score([RIGHT, RIGHT, liar], examples, allow_code_execution=True)
+    assert scores.metrics == {"pass@1": 0.5}
+    assert scores.per_example["pass@1"].tolist() == pytest.approx([1.0, float("nan"), 0.0], nan_ok=True)
+    assert scores.details["not_counted"] == {"count": 1, "first": ["row 2"]}
+    assert "1 of 3 rows are left out" in caplog.text and "row 2 (test 1: the assertion does not hold)" in caplog.text
+    assert task.judgeable(examples, allow_code_execution=True) == [0, 2]
+    with pytest.raises(UserError, match=r"no row's own program.*row 1"):
+        task.score([RIGHT], examples.select([1]), allow_code_execution=True)
+
+
+def test_one_bad_reference_does_not_spoil_the_others() -> None:
+    task = get_task("mbpp")
+    codes = ["def f(): return 1", "import os\nos._exit(0)\ndef f(): return 1", "def f():\n    return 1"]
+    rows = [{"code": code, "test_list": ["assert f() == 1"]} for code in codes]
+    examples = Dataset.from_list([task.scoring_columns(row, "here") for row in rows])
+    assert task.judgeable(examples, allow_code_execution=True) == [0, 2]
 
 
 def test_code_needs_permission() -> None:

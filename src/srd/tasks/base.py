@@ -17,6 +17,7 @@ from srd.data.examples import examples_from_rows
 from srd.data.sources import HUB_ERRORS, read_rows
 from srd.errors import UserError
 from srd.metrics import FloatArray
+from srd.tasks.confinement import Permission
 
 Row = Mapping[str, Any]
 # One answer an example, or several samples an example where a task draws several.
@@ -140,8 +141,12 @@ class Task(ABC):
         """
         return {"references": references_of(row, self.reference_fields, place)}
 
+    def judgeable(self, examples: Dataset, *, allow_code_execution: Permission) -> list[int]:
+        """Return the positions of the examples whose answers can be judged: all, for most tasks."""
+        return list(range(len(examples)))
+
     @abstractmethod
-    def score(self, predictions: Predictions, examples: Dataset, *, allow_code_execution: bool = False) -> Scores:
+    def score(self, predictions: Predictions, examples: Dataset, *, allow_code_execution: Permission = False) -> Scores:
         """Score one answer an example, in the order of ``examples``, which needs the scoring columns only.
 
         Raises:

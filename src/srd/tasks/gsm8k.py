@@ -18,6 +18,7 @@ from datasets import Dataset
 
 from srd.errors import UserError
 from srd.tasks.base import Decoding, Hub, Predictions, Row, Scores, Task, means, references_of, single_answers
+from srd.tasks.confinement import Permission
 
 # Currency, sign (a minus after a digit or bracket is a subtraction), digits, decimals, a denominator.
 _NUMBER = (
@@ -119,7 +120,7 @@ class Gsm8kTask(Task):
         question = row.get("question", row.get("instruction"))
         return {"id": row.get("id"), "instruction": question, "output": references}
 
-    def score(self, predictions: Predictions, examples: Dataset, *, allow_code_execution: bool = False) -> Scores:
+    def score(self, predictions: Predictions, examples: Dataset, *, allow_code_execution: Permission = False) -> Scores:
         """Score one solution an example: ``accuracy``.
 
         Raises:

@@ -8,13 +8,14 @@ from datasets import Dataset
 
 from srd.metrics import exact_match_many, rouge_l_many
 from srd.tasks.base import Predictions, Scores, Task, means, single_answers
+from srd.tasks.confinement import Permission
 
 
 @dataclass(frozen=True)
 class InstructionTask(Task):
     """A task scored with ROUGE-L and exact match, the way Super-NaturalInstructions and MiniLLM do it."""
 
-    def score(self, predictions: Predictions, examples: Dataset, *, allow_code_execution: bool = False) -> Scores:
+    def score(self, predictions: Predictions, examples: Dataset, *, allow_code_execution: Permission = False) -> Scores:
         """Score one answer an example: ``rouge_l`` and ``exact_match``, each against the best reference."""
         answers = single_answers(predictions, examples, self.name)
         references = examples["references"][:]

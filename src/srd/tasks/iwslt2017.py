@@ -12,6 +12,7 @@ from srd.data.sources import DATASETS, split_language_pair
 from srd.errors import UserError
 from srd.metrics import bleu, chrf, sentence_bleu, sentence_chrf
 from srd.tasks.base import Decoding, Hub, Predictions, Row, Scores, Task, single_answers
+from srd.tasks.confinement import Permission
 
 # sacrebleu's tokenizers for languages written without spaces; all others take its default.
 TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
@@ -62,7 +63,7 @@ class Iwslt2017Task(Task):
             )
         return str(texts[target])
 
-    def score(self, predictions: Predictions, examples: Dataset, *, allow_code_execution: bool = False) -> Scores:
+    def score(self, predictions: Predictions, examples: Dataset, *, allow_code_execution: Permission = False) -> Scores:
         """Score the translations as one corpus, ``bleu`` and ``chrf``, with sacrebleu's signatures."""
         answers = single_answers(predictions, examples, self.name)
         references = examples["references"][:]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import builtins
+import importlib
+import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +19,26 @@ from srd.data.sources import DATASETS
 from srd.errors import UserError
 from srd.metrics import FloatArray, pass_at_k
 from srd.tasks.base import Decoding, Hub, Predictions, Row, Scores, Task, check_counts, means
-from srd.tasks.confinement import Program, program_imports, program_names, require_permission, run_programs
+from srd.tasks.confinement import (
+    Permission,
+    Program,
+    check_references,
+    program_imports,
+    program_names,
+    reference_of,
+    require_permission,
+    run_programs,
+)
+
+log = logging.getLogger(__name__)
 
 FIRST_TEST_ID, LAST_TEST_ID = 11, 510
 PASS_AT = (1, 10, 100)
 TIMEOUT_SECONDS = 10.0
+SHOWN = 5
+# Functions that tests use as helpers.
+_MODULES = ("collections", "decimal", "fractions", "functools", "itertools", "math", "operator", "re", "statistics")
+HELPERS = {name for module in _MODULES for name in dir(importlib.import_module(module)) if not name.startswith("_")}
 FENCE = re.compile(r"```[ \t]*[\w+-]*[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL)
 BEGIN_DONE = re.compile(r"\[BEGIN\](.*?)(?:\[DONE\]|\Z)", re.DOTALL)
 CODE_LINE = re.compile(r"^(?:(?:def|class|import|from|async)\b|@)", re.MULTILINE)
@@ -78,51 +96,124 @@ class MbppTask(Task):
         return converted
 
     def scoring_columns(self, row: Row, place: str) -> dict[str, Any]:
-        """Take the tests, and from the reference program the names and imports that the tests lean on."""
+        """Take the tests, and from the reference program the names and imports that the tests lean on.
+
+        Raises:
+            UserError: a field has the wrong type or is no Python, or nobody can tell whose function a test means.
+        """
         tests = row.get("test_list")
         if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
             raise UserError(f"{place}: field 'test_list' must be a list of tests, found {tests!r:.80}")
-        code = row.get("code") or ""
-        try:
-            names, imports = list(program_names(code)), program_imports(code)
-        except SyntaxError as error:
-            raise UserError(f"{place}: field 'code' is no valid Python: {error}") from error
-        return {
-            "references": [code],
-            "tests": tests,
-            "setup": row.get("test_setup_code") or "",
-            "imports": imports,
-            "names": names,
-        }
+        trees = [_parsed(test, "test_list", place) for test in tests]
+        if not all(tree.body for tree in trees):
+            raise UserError(f"{place}: field 'test_list' has an empty test: every program passes it. Remove it")
+        setup, code = row.get("test_setup_code") or "", row.get("code") or ""
+        trees.append(_parsed(setup, "test_setup_code", place))
+        _parsed(code, "code", place)
+        names, imports = list(program_names(code)), program_imports(code)
+        if not names:
+            _check_helpers(trees, place)
+        return {"references": [code], "tests": tests, "setup": setup, "imports": imports, "names": names}
 
-    def score(self, predictions: Predictions, examples: Dataset, *, allow_code_execution: bool = False) -> Scores:
+    def judgeable(self, examples: Dataset, *, allow_code_execution: Permission) -> list[int]:
+        """Return the positions of the examples whose own program passes their tests; say which ones do not."""
+        fit, _ = self._fit(examples, allow_code_execution)
+        return [position for position, good in enumerate(fit) if good]
+
+    def _fit(self, examples: Dataset, allow: Permission) -> tuple[list[bool], list[tuple[str, ...]]]:
+        """Whether each example's own program passes, and the operators of own classes that its tests rely on."""
+        rows = list(examples)
+        own = [reference_of(program_for("", row), row["references"][0]) for row in rows]
+        with_code = [program for program in own if program.source]
+        found = dict(zip(with_code, check_references(with_code, allow=allow, timeout=TIMEOUT_SECONDS), strict=True))
+        fit = [program not in found or found[program].passed for program in own]
+        failed = [(_shown(row, n), found[own[n]].reason) for n, row in enumerate(rows) if not fit[n]]
+        if failed:
+            listed = "; ".join(f"{name} ({reason})" for name, reason in failed[:SHOWN])
+            more = f" and {len(failed) - SHOWN} more" if len(failed) > SHOWN else ""
+            log.warning(
+                "task 'mbpp': %d of %d rows are left out, as their own program ('code') does not pass their tests: "
+                "%s%s", len(failed), len(rows), listed, more,
+            )  # fmt: skip
+        if not any(fit):
+            raise UserError(
+                f"task 'mbpp': no row's own program ('code') passes its own tests, for one {failed[0][0]}: "
+                f"{failed[0][1]}. Mend the rows: without one that passes there is nothing to score"
+            )
+        return fit, [found[program].operators if program in found else () for program in own]
+
+    def score(self, predictions: Predictions, examples: Dataset, *, allow_code_execution: Permission = False) -> Scores:
         """Run every program against its tests: ``pass@1``, with n samples ``pass@n``, and ``pass@10``, ``pass@100``.
 
+        Examples whose own program fails are not counted: their values in ``per_example`` are NaN.
+
         Raises:
-            UserError: generated code may not run, or the counts differ.
+            UserError: generated code may not run or cannot be confined, or the counts differ.
         """
         check_counts(predictions, examples, self.name)
         require_permission(allow_code_execution)
         samples = [[answer] if isinstance(answer, str) else list(answer) for answer in predictions]
         if not all(samples):
             raise UserError(f"task 'mbpp': example {samples.index([]) + 1} has no answer: give at least one")
+        fit, operators = self._fit(examples, allow_code_execution)
+        kept = np.flatnonzero(fit)
         programs = [
-            program_for(text, example) for answers, example in zip(samples, examples, strict=True) for text in answers
+            replace(program_for(text, example), operators=own)
+            for answers, example, own, judged in zip(samples, examples, operators, fit, strict=True)
+            for text in (answers if judged else ())
         ]
         verdicts = run_programs(programs, allow=allow_code_execution, timeout=TIMEOUT_SECONDS)
-        counts = np.array([len(answers) for answers in samples])
+        counts = np.array([len(samples[index]) for index in kept])
         starts = np.cumsum(counts) - counts
         right = np.add.reduceat(np.array([verdict.passed for verdict in verdicts], dtype=np.int64), starts)
         fewest = int(counts.min())
-        wanted = sorted({k for k in PASS_AT if k <= fewest} | {fewest})
-        per_example: dict[str, FloatArray] = {f"pass@{k}": pass_at_k(counts, right, k) for k in wanted}
+        per_example: dict[str, FloatArray] = {}
+        for k in sorted({k for k in PASS_AT if k <= fewest} | {fewest}):
+            per_example[f"pass@{k}"] = np.full(len(samples), np.nan)
+            per_example[f"pass@{k}"][kept] = pass_at_k(counts, right, k)
         details = {
             "isolation": verdicts[0].isolation,
             "timeout_seconds": TIMEOUT_SECONDS,
             "samples": fewest,
             "reasons": dict(Counter(kind_of(verdict.reason) for verdict in verdicts).most_common()),
         }
-        return Scores(means(per_example), per_example, self.primary, details)
+        if len(kept) < len(fit):
+            left_out = [_shown(row, number) for number, row in enumerate(examples) if not fit[number]]
+            details["not_counted"] = {"count": len(left_out), "first": left_out[:SHOWN]}
+        return Scores(means({name: v[kept] for name, v in per_example.items()}), per_example, self.primary, details)
+
+
+def _shown(row: Row, number: int) -> str:
+    return str(row.get("id") or f"row {number + 1}")
+
+
+def _parsed(text: Any, field: str, place: str) -> ast.Module:
+    """Read a field as Python."""
+    if not isinstance(text, str):
+        raise UserError(f"{place}: field {field!r} must be Python as a text, found {text!r:.80}")
+    try:
+        compile(text, field, "exec")
+        return ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise UserError(f"{place}: field {field!r} is no valid Python: {error}: {text!r:.80}") from error
+
+
+def _check_helpers(trees: Sequence[ast.Module], place: str) -> None:
+    """Without the row's own program, refuse tests whose helpers could be the program's or Python's own."""
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    bound = {
+        alias.asname or alias.name for n in nodes if isinstance(n, ast.Import | ast.ImportFrom) for alias in n.names
+    }
+    bound |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    used = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    unknown = sorted(called.intersection(used) - bound - set(dir(builtins)))
+    helpers = [name for name in unknown if name in HELPERS]
+    if len(unknown) > 1 and helpers:
+        raise UserError(
+            f"{place}: the tests call {', '.join(unknown)}, and without the row's own program nobody can tell whether "
+            f"{helpers[0]!r} is the program's or Python's: add the field 'code', or import it in the test"
+        )
 
 
 def program_for(text: str, example: Row) -> Program:

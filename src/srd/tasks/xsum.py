@@ -10,6 +10,7 @@ from srd.data.sources import DATASETS
 from srd.errors import UserError
 from srd.metrics import rouge_l_many, rouge_n_many
 from srd.tasks.base import Decoding, Hub, Predictions, Row, Scores, Task, means, single_answers
+from srd.tasks.confinement import Permission
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class XsumTask(Task):
             raise UserError(f"{place}: field 'document' or 'summary' is blank: remove the row")
         return converted
 
-    def score(self, predictions: Predictions, examples: Dataset, *, allow_code_execution: bool = False) -> Scores:
+    def score(self, predictions: Predictions, examples: Dataset, *, allow_code_execution: Permission = False) -> Scores:
         """Score one summary an example: ``rouge_1``, ``rouge_2`` and ``rouge_l``, F1 with stemming."""
         answers = single_answers(predictions, examples, self.name)
         references = examples["references"][:]
