@@ -360,6 +360,42 @@ def test_logits_in_half_precision_lose_nothing_more(name: str, dtype: torch.dtyp
     assert relative_error(logits.grad, exact.grad) < torch.finfo(dtype).eps  # its own rounding
 
 
+def flat_problem() -> Problem:
+    """Near-uniform distributions over a wide vocabulary and many tokens, as large steps of a young student have."""
+    problem = make_problem(512, vocabulary=8000, seed=4)
+    heads = [replace(head, weight=0.02 * head.weight) for head in (problem.head, problem.teacher_head)]
+    return replace(problem, head=heads[0], teacher_head=heads[1], items=torch.tensor(16_384))
+
+
+@pytest.mark.parametrize("way", ["head", "autocast states", "within autocast", "logits"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_keeps_the_scale_of_gradients(dtype: torch.dtype, way: str) -> None:
+    """Norm and direction are float32's, also where an entry of the gradient is below float16's smallest number."""
+    problem, settings = flat_problem().in_dtype(torch.float32), settings_of("fkl", 2.0)
+    exact = with_gradient(problem)
+    ours(exact, settings)[0].backward()
+    rounded = problem.in_dtype(dtype)
+    problem = {
+        "head": rounded, "logits": rounded, "autocast states": replace(problem, hidden=rounded.hidden)
+    }.get(way, problem)  # fmt: skip
+    problem = with_gradient(problem)
+    with torch.autocast("cpu", dtype, enabled=way == "within autocast"):
+        if way == "logits":
+            logits = problem.hidden @ problem.head.weight.T
+            value, _ = logits_loss(
+                logits, 8000, problem.targets, settings, problem.items,
+                teacher_hidden=problem.teacher_hidden, teacher_head=problem.teacher_head,
+            )  # fmt: skip
+        else:
+            value, _ = ours(problem, settings)
+    (value * 65_536).backward()  # GradScaler's first factor
+    for mine, theirs in zip(leaves(problem), leaves(exact), strict=True):
+        assert mine.grad is not None and theirs.grad is not None and mine.grad.dtype == mine.dtype
+        found, wanted = mine.grad.double().flatten() / 65_536, theirs.grad.double().flatten()
+        assert float(found.norm() / wanted.norm()) == pytest.approx(1, abs=0.01)
+        assert torch.cosine_similarity(found, wanted, 0) > 0.999
+
+
 def test_autocast_states_with_float32_weights() -> None:
     """Under autocast hidden states are bfloat16 and weights float32: the gradient of the weights stays float32."""
     problem = make_problem().in_dtype(torch.float32)

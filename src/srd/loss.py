@@ -19,6 +19,7 @@ from torch import Tensor
 from srd.objectives import loss_scale, value_and_slope
 
 CHUNK_BYTES = 48 << 20  # one chunk of fp32 logits: large enough for the matrix product to be efficient
+FLOAT16_TOP = 13  # largest power of two in a lifted gradient: float16 ends at 2 ** 16
 BLOCK_BYTES = 1 << 20  # rows worked on at a time on a CPU: small enough to stay in one core's own cache
 
 
@@ -220,10 +221,34 @@ def chunk_rows(vocabulary: int, tokens: int) -> int:
     return -(-tokens // max(1, chunks))
 
 
-def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor, *, first: bool) -> None:
+def _lifted(gradient: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """The gradient at a chunk's logits in the type it is multiplied in, and what to multiply the products by.
+
+    Divided by a step's tokens, and spread over a vocabulary, it lies where float16 has few digits or none. So it is
+    brought to float16's upper range first, by a power of two, and back in float32. Other types have the range.
+    """
+    if dtype != torch.float16:
+        return gradient.to(dtype), None
+    largest = torch.linalg.vector_norm(gradient, torch.inf).clamp(min=2.0**-100)
+    lift = torch.exp2(FLOAT16_TOP - largest.log2().ceil())
+    return gradient.mul_(lift).to(dtype), 1 / lift
+
+
+def _product(left: Tensor, right: Tensor, back: Tensor | None) -> Tensor:
+    """``left @ right`` of lifted halves: added up in float32, as tensor cores do anyway, and brought back there."""
+    if back is None:
+        return torch.mm(left, right)
+    if left.device.type == "cuda" and "dtype" in torch.ops.aten.mm.overloads():
+        return torch.mm(left, right, out_dtype=torch.float32).mul_(back)
+    return torch.mm(left.float(), right.float()).mul_(back)
+
+
+def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor, back: Tensor | None, *, first: bool) -> None:
     """Add ``gradient.T @ hidden`` to ``total [V, d]``; the first product is written, so that nothing is zeroed."""
     factors = (gradient.T, hidden.to(gradient.dtype))
-    if gradient.dtype != total.dtype:
+    if back is not None:
+        total.copy_(_product(*factors, back)) if first else total.add_(_product(*factors, back))
+    elif gradient.dtype != total.dtype:
         total.copy_(torch.mm(*factors)) if first else total.add_(torch.mm(*factors))
     elif first:
         torch.mm(*factors, out=total)
@@ -291,10 +316,11 @@ class _HeadLoss(torch.autograd.Function):
         width, dtype = head.vocabulary, torch.float64 if weight.dtype == torch.float64 else torch.float32
         inverse = 1.0 / items.to(dtype)
         grad_hidden = torch.empty_like(hidden, dtype=dtype) if needs[0] else None
-        grad_weight = torch.empty_like(weight) if needs[1] else None
+        wide = dtype if weight.dtype == torch.float16 else weight.dtype  # of sums over many tokens
+        grad_weight = torch.empty_like(weight, dtype=wide) if needs[1] else None
         if grad_weight is not None:  # the first chunk fills the rows below the width
             grad_weight[width if len(aims.targets) else 0 :].zero_()
-        grad_bias = torch.zeros_like(bias) if bias is not None and needs[2] else None
+        grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs[2] else None
         plain = HeadWeights(weight.detach(), None if bias is None else bias.detach(), head.scale, head.softcap, width)
         compute = plain.computing_in(hidden)
         parts = []
@@ -306,24 +332,22 @@ class _HeadLoss(torch.autograd.Function):
                 continue
             if capped is not None and head.softcap is not None:  # d tanh
                 student.mul_(1 - (capped / head.softcap).square_())
-            student = student.to(compute.weight.dtype)
-            if grad_hidden is not None:
-                grad_hidden[rows] = torch.mm(student, compute.weight[:width])
-            if grad_weight is not None:
-                _add_product(grad_weight[:width], student, hidden[rows], first=rows.start == 0)
             if grad_bias is not None:
                 grad_bias[:width] += student.sum(0)
-        ctx.hidden_dtype = hidden.dtype
+            student, back = _lifted(student, compute.weight.dtype)
+            if grad_hidden is not None:
+                grad_hidden[rows] = _product(student, compute.weight[:width], back)
+            if grad_weight is not None:
+                _add_product(grad_weight[:width], student, hidden[rows], back, first=rows.start == 0)
+        ctx.dtypes = hidden.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype
         result = aims.total(parts, inverse)
         _finish(ctx, (grad_hidden, grad_weight, grad_bias), result)
         return result
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight, grad_bias = _scaled(ctx, grad_outputs[0])
-        if grad_hidden is not None:
-            grad_hidden = grad_hidden.to(ctx.hidden_dtype)
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+        grads = zip(_scaled(ctx, grad_outputs[0]), ctx.dtypes, strict=True)
+        return *(grad if grad is None else grad.to(dtype) for grad, dtype in grads), None, None, None
 
 
 class _LogitsLoss(torch.autograd.Function):
@@ -334,19 +358,25 @@ class _LogitsLoss(torch.autograd.Function):
         grad = torch.zeros_like(logits) if ctx.needs_input_grad[0] else None
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         inverse = 1.0 / items.to(dtype)
-        parts = []
+        parts, ctx.lifted = [], []
         for rows in aims.chunks(width):
             student = logits[rows, :width].to(dtype, copy=True)
             parts.append(aims.losses(rows, student, None if grad is None else inverse))
             if grad is not None:
-                grad[rows, :width] = student
+                grad[rows, :width], back = _lifted(student, logits.dtype)
+                ctx.lifted += [] if back is None else [(rows, back)]
         result = aims.total(parts, inverse)
         _finish(ctx, (grad,), result)
         return result
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        return _scaled(ctx, grad_outputs[0])[0], None, None, None
+        if not ctx.lifted:
+            return _scaled(ctx, grad_outputs[0])[0], None, None, None
+        (grad,) = ctx.saved_tensors
+        for rows, back in ctx.lifted:  # a loss scale comes before the way back to float16
+            grad[rows] = grad[rows].float().mul_(back * grad_outputs[0])
+        return grad, None, None, None
 
 
 def head_loss(
@@ -377,7 +407,8 @@ def head_loss(
         be differentiated, so that processes stay in step.
     """
     aims = _Aims(targets, _reference(reference, targets, hidden), settings, teacher_hidden, teacher_head)
-    loss, ce, kd = _HeadLoss.apply(hidden, head.weight, head.bias, head, aims, items)
+    with _as_given(hidden):
+        loss, ce, kd = _HeadLoss.apply(hidden, head.weight, head.bias, head, aims, items)
     return loss, LossParts(ce, kd)
 
 
@@ -394,8 +425,14 @@ def logits_loss(
 ) -> tuple[Tensor, LossParts]:
     """`head_loss` for logits ``[N, V]`` at response positions; ids from ``width`` on are padding rows."""
     aims = _Aims(targets, _reference(reference, targets, logits), settings, teacher_hidden, teacher_head)
-    loss, ce, kd = _LogitsLoss.apply(logits, width, aims, items)
+    with _as_given(logits):
+        loss, ce, kd = _LogitsLoss.apply(logits, width, aims, items)
     return loss, LossParts(ce, kd)
+
+
+def _as_given(like: Tensor) -> torch.autocast:
+    """No autocast: it would multiply gradients in half precision that are float32 for a reason."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 def _reference(reference: Tensor | None, targets: Tensor, like: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ class Divergence:
 
 
 DIVERGENCES: dict[str, Divergence] = {}
+LARGEST_GAP = 80.0  # between log-probabilities: e to the power of it is near float32's end
 
 # The type names of the paper's scripts. A leading t marks the types that use a temperature there; here the
 # temperature is a setting of its own, so that both mean the same divergence.
@@ -120,16 +121,17 @@ def _fused(name: str, *, squared: bool) -> Callable[[Callable[..., ValueAndSlope
 @_fused("fkl", squared=True)
 def forward_kl(log_p: Tensor, log_q: Tensor) -> ValueAndSlope:
     """KL(p ‖ q), the classic of Hinton et al. 2015."""
-    p = log_p.exp()
-    value = (log_p - log_q).mul_(p).sum(-1)
+    p, gap = log_p.exp(), log_q - log_p
+    value = _kl(p, gap, torch.expm1(gap))
     return value, p.neg_()
 
 
 @_fused("rkl", squared=False)
 def reverse_kl(log_p: Tensor, log_q: Tensor) -> ValueAndSlope:
     """KL(q ‖ p), MiniLLM's (arXiv 2306.08543)."""
-    slope = (log_q - log_p).mul_(log_q.exp())
-    return slope.sum(-1), slope  # the slope's other term, q itself, vanishes in the chain rule
+    q, gap = log_q.exp(), log_p - log_q
+    value = _kl(q, gap, torch.expm1(gap))
+    return value, gap.neg_().mul_(q)  # the slope's other term, q itself, vanishes in the chain rule
 
 
 @_fused("jsd", squared=True)
@@ -138,11 +140,13 @@ def jensen_shannon(log_p: Tensor, log_q: Tensor, lam: float = 0.9) -> ValueAndSl
     _check_share("jsd", "lam", lam)
     if lam in (0, 1):
         return _nowhere(log_q)
-    odds = _log_odds(log_p, log_q, 1 - lam)
-    above = softplus(odds)  # log m - log q, less log λ, whose part in the slope vanishes in the chain rule
-    p_part = odds.sub_(above).sub_(math.log(1 - lam)).mul_(log_p.exp()).sum(-1)  # Σ p (log p - log m)
-    slope = above.mul_(log_q.exp()).mul_(-lam)
-    return slope.sum(-1).sub_(lam * math.log(lam)).add_(p_part, alpha=1 - lam), slope
+    gap, q = (log_p - log_q).clamp_(max=LARGEST_GAP), log_q.exp()
+    # log m - log q, less log λ, whose part in the slope vanishes in the chain rule
+    slope = softplus(gap + _log_odds(1 - lam)).mul_(q).mul_(-lam)
+    above = _excess(gap, 1 - lam).log1p_()  # log m - log q
+    # Token by token, as the two sums are large and opposite where p is near q.
+    p_part = gap.sub_(above).mul_(log_p.exp()).mul_(1 - lam)  # of p (log p - log m)
+    return p_part.addcmul_(above, q, value=-lam).sum(-1), slope
 
 
 @_fused("tvd", squared=False)
@@ -163,10 +167,10 @@ def skew_forward_kl(log_p: Tensor, log_q: Tensor, alpha: float = 0.1) -> ValueAn
         return _nowhere(log_q)
     if alpha == 0:
         return forward_kl(log_p, log_q)
-    p = log_p.exp()
-    odds = _log_odds(log_q, log_p, 1 - alpha)
-    value = softplus(odds).mul_(p).sum(-1).neg_().sub_(math.log(alpha))
-    return value, odds.sigmoid_().mul_(p).neg_()
+    p, gap = log_p.exp(), log_q - log_p
+    excess = _excess(gap, 1 - alpha)
+    value = _kl(p, _log_ratio(excess), excess)
+    return value, gap.add_(_log_odds(1 - alpha)).sigmoid_().mul_(p).neg_()
 
 
 @_fused("srkl", squared=True)
@@ -177,20 +181,43 @@ def skew_reverse_kl(log_p: Tensor, log_q: Tensor, alpha: float = 0.1) -> ValueAn
         return _nowhere(log_q)
     if alpha == 0:
         return reverse_kl(log_p, log_q)
-    q = log_q.exp()
-    odds = _log_odds(log_p, log_q, 1 - alpha)
-    above = softplus(odds).mul_(q)
-    slope = odds.sigmoid_().mul_(q).sub_(above)
-    return above.sum(-1).neg_().sub_(math.log(alpha)), slope
+    q, gap = log_q.exp(), log_p - log_q
+    excess = _excess(gap, 1 - alpha)
+    value = _kl(q, _log_ratio(excess), excess)
+    odds = gap.add_(_log_odds(1 - alpha))
+    above = softplus(odds).mul_(q)  # q (log m - log q), less a multiple of q
+    return value, odds.sigmoid_().mul_(q).sub_(above)
 
 
-def _log_odds(log_a: Tensor, log_b: Tensor, share: float) -> Tensor:
-    """How the two parts of a mixture m = share · a + (1-share) · b compare: x = log(share · a / ((1-share) · b)).
+# The mixture m = share · a + (1-share) · b of two distributions, in terms of gap = log a - log b: no mixture that could
+# underflow, and no difference of nearly equal logarithms.
 
-    Then log m = log b + log(1-share) + softplus(x) and share · a / m = sigmoid(x): no mixture that could underflow,
-    and no difference of nearly equal logarithms.
+
+def _excess(gap: Tensor, share: float) -> Tensor:
+    """The quotient m / b less 1, exact also where a and b are nearly equal."""
+    return torch.expm1(gap).mul_(share)
+
+
+def _log_ratio(excess: Tensor) -> Tensor:
+    """The difference log m - log b; where m / b overflows, b is too small for it to matter."""
+    return excess.clamp(max=math.exp(LARGEST_GAP)).log1p_()
+
+
+def _log_odds(share: float) -> float:
+    """What is added to the gap so that its sigmoid is share · a / m."""
+    return math.log(share / (1 - share))
+
+
+def _kl(b: Tensor, above: Tensor, excess: Tensor) -> Tensor:
+    """KL(b ‖ m) = -Σ b · above, where ``above`` is log m - log b and ``excess`` m / b - 1.
+
+    Σ b · excess is 0 but for the rounding of the two normalisers. Where the divergence is as small as that, taking it
+    in makes each term of the sum of second order in the distance, and its rounding of third. It is left out where an
+    excess overflows.
     """
-    return (log_a - log_b).add_(math.log(share / (1 - share)))
+    value = torch.linalg.vecdot(b, above).neg_()
+    rounding = torch.linalg.vecdot(b, excess)
+    return value.add_(rounding.masked_fill_(~(rounding.abs() < 1e-4), 0))
 
 
 def _nowhere(log_q: Tensor) -> ValueAndSlope:
