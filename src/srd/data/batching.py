@@ -67,10 +67,15 @@ class LengthBatches(Sampler[list[int]]):
         """Choose the epoch whose order the next iteration gives."""
         self.epoch = epoch
 
+    def order(self, random: np.random.Generator | None = None) -> NDArray[np.int64]:
+        """The examples of this epoch, shuffled."""
+        random = random or np.random.default_rng([self.seed, self.epoch])
+        return random.permutation(len(self.lengths))[: self.count]
+
     def batches(self) -> list[list[int]]:
         """The optimizer steps of this epoch, as lists of indices."""
         random = np.random.default_rng([self.seed, self.epoch])
-        order = random.permutation(len(self.lengths))[: self.count]
+        order = self.order(random)
         pool = self.batch_size * POOL
         batches = []
         for start in range(0, len(order), pool):

@@ -222,9 +222,15 @@ def example_from_row(row: Mapping[str, Any], place: str) -> dict[str, Any]:
         "input": "" if context is None or is_prompt else _text(present[context], place, context),
         "messages": "",
         "prompt": text if is_prompt else "",
-        "references": _references(present[answer], place, answer),
+        "references": _references(_all_answers(present, answer), place, answer),
         "corruption": "",
     }
+
+
+def _all_answers(row: Mapping[str, Any], answer: str) -> Any:
+    """The answer, or the list of ``references`` that begins with it, as `srd curate` writes several."""
+    references = row.get("references")
+    return references if isinstance(references, list) and references[:1] == [row[answer]] else row[answer]
 
 
 def _question_and_answer(row: Mapping[str, Any], place: str) -> tuple[str, str]:
