@@ -17,9 +17,9 @@ DOCUMENT = ROOT / "docs" / "evidence.md"
 
 
 def differences(folder: Path) -> list[figures.Interval]:
-    """Each row's difference from its reference with its interval, in the order of the table; references have none."""
+    """Each row's difference from its reference with its interval, in the order of the table, where it has one."""
     with open(folder / "results.csv", encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["Difference"]]
+        rows = [row for row in csv.DictReader(file) if row["Low"]]
     return [(row["Run"], float(row["Difference"]), float(row["Low"]), float(row["High"])) for row in rows]
 
 

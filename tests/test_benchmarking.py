@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from srd import benchmarking, evaluation
 from srd.artifacts import read_json
-from srd.benchmarking import evaluate_models, longest_prompt, parse_seeds, read_benchmarks, short_names
+from srd.benchmarking import evaluate_models, longest_prompt, parse_seeds, read_benchmarks, results_table, short_names
 from srd.errors import UserError
 from srd.metrics import rouge_l
 from srd.models.loading import load_config, load_tokenizer
@@ -126,6 +128,20 @@ def test_two_models_are_compared_over_the_examples(files: Path, tmp_path: Path) 
     assert row["difference"] == pytest.approx(means[0] - means[1])
     assert row["low"] <= row["difference"] <= row["high"]
     assert read_json(tmp_path / "comparisons.json") == [row]
+
+
+def test_a_corpus_score_is_compared_without_an_interval(files: Path, tmp_path: Path) -> None:
+    rows = [{"translation": {"en": f"The {word} is here.", "de": f"Der {word} ist da."}} for word in ("Hut", "Ball")]
+    tasks = [f"iwslt2017:en-de={write_rows(tmp_path / 'rows.jsonl', rows)}"]
+    models = [str(files / name) for name in ("student", "teacher")]
+    results = evaluate_models(models, tasks, tmp_path / "out", max_new_tokens=8)
+    (row,) = results["comparisons"]
+    bleu = [results[name]["iwslt2017:en-de"]["bleu"]["mean"] for name in ("student", "teacher")]
+    assert row["difference"] == pytest.approx(bleu[0] - bleu[1])
+    assert (row["metric"], row["low"], row["high"]) == ("bleu", None, None)
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(results_table(results))
+    assert f"{row['difference']:+.2f} (no interval)" in shown.getvalue()
 
 
 def test_encoder_decoder(files: Path, tmp_path: Path) -> None:

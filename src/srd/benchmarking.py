@@ -122,7 +122,8 @@ def results_table(results: Mapping[str, Any]) -> Table:
                 spread = f" ± {value['std']:.2f}" if len(value["seeds"]) > 1 else ""
                 table.add_row(model, task, metric, f"{value['mean']:.2f}{spread}")
     for row in results.get(COMPARISONS, ()):
-        shown = f"{row['difference']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})"
+        interval = "no interval" if row["low"] is None else f"{row['low']:+.2f} to {row['high']:+.2f}"
+        shown = f"{row['difference']:+.2f} ({interval})"
         table.add_row(f"{row['a']} − {row['b']}", row["task"], row["metric"], shown)
     return table
 

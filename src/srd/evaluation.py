@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,7 +18,7 @@ import numpy as np
 from srd import parallel
 from srd.artifacts import atomic_write, fingerprint, link, read_json, write_json
 from srd.data.encoding import Encoder
-from srd.metrics import paired_bootstrap
+from srd.metrics import FloatArray, paired_bootstrap
 from srd.models.generation import Decoding, generate
 from srd.predictions import (
     COMPARISONS,
@@ -300,31 +301,35 @@ def versions() -> dict[str, str]:
 
 
 def compare(folder: Path, models: Sequence[str], benchmarks: Sequence[Benchmark], against: str) -> list[dict[str, Any]]:
-    """Paired bootstrap of one model against each of the others, over examples, by each task's primary metric.
+    """Compare one model with each of the others by each task's primary metric: the difference of their means.
 
-    The score of an example is its mean over the seeds. Returns rows ``{"a", "b", "task", "metric", "difference",
-    "low", "high"}`` in percentage points (95 % interval), as written to ``folder/comparisons.json``.
+    The interval is from a paired bootstrap over examples; the score of an example is its mean over the seeds. A corpus
+    metric (BLEU) is no mean over examples and has none. Returns rows ``{"a", "b", "task", "metric", "difference",
+    "low", "high"}`` in percentage points (95 % interval, or None), as written to ``folder/comparisons.json``.
     """
     rows = []
     for benchmark, other in itertools.product(benchmarks, models):
         if other == against:
             continue
-        pair = [_mean_scores(folder, model, benchmark) for model in (against, other)]
         metric = benchmark.task.primary
-        if any(metric not in scores for scores in pair):
-            continue  # a corpus metric (BLEU) has no per-example values
-        difference, low, high = paired_bootstrap(pair[0][metric], pair[1][metric], seed=0)
-        rows.append(
-            {
-                "a": against, "b": other, "task": benchmark.key, "metric": metric,
-                "difference": 100 * difference, "low": 100 * low, "high": 100 * high,
-            }
-        )  # fmt: skip
+        (ours, our_mean), (theirs, their_mean) = (_scores(folder, model, benchmark) for model in (against, other))
+        row = {"a": against, "b": other, "task": benchmark.key, "metric": metric}
+        if ours is None or theirs is None:
+            rows.append({**row, "difference": 100 * (our_mean - their_mean), "low": None, "high": None})
+            continue
+        difference, low, high = paired_bootstrap(ours, theirs, seed=0)
+        rows.append({**row, "difference": 100 * difference, "low": 100 * low, "high": 100 * high})
     write_json(folder / COMPARISONS, rows)
     return rows
 
 
-def _mean_scores(folder: Path, model: str, benchmark: Benchmark) -> dict[str, Any]:
+def _scores(folder: Path, model: str, benchmark: Benchmark) -> tuple[FloatArray | None, float]:
+    """A task's primary metric, mean over seeds: of each example (None where it is no mean over them), and of all."""
     files = [predictions_path(folder, model, benchmark.key, seed) for seed in benchmark.seeds]
-    scores = [read_json(scores_path(path))["per_example"] for path in files]
-    return {metric: np.mean([own[metric] for own in scores], axis=0) for metric in scores[0]}
+    scores, metric = [read_json(scores_path(path)) for path in files], benchmark.task.primary
+    mean = float(np.mean([own["metrics"][metric] for own in scores]))
+    parts = [own["per_example"].get(metric) for own in scores]
+    if any(own is None for own in parts):
+        return None, mean
+    values = np.mean(parts, axis=0)
+    return (values if math.isclose(values.mean(), mean, abs_tol=1e-9) else None), mean

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import string
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -363,15 +363,55 @@ def paired_bootstrap(
         raise ValueError(
             f"scores of shape {first.shape} and {second.shape}: give two equally long lists, one score an example"
         )
-    differences = first - second
+    return macro_bootstrap([[first - second]], [[None]], samples=samples, seed=seed, confidence=confidence)
+
+
+def macro_bootstrap(
+    differences: Sequence[Sequence[FloatArray]],
+    asked: Sequence[Sequence[Hashable]],
+    *,
+    samples: int = 10_000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> tuple[float, float, float]:
+    """Compare two systems on several tasks, each with several trainings, by resampling what the difference averages.
+
+    The difference is the mean over tasks of the mean over trainings of the mean over examples. Trainings are drawn
+    first (all tasks of a training together), then examples within each task; the tasks are the ones that are meant and
+    are not drawn. A training moves all its examples together, so it counts as one; the random numbers of an answer are
+    the example's own, and come with it.
+
+    Args:
+        differences: ``[task][training]`` -> first system's scores minus the second's, [N] by example.
+        asked: ``[task][training]`` -> what stands for the examples; trainings that were asked the same ones are
+            resampled together.
+        samples: bootstrap resamples.
+        seed: of the random generator; equal seeds give equal intervals.
+        confidence: share of the resamples inside the interval.
+
+    Returns:
+        ``(difference, low, high)``: the percentile interval holds the difference.
+    """
+    trainings = len(differences[0])
+    difference = float(np.mean([np.mean([own.mean() for own in task]) for task in differences]))
     generator = np.random.default_rng(seed)
     means = np.empty(samples)
     # Blocks keep the index matrix small, so that 10,000 examples x 10,000 samples need 32 MB, not 800 MB.
-    rows = max(1, _BOOTSTRAP_BLOCK // differences.size)
+    rows = max(1, _BOOTSTRAP_BLOCK // max(own.size for task in differences for own in task))
     for start in range(0, samples, rows):
-        stop = min(start + rows, samples)
-        picks = generator.integers(differences.size, size=(stop - start, differences.size))
-        means[start:stop] = differences[picks].mean(axis=1)
+        count = min(start + rows, samples) - start
+        weights = np.ones((count, 1))
+        if trainings > 1:
+            drawn = generator.integers(trainings, size=(count, trainings))
+            weights = (drawn[:, :, None] == np.arange(trainings)).mean(axis=1)  # [count, trainings]
+        total = np.zeros(count)
+        for task, keys in zip(differences, asked, strict=True):
+            picks: dict[Hashable, Any] = {}
+            for number, (own, key) in enumerate(zip(task, keys, strict=True)):
+                if key not in picks:
+                    picks[key] = generator.integers(own.size, size=(count, own.size))
+                total += weights[:, number] * own[picks[key]].mean(axis=1)
+        means[start : start + count] = total / len(differences)
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
-    return float(differences.mean()), float(low), float(high)
+    return difference, min(float(low), difference), max(float(high), difference)  # rounding must not leave it outside

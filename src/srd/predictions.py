@@ -68,25 +68,34 @@ def state_of(path: Path, identity: str) -> State:
     scores = read_scores(path)
     if scores is None:
         return "damaged"
-    return "kept" if scores["fingerprint"] == identity else "other"
+    return "kept" if scores.get("fingerprint") == identity and "predictions" in scores else "other"
 
 
 def read_scores(path: Path) -> dict[str, Any] | None:
-    """The scores of a file of answers; None unless both are there, and as they were written."""
+    """The scores of a file of answers; None unless both are there, and as they were written.
+
+    Files of versions that kept no digests are taken as they are.
+    """
     try:
         content = json.loads(scores_path(path).read_text(encoding="utf-8"))
-        digest = content.pop("digest")
-        whole = digest == fingerprint(content) and content["predictions"] == file_digest(path)
+        digest = content.pop("digest", None)
+        if digest is not None or "predictions" in content:
+            return content if digest == fingerprint(content) and content["predictions"] == file_digest(path) else None
+        return content if path.is_file() else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
-    return content if whole else None
 
 
 def read_answers(path: Path) -> list[dict[str, Any]] | None:
-    """The rows of a file of answers; None unless it is as it was written."""
-    if read_scores(path) is None:
+    """The rows of a file of answers; None where there is none, or it is not as it was when it was scored."""
+    if scores_path(path).exists() and read_scores(path) is None:
         return None
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+        rows = [json.loads(line) for line in lines if line]
+    except (OSError, ValueError, RecursionError):
+        return None
+    return rows if all(isinstance(row, dict) and "id" in row for row in rows) else None
 
 
 # ---------------------------------------------------------------------------------------------------------- the folder

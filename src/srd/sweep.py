@@ -459,7 +459,7 @@ class Sweep:
 
     def _epochs_for_equal_time(self, cell: Cell, to: str, pace: str) -> float:
         """Passes that take as long as another cell's training with its reflection, at the pace of a third."""
-        from srd.report.sweep import cost_of
+        from srd.report.rows import cost_of
 
         here = (cell.point, cell.seeds)
         by_label = {other.label: other for other in self.cells if (other.point, other.seeds) == here}

@@ -153,6 +153,17 @@ def test_intervals_as_a_table() -> None:
         ["SRD \N{MINUS SIGN} Plain KD", "test", "ROUGE-L", "+0.8", "\N{MINUS SIGN}0.1 to +1.7", "level"]
     ]
     assert interval_table(make_run({})) is None
+    [row] = interval(0, 1.6)
+    table = interval_table(make_run({}, comparisons=[row | {"metric": "bleu", "low": None, "high": None}]))
+    assert table is not None
+    assert table.rows == [["SRD \N{MINUS SIGN} Plain KD", "test", "BLEU", "+0.8", None, None]]
+
+
+@pytest.mark.parametrize("change", [{"difference": 3.0}, {"low": None, "high": None}])
+def test_an_interval_of_another_difference_decides_nothing(change: dict[str, Any]) -> None:
+    [row] = interval(0.1, 1.5)
+    run = make_run({"kd": {"test": scores(23.3)}, "srd": {"test": scores(24.1)}}, comparisons=[row | change])
+    assert "the spread over seeds is 0.4" in say(run)[0]
 
 
 def test_nothing_to_say_without_a_trained_model() -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+from srd.predictions import predictions_path, read_answers
 from srd.report import words
 from srd.report.comparison import Model, baseline_of, main_model, primary_metrics
 from srd.report.difficulty import examples_to_show
@@ -105,10 +106,13 @@ def unseen_card(label: str, key: str, gain: float, example: Row, answers: dict[s
 
 
 def predictions(run: RunFiles, model: Model, task: str) -> dict[str, Row]:
-    """Read the answers of a model to a task for its first seed, by example id."""
+    """Read the answers of a model to a task for the first of the seeds that ``metrics.json`` has, by example id.
+
+    Answers that are not as they were when they were scored are left out: their scores would be another text's.
+    """
     seeds = next((seeds for (name, _), seeds in model.seeds.items() if name == task and seeds), {})
     for seed in seeds:
-        rows = read_json_lines(run.run_dir / "evaluation" / "predictions" / f"{model.key}.{task}.{seed}.jsonl")
+        rows = read_answers(predictions_path(run.run_dir / "evaluation", model.key, task, seed))
         if rows:
             return by_id(rows)
     return {}

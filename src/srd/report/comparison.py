@@ -190,8 +190,8 @@ def interval_table(run: RunFiles) -> Table | None:
             str(row["task"]),
             words.metric_name(row["metric"]),
             words.signed(row["difference"]),
-            f"{words.signed(row['low'])} to {words.signed(row['high'])}",
-            verdict_of(row["low"], row["high"]),
+            None if row["low"] is None else f"{words.signed(row['low'])} to {words.signed(row['high'])}",
+            None if row["low"] is None else verdict_of(row["low"], row["high"]),
         ]
         for row in run.comparisons
     ]
@@ -223,7 +223,8 @@ def judge(run: RunFiles, ours: Model, other: Model, primary: dict[str, str]) -> 
         return None
     difference = a.mean - b.mean
     intervals = [row for row in run.comparisons if (row["a"], row["b"]) == (ours.key, other.key)]
-    intervals = [row for row in intervals if primary.get(row["task"]) == row["metric"]]
+    intervals = [row for row in intervals if primary.get(row["task"]) == row["metric"] and row["low"] is not None]
+    intervals = [row for row in intervals if math.isclose(row["difference"], difference, abs_tol=0.01)]
     if len(primary) == 1 and intervals:
         low, high = float(intervals[0]["low"]), float(intervals[0]["high"])
         grounds = f"95% interval of the difference {words.signed(low)} to {words.signed(high)}"

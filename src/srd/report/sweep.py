@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srd.artifacts import atomic_write
-from srd.metrics import paired_bootstrap
 from srd.report import words
-from srd.report.comparison import UNREFLECTED_SCORES, Model, model_of, primary_metrics, verdict_of
+from srd.report.comparison import Model, primary_metrics, verdict_of
 from srd.report.difficulty import corruption_table
 from srd.report.plots import Bar, Series, bar_plot, legend, line_plot, scatter_plot
-from srd.report.run_files import RunFiles, read_json_file, read_run
-from srd.report.tables import Cell, Column, Measure, Table, to_csv, to_html, to_latex, to_markdown
+from srd.report.rows import (
+    Difference,
+    Result,
+    by_row,
+    differences,
+    lines_of,
+    mean_over_tasks,
+    measure,
+    overall,
+    read_results,
+)
+from srd.report.tables import MISSING, Cell, Column, Table, to_csv, to_html, to_latex, to_markdown
 
 if TYPE_CHECKING:
     from srd.sweep import Outcome, SweepConfig
@@ -29,193 +36,16 @@ LOW, HIGH = "Low", "High"  # bounds of the interval as numbers, for the CSV file
 COLORS = 4  # of the style sheet, beside those of kd and srd
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a cell took.
-
-    Attributes:
-        seconds: Training without validation, and the reflection where the training learns from it.
-        training_seconds: Training alone.
-        passes: Passes over all the training data.
-        examples: Distinct examples trained on.
-    """
-
-    seconds: float
-    training_seconds: float
-    passes: float
-    examples: int
-
-
-@dataclass(frozen=True)
-class Result:
-    """A cell that is done.
-
-    Attributes:
-        outcome: The cell and its folder.
-        run: Its files.
-        model: The trained student's scores, in percent.
-        given: The scores of the teacher and the starting student, as far as they were evaluated.
-        cost: What it took.
-    """
-
-    outcome: Outcome
-    run: RunFiles
-    model: Model
-    given: list[Model]
-    cost: Cost
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A row against its reference, in points: mean, 95 % interval, and with how many seeds it is ahead."""
-
-    row: str
-    reference: str
-    points: float
-    low: float
-    high: float
-    ahead: int
-    pairs: int
-
-
-def cost_of(outcome: Outcome) -> Cost:
-    """Read what a cell that is done took."""
-    return _cost(read_run(outcome.folder))
-
-
-def _cost(run: RunFiles) -> Cost:
-    summary = run.summary(f"train/{run.main_arm}")
-    curriculum = run.arms[run.main_arm].get("curriculum")
-    reflects = curriculum is not None and curriculum.get("score") not in UNREFLECTED_SCORES
-    if curriculum is not None and curriculum.get("order") == "fresh":
-        reflects = False  # drawn from all the data, whatever the ranks
-    steps = [run.seconds(step) or 0.0 for step in ("reflection", "ranking")] if reflects else []
-    training = float(summary["training_seconds"])
-    return Cost(training + math.fsum(steps), training, float(summary["passes"]), int(summary["examples"]))
-
-
-def read_results(outcomes: Sequence[Outcome]) -> list[Result]:
-    """Read the cells that are done."""
-    results = []
-    for outcome in outcomes:
-        if outcome.state != "done":
-            continue
-        run = read_run(outcome.folder)
-        given = [model_of(run, key) for key in ("teacher", "student") if key in run.evaluation]
-        results.append(Result(outcome, run, model_of(run, run.main_arm), given, _cost(run)))
-    return results
-
-
-# ------------------------------------------------------------------------------------------------------- statistics
-
-
-def by_row(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Group results into rows of the table: one for each setting, all its seeds together."""
-    rows: dict[str, list[Result]] = {}
-    for result in results:
-        rows.setdefault(result.outcome.cell.row, []).append(result)
-    return rows
-
-
-def measure(models: Sequence[Model], place: tuple[str, str]) -> Measure | None:
-    """Mean and standard deviation of one metric of one task: over trainings, or over the answers of a single one."""
-    scores = [model.scores[place] for model in models if place in model.scores]
-    if not scores or len(scores) < len(models):
-        return None
-    if len(scores) == 1:
-        return scores[0]
-    means = [score.mean for score in scores]
-    return Measure(statistics.fmean(means), statistics.stdev(means))
-
-
-def mean_over_tasks(models: Sequence[Model], primary: dict[str, str]) -> Measure | None:
-    """The mean over the tasks of each training, then mean and standard deviation over trainings."""
-    means = []
-    for model in models:
-        if any(place not in model.scores for place in primary.items()):
-            return None
-        means.append(statistics.fmean(model.scores[place].mean for place in primary.items()))
-    if not means:
-        return None
-    if len(means) == 1:  # one training: the spread over the seeds of its answers
-        shared = set.intersection(*(set(models[0].seeds[place]) for place in primary.items()))
-        values = [statistics.fmean(models[0].seeds[p][seed] for p in primary.items()) for seed in sorted(shared)]
-        return Measure(means[0], statistics.stdev(values) if len(values) > 1 else None)
-    return Measure(statistics.fmean(means), statistics.stdev(means))
-
-
-def example_scores(result: Result, primary: dict[str, str]) -> dict[tuple[str, str], float]:
-    """(task, example id) -> mean score over the seeds of answering, in percent."""
-    totals: dict[tuple[str, str], list[float]] = {}
-    folder = result.outcome.folder / "evaluation" / "predictions"
-    for task, metric in primary.items():
-        stem = f"{result.model.key}.{task.replace(':', '-')}"
-        for path in sorted(folder.glob(f"{stem}.*.scores.json")):
-            values = read_json_file(path, {}).get("per_example", {}).get(metric)
-            if values is None:
-                continue  # a corpus metric such as BLEU
-            answers = path.with_name(path.name.replace(".scores.json", ".jsonl"))
-            for name, value in zip(_ids(answers), values, strict=True):
-                totals.setdefault((task, name), []).append(100 * float(value))
-    return {place: statistics.fmean(values) for place, values in totals.items()}
-
-
-def _ids(path: Path) -> list[str]:
-    from srd.report.run_files import read_json_lines
-
-    return [str(row["id"]) for row in read_json_lines(path)]
-
-
-def differences(results: Sequence[Result], references: dict[str, str], primary: dict[str, str]) -> list[Difference]:
-    """Compare every row with its reference, pairing equal seeds and equal examples.
-
-    An example's score is its mean over seeds, and the examples are resampled (paired bootstrap). So the interval says
-    what another test set would change; what another training run would change shows in the seeds.
-    """
-    scores = {id(result): example_scores(result, primary) for result in results}
-    rows = by_row(results)
-    found = []
-    for row, own in rows.items():
-        reference = references[row]
-        if row == reference or reference not in rows:
-            continue
-        partner = {_seeds(other): other for other in rows[reference]}
-        pairs = [(result, partner[_seeds(result)]) for result in own if _seeds(result) in partner]
-        ours, theirs = (_pooled([scores[id(pair[side])] for pair in pairs]) for side in (0, 1))
-        shared = sorted(set(ours) & set(theirs))
-        if not shared:
-            continue
-        points, low, high = paired_bootstrap([ours[key] for key in shared], [theirs[key] for key in shared], seed=0)
-        ahead = sum(_overall(a.model, primary) > _overall(b.model, primary) for a, b in pairs)
-        found.append(Difference(row, reference, points, low, high, ahead, len(pairs)))
-    return found
-
-
-def _seeds(result: Result) -> str:
-    return str(sorted(result.outcome.cell.seeds.items()))
-
-
-def _pooled(scores: Sequence[dict[tuple[str, str], float]]) -> dict[tuple[str, str], float]:
-    """Mean of each example over the trainings that were tested on it."""
-    values: dict[tuple[str, str], list[float]] = {}
-    for own in scores:
-        for key, value in own.items():
-            values.setdefault(key, []).append(value)
-    return {key: statistics.fmean(items) for key, items in values.items()}
-
-
-def _overall(model: Model, primary: dict[str, str]) -> float:
-    return statistics.fmean(model.scores[place].mean for place in primary.items())
-
-
 # ------------------------------------------------------------------------------------------------------------ tables
 
 
-def main_table(results: Sequence[Result], references: dict[str, str], primary: dict[str, str]) -> Table:
+def main_table(
+    results: Sequence[Result], references: dict[str, str], primary: dict[str, str], found: Sequence[Difference]
+) -> Table:
     """Every row: scores, difference to its reference, time as a multiple of the reference's, passes, examples."""
-    rows = by_row(results)
-    found = {item.row: item for item in differences(results, references, primary)}
-    metrics = {metric for metric in primary.values()}
+    lines = lines_of(results, references)
+    difference_of = {item.row: item for item in found}
+    metrics = set(primary.values())
     columns = [Column("Run")]
     for task, metric in primary.items():
         label = words.metric_name(metric) if len(primary) == 1 else task
@@ -232,34 +62,36 @@ def main_table(results: Sequence[Result], references: dict[str, str], primary: d
         Column("Time", show=words.duration),
         Column("Time ratio", 2),
     ]
-    lines: list[list[Cell]] = []
+    cells: list[list[Cell]] = []
     for title, models in given_models(results).items():
-        lines.append([title, *_scores(models, primary), *[None] * 9])
-    outside = frozenset(range(len(lines)))
-    for row, own in rows.items():
-        difference = found.get(row)
-        time = statistics.fmean(result.cost.seconds for result in own)
-        base = [result.cost.seconds for result in rows.get(references[row], [])]
-        compared = (
+        cells.append([title, *_scores(models, primary), *[None] * 9])
+    outside = frozenset(range(len(cells)))
+    for row, line in lines.items():
+        costs = [result.cost for result in line.results]
+        time = statistics.fmean(cost.seconds for cost in costs)
+        reference = lines.get(references[row])
+        base = statistics.fmean(result.cost.seconds for result in reference.results) if reference else 0
+        cells.append(
             [
-                difference.points,
-                f"{words.signed(difference.low, 2)} to {words.signed(difference.high, 2)}",
-                difference.low,
-                difference.high,
-                f"{difference.ahead} of {difference.pairs}",
-            ]
-            if difference
-            else [None] * 5
-        )
-        lines.append(
-            [
-                row, *_scores([result.model for result in own], primary), *compared,
-                statistics.fmean(result.cost.passes for result in own),
-                statistics.fmean(result.cost.examples for result in own),
-                time, time / statistics.fmean(base) if base and statistics.fmean(base) > 0 else None,
+                row, *_scores([result.model for result in line.results], primary), *_compared(difference_of.get(row)),
+                statistics.fmean(cost.passes for cost in costs), statistics.fmean(cost.examples for cost in costs),
+                time, time / base if base > 0 else None,
             ]
         )  # fmt: skip
-    return Table(columns, lines, _caption(results, references), outside).without_empty_columns()
+    caption = _caption(results, references, found)
+    return Table(columns, cells, caption, outside).without_empty_columns()
+
+
+def _compared(found: Difference | None) -> list[Cell]:
+    """The cells of a difference: points, interval as text, its ends, in how many of the common seeds it is ahead."""
+    if found is None:
+        return [None] * 5
+    if found.points is None:
+        return [None, None, None, None, f"{MISSING} of {found.pairs}"]
+    if found.low is None or found.high is None:
+        return [found.points, None, None, None, f"{found.ahead} of {found.pairs}"]
+    interval = f"{words.signed(found.low, 2)} to {words.signed(found.high, 2)}"
+    return [found.points, interval, found.low, found.high, f"{found.ahead} of {found.pairs}"]
 
 
 def _scores(models: Sequence[Model], primary: dict[str, str]) -> list[Cell]:
@@ -289,16 +121,25 @@ def given_models(results: Sequence[Result]) -> dict[str, list[Model]]:
     return titles
 
 
-def _caption(results: Sequence[Result], references: dict[str, str]) -> str:
-    trainings = max(len(own) for own in by_row(results).values())
+def _caption(results: Sequence[Result], references: dict[str, str], found: Sequence[Difference]) -> str:
+    lines = lines_of(results, references)
+    trainings = max(len(line.results) for line in lines.values())
     spread = f"{trainings} trainings" if trainings > 1 else "the seeds of answering"
     compared = sorted(set(references.values()))
     against = f"'{compared[0]}'" if len(compared) == 1 else "the reference of the same setting"
-    return (
+    parts = [
         f"Scores in percent, mean ± standard deviation over {spread}; best student in bold. Differences in points "
-        f"against {against}, same seeds and examples, with intervals from a paired bootstrap over the test examples. "
+        f"against {against}: of the two means shown, over the same seeds, tasks and examples. Intervals from a paired "
+        "bootstrap over the test examples of each task, and over the trainings where there are several. "
         "Time is that of training without validation, with reflection where the training learns from it."
-    )
+    ]
+    parts += [
+        f"{line.row}: {', '.join(line.left_out)} left out, since a run that it is compared with lacks it."
+        for line in lines.values()
+        if line.left_out
+    ]
+    parts += [f"{item.row} against {item.reference}: {item.reason}." for item in found if item.reason]
+    return " ".join(parts)
 
 
 def corruption_rows(results: Sequence[Result]) -> Table | None:
@@ -360,12 +201,15 @@ def write_sweep_report(
     """
     results = read_results(outcomes)
     primary = primary_metrics([result.model for result in results])
-    tables = [main_table(results, references, primary)] if results else []
+    found = differences(results, references, primary)
+    tables = [main_table(results, references, primary, found)] if results else []
     if (corrupted := corruption_rows(results)) is not None:
         tables.append(corrupted)
     shown = [table.pick(lambda column: column.title not in (LOW, HIGH)) for table in tables]
     texts = {
-        "sweep.html": page(config, outcomes, results, shown, primary, references),
+        "sweep.html": page(
+            config, outcomes, shown, headline(found), plots(results, references, primary) if results else ""
+        ),
         "cells.csv": cells_csv(results),
         "results.md": "\n".join(map(to_markdown, shown)),
         "results.tex": "\n".join(map(to_latex, shown)),
@@ -382,47 +226,51 @@ def write_sweep_report(
 def page(
     config: SweepConfig,
     outcomes: Sequence[Outcome],
-    results: Sequence[Result],
     tables: Sequence[Table],
-    primary: dict[str, str],
-    references: dict[str, str],
+    lead: Sequence[tuple[str, str]],
+    drawn: str,
 ) -> str:
-    """Write the whole page."""
+    """Write the whole page: first lines (class and text), tables, plots, and the list of cells."""
     sections = [("results", "Results", to_html(tables[0]) if tables else '<p class="missing">No cell is done yet.</p>')]
     if tables:
-        sections.append(("plots", "Plots", plots(results, primary)))
+        sections.append(("plots", "Plots", drawn))
     if len(tables) > 1:
         sections.append(("corruption", "Corrupted examples", to_html(tables[1])))
     sections.append(("cells", "Cells", cells_section(outcomes)))
     body = "".join(f'<section id="{key}"><h2>{title}</h2>{content}</section>' for key, title, content in sections)
     links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in sections)
-    lead = "".join(f'<p class="{kind}">{escape(text)}</p>' for kind, text in headline(results, references, primary))
+    first = "".join(f'<p class="{kind}">{escape(text)}</p>' for kind, text in lead)
     style = files("srd.report").joinpath("style.css").read_text(encoding="utf-8")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta name="color-scheme" content="light dark"><title>{escape(config.name)} · SRD sweep</title>'
         f'<style>{style}</style></head><body><header><p class="eyebrow">SRD sweep</p><h1>{escape(config.name)}</h1>'
-        f'<p class="about">{escape(config.description)}</p>{lead}<nav>{links}</nav></header>'
+        f'<p class="about">{escape(config.description)}</p>{first}<nav>{links}</nav></header>'
         f"<main>{body}</main></body></html>\n"
     )
 
 
-def headline(results: Sequence[Result], references: dict[str, str], primary: dict[str, str]) -> list[tuple[str, str]]:
-    """Say how many rows are ahead of their reference, and how many cells the statement rests on."""
-    found = differences(results, references, primary)
-    if not found:
+def headline(found: Sequence[Difference]) -> list[tuple[str, str]]:
+    """Say how many rows are ahead of their reference, and which is farthest."""
+    known = [item for item in found if item.points is not None]
+    if not known:
         return [("lead", "Nothing can be compared yet.")]
-    verdicts = [verdict_of(item.low, item.high) for item in found]
-    counts = ", ".join(f"{verdicts.count(name)} {name}" for name in ("ahead", "level", "behind"))
-    best = max(found, key=lambda item: item.points)
-    rows = "comparison" if len(found) == 1 else "comparisons"
+    verdicts = [verdict_of(item.low, item.high) for item in known if item.low is not None and item.high is not None]
+    parts = [f"{verdicts.count(name)} {name}" for name in ("ahead", "level", "behind")]
+    if len(verdicts) < len(known):
+        parts.append(f"{len(known) - len(verdicts)} without an interval")
+    best = max(known, key=lambda item: item.points or 0.0)
+    interval = "no interval"
+    if best.low is not None and best.high is not None:
+        interval = f"95% interval {words.signed(best.low, 2)} to {words.signed(best.high, 2)}"
+    rows = "comparison" if len(known) == 1 else "comparisons"
     return [
-        ("lead", f"{len(found)} {rows} with the reference: {counts}."),
+        ("lead", f"{len(known)} {rows} with the reference: {', '.join(parts)}."),
         (
             "sublead",
-            f"The largest difference is {words.signed(best.points, 2)} points ({best.row} against {best.reference}; "
-            f"95% interval {words.signed(best.low, 2)} to {words.signed(best.high, 2)}). Level means that the interval "
+            f"The largest difference is {words.signed(best.points or 0.0, 2)} points ({best.row} against "
+            f"{best.reference}; {interval}). Level means that the interval "
             "holds zero. Of many comparisons some fall outside their interval by chance.",
         ),
     ]
@@ -430,27 +278,32 @@ def headline(results: Sequence[Result], references: dict[str, str], primary: dic
 
 def label_colors(results: Sequence[Result]) -> dict[str, str]:
     """A colour for every label of the sweep's cells; kd and srd have the ones they have in every report."""
-    labels = list(dict.fromkeys(result.outcome.cell.label or result.model.key for result in results))
+    labels = list(dict.fromkeys(map(_label, results)))
     others = [label for label in labels if label not in ("kd", "srd")]
     colors = {label: f"var(--arm-{label})" for label in labels if label in ("kd", "srd")}
     return colors | {label: f"var(--arm-{index % COLORS + 1})" for index, label in enumerate(others)}
 
 
-def plots(results: Sequence[Result], primary: dict[str, str]) -> str:
+def plots(results: Sequence[Result], references: dict[str, str], primary: dict[str, str]) -> str:
     """Draw the scores as bars, over a numeric grid field as lines, and against the time they took."""
     colors = label_colors(results)
+    lines = lines_of(results, references)
     bars = []
-    for row, own in by_row(results).items():
-        score = mean_over_tasks([result.model for result in own], primary)
+    for row, line in lines.items():
+        score = mean_over_tasks([result.model for result in line.results], primary)
         if score is not None:
             shown = f"{score.mean:.2f}" + (f" ± {score.std:.2f}" if score.std is not None else "")
-            label = own[0].outcome.cell.label or own[0].model.key
-            bars.append(Bar(row, max(score.mean, 0.0), shown, colors[label], score.std))
+            bars.append(Bar(row, max(score.mean, 0.0), shown, colors[_label(line.results[0])], score.std))
+    counted = [result for line in lines.values() for result in line.results]
     figures = [("Score, percent", bar_plot(bars, title="Score of every row"))]
-    figures += [(f"Score over {field}", html) for field, html in grid_lines(results, primary, colors).items()]
+    figures += [(f"Score over {field}", html) for field, html in grid_lines(counted, primary, colors).items()]
     figures.append(("Score and time of every training", time_scatter(results, primary, colors)))
     drawn = "".join(f"<figure><figcaption>{escape(title)}</figcaption>{html}</figure>" for title, html in figures)
     return f'<div class="figures">{drawn}</div>'
+
+
+def _label(result: Result) -> str:
+    return result.outcome.cell.label or result.model.key
 
 
 def grid_lines(results: Sequence[Result], primary: dict[str, str], colors: dict[str, str]) -> dict[str, str]:
@@ -464,10 +317,10 @@ def grid_lines(results: Sequence[Result], primary: dict[str, str], colors: dict[
         for label, color in colors.items():
             points = []
             for value in sorted(values):
-                own = [r for r in results if (r.outcome.cell.label or r.model.key) == label]
-                models = [r.model for r in own if r.outcome.cell.point[name] == value]
-                if models:
-                    points.append((float(value), statistics.fmean(_overall(model, primary) for model in models)))
+                own = [r.model for r in results if _label(r) == label and r.outcome.cell.point[name] == value]
+                score = mean_over_tasks(own, primary)
+                if score is not None:
+                    points.append((float(value), score.mean))
             series.append(Series(label, color, points, [f"{label}: {y:.2f}" for _, y in points]))
         plot = line_plot(series, title=f"Score over {name}", x_label=name, y_label="percent", markers=True)
         drawn[name] = legend(series) + plot
@@ -482,12 +335,9 @@ def time_scatter(results: Sequence[Result], primary: dict[str, str], colors: dic
     """Draw the score of every training over the seconds it took."""
     series = []
     for label, color in colors.items():
-        own = [result for result in results if (result.outcome.cell.label or result.model.key) == label]
-        points = [(result.cost.seconds, _overall(result.model, primary)) for result in own]
-        titles = [
-            f"{result.outcome.cell.title}: {y:.2f}, {words.duration(x)}"
-            for result, (x, y) in zip(own, points, strict=True)
-        ]
+        own = [(r, mean) for r in results if _label(r) == label and (mean := overall(r.model, primary)) is not None]
+        points = [(result.cost.seconds, mean) for result, mean in own]
+        titles = [f"{r.outcome.cell.title}: {mean:.2f}, {words.duration(r.cost.seconds)}" for r, mean in own]
         series.append(Series(label, color, points, titles))
     return legend(series) + scatter_plot(series, title="Score over time", x_label="seconds", y_label="percent")
 
@@ -502,5 +352,5 @@ def cells_section(outcomes: Sequence[Outcome]) -> str:
             items.append(f'<dt><a href="{address}">{title}</a></dt><dd>done</dd>')
         else:
             reason = f": {escape(outcome.error)}" if outcome.error else ""
-            items.append(f"<dt>{title}</dt><dd>{outcome.state}{reason}</dd>")
+            items.append(f"<dt>{title}</dt><dd>{escape(outcome.state)}{reason}</dd>")
     return f"<dl>{''.join(items)}</dl>"
