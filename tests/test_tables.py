@@ -51,5 +51,5 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
         write_table(ROWS, tmp_path / "x.txt")
     broken = tmp_path / "broken.parquet"
     broken.write_text("no parquet")
-    with pytest.raises(UserError, match=r"broken\.parquet cannot be read as parquet"):
+    with pytest.raises(UserError, match=r"broken\.parquet: cannot be read as parquet"):
         read_table(broken)

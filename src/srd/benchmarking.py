@@ -183,12 +183,13 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """Read seeds such as ``10,20,30``.
 
     Raises:
-        UserError: something else, a seed below zero, or one given twice.
+        UserError: something else, a seed below zero or of 2**32 or more, or one given twice.
     """
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts) or len({int(part) for part in parts}) < len(parts):
-        raise UserError(f"--seeds '{text}': give different whole numbers of 0 or more, such as 10,20,30")
-    return tuple(int(part) for part in parts)
+    seeds = tuple(int(part) for part in parts if part.isdecimal() and len(part) <= 10)
+    if len(seeds) < len(parts) or len(set(seeds)) < len(seeds) or max(seeds) >= 2**32:
+        raise UserError(f"--seeds '{text:.80}': give different whole numbers from 0 to 2**32 - 1, such as 10,20,30")
+    return seeds
 
 
 def short_names(models: Sequence[str]) -> dict[str, str]:

@@ -31,6 +31,23 @@ app = typer.Typer(
 INTERRUPTED = 130  # what shells give for Ctrl-C
 OTHERS_WAIT = 3.0  # seconds that a process other than the main one waits before it prints an error
 
+LARGEST_SEED = 2**32 - 1
+RANKED = "curriculum/ranked.parquet"
+# What stands in a recipe in the place of an option of `srd evaluate MODEL --task`.
+RECIPE_SAYS = {
+    "limit": "set evaluation.limit=",
+    "seeds": "set evaluation.seeds=[…]",
+    "against": "a recipe compares all its models",
+    "output": "the results of a recipe go into its run directory",
+    "template": "set data.template=",
+    "batch_size": "set generation.batch_size=",
+    "max_new_tokens": "set generation.max_new_tokens=",
+    "max_prompt_length": "set data.max_prompt_length=",
+    "samples": "give --task",
+    "temperature": "set evaluation.temperature=",
+    "allow_code_execution": "set evaluation.allow_code_execution=true",
+}
+
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Changes to the recipe's settings.")
@@ -46,7 +63,7 @@ def open_run(recipe: str, overrides: list[str] | None, run_dir: Path | None) -> 
     from srd.run import Run, versions
 
     loaded = parallel.together(lambda: load_recipe(recipe, overrides or []))
-    folder = run_dir or Path("runs") / loaded.name
+    folder = Path("runs") / loaded.name if run_dir is None else run_dir
     parallel.check_same({"recipe": loaded.model_dump(), "version": versions(), "run-dir": str(folder.absolute())})
     run = Run(loaded, folder)
     work_in(run.folder)
@@ -88,6 +105,8 @@ def recipes(
     """List the shipped recipes."""
     from srd.config import Recipe, load_recipe, recipe_yaml, shipped_recipes
 
+    if schema and name:
+        raise UserError(f"'{name}' has no effect with --schema: leave one of them out")
     if schema:
         print(json.dumps(Recipe.model_json_schema(), indent=2))
     elif name:
@@ -106,6 +125,22 @@ def _plain(table: Table) -> str:
     with wide.capture() as captured:
         wide.print(table)
     return captured.get().rstrip()
+
+
+def _without_effect(context: typer.Context, why: str, **remedies: str) -> None:
+    """Refuse options that were given and would do nothing: parameter name -> what to do instead."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if parameter.name in remedies and source is not None and source.name == "COMMANDLINE":
+            given = parameter.opts[-1] if parameter.opts[-1].startswith("-") else f"'{context.params[parameter.name]}'"
+            raise UserError(f"{given} {why}: {remedies[parameter.name]}")
+
+
+def _folder(path: Path) -> Path:
+    """The folder that ``-o`` names, which may not be there yet."""
+    if (path.is_symlink() and not path.exists()) or (path.exists() and not path.is_dir()):
+        raise UserError(f"-o {path} is no folder. Name another one.")
+    return path
 
 
 def _step(name: str, recipe: str, overrides: list[str] | None, run_dir: Path | None) -> Any:
@@ -134,6 +169,7 @@ def reflect_command(recipe: RecipeArgument, overrides: Overrides = None, run_dir
 
 @app.command("rank")
 def rank_command(
+    context: typer.Context,
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A recipe; or use --scores.")] = None,
     overrides: Overrides = None,
     run_dir: RunDir = None,
@@ -141,24 +177,37 @@ def rank_command(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Where to write: .parquet, .csv or .jsonl.")
     ] = None,
-    k: Annotated[float, typer.Option(help="Constant of the rank fusion.")] = 60,
+    k: Annotated[float, typer.Option(min=0, max=1e9, help="Constant of the rank fusion.")] = 60,
     by: Annotated[str, typer.Option(help="fused, rouge_l, ce, length or random.")] = "fused",
-    seed: Annotated[int, typer.Option(help="For --by random.")] = 0,
-    drop_bad: Annotated[bool, typer.Option(help="Drop rows with a score that is not finite.")] = False,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="For --by random.")] = 0,
+    drop_bad: Annotated[bool, typer.Option("--drop-bad", help="Drop rows with a score that is not finite.")] = False,
 ) -> None:
     """Rank the training data of a recipe, or a file of scores."""
     if scores is None:
         if recipe is None:
             raise UserError("nothing to rank: give a RECIPE, or --scores FILE -o FILE")
+        _without_effect(
+            context,
+            "is for --scores FILE",
+            output=f"the ranked rows of a recipe go into its run directory, {RANKED}",
+            k="set training.curriculum.k=",
+            by="set training.curriculum.score=",
+            seed="set training.curriculum.seed=",
+            drop_bad="set data.bad_rows=drop",
+        )
         run, _ = _step("rank", recipe, overrides, run_dir)
         typer.echo(run.ranked_file)
         return
+    _without_effect(context, "has no effect with --scores", recipe="leave it out", run_dir="leave it out")
+    if by != "random":
+        _without_effect(context, f"has no effect with --by {by}", seed="it is for --by random")
     if output is None:
         raise UserError("--scores needs -o FILE: where the ranked rows go (.parquet, .csv or .jsonl)")
     from srd.ranking import rank
-    from srd.tables import read_table, write_table
+    from srd.tables import check_target, read_table, write_table
 
     set_up_logging()
+    check_target(output)
     bad_rows: Any = "drop" if drop_bad else "error"
     write_table(rank(read_table(scores), k=k, by=by, seed=seed, bad_rows=bad_rows), output)  # type: ignore[arg-type]
     typer.echo(output)
@@ -173,27 +222,28 @@ def distill(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir
 
 @app.command("evaluate")
 def evaluate_command(
+    context: typer.Context,
     model: Annotated[
         str, typer.Argument(metavar="RECIPE|MODEL", help="A recipe; or with --task a model folder or name.")
     ],
     overrides: Overrides = None,
     run_dir: RunDir = None,
     task: Annotated[list[str] | None, typer.Option(help="NAME or NAME=FILE; may be given several times.")] = None,
-    limit: Annotated[int | None, typer.Option(help="So many examples of each task.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="So many examples of each task.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Such as 10,20,30. Default: the task's own.")] = None,
     against: Annotated[str | None, typer.Option(help="A second model, compared by paired bootstrap.")] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for predictions and metrics.")] = Path(
         "evaluation"
     ),
     template: Annotated[str | None, typer.Option(help="Prompt template. Default: the task's own.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Prompts at once.")] = 32,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer. Default: the task's own.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 32,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer. Default: the task's own.")] = None,
     max_prompt_length: Annotated[
-        int | None, typer.Option(help="Longest prompt in tokens. Default: what the model takes.")
+        int | None, typer.Option(min=1, help="Longest prompt in tokens. Default: what the model takes.")
     ] = None,
-    samples: Annotated[int, typer.Option(help="Answers to each prompt, for pass@k (mbpp).")] = 1,
+    samples: Annotated[int, typer.Option(min=1, help="Answers to each prompt, for pass@k (mbpp).")] = 1,
     temperature: Annotated[
-        float | None, typer.Option(help="Of sampling; 0 is greedy. Default: the task's own.")
+        float | None, typer.Option(min=0, max=100, help="Of sampling; 0 is greedy. Default: the task's own.")
     ] = None,
     allow_code_execution: Annotated[
         bool, typer.Option("--allow-code-execution", help="Run generated programs (mbpp) in a sandbox.")
@@ -204,6 +254,7 @@ def evaluate_command(
 ) -> None:
     """Evaluate the models of a recipe, or any model on tasks."""
     if not task:
+        _without_effect(context, "is for --task", **RECIPE_SAYS)
         run, _ = _step("evaluate", model, overrides, run_dir)
         typer.echo(run.folder / "evaluation" / "metrics.json")
         return
@@ -213,9 +264,10 @@ def evaluate_command(
 
     if overrides:
         raise UserError(f"'{overrides[0]}': with --task there is no recipe to change. Use the command's options.")
+    _without_effect(context, "has no effect with --task", run_dir="-o says where answers and metrics go")
     set_up_logging()
     results = evaluate_models(
-        [model, *([against] if against else [])], task, output, limit=limit, seeds=seeds, template=template,
+        [model, *([against] if against else [])], task, _folder(output), limit=limit, seeds=seeds, template=template,
         batch_size=batch_size, max_new_tokens=max_new_tokens, max_prompt_length=max_prompt_length,
         samples=samples, temperature=temperature,
         allow_code_execution=permission(allow_code_execution, unconfined),
@@ -246,6 +298,7 @@ def curate_command(
     from srd.curation import curate
     from srd.pipeline import prepare_examples
 
+    _folder(output)
     run = open_run(recipe, overrides, run_dir)
     prepare_examples(run)
     check_run(run)
@@ -257,10 +310,12 @@ def curate_command(
 def plan_command(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    devices: Annotated[int, typer.Option(min=1, help="Data-parallel devices.")] = 1,
+    devices: Annotated[int, typer.Option(min=1, max=2**20, help="Data-parallel devices.")] = 1,
     flops_per_second: Annotated[
         float | None,
-        typer.Option(min=1.0, help="What one device does; 1.5e14 is about an A100. Default: measured on this machine."),
+        typer.Option(
+            min=1.0, max=1e21, help="What one device does; 1.5e14 is about an A100. Default: measured on this machine."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
@@ -271,8 +326,9 @@ def plan_command(
     from srd.plan import make_plan, measured_flops_per_second, print_plan
 
     set_up_logging()
+    loaded = load_recipe(recipe, overrides or [])
     speed = flops_per_second or measured_flops_per_second()
-    made = make_plan(load_recipe(recipe, overrides or []), devices=devices, flops_per_second=speed)
+    made = make_plan(loaded, devices=devices, flops_per_second=speed)
     if as_json:
         print(json.dumps(made.as_json(), indent=2))
     else:

@@ -29,6 +29,10 @@ def _named(value: str) -> str:
     """Refuse an empty name of a file, a folder or a module."""
     if not value.strip():
         raise ValueError("is empty: give a name, or leave the field out")
+    try:
+        Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError("begins with ~ and a name that this machine does not know. Write the whole path") from error
     return value
 
 
@@ -530,7 +534,7 @@ class Recipe(Section):
         training = value.get("training", {})
         if isinstance(training, dict):
             value["training"] = {"curriculum": {}, **training}
-            baselines = value.get("baselines") or {}
+            baselines = {} if value.get("baselines") is None else value["baselines"]
             if isinstance(baselines, dict):
                 value["baselines"] = {
                     name: merge(value["training"], changes) if isinstance(changes, dict) else changes

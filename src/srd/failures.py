@@ -105,6 +105,8 @@ def explain(error: BaseException) -> tuple[int, str]:
         )
     if isinstance(error, OSError) and error.errno in PATH_REASONS and error.filename is not None:
         return 2, f"cannot use {os.fsdecode(error.filename)!r}: {PATH_REASONS[error.errno]}. Name another path."
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return 2, "a path begins with ~ and a name that this machine does not know. Write the whole path."
     kept = f"The traceback is in {written}. " if (written := _write_traceback(error)) else ""
     if isinstance(error, OSError):
         place = f" ({os.fsdecode(error.filename)!r})" if error.filename is not None else ""
@@ -113,6 +115,28 @@ def explain(error: BaseException) -> tuple[int, str]:
             "When that is mended, run the same command again."
         )
     return 1, f"this is a bug in srd: {type(error).__name__}: {first_line(error)}. {kept}Please report it."
+
+
+@contextlib.contextmanager
+def reading(path: Path | str, kind: str) -> Iterator[None]:
+    """Turn whatever a library raises over a file that it cannot read into one UserError that names the file.
+
+    Args:
+        path: The file, with the line or row where that is known.
+        kind: What it was to be, such as ``JSONL``.
+    """
+    try:
+        yield
+    except (UserError, RunError, MemoryError):
+        raise
+    except OSError as error:
+        if error.errno is not None and error.errno not in PATH_REASONS:
+            raise  # the machine's fault, not the file's
+        reason = first_line(error) if error.errno is None else PATH_REASONS[error.errno]
+        raise UserError(f"{path}: cannot be read as {kind}: {reason}. Check that the file is whole.") from error
+    except Exception as error:
+        said = first_line(error)
+        raise UserError(f"{path}: cannot be read as {kind}: {said}. Check that the file is whole.") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -60,7 +60,7 @@ def score_files(
         reference,
             an empty list of references, an unknown task, or code that may not be run.
     """
-    chosen = get_task(task or "instruction")
+    chosen = get_task("instruction" if task is None else task)
     if chosen.runs_code:
         require_permission(allow_code_execution)
     answers, expected = _read(Path(predictions)), _read(Path(references))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+from collections import Counter
 from pathlib import Path
 
 import datasets
@@ -16,9 +19,11 @@ from numpy.typing import NDArray
 
 from srd.artifacts import atomic_write, fingerprint, remove
 from srd.errors import UserError
+from srd.failures import reading
 
 LARGE_BYTES = 16 << 20  # a parquet file of this size takes many times as much memory
 MAP_ROWS = 1_000
+MOST_BRACKETS = 100  # in a line of JSON that Arrow's reader may see: it goes down into them without a limit
 WRITE_ROWS = 10_000
 
 
@@ -30,16 +35,36 @@ def read_table(path: Path) -> pa.Table:
     """
     if not path.is_file():
         raise UserError(f"no file '{path}'")
-    try:
-        if path.suffix == ".parquet":
-            return pq.read_table(path)
-        if path.suffix == ".csv":
-            return pacsv.read_csv(path)
-        if path.suffix in (".jsonl", ".json"):
-            return pajson.read_json(path)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
-    raise UserError(f"{path}: unknown ending '{path.suffix}'. Use .parquet, .csv or .jsonl")
+    readers = {".parquet": pq.read_table, ".csv": pacsv.read_csv, ".jsonl": _read_jsonl, ".json": _read_jsonl}
+    if path.suffix not in readers:
+        raise UserError(f"{path}: unknown ending '{path.suffix}'. Use .parquet, .csv or .jsonl")
+    with reading(path, path.suffix[1:]):
+        table = readers[path.suffix](path)
+        table.validate(full=True)  # of texts, too, which need not be UTF-8
+    if twice := [name for name, count in Counter(table.column_names).items() if count > 1]:
+        raise UserError(f"{path}: the column '{twice[0]}' is there twice. Remove one.")
+    return table
+
+
+def _read_jsonl(path: Path) -> pa.Table:
+    """Read JSON lines: by Arrow, and line by line where Arrow cannot, to say which line is wrong."""
+    with open(path, "rb") as file:
+        shallow = all(line.count(b"[") + line.count(b"{") < MOST_BRACKETS for line in file)
+    if shallow:
+        with contextlib.suppress(pa.ArrowException, UnicodeDecodeError):
+            table = pajson.read_json(path)
+            table.validate(full=True)
+            return table
+    rows = []
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            place = f"{path}:{number}"
+            with reading(place, "JSON"):
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8")) if line.strip() else {}
+            if not isinstance(row, dict):
+                raise UserError(f'{place}: expected an object, such as {{"id": …}}, but found {line[:80]!r}.')
+            rows += [row] if line.strip() else []
+    return pa.table({name: [row.get(name) for row in rows] for name in dict.fromkeys(itertools.chain(*rows))})
 
 
 def map_large(paths: list[Path], folder: Path) -> None:
@@ -95,10 +120,22 @@ def column(rows: datasets.Dataset, name: str) -> pa.ChunkedArray:
     return rows.select_columns(name).with_format("arrow")[:][name]
 
 
-def write_table(rows: datasets.Dataset, path: Path) -> None:
-    """Write parquet, CSV or JSONL, by the ending, whole or not at all, and some rows at a time."""
+def check_target(path: Path) -> None:
+    """Refuse to write a table where something else is: what is there is the user's.
+
+    Raises:
+        UserError: a folder or a link lies there, or the ending is not known.
+    """
     if path.suffix not in (".parquet", ".csv", ".jsonl"):
         raise UserError(f"{path}: unknown ending '{path.suffix}'. Use .parquet, .csv or .jsonl")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        kind = "a link" if path.is_symlink() else "a folder" if path.is_dir() else "no file"
+        raise UserError(f"{path} is {kind}, and would be replaced by a file. Name another file.")
+
+
+def write_table(rows: datasets.Dataset, path: Path) -> None:
+    """Write parquet, CSV or JSONL, by the ending, whole or not at all, and some rows at a time."""
+    check_target(path)
     schema, tables = rows.features.arrow_schema, rows.with_format("arrow").iter(WRITE_ROWS)
     with atomic_write(path) as partial:
         if path.suffix == ".jsonl":

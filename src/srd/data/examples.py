@@ -149,7 +149,7 @@ class ExampleBuilder:
         self._with_id = self._with_id or place
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise UserError(f"{place}: field 'id' is {_kind(value)}, expected text or a whole number.")
-        return str(value)
+        return _text(str(value), place, "id")
 
     def _content_ids(self) -> pa.ChunkedArray:
         digests = np.frombuffer(self._digests, np.uint64)
@@ -288,8 +288,8 @@ def _parse_messages(value: Any, place: str, field: str) -> list[dict[str, str]]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{place}: field {field!r} is text but not JSON ({error}).") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{place}: field {field!r} is text but not usable JSON ({error}).") from error
     if not isinstance(value, list) or not value:
         raise UserError(f"{place}: field {field!r} is {_kind(value)}, expected a list of messages.")
     turns = []

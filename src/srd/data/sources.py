@@ -23,6 +23,7 @@ from srd.console import progress_bar
 from srd.data.examples import ROW_FIELDS, ExampleBuilder
 from srd.data.pydocs import pydocs_splits
 from srd.errors import UserError, nearest
+from srd.failures import first_line, reading
 
 if TYPE_CHECKING:
     from srd.config import SourceConfig
@@ -430,7 +431,11 @@ def read_rows(path: str | Path, format: str = "auto") -> Iterator[tuple[int, Row
     path = _existing(str(path))
     if path.is_dir():
         raise UserError(f"{path}: this is a folder, expected a file.")
-    yield from READERS[_file_format(path, format)](path)
+    if not path.is_file():
+        raise UserError(f"{path}: this is a pipe or a device, expected a file. Write the rows to a file first.")
+    kind = _file_format(path, format)
+    with reading(path, kind):
+        yield from READERS[kind](path)
 
 
 def _placed_rows(path: Path, format: str) -> Iterator[PlacedRow]:
@@ -456,6 +461,24 @@ def _file_format(path: Path, format: str) -> str:
     return found
 
 
+def _each_once(pairs: list[tuple[str, Any]]) -> Row:
+    """The object of these keys and values; Python's own reader lets the last of two equal keys win."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+        raise ValueError(f"the key {twice!r} is there twice: remove one")
+    return row
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_each_once)
+
+
+def _json_reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return "it holds a number of thousands of digits" if "digits" in str(error) else str(error)
+
+
 def _read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
     with open(path, "rb") as file:
         for line, content in enumerate(file, start=1):
@@ -463,19 +486,20 @@ def _read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
             if not text.strip():
                 continue
             try:
-                row = json.loads(text)
+                row = DECODER.decode(text)
             except json.JSONDecodeError as error:
                 raise UserError(
                     f"{path}:{line}: not valid JSON ({error.msg} at column {error.colno}): {_shown(text)}. "
                     "In a JSONL file every line is one object."
                 ) from error
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}:{line}: not usable JSON: {_json_reason(error)}.") from error
             yield line, _checked_row(row, f"{path}:{line}")
 
 
 def _read_json(path: Path) -> Iterator[tuple[int, Row]]:
     """Decode one element at a time, so that the rows of a large array do not all exist at once."""
     text = _decoded(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), str(path))
-    decoder = json.JSONDecoder()
     space = re.compile(r"\s*")
     position = _skip(space, text, 0)
     if not text[position : position + 1] == "[":
@@ -486,9 +510,11 @@ def _read_json(path: Path) -> Iterator[tuple[int, Row]]:
     while not closing:
         line, counted = line + text.count("\n", counted, position), position
         try:
-            row, position = decoder.raw_decode(text, position)
+            row, position = DECODER.raw_decode(text, position)
         except json.JSONDecodeError as error:
             raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg} at column {error.colno}).") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}:{line}: not usable JSON: {_json_reason(error)}.") from error
         yield line, _checked_row(row, f"{path}:{line}")
         position = _skip(space, text, position)
         mark = text[position : position + 1]
@@ -513,9 +539,12 @@ def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
         reader = csv.DictReader(file, strict=True)
         start = 2
         try:
+            names = list(reader.fieldnames or [])
+            if len(set(names)) < len(names):
+                twice = next(name for place, name in enumerate(names) if name in names[:place])
+                raise UserError(f"{path}:1: the column {twice!r} is there twice. Rename or remove one.")
             for row in reader:
                 if None in row or None in row.values():
-                    names = reader.fieldnames or []
                     raise UserError(
                         f"{path}:{start}: the row has not as many values as the first line has names "
                         f"({len(names)}: {', '.join(names)}). Quote values that hold commas or line breaks."
@@ -536,7 +565,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Row]]:
                 for row in batch.to_pylist():
                     yield next(number), row
     except pa.ArrowException as error:
-        raise UserError(f"{path}: not a readable parquet file ({error}).") from error
+        raise UserError(f"{path}: not a readable parquet file ({first_line(error)}).") from error
 
 
 def _decoded(content: bytes, place: str) -> str:
