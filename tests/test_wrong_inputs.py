@@ -308,7 +308,7 @@ def test_a_file_that_cannot_be_read(name: str, refused: Callable[..., str], tmp_
     for arguments in (("score", name, "--references", "good.jsonl"), ("score", "good.jsonl", "--references", name),
                       ("rank", "--scores", name, "-o", "ranked.jsonl")):  # fmt: skip
         message = refused(*arguments)
-        assert name in message or "the scores lack the columns" in message
+        assert name in message
         assert len(message) < 900
 
 
@@ -334,7 +334,7 @@ SCORES = {
 @pytest.mark.parametrize("name", SCORES)
 def test_scores_that_cannot_be_ranked(name: str, refused: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(SCORES[name])
-    refused("rank", "--scores", name, "-o", "ranked.csv")
+    assert name in refused("rank", "--scores", name, "-o", "ranked.csv")
 
 
 @pytest.fixture

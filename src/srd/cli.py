@@ -209,7 +209,12 @@ def rank_command(
     set_up_logging()
     check_target(output)
     bad_rows: Any = "drop" if drop_bad else "error"
-    write_table(rank(read_table(scores), k=k, by=by, seed=seed, bad_rows=bad_rows), output)  # type: ignore[arg-type]
+    table = read_table(scores)
+    try:
+        ranked = rank(table, k=k, by=by, seed=seed, bad_rows=bad_rows)  # type: ignore[arg-type]
+    except UserError as error:
+        raise UserError(f"{scores}: {error}") from error
+    write_table(ranked, output)
     typer.echo(output)
 
 
