@@ -138,7 +138,7 @@ def curate_rows(folder: Path, rows: int) -> None:
     from srd.config import validate_recipe
     from srd.console import set_up_logging
     from srd.curation import curate
-    from srd.run import Run
+    from srd.run.context import Run
 
     recipe = {
         "name": "memory",

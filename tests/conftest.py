@@ -16,11 +16,10 @@ import pytest
 import torch
 
 from srd.artifacts import read_json
-from srd.checks import check_run
 from srd.config import validate_recipe
 from srd.console import set_up_logging
-from srd.pipeline import prepare_examples, run_all, run_training
-from srd.run import Run
+from srd.run.context import Run
+from srd.run.flow import advance, run_all, training_steps
 from tests.tiny import save_tiny
 
 ANIMALS = ("whale", "dolphin", "octopus", "particle", "apple", "function", "item", "sky", "box", "list")
@@ -105,9 +104,7 @@ class TinyRun:
         """Go as far as the trained students: no evaluation, no report."""
         run = self.open(run_dir)
         try:
-            check_run(run)
-            prepare_examples(run)
-            run_training(run)
+            advance(run, *training_steps(run.recipe))
         finally:
             close(run)
         return run

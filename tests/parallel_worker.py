@@ -57,7 +57,7 @@ def allow_deepspeed_on_cpu() -> None:
 
 def run(recipe: str, folder: str) -> None:
     from srd.cli import open_run
-    from srd.pipeline import run_all
+    from srd.run.flow import run_all
     from tests.conftest import close
 
     opened = open_run(recipe, None, Path(folder))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,7 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from srd.artifacts import Manifest, atomic_write, file_digest, fingerprint, read_json, remove, replace, write_json
+from srd.artifacts import (
+    atomic_folder,
+    atomic_write,
+    content_of,
+    digest_of,
+    file_digest,
+    fingerprint,
+    read_json,
+    remove,
+    replace,
+    write_json,
+)
 from srd.errors import RunError, UserError, nearest
 
 
@@ -39,7 +50,7 @@ def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
 def test_a_folder_replaces_the_one_before(tmp_path: Path) -> None:
     target = tmp_path / "model"
     for names in (["a", "b"], ["c"]):
-        with atomic_write(target) as partial:
+        with atomic_folder(target) as partial:
             partial.mkdir()
             for name in names:
                 (partial / name).write_text(name)
@@ -132,38 +143,68 @@ def test_file_digest(tmp_path: Path) -> None:
     assert file_digest(one) == file_digest(two)
 
 
-def test_a_step_is_fresh_with_the_same_inputs_and_all_its_files(tmp_path: Path) -> None:
-    output = tmp_path / "scores.parquet"
-    manifest = Manifest(tmp_path)
-    assert not manifest.fresh("reflection", "abc", [output])
-    manifest.begin("reflection", "abc")
-    output.touch()
-    assert not Manifest(tmp_path).fresh("reflection", "abc", [output])
-    manifest.finish("reflection", {"examples": 3})
-    again = Manifest(tmp_path)
-    assert again.fresh("reflection", "abc", [output])
-    assert not again.fresh("reflection", "other", [output])
-    assert not again.fresh("ranking", "abc", [output])
-    assert again.steps["reflection"]["summary"] == {"examples": 3}
-    output.unlink()
-    assert not again.fresh("reflection", "abc", [output])
+def test_a_file_is_hashed_again_only_where_it_may_have_changed(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("one")
+    first = digest_of(path)
+    state = path.stat()
+    path.write_text("two")
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))  # the same size and time of modification
+    assert digest_of(path) == file_digest(path) != first
 
 
-def test_an_interrupted_step_keeps_its_time_and_another_starts_anew(tmp_path: Path) -> None:
-    manifest = Manifest(tmp_path)
-    manifest.begin("training", "abc")
-    manifest.spent("training", 2.5)
-    manifest.save()
-    again = Manifest(tmp_path)
-    again.begin("training", "abc")
-    again.spent("training", 1.5)
-    assert again.steps["training"]["seconds"] == 4.0
-    again.begin("training", "changed")
-    assert again.steps["training"] == {"fingerprint": "changed", "seconds": 0.0}
-    again.finish("training", {})
-    again.begin("training", "changed")  # made anew although it was done: its files are gone
-    assert again.steps["training"] == {"fingerprint": "changed", "seconds": 0.0}
-    assert json.loads((tmp_path / "manifest.json").read_text())["steps"] == again.steps
+def test_content_of_files_folders_and_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "a.jsonl").write_text("a")
+    (folder / "deep" / "b.jsonl").write_text("b")
+    (folder / ".hidden").write_text("c")
+    content = content_of(folder)
+    assert list(content) == ["a.jsonl", "deep/b.jsonl"] and content["a.jsonl"] == content_of(folder / "a.jsonl")
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    assert content_of(tmp_path / "elsewhere") == content
+    (folder / "deep" / "b.jsonl").write_text("B")
+    assert content_of(folder) != content
+    assert content_of(tmp_path / "nothing") is None
+
+
+@pytest.mark.parametrize("kind", ["folder", "link to a file", "link to nothing"])
+def test_a_folder_or_a_link_is_not_replaced_by_a_file(tmp_path: Path, kind: str) -> None:
+    target, other = tmp_path / "out.parquet", tmp_path / "other"
+    if kind == "folder":
+        target.mkdir()
+        (target / "mine").write_text("mine")
+    else:
+        other.write_text("mine") if kind == "link to a file" else None
+        target.symlink_to(other)
+    before = listing(tmp_path)
+    with (
+        pytest.raises(UserError, match=r"out\.parquet is a (folder|link), which is not replaced"),
+        atomic_write(target),
+    ):
+        raise AssertionError("nothing may be written")
+    assert listing(tmp_path) == before
+    assert kind != "folder" or (target / "mine").read_text() == "mine"
+
+
+def test_a_file_is_not_replaced_by_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "model").write_text("mine")
+    with pytest.raises(UserError, match="model is a file"), atomic_folder(tmp_path / "model"):
+        raise AssertionError("nothing may be written")
+    assert (tmp_path / "model").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+        RuntimeError("basic_ios::clear: iostream error"),
+        Exception("No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_in_any_librarys_words(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"disk is full: could not write .*file\.txt"):
+        write_half(tmp_path / "file.txt", error)
 
 
 def test_errors_name_what_is_near() -> None:

@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from srd import artifacts, cli, console, distillation, pipeline
+from srd import artifacts, cli, console, distillation
 from srd.artifacts import read_json
-from srd.run import Run
+from srd.run.context import Run
+from srd.run.steps import examples, training
 from tests.conftest import TinyRun, logged, steps_finished, tiny_rows, write_rows
 from tests.tiny import save_tiny
 
@@ -415,7 +416,7 @@ def test_disk_too_small_for_the_checkpoints(
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
-        (pipeline, "write_table"),
+        (examples, "write_table"),
         (artifacts, "replace"),
         (distillation.DistillTrainer, "_save_optimizer_and_scheduler"),
         (distillation, "append_row"),
@@ -449,7 +450,7 @@ def test_stopped_by_the_keyboard(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline, "train", interrupt)
+        patched.setattr(training, "train", interrupt)
         outcome = srd("run", shared.folder / "tiny.yaml", "--run-dir", tmp_path / "run")
     assert outcome.code == 130
     assert "continues" in outcome.told and "Traceback" not in outcome.told

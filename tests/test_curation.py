@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srd import curation
-from srd.checks import check_run
 from srd.config import SourceConfig
 from srd.curation import curate, curated
 from srd.curriculum import Stage
@@ -22,8 +21,8 @@ from srd.data.examples import examples_from_rows
 from srd.data.sources import load_source
 from srd.data.templates import get_template
 from srd.errors import UserError
-from srd.pipeline import prepare_examples, run_ranking
-from srd.run import held
+from srd.run.flow import advance
+from srd.run.folder import held
 from tests.conftest import TinyRun, close
 from tests.tiny import tiny_tokenizer
 
@@ -112,9 +111,7 @@ def ranked(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     tiny = TinyRun(tmp_path_factory.mktemp("ranked"))
     tiny.set(generation__max_new_tokens=2)
     run = tiny.open()
-    prepare_examples(run)
-    check_run(run)
-    run_ranking(run)
+    advance(run, "ranking")
     close(run)
     return tiny
 
@@ -123,7 +120,6 @@ def curate_into(tiny: TinyRun, folder: Path, **curriculum: Any) -> list[list[dic
     tiny.set(training__curriculum=curriculum or {"stages": 3})
     run = tiny.open()
     try:
-        prepare_examples(run)
         paths = curate(run, folder)
     finally:
         close(run)
@@ -212,7 +208,7 @@ def test_what_is_in_the_way_is_refused_before_anything_is_computed(
     make, message = OBSTACLES[kind]
     make(tmp_path)
     before = sorted(str(path) for path in tmp_path.rglob("*") if path.name != ".lock")
-    monkeypatch.setattr(curation, "run_ranking", lambda run: pytest.fail("it has begun to work"))
+    monkeypatch.setattr(curation, "advance", lambda *_: pytest.fail("it has begun to work"))
     with pytest.raises(UserError, match=message):
         curate_into(ranked, tmp_path)
     assert sorted(str(path) for path in tmp_path.rglob("*") if path.name != ".lock") == before

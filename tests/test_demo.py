@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from srd.artifacts import read_json
 from srd.config import load_recipe
-from srd.pipeline import run_all
-from srd.run import Run
+from srd.run.context import Run
+from srd.run.flow import run_all
 from tests.conftest import close, logged
 
 

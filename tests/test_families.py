@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 from srd.artifacts import read_json
 from srd.objectives import DIVERGENCES
+from srd.run.assemble import collator
+from srd.run.flow import advance
 from tests.conftest import TinyRun, logged
 from tests.tiny import DECODER_ONLY, ENCODER_DECODER, FAMILIES
 
@@ -103,10 +105,8 @@ def test_pad_equal_to_end_of_sequence_is_still_learnt(make_tiny_run: MakeRun, fa
     tiny = make_tiny_run(family)
     run = tiny.open()
     try:
-        from srd.pipeline import make_collator_from, prepare_examples
-
-        prepare_examples(run)
-        examples, collate = run.encoded("train"), make_collator_from(run)
+        advance(run, "examples")
+        examples, collate = run.encoded("train"), collator(run)
         batch = collate([examples[0], examples[1]])
     finally:
         run._lock.close()

@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from srd import distillation, objectives, pipeline
+from srd import distillation, objectives
 from srd.artifacts import read_json
 from srd.config import GkdMethod
-from srd.pipeline import prepare_examples
+from srd.run.flow import advance
+from srd.run.steps import training as training_step
 from srd.trainer import DistillTrainer
 from tests.conftest import TinyRun, close, logged, steps_finished
 from tests.tiny import tiny_tokenizer
@@ -61,13 +62,13 @@ def test_every_method_plain_and_with_curriculum(tiny_run: TinyRun, method: str) 
 
 def test_seqkd_trains_on_what_the_teacher_wrote(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[distillation.Training] = []
-    original = pipeline.train
+    original = training_step.train
 
     def spy(training: distillation.Training, final: Path) -> dict[str, Any]:
         seen.append(training)
         return original(training, final)
 
-    monkeypatch.setattr(pipeline, "train", spy)
+    monkeypatch.setattr(training_step, "train", spy)
     tiny_run.set(training__method=METHODS["seqkd"], training__curriculum=None)
     run = tiny_run.train()
     written = pq.read_table(run.folder / "seqkd/responses.parquet").to_pydict()
@@ -378,7 +379,7 @@ def test_the_teacher_writes_in_its_own_frame(make_tiny_run: MakeRun) -> None:
         assert line["text"] == tokenizer.decode(answer(rows[line["id"]]), skip_special_tokens=True)
     # What it says token by token is asked in the student's frame, and that is told.
     again = tiny.set(training__method="kd").open(tiny.folder / "other")
-    prepare_examples(again)
+    advance(again, "examples")
     again.tell_frames()
     again.tell_frames()
     close(again)

@@ -238,9 +238,9 @@ def test_batch_size_must_be_a_multiple_of_the_processes(monkeypatch: pytest.Monk
 
 
 def test_more_processes_than_examples(monkeypatch: pytest.MonkeyPatch) -> None:
-    from srd.pipeline import _check_count
+    from srd.run.steps.examples import check_count
 
-    assert _check_count({"train": 3}) == {"train": 3}
+    assert check_count({"train": 3}) == {"train": 3}
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(UserError, match="4 processes are more than the 3 training examples"):
-        _check_count({"train": 3})
+        check_count({"train": 3})

@@ -15,11 +15,9 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from srd.artifacts import read_json
-from srd.checks import check_run
 from srd.curation import curate
 from srd.data.encoding import Encoder
 from srd.errors import UserError
-from srd.pipeline import prepare_examples
 from srd.tasks import TASKS
 from tests.conftest import TinyRun, close, logged, steps_finished, tiny_rows, write_rows
 from tests.tiny import save_tiny
@@ -73,7 +71,8 @@ def test_run_directory_holds_exactly_the_contract(done: TinyRun) -> None:
     (cache,) = (done.run_dir / "cache").iterdir()
     cached = {path.name for path in cache.iterdir()}
     expected = {
-        ".lock", "manifest.json", "metrics.jsonl", "recipe.yaml", "report/index.html",
+        ".lock", "manifest.json", ".manifest.json", "metrics.jsonl", "logs/kd.jsonl", "logs/srd.jsonl",
+        "recipe.yaml", "report/index.html",
         *(f"examples/{name}.parquet" for name in ("train", "validation", "test")),
         "reflection/scores.parquet", "curriculum/ranked.parquet",
         *(f"evaluation/{name}" for name in ("metrics.json", "comparisons.json", "details.json", "train_samples.jsonl",
@@ -311,8 +310,6 @@ def test_training_texts_are_tokenised_once_a_run(tiny_run: TinyRun, monkeypatch:
 def test_curate_writes_growing_stages_for_other_trainers(again: TinyRun, tmp_path: Path) -> None:
     run = again.open()
     try:
-        prepare_examples(run)
-        check_run(run)
         paths = curate(run, tmp_path / "curated")
     finally:
         close(run)

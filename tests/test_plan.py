@@ -10,15 +10,14 @@ import torch
 from rich.console import Console
 from safetensors import safe_open
 
-from srd import plan as plan_module
-from srd.checks import check_run
 from srd.cli import app
 from srd.config import ModelConfig, Recipe, load_recipe, shipped_recipes
 from srd.errors import UserError
 from srd.models.loading import load_model
-from srd.pipeline import prepare_examples, run_training
-from srd.plan import KNOWN_CONFIGS, Plan, make_plan, print_plan, read_config, shown_bytes, size_of, stages_of
-from srd.run import Run
+from srd.run import plan as plan_module
+from srd.run.context import Run
+from srd.run.flow import advance, training_steps
+from srd.run.plan import KNOWN_CONFIGS, Plan, make_plan, print_plan, read_config, shown_bytes, size_of, stages_of
 from tests.tiny import save_tiny
 
 
@@ -124,9 +123,7 @@ def test_tokens_of_much_data_are_counted_on_a_sample(tiny_recipe: Recipe, monkey
 @pytest.fixture(scope="module")
 def tiny_run(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = Run(tiny_recipe, tmp_path_factory.mktemp("run") / "run")
-    prepare_examples(run)
-    check_run(run)
-    run_training(run)
+    advance(run, *training_steps(run.recipe))
     return run
 
 

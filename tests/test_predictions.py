@@ -14,7 +14,7 @@ from srd.benchmarking import evaluate_models
 from srd.config import validate_recipe
 from srd.errors import UserError
 from srd.predictions import evaluation_files, predictions_path, read_answers, read_scores, scores_path
-from srd.run import held
+from srd.run.folder import held
 from tests.conftest import write_rows
 from tests.tiny import save_tiny
 

@@ -13,8 +13,8 @@ import torch
 from srd.config import load_recipe, shipped_recipes
 from srd.errors import UserError
 from srd.objectives import DIVERGENCES, loss_scale
-from srd.pipeline import run_all
-from srd.run import Run
+from srd.run.context import Run
+from srd.run.flow import run_all
 from srd.tasks import TASKS
 from tests.tiny import save_tiny
 

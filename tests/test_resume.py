@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -15,11 +14,13 @@ from typing import Any
 
 import pytest
 
-from srd import distillation, evaluation, pipeline, reflection, teacher_cache, trainer
-from srd.artifacts import Manifest, read_json, write_json
+from srd import distillation, reflection, teacher_cache, trainer
+from srd.artifacts import read_json, write_json
 from srd.errors import UserError
+from srd.run import context
 from srd.trainer import STATE_FILE, DistillTrainer, Trainer
-from tests.conftest import TinyRun, logged
+from tests.conftest import TinyRun, close, logged
+from tests.faults import Places, disk_full, fail_at_every_place, kill_at_every_place
 
 ROOT = Path(__file__).parents[1]
 TIMES = {"seconds", "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos"}
@@ -111,46 +112,69 @@ def interrupt(
             work(run_dir)
 
 
-def kill_and_continue(
-    monkeypatch: pytest.MonkeyPatch, tiny: TinyRun, run_dir: Path, owner: Any, name: str, call: int, after: bool = False
+@pytest.mark.parametrize("moment", ["begin", "replace", "done"])
+def test_killed_at_every_write(undisturbed: Callable[[str], TinyRun], tmp_path: Path, moment: str) -> None:
+    """A new process continues each time, to be killed at the next file."""
+    tiny, run_dir = undisturbed("srd"), tmp_path / "run"
+    kills = kill_at_every_place(lambda: tiny.run(run_dir), Places(run_dir, (moment,)))
+    assert kills > 40
+    assert_same(run_dir, tiny.run_dir)
+
+
+@pytest.mark.parametrize("owner", ["before", "after"])
+def test_killed_at_every_training_step(
+    undisturbed: Callable[[str], TinyRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, owner: str
 ) -> None:
-    interrupt(monkeypatch, tiny.run, run_dir, owner, name, call, after)
-    tiny.run(run_dir)
+    """Every attempt comes one step further: checkpoints lie two steps apart, so some steps are taken several times."""
+    tiny = undisturbed("srd")
+    for step in (1, 2, 3, 4, 4, 6, 8):
+        interrupt(monkeypatch, tiny.run, tmp_path / "run", DistillTrainer, "training_step", step, owner == "after")
+    tiny.run(tmp_path / "run")
+    assert_same(tmp_path / "run", tiny.run_dir)
 
 
-PLACES: list[tuple[str, Any, str, int, bool]] = [
-    ("examples half written", pipeline, "write_table", 2, False),
-    ("in a reflection batch", reflection, "_reflect_batch", 3, False),
-    ("reflection done but not merged", pipeline, "write_table", 4, False),
-    ("in a cache shard", teacher_cache, "_write_shard", 3, False),
-    ("a shard without its index", teacher_cache, "file_digest", 2, False),
-    ("before the first step", DistillTrainer, "training_step", 1, False),
-    ("in the middle of the first stage", DistillTrainer, "training_step", 3, False),
-    ("after the first checkpoint", DistillTrainer, "_save_checkpoint", 1, True),
-    ("in the second stage", DistillTrainer, "training_step", 8, False),
-    ("weights saved but not the optimizer", Trainer, "_save_optimizer_and_scheduler", 2, False),
-    ("optimizer saved but not the state", Trainer, "_save_rng_state", 5, False),
-    ("in a validation", trainer, "validation_loss", 4, False),
-    ("last checkpoint of a stage, best not kept", distillation, "save_model", 1, False),
-    ("stage model kept, its metrics not", distillation, "write_json", 1, False),
-    ("stage done, checkpoints not removed", distillation, "remove", 1, False),
-    ("all stages done, student not saved", distillation, "_save_final", 1, False),
-    ("student saved, manifest not", distillation, "summarise", 1, False),
-    ("training finished, evaluation not begun", pipeline, "evaluate", 1, False),
-    ("in the evaluation", evaluation, "_write_predictions", 2, False),
-    ("answers written, scores not", evaluation, "write_json", 2, False),
-    ("before the report", pipeline, "run_report", 1, False),
-]
-
-
-@pytest.mark.parametrize(("owner", "name", "call", "after"), [place[1:] for place in PLACES],
-                         ids=[place[0] for place in PLACES])  # fmt: skip
-def test_killed_anywhere(
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [
+        (Trainer, "_save_optimizer_and_scheduler", 2),
+        (Trainer, "_save_rng_state", 5),
+        (trainer, "validation_loss", 4),
+        (distillation, "summarise", 1),
+    ],
+    ids=["weights saved but not the optimizer", "optimizer but not the state", "in a validation", "student saved"],
+)
+def test_killed_where_libraries_write(
     undisturbed: Callable[[str], TinyRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-    owner: Any, name: str, call: int, after: bool,
+    owner: Any, name: str, call: int,
 ) -> None:  # fmt: skip
     tiny = undisturbed("srd")
-    kill_and_continue(monkeypatch, tiny, tmp_path / "run", owner, name, call, after)
+    interrupt(monkeypatch, tiny.run, tmp_path / "run", owner, name, call)
+    tiny.run(tmp_path / "run")
+    assert_same(tmp_path / "run", tiny.run_dir)
+
+
+def test_a_disk_full_at_every_write(undisturbed: Callable[[str], TinyRun], tmp_path: Path) -> None:
+    """Each time one message that names the file, and the same command continues."""
+    tiny, run_dir = undisturbed("srd"), tmp_path / "run"
+    places = Places(run_dir, ("begin",))
+    said = fail_at_every_place(lambda: tiny.run(run_dir), places, disk_full)
+    assert len(said) > 40
+    assert all("the disk is full: could not write" in message for message in said)
+    assert_same(run_dir, tiny.run_dir)
+
+
+def test_nothing_that_keeps_time_needs_a_step(
+    undisturbed: Callable[[str], TinyRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With time so fast that every look at the clock is due: also where a continued run tokenises before any step."""
+    tiny = undisturbed("srd")
+    monkeypatch.setattr(context, "KEEP_SECONDS", 0.0)
+    for step in (1, 5, 9):
+        interrupt(monkeypatch, tiny.run, tmp_path / "run", DistillTrainer, "training_step", step)
+        run = tiny.open(tmp_path / "run")
+        run.tick()  # no step is being made: there is nothing to note
+        close(run)
+    tiny.run(tmp_path / "run")
     assert_same(tmp_path / "run", tiny.run_dir)
 
 
@@ -185,16 +209,6 @@ def test_distillm_takes_up_its_buffer_and_threshold(
     assert restored[0]["threshold"] >= kept["threshold"]
     known = {(row["id"], row["written"]) for row in kept["buffer"]}
     assert known <= {(row["id"], row["written"]) for row in restored[0]["buffer"]}
-
-
-def test_killed_three_times_in_a_row(
-    undisturbed: Callable[[str], TinyRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    tiny = undisturbed("srd")
-    for step in (4, 4, 6):
-        interrupt(monkeypatch, tiny.run, tmp_path / "run", DistillTrainer, "training_step", step)
-    tiny.run(tmp_path / "run")
-    assert_same(tmp_path / "run", tiny.run_dir)
 
 
 def test_a_reflection_loses_one_batch_at_most(
@@ -245,36 +259,21 @@ def test_a_checkpoint_that_another_kind_of_training_wrote_is_refused(
         tiny.train(tmp_path / "run")
 
 
-def test_manifest_is_written_before_anything_is_lost(tmp_path: Path) -> None:
-    """A step whose old files are removed is not taken for fresh if the kill comes right then."""
-    manifest = Manifest(tmp_path)
-    manifest.begin("step", "first")
-    manifest.finish("step", {})
-    (tmp_path / "file").write_text("first")
-    manifest.begin("step", "second")
-    assert not Manifest(tmp_path).fresh("step", "second", [tmp_path / "file"])
-    assert not Manifest(tmp_path).fresh("step", "first", [tmp_path / "file"])
-
-
 @pytest.mark.slow
 def test_two_real_kills(undisturbed: Callable[[str], TinyRun], tmp_path: Path) -> None:
-    """SIGKILL at random moments of the work itself, then the same command once more."""
+    """SIGKILL to the command itself, once in the first steps and once in the second stage; then the same command."""
     tiny = undisturbed("srd")
     run_dir, recipe = tmp_path / "run", tiny.write_recipe()
     command = [sys.executable, "-m", "srd", "run", str(recipe), "--run-dir", str(run_dir)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    for _ in range(2):
+    for begun in (run_dir / "reflection", run_dir / "stages" / "1"):
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        started = time.time()
-        while not _working_since(run_dir, started) and process.poll() is None and time.time() < started + 120:
-            time.sleep(0.02)
-        time.sleep(random.uniform(0, 3))
+        while not begun.exists() and process.poll() is None:
+            time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
-        process.wait()
-    tiny.run(run_dir)
+        assert process.wait() == -signal.SIGKILL
+        steps = read_json(run_dir / "manifest.json")["steps"]
+        assert [name for name, step in steps.items() if "finished" not in step], "it was killed within a step"
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
     assert_same(run_dir, tiny.run_dir)
-
-
-def _working_since(run_dir: Path, moment: float) -> bool:
-    manifest = run_dir / "manifest.json"
-    return manifest.exists() and manifest.stat().st_mtime >= moment

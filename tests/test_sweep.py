@@ -16,8 +16,8 @@ from srd import sweep as sweep_module
 from srd.cli import app
 from srd.config import validate_recipe
 from srd.errors import RunError, UserError
-from srd.pipeline import run_all
-from srd.run import Run
+from srd.run.context import Run
+from srd.run.flow import run_all
 from srd.sweep import Sweep, find_sweep, lay_out, load_sweep, nested, reference_rows, shipped_sweeps
 from tests.tiny import save_tiny
 

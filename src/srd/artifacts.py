@@ -3,47 +3,102 @@
 from __future__ import annotations
 
 import contextlib
-import errno
+import glob
 import hashlib
 import json
 import os
 import secrets
 import shutil
 import socket
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from srd.errors import RunError
+from srd.errors import RunError, UserError
+from srd.failures import disk_is_full
+
+
+def _nothing(moment: str, path: Path) -> None:
+    """What happens at a write: nothing, but for tests, which kill, fill the disk or look here."""
+
+
+#: Called as ``seam(moment, path)`` at every file that is written: ``begin``, ``replace`` (whole, under its partial
+#: name), ``done`` (under its own name). Tests of kills and full disks put something here.
+seam: Callable[[str, Path], None] = _nothing
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` (file or folder); it takes the final name when the block succeeds.
+    """Yield a temporary path beside ``path``; the file takes its final name when the block succeeds.
 
     A killed process leaves only a ``.partial-*`` entry, which nothing reads and the next writer removes.
-    A full disk raises RunError with what is free and keeps what was written before.
+
+    Raises:
+        UserError: ``path`` is a folder or a link: neither is replaced.
+        RunError: the disk is full, whichever library says so; what was written before is kept.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f".partial-{path.name}-*"):
-        if _is_abandoned(leftover):
-            remove(leftover)
-    partial = partial_path(path)
-    try:
+    _refuse(path, path.is_symlink(), "a link")
+    _refuse(path, path.is_dir(), "a folder")
+    with _replacing(path) as partial:
         yield partial
-        replace(partial, path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(path.parent).free
-            raise RunError(
-                f"the disk is full: could not write {path} ({free / 1e6:.0f} MB free). "
-                "Free some space, or choose another --run-dir; then run the same command again to continue."
-            ) from error
-        raise
-    finally:
-        remove(partial)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """As `atomic_write`, for a whole folder. One of that name is replaced: the caller knows that it is ours.
+
+    Raises:
+        UserError: ``path`` is a file or a link.
+        RunError: the disk is full.
+    """
+    path = Path(path)
+    _refuse(path, path.is_symlink(), "a link")
+    _refuse(path, path.is_file(), "a file")
+    with _replacing(path) as partial:
+        yield partial
+
+
+def _refuse(path: Path, wrong: bool, kind: str) -> None:
+    if wrong:
+        raise UserError(f"{path} is {kind}, which is not replaced. Move it away, or write somewhere else.")
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in path.parent.glob(f".partial-{glob.escape(path.name)}-*"):
+            if _is_abandoned(leftover):
+                remove(leftover)
+        partial = partial_path(path)
+        try:
+            seam("begin", path)
+            yield partial
+            seam("replace", path)
+            replace(partial, path)
+            seam("done", path)
+        finally:
+            remove(partial)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Say which file a full disk has no room for, whichever library notices it.
+
+    Raises:
+        RunError: in place of the library's error.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError | RunError) or not disk_is_full(error):
+            raise
+        free = next(shutil.disk_usage(folder).free for folder in path.parents if folder.is_dir())
+        raise RunError(
+            f"the disk is full: could not write {path} ({free / 1e6:.0f} MB free). "
+            "Free some space, or choose another --run-dir; then run the same command again to continue."
+        ) from error
 
 
 def partial_path(path: Path) -> Path:
@@ -81,7 +136,7 @@ def link(source: Path, target: Path) -> None:
 
     Files of a run are replaced, never changed in place, so what happens to one name does not show under the other.
     """
-    with atomic_write(target) as partial:
+    with (atomic_folder if source.is_dir() else atomic_write)(target) as partial:
         if source.is_dir():
             shutil.copytree(source, partial, copy_function=_link_or_copy)
         else:
@@ -129,92 +184,54 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-class SharedSteps:
-    """Finished steps that several runs have in common: ``<folder>/<step>-<fingerprint>/`` holds what a step made.
+# ------------------------------------------------------------------------------------------ what a file's content is
 
-    The fingerprint stands for everything a step's result depends on, so a run may take a step that another run has
-    made, files and measured time alike, instead of making it again.
-
-    Args:
-        folder: Where the steps lie, on one file system with the runs if linking is to save space.
-        run_folder: The run directory that takes and gives.
-    """
-
-    def __init__(self, folder: Path, run_folder: Path) -> None:
-        self.folder = folder
-        self.run_folder = run_folder
-
-    def _place(self, step: str, key: str) -> Path:
-        return self.folder / f"{step.replace('/', '-').replace(' ', '-')}-{key}"
-
-    def entry(self, step: str, key: str) -> dict[str, Any] | None:
-        """The manifest entry of a step that another run has finished; None where there is none."""
-        found: dict[str, Any] | None = read_json(self._place(step, key) / "step.json")
-        return found
-
-    def give(self, step: str, key: str, outputs: Iterable[Path], entry: dict[str, Any]) -> None:
-        """Offer a finished step to other runs. Steps that leave no file in the run directory cost nothing: not kept."""
-        outputs = list(outputs)
-        if not outputs or not all(path.is_relative_to(self.run_folder) for path in outputs):
-            return
-        with atomic_write(self._place(step, key)) as partial:
-            for path in outputs:
-                link(path, partial / path.relative_to(self.run_folder))
-            write_json(partial / "step.json", entry)
-
-    def take(self, step: str, key: str, outputs: Iterable[Path]) -> None:
-        """Put the files of a step that another run has finished into this run's directory."""
-        for path in outputs:
-            link(self._place(step, key) / path.relative_to(self.run_folder), path)
+#: Path -> (size, times, digest) of every file that was hashed: a file of the same size and times is not read again.
+#: A run keeps these in its manifest, so that the weights of a large teacher are hashed once and not at every command.
+known_digests: dict[str, list[Any]] = {}
 
 
-class Manifest:
-    """What a run directory holds, and from which inputs each step made its part: ``manifest.json``.
+def file_times(path: Path) -> list[int]:
+    """What tells cheaply that a file may have changed: size, and times of modification and of any change."""
+    state = path.stat()
+    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
 
-    Args:
-        folder: The run directory.
-    """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "manifest.json"
-        self.content: dict[str, Any] = {"steps": {}, "warnings": [], **read_json(self.path, {})}
+def digest_of(path: Path) -> str:
+    """The digest of a file, hashed again only where its size or one of its times has changed."""
+    name, times = str(path.absolute()), file_times(path)
+    known = known_digests.get(name)
+    if known is None or known[:3] != times:
+        known = known_digests[name] = [*times, file_digest(path)]
+    return str(known[3])
 
-    @property
-    def steps(self) -> dict[str, Any]:
-        """Every step that was begun: fingerprint, seconds, whether it is done, and its summary."""
-        steps: dict[str, Any] = self.content["steps"]
-        return steps
 
-    def fresh(self, step: str, inputs: str, outputs: Iterable[Path]) -> bool:
-        """Whether a step was finished from these very inputs and all its files are there."""
-        entry = self.steps.get(step, {})
-        return entry.get("fingerprint") == inputs and bool(entry.get("finished")) and all(p.exists() for p in outputs)
+def walk(folder: Path) -> list[Path]:
+    """All files below a folder in the order of their names, hidden ones and Python's caches left out."""
+    found = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
+        found += [Path(place) / name for name in sorted(names) if not name.startswith(".")]
+    return found
 
-    def interrupted(self, step: str, inputs: str) -> bool:
-        """Whether a step was begun with these very inputs and not finished, so that its unfinished work counts."""
-        entry = self.steps.get(step, {})
-        return entry.get("fingerprint") == inputs and not entry.get("finished")
 
-    def begin(self, step: str, inputs: str) -> None:
-        """Note that a step is being made; an interrupted one goes on, with the time it has taken so far."""
-        if not self.interrupted(step, inputs):
-            self.steps[step] = {"fingerprint": inputs, "seconds": 0.0}
-        self.save()
+def content_of(path: Path) -> Any:
+    """The content of a path for fingerprints, wherever it lies: a digest, in a folder one a file; None for nothing."""
+    if path.is_dir():
+        return {str(file.relative_to(path)): digest_of(file) for file in walk(path) if file.is_file()}
+    return digest_of(path) if path.is_file() else None
 
-    def spent(self, step: str, seconds: float) -> None:
-        """Add to the time a step has taken, over all attempts."""
-        self.steps[step]["seconds"] = round(self.steps[step].get("seconds", 0.0) + seconds, 3)
 
-    def finish(self, step: str, summary: dict[str, Any]) -> None:
-        """Note that a step is done, and in numbers what it did."""
-        self.steps[step].update(finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"), summary=summary)
-        self.save()
+def write_sealed(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON with a checksum of its content."""
+    write_json(path, {**content, "seal": fingerprint(content)})
 
-    def adopt(self, step: str, entry: dict[str, Any]) -> None:
-        """Note that a step was taken from another run, which says what it took to make it."""
-        self.steps[step] = {**entry, "shared": True}
-        self.save()
 
-    def save(self) -> None:
-        """Write the manifest."""
-        write_json(self.path, self.content)
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what `write_sealed` wrote; nothing where it is missing or damaged."""
+    try:
+        content: dict[str, Any] = dict(read_json(path, {}))
+        seal = content.pop("seal", None)
+    except (OSError, ValueError, TypeError, RecursionError):  # not to be read, no JSON, no object
+        return {}
+    return content if seal == fingerprint(content) else {}

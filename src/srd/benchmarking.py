@@ -19,7 +19,7 @@ from srd.errors import UserError
 from srd.evaluation import Benchmark, Contender, compare, evaluate, read_benchmark
 from srd.models.loading import load_config, load_model, load_tokenizer, model_fingerprint, position_limit
 from srd.predictions import check_folder, clashing, predictions_path
-from srd.run import held
+from srd.run.folder import held
 from srd.tasks import TASKS, Task, get_task
 from srd.tasks.confinement import Permission, require_permission
 

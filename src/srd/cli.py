@@ -60,7 +60,7 @@ def open_run(recipe: str, overrides: list[str] | None, run_dir: Path | None) -> 
     from srd import parallel
     from srd.config import load_recipe
     from srd.failures import work_in
-    from srd.run import Run, versions
+    from srd.run.context import Run, versions
 
     loaded = parallel.together(lambda: load_recipe(recipe, overrides or []))
     folder = Path("runs") / loaded.name if run_dir is None else run_dir
@@ -84,7 +84,7 @@ def finish(run: Any) -> None:
 @app.command("run")
 def run_command(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = None) -> None:
     """Run a whole recipe: examples to report. Running it again resumes it."""
-    from srd.pipeline import run_all
+    from srd.run.flow import run_all
 
     run = open_run(recipe, overrides, run_dir)
     run_all(run)
@@ -144,27 +144,26 @@ def _folder(path: Path) -> Path:
 
 
 def _step(name: str, recipe: str, overrides: list[str] | None, run_dir: Path | None) -> Any:
-    from srd.checks import check_run
-    from srd.pipeline import STEPS, prepare_examples
+    from srd.run.flow import advance, run_report, training_steps
 
     run = open_run(recipe, overrides, run_dir)
-    if name != "report":
-        check_run(run)
-        prepare_examples(run)
-    return run, STEPS[name](run)
+    if name == "report":
+        return run, run_report(run)
+    advance(run, *(training_steps(run.recipe) if name == "training" else [name]))
+    return run, None
 
 
 @app.command()
 def sft(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = None) -> None:
     """Fine-tune the recipe's teacher (if it says so)."""
-    _step("sft", recipe, overrides, run_dir)
+    _step("teacher", recipe, overrides, run_dir)
 
 
 @app.command("reflect")
 def reflect_command(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = None) -> None:
     """Let the student answer the training prompts, and score the answers."""
-    run, _ = _step("reflect", recipe, overrides, run_dir)
-    typer.echo(run.scores_file)
+    run, _ = _step("reflection", recipe, overrides, run_dir)
+    typer.echo(run.files.scores)
 
 
 @app.command("rank")
@@ -195,8 +194,8 @@ def rank_command(
             seed="set training.curriculum.seed=",
             drop_bad="set data.bad_rows=drop",
         )
-        run, _ = _step("rank", recipe, overrides, run_dir)
-        typer.echo(run.ranked_file)
+        run, _ = _step("ranking", recipe, overrides, run_dir)
+        typer.echo(run.files.ranked)
         return
     _without_effect(context, "has no effect with --scores", recipe="leave it out", run_dir="leave it out")
     if by != "random":
@@ -221,8 +220,8 @@ def rank_command(
 @app.command()
 def distill(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = None) -> None:
     """Train the recipe's students, with everything that must come before."""
-    run, _ = _step("distill", recipe, overrides, run_dir)
-    typer.echo(run.student_folder(run.recipe.training.label))
+    run, _ = _step("training", recipe, overrides, run_dir)
+    typer.echo(run.files.student(run.recipe.training.label))
 
 
 @app.command("evaluate")
@@ -260,8 +259,8 @@ def evaluate_command(
     """Evaluate the models of a recipe, or any model on tasks."""
     if not task:
         _without_effect(context, "is for --task", **RECIPE_SAYS)
-        run, _ = _step("evaluate", model, overrides, run_dir)
-        typer.echo(run.folder / "evaluation" / "metrics.json")
+        run, _ = _step("evaluation", model, overrides, run_dir)
+        typer.echo(run.files.results)
         return
     from srd import parallel
     from srd.benchmarking import evaluate_models, results_table
@@ -299,14 +298,10 @@ def curate_command(
     run_dir: RunDir = None,
 ) -> None:
     """Reflect, rank and stage only: stage_<i>.jsonl files that any trainer can read."""
-    from srd.checks import check_run
     from srd.curation import curate
-    from srd.pipeline import prepare_examples
 
     _folder(output)
     run = open_run(recipe, overrides, run_dir)
-    prepare_examples(run)
-    check_run(run)
     for path in curate(run, output):
         typer.echo(path)
 
@@ -328,7 +323,7 @@ def plan_command(
     from rich.console import Console
 
     from srd.config import load_recipe
-    from srd.plan import make_plan, measured_flops_per_second, print_plan
+    from srd.run.plan import make_plan, measured_flops_per_second, print_plan
 
     set_up_logging()
     loaded = load_recipe(recipe, overrides or [])

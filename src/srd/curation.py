@@ -16,8 +16,10 @@ from srd.artifacts import atomic_write, file_digest, remove, write_json
 from srd.curriculum import Curriculum, Stage
 from srd.data.batching import LengthBatches
 from srd.errors import UserError
-from srd.pipeline import ranked_scores, run_ranking
-from srd.run import Run, held
+from srd.run.assemble import ranked_scores
+from srd.run.context import Run
+from srd.run.flow import advance
+from srd.run.folder import held
 from srd.tables import positions
 
 WRITTEN = "stages.json"  # what `curate` has written into a folder: the digest of every file; null while it writes
@@ -40,7 +42,7 @@ def curate(run: Run, target: Path) -> list[Path]:
             raise UserError(f"-o {target} is the run directory. Choose another folder.")
         parallel.on_main(lambda: stack.enter_context(held(target, "-o")))
         parallel.on_main(lambda: _check_ours(target, names))
-        run_ranking(run)
+        advance(run, "ranking")
         stages = curriculum.split(ranked_scores(run, curriculum))
         parallel.on_main(lambda: _write_stages(run, stages, target))
     return [target / name for name in names] if parallel.is_main() else []
@@ -80,7 +82,7 @@ def _write_stages(run: Run, stages: list[Stage], target: Path) -> None:
     """Write the stages, and remove those of a former call; what is ours is noted before it is there."""
     before, names = _written(target), [f"stage_{stage.index}.jsonl" for stage in stages]
     write_json(target / WRITTEN, {"files": {**before, **dict.fromkeys(names)}})
-    ranks, rows = datasets.Dataset(pq.read_table(run.ranked_file)), run.split("train")
+    ranks, rows = datasets.Dataset(pq.read_table(run.files.ranked)), run.split("train")
     for stage, name in zip(stages, names, strict=True):
         ids = _first_pass(run, stage)
         chosen, ranked = (table.select(positions(ids, table)) for table in (rows, ranks))

@@ -57,7 +57,8 @@ class Training:
         load_teacher: Gives the teacher; None where the method needs none.
         plain_text: Running text for an extra language-modelling loss, or None.
         choose_again: ``(model, stage) -> stage`` before every stage but the first; None: stages are as planned.
-        metrics_file: Every logged value goes here, one JSON object a line.
+        metrics_file: Every logged value goes here, one JSON object a line, ...
+        log_file: ... and here, where this training's are alone.
         progress: ``(done, total, note)`` in optimizer steps of the stage.
     """
 
@@ -72,6 +73,7 @@ class Training:
     stages: list[Stage]
     seed: int
     metrics_file: Path
+    log_file: Path
     load_teacher: Callable[[], Teacher] | None = None
     plain_text: PlainText | None = None
     choose_again: Callable[[Any, Stage], Stage] | None = None
@@ -181,7 +183,8 @@ def make_trainer(training: Training, stage: Stage, model: Any) -> DistillTrainer
         told = {"arm": training.label, "stage": stage.index, "passes": before + (row["epoch"] or 0) * passes, **row}
         if config.needs_teacher and "loss" in row:
             told.update(temperature=stage.temperature, weight=stage.weight)
-        append_row(training.metrics_file, told)
+        for path in (training.log_file, training.metrics_file):
+            append_row(path, told)
 
     trainer = DistillTrainer(
         model,
@@ -342,7 +345,8 @@ def _forget_rows(training: Training, stage: Stage, checkpoint: Path | None) -> N
             return True
         return bool(row["stage"] == stage.index and row["step"] <= step)
 
-    filter_rows(training.metrics_file, keep)
+    for path in (training.log_file, training.metrics_file):
+        filter_rows(path, keep)
 
 
 def _save_final(training: Training, model: Any, final: Path) -> None:

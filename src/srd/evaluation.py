@@ -16,7 +16,7 @@ import datasets
 import numpy as np
 
 from srd import parallel
-from srd.artifacts import atomic_write, fingerprint, link, read_json, write_json
+from srd.artifacts import atomic_folder, fingerprint, link, read_json, write_json
 from srd.data.encoding import Encoder
 from srd.metrics import FloatArray, paired_bootstrap
 from srd.models.generation import Decoding, generate
@@ -212,7 +212,7 @@ def _give(path: Path, identity: str, shared: Path | None) -> None:
     """Offer answers to other runs."""
     if shared is None or not parallel.is_main():
         return
-    with atomic_write(shared / identity) as unfinished:
+    with atomic_folder(shared / identity) as unfinished:
         link(path, unfinished / SHARED_ANSWERS)
         link(scores_path(path), scores_path(unfinished / SHARED_ANSWERS))
 

@@ -11,13 +11,23 @@ from pathlib import Path
 from srd.artifacts import fingerprint
 from srd.errors import UserError
 
+#: Plugin -> files of the modules that came with it.
+IMPORTED: dict[str, set[Path]] = {}
+
 
 def import_plugin(name: str) -> None:
-    """Import a module by file path or by name, once.
+    """Import a module by file path or by name, once, and note which files came with it.
 
     Raises:
         UserError: there is none, or running it fails; with the file and line where it does.
     """
+    before = set(sys.modules)
+    _import(name)
+    new = [getattr(sys.modules[module], "__file__", None) for module in set(sys.modules) - before]
+    IMPORTED.setdefault(name, {Path(file).resolve() for file in new if file})
+
+
+def _import(name: str) -> None:
     if not name.strip(" ."):
         raise UserError(f"plugins: {name!r} names nothing. Give a .py file or an installed module.")
     if name.endswith(".py"):
@@ -59,3 +69,12 @@ def _reason(error: BaseException) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
     frames = [frame for frame in frames if frame.filename != __file__]
     return f"{said} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else said
+
+
+def plugin_files(name: str) -> list[Path]:
+    """The source files of an imported plugin: its own, and those beside or below it that came with it."""
+    if name.endswith(".py"):
+        own = Path(name).expanduser().resolve()
+    else:
+        own = Path(str(getattr(sys.modules.get(name), "__file__", None) or name)).resolve()
+    return sorted({own, *(file for file in IMPORTED.get(name, set()) if file.is_relative_to(own.parent))})

@@ -56,8 +56,10 @@ from srd.config import (
 )
 from srd.console import console, set_up_logging
 from srd.errors import RunError, UserError, nearest
-from srd.pipeline import run_all, run_identity
-from srd.run import Run, lock
+from srd.run.context import Run
+from srd.run.flow import run_all
+from srd.run.folder import lock
+from srd.run.identity import recipe_identity
 from srd.yaml_text import dump_yaml, read_yaml
 
 SEED_FIELDS = ("seed", "training.seed")  # values of these repeat a row of the table
@@ -420,7 +422,7 @@ class Sweep:
         noted = read_json(folder / RESULT, {})
         try:
             recipe = self._recipe(cell)
-            identity = fingerprint(recipe.model_dump(), run_identity(recipe))
+            identity = fingerprint(recipe.model_dump(), recipe_identity(recipe))
             if noted.get("state") == "done" and noted.get("identity") == identity:
                 console.print("[green]✓[/] done before")
                 return False

@@ -17,7 +17,7 @@ import pyarrow.json as pajson
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from srd.artifacts import atomic_write, fingerprint, remove
+from srd.artifacts import atomic_write, digest_of, remove
 from srd.errors import UserError
 from srd.failures import reading
 
@@ -97,8 +97,7 @@ def reopened(rows: datasets.Dataset) -> datasets.Dataset:
 
 
 def _mapped(path: Path, folder: Path) -> Path:
-    state = path.stat()
-    return folder / f"{path.stem}-{fingerprint(state.st_size, state.st_mtime_ns)}.arrow"
+    return folder / f"{path.stem}-{digest_of(path)}.arrow"
 
 
 def positions(ids: pa.Array | pa.ChunkedArray | list[str], rows: datasets.Dataset) -> NDArray[np.int64]:

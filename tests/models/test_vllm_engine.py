@@ -27,13 +27,13 @@ import torch
 from benchmarks.agreement import agreement
 from transformers import GenerationConfig
 
-from srd import pipeline
 from srd.errors import RunError, UserError
 from srd.models import vllm_engine
 from srd.models.generation import Decoding, generate
 from srd.models.loading import load_config, load_model, load_tokenizer
 from srd.models.vllm_engine import VllmEngine
 from srd.reflection import reflect
+from srd.run.steps import training as training_step
 from tests.conftest import TinyRun, steps_finished, tiny_rows
 from tests.tiny import save_tiny
 
@@ -300,13 +300,13 @@ def test_a_run_by_either_engine_is_the_same(
     tiny_run: TinyRun, fake_vllm: type[FakeLlm], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = []
-    train = pipeline.train
+    train = training_step.train
 
     def watched(*arguments: Any) -> Any:
         trained.append(list(Thread.running))
         return train(*arguments)
 
-    monkeypatch.setattr(pipeline, "train", watched)
+    monkeypatch.setattr(training_step, "train", watched)
     assert_runs_agree(tiny_run)
     assert trained == [[]] * 4  # no engine is left while a student is trained
     assert len(fake_vllm.made) == 1 + 1 + 4  # reflection, teacher text, four models in the evaluation

@@ -13,7 +13,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from srd.artifacts import atomic_write, file_digest, fingerprint, read_json
+from srd.artifacts import atomic_folder, content_of, digest_of, fingerprint, read_json
 from srd.data.turns import turns_of
 from srd.errors import UserError
 from srd.models.adapters import (
@@ -53,8 +52,7 @@ SMOLLM2 = "smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # Raise it when the conversion changes what it writes: folders of the old one are then not used any more.
 CONVERSION = 1
-# What decides a model's output: weights, how they are wired, and where its answers stop.
-DECIDING_FILES = ("config.json", "generation_config.json", "*.safetensors")
+DOCUMENTS = (".md", ".png", ".jpg", ".svg", ".pdf", "license", "notice")
 ABANDONED_SECONDS = 24 * 3600
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
@@ -178,7 +176,7 @@ def cache_folder() -> Path:
 
 def converted_folder(path: Path, cache_dir: Path | None = None) -> Path:
     """Where the conversion of the GGUF file ``path`` lies, or will lie: keyed by content, not by place."""
-    return (cache_dir or cache_folder()) / f"{path.stem}-{_digest(path)[:16]}-{CONVERSION}"
+    return (cache_dir or cache_folder()) / f"{path.stem}-{digest_of(path)[:16]}-{CONVERSION}"
 
 
 def convert_gguf(path: Path, cache_dir: Path | None = None) -> Path:
@@ -421,38 +419,30 @@ def _let_stop_tokens_learn(model: PreTrainedModel, tokenizer: PreTrainedTokenize
 # --------------------------------------------------------------------------- what is it, how big
 
 
-@lru_cache(maxsize=4096)
-def _digest_of(path: str, size: int, modified: int) -> str:
-    return file_digest(Path(path))
-
-
-def _digest(path: Path) -> str:
-    """Hash of a file's content, read again only when its size or time of change differs."""
-    status = path.stat()
-    return _digest_of(str(path.resolve()), status.st_size, status.st_mtime_ns)
-
-
 def model_fingerprint(source: str, *, revision: str | None = None, adapter: str | None = None) -> str:
-    """Hash what decides the model's output: configurations, weights and adapter; a hub model's is its commit.
+    """Hash what decides the model's output; a hub model's is its commit.
+
+    That is weights, configurations, tokenizer, templates, code and adapter: all files but documents.
 
     Two folders with the same files have the same fingerprint, wherever they lie.
     """
     if adapter is None:
         source, adapter = split_adapter(source)
-    parts = ["adapter", _files(adapter_folder(adapter), (ADAPTER_CONFIG, "*.safetensors"))] if adapter else []
+    parts = ["adapter", _deciding(adapter_folder(adapter))] if adapter else []
     if source == SMOLLM2 or source.endswith(".gguf"):
-        return fingerprint("gguf", CONVERSION, _digest(gguf_file(source)), *parts)
+        return fingerprint("gguf", CONVERSION, digest_of(gguf_file(source)), *parts)
     place = resolve_source(source)
     if Path(place).is_dir():
-        return fingerprint("folder", _files(Path(place), DECIDING_FILES), *parts)
+        return fingerprint("folder", _deciding(Path(place)), *parts)
     with _explained(source):
         # The hub's cache keeps files in snapshots/<commit>.
         commit = Path(hf_hub_download(source, "config.json", revision=revision)).parent.name
     return fingerprint("hub", source, commit, *parts)
 
 
-def _files(folder: Path, patterns: tuple[str, ...]) -> dict[str, str]:
-    return {path.name: _digest(path) for pattern in patterns for path in folder.glob(pattern)}
+def _deciding(folder: Path) -> dict[str, str]:
+    """Digests of all files of a model's folder but documents about it."""
+    return {name: digest for name, digest in content_of(folder).items() if not name.lower().endswith(DOCUMENTS)}
 
 
 def count_parameters(config: PreTrainedConfig) -> dict[str, int]:
@@ -515,6 +505,6 @@ def save_model(
     ``weights`` is the whole state dictionary of a model that has only a part of its weights here.
     """
     set_generation_tokens(model, tokenizer)
-    with atomic_write(folder) as partial:
+    with atomic_folder(folder) as partial:
         model.save_pretrained(str(partial), state_dict=weights)
         tokenizer.save_pretrained(str(partial))

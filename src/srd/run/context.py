@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow
 import pyarrow.compute as pc
 import torch
 
 from srd import parallel
-from srd.artifacts import Manifest, SharedSteps, fingerprint, remove
+from srd.artifacts import fingerprint
 from srd.config import ModelConfig, Recipe, TrainingConfig, load_recipe, write_recipe
-from srd.console import console, progress_bar
+from srd.console import progress_bar
 from srd.curriculum import Curriculum
 from srd.data.batching import EncodedExamples
 from srd.data.encoding import Encoder
@@ -33,10 +31,36 @@ from srd.errors import UserError
 from srd.models.generation import Decoding
 from srd.models.loading import load_config, load_tokenizer
 from srd.models.vocabulary import shared_vocabulary
+from srd.run.folder import RunFolder, lock
+from srd.run.identity import named_paths
+from srd.run.manifest import Manifest, SharedSteps
 from srd.tables import column, open_mapped, reopened
 from srd.trainer import Validation
 
 logger = logging.getLogger(__name__)
+
+KEEP_SECONDS = 5.0  # the manifest is written no more often than this while a step works
+
+
+class Clock:
+    """The time that a step takes, kept while it is made so that a killed run does not forget it.
+
+    It belongs to the step that is being made: where none is, a look at it does nothing.
+
+    Args:
+        spend: Takes the seconds since the last look.
+    """
+
+    def __init__(self, spend: Callable[[float], None]) -> None:
+        self.spend = spend
+        self.last = time.monotonic()
+
+    def look(self, at_least: float = 0.0) -> None:
+        """Give the time since the last look away, if it is at least so many seconds."""
+        now = time.monotonic()
+        if now - self.last >= at_least:
+            self.spend(now - self.last)
+            self.last = now
 
 
 class Run:
@@ -48,137 +72,55 @@ class Run:
         shared: Folder of steps that several runs have in common, as in a sweep.
 
     Raises:
-        UserError: the directory belongs to another recipe, or another process works in it.
+        UserError: the directory belongs to another recipe, another process works in it, or an input lies in it.
     """
 
     def __init__(self, recipe: Recipe, folder: Path, shared: Path | None = None) -> None:
         self.recipe = recipe
         self.folder = folder
+        self.files = RunFolder(folder, recipe.training.label)
         self.shared = SharedSteps(shared, folder) if shared else None
+        self.keys: dict[str, str] = {}  # fingerprints of the steps that this command has been through
+        self.clock: Clock | None = None  # of the step that is being made
+        self._encoded: dict[str, datasets.Dataset] = {}
+        self._frames_told = False
         parallel.on_main(self._claim)
         _check_shared(folder)
-        self.manifest = Manifest(folder)
+        self.manifest = parallel.together(lambda: Manifest(folder))
         self.warnings: list[str] = self.manifest.content["warnings"]
         self.manifest.content["versions"] = versions()
         self.manifest.content["machine"] = _machine()
-        self._done: dict[str, str] = {}
-        self._encoded: dict[str, datasets.Dataset] = {}
-        self._frames_told = False
-        self._saved = time.monotonic()
         if parallel.is_main():
-            write_recipe(recipe, folder / "recipe.yaml")
+            write_recipe(recipe, self.files.recipe)
             self.manifest.save()
         parallel.barrier()
 
     def _claim(self) -> None:
         """Make the directory ours: of this recipe, and of one command at a time."""
-        before = self.folder / "recipe.yaml"
+        before = self.files.recipe
         if self.folder.is_file():
             raise UserError(f"--run-dir {self.folder} is a file. Name a folder.")
-        if before.exists() and (name := load_recipe(str(before)).name) != self.recipe.name:
+        if before.is_file() and (name := load_recipe(str(before)).name) != self.recipe.name:
             raise UserError(
                 f"{self.folder} is the run directory of the recipe '{name}', not of '{self.recipe.name}'. "
                 f"Choose another --run-dir, or delete it."
             )
-        if not before.exists() and self.folder.is_dir() and any(self.folder.iterdir()):
+        if not before.is_file() and self.folder.is_dir() and any(self.folder.iterdir()):
             strange = [path.name for path in self.folder.iterdir() if not path.name.startswith(".")]
             if strange:
                 raise UserError(
                     f"{self.folder} holds other files ({', '.join(strange[:3])} …). Choose an empty --run-dir."
                 )
+        check_inputs_outside(self.recipe, self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = lock(self.folder / ".lock", "--run-dir")
+        self._lock = lock(self.files.lock, "--run-dir")
         for config in self.recipe.arms.values():
             micro_batch_size(config)  # refuses a number of processes that does not fit
 
-    # ------------------------------------------------------------------------------------------------------- steps
-
-    def once(
-        self,
-        step: str,
-        inputs: Iterable[Any],
-        outputs: Iterable[Path],
-        make: Callable[[], dict[str, Any]],
-        scratch: Iterable[Path] = (),
-        needed: Iterable[Path] = (),
-    ) -> str:
-        """Make a step's files unless they were made from the same inputs.
-
-        Args:
-            step: Its name in the manifest.
-            inputs: Everything its result depends on.
-            outputs: What must exist for the step to be done.
-            make: Makes them; returns numbers for the report.
-            scratch: Unfinished work that is only worth keeping while the inputs stay the same.
-            needed: What must exist too, but may serve other runs as well: never removed here.
-
-        Returns:
-            The fingerprint, an input of the steps that follow.
-        """
-        key, outputs = fingerprint(step, *inputs), list(outputs)
-        if self._done.get(step) == key:
-            return key
-        if parallel.on_main(lambda: self.manifest.fresh(step, key, [*outputs, *needed])):
-            console.print(f"[green]✓[/] {step} [dim](kept: nothing it depends on has changed)[/]")
-            self._done[step] = key
-            return key
-        if self._taken(step, key, outputs):
-            return key
-        if parallel.is_main():
-            if not self.manifest.interrupted(step, key):
-                for path in [*outputs, *scratch]:  # before the manifest forgets what they were made from
-                    remove(path)
-            self.manifest.begin(step, key)
-        parallel.barrier()
-        console.print(f"[bold]• {step}[/]")
-        self._step, self._started = step, time.monotonic()
-        summary = make()
-        _give_memory_back()
-        self._keep_time()
-        if parallel.is_main():
-            self.manifest.finish(step, summary)
-            if self.shared is not None and self._is_shared(step):
-                self.shared.give(step, key, outputs, self.manifest.steps[step])
-        parallel.barrier()
-        seconds = self.manifest.steps.get(step, {}).get("seconds", 0.0)
-        told = ", ".join(f"{name} {_shown(value)}" for name, value in summary.items() if value is not None)
-        console.print(f"[green]✓[/] {step} [dim]{seconds:.1f} s{' · ' if told else ''}{told}[/]")
-        self._done[step] = key
-        return key
-
-    def _is_shared(self, step: str) -> bool:
-        """Whether other runs may have a use for a step: all that comes before the compared trainings."""
-        return self.shared is not None and step != "evaluation" and not step.startswith("train/")
-
-    def _taken(self, step: str, key: str, outputs: list[Path]) -> bool:
-        """Take a step that another run has made from the same inputs, if there is one."""
-        shared = self.shared
-        if shared is None or not self._is_shared(step):
-            return False
-        entry = parallel.on_main(lambda: shared.entry(step, key))
-        if entry is None:
-            return False
-        if parallel.is_main():
-            shared.take(step, key, outputs)
-            self.manifest.adopt(step, entry)
-        parallel.barrier()
-        console.print(f"[green]✓[/] {step} [dim](shared: another run has made it)[/]")
-        self._done[step] = key
-        return True
-
-    def _keep_time(self) -> None:
-        now = time.monotonic()
-        if parallel.is_main():
-            self.manifest.spent(self._step, now - self._started)
-        self._started = now
-
     def tick(self) -> None:
-        """Keep the time spent, so that a killed run does not forget it."""
-        if time.monotonic() - self._saved > 5:
-            self._saved = time.monotonic()
-            self._keep_time()
-            if parallel.is_main():
-                self.manifest.save()
+        """Keep the time spent by the step that is being made, now and then."""
+        if self.clock is not None:
+            self.clock.look(KEEP_SECONDS)
 
     @contextlib.contextmanager
     def progress(self, title: str) -> Iterator[Callable[..., None]]:
@@ -195,21 +137,7 @@ class Run:
 
     def split(self, name: str) -> datasets.Dataset:
         """The examples of a split."""
-        return open_mapped(self.folder / "examples" / f"{name}.parquet", self.folder / ".mapped")
-
-    @property
-    def scores_file(self) -> Path:
-        """What the student answered, and its scores."""
-        return self.folder / "reflection" / "scores.parquet"
-
-    @property
-    def ranked_file(self) -> Path:
-        """The ranked training data with its stages."""
-        return self.folder / "curriculum" / "ranked.parquet"
-
-    def student_folder(self, arm: str) -> Path:
-        """Where the trained student of an arm lies."""
-        return (self.folder if arm == self.recipe.training.label else self.folder / "baselines" / arm) / "student"
+        return open_mapped(self.files.examples(name), self.files.mapped)
 
     # ------------------------------------------------------------------------------------------------------- seeds
 
@@ -229,14 +157,14 @@ class Run:
     @property
     def teacher_source(self) -> str:
         """The teacher as training uses it."""
-        return str(self.folder / "teacher") if self.recipe.teacher.sft else self.recipe.teacher.model
+        return str(self.files.teacher) if self.recipe.teacher.sft else self.recipe.teacher.model
 
     @property
     def start_source(self) -> str:
         """The student as the compared trainings start from it."""
         student = self.recipe.student
         if student.drop_layers or student.warm_start:
-            return str(self.folder / "start")
+            return str(self.files.start)
         assert student.model is not None
         return student.model
 
@@ -325,9 +253,17 @@ class Run:
 
     @property
     def encoding(self) -> list[Any]:
-        """What decides how text becomes tokens, for fingerprints."""
+        """What decides how text becomes tokens, for fingerprints: the template's text and the tokenizer itself."""
         data = self.recipe.data
-        return [data.template, data.max_length, data.max_prompt_length, data.bad_rows]
+        return [data.template, data.max_length, data.max_prompt_length, data.bad_rows, self.tokenizer_identity]
+
+    @cached_property
+    def tokenizer_identity(self) -> str:
+        """What decides how the tokenizer reads and writes: its own rules, special tokens and chat template."""
+        tokenizer, backend = self.tokenizer, getattr(self.tokenizer, "backend_tokenizer", None)
+        rules = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+        special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+        return fingerprint(type(tokenizer).__name__, rules, special, tokenizer.chat_template)
 
     @cached_property
     def configs(self) -> list[Any]:
@@ -389,6 +325,23 @@ def load_options(model: ModelConfig, loose: bool = True) -> dict[str, Any]:
     return {"dtype": model.dtype, **{key: getattr(model, key) for key in keys}}
 
 
+def check_inputs_outside(recipe: Recipe, folder: Path) -> None:
+    """Refuse inputs that lie in the run directory, whose files are this run's to replace, and the other way round."""
+    root = folder.resolve()
+    for field, path in named_paths(recipe).items():
+        place = path.resolve()
+        if place == root or place.is_relative_to(root):
+            raise UserError(
+                f"{field}: '{path}' lies in the run directory {folder}, whose files this run writes. Copy it to "
+                "another place and name that, or choose another --run-dir."
+            )
+        if path.is_dir() and root.is_relative_to(place):
+            raise UserError(
+                f"{field}: the run directory {folder} lies in the folder '{path}', which is read. "
+                "Choose a --run-dir outside of it."
+            )
+
+
 def _check_shared(folder: Path) -> None:
     """Refuse processes that do not see the main process's files."""
 
@@ -400,42 +353,6 @@ def _check_shared(folder: Path) -> None:
             )
 
     parallel.together(look)
-
-
-def lock(path: Path, option: str) -> Any:
-    """Hold a directory until this process ends, however it ends; ``option`` is what names another one."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    file = open(path, "a")  # noqa: SIM115 - held open on purpose; whatever the file holds stays
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise UserError(
-            f"another srd command works in {path.parent}. Wait for it, or choose another {option}."
-        ) from error
-    return file
-
-
-@contextlib.contextmanager
-def held(folder: Path, option: str) -> Iterator[None]:
-    """Make a folder if it is not there, and hold it while the block runs.
-
-    Raises:
-        UserError: another command works in it, or there can be no such folder.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = lock(folder / ".lock", option)
-    except OSError as error:
-        reason = "it is a file" if folder.is_file() else error.strerror
-        raise UserError(f"{option} {folder} cannot be used: {reason}. Choose another folder.") from error
-    try:
-        yield
-    finally:
-        if file is not None:
-            file.close()
 
 
 def versions() -> dict[str, str]:
@@ -450,16 +367,3 @@ def _machine() -> dict[str, Any]:
         "system": platform.system(), "processor": platform.machine(), "cores": os.cpu_count(),
         "threads": torch.get_num_threads(), "gpu": gpu, "processes": parallel.processes(),
     }  # fmt: skip
-
-
-def _give_memory_back() -> None:
-    """Return what was freed to the system: of the import of a million rows the allocators would keep 0.6 GB."""
-    pyarrow.default_memory_pool().release_unused()
-    with contextlib.suppress(AttributeError, TypeError):  # glibc alone has it
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)

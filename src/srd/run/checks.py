@@ -11,7 +11,7 @@ from srd.errors import UserError, nearest
 from srd.models import vllm_engine
 from srd.models.loading import check_lora_targets, load_tokenizer, position_limit, resolve_source, split_adapter
 from srd.models.vocabulary import check_same_kind, check_same_tokenizer
-from srd.run import Run
+from srd.run.context import Run
 from srd.tasks import get_task
 from srd.tasks.confinement import require_permission
 from srd.training_libraries import check_installed

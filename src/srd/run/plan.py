@@ -39,8 +39,8 @@ from srd.errors import UserError, nearest
 from srd.loss import CHUNK_BYTES
 from srd.models.loading import count_parameters, load_config, load_tokenizer
 from srd.models.shrink import DEPTH_NAMES, PER_LAYER_NAMES
-from srd.pipeline import read_splits
 from srd.report import words
+from srd.run.steps.examples import read_splits
 from srd.teacher_cache import DTYPES, cache_bytes
 from srd.trainer import steps_per_epoch
 

@@ -1,0 +1,1 @@
+"""A run: its directory, its steps in their order, and what they cost."""

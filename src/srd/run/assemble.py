@@ -1,0 +1,241 @@
+"""What steps need of a run: models that are loaded, and all that one training takes."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from srd import parallel
+from srd.artifacts import fingerprint
+from srd.config import TrainingConfig
+from srd.curriculum import Curriculum, Stage
+from srd.data.batching import Collator, EncodedExamples
+from srd.data.encoding import encode_plain_text
+from srd.data.sources import load_source
+from srd.distillation import Training, check_disk
+from srd.errors import UserError
+from srd.loss import HeadWeights
+from srd.models.generation import padding_id
+from srd.models.loading import count_parameters, load_config, load_model, position_limit, resolve_source
+from srd.models.vllm_engine import LOADING, VllmEngine
+from srd.ranking import rank
+from srd.reflection import forget_batches, reflect
+from srd.run.context import Run
+from srd.tables import column, positions, write_table
+from srd.tasks import get_task
+from srd.teacher_cache import DTYPES, TeacherCache, cache_bytes, cache_folder
+from srd.trainer import PlainText, Teacher
+
+
+def parameters(source: str) -> int:
+    """How many parameters a model has."""
+    return count_parameters(load_config(source))["total"]
+
+
+def load(source: str, run: Run, options: dict[str, Any]) -> Any:
+    """A model that trains or is read."""
+    device = parallel.state().device if torch.cuda.is_available() else None
+    return load_model(source, tokenizer=run.tokenizer, device=device, **options)
+
+
+def load_writer(source: str, run: Run, options: dict[str, Any]) -> Any:
+    """A model that only writes: by transformers, or by vLLM where the recipe says so."""
+    if run.recipe.generation.engine == "transformers":
+        return load(source, run, options)
+    named = {name: options[name] for name in LOADING if options.get(name)}
+    source, config = str(resolve_source(source)), load_config(source, **named)
+    longest = min(_longest_text(run), position_limit(config) or sys.maxsize)
+    return VllmEngine(source, longest, dtype=options.get("dtype", "auto"), config=config, **named)
+
+
+def _longest_text(run: Run) -> int:
+    """Tokens of the longest text a writer handles: a prompt and its answer, or a prompt, its reference and one more."""
+    recipe = run.recipe
+    answers = [recipe.generation.max_new_tokens, recipe.reflection.max_new_tokens or 0]
+    methods = [training.method for training in recipe.student_trainings]
+    answers += [method.max_new_tokens for method in methods if method.name == "seqkd"]
+    answers += [get_task(named.name).decoding.max_new_tokens for named in recipe.evaluation.tasks]
+    return max(recipe.data.max_length + 1, recipe.data.max_prompt_length + max(answers))
+
+
+# ------------------------------------------------------------------------------------------------------ teacher cache
+
+
+def cache_dtype(run: Run) -> str:
+    """The precision the cache stores: the teacher's own unless the recipe says otherwise."""
+    if run.recipe.cache.dtype != "auto":
+        return run.recipe.cache.dtype
+    if run.recipe.teacher.dtype != "auto":
+        return run.recipe.teacher.dtype
+    stored = str(getattr(load_config(run.teacher_source), "dtype", None) or "float32")
+    return stored.removeprefix("torch.")
+
+
+def needed_cache_bytes(run: Run) -> int:
+    """What the cache of all training examples takes."""
+    return cache_bytes(run.encoded("train").response_tokens, run.hidden_size, DTYPES[cache_dtype(run)])
+
+
+def place_of_cache(run: Run) -> Path:
+    """The folder of this teacher's cache."""
+    root = Path(run.recipe.cache.dir).expanduser() if run.recipe.cache.dir else run.files.cache
+    return cache_folder(root, fingerprint(run.keys["teacher"], run.width), cache_dtype(run))
+
+
+def collator(run: Run) -> Collator:
+    """The collator, before any model is loaded."""
+    config = run.configs[0]
+    start = getattr(config, "decoder_start_token_id", None) if config.is_encoder_decoder else None
+    return Collator(padding_id(run.tokenizer), start)
+
+
+# --------------------------------------------------------------------------------------------------- reflection, ranks
+
+
+def longest_answer(run: Run) -> int:
+    """Tokens of an answer in reflection."""
+    return run.recipe.reflection.max_new_tokens or run.recipe.generation.max_new_tokens
+
+
+def reflect_on(run: Run, model: Any, folder: Path) -> datasets.Dataset:
+    """Let a student answer the training prompts; ``folder`` keeps what is done of it."""
+    with run.progress("student answers") as update:
+        return reflect(
+            model,
+            run.tokenizer,
+            run.split("train"),
+            encoded=run.token_ids("train"),
+            max_new_tokens=longest_answer(run),
+            batch_size=run.recipe.generation.batch_size,
+            folder=folder,
+            progress=update,
+        )
+
+
+def keep_scores(scores: datasets.Dataset, path: Path, batches: Path) -> None:
+    """Write the scores; the batches they came from are not needed any more, by any process."""
+    if parallel.is_main():
+        write_table(scores, path)
+    parallel.barrier()
+    if parallel.is_main():
+        forget_batches(batches)
+    parallel.barrier()
+
+
+def ranked_scores(run: Run, curriculum: Curriculum, path: Path | None = None) -> datasets.Dataset:
+    """Rank by what a curriculum goes by; ``path``: other scores than those of the starting student."""
+    table = datasets.Dataset(pq.read_table(path or run.files.scores, columns=["id", "rouge_l", "ce"]))
+    if curriculum.score == "length":
+        examples = run.encoded("train")
+        lengths = {name: len(response) for name, response in zip(examples.ids, examples.responses, strict=True)}
+        table = table.add_column("length", [lengths[name] for name in table["id"]])
+    return rank(
+        table, k=curriculum.k, by=curriculum.score, seed=curriculum.seed,
+        bad_rows=run.recipe.data.bad_rows,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------- one training
+
+
+@contextlib.contextmanager
+def training_of(
+    run: Run, label: str, config: TrainingConfig, folder: Path, start: str, options: dict[str, Any]
+) -> Iterator[Training]:
+    """Gather what a training needs: text, teacher, stages, validation, a log, a progress bar."""
+    check_disk(run.folder, parameters(start))
+    examples = run.encoded("train", _teacher_responses(run) if config.method.name == "seqkd" else None)
+    load_teacher = None
+    if config.needs_teacher:
+        run.tell_frames()
+        cache = None if config.on_policy or "cache" not in run.keys else TeacherCache(place_of_cache(run))
+        examples.teacher = cache
+        load_teacher = _teacher_loader(run, cache)
+    stages, again = _stages(run, config, examples, folder)
+    run.files.log(label).parent.mkdir(exist_ok=True)
+    with run.progress(label) as update:
+        yield Training(
+            label=label,
+            config=config,
+            folder=folder,
+            start=start,
+            load_options=options,
+            examples=examples,
+            tokenizer=run.tokenizer,
+            validation=run.validation(config),
+            stages=stages,
+            seed=run.seed_of(config),
+            load_teacher=load_teacher,
+            plain_text=_plain_text(run, config),
+            choose_again=again,
+            metrics_file=run.files.metrics,
+            log_file=run.files.log(label),
+            progress=update,
+        )
+
+
+def _teacher_responses(run: Run) -> datasets.Dataset:
+    """The teacher's own answers for sequence-level distillation, in the order of the training examples.
+
+    Returns:
+        ``tokens`` without what ended them, and whether they ``ended``.
+    """
+    answers = datasets.Dataset(pq.read_table(run.files.teacher_text))
+    order = positions(column(run.split("train"), "id"), answers)
+    return answers.select_columns(["tokens", "ended"]).select(order)
+
+
+def _plain_text(run: Run, config: TrainingConfig) -> PlainText | None:
+    """Running text beside the examples, if the recipe has some; the preparing trainings do without."""
+    source = run.recipe.data.plain_text
+    if source is None or config.plain_text_weight == 0 or config not in run.recipe.arms.values():
+        return None
+    if run.encoder_decoder:
+        raise UserError("data.plain_text is for decoder-only models: an encoder-decoder has no loss on running text")
+    loaded = load_source(source, seed=run.recipe.seed)
+    rows = loaded["train"] if isinstance(loaded, datasets.DatasetDict) else loaded
+    texts = [references[0] for references in rows["references"]]
+    blocks = EncodedExamples(encode_plain_text(texts, run.tokenizer, run.recipe.data.max_length))
+    return PlainText(blocks, config.plain_text_weight, config.batch_size)
+
+
+def _teacher_loader(run: Run, cache: TeacherCache | None) -> Callable[[], Teacher]:
+    def load_teacher() -> Teacher:
+        if cache is not None:
+            head: HeadWeights = cache.head()
+            return Teacher(head.cut(run.width))
+        return Teacher.live(load(run.teacher_source, run, run.teacher_options()), run.width)
+
+    return load_teacher
+
+
+def _stages(
+    run: Run, config: TrainingConfig, examples: EncodedExamples, folder: Path
+) -> tuple[list[Stage], Callable[[Any, Stage], Stage] | None]:
+    """The stages of a training, and how to choose their examples anew where it reflects again."""
+    curriculum = run.curriculum_of(config)
+    if curriculum is None:
+        return [Stage(0, list(examples.ids), config.temperature, config.weight)], None
+    stages = curriculum.split(ranked_scores(run, curriculum))
+
+    def choose_again(model: Any, stage: Stage) -> Stage:
+        path = folder / "stages" / str(stage.index) / "scores.parquet"
+        if not parallel.on_main(path.exists):
+            keep_scores(reflect_on(run, model, path.parent / "batches"), path, path.parent / "batches")
+        ranked = ranked_scores(run, curriculum, path)
+        return curriculum.split(ranked)[stage.index]
+
+    return stages, choose_again if curriculum.reflect_again else None
+
+
+def mean_scores(scores: datasets.Dataset) -> dict[str, float]:
+    """Means of a reflection, for its summary."""
+    return {f"mean_{name}": round(float(np.mean(scores[name])), 4) for name in ("rouge_l", "ce")}

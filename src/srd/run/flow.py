@@ -1,0 +1,67 @@
+"""The flow of a run: its steps in their order, and the one driver that goes through them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from srd import parallel
+from srd.config import Recipe
+from srd.report import build_report
+from srd.run.checks import check_run
+from srd.run.context import Run
+from srd.run.steps.base import Step, do, needed_steps
+from srd.run.steps.evaluation import Evaluation
+from srd.run.steps.examples import Examples
+from srd.run.steps.ranking import Ranking
+from srd.run.steps.reflection import Reflection
+from srd.run.steps.student import Student
+from srd.run.steps.teacher import Cache, Teacher, TeacherText
+from srd.run.steps.training import Training
+
+
+def steps_of(recipe: Recipe) -> list[Step]:
+    """All steps that a run of a recipe may go through, in their order."""
+    return [
+        Examples(),
+        Teacher(),
+        TeacherText(),
+        Cache(),
+        Student(),
+        Reflection(),
+        Ranking(),
+        *(Training(label) for label in recipe.arms),
+        Evaluation(),
+    ]
+
+
+def planned_steps(recipe: Recipe, *wanted: str) -> list[Step]:
+    """The steps that a run goes through, in their order.
+
+    Args:
+        recipe: The recipe.
+        wanted: The steps that are asked for; none: all that the recipe needs.
+    """
+    return needed_steps(steps_of(recipe), recipe, wanted or ("evaluation",))
+
+
+def advance(run: Run, *wanted: str) -> None:
+    """Check a run, then go through its steps as far as they are asked for; none: through all of them."""
+    check_run(run)
+    for step in planned_steps(run.recipe, *wanted):
+        do(run, step)
+
+
+def run_all(run: Run) -> Path | None:
+    """The whole flow, and the report."""
+    advance(run)
+    return run_report(run)
+
+
+def run_report(run: Run) -> Path | None:
+    """Write the report from whatever the run directory holds."""
+    return build_report(run.folder) if parallel.is_main() else None
+
+
+def training_steps(recipe: Recipe) -> list[str]:
+    """Names of the compared trainings' steps, and of the ranking that the main one goes by."""
+    return [*(["ranking"] if recipe.training.curriculum is not None else []), *(f"train/{arm}" for arm in recipe.arms)]

@@ -1,0 +1,104 @@
+"""The run directory: every name in it, spelt once, and who may work in it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from srd.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+
+
+class RunFolder:
+    """The names of a run directory.
+
+    Args:
+        root: The directory.
+        main: Label of the recipe's main training, whose stages and student lie at the top.
+    """
+
+    def __init__(self, root: Path, main: str) -> None:
+        self.root = root
+        self.main = main
+        self.lock = root / ".lock"
+        self.recipe = root / "recipe.yaml"
+        self.manifest = root / "manifest.json"
+        self.metrics = root / "metrics.jsonl"
+        self.mapped = root / ".mapped"
+        self.teacher = root / "teacher"
+        self.teacher_work = root / "teacher-sft"
+        self.start = root / "start"
+        self.start_work = root / "warm-start"
+        self.teacher_text = root / "seqkd" / "responses.parquet"
+        self.cache = root / "cache"
+        self.scores = root / "reflection" / "scores.parquet"
+        self.batches = root / "reflection" / "batches"
+        self.ranked = root / "curriculum" / "ranked.parquet"
+        self.evaluation = root / "evaluation"
+        self.results = self.evaluation / "metrics.json"
+        self.train_samples = self.evaluation / "train_samples.jsonl"
+        self.report = root / "report" / "index.html"
+
+    def examples(self, split: str) -> Path:
+        """The examples of a split."""
+        return self.root / "examples" / f"{split}.parquet"
+
+    def training(self, label: str) -> Path:
+        """Where a training's ``stages`` and ``student`` lie."""
+        return self.root if label == self.main else self.root / "baselines" / label
+
+    def stages(self, label: str) -> Path:
+        """Checkpoints, metrics and the best model of every stage of a training."""
+        return self.training(label) / "stages"
+
+    def student(self, label: str) -> Path:
+        """What a training made."""
+        return self.training(label) / "student"
+
+    def log(self, label: str) -> Path:
+        """What one training logged; ``metrics.jsonl`` is all of these, one after the other."""
+        return self.root / "logs" / f"{label}.jsonl"
+
+
+def lock(path: Path, option: str) -> Any:
+    """Hold a directory until this process ends, however it ends; ``option`` is what names another one.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    file = open(path, "a")  # noqa: SIM115 - held open on purpose; whatever the file holds stays
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise UserError(
+            f"another srd command works in {path.parent}. Wait for it, or choose another {option}."
+        ) from error
+    return file
+
+
+@contextlib.contextmanager
+def held(folder: Path, option: str) -> Iterator[None]:
+    """Make a folder if it is not there, and hold it while the block runs.
+
+    Raises:
+        UserError: another command works in it, or there can be no such folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = lock(folder / ".lock", option)
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise UserError(f"{option} {folder} cannot be used: {reason}. Choose another folder.") from error
+    try:
+        yield
+    finally:
+        if file is not None:
+            file.close()

@@ -1,0 +1,102 @@
+"""What a name in a recipe stands for: content, not the name. One rule for every step, for plans and for sweeps."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import platform
+from pathlib import Path
+from typing import Any
+
+from srd.artifacts import content_of, fingerprint
+from srd.config import ModelConfig, Recipe, SourceConfig, TaskConfig
+from srd.models.loading import model_fingerprint
+from srd.plugins import plugin_files
+from srd.tasks import get_task
+
+
+def name_content(name: str, kind: str = "dataset", revision: str | None = None) -> Any:
+    """The content of a file, of a folder, or of the files that a pattern matches; of a hub name its commit.
+
+    Args:
+        name: As the recipe has it; ``~`` is the home folder.
+        kind: What a name on the hub is: dataset or model.
+        revision: Of the hub's repository.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return content_of(path)
+    if glob.has_magic(name):
+        return {found: content_of(Path(found)) for found in sorted(glob.glob(str(path), recursive=True))}
+    return hub_commit(name.partition(":")[0], kind, revision)
+
+
+def hub_commit(name: str, kind: str, revision: str | None = None) -> str | None:
+    """The commit that a hub name stands for now; the one in the local cache where the hub cannot be reached."""
+    from huggingface_hub import HfApi, constants
+
+    with contextlib.suppress(Exception):  # no network, no such name: reading it will say what is wrong
+        return HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=10).sha
+    cached = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "refs" / (revision or "main")
+    return cached.read_text(encoding="utf-8").strip() if cached.is_file() else None
+
+
+def source_identity(source: SourceConfig | None) -> Any:
+    """What decides the rows of a source: its settings, and the content of what it names."""
+    if source is None:
+        return None
+    paths = [source.path] if isinstance(source.path, str) else source.path or []
+    made_here = "pydocs" in (*paths, source.dataset)  # from the running Python's own documentation
+    contents = [platform.python_version()] if made_here else [name_content(path) for path in paths]
+    settings = source.model_dump(exclude={"path"})
+    names = [Path(path).name for path in paths]  # ids that are made up carry the file's name
+    return [settings, names, contents]
+
+
+def model_identity(model: ModelConfig) -> str:
+    """What decides what a model says: the content of its folder or file, or its commit, and of its adapter."""
+    content = model_fingerprint(str(model.model), revision=model.revision, adapter=model.adapter)
+    return fingerprint(content, model.dtype, model.attn_implementation, model.trust_remote_code)
+
+
+def task_identity(task: TaskConfig) -> Any:
+    """What decides a benchmark's rows."""
+    known = get_task(task.name)
+    if task.path:
+        content = name_content(task.path)
+    elif known.hub is not None:
+        content = hub_commit(known.hub.repository, "dataset", known.hub.revision)
+    else:
+        content = platform.python_version()
+    return [task.model_dump(exclude={"path"}), content]
+
+
+def plugins_identity(recipe: Recipe) -> Any:
+    """The sources of the user's own modules."""
+    return [[content_of(file) for file in plugin_files(plugin)] for plugin in recipe.plugins]
+
+
+def recipe_identity(recipe: Recipe) -> list[Any]:
+    """What decides a run's results beside its recipe: the content of everything that the recipe names."""
+    data = recipe.data
+    return [
+        [source_identity(source) for source in (data.train, data.validation, data.test)],
+        [model_identity(model) for model in (recipe.teacher, recipe.student) if model.model],
+        [task_identity(task) for task in recipe.evaluation.tasks],
+        plugins_identity(recipe),
+    ]
+
+
+def named_paths(recipe: Recipe) -> dict[str, Path]:
+    """Every file or folder that a recipe names as an input, by the field that names it."""
+    data = recipe.data
+    found: dict[str, str | None] = {}
+    for field, source in (("data.train", data.train), ("data.validation", data.validation), ("data.test", data.test)):
+        names = [source.path] if source and isinstance(source.path, str) else (source and source.path) or []
+        found.update({field if len(names) == 1 else f"{field}[{i}]": name for i, name in enumerate(names)})
+    for role, model in (("teacher", recipe.teacher), ("student", recipe.student)):
+        found.update({f"{role}.model": model.model, f"{role}.adapter": model.adapter})
+    found.update({f"evaluation.tasks[{i}].path": task.path for i, task in enumerate(recipe.evaluation.tasks)})
+    found.update({f"plugins[{i}]": name for i, name in enumerate(recipe.plugins)})
+    paths = {field: Path(str(name)).expanduser() for field, name in found.items() if name}
+    return {field: path for field, path in paths.items() if path.exists()}

@@ -1,0 +1,273 @@
+"""What a run directory holds: which step wrote which files, with which content, from which inputs.
+
+A step is done when the files that it wrote are still those files. Size and times tell quickly; where they differ, the
+content does. A file or folder belongs to the step that wrote it: nothing else is ever replaced or removed here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from srd.artifacts import (
+    atomic_folder,
+    digest_of,
+    file_times,
+    known_digests,
+    link,
+    read_sealed,
+    remove,
+    walk,
+    write_sealed,
+)
+from srd.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+DISPLACED = "displaced"  # where the files of a step go whose place another step takes
+
+
+class Manifest:
+    """``manifest.json`` and its copy ``.manifest.json``.
+
+    Args:
+        folder: The run directory.
+
+    Raises:
+        UserError: neither of the two can be read, so that nobody can tell what the directory's files are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path, self.copy = folder / "manifest.json", folder / ".manifest.json"
+        self.content: dict[str, Any] = {"steps": {}, "warnings": [], "moves": [], "digests": {}, **self._read()}
+        known_digests.update(self.content.pop("digests"))
+        self._finish_moves()
+
+    def _read(self) -> dict[str, Any]:
+        content = read_sealed(self.path)
+        if content or not (self.path.exists() or self.copy.exists()):
+            return content
+        content = read_sealed(self.copy)
+        if not content:
+            raise UserError(
+                f"{self.path} is damaged, or was written by another version, and so is its copy {self.copy.name}: "
+                "which files here are this run's cannot be told, and none is touched. Choose another --run-dir, or "
+                "delete this one."
+            )
+        logger.warning("%s was damaged or missing: its copy %s is used", self.path, self.copy.name)
+        return content
+
+    @property
+    def steps(self) -> dict[str, Any]:
+        """Every step that was begun: fingerprint, places, seconds; when done also its files and its summary."""
+        steps: dict[str, Any] = self.content["steps"]
+        return steps
+
+    def save(self) -> None:
+        """Write the manifest, and its copy."""
+        content = {**self.content, "digests": dict(known_digests)}
+        for path in (self.path, self.copy):
+            write_sealed(path, content)
+
+    # ------------------------------------------------------------------------------------------------- what is done
+
+    def finished(self, step: str, key: str) -> bool:
+        """Whether a step was finished from these very inputs; whether its files are still there is another question."""
+        entry = self.steps.get(step, {})
+        return entry.get("fingerprint") == key and bool(entry.get("finished"))
+
+    def interrupted(self, step: str, key: str) -> bool:
+        """Whether a step was begun from these very inputs and not finished, so that its unfinished work counts."""
+        entry = self.steps.get(step, {})
+        return entry.get("fingerprint") == key and not entry.get("finished")
+
+    def damaged(self, step: str) -> list[Path]:
+        """The files of a finished step that are missing or are not what the step wrote."""
+        entry = self.steps[step]
+        states = {**entry.get("outputs", {}), **entry.get("needed", {})}
+        wrong = []
+        for name, state in states.items():
+            path = self.folder / name
+            if not path.is_file():
+                wrong.append(path)
+            elif file_times(path) != state[:3]:
+                if path.stat().st_size != state[0] or digest_of(path) != state[3]:
+                    wrong.append(path)
+                else:
+                    state[:3] = file_times(path)
+        return wrong
+
+    def places(self, step: str) -> list[Path]:
+        """The files and folders that belong to a step."""
+        return [self.folder / name for name in self.steps.get(step, {}).get("places", [])]
+
+    # --------------------------------------------------------------------------------------------- a step's progress
+
+    def begin(self, step: str, key: str, places: Iterable[Path]) -> None:
+        """Note that a step is being made, and where; an interrupted one goes on, with the time it has taken so far."""
+        if not self.interrupted(step, key):
+            seconds = self.steps[step].get("seconds", 0.0) if self.finished(step, key) else 0.0
+            self.steps[step] = {"fingerprint": key, "seconds": seconds}
+        self.steps[step]["places"] = [self._name(path) for path in places]
+        self.save()
+
+    def spent(self, step: str, seconds: float) -> None:
+        """Add to the time a step has taken, over all attempts."""
+        self.steps[step]["seconds"] = round(self.steps[step].get("seconds", 0.0) + seconds, 3)
+
+    def finish(self, step: str, summary: dict[str, Any], outputs: Iterable[Path], needed: Iterable[Path]) -> None:
+        """Note that a step is done, in numbers what it did, and what each of its files is."""
+        self.steps[step].update(
+            finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            summary=summary,
+            outputs=self._states(outputs),
+            needed=self._states(needed),
+        )
+        self.save()
+
+    def _states(self, paths: Iterable[Path]) -> dict[str, list[Any]]:
+        files = [file for path in paths for file in (walk(path) if path.is_dir() else [path]) if file.is_file()]
+        return {self._name(file): [*file_times(file), digest_of(file)] for file in files}
+
+    def _name(self, path: Path) -> str:
+        """A path as the manifest has it: relative, so that a run directory can be moved; absolute outside of it."""
+        inside = path.absolute().is_relative_to(self.folder.absolute())
+        return str(path.absolute().relative_to(self.folder.absolute()) if inside else path.absolute())
+
+    # ------------------------------------------------------------------------------------- whose a file or folder is
+
+    def clear(self, step: str, paths: Iterable[Path]) -> None:
+        """Remove files and folders of a step that is to be made again.
+
+        Raises:
+            UserError: among them are files that this run did not write, which stay as they are, like all others.
+        """
+        entry, paths = self.steps.get(step, {}), [path for path in paths if path.exists() or path.is_symlink()]
+        for path in paths:
+            if path.is_symlink():
+                self._refuse(path, f"{step} is to be made again")
+            if entry.get("finished"):
+                for strange in self._strangers(path, entry["outputs"]):
+                    self._refuse(strange, f"{step} is to be made again")
+        for path in paths:
+            remove(path)
+            known_digests.pop(str(path.absolute()), None)
+
+    def _strangers(self, path: Path, ours: Iterable[str]) -> list[Path]:
+        """What a finished step has not written of a file or folder that is to be removed."""
+        if not path.is_dir():
+            return []
+        files = [file for file in walk(path) if self._name(file) not in ours]
+        return [path, *files] if self._name(path) in ours else files  # a folder in the place of a file
+
+    def make_room(self, step: str, places: Iterable[Path]) -> None:
+        """Put aside what other steps have written where a step is to write.
+
+        Raises:
+            UserError: something lies there that no step of this run has written.
+        """
+        places = list(places)
+        for other, entry in self.steps.items():
+            taken = [name for name in entry.get("places", []) if self.folder / name in places]
+            if other != step and taken:
+                slug = other.replace("/", "-").replace(" ", "-")
+                self._move(other, {name: f"{DISPLACED}/{slug}/{name}" for name in taken})
+        for path in places:
+            if (path.exists() or path.is_symlink()) and path not in self.places(step):
+                self._refuse(path, f"it lies where the step {step} writes")
+
+    def bring(self, step: str, places: list[Path]) -> None:
+        """Move what a finished step wrote elsewhere (another step had its place) to where it belongs now."""
+        wanted = [self._name(path) for path in places]
+        have = self.steps[step].get("places", [])
+        if have != wanted:
+            self.make_room(step, [path for path, name in zip(places, wanted, strict=True) if name not in have])
+            self._move(step, dict(zip(have, wanted, strict=True)))
+
+    def _move(self, step: str, names: dict[str, str]) -> None:
+        """Move files and folders of a step; noted before it is done, so that a kill in between is made up for."""
+        entry = self.steps[step]
+        names = {old: new for old, new in names.items() if old != new}
+        entry["places"] = [names.get(name, name) for name in entry["places"]]
+        entry["outputs"] = {_renamed(name, names): state for name, state in entry.get("outputs", {}).items()}
+        self.content["moves"] = [[old, new] for old, new in names.items()]
+        for new in names.values():  # what an earlier displacement of the same step has left there is outdated
+            remove(self.folder / new) if new.startswith(f"{DISPLACED}/") else None
+        self.save()
+        self._finish_moves()
+
+    def _finish_moves(self) -> None:
+        for old, new in self.content["moves"]:
+            source, target = self.folder / old, self.folder / new
+            if source.exists() and not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(source, target)
+        if self.content["moves"]:
+            self.content["moves"] = []
+            self.save()
+
+    def _refuse(self, path: Path, why: str) -> None:
+        raise UserError(
+            f"{path} was not written by this run, but {why}. Nothing is touched: move it away, or choose another "
+            "--run-dir; then run the same command again."
+        )
+
+
+def _renamed(name: str, names: dict[str, str]) -> str:
+    for old, new in names.items():
+        if name == old or name.startswith(f"{old}/"):
+            return new + name[len(old) :]
+    return name
+
+
+class SharedSteps:
+    """Finished steps that several runs have in common: ``<folder>/<step>-<fingerprint>/`` holds what a step made.
+
+    The fingerprint stands for everything a step's result depends on, so a run may take a step that another run has
+    made, files and measured time alike, instead of making it again.
+
+    Args:
+        folder: Where the steps lie, on one file system with the runs if linking is to save space.
+        run_folder: The run directory that takes and gives.
+    """
+
+    def __init__(self, folder: Path, run_folder: Path) -> None:
+        self.folder = folder
+        self.run_folder = run_folder
+
+    def _place(self, step: str, key: str) -> Path:
+        return self.folder / f"{step.replace('/', '-').replace(' ', '-')}-{key}"
+
+    def entry(self, step: str, key: str) -> dict[str, Any] | None:
+        """The manifest entry of a step that another run has finished, its files checked; None where there is none."""
+        place = self._place(step, key)
+        found = read_sealed(place / "step.json")
+        if not found:
+            return None
+        for name, state in found["outputs"].items():
+            if not (place / name).is_file() or digest_of(place / name) != state[3]:
+                logger.warning("%s is damaged: %s is made again", place / name, step)
+                remove(place)
+                return None
+        return found
+
+    def give(self, step: str, key: str, entry: dict[str, Any], roots: Iterable[Path]) -> None:
+        """Offer a finished step to other runs. Steps that leave no file in the run directory cost nothing: not kept."""
+        if not entry["outputs"] or self._place(step, key).exists():
+            return
+        with atomic_folder(self._place(step, key)) as partial:
+            for path in (path for path in roots if path.exists()):
+                link(path, partial / path.relative_to(self.run_folder))
+            write_sealed(partial / "step.json", entry)
+
+    def take(self, step: str, key: str, roots: Iterable[Path]) -> None:
+        """Put the files of a step that another run has finished into this run's directory."""
+        for path in roots:
+            source = self._place(step, key) / path.relative_to(self.run_folder)
+            if source.exists():
+                link(source, path)

@@ -1,0 +1,184 @@
+"""What a step is, and how one is done: kept where its files are still those that it wrote, else made."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from srd import parallel
+from srd.artifacts import fingerprint
+from srd.config import Recipe
+from srd.console import console
+from srd.run.context import Clock, Run
+
+Summary = dict[str, Any]  # numbers for the report: what a step did
+
+
+class Step:
+    """A step of a run. Its result is decided by the steps it comes after and by its other inputs.
+
+    Attributes:
+        name: In the manifest and on the screen.
+        shares: Whether other runs of a sweep may take its files.
+    """
+
+    name: str
+    shares = True
+
+    def after(self, recipe: Recipe) -> tuple[str, ...]:
+        """The steps whose results this one uses."""
+        return ()
+
+    def inputs(self, run: Run) -> list[Any]:
+        """What else decides the result (JSON-like)."""
+        return []
+
+    def outputs(self, run: Run) -> list[Path]:
+        """The files and folders that it writes, its own alone."""
+        return []
+
+    def scratch(self, run: Run) -> list[Path]:
+        """Unfinished work, which is worth keeping only while the inputs stay the same."""
+        return []
+
+    def needed(self, run: Run) -> list[Path]:
+        """Files that it writes where others may write too (a shared cache, answers): checked, never removed here."""
+        return []
+
+    def is_idle(self, run: Run) -> bool:
+        """Whether there turns out to be nothing to do."""
+        return False
+
+    def spoilt(self, run: Run, damaged: list[Path]) -> list[Path]:
+        """What to remove before damaged files are made again: all of an output that is damaged in part."""
+        roots = [root for root in self.outputs(run) if any(file.is_relative_to(root) for file in damaged)]
+        return [*roots, *(file for file in damaged if not any(file.is_relative_to(root) for root in roots))]
+
+    def make(self, run: Run) -> Summary:
+        """Load, compute, save."""
+        raise NotImplementedError
+
+    def open(self, run: Run) -> None:
+        """What every command does once the step is done."""
+
+
+def do(run: Run, step: Step) -> None:
+    """Do a step unless what it wrote is still there, made from the same inputs. ``run.keys`` gets its fingerprint."""
+    if parallel.on_main(lambda: step.is_idle(run)):
+        return
+    key = fingerprint(step.name, [run.keys.get(name) for name in step.after(run.recipe)], *step.inputs(run))
+    if not _is_kept(run, step, key) and not _is_taken(run, step, key):
+        _make(run, step, key)
+    run.keys[step.name] = key
+    step.open(run)
+
+
+def _is_kept(run: Run, step: Step, key: str) -> bool:
+    """Whether a step is done already; what is damaged of it is named and removed."""
+    manifest, outputs = run.manifest, step.outputs(run)
+
+    def look() -> list[str] | None:
+        if not manifest.finished(step.name, key):
+            return None
+        manifest.bring(step.name, [*outputs, *step.scratch(run)])
+        damaged = manifest.damaged(step.name)
+        manifest.clear(step.name, step.spoilt(run, damaged) if damaged else [])
+        return [str(path.relative_to(run.folder)) if path.is_relative_to(run.folder) else str(path) for path in damaged]
+
+    damaged = parallel.on_main(look)
+    if damaged == []:
+        console.print(f"[green]✓[/] {step.name} [dim](kept: nothing it depends on has changed)[/]")
+    elif damaged:
+        more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
+        console.print(
+            f"[yellow]![/] {step.name}: {', '.join(damaged[:3])}{more}: missing, or not what this step wrote. "
+            "It is made again.", soft_wrap=True,
+        )  # fmt: skip
+    return damaged == []
+
+
+def _is_taken(run: Run, step: Step, key: str) -> bool:
+    """Take a step that another run has made from the same inputs, if there is one."""
+    shared = run.shared
+    if shared is None or not step.shares:
+        return False
+    entry = parallel.on_main(lambda: shared.entry(step.name, key))
+    if entry is None:
+        return False
+    if parallel.is_main():
+        places = _clear_the_way(run, step, key)
+        run.manifest.begin(step.name, key, places)
+        shared.take(step.name, key, step.outputs(run))
+        run.manifest.steps[step.name].update(seconds=entry["seconds"], shared=True)
+        run.manifest.finish(step.name, entry["summary"], step.outputs(run), step.needed(run))
+    parallel.barrier()
+    console.print(f"[green]✓[/] {step.name} [dim](shared: another run has made it)[/]")
+    return True
+
+
+def _clear_the_way(run: Run, step: Step, key: str) -> list[Path]:
+    """Remove what the step wrote from other inputs, and put aside what other steps wrote in its places."""
+    manifest, places = run.manifest, [*step.outputs(run), *step.scratch(run)]
+    if not manifest.interrupted(step.name, key) and not manifest.finished(step.name, key):
+        manifest.clear(step.name, manifest.places(step.name))
+    manifest.make_room(step.name, places)
+    return places
+
+
+def _make(run: Run, step: Step, key: str) -> None:
+    """Make a step, keep the time it takes, and note what it wrote."""
+    manifest = run.manifest
+    parallel.on_main(lambda: manifest.begin(step.name, key, _clear_the_way(run, step, key)))
+    console.print(f"[bold]• {step.name}[/]")
+
+    def spend(seconds: float) -> None:
+        if parallel.is_main():
+            manifest.spent(step.name, seconds)
+            manifest.save()
+
+    run.clock = Clock(spend)
+    try:
+        summary = step.make(run)
+        run.clock.look()
+    finally:
+        run.clock = None
+    _give_memory_back()
+    if parallel.is_main():
+        manifest.finish(step.name, summary, step.outputs(run), step.needed(run))
+        if run.shared is not None and step.shares:
+            run.shared.give(step.name, key, manifest.steps[step.name], step.outputs(run))
+    parallel.barrier()
+    seconds = manifest.steps[step.name]["seconds"] if parallel.is_main() else 0.0
+    told = ", ".join(f"{name} {_shown(value)}" for name, value in summary.items() if value is not None)
+    console.print(f"[green]✓[/] {step.name} [dim]{seconds:.1f} s{' · ' if told else ''}{told}[/]")
+
+
+def _give_memory_back() -> None:
+    """Return what was freed to the system: of the import of a million rows the allocators would keep 0.6 GB."""
+    pa.default_memory_pool().release_unused()
+    with contextlib.suppress(AttributeError, TypeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def needed_steps(steps: Sequence[Step], recipe: Recipe, wanted: Sequence[str]) -> list[Step]:
+    """The steps of a flow that some of them need, in the order of the flow."""
+    by_name = {step.name: step for step in steps}
+    found: set[str] = set()
+    todo = list(wanted)
+    while todo:
+        name = todo.pop()
+        if name in by_name and name not in found:
+            found.add(name)
+            todo += by_name[name].after(recipe)
+    return [step for step in steps if step.name in found]

@@ -1,0 +1,139 @@
+"""The evaluation: teacher, starting student and every trained student answer the test examples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from srd import parallel
+from srd.artifacts import atomic_write, fingerprint
+from srd.config import Recipe
+from srd.console import progress_bar
+from srd.data.encoding import Encoder
+from srd.evaluation import Benchmark, Contender, compare, evaluate, read_benchmark
+from srd.metrics import rouge_l
+from srd.models.generation import Decoding, generate
+from srd.predictions import SUMMARIES, evaluation_files
+from srd.report import examples_to_show
+from srd.run.assemble import load, load_writer
+from srd.run.context import Run
+from srd.run.identity import plugins_identity, task_identity
+from srd.run.steps.base import Step, Summary
+from srd.tables import positions
+from srd.tasks import get_task
+
+
+class Evaluation(Step):
+    """``evaluation/``."""
+
+    name = "evaluation"
+    shares = False  # its answers are shared one by one
+
+    def after(self, recipe: Recipe) -> tuple[str, ...]:
+        ranking = ("ranking",) if recipe.training.curriculum is not None else ()
+        return ("examples", "teacher", "student", *ranking, *(f"train/{label}" for label in recipe.arms))
+
+    def inputs(self, run: Run) -> list[Any]:
+        recipe = run.recipe
+        tasks = [task_identity(task) for task in recipe.evaluation.tasks]
+        settings = recipe.evaluation.model_dump(exclude={"tasks"})
+        generation, frames = recipe.generation.model_dump(), [run.encoding, run.teacher_frame]
+        return [settings, tasks, *frames, generation, plugins_identity(recipe)]
+
+    def outputs(self, run: Run) -> list[Path]:
+        return [run.files.evaluation / name for name in SUMMARIES]
+
+    def needed(self, run: Run) -> list[Path]:
+        return [file for file in evaluation_files(run.files.evaluation) if file not in self.outputs(run)]
+
+    def make(self, run: Run) -> Summary:
+        settings, generation, folder = run.recipe.evaluation, run.recipe.generation, run.files.evaluation
+        sources = models_of(run)
+        wanted = settings.models or list(sources)
+        tests = benchmarks(run)
+        # Another engine draws other samples.
+        engine = [generation.engine] if generation.engine != "transformers" else []
+        contenders = [
+            Contender(
+                name,
+                fingerprint(sources[name][1], run.encoding, *engine, *(run.teacher_frame if name == "teacher" else [])),
+                _loader(run, name, *sources[name]),
+            )
+            for name in wanted
+        ]
+        with progress_bar("answers") as update:
+
+            def told(title: str, done: int, total: int) -> None:
+                update(done, total, title)
+                run.tick()
+
+            evaluate(
+                contenders, tests, folder, batch_size=generation.batch_size, progress=told,
+                shared=run.shared.folder / "answers" if run.shared else None,
+                scoring={"allow_code_execution": settings.allow_code_execution},
+            )  # fmt: skip
+        main = run.recipe.training.label
+        if main in wanted and parallel.is_main():
+            compare(folder, wanted, tests, against=main)
+        _answer_training_samples(run)
+        return {
+            "models": len(wanted),
+            "tasks": len(tests),
+            "answers": len(wanted) * sum(len(t.seeds) * len(t.examples) for t in tests),
+        }
+
+
+def models_of(run: Run) -> dict[str, tuple[str, str, dict[str, Any]]]:
+    """The models of a run by name: where each lies, its fingerprint, how it is loaded."""
+    return {
+        "teacher": (run.teacher_source, run.keys["teacher"], run.teacher_options()),
+        "student": (run.start_source, run.keys["student"], run.start_options()),
+        **{arm: (str(run.files.student(arm)), run.keys[f"train/{arm}"], {}) for arm in run.recipe.arms},
+    }
+
+
+def benchmarks(run: Run) -> list[Benchmark]:
+    """The run's own test split, and the tasks that the recipe names."""
+    settings, generation = run.recipe.evaluation, run.recipe.generation
+    seeds = tuple(settings.seeds) if settings.temperature > 0 else tuple(settings.seeds[:1])
+    test = run.split("test")
+    if settings.limit and settings.limit < len(test):
+        test = test.select(range(settings.limit))
+    decoding = Decoding(generation.max_new_tokens, settings.temperature, settings.top_p)
+    own = Benchmark("test", get_task("instruction"), test, decoding, seeds)
+    allow = settings.allow_code_execution
+    tasks = [
+        read_benchmark(task.name, task.path, label=task.label, limit=task.limit, allow_code_execution=allow)
+        for task in settings.tasks
+    ]
+    return [own, *tasks]
+
+
+def _loader(
+    run: Run, name: str, source: str, identity: str, options: dict[str, Any]
+) -> Callable[[], tuple[Any, Encoder]]:
+    return lambda: (load_writer(source, run, options), run.teacher_encoder if name == "teacher" else run.encoder)
+
+
+def _answer_training_samples(run: Run) -> None:
+    """Let the final student answer the training prompts that the report shows."""
+    if "ranking" not in run.keys or not parallel.is_main():
+        return
+    shown = [name for names in examples_to_show(pq.read_table(run.files.ranked)).values() for name in names]
+    train = run.split("train")
+    rows = train.select(np.sort(positions(shown, train))).to_list()
+    prompts, _, _ = run.encoder.prompts(rows)
+    arm = run.recipe.training.label
+    model = load(str(run.files.student(arm)), run, {})
+    texts = generate(
+        model, run.tokenizer, prompts, [row["id"] for row in rows], Decoding(run.recipe.generation.max_new_tokens)
+    )
+    with atomic_write(run.files.train_samples) as partial, open(partial, "w", encoding="utf-8") as file:
+        for row, text in zip(rows, texts, strict=True):
+            score = rouge_l(text, row["references"])
+            file.write(json.dumps({"id": row["id"], "model": arm, "text": text, "rouge_l": score}) + "\n")

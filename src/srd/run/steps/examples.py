@@ -1,0 +1,111 @@
+"""The examples: read, split, limited and (where asked) corrupted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from srd import parallel
+from srd.config import Recipe
+from srd.data.corruption import corrupt
+from srd.data.examples import split_examples
+from srd.data.sources import load_source
+from srd.errors import UserError
+from srd.run.context import Run
+from srd.run.folder import SPLITS
+from srd.run.identity import source_identity
+from srd.run.steps.base import Step, Summary
+from srd.tables import column, map_large, repeated, write_table
+
+
+class Examples(Step):
+    """``examples/{train,validation,test}.parquet``."""
+
+    name = "examples"
+
+    def inputs(self, run: Run) -> list[Any]:
+        data = run.recipe.data
+        sources = [source_identity(source) for source in (data.train, data.validation, data.test)]
+        settings = data.model_dump(
+            include={"validation_size", "test_size", "train_limit", "validation_limit", "test_limit", "corruption"}
+        )
+        return [sources, settings, run.recipe.seed]
+
+    def outputs(self, run: Run) -> list[Path]:
+        return [run.files.examples(name) for name in SPLITS]
+
+    def make(self, run: Run) -> Summary:
+        return check_count(parallel.on_main(lambda: self._write(run)))
+
+    def _write(self, run: Run) -> Summary:
+        splits = read_splits(run.recipe)
+        ids = {name: column(splits[name], "id") for name in SPLITS}
+        if len(twice := repeated(pa.chunked_array([chunk for name in SPLITS for chunk in ids[name].chunks]))):
+            first, second, *_ = (name for name in SPLITS for _ in range(pc.sum(pc.equal(ids[name], twice[0])).as_py()))
+            raise UserError(f"the id '{twice[0]}' is in {first} and in {second}: ids must be unique.")
+        for name in SPLITS:
+            write_table(splits[name], run.files.examples(name))
+        return {name: len(splits[name]) for name in SPLITS}
+
+    def open(self, run: Run) -> None:
+        parallel.on_main(lambda: map_large(self.outputs(run), run.files.mapped))
+
+
+def check_count(sizes: Summary) -> Summary:
+    """Refuse more processes than there are training examples."""
+    if parallel.processes() > sizes["train"]:
+        raise UserError(
+            f"{parallel.processes()} processes are more than the {sizes['train']} training examples. "
+            "Start fewer processes, or give more examples."
+        )
+    return sizes
+
+
+def read_splits(recipe: Recipe) -> dict[str, datasets.Dataset]:
+    """The examples of a recipe by split: read, split, limited and (where asked) corrupted."""
+    data, seed = recipe.data, recipe.seed
+    splits = _load_splits(recipe)
+    limits = {"train": data.train_limit, "validation": data.validation_limit, "test": data.test_limit}
+    for name, limit in limits.items():
+        if limit is not None and limit < len(splits[name]):
+            chosen = np.sort(np.random.default_rng(seed).permutation(len(splits[name]))[:limit])
+            splits[name] = splits[name].select(chosen)
+    if data.corruption:
+        splits["train"] = corrupt(splits["train"], data.corruption.share, data.corruption.kinds, seed)
+    return splits
+
+
+def _load_splits(recipe: Recipe) -> dict[str, datasets.Dataset]:
+    """Train, validation and test: as the source has them, as the recipe names them, or split off by id."""
+    data, seed = recipe.data, recipe.seed
+    loaded = load_source(data.train, seed=seed)
+    splits = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+    for name, source in (("validation", data.validation), ("test", data.test)):
+        if source is not None:
+            other = load_source(source, seed=seed)
+            splits[name] = other.get(name, next(iter(other.values()))) if isinstance(other, dict) else other
+    if "train" not in splits:
+        found = " and ".join(f"{name} ({len(rows)})" for name, rows in sorted(splits.items()))
+        raise UserError(
+            f"data.train has no training rows, only {found} (of Dolly the first 1000 rows are validation). "
+            f"Give more rows, or train on these: data.train.split={min(splits)}"
+        )
+    missing = {
+        name: size
+        for name, size in (("validation", data.validation_size), ("test", data.test_size))
+        if name not in splits
+    }
+    if missing:
+        parts = split_examples(splits["train"], missing.get("validation", 0), missing.get("test", 0), seed)
+        splits.update({name: parts[name] for name in ("train", *missing) if name in parts})
+        if absent := [name for name in missing if name not in parts]:
+            raise UserError(
+                f"{len(splits['train'])} training examples are too few to split off {absent[0]} data. "
+                f"Name a file as data.{absent[0]}, raise data.{absent[0]}_size, or give more examples."
+            )
+    return splits

@@ -1,0 +1,44 @@
+"""The ranking: rank the training data and lay out the stages of the main training's curriculum."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from srd import parallel
+from srd.config import Recipe
+from srd.curriculum import Curriculum
+from srd.run.assemble import ranked_scores
+from srd.run.context import Run
+from srd.run.steps.base import Step, Summary
+from srd.tables import write_table
+
+
+class Ranking(Step):
+    """``curriculum/ranked.parquet``."""
+
+    name = "ranking"
+
+    def after(self, recipe: Recipe) -> tuple[str, ...]:
+        return ("reflection",)
+
+    def curriculum(self, run: Run) -> Curriculum:
+        """The main training's curriculum; the paper's where it has none."""
+        return run.curriculum_of(run.recipe.training) or Curriculum()
+
+    def inputs(self, run: Run) -> list[Any]:
+        settings = self.curriculum(run).model_dump(exclude={"temperature", "weight", "reflect_again"})
+        return [settings, run.recipe.data.bad_rows]
+
+    def outputs(self, run: Run) -> list[Path]:
+        return [run.files.ranked]
+
+    def make(self, run: Run) -> Summary:
+        curriculum = self.curriculum(run)
+        laid_out = curriculum.assign(ranked_scores(run, curriculum))
+        if parallel.is_main():
+            write_table(laid_out, run.files.ranked)
+        kept = np.asarray(laid_out["kept"])
+        return {"kept": int(np.sum(kept)), "dropped": int(np.sum(~kept))}

@@ -1,0 +1,42 @@
+"""The reflection: the starting student answers every training prompt."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from srd.config import Recipe
+from srd.reflection import ranking_warnings
+from srd.run.assemble import keep_scores, load_writer, longest_answer, mean_scores, reflect_on
+from srd.run.context import Run
+from srd.run.steps.base import Step, Summary
+
+logger = logging.getLogger(__name__)
+
+
+class Reflection(Step):
+    """``reflection/scores.parquet``."""
+
+    name = "reflection"
+
+    def after(self, recipe: Recipe) -> tuple[str, ...]:
+        return ("examples", "student")
+
+    def inputs(self, run: Run) -> list[Any]:
+        return [run.encoding, longest_answer(run), run.recipe.generation.model_dump()]
+
+    def outputs(self, run: Run) -> list[Path]:
+        return [run.files.scores]
+
+    def scratch(self, run: Run) -> list[Path]:
+        return [run.files.batches]
+
+    def make(self, run: Run) -> Summary:
+        model = load_writer(run.start_source, run, run.start_options())
+        scores = reflect_on(run, model, run.files.batches)
+        for warning in ranking_warnings(scores):
+            logger.warning(warning)
+        summary = mean_scores(scores)
+        keep_scores(scores, run.files.scores, run.files.batches)
+        return summary

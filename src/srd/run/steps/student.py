@@ -1,0 +1,114 @@
+"""The starting student: its own model or a shortened teacher, warmed up if the recipe asks for it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from srd import parallel
+from srd.artifacts import atomic_write, remove
+from srd.config import Recipe
+from srd.distillation import train
+from srd.models.loading import load_model, save_model
+from srd.models.shrink import drop_layers
+from srd.run.assemble import parameters, training_of
+from srd.run.context import Run, load_options
+from srd.run.identity import model_identity, plugins_identity
+from srd.run.steps.base import Step, Summary
+from srd.trainer import make_collator
+
+SHRINK_EXAMPLES = 64  # training examples whose hidden states decide which layers go
+
+
+class Student(Step):
+    """``start/``, where the student is not a model that is taken as it is."""
+
+    name = "student"
+    label = "warm_start"
+
+    def after(self, recipe: Recipe) -> tuple[str, ...]:
+        student, warm = recipe.student, recipe.student.warm_start
+        if not is_made(recipe):
+            return ()
+        steps = ["examples"]
+        if student.model is None or (warm is not None and needs_teacher(warm)):
+            steps.append("teacher")
+        if warm is not None:
+            steps += teaching_steps(recipe, warm)
+        return tuple(steps)
+
+    def inputs(self, run: Run) -> list[Any]:
+        student, warm = run.recipe.student, run.recipe.student.warm_start
+        own = [model_identity(student)] if student.model else []
+        if not is_made(run.recipe):
+            return own
+        settings = [student.drop_layers, warm and warm.model_dump(exclude={"log_to"}), run.encoding, run.recipe.seed]
+        return [*own, student.dtype, *settings, plugins_identity(run.recipe) if warm else None]
+
+    def outputs(self, run: Run) -> list[Path]:
+        if not is_made(run.recipe):
+            return []
+        return [run.files.start, *([run.files.log(self.label)] if run.recipe.student.warm_start else [])]
+
+    def scratch(self, run: Run) -> list[Path]:
+        return [run.files.start_work] if is_made(run.recipe) else []
+
+    def make(self, run: Run) -> Summary:
+        student, warm, work = run.recipe.student, run.recipe.student.warm_start, run.files.start_work
+        if not is_made(run.recipe):
+            return {"parameters": parameters(str(student.model))}
+        dropped = _shorten(run, work / "shortened")
+        source = str(work / "shortened") if student.drop_layers else str(student.model)
+        summary: Summary = {}
+        if warm is not None:
+            options = {} if student.drop_layers else load_options(student)
+            with training_of(run, self.label, warm, work, source, options) as training:
+                summary = train(training, run.files.start)
+        elif parallel.is_main() and (work / "shortened").exists():
+            os.replace(work / "shortened", run.files.start)
+        parallel.barrier()
+        return {"parameters": parameters(run.start_source), "dropped_layers": dropped, **summary}
+
+    def open(self, run: Run) -> None:
+        if parallel.is_main():
+            remove(run.files.start_work)
+
+
+def is_made(recipe: Recipe) -> bool:
+    """Whether the starting student is made here, and not a model that is taken as it is."""
+    return bool(recipe.student.drop_layers or recipe.student.warm_start or not recipe.student.model)
+
+
+def needs_teacher(training: Any) -> bool:
+    """Whether a training's result depends on the teacher."""
+    return bool(training.needs_teacher or training.method.name == "seqkd")
+
+
+def teaching_steps(recipe: Recipe, training: Any) -> list[str]:
+    """The steps that bring the teacher's part to a training: its text, or its cache."""
+    if training.method.name == "seqkd":
+        return ["teacher text"]
+    cached = training.needs_teacher and not training.on_policy and recipe.cache.enabled is not False
+    return ["cache"] if cached else []
+
+
+def _shorten(run: Run, target: Path) -> str | None:
+    """Write the shortened model, unless an interrupted attempt has."""
+    student = run.recipe.student
+    if not student.drop_layers:
+        return None
+    note = target.parent / "dropped.txt"
+    if parallel.is_main() and not (note.exists() and (target.exists() or run.files.start.exists())):
+        source, options = (str(student.model), load_options(student)) if student.model else (
+            run.teacher_source, {**run.teacher_options(), "dtype": "float32"})  # fmt: skip
+        model = load_model(source, tokenizer=run.tokenizer, **options)
+        examples, collate = run.encoded("train"), make_collator(model, run.tokenizer)
+        rows = [examples[i] for i in range(min(SHRINK_EXAMPLES, len(examples)))]
+        batches = [collate(rows[start : start + 8]) for start in range(0, len(rows), 8)]
+        shorter, dropped = drop_layers(model, student.drop_layers, batches)
+        save_model(shorter, run.tokenizer, target)
+        with atomic_write(note) as partial:
+            partial.write_text("; ".join(f"{stack} {layers}" for stack, layers in dropped.items()), encoding="utf-8")
+    parallel.barrier()
+    return note.read_text(encoding="utf-8")

@@ -1,0 +1,172 @@
+"""The teacher: taken as it is, or fine-tuned first; the text it writes, and the cache of what it says."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+
+from srd import parallel
+from srd.artifacts import remove
+from srd.config import Recipe
+from srd.data.turns import without_end
+from srd.distillation import train
+from srd.models.generation import Decoding, generate_tokens
+from srd.models.loading import stop_token_ids
+from srd.run.assemble import (
+    cache_dtype,
+    collator,
+    load,
+    load_writer,
+    needed_cache_bytes,
+    parameters,
+    place_of_cache,
+    training_of,
+)
+from srd.run.context import Run, load_options
+from srd.run.identity import model_identity
+from srd.run.steps.base import Step, Summary
+from srd.tables import write_table
+from srd.teacher_cache import build_cache
+
+logger = logging.getLogger(__name__)
+
+TEACHER_TEXT = pa.schema(
+    [("id", pa.string()), ("response", pa.string()), ("tokens", pa.list_(pa.int32())), ("ended", pa.bool_())]
+)
+
+
+class Teacher(Step):
+    """``teacher/``, where the recipe fine-tunes it."""
+
+    name = "teacher"
+    label = "teacher_sft"
+
+    def after(self, recipe: Recipe) -> tuple[str, ...]:
+        return ("examples",) if recipe.teacher.sft else ()
+
+    def inputs(self, run: Run) -> list[Any]:
+        teacher = run.recipe.teacher
+        if teacher.sft is None:
+            return [model_identity(teacher)]
+        return [model_identity(teacher), teacher.sft.model_dump(), run.encoding, run.recipe.seed]
+
+    def outputs(self, run: Run) -> list[Path]:
+        return [run.files.teacher, run.files.log(self.label)] if run.recipe.teacher.sft else []
+
+    def scratch(self, run: Run) -> list[Path]:
+        return [run.files.teacher_work] if run.recipe.teacher.sft else []
+
+    def make(self, run: Run) -> Summary:
+        teacher = run.recipe.teacher
+        if teacher.sft is None:
+            return {"parameters": parameters(teacher.model)}
+        options = load_options(teacher)
+        with training_of(run, self.label, teacher.sft, run.files.teacher_work, teacher.model, options) as training:
+            summary = train(training, run.files.teacher)
+        return {"parameters": parameters(run.teacher_source), **summary}
+
+    def open(self, run: Run) -> None:
+        if parallel.is_main():
+            remove(run.files.teacher_work)
+
+
+class TeacherText(Step):
+    """``seqkd/responses.parquet``: the teacher's own answers to the training prompts."""
+
+    name = "teacher text"
+
+    def after(self, recipe: Recipe) -> tuple[str, ...]:
+        return ("examples", "teacher")
+
+    def longest(self, recipe: Recipe) -> int:
+        """Tokens of an answer: the most that any training asks for."""
+        return max(t.method.max_new_tokens for t in recipe.student_trainings if t.method.name == "seqkd")
+
+    def inputs(self, run: Run) -> list[Any]:
+        engine = [run.recipe.generation.engine] if run.recipe.generation.engine != "transformers" else []
+        return [run.encoding, run.teacher_frame, self.longest(run.recipe), *engine]
+
+    def outputs(self, run: Run) -> list[Path]:
+        return [run.files.teacher_text]
+
+    def make(self, run: Run) -> Summary:
+        rows, encoder = run.encoded_for_teacher("train"), run.teacher_encoder
+        done, longest = 0, self.longest(run.recipe)
+        model = load_writer(run.teacher_source, run, run.teacher_options())
+        with run.progress("teacher writes") as update:
+
+            def count(more: int) -> None:
+                nonlocal done
+                done += more
+                update(done, len(rows))
+
+            answers = generate_tokens(
+                model, encoder.tokenizer, rows.prompts, rows.ids, Decoding(longest),
+                batch_size=run.recipe.generation.batch_size, progress=count, share=parallel.processes() > 1,
+            )  # fmt: skip
+        written = [without_end(ids, stop_token_ids(model, encoder.tokenizer)) for ids in answers]
+        written = [_known_tokens(*answer, len(run.tokenizer)) for answer in written]
+        texts = run.tokenizer.batch_decode([tokens for tokens, _ in written], skip_special_tokens=True)
+        if parallel.is_main():
+            columns = {"tokens": [tokens for tokens, _ in written], "ended": [ended for _, ended in written]}
+            table = pa.table({"id": rows.ids, "response": texts, **columns}, schema=TEACHER_TEXT)
+            write_table(datasets.Dataset(table), run.files.teacher_text)
+        cut = sum(not ended for _, ended in written)
+        if cut:
+            logger.warning(
+                "%d of the teacher's %d answers (%.0f %%) were cut at %d tokens: the student learns no end from them. "
+                "A higher max_new_tokens of the method lets more of them end.",
+                cut, len(texts), 100 * cut / len(texts), longest,
+            )  # fmt: skip
+        return {"examples": len(texts), "empty": sum(not text.strip() for text in texts), "cut": cut}
+
+
+def _known_tokens(tokens: list[int], ended: bool, count: int) -> tuple[list[int], bool]:
+    """What a teacher wrote up to a token that the student does not have; what follows is cut."""
+    known = list(itertools.takewhile(lambda token: token < count, tokens))
+    return known, ended and len(known) == len(tokens)
+
+
+class Cache(Step):
+    """``cache/``, or the folder that the recipe names: the teacher's hidden states for all training examples."""
+
+    name = "cache"
+    shares = False  # a sweep's runs have one cache folder
+
+    def after(self, recipe: Recipe) -> tuple[str, ...]:
+        return ("examples", "teacher")
+
+    def is_idle(self, run: Run) -> bool:
+        needed = needed_cache_bytes(run)
+        if needed <= run.recipe.cache.limit_gb * 1e9:
+            return False
+        logger.warning(
+            "the teacher cache would take %.1f GB, more than cache.limit_gb = %g: the live teacher is used instead",
+            needed / 1e9, run.recipe.cache.limit_gb,
+        )  # fmt: skip
+        return True
+
+    def inputs(self, run: Run) -> list[Any]:
+        return [run.encoding, run.width, cache_dtype(run)]
+
+    def needed(self, run: Run) -> list[Path]:
+        return [place_of_cache(run)]
+
+    def make(self, run: Run) -> Summary:
+        examples, dtype = run.encoded("train"), cache_dtype(run)
+        with run.progress("teacher") as update:
+            build_cache(
+                place_of_cache(run),
+                lambda: load(run.teacher_source, run, run.teacher_options()),
+                examples,
+                collator(run),
+                dtype=dtype,
+                batch_size=run.recipe.generation.batch_size,
+                progress=update,
+            )
+        return {"examples": len(examples), "bytes": needed_cache_bytes(run)}

@@ -1,0 +1,85 @@
+"""One of the compared trainings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from srd import parallel
+from srd.artifacts import atomic_write
+from srd.config import Recipe
+from srd.distillation import train
+from srd.run.assemble import cache_dtype, training_of
+from srd.run.context import Run
+from srd.run.identity import plugins_identity, source_identity
+from srd.run.steps.base import Step, Summary
+from srd.run.steps.student import Student, needs_teacher, teaching_steps
+from srd.run.steps.teacher import Teacher
+
+
+class Training(Step):
+    """``stages/``, ``student/`` (of all but the main training in ``baselines/<label>/``) and ``logs/<label>.jsonl``.
+
+    Args:
+        label: Of the training among the recipe's.
+    """
+
+    shares = False
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.name = f"train/{label}"
+
+    def after(self, recipe: Recipe) -> tuple[str, ...]:
+        training = recipe.arms[self.label]
+        steps = ["examples", "student"]
+        if needs_teacher(training):
+            steps += ["teacher", *teaching_steps(recipe, training)]
+        if training.curriculum is not None:
+            steps.append("reflection")
+        return tuple(steps)
+
+    def inputs(self, run: Run) -> list[Any]:
+        recipe, config = run.recipe, run.recipe.arms[self.label]
+        found: list[Any] = [config.model_dump(exclude={"log_to"}), run.encoding, recipe.seed]
+        found += [recipe.generation.model_dump(exclude={"engine"}), plugins_identity(recipe)]
+        if recipe.data.plain_text is not None:
+            found.append(source_identity(recipe.data.plain_text))
+        if needs_teacher(config):
+            found.append(cache_dtype(run) if recipe.cache.enabled is not False else None)
+        return found
+
+    def outputs(self, run: Run) -> list[Path]:
+        return [run.files.student(self.label), run.files.stages(self.label), run.files.log(self.label)]
+
+    def spoilt(self, run: Run, damaged: list[Path]) -> list[Path]:
+        """The student alone is written again; a stage is trained again, with all that came after it.
+
+        A log is written by training only: without it everything is trained again.
+        """
+        student, stages, log = self.outputs(run)
+        if log in damaged:
+            return [student, stages, log]
+        hurt = [int(path.relative_to(stages).parts[0]) for path in damaged if path.is_relative_to(stages)]
+        later = [path for path in stages.iterdir() if int(path.name) >= min(hurt)] if hurt else []
+        return [student, *later]
+
+    def make(self, run: Run) -> Summary:
+        config, files = run.recipe.arms[self.label], run.files
+        folder = files.training(self.label)
+        folder.mkdir(parents=True, exist_ok=True)
+        with training_of(run, self.label, config, folder, run.start_source, run.start_options()) as training:
+            return train(training, files.student(self.label))
+
+    def open(self, run: Run) -> None:
+        parallel.on_main(lambda: write_metrics(run))
+
+
+def write_metrics(run: Run) -> None:
+    """Put what all trainings logged together in ``metrics.jsonl``, unless it says just that already."""
+    labels = (Teacher.label, Student.label, *run.recipe.arms)
+    logs = [run.files.log(label) for label in labels]
+    text = b"".join(log.read_bytes() for log in logs if log.is_file())
+    if not run.files.metrics.is_file() or run.files.metrics.read_bytes() != text:
+        with atomic_write(run.files.metrics) as partial:
+            partial.write_bytes(text)

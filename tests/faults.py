@@ -1,0 +1,126 @@
+"""Faults on order: a process that dies, a disk that is full, at any write of a run.
+
+`srd.artifacts.seam` is called three times at every file that is written: before it is begun, when it is whole under its
+partial name, and when it has its own. A run that is started again and again, each time failing at the first place where
+none has failed before, goes through every place there is.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from srd import artifacts
+from srd.artifacts import read_json
+from srd.errors import RunError
+
+Place = tuple[str, str]
+
+
+class Places:
+    """Lets a fault happen at each place once.
+
+    Args:
+        folder: The run directory, in which places are named.
+        moments: Which of begin, replace and done.
+    """
+
+    def __init__(self, folder: Path, moments: tuple[str, ...] = ("begin", "replace", "done")) -> None:
+        self.folder = folder
+        self.moments = moments
+        self.seen: set[Place] = set()
+
+    @contextmanager
+    def failing(self, fault: Callable[[Place], None]) -> Iterator[None]:
+        """Call ``fault`` at the first place that is new."""
+        hit: list[Place] = []
+
+        def seam(moment: str, path: Path) -> None:
+            place = self._name(path), moment
+            if moment in self.moments and place not in self.seen and not hit:
+                hit.append(place)
+                fault(place)
+
+        before, artifacts.seam = artifacts.seam, seam
+        try:
+            yield
+        finally:
+            artifacts.seam = before
+            self.seen.update(hit)
+
+    def _name(self, path: Path) -> str:
+        name = str(path.relative_to(self.folder)) if path.is_relative_to(self.folder) else path.name
+        if name.endswith("manifest.json"):  # written many times: once for every state of the steps
+            steps = (read_json(self.folder / "manifest.json") or {}).get("steps", {})
+            name += f" {[(step, 'finished' in entry) for step, entry in steps.items()]}"
+        return name
+
+
+def in_a_process_of_its_own(work: Callable[[], object]) -> tuple[int, str]:
+    """Do something in a forked process.
+
+    Returns:
+        Its exit status (minus the signal, if one killed it) and the traceback of an exception.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        status = 0
+        try:
+            work()
+        except BaseException:
+            os.write(writing, traceback.format_exc().encode()[-4000:])
+            status = 1
+        finally:
+            os._exit(status)
+    os.close(writing)
+    with open(reading, encoding="utf-8") as file:
+        said = file.read()
+    _, state = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(state), said
+
+
+def kill_at_every_place(work: Callable[[], object], places: Places, most: int = 400) -> int:
+    """Start ``work`` until it ends, killed by SIGKILL at every new place; how often it was killed."""
+    note = places.folder.parent / f"{places.folder.name}.killed-at"
+
+    def die(place: Place) -> None:
+        note.write_text("\t".join(place), encoding="utf-8")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def attempt() -> None:
+        with places.failing(die):
+            work()
+
+    for count in range(most):
+        status, said = in_a_process_of_its_own(attempt)
+        if status == 0:
+            return count
+        assert status == -signal.SIGKILL, said
+        name, moment = note.read_text(encoding="utf-8").split("\t")
+        places.seen.add((name, moment))
+    raise AssertionError(f"still not done after {most} kills")
+
+
+def disk_full(place: Place) -> None:
+    """What Python says when a disk is full."""
+    raise OSError(errno.ENOSPC, "No space left on device", place[0])
+
+
+def fail_at_every_place(work: Callable[[], object], places: Places, fault: Callable[[Place], None]) -> list[str]:
+    """Start ``work`` until it ends, failing with a RunError at every new place; what each of them said."""
+    said = []
+    while True:
+        try:
+            with places.failing(fault):
+                work()
+        except RunError as error:
+            said.append(str(error))
+        else:
+            return said

@@ -1,0 +1,178 @@
+"""What a run directory knows of its files: whose they are, and whether they are as they were written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from srd.artifacts import known_digests
+from srd.errors import UserError
+from srd.run.manifest import Manifest, SharedSteps
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def made(folder: Path, step: str = "training", key: str = "abc", place: str = "student") -> Manifest:
+    """A manifest of one finished step that wrote two files."""
+    manifest = Manifest(folder)
+    manifest.make_room(step, [folder / place])
+    manifest.begin(step, key, [folder / place])
+    write(folder / place / "weights", f"weights of {step} {key}")
+    write(folder / place / "config", "config")
+    manifest.finish(step, {"examples": 3}, [folder / place], [])
+    return manifest
+
+
+def test_a_step_is_done_while_its_files_are_what_it_wrote(tmp_path: Path) -> None:
+    made(tmp_path)
+    again = Manifest(tmp_path)
+    assert again.finished("training", "abc") and not again.finished("training", "other")
+    assert again.damaged("training") == []
+    assert again.steps["training"]["summary"] == {"examples": 3}
+
+
+DAMAGES = {
+    "missing": lambda path: path.unlink(),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "longer": lambda path: path.write_bytes(path.read_bytes() + b"x"),
+    "empty": lambda path: path.write_bytes(b""),
+    "a byte flipped": lambda path: path.write_bytes(b"W" + path.read_bytes()[1:]),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_noticed(tmp_path: Path, damage: str) -> None:
+    made(tmp_path)
+    path = tmp_path / "student" / "weights"
+    state = path.stat()
+    DAMAGES[damage](path)
+    if path.is_file():
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert Manifest(tmp_path).damaged("training") == [path]
+
+
+def test_a_copied_or_touched_directory_is_read_once_and_kept(tmp_path: Path) -> None:
+    made(tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    for file in (tmp_path / "copy" / "student").iterdir():
+        os.utime(file, ns=(1, 1))
+    manifest = Manifest(tmp_path / "copy")
+    assert manifest.damaged("training") == []
+    manifest.save()
+    known_digests.clear()
+    again = Manifest(tmp_path / "copy")
+    known_digests.clear()
+    assert again.damaged("training") == [] and not known_digests, "nothing was hashed: the times are known now"
+
+
+def test_an_interrupted_step_keeps_its_time_and_another_starts_anew(tmp_path: Path) -> None:
+    manifest = Manifest(tmp_path)
+    manifest.begin("training", "abc", [])
+    manifest.spent("training", 2.5)
+    manifest.save()
+    again = Manifest(tmp_path)
+    assert again.interrupted("training", "abc") and not again.interrupted("training", "other")
+    again.begin("training", "abc", [])
+    again.spent("training", 1.5)
+    assert again.steps["training"]["seconds"] == 4.0
+    again.begin("training", "changed", [])
+    assert again.steps["training"] == {"fingerprint": "changed", "seconds": 0.0, "places": []}
+    again.finish("training", {}, [], [])
+    assert json.loads((tmp_path / "manifest.json").read_text())["steps"] == again.steps
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\xff", b"[]", b"{}", b'{"steps": {}}', None])
+def test_a_damaged_manifest_has_a_copy(tmp_path: Path, content: bytes | None) -> None:
+    steps = made(tmp_path).steps
+    path = tmp_path / "manifest.json"
+    path.unlink() if content is None else path.write_bytes(content)
+    assert Manifest(tmp_path).steps == steps
+    (tmp_path / ".manifest.json").write_bytes(b"x")
+    path.write_bytes(content or b"y")
+    with pytest.raises(UserError, match=r"manifest\.json is damaged, .*none is touched"):
+        Manifest(tmp_path)
+    assert (tmp_path / "student" / "weights").exists()
+
+
+def test_two_steps_never_share_a_place(tmp_path: Path) -> None:
+    """The files of the first go aside when the second takes its place, and come back when it is wanted again."""
+    place = tmp_path / "student"
+    made(tmp_path, "train/srd")
+    manifest = made(tmp_path, "train/kd")
+    assert (place / "weights").read_text() == "weights of train/kd abc"
+    assert manifest.damaged("train/srd") == [] == manifest.damaged("train/kd")
+    manifest = Manifest(tmp_path)
+    manifest.bring("train/srd", [place])
+    assert (place / "weights").read_text() == "weights of train/srd abc"
+    assert manifest.damaged("train/srd") == [] == manifest.damaged("train/kd")
+    assert (tmp_path / "displaced" / "train-kd" / "student" / "weights").exists()
+
+
+def test_a_move_that_was_killed_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path, "train/srd")
+    manifest = Manifest(tmp_path)
+
+    def killed() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(manifest, "_finish_moves", killed)
+    with pytest.raises(KeyboardInterrupt):
+        manifest.make_room("train/kd", [tmp_path / "student"])
+    assert (tmp_path / "student").exists()
+    again = Manifest(tmp_path)
+    assert not (tmp_path / "student").exists() and again.damaged("train/srd") == []
+
+
+def test_what_is_not_ours_is_not_touched(tmp_path: Path) -> None:
+    write(tmp_path / "student" / "mine", "mine")
+    with pytest.raises(UserError, match=r"student was not written by this run, but it lies where .* train/kd writes"):
+        Manifest(tmp_path).make_room("train/kd", [tmp_path / "student"])
+    shutil.rmtree(tmp_path / "student")
+    manifest = made(tmp_path)
+    notes = write(tmp_path / "student" / "notes.txt", "mine")
+    with pytest.raises(UserError, match=r"notes\.txt was not written by this run, but training is to be made again"):
+        manifest.clear("training", [tmp_path / "student"])
+    assert notes.read_text() == "mine" and (tmp_path / "student" / "weights").exists()
+    notes.unlink()
+    manifest.clear("training", [tmp_path / "student"])
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_folder_in_the_place_of_a_file_and_a_link_are_not_removed(tmp_path: Path) -> None:
+    manifest = made(tmp_path)
+    weights = tmp_path / "student" / "weights"
+    weights.unlink()
+    write(weights / "mine", "mine")
+    with pytest.raises(UserError, match="was not written by this run"):
+        manifest.clear("training", manifest.damaged("training"))
+    assert (weights / "mine").exists()
+    shutil.move(tmp_path / "student", tmp_path / "elsewhere")
+    (tmp_path / "student").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="was not written by this run"):
+        manifest.clear("training", [tmp_path / "student"])
+    assert (tmp_path / "student").is_symlink() and (tmp_path / "elsewhere").is_dir()
+
+
+def test_shared_steps_are_checked_before_they_are_taken(tmp_path: Path) -> None:
+    manifest = made(tmp_path / "one")
+    shared = SharedSteps(tmp_path / "shared", tmp_path / "one")
+    shared.give("training", "abc", manifest.steps["training"], [tmp_path / "one" / "student"])
+    other = SharedSteps(tmp_path / "shared", tmp_path / "two")
+    assert other.entry("training", "other") is None
+    entry = other.entry("training", "abc")
+    assert entry is not None and entry["summary"] == {"examples": 3}
+    other.take("training", "abc", [tmp_path / "two" / "student"])
+    assert (tmp_path / "two" / "student" / "weights").read_text() == "weights of training abc"
+    (file,) = (tmp_path / "shared").glob("*/student/weights")
+    file.unlink()
+    file.write_text("changed")
+    assert other.entry("training", "abc") is None and not list((tmp_path / "shared").iterdir())
