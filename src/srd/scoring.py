@@ -69,7 +69,8 @@ def score_files(
     columns = [chosen.scoring_columns(reference.row, reference.place) for reference in expected]
     scores = chosen.score(texts, Dataset.from_list(columns), allow_code_execution=allow_code_execution)
     percentages = {name: 100 * value for name, value in scores.metrics.items()}
-    return {**percentages, "count": len(expected), **scores.details}
+    left_out = scores.details.get("not_counted", {}).get("count", 0)
+    return {**percentages, "count": len(expected) - left_out, **scores.details}
 
 
 def _read(path: Path) -> list[_Placed]:

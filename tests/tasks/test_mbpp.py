@@ -158,25 +158,26 @@ def test_models_may_use_the_operators_that_the_row_relies_on_and_no_others() -> 
     right, _, test, _ = JUDGED["a class of its own"]
     rows = [{"code": right, "test_list": [test]}]
     rows.append({"code": "def f(): return 2", "test_list": ["assert f() - 1 < 2"]})
-    liar = "class A:\n    __sub__ = __lt__ = lambda self, other: True\ndef f(): return A()"
+    rows.append({"code": right + "\ndef f(): return 2", "test_list": [test, "assert f() == 2"]})
+    liar = "class A:\n    __sub__ = __lt__ = __eq__ = lambda self, other: True\ndef f(): return A()"
     examples = Dataset.from_list([task.scoring_columns(row, "here") for row in rows])
-    scores = task.score([right, liar], examples, allow_code_execution=True)
-    assert scores.per_example["pass@1"].tolist() == [1.0, 0.0]
+    scores = task.score([right, liar, f"{right}\n{liar}"], examples, allow_code_execution=True)
+    assert scores.per_example["pass@1"].tolist() == [1.0, 0.0, 0.0]
 
 
 def test_rows_whose_own_program_fails_are_told_and_not_counted(caplog: pytest.LogCaptureFixture) -> None:
     task = get_task("mbpp")
-    bad = {**ROW, "test_list": ["assert add(1, 2) == 4"]}
+    bad = {**ROW, "task_id": 12, "test_list": ["assert add(1, 2) == 4"]}
     liar = "class A:\n    __eq__ = lambda self, other: True\ndef add(a, b): return A()"
     examples = Dataset.from_list([task.scoring_columns(row, "here") for row in (ROW, bad, ROW)])
     with caplog.at_level("WARNING"):
         scores = task.score([RIGHT, RIGHT, liar], examples, allow_code_execution=True)
     assert scores.metrics == {"pass@1": 0.5}
     assert scores.per_example["pass@1"].tolist() == pytest.approx([1.0, float("nan"), 0.0], nan_ok=True)
-    assert scores.details["not_counted"] == {"count": 1, "first": ["row 2"]}
-    assert "1 of 3 rows are left out" in caplog.text and "row 2 (test 1: the assertion does not hold)" in caplog.text
+    assert scores.details["not_counted"] == {"count": 1, "first": ["mbpp-12"]}
+    assert "1 of 3 rows are left out" in caplog.text and "mbpp-12 (test 1: the assertion does not hold)" in caplog.text
     assert task.judgeable(examples, allow_code_execution=True) == [0, 2]
-    with pytest.raises(UserError, match=r"no row's own program.*row 1"):
+    with pytest.raises(UserError, match=r"no row's own program.*mbpp-12"):
         task.score([RIGHT], examples.select([1]), allow_code_execution=True)
 
 

@@ -31,6 +31,7 @@ XSUM = [
     {"document": "", "summary": "Nothing.", "id": "2"},
 ]
 IWSLT = [{"translation": {"en": "Hello", "de": "Hallo", "fr": "Bonjour"}}]
+IWSLT_PAIR = [{"translation": {"en": "Hello", "de": "Hallo"}}]
 
 
 def written(folder: Path, rows: list[dict[str, Any]]) -> Path:
@@ -71,7 +72,8 @@ def test_decoding_is_the_published_one() -> None:
         ("dolly", MINILLM, "Name a colour.", ["Red", "Blue it is"]),
         ("gsm8k", GSM8K, "1+1?", [GSM8K[0]["answer"]]),
         ("xsum", XSUM, "Summarize the following article in one sentence.", ["Short."]),
-        ("iwslt2017", IWSLT, "Translate from English to German.", ["Hallo"]),
+        ("iwslt2017", IWSLT_PAIR, "Translate from English to German.", ["Hallo"]),
+        ("iwslt2017:en-de", IWSLT, "Translate from English to German.", ["Hallo"]),
         ("iwslt2017:fr-en", IWSLT, "Translate from French to English.", ["Hello"]),
     ],
 )
@@ -106,6 +108,14 @@ def test_unreachable_hub_says_how_to_give_a_file(monkeypatch: pytest.MonkeyPatch
 def test_translation_row_without_the_language_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"rows\.jsonl:1: field 'translation'.*'en-it'"):
         get_task("iwslt2017:en-it").examples(written(tmp_path, IWSLT))
+
+
+def test_a_pair_is_not_chosen_among_several_languages(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: .*3 languages \(de, en, fr\).*iwslt2017:en-de"):
+        get_task("iwslt2017").examples(written(tmp_path, IWSLT))
+    with pytest.raises(UserError, match="3 languages"):
+        get_task("iwslt2017").scoring_columns(IWSLT[0], "here")
+    assert get_task("iwslt2017:fr-en").scoring_columns(IWSLT[0], "here") == {"references": ["Hello"]}
 
 
 def test_text_metrics() -> None:

@@ -20,15 +20,19 @@ TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
 
 @dataclass(frozen=True)
 class Iwslt2017Task(Task):
-    """BLEU and chrF of one direction, ``pair`` (source first)."""
+    """BLEU and chrF of one direction, ``pair`` (source first).
+
+    Where the name does not say the pair (``named``), a row in more than its two languages leaves it open.
+    """
 
     pair: str = "en-de"
+    named: bool = False
 
     def for_pair(self, pair: str) -> Iwslt2017Task:
         """Return the task in another direction, such as "fr-en"; raises UserError for an unknown language."""
         split_language_pair(pair)
         hub = Hub("IWSLT/iwslt2017", f"iwslt2017-{pair}", revision="refs/convert/parquet")
-        return replace(self, pair=pair, hub=hub, title=f"IWSLT2017 {pair}")
+        return replace(self, pair=pair, named=True, hub=hub, title=f"IWSLT2017 {pair}")
 
     def is_test_row(self, row: Row) -> bool:
         """Leave out published rows with an empty side."""
@@ -60,6 +64,11 @@ class Iwslt2017Task(Task):
                 f"{place}: field 'translation' needs a text for each language of {self.pair!r}, found "
                 f"{texts!r:.80}. "
                 "For another pair say so in the name: iwslt2017:fr-en"
+            )
+        if len(texts) > 2 and not self.named:
+            raise UserError(
+                f"{place}: field 'translation' is in {len(texts)} languages ({', '.join(sorted(texts))}), and the "
+                f"task's name does not say which pair is meant: write iwslt2017:{self.pair}, or the pair that you mean"
             )
         return str(texts[target])
 
@@ -95,4 +104,5 @@ IWSLT2017 = Iwslt2017Task(
     primary="bleu",
     decoding=Decoding(max_new_tokens=256),
     reference_fields=("references", "output"),
-).for_pair("en-de")
+)
+IWSLT2017 = replace(IWSLT2017.for_pair(IWSLT2017.pair), named=False)

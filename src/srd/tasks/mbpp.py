@@ -113,7 +113,9 @@ class MbppTask(Task):
         names, imports = list(program_names(code)), program_imports(code)
         if not names:
             _check_helpers(trees, place)
-        return {"references": [code], "tests": tests, "setup": setup, "imports": imports, "names": names}
+        shown = place if row.get("task_id") is None else f"mbpp-{row['task_id']}"
+        columns = {"references": [code], "tests": tests, "setup": setup, "imports": imports, "names": names}
+        return {**columns, "shown": shown}
 
     def judgeable(self, examples: Dataset, *, allow_code_execution: Permission) -> list[int]:
         """Return the positions of the examples whose own program passes their tests; say which ones do not."""
@@ -127,7 +129,7 @@ class MbppTask(Task):
         with_code = [program for program in own if program.source]
         found = dict(zip(with_code, check_references(with_code, allow=allow, timeout=TIMEOUT_SECONDS), strict=True))
         fit = [program not in found or found[program].passed for program in own]
-        failed = [(_shown(row, n), found[own[n]].reason) for n, row in enumerate(rows) if not fit[n]]
+        failed = [(row["shown"], found[own[n]].reason) for n, row in enumerate(rows) if not fit[n]]
         if failed:
             listed = "; ".join(f"{name} ({reason})" for name, reason in failed[:SHOWN])
             more = f" and {len(failed) - SHOWN} more" if len(failed) > SHOWN else ""
@@ -178,13 +180,9 @@ class MbppTask(Task):
             "reasons": dict(Counter(kind_of(verdict.reason) for verdict in verdicts).most_common()),
         }
         if len(kept) < len(fit):
-            left_out = [_shown(row, number) for number, row in enumerate(examples) if not fit[number]]
+            left_out = [name for name, good in zip(examples["shown"], fit, strict=True) if not good]
             details["not_counted"] = {"count": len(left_out), "first": left_out[:SHOWN]}
         return Scores(means({name: v[kept] for name, v in per_example.items()}), per_example, self.primary, details)
-
-
-def _shown(row: Row, number: int) -> str:
-    return str(row.get("id") or f"row {number + 1}")
 
 
 def _parsed(text: Any, field: str, place: str) -> ast.Module:
