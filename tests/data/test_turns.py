@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from srd.data.encoding import Encoder
@@ -51,6 +51,29 @@ SHAPES: dict[str, tuple[list[str], str, list[str]]] = {
         LOOP + "<|{{ m.role }}|>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}",
         ["<|user|>"],
     ),
+    "always asking": (
+        ["<|user|>", "<|assistant|>", "<|end|>"],
+        LOOP + "<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>",
+        ["<|end|>"],
+    ),
+    "always asking and no end": (
+        ["<|user|>", "<|assistant|>"],
+        LOOP + "<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>",
+        ["<|user|>"],
+    ),
+    "an end of the whole": (
+        ["<|user|>", "<|assistant|>"],
+        LOOP + "<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% else %}{{ eos_token }}{% endif %}",
+        ["<eos>"],
+    ),
+    "refuses a second question": (
+        ["<|end|>"],
+        "{% if messages | length > 2 %}{{ raise_exception('no') }}{% endif %}"
+        + LOOP
+        + "{{ m.content }}<|end|>{% endfor %}",
+        ["<|end|>"],
+    ),
     "no control tokens": ([], LOOP + "### {{ m.role }}: {{ m.content }}\n{% endfor %}### assistant: ", ["<eos>"]),
     "refuses everything": ([], "{{ raise_exception('no') }}", ["<eos>"]),
 }
@@ -89,7 +112,7 @@ def test_an_answer_is_closed_as_the_chat_template_closes_it(shape: str, special:
     assert set(stop_token_ids(model, tokenizer)) == {tokenizer.eos_token_id, closing[-1]}
     if shape == "refuses everything":
         return
-    row = talk("Name it.", "whale", "Why?", "It is blue.")
+    row = talk("Name it.", "whale", "Why?", "It is blue.") if "second" not in shape else talk("Why?", "So.")
     encoded = one(tokenizer, row, max_length=300, max_prompt_length=250)
     assert encoded["response_ids"][-len(closing) :] == closing and not encoded["response_cut"]
     if turns.opening:  # then prompt and response are what the template makes of the conversation
@@ -215,6 +238,31 @@ def test_the_words_of_a_control_token_are_words(
     if longest == 400:
         text = get_template(template, tokenizer).text(examples_from_rows([row], "rows")[0])
         assert tokenizer.decode(encoded["prompt_ids"]) == text
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+def test_words_stay_words_where_texts_begin_with_a_space(scheme: str, caplog: pytest.LogCaptureFixture) -> None:
+    """SentencePiece's way, with a space before a text, or before every stretch between control tokens."""
+    tokenizer = tiny_tokenizer("llama")
+    characters = sorted(set("▁\n" + CHAT_TEMPLATE + TYPED + "so it?"))
+    backend = Tokenizer(
+        models.BPE(vocab={c: i for i, c in enumerate(["<unk>", *characters])}, merges=[], unk_token="<unk>")
+    )
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    backend.decoder = decoders.Metaspace(prepend_scheme=scheme, split=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="<|im_end|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|endoftext|>"]})
+    tokenizer.chat_template = CHAT_TEMPLATE
+    with caplog.at_level(logging.WARNING):
+        encoded = one(tokenizer, talk(TYPED, "so"))
+    assert "there they are words" in caplog.text and "cannot tell" not in caplog.text
+    known = set(tokenizer.added_tokens_decoder) - {tokenizer.unk_token_id}
+    control = [token for token in encoded["prompt_ids"] if token in known]
+    assert tokenizer.convert_ids_to_tokens(control) == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
+    plain = one(tokenizer, talk("what is it? and it", "so"))
+    assert (
+        encoded["prompt_ids"][:8] == plain["prompt_ids"][:8] and encoded["prompt_ids"][-8:] == plain["prompt_ids"][-8:]
+    )
 
 
 def test_where_a_tokenizer_cannot_tell_words_from_tokens_it_is_said(caplog: pytest.LogCaptureFixture) -> None:

@@ -18,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
+# What a stretch of text is read behind: SentencePiece puts a space before a text, but none behind a control token.
+GUARDS = ("", "\n")
 ASKED, ANSWERED, ASKED_AGAIN = "QzAsked", "QzAnswered", "QzAskedAgain"
 
 
@@ -108,17 +110,25 @@ def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
 def _chat_end(tokenizer: Any, added: set[int]) -> list[int]:
     """What the chat template writes behind an assistant's message, up to the first control token."""
     talk = [{"role": "user", "content": ASKED}, {"role": "assistant", "content": ANSWERED}]
-    for messages in (talk, [*talk, {"role": "user", "content": ASKED_AGAIN}]):
-        text = _rendered(tokenizer, messages)
-        if ANSWERED not in text:
-            continue
-        behind = text.rpartition(ANSWERED)[2].partition(ASKED_AGAIN)[0]
-        answer, whole = _ids(tokenizer, ANSWERED), _ids(tokenizer, ANSWERED + behind)
-        tail = whole[len(answer) :] if whole[: len(answer)] == answer else _ids(tokenizer, behind)
-        for place, token in enumerate(tail):
-            if token in added and (token != tokenizer.bos_token_id or token == tokenizer.eos_token_id):
-                return tail[: place + 1]
-    logger.warning("the chat template closes an answer with no control token: %s closes them", tokenizer.eos_token)
+    last = _behind_answer(tokenizer, talk, added)
+    middle = _behind_answer(tokenizer, [*talk, {"role": "user", "content": ASKED_AGAIN}], added)
+    # Behind the last message may stand what asks for another answer; behind one in the middle stands its end only.
+    found = last if not middle or last[-1:] == [tokenizer.eos_token_id] else middle
+    if not found:
+        logger.warning("the chat template closes an answer with no control token: %s closes them", tokenizer.eos_token)
+    return found
+
+
+def _behind_answer(tokenizer: Any, messages: list[dict[str, str]], added: set[int]) -> list[int]:
+    text = _rendered(tokenizer, messages)
+    if ANSWERED not in text:
+        return []
+    behind = text.rpartition(ANSWERED)[2].partition(ASKED_AGAIN)[0]
+    answer, whole = _ids(tokenizer, ANSWERED), _ids(tokenizer, ANSWERED + behind)
+    tail = whole[len(answer) :] if whole[: len(answer)] == answer else _ids(tokenizer, behind)
+    for place, token in enumerate(tail):
+        if token in added and (token != tokenizer.bos_token_id or token == tokenizer.eos_token_id):
+            return tail[: place + 1]
     return []
 
 
@@ -194,13 +204,15 @@ class ControlText:
         """
         self.note(name, *(text for text, content in pieces if content))
         harmless = [(self._pattern.sub("", text) if content else text, content) for text, content in pieces]
-        kept = self._apart(pieces)
-        if kept is not None and self._apart(harmless) == _ids(self._tokenizer, "".join(text for text, _ in harmless)):
-            return kept
+        expected = _ids(self._tokenizer, "".join(text for text, _ in harmless))
+        for guard in GUARDS:
+            kept = self._apart(pieces, guard)
+            if kept is not None and self._apart(harmless, guard) == expected:
+                return kept
         self.untold.add(name)
         return _ids(self._tokenizer, "".join(text for text, _ in pieces))
 
-    def _apart(self, pieces: Sequence[tuple[str, bool]]) -> list[int] | None:
+    def _apart(self, pieces: Sequence[tuple[str, bool]], guard: str) -> list[int] | None:
         """Read the stretches between the frame's control tokens as plain text; None where that cannot be done."""
         stretches, tokens = [""], []
         for text, content in pieces:
@@ -208,14 +220,17 @@ class ControlText:
             stretches[-1] += first
             stretches += rest[1::2]
             tokens += [self._control[word] for word in rest[::2]]
-        read = [self._plain(stretch) for stretch in stretches]
+        read = [self._plain(stretches[0]), *(self._plain(stretch, guard) for stretch in stretches[1:])]
         if any(self._forbidden.intersection(ids) for ids in read):
             return None
         return read[0] + [token for one, ids in zip(tokens, read[1:], strict=True) for token in (one, *ids)]
 
-    def _plain(self, text: str) -> list[int]:
+    def _plain(self, text: str, guard: str = "") -> list[int]:
         if not text:
             return []
-        read = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
-        ids: list[int] = read["input_ids"]
-        return ids
+        read = self._tokenizer(
+            [guard + text, guard], add_special_tokens=False, split_special_tokens=True, verbose=False
+        )
+        ids, before = read["input_ids"]
+        kept: list[int] = ids[len(before) :] if guard and ids[: len(before)] == before else ids
+        return kept
