@@ -1,7 +1,6 @@
 """What the processes of `tests/test_parallel*.py` do; started by torchrun or accelerate, two at a time.
 
 parallel_worker.py run RECIPE RUN_DIR [RECIPE RUN_DIR ...]      the whole flow of each recipe
-parallel_worker.py fail RECIPE RUN_DIR                          the second process fails in its third step
 parallel_worker.py kill PLACE CALL PROCESS RECIPE RUN_DIR       SIGKILL of a process at its CALL-th call of PLACE
 parallel_worker.py check FOLDER                                 the helpers of srd.parallel, one report a process
 """
@@ -64,22 +63,6 @@ def run(recipe: str, folder: str) -> None:
     run_all(opened)
     if hasattr(opened, "_lock"):
         close(opened)
-
-
-def fail(recipe: str, folder: str) -> None:
-    from srd import parallel
-    from srd.errors import RunError
-    from srd.trainer import DistillTrainer
-
-    original = DistillTrainer.compute_loss
-
-    def compute_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if parallel.process() == 1 and self.state.global_step == 2:
-            raise RunError("the disk of this node has failed")
-        return original(self, *args, **kwargs)
-
-    DistillTrainer.compute_loss = compute_loss  # type: ignore[method-assign]
-    command_line(recipe, folder)
 
 
 def kill(place: str, call: str, number: str, recipe: str, folder: str) -> None:
@@ -156,7 +139,7 @@ def main() -> None:
         for recipe, folder in zip(arguments[::2], arguments[1::2], strict=True):
             run(recipe, folder)
     else:
-        {"fail": fail, "kill": kill, "check": check}[command](*arguments)
+        {"kill": kill, "check": check}[command](*arguments)
     parallel.leave()
 
 

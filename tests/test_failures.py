@@ -17,9 +17,10 @@ import safetensors.torch
 import torch
 
 from srd import cli, failures, parallel
-from srd.console import console, visible
+from srd.console import console
 from srd.errors import RunError, UserError
 from srd.failures import disk_is_full, explain, memory_is_full
+from srd.text import visible
 from tests.tiny import tiny_tokenizer
 
 FULL = "/dev/full"  # every write to it finds the disk full

@@ -17,8 +17,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from srd.console import console, set_up_logging
+from srd.console import Terminal, console, set_up_logging
 from srd.errors import RunError, UserError
+from srd.text import visible
 
 app = typer.Typer(
     help="Selective Reflection Distillation: a small language model from a large one.",
@@ -110,18 +111,21 @@ def recipes(
     if schema:
         print(json.dumps(Recipe.model_json_schema(), indent=2))
     elif name:
-        print(recipe_yaml(load_recipe(name)), end="")
+        _echo(recipe_yaml(load_recipe(name)).rstrip("\n"))
     else:
         table = Table("recipe", "what it does", box=None, pad_edge=False)
         for known in shipped_recipes():
             table.add_row(known, load_recipe(known).description)
-        typer.echo(_plain(table))
+        _echo(_plain(table))
+
+
+def _echo(text: object) -> None:
+    """Print on standard output: as it is for a program that reads it, fit to be shown on a terminal."""
+    typer.echo(visible(str(text)) if sys.stdout.isatty() else str(text))
 
 
 def _plain(table: Table) -> str:
-    from rich.console import Console
-
-    wide = Console(width=console.width if console.is_terminal else 160)
+    wide = Terminal(width=console.width if console.is_terminal else 160)
     with wide.capture() as captured:
         wide.print(table)
     return captured.get().rstrip()
@@ -163,7 +167,7 @@ def sft(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = N
 def reflect_command(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = None) -> None:
     """Let the student answer the training prompts, and score the answers."""
     run, _ = _step("reflection", recipe, overrides, run_dir)
-    typer.echo(run.files.scores)
+    _echo(run.files.scores)
 
 
 @app.command("rank")
@@ -195,7 +199,7 @@ def rank_command(
             drop_bad="set data.bad_rows=drop",
         )
         run, _ = _step("ranking", recipe, overrides, run_dir)
-        typer.echo(run.files.ranked)
+        _echo(run.files.ranked)
         return
     _without_effect(context, "has no effect with --scores", recipe="leave it out", run_dir="leave it out")
     if by != "random":
@@ -214,14 +218,14 @@ def rank_command(
     except UserError as error:
         raise UserError(f"{scores}: {error}") from error
     write_table(ranked, output)
-    typer.echo(output)
+    _echo(output)
 
 
 @app.command()
 def distill(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = None) -> None:
     """Train the recipe's students, with everything that must come before."""
     run, _ = _step("training", recipe, overrides, run_dir)
-    typer.echo(run.files.student(run.recipe.training.label))
+    _echo(run.files.student(run.recipe.training.label))
 
 
 @app.command("evaluate")
@@ -260,7 +264,7 @@ def evaluate_command(
     if not task:
         _without_effect(context, "is for --task", **RECIPE_SAYS)
         run, _ = _step("evaluation", model, overrides, run_dir)
-        typer.echo(run.files.results)
+        _echo(run.files.results)
         return
     from srd import parallel
     from srd.benchmarking import evaluate_models, results_table
@@ -287,7 +291,7 @@ def evaluate_command(
 def report(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = None) -> None:
     """Write the HTML report of a run from what it has so far."""
     _, path = _step("report", recipe, overrides, run_dir)
-    typer.echo(path)
+    _echo(path)
 
 
 @app.command("curate")
@@ -303,7 +307,7 @@ def curate_command(
     _folder(output)
     run = open_run(recipe, overrides, run_dir)
     for path in curate(run, output):
-        typer.echo(path)
+        _echo(path)
 
 
 @app.command("plan")
@@ -320,8 +324,6 @@ def plan_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Say what a run would do and cost (passes, steps, time, disk, memory), without loading a weight."""
-    from rich.console import Console
-
     from srd.config import load_recipe
     from srd.run.plan import make_plan, measured_flops_per_second, print_plan
 
@@ -332,7 +334,7 @@ def plan_command(
     if as_json:
         print(json.dumps(made.as_json(), indent=2))
     else:
-        print_plan(made, Console(highlight=False, width=console.width if console.is_terminal else 120))
+        print_plan(made, Terminal(highlight=False, width=console.width if console.is_terminal else 120))
 
 
 @app.command("sweep")
@@ -349,10 +351,10 @@ def sweep_command(
     opened = Sweep(find_sweep(sweep), folder, overrides)
     outcomes = opened.outcomes() if list_cells else opened.run()
     for outcome in outcomes if list_cells else []:
-        typer.echo(f"{outcome.state:8} {outcome.cell.title}")
+        _echo(f"{outcome.state:8} {outcome.cell.title}")
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     if not list_cells:
-        typer.echo(opened.folder / "sweep.html")
+        _echo(opened.folder / "sweep.html")
     if failed and not list_cells:
         names = "; ".join(f"{outcome.cell.title}: {outcome.error}" for outcome in failed)
         raise RunError(f"{len(failed)} of {len(outcomes)} cells failed: {names}. The same command tries them again.")

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.text import Text
 
 from srd import parallel
-
-# What a terminal obeys instead of showing (cursor, colours, bells) and what turns the direction of the text around.
-INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+from srd.text import visible
 
 
-def visible(text: str) -> str:
-    """Write control characters, direction marks and half characters as escapes, so that no text acts on a terminal."""
-    return INVISIBLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
-
-
-class _Console(Console):
+class Terminal(Console):
     """A console on which no text of ours, whatever names and values it quotes, acts on the terminal."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        return super().render_str(visible(text), **options)
+        return super().render_str(visible(text), **options)  # before it is laid out
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
 class _Formatter(logging.Formatter):
@@ -39,7 +36,7 @@ class _Formatter(logging.Formatter):
         return visible(super().format(record))
 
 
-console = _Console(stderr=True, highlight=False, quiet=not parallel.is_main())
+console = Terminal(stderr=True, highlight=False, quiet=not parallel.is_main())
 QUIET_SECONDS = 20.0  # a log file, unlike a terminal, gets a line every so often
 
 

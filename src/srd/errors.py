@@ -10,11 +10,18 @@ class UserError(ValueError):
     """Wrong input or configuration. The command line prints its message and exits with status 2.
 
     The message says the value, the place (file, line, field) and the remedy.
+
+    Attributes:
+        on_all: Whether every process of the run has raised it, so that all may go on together.
     """
+
+    on_all = False
 
 
 class RunError(RuntimeError):
     """Something failed while running, through no fault of the configuration: exit status 1, no traceback."""
+
+    on_all = False
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

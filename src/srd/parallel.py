@@ -231,6 +231,14 @@ def together(work: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]  # without an error there is a result
 
 
+def can_go_on(error: Exception) -> bool:
+    """Whether all processes have this error, so that they are still in step and may try something else.
+
+    An error of one process alone leaves the others where they wait for it: it has to end, and the launcher ends them.
+    """
+    return processes() == 1 or (isinstance(error, UserError | RunError) and error.on_all)
+
+
 def check_same(what: dict[str, Any]) -> None:
     """Refuse processes that were not started alike, such as nodes with different recipes or versions.
 
@@ -285,5 +293,6 @@ def _outcome(outcomes: list[Any]) -> Any:
     """The first result, unless one of the attempts failed."""
     for _, error in outcomes:
         if error is not None:
+            error.on_all = True
             raise error
     return outcomes[0][0]

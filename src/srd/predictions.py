@@ -88,9 +88,9 @@ def read_scores(path: Path) -> dict[str, Any] | None:
 
 def read_answers(path: Path) -> list[dict[str, Any]] | None:
     """The rows of a file of answers; None where there is none, or it is not as it was when it was scored."""
-    if scores_path(path).exists() and read_scores(path) is None:
-        return None
     try:
+        if scores_path(path).exists() and read_scores(path) is None:
+            return None
         lines = path.read_text(encoding="utf-8").split("\n")
         rows = [json.loads(line) for line in lines if line]
     except (OSError, ValueError, RecursionError):

@@ -56,6 +56,7 @@ from srd.config import (
 )
 from srd.console import console, set_up_logging
 from srd.errors import RunError, UserError, nearest
+from srd.predictions import PREDICTIONS, listed, read_scores
 from srd.run.context import Run
 from srd.run.flow import run_all
 from srd.run.folder import lock
@@ -419,11 +420,10 @@ class Sweep:
     def _run_cell(self, cell: Cell) -> bool:
         """Run one cell unless it is done; False if there was nothing to do."""
         folder = self.folder / "cells" / cell.folder
-        noted = read_json(folder / RESULT, {})
         try:
-            recipe = self._recipe(cell)
-            identity = fingerprint(recipe.model_dump(), recipe_identity(recipe))
-            if noted.get("state") == "done" and noted.get("identity") == identity:
+            recipe = parallel.together(lambda: self._recipe(cell))
+            identity = parallel.on_main(lambda: fingerprint(recipe.model_dump(), recipe_identity(recipe)))
+            if parallel.on_main(lambda: _is_done(folder, identity)):
                 console.print("[green]✓[/] done before")
                 return False
             self._note(folder, {})
@@ -436,9 +436,14 @@ class Sweep:
         except Exception as error:  # one cell's failure must not cost the others; it is shown, kept and counted
             expected = isinstance(error, UserError | RunError)
             message = str(error) if expected else f"{type(error).__name__}: {error}"
+            failed = {"state": "failed", "error": message}
+            if not parallel.can_go_on(error):
+                if not parallel.is_lost(error):  # then it is the other process that knows why
+                    write_json(folder / RESULT, failed)
+                raise
             shown = escape(message if expected else traceback.format_exc())
             console.print(f"[bold red]failed:[/] {shown}", soft_wrap=True)
-            self._note(folder, {"state": "failed", "error": message})
+            self._note(folder, failed)
         return True
 
     def _note(self, folder: Path, result: dict[str, Any]) -> None:
@@ -481,6 +486,18 @@ class Sweep:
             write_json(known, {"identity": identity, "epochs": round(max(epochs, 0.01), 2)})
         parallel.barrier()
         return float(read_json(known)["epochs"])
+
+
+def _is_done(folder: Path, identity: str) -> bool:
+    """Whether a cell has been run from this recipe and these files, and its answers are as they were."""
+    noted = read_json(folder / RESULT, {})
+    if noted.get("state") != "done" or noted.get("identity") != identity:
+        return False
+    evaluation = folder / "evaluation"
+    changed = [name for name in listed(evaluation) if read_scores(evaluation / PREDICTIONS / name) is None]
+    if changed:
+        console.print(f"{escape(changed[0])} was changed or is missing: the cell is run again")
+    return not changed
 
 
 def _drop_weights(run: Run) -> None:

@@ -110,10 +110,9 @@ def test_any_part_may_be_missing(whole_run: Path, tmp_path: Path, absent: str) -
     assert summary_lines(run_dir)
 
 
-def test_every_text_from_data_is_escaped(tmp_path: Path) -> None:
-    hostile = '"><script>alert(1)</script>&'
-    run_dir = tmp_path / "run"
-    write_text(run_dir / "recipe.yaml", RECIPE + f"description: '{hostile}'\n")
+def write_hostile_run(run_dir: Path, hostile: str) -> Path:
+    """A run directory with one text in every place that takes one."""
+    write_text(run_dir / "recipe.yaml", RECIPE.replace("name: docstrings", f"name: {json.dumps(hostile)}"))
     names = ("id", "instruction", "input", "messages", "prompt", "corruption")
     write_parquet(run_dir / "examples" / "train.parquet", [dict.fromkeys(names, hostile) | {"references": [hostile]}])
     write_parquet(run_dir / "examples" / "test.parquet", [dict.fromkeys(names, hostile) | {"references": [hostile]}])
@@ -149,12 +148,43 @@ def test_every_text_from_data_is_escaped(tmp_path: Path) -> None:
         "machine": {hostile: hostile},
     }
     write_text(run_dir / "manifest.json", json.dumps(manifest))
-    text = read_page(run_dir)
+    return run_dir
+
+
+def page_and_screen(run_dir: Path) -> tuple[str, str]:
+    output = io.StringIO()
+    print_summary(run_dir, Console(file=output, width=2000))
+    return read_page(run_dir), output.getvalue()
+
+
+def test_every_text_from_data_is_escaped(tmp_path: Path) -> None:
+    hostile = '"><script>alert(1)</script>&'
+    text, screen = page_and_screen(write_hostile_run(tmp_path / "run", hostile))
     assert "<script" not in text
     assert text.count("&lt;script&gt;") > 20
-    output = io.StringIO()
-    print_summary(run_dir, Console(file=output, width=200))
-    assert "<script>alert(1)" in output.getvalue()
+    assert "<script>alert(1)" in screen
+
+
+#: What a terminal or a browser obeys: C0 but tab and line feed, delete, C1, and the marks and embeddings of direction.
+OBEYED = [*range(9), *range(0xB, 0x20), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F),
+          *range(0x2066, 0x206A)]  # fmt: skip
+
+
+def test_nothing_that_is_obeyed_reaches_page_or_screen(tmp_path: Path) -> None:
+    hostile = "".join(f"{chr(code)}x" for code in OBEYED)
+    for text in page_and_screen(write_hostile_run(tmp_path / "run", hostile)):
+        assert [f"{code:x}" for code in OBEYED if chr(code) in text] == []
+        assert r"\x1bx" in text and r"\u202ex" in text
+    run_dir = write_hostile_run(tmp_path / "raw", "text")
+    with open(run_dir / "recipe.yaml", "a") as file:
+        file.write("\u2003\u200ekey\u202e: \u2066value\n")
+    assert not set("\u200e\u202e\u2066") & set(read_page(run_dir))
+
+
+def test_a_very_long_text_is_cut_with_a_note(tmp_path: Path) -> None:
+    page = read_page(write_hostile_run(tmp_path / "run", "long " * 100_000))
+    assert len(page) < 2_000_000
+    assert page.count("more characters)") > 20
 
 
 def test_summary_says_gain_cost_and_places(whole_run: Path) -> None:

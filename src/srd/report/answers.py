@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
 
 from srd.predictions import predictions_path, read_answers
 from srd.report import words
 from srd.report.comparison import Model, baseline_of, main_model, primary_metrics
 from srd.report.difficulty import examples_to_show
 from srd.report.run_files import Row, RunFiles, finite, read_json_lines, read_parquet
+from srd.text import escape_html as escape
 
 GROUPS = {
     "easiest": ("Easiest", "The student nearly knew these already; training starts here."),
@@ -142,7 +142,7 @@ def card(label: str, example: Row, scores: Sequence[str], answers: Sequence[tupl
 
 def text_box(title: str, text: str | None, css_class: str) -> str:
     """Write one titled text; None is said to be unknown, an empty one to be empty."""
-    body = escape(words.shorten(text, TEXT_LIMIT)) if text else f"<em>{'unknown' if text is None else 'empty'}</em>"
+    body = escape(text, longest=TEXT_LIMIT) if text else f"<em>{'unknown' if text is None else 'empty'}</em>"
     return f'<div class="answer {css_class}"><h4>{escape(title)}</h4><p>{body}</p></div>'
 
 

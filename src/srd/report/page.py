@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from srd.report.figures import (
 )
 from srd.report.run_files import RunFiles, read_run
 from srd.report.tables import to_html
+from srd.text import escape_html as escape
 
 
 def build_report(run_dir: Path) -> Path:
@@ -197,7 +197,7 @@ def recipe_section(run: RunFiles) -> str:
 
 def highlight(line: str) -> str:
     """Escape a line of YAML and set its key apart."""
-    match = re.match(r"(\s*(?:- )?)([\w.\-/]+)(:(?:\s.*)?)$", line)
+    match = re.match(r"( *(?:- )?)([\w.\-/]+)(:(?: .*)?)$", line)
     if match is None:
         return escape(line)
     indent, key, rest = match.groups()

@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Literal
+
+from srd.text import escape_html as escape
 
 Mark = Literal["dot", "ring", "cross"]
 

@@ -5,12 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.table import Table as RichTable
 
 from srd.report.comparison import comparison_table, headline, models_of
 from srd.report.run_files import RunFiles, read_run
 from srd.report.tables import Table, best_cells, is_numeric, shown
+from srd.text import visible
+
+
+def escape(text: str) -> str:
+    """Write text for a console as it is, whichever console it is."""
+    return escape_markup(visible(text))
+
 
 #: Columns that eighty characters have no room for; the report has them all.
 LEFT_OUT = ("Reflection", "Examples", "Parameters")

@@ -6,7 +6,6 @@ import csv
 import io
 import statistics
 from collections.abc import Sequence
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from srd.report.rows import (
     read_results,
 )
 from srd.report.tables import MISSING, Cell, Column, Table, to_csv, to_html, to_latex, to_markdown
+from srd.text import escape_html as escape
 
 if TYPE_CHECKING:
     from srd.sweep import Outcome, SweepConfig

@@ -18,8 +18,10 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Literal
+
+from srd.text import escape_html as escape
+from srd.text import visible
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,7 @@ def is_numeric(table: Table, column: int) -> bool:
 
 def escape_markdown(text: str) -> str:
     """Keep a cell on its line and in its column, and its characters literal."""
+    text = visible(text)
     for character in "\\`*_[]<":
         text = text.replace(character, "\\" + character)
     return " ".join(text.replace("|", "\\|").split())
@@ -247,4 +250,4 @@ LATEX = {
 
 def escape_latex(text: str) -> str:
     """Replace each character that LaTeX would read as a command."""
-    return "".join(LATEX.get(character, character) for character in text)
+    return "".join(LATEX.get(character, character) for character in visible(text))

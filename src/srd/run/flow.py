@@ -46,7 +46,7 @@ def planned_steps(recipe: Recipe, *wanted: str) -> list[Step]:
 
 def advance(run: Run, *wanted: str) -> None:
     """Check a run, then go through its steps as far as they are asked for; none: through all of them."""
-    check_run(run)
+    parallel.together(lambda: check_run(run))
     for step in planned_steps(run.recipe, *wanted):
         do(run, step)
 
