@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -294,6 +295,18 @@ def test_done_cells_are_left_alone(done: Sweep, monkeypatch: pytest.MonkeyPatch)
     before = (done.folder / "results.csv").read_bytes()
     assert [outcome.state for outcome in done.run()] == ["done"] * 6
     assert (done.folder / "results.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["srd.test.10.jsonl", "teacher.test.20.scores.json"])
+def test_a_cell_whose_answers_were_changed_is_not_done(done: Sweep, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "cell"
+    shutil.copytree(done.folder / "cells" / "srd-seed-0", folder)
+    identity = json.loads((folder / "cell.json").read_text())["identity"]
+    assert sweep_module._is_done(folder, identity)
+    assert not sweep_module._is_done(folder, "another")
+    path = folder / "evaluation" / "predictions" / name
+    path.write_text(path.read_text().replace("0.", "1.", 1))
+    assert not sweep_module._is_done(folder, identity)
 
 
 def test_failed_cell_does_not_stop_the_others(
