@@ -269,7 +269,7 @@ def test_a_length_that_is_missing_is_refused_too() -> None:
         ([1, 2], "row 1 of the scores is a int, expected a dict"),
         ("scores.jsonl", "cannot take a str"),
         (3, "cannot take a int"),
-        ([{"id": 1, "rouge_l": 0.1, "ce": 1.0}, {"id": "b", "rouge_l": 0.1, "ce": 1.0}], "'id' .* several kinds"),
+        ([{"id": 1, "rouge_l": 0.1, "ce": 1.0}, {"id": "b", "rouge_l": 0.1, "ce": 1.0}], "'id' .* do not go together"),
         ([{"id": 0.5, "rouge_l": 0.1, "ce": 1.0}], "column 'id' does not hold names"),
         ([{"id": True, "rouge_l": 0.1, "ce": 1.0}], "column 'id' does not hold names"),
         ([{"id": "a", "rouge_l": "0.1", "ce": 1.0}], "column 'rouge_l' does not hold numbers"),
@@ -290,6 +290,12 @@ def test_wrong_arguments() -> None:
     for k in (-1, math.nan):
         with pytest.raises(UserError, match=f"k of the rank fusion is {k}"):
             srd.rank(ROWS, k=k)
+    with pytest.raises(UserError, match="unknown bad_rows 'skip'"):
+        srd.rank(ROWS, bad_rows="skip")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="k of the rank fusion is 60"):
+        srd.rank(ROWS, k="60")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="the seed is -1"):
+        srd.rank(ROWS, by="random", seed=-1)
     with pytest.raises(UserError, match=r"lack the columns \['length'\]"):
         srd.rank(ROWS, by="length")
     assert set(SCORES) == {"fused", "rouge_l", "ce", "length", "random"}

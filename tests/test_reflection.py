@@ -204,6 +204,8 @@ def test_rows_are_taken_in_any_container(kind: str, count: int) -> None:
 def test_rows_that_are_no_examples(rows: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         reflect(tiny_model("gpt2"), tiny_tokenizer("gpt2"), rows)
+    with pytest.raises(UserError, match="batch_size is 0"):
+        reflect(tiny_model("gpt2"), tiny_tokenizer("gpt2"), PLAIN, batch_size=0)
 
 
 def test_the_mode_of_the_model_is_restored_and_dropout_is_off() -> None:

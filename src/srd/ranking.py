@@ -66,7 +66,11 @@ def rank(
     """
     if by not in SCORES:
         raise UserError(f"unknown score '{by}' to rank by; {nearest(by, SCORES)}")
-    if not 0 <= k < np.inf:
+    if bad_rows not in ("error", "drop"):
+        raise UserError(f"unknown bad_rows '{bad_rows}'; {nearest(str(bad_rows), ('error', 'drop'))}")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise UserError(f"the seed is {seed!r}, but it must be a whole number of 0 or more")
+    if not isinstance(k, int | float) or not 0 <= k < np.inf:
         raise UserError(f"k of the rank fusion is {k}, but it must be 0 or more")
     numbers = ["rouge_l", "ce", *(["length"] if by == "length" else [])]
     table = with_ids(as_table(scores, ["id", *numbers], only=True))

@@ -79,6 +79,7 @@ def reflect(
 
     Source: SRD, arXiv 2508.06135, section 3.1.
     """
+    _refuse_below_one(batch_size=batch_size, max_new_tokens=max_new_tokens)
     if encoded is None:
         examples = as_examples(examples)
     if encoded is None:
@@ -118,6 +119,12 @@ def reflect(
     parallel.barrier()
     parallel.on_main(lambda: _join(folder, len(batches)))
     return _in_order(examples, datasets.Dataset.from_file(str(folder / JOINED)))
+
+
+def _refuse_below_one(**settings: int) -> None:
+    for name, value in settings.items():
+        if value < 1:
+            raise UserError(f"{name} is {value}, but it must be 1 or more")
 
 
 def _reflect_batch(

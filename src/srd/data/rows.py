@@ -94,7 +94,9 @@ def _from_frame(rows: Any, what: str) -> pa.Table | None:
         if hasattr(rows, "__dataframe__"):
             return pyarrow.interchange.from_dataframe(rows)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"the {what} cannot be read: {error}. Give each column values of one kind.") from error
+        raise UserError(
+            f"the {what} cannot be read: {error}. Give a table with one name and one kind of values for each column."
+        ) from error
     return None
 
 
@@ -104,8 +106,8 @@ def _column(values: list[Any], name: str, what: str) -> pa.Array:
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         kinds = ", ".join(sorted({type(value).__name__ for value in values}))
         raise UserError(
-            f"the column {name!r} of the {what} holds values of several kinds ({kinds}): {error}. "
-            "Make them all numbers, or all text."
+            f"the column {name!r} of the {what} holds values that do not go together ({kinds}): {error}. "
+            "Make them all numbers, or all valid text."
         ) from error
 
 
@@ -120,7 +122,7 @@ def with_ids(table: pa.Table, what: str = "scores") -> pa.Table:
     types = pa.types
     names = (types.is_string, types.is_large_string, types.is_string_view, types.is_integer, types.is_null)
     if not any(is_kind(kind) for is_kind in names):
-        raise UserError(f"the column 'id' does not hold names: it is of type {kind}. Make it text.")
+        raise UserError(f"the column 'id' does not hold names: it is of type {kind}. Make it text, in every row.")
     table = table.set_column(table.column_names.index("id"), "id", table["id"].cast(kind).cast(pa.string()))
     if missing := table["id"].null_count:
         raise UserError(f"{missing} rows of the {what} have no id")
