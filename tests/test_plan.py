@@ -16,8 +16,9 @@ from srd.errors import UserError
 from srd.models.loading import load_model
 from srd.run import plan as plan_module
 from srd.run.context import Run
+from srd.run.costs import stages_of
 from srd.run.flow import advance, training_steps
-from srd.run.plan import KNOWN_CONFIGS, Plan, make_plan, print_plan, read_config, shown_bytes, size_of, stages_of
+from srd.run.plan import KNOWN_CONFIGS, Plan, make_plan, print_plan, read_config, shown_bytes, size_of
 from tests.tiny import save_tiny
 
 
@@ -188,7 +189,7 @@ def test_lora_needs_less() -> None:
 def test_more_devices() -> None:
     one, eight = (make_plan(load_recipe("openllama2"), devices=count, flops_per_second=1e14) for count in (1, 8))
     assert eight.memory < one.memory / 1.5  # smaller micro-batches; weights and optimizer stay whole on each
-    assert one.seconds(one.phases[0]) == pytest.approx(8 * eight.seconds(eight.phases[0]))
+    assert sum(map(one.seconds, one.phases)) == pytest.approx(8 * sum(map(eight.seconds, eight.phases)))
 
 
 # ------------------------------------------------------------------------------------------------------------- output

@@ -2,45 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from srd.config import Recipe
+from srd.config import Recipe, TrainingConfig
 from srd.data.templates import get_template
 from srd.errors import UserError, nearest
 from srd.models import vllm_engine
 from srd.models.loading import check_lora_targets, load_tokenizer, position_limit, resolve_source, split_adapter
 from srd.models.vocabulary import check_same_kind, check_same_tokenizer
-from srd.run.context import Run
+from srd.run.models import RecipeModels
 from srd.tasks import get_task
 from srd.tasks.confinement import require_permission
 from srd.training_libraries import check_installed
 
 
-def check_run(run: Run) -> None:
+def check_recipe(models: RecipeModels) -> None:
     """Refuse models that do not fit each other, or what is asked of them, before a weight is loaded."""
-    check_evaluation(run.recipe)
-    check_libraries(run.recipe)
-    teacher, student = run.recipe.teacher, run.recipe.student
+    check_evaluation(models.recipe)
+    check_libraries(models.recipe)
+    teacher, student = models.recipe.teacher, models.recipe.student
     for named in (teacher, student):
         if named.model:
             resolve_source(split_adapter(named.model)[0])
-    if run.recipe.generation.engine == "vllm":
-        _check_vllm(run)
-    get_template(run.recipe.data.template, run.tokenizer)
-    configs = run.configs
-    trainings = run.recipe.student_trainings
+    if models.recipe.generation.engine == "vllm":
+        _check_vllm(models)
+    get_template(models.recipe.data.template, models.tokenizer)
+    configs = models.configs
+    trainings = models.recipe.student_trainings
     # The student's tokenizer also reads for the teacher where the teacher writes or is evaluated.
     heard = any(training.needs_teacher or training.method.name == "seqkd" for training in trainings)
-    if len(configs) == 2 and (heard or "teacher" in (run.recipe.evaluation.models or ["teacher"])):
+    if len(configs) == 2 and (heard or "teacher" in (models.recipe.evaluation.models or ["teacher"])):
         check_same_kind(*configs)
         tokenizer = load_tokenizer(
             teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code
         )
-        check_same_tokenizer(tokenizer, run.tokenizer, (teacher.model, str(student.model)))
-    assert run.width  # refuses vocabularies that share too few ids
+        check_same_tokenizer(tokenizer, models.tokenizer, (teacher.model, str(student.model)))
+    assert models.width  # refuses vocabularies that share too few ids
     for config, model in zip(configs, (teacher.model, student.model), strict=False):
-        _check_lengths(run, config, str(model))
+        _check_lengths(models, config, str(model))
     for training, config in [(teacher.sft, configs[0]), *((training, configs[-1]) for training in trainings)]:
         if training is not None and training.lora is not None and isinstance(training.lora.targets, list):
             check_lora_targets(config, training.lora.targets)
@@ -55,44 +56,57 @@ def check_libraries(recipe: Recipe) -> None:
             check_installed(field, training.optimizer, training.log_to)
 
 
-def _check_vllm(run: Run) -> None:
+def _check_vllm(models: RecipeModels) -> None:
     """Refuse what the vLLM engine cannot do, before the training that may come before its first answer."""
     vllm_engine.check_installed()
-    if run.encoder_decoder:
+    if models.encoder_decoder:
         raise UserError(
-            f"generation.engine=vllm serves decoder-only models, which '{run.recipe.teacher.model}' is not. "
+            f"generation.engine=vllm serves decoder-only models, which '{models.recipe.teacher.model}' is not. "
             "Set generation.engine=transformers."
         )
-    for source, options in ((run.teacher_source, run.teacher_options()), (run.start_source, run.start_options())):
-        if options.get("adapter") or split_adapter(source)[1]:
+    for model in (models.recipe.teacher, models.recipe.student):
+        if model.model and (model.adapter or split_adapter(model.model)[1]):
             raise UserError(
-                f"generation.engine=vllm takes no adapter, but model '{source}' has one. Merge it into the model "
+                f"generation.engine=vllm takes no adapter, but model '{model.model}' has one. Merge it into the model "
                 "first, or set generation.engine=transformers."
             )
 
 
-def _check_lengths(run: Run, config: Any, model: str) -> None:
+def _check_lengths(models: RecipeModels, config: Any, model: str) -> None:
     """Refuse sequences that are longer than a model's positions."""
-    data, longest = run.recipe.data, position_limit(config)
-    if longest is None:
-        return
-    answer = max(run.recipe.generation.max_new_tokens, run.recipe.reflection.max_new_tokens or 0)
-    vllm = []
-    if run.recipe.generation.engine == "vllm":  # which writes at least one token behind whatever it scores
-        vllm = [(data.max_length + 1, "data.max_length plus one token of vLLM's", "data.max_length")]
-    for length, setting, remedy in (
-        (data.max_length, "data.max_length", "data.max_length"),
-        (
-            data.max_prompt_length + answer,
-            "data.max_prompt_length plus generation.max_new_tokens",
-            "generation.max_new_tokens",
-        ),
-        *vllm,
-    ):
-        if length > longest:
+    longest = position_limit(config)
+    for length, setting, remedy in _lengths(models.recipe):
+        if longest is not None and length > longest:
             raise UserError(
                 f"{setting} is {length}, but model '{model}' takes {longest} tokens. Set a smaller {remedy}."
             )
+
+
+def _lengths(recipe: Recipe) -> Iterator[tuple[int, str, str]]:
+    """The sequences that a run makes: length, what it is, and what makes it shorter."""
+    data, prompt = recipe.data, "data.max_prompt_length"
+    yield data.max_length, "data.max_length", "data.max_length"
+    if recipe.generation.engine == "vllm":  # which writes at least one token behind whatever it scores
+        yield data.max_length + 1, "data.max_length plus one token of vLLM's", "data.max_length"
+    answers = {
+        "generation.max_new_tokens": recipe.generation.max_new_tokens,
+        "reflection.max_new_tokens": recipe.reflection.max_new_tokens,
+        "student.warm_start.method.max_new_tokens": _written(recipe.student.warm_start),
+        **{f"baselines.{name}.method.max_new_tokens": _written(each) for name, each in recipe.baselines.items()},
+        "training.method.max_new_tokens": _written(recipe.training),
+    }
+    for setting, answer in answers.items():
+        if answer:
+            yield data.max_prompt_length + answer, f"{prompt} plus {setting}", setting
+    for task in recipe.evaluation.tasks:
+        answer = get_task(task.name).decoding.max_new_tokens
+        what = f"{prompt} plus the {answer} tokens of an answer to evaluation.tasks: {task.name}"
+        yield data.max_prompt_length + answer, what, f"{prompt}, or leave the task out"
+
+
+def _written(training: TrainingConfig | None) -> int | None:
+    """Tokens of the text that a training lets a model write."""
+    return getattr(training.method, "max_new_tokens", None) if training is not None else None
 
 
 def check_evaluation(recipe: Recipe) -> None:

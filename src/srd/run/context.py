@@ -8,7 +8,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,22 +17,17 @@ import pyarrow.compute as pc
 import torch
 
 from srd import parallel
-from srd.artifacts import fingerprint
 from srd.config import ModelConfig, Recipe, TrainingConfig, load_recipe, write_recipe
 from srd.console import progress_bar
 from srd.curriculum import Curriculum
 from srd.data.batching import EncodedExamples
-from srd.data.encoding import Encoder
-from srd.data.templates import get_template
-from srd.data.turns import turns_of
 from srd.distillation import micro_batch_size
 from srd.errors import UserError
 from srd.models.generation import Decoding
-from srd.models.loading import load_config, load_tokenizer
-from srd.models.vocabulary import shared_vocabulary
 from srd.run.folder import RunFolder, lock
 from srd.run.identity import named_paths
 from srd.run.manifest import Manifest, SharedSteps
+from srd.run.models import RecipeModels
 from srd.tables import column, open_mapped, reopened
 from srd.trainer import Validation
 
@@ -63,7 +57,7 @@ class Clock:
             self.last = now
 
 
-class Run:
+class Run(RecipeModels):
     """A recipe and the directory it runs in.
 
     Args:
@@ -76,7 +70,7 @@ class Run:
     """
 
     def __init__(self, recipe: Recipe, folder: Path, shared: Path | None = None) -> None:
-        self.recipe = recipe
+        super().__init__(recipe)
         self.folder = folder
         self.files = RunFolder(folder, recipe.training.label)
         self.shared = SharedSteps(shared, folder) if shared else None
@@ -177,64 +171,6 @@ class Run:
         student = self.recipe.student
         return load_options(student, loose=not (student.drop_layers or student.warm_start))
 
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The tokenizer that teacher and student share."""
-        student, teacher = self.recipe.student, self.recipe.teacher
-        named: ModelConfig = student if student.model else teacher
-        return load_tokenizer(str(named.model), revision=named.revision, trust_remote_code=named.trust_remote_code)
-
-    @cached_property
-    def encoder_decoder(self) -> bool:
-        """Whether the models are of the encoder-decoder kind."""
-        return bool(self.configs[0].is_encoder_decoder)
-
-    @cached_property
-    def encoder(self) -> Encoder:
-        """Turns examples into tokens."""
-        data = self.recipe.data
-        return Encoder(
-            self.tokenizer,
-            get_template(data.template, self.tokenizer),
-            max_length=data.max_length,
-            max_prompt_length=data.max_prompt_length,
-            encoder_decoder=self.encoder_decoder,
-        )
-
-    @cached_property
-    def teacher_tokenizer(self) -> Any:
-        """The tokenizer that came with the teacher; a teacher that this run tunes takes the student's."""
-        teacher = self.recipe.teacher
-        if not self.recipe.student.model or teacher.sft:
-            return self.tokenizer
-        return load_tokenizer(teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code)
-
-    @cached_property
-    def teacher_encoder(self) -> Encoder:
-        """What the teacher reads where it writes text: its own chat template, where it has one, in the same lengths."""
-        if not self.teacher_frame:
-            return self.encoder
-        data = self.recipe.data
-        return Encoder(
-            self.teacher_tokenizer,
-            get_template(data.template, self.teacher_tokenizer),
-            max_length=data.max_length,
-            max_prompt_length=data.max_prompt_length,
-            encoder_decoder=self.encoder_decoder,
-        )
-
-    @cached_property
-    def teacher_frame(self) -> list[Any]:
-        """What the teacher's tokenizer and chat template put around texts, where that is not what the student's do."""
-        own, shared = self.teacher_tokenizer, self.tokenizer
-        if own is shared or (not own.chat_template and shared.chat_template):
-            return []
-        frames = [
-            [str(one.chat_template), turns.before, turns.behind, turns.end, turns.chat_end]
-            for one, turns in ((own, turns_of(own)), (shared, turns_of(shared)))
-        ]
-        return frames[0] if frames[0] != frames[1] else []
-
     def tell_frames(self) -> None:
         """Say once where teacher and student would each see a conversation in a frame of their own."""
         own, shared = self.teacher_tokenizer, self.tokenizer
@@ -250,39 +186,6 @@ class Run:
                 self.recipe.teacher.model, self.recipe.student.model,
                 "its own" if own.chat_template else "the student's too, having none",
             )  # fmt: skip
-
-    @property
-    def encoding(self) -> list[Any]:
-        """What decides how text becomes tokens, for fingerprints: the template's text and the tokenizer itself."""
-        data = self.recipe.data
-        return [data.template, data.max_length, data.max_prompt_length, data.bad_rows, self.tokenizer_identity]
-
-    @cached_property
-    def tokenizer_identity(self) -> str:
-        """What decides how the tokenizer reads and writes: its own rules, special tokens and chat template."""
-        tokenizer, backend = self.tokenizer, getattr(self.tokenizer, "backend_tokenizer", None)
-        rules = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
-        special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-        return fingerprint(type(tokenizer).__name__, rules, special, tokenizer.chat_template)
-
-    @cached_property
-    def configs(self) -> list[Any]:
-        """Configurations of teacher and student; of the teacher alone where the student is made from it."""
-        named = [model for model in (self.recipe.teacher, self.recipe.student) if model.model]
-        return [
-            load_config(str(model.model), revision=model.revision, trust_remote_code=model.trust_remote_code)
-            for model in named
-        ]
-
-    @cached_property
-    def width(self) -> int:
-        """Token ids that teacher and student share."""
-        return shared_vocabulary(self.configs[0], self.configs[-1], self.tokenizer)
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the teacher's hidden states."""
-        return int(self.configs[0].get_text_config().hidden_size)
 
     # ----------------------------------------------------------------------------------------------------- encoding
 

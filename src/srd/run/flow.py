@@ -7,8 +7,9 @@ from pathlib import Path
 from srd import parallel
 from srd.config import Recipe
 from srd.report import build_report
-from srd.run.checks import check_run
+from srd.run.checks import check_recipe
 from srd.run.context import Run
+from srd.run.room import check_room
 from srd.run.steps.base import Step, do, needed_steps
 from srd.run.steps.evaluation import Evaluation
 from srd.run.steps.examples import Examples
@@ -46,9 +47,15 @@ def planned_steps(recipe: Recipe, *wanted: str) -> list[Step]:
 
 def advance(run: Run, *wanted: str) -> None:
     """Check a run, then go through its steps as far as they are asked for; none: through all of them."""
-    parallel.together(lambda: check_run(run))
-    for step in planned_steps(run.recipe, *wanted):
+    parallel.together(lambda: check_recipe(run))
+    steps = planned_steps(run.recipe, *wanted)
+    for step in steps:
         do(run, step)
+        if step.name == "examples":
+            parallel.on_main(lambda: check_room(run, steps))
+        do(run, step)
+        if step.name == "examples":
+            parallel.on_main(lambda: check_room(run, steps))
 
 
 def run_all(run: Run) -> Path | None:

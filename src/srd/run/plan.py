@@ -1,18 +1,10 @@
 """What a run would do and cost, worked out from the recipe, the models' configurations and the data, without weights.
 
-Counting rules:
-
-- A forward pass over a token takes 2 floating-point operations (FLOPs) a parameter of the blocks, and 2 for each of the
-  output head's at response positions; a backward pass takes twice that, and once that where the weights are frozen
-  (LoRA). Attention over the context is left out: at 512 tokens it is a few per cent.
-- A generated token takes one forward pass. Answers are assumed as long as the references.
-- Activations take 34 bytes a token, layer and unit of width in 16 bit, twice that in 32 bit (Korthikanti et al. 2022,
-  without the attention matrices, which fused kernels never write).
+The steps are those that a run goes through (`srd.run.flow.planned_steps`); each says what it costs.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 import os
@@ -30,24 +22,21 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, PreTrainedConfig
 
-from srd.config import ModelConfig, Recipe, SourceConfig, TrainingConfig
+from srd.config import ModelConfig, Recipe, SourceConfig
 from srd.data.encoding import Encoder
 from srd.data.sources import DATASETS
 from srd.data.templates import get_template
-from srd.distillation import needed_disk
 from srd.errors import UserError, nearest
-from srd.loss import CHUNK_BYTES
-from srd.models.loading import count_parameters, load_config, load_tokenizer
-from srd.models.shrink import DEPTH_NAMES, PER_LAYER_NAMES
+from srd.models.loading import SMOLLM2, load_config, load_tokenizer, split_adapter
 from srd.report import words
+from srd.run.checks import check_evaluation, check_libraries, check_recipe
+from srd.run.costs import DataFacts, Facts, Phase, Size, shortened, size_of
+from srd.run.flow import planned_steps
+from srd.run.models import RecipeModels
 from srd.run.steps.examples import read_splits
-from srd.teacher_cache import DTYPES, cache_bytes
-from srd.trainer import steps_per_epoch
 
 #: An A100 at about half of its peak in 16 bit.
 A100_FLOPS_PER_SECOND = 1.5e14
-#: Bytes a token, layer and unit of width that training keeps for the backward pass, in 16 bit; and with checkpointing.
-ACTIVATION_BYTES, CHECKPOINTED_BYTES = 34, 2
 SAMPLE = 10_000  # training examples that are tokenised
 CONNECT_SECONDS = 3.0
 
@@ -109,96 +98,6 @@ KNOWN_CONFIGS: dict[str, dict[str, Any]] = {
 
 
 # --------------------------------------------------------------------------------------------------------- the facts
-
-
-@dataclass(frozen=True)
-class Size:
-    """A model in numbers.
-
-    Attributes:
-        parameters: All of them.
-        blocks: Those of the blocks: each takes part in every token.
-        head: Those of the output head, shared with the embedding or not.
-        hidden_size: Width.
-        layers: Blocks, encoder and decoder together.
-        vocabulary: Width of the head.
-        dtype: Precision of its saved weights.
-        encoder_decoder: Whether the prompt goes to an encoder, so that a token meets half of the blocks.
-    """
-
-    parameters: int
-    blocks: int
-    head: int
-    hidden_size: int
-    layers: int
-    vocabulary: int
-    dtype: str
-    encoder_decoder: bool
-
-    def forward(self, prompt: float, response: float) -> float:
-        """FLOPs of one forward pass over so many prompt and response tokens."""
-        blocks = self.blocks / 2 if self.encoder_decoder else self.blocks
-        return 2 * (blocks * (prompt + response) + self.head * response)
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """The training data in numbers; ``exact`` where all of it was read and tokenised, else estimated.
-
-    Attributes:
-        train: Training examples.
-        validation: Validation examples.
-        test: Test examples.
-        prompt: Mean tokens of a prompt in its frame.
-        response: Mean tokens of a response, end of sequence included.
-        response_tokens: Of all the training data.
-        exact: Whether all the data was read and tokenised.
-    """
-
-    train: int
-    validation: int
-    test: int
-    prompt: float
-    response: float
-    response_tokens: int
-    exact: bool
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """One stage: examples, passes over the whole training set, optimizer steps."""
-
-    examples: int
-    passes: float
-    steps: int
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A step of the run and what it takes.
-
-    Attributes:
-        name: As in the manifest.
-        stages: Of a training; empty for other steps.
-        teacher_passes: Passes of the teacher over the training set.
-        student_passes: Passes of the student over the training set.
-        tokens: Tokens read, over all passes.
-        flops: Floating-point operations.
-        memory: Bytes on one device.
-    """
-
-    name: str
-    stages: tuple[StagePlan, ...] = ()
-    teacher_passes: float = 0.0
-    student_passes: float = 0.0
-    tokens: float = 0.0
-    flops: float = 0.0
-    memory: float = 0.0
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps."""
-        return sum(stage.steps for stage in self.stages)
 
 
 @dataclass(frozen=True)
@@ -280,37 +179,6 @@ def read_config(model: ModelConfig, notes: list[str]) -> PreTrainedConfig:
         f"model '{source}': the hub cannot be reached and there is no local copy of its config.json. "
         f"Give a local folder, or one of the models that are known without a network; {nearest(source, KNOWN_CONFIGS)}"
     )
-
-
-def size_of(config: PreTrainedConfig) -> Size:
-    """A model in numbers, from its configuration."""
-    counts = count_parameters(config)
-    text = config.get_text_config()
-    layers = int(text.num_hidden_layers)
-    if config.is_encoder_decoder:
-        layers += int(getattr(config, "num_decoder_layers", None) or layers)
-    dtype = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-    return Size(
-        counts["total"], counts["layers"], counts["head"] or counts["embedding"], int(text.hidden_size), layers,
-        int(text.vocab_size), dtype, bool(config.is_encoder_decoder),
-    )  # fmt: skip
-
-
-def shortened(config: PreTrainedConfig, drop: int | list[int]) -> PreTrainedConfig:
-    """The configuration with so many layers less in every stack; which ones they are does not change its size."""
-    count = drop if isinstance(drop, int) else len(drop)
-    config = copy.deepcopy(config)
-    stacks = DEPTH_NAMES.values() if config.is_encoder_decoder else [("num_hidden_layers",)]
-    inner = config if config.is_encoder_decoder else config.get_text_config()
-    for name in (name for names in stacks for name in names if hasattr(inner, name)):
-        depth = getattr(inner, name)
-        if count >= depth:
-            raise UserError(f"student.drop_layers drops {count} of {depth} layers: at least one must remain")
-        for values in PER_LAYER_NAMES:
-            if getattr(inner, values, None) is not None and len(getattr(inner, values)) == depth:
-                setattr(inner, values, getattr(inner, values)[: depth - count])
-        setattr(inner, name, depth - count)
-    return config
 
 
 def read_data(recipe: Recipe, notes: list[str], encoder_decoder: bool) -> DataFacts:
@@ -401,77 +269,19 @@ def _data_facts(
 # ----------------------------------------------------------------------------------------------------- the arithmetic
 
 
-def stages_of(training: TrainingConfig, examples: int) -> tuple[StagePlan, ...]:
-    """The stages of a training on so many examples. Passes are epoch equivalents: 1 is once over all the data."""
-    sizes = training.curriculum.sizes(examples) if training.curriculum else [examples]
-    return tuple(
-        StagePlan(
-            size,
-            size / examples * training.epochs,
-            max(1, math.ceil(steps_per_epoch(size, training.batch_size) * training.epochs)),
-        )
-        for size in sizes
-    )
-
-
-def training_phase(
-    name: str, training: TrainingConfig, student: Size, teacher: Size, data: DataFacts, live: bool, devices: int
-) -> Phase:
-    """A training: the student forward and backward, and the teacher where it runs live or the student writes text."""
-    stages = stages_of(training, data.train)
-    passes = math.fsum(stage.passes for stage in stages)
-    prompt, response = data.prompt * data.train, data.response * data.train
-    forward = student.forward(prompt, response)
-    factor = 2.0 if training.lora else 3.0
-    factor += 1.0 if training.gradient_checkpointing else 0.0
-    flops = passes * factor * forward
-    runs_teacher = training.needs_teacher and live
-    if runs_teacher:
-        flops += passes * teacher.forward(prompt, response)
-    elif training.needs_teacher:
-        flops += passes * 2 * teacher.head * response  # the logits come from the cached states
-    written = getattr(training.method, "student_share", 0.0) if training.on_policy else 0.0
-    flops += passes * written * forward  # every written token is one forward pass
-    return Phase(
-        name, stages, passes if runs_teacher else 0.0, passes, passes * (prompt + response), flops,
-        training_memory(training, student, teacher, data, live, devices),
-    )  # fmt: skip
-
-
-def training_memory(
-    training: TrainingConfig, student: Size, teacher: Size, data: DataFacts, live: bool, devices: int
-) -> float:
-    """Bytes on each of ``devices`` data-parallel devices, all of which hold the whole student.
-
-    Weights (4 bytes, trainable ones with gradient and two moments: 16), activations of a micro-batch of the longest
-    examples, one chunk of logits, and the teacher: its head where there is a cache, all of it where it runs live.
-    """
-    if training.lora:
-        rank_parameters = 2 * training.lora.r * student.hidden_size * 4 * student.layers  # query, key, value, output
-        weights = float(student.parameters * _bytes(student.dtype) + 16 * rank_parameters)
+def check_what_is_at_hand(recipe: Recipe, notes: list[str]) -> None:
+    """Refuse what `srd run` would refuse, as far as the models are at hand."""
+    named = [str(model.model) for model in (recipe.teacher, recipe.student) if model.model]
+    if all(_is_local_model(name) for name in named) or hub_is_reachable():
+        check_recipe(RecipeModels(recipe))
     else:
-        weights = 16.0 * student.parameters
-    per_device = max(1, training.batch_size // devices)
-    micro = min(training.micro_batch_size or per_device, per_device)
-    length = min(1.5 * (data.prompt + data.response), 4096)  # batches hold examples of similar, above-average length
-    kept = CHECKPOINTED_BYTES if training.gradient_checkpointing else ACTIVATION_BYTES
-    activations = micro * length * student.layers * student.hidden_size * kept
-    activations *= 2 if training.precision == "float32" else 1
-    held = 0.0
-    if training.needs_teacher:
-        held = (teacher.parameters if live else teacher.head) * _bytes(teacher.dtype)
-    return weights + activations + 3 * CHUNK_BYTES + held
+        check_evaluation(recipe)
+        check_libraries(recipe)
+        notes.append("the models are not at hand: whether they fit each other is not checked")
 
 
-def _bytes(dtype: str) -> int:
-    return DTYPES[dtype].itemsize if dtype in DTYPES else 4
-
-
-def _inference_memory(size: Size, recipe: Recipe, data: DataFacts) -> float:
-    """Bytes of a model that reads or writes: weights, and keys and values of a batch."""
-    length = data.prompt + recipe.generation.max_new_tokens
-    cache = 2 * recipe.generation.batch_size * length * size.layers * size.hidden_size * _bytes(size.dtype)
-    return size.parameters * _bytes(size.dtype) + cache
+def _is_local_model(name: str) -> bool:
+    return name == SMOLLM2 or Path(split_adapter(name)[0]).expanduser().exists()
 
 
 def measured_flops_per_second() -> float:
@@ -508,101 +318,23 @@ def make_plan(recipe: Recipe, *, devices: int = 1, flops_per_second: float = A10
     if recipe.student.drop_layers:
         student_config = shortened(student_config, recipe.student.drop_layers)
     teacher, student = size_of(teacher_config), size_of(student_config)
-    data = read_data(recipe, notes, teacher.encoder_decoder)
-    dtype = cache_dtype(recipe, teacher)
-    cached = cache_bytes(data.response_tokens, teacher.hidden_size, DTYPES[dtype])
-    caches = uses_cache(recipe, cached, notes)
-    phases = _phases(recipe, teacher, student, data, caches, devices)
-    trainings = [(teacher, recipe.teacher.sft), *((student, arm) for arm in recipe.arms.values())]
-    largest = max(_trained_parameters(size, training) for size, training in trainings if training is not None)
-    return Plan(
-        recipe.name, teacher, student, data, tuple(phases), cached if caches else 0,
-        teacher.head * DTYPES[dtype].itemsize if caches else 0, needed_disk(largest),
-        _kept_bytes(recipe, teacher, student), devices, flops_per_second, tuple(notes),
-    )  # fmt: skip
-
-
-def uses_cache(recipe: Recipe, needed: int, notes: list[str]) -> bool:
-    """Whether the run would build the teacher cache."""
-    if not any(training.needs_teacher and not training.on_policy for training in recipe.arms.values()):
-        return False
-    if needed > recipe.cache.limit_gb * 1e9:
+    check_what_is_at_hand(recipe, notes)
+    facts = Facts(recipe, teacher, student, read_data(recipe, notes, teacher.encoder_decoder), devices)
+    steps = planned_steps(recipe)
+    caches = any(step.name == "cache" for step in steps)
+    if caches and not facts.cache_fits:
+        caches = False
         notes.append(
-            f"the teacher cache would take {needed / 1e9:.1f} GB, more than cache.limit_gb "
+            f"the teacher cache would take {facts.cache_bytes / 1e9:.1f} GB, more than cache.limit_gb "
             f"({recipe.cache.limit_gb:g}), so the teacher runs live"
         )
-        return False
-    return recipe.cache.enabled is not False
-
-
-def cache_dtype(recipe: Recipe, teacher: Size) -> str:
-    """The precision the cache stores: as asked for, else the teacher's; one that was fine-tuned whole is in 32 bit."""
-    sft = recipe.teacher.sft
-    saved = "float32" if sft is not None and sft.lora is None else teacher.dtype
-    for wanted in (recipe.cache.dtype, recipe.teacher.dtype, saved):
-        if wanted != "auto":
-            return wanted
-    return "float32"
-
-
-def _trained_parameters(size: Size, training: TrainingConfig) -> int:
-    """Parameters that a checkpoint holds: all, or the adapter's."""
-    return 2 * training.lora.r * size.hidden_size * 4 * size.layers if training.lora else size.parameters
-
-
-def _kept_bytes(recipe: Recipe, teacher: Size, student: Size) -> int:
-    """Bytes of the models that a finished run keeps: every stage's best, every trained student, what came before."""
-    kept = 0
-    for training in recipe.arms.values():
-        stages = training.curriculum.stages if training.curriculum else 1
-        kept += 4 * stages * _trained_parameters(student, training)
-        kept += student.parameters * (_bytes(student.dtype) if training.lora else 4)
-    if recipe.student.drop_layers or recipe.student.warm_start:
-        kept += 4 * student.parameters
-    if recipe.teacher.sft:
-        kept += teacher.parameters * (_bytes(teacher.dtype) if recipe.teacher.sft.lora else 4)
-    return kept
-
-
-def _phases(recipe: Recipe, teacher: Size, student: Size, data: DataFacts, caches: bool, devices: int) -> list[Phase]:
-    """The steps of a run in their order."""
-    prompt, response = data.prompt * data.train, data.response * data.train
-    tokens = prompt + response
-    phases = []
-    if recipe.teacher.sft:
-        tuned = training_phase("teacher", recipe.teacher.sft, teacher, teacher, data, False, devices)
-        phases.append(
-            Phase(tuned.name, tuned.stages, tuned.student_passes, 0.0, tuned.tokens, tuned.flops, tuned.memory)
-        )
-    if recipe.student.warm_start:
-        live = recipe.cache.enabled is False
-        phases.append(training_phase("student", recipe.student.warm_start, student, teacher, data, live, devices))
-    if any(training.curriculum for training in recipe.arms.values()):
-        flops = student.forward(prompt, response) + student.forward(0, response)  # the reference, and an answer
-        memory = _inference_memory(student, recipe, data)
-        phases.append(Phase("reflection", (), 0.0, 1.0, tokens + response, flops, memory))
-    if caches:
-        memory = _inference_memory(teacher, recipe, data)
-        phases.append(Phase("cache", (), 1.0, 0.0, tokens, teacher.forward(prompt, response), memory))
-    if any(training.method.name == "seqkd" for training in recipe.arms.values()):
-        memory = _inference_memory(teacher, recipe, data)
-        phases.append(Phase("teacher text", (), 1.0, 0.0, tokens, teacher.forward(prompt, response), memory))
-    for name, training in recipe.arms.items():
-        live = training.on_policy or not caches
-        phases.append(training_phase(f"train/{name}", training, student, teacher, data, live, devices))
-    phases.append(_evaluation(recipe, teacher, student, data))
-    return phases
-
-
-def _evaluation(recipe: Recipe, teacher: Size, student: Size, data: DataFacts) -> Phase:
-    """Answers of all models to the run's test split with all seeds. Named tasks come on top, of unknown size."""
-    seeds = len(recipe.evaluation.seeds) if recipe.evaluation.temperature > 0 else 1
-    count = seeds * min(data.test, recipe.evaluation.limit or data.test)
-    names = recipe.evaluation.models or ["teacher", "student", *recipe.arms]
-    sizes = [teacher if name == "teacher" else student for name in names]
-    one = [size.forward(data.prompt * count, data.response * count) for size in sizes]
-    memory = max(_inference_memory(size, recipe, data) for size in sizes)
-    return Phase("evaluation", (), 0.0, 0.0, len(names) * count * (data.prompt + data.response), math.fsum(one), memory)
+    phases = tuple(step.cost(facts) for step in steps)
+    kept = math.fsum(phase.disk for phase in phases if phase.name != "cache")
+    return Plan(
+        recipe.name, teacher, student, facts.data, phases, facts.cache_bytes if caches else 0,
+        facts.head_bytes if caches else 0, round(max(phase.scratch for phase in phases)), round(kept), devices,
+        flops_per_second, tuple(notes),
+    )  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------------- printing
@@ -634,7 +366,7 @@ def _phase_table(plan: Plan) -> Table:
     table = Table(box=None, pad_edge=False)
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="left" if index == 0 else "right")
-    for phase in plan.phases:
+    for phase in (phase for phase in plan.phases if phase.flops):
         table.add_row(
             phase.name, "", f"{phase.steps:,}" if phase.steps else "", _passes(phase.teacher_passes),
             _passes(phase.student_passes), f"{phase.flops:.2g}", words.duration(plan.seconds(phase)),

@@ -15,6 +15,7 @@ from srd.artifacts import fingerprint
 from srd.config import Recipe
 from srd.console import console
 from srd.run.context import Clock, Run
+from srd.run.costs import Facts, Phase
 
 Summary = dict[str, Any]  # numbers for the report: what a step did
 
@@ -62,6 +63,10 @@ class Step:
     def make(self, run: Run) -> Summary:
         """Load, compute, save."""
         raise NotImplementedError
+
+    def cost(self, facts: Facts) -> Phase:
+        """What it takes; nothing to speak of, unless it says more."""
+        return Phase(self.name)
 
     def open(self, run: Run) -> None:
         """What every command does once the step is done."""

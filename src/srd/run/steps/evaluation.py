@@ -22,6 +22,7 @@ from srd.predictions import SUMMARIES, evaluation_files
 from srd.report import examples_to_show
 from srd.run.assemble import load, load_writer
 from srd.run.context import Run
+from srd.run.costs import Facts, Phase, inference_memory
 from srd.run.identity import plugins_identity, task_identity
 from srd.run.steps.base import Step, Summary
 from srd.tables import positions
@@ -50,6 +51,18 @@ class Evaluation(Step):
 
     def needed(self, run: Run) -> list[Path]:
         return [file for file in evaluation_files(run.files.evaluation) if file not in self.outputs(run)]
+
+    def cost(self, facts: Facts) -> Phase:
+        """Answers of all models to the run's test split with all seeds. Named tasks come on top, of unknown size."""
+        settings, data = facts.recipe.evaluation, facts.data
+        seeds = len(settings.seeds) if settings.temperature > 0 else 1
+        count = seeds * min(data.test, settings.limit or data.test)
+        names = settings.models or ["teacher", "student", *facts.recipe.arms]
+        sizes = [facts.teacher if name == "teacher" else facts.student for name in names]
+        flops = sum(size.forward(data.prompt * count, data.response * count) for size in sizes)
+        memory = max(inference_memory(size, facts) for size in sizes)
+        tokens = len(names) * count * (data.prompt + data.response)
+        return Phase(self.name, tokens=tokens, flops=flops, memory=memory)
 
     def make(self, run: Run) -> Summary:
         settings, generation, folder = run.recipe.evaluation, run.recipe.generation, run.files.evaluation

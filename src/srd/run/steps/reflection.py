@@ -10,6 +10,7 @@ from srd.config import Recipe
 from srd.reflection import ranking_warnings
 from srd.run.assemble import keep_scores, load_writer, longest_answer, mean_scores, reflect_on
 from srd.run.context import Run
+from srd.run.costs import Facts, Phase, inference_memory
 from srd.run.steps.base import Step, Summary
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,14 @@ class Reflection(Step):
 
     def scratch(self, run: Run) -> list[Path]:
         return [run.files.batches]
+
+    def cost(self, facts: Facts) -> Phase:
+        """The reference is read, and an answer is written behind the same prompt."""
+        student = facts.student
+        flops = student.forward(facts.prompt, facts.response) + student.forward(0, facts.response)
+        tokens = facts.prompt + 2 * facts.response
+        memory = inference_memory(student, facts)
+        return Phase(self.name, student_passes=1.0, tokens=tokens, flops=flops, memory=memory)
 
     def make(self, run: Run) -> Summary:
         model = load_writer(run.start_source, run, run.start_options())

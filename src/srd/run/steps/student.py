@@ -14,6 +14,7 @@ from srd.models.loading import load_model, save_model
 from srd.models.shrink import drop_layers
 from srd.run.assemble import parameters, training_of
 from srd.run.context import Run, load_options
+from srd.run.costs import Facts, Phase, training_phase
 from srd.run.identity import model_identity, plugins_identity
 from srd.run.steps.base import Step, Summary
 from srd.trainer import make_collator
@@ -70,6 +71,12 @@ class Student(Step):
         parallel.barrier()
         return {"parameters": parameters(run.start_source), "dropped_layers": dropped, **summary}
 
+    def cost(self, facts: Facts) -> Phase:
+        warm = facts.recipe.student.warm_start
+        if warm is None:
+            return Phase(self.name, disk=4.0 * facts.student.parameters if is_made(facts.recipe) else 0.0)
+        return training_phase(self.name, warm, facts, runs_live(facts, warm))
+
     def open(self, run: Run) -> None:
         if parallel.is_main():
             remove(run.files.start_work)
@@ -91,6 +98,11 @@ def teaching_steps(recipe: Recipe, training: Any) -> list[str]:
         return ["teacher text"]
     cached = training.needs_teacher and not training.on_policy and recipe.cache.enabled is not False
     return ["cache"] if cached else []
+
+
+def runs_live(facts: Facts, training: Any) -> bool:
+    """Whether the teacher runs in every pass of a training, because no cache serves it."""
+    return "cache" not in teaching_steps(facts.recipe, training) or not facts.cache_fits
 
 
 def _shorten(run: Run, target: Path) -> str | None:

@@ -28,6 +28,7 @@ from srd.run.assemble import (
     training_of,
 )
 from srd.run.context import Run, load_options
+from srd.run.costs import Facts, Phase, one_pass, training_phase
 from srd.run.identity import model_identity
 from srd.run.steps.base import Step, Summary
 from srd.tables import write_table
@@ -70,6 +71,10 @@ class Teacher(Step):
             summary = train(training, run.files.teacher)
         return {"parameters": parameters(run.teacher_source), **summary}
 
+    def cost(self, facts: Facts) -> Phase:
+        sft = facts.recipe.teacher.sft
+        return Phase(self.name) if sft is None else training_phase(self.name, sft, facts, False, kept="teacher")
+
     def open(self, run: Run) -> None:
         if parallel.is_main():
             remove(run.files.teacher_work)
@@ -93,6 +98,9 @@ class TeacherText(Step):
 
     def outputs(self, run: Run) -> list[Path]:
         return [run.files.teacher_text]
+
+    def cost(self, facts: Facts) -> Phase:
+        return one_pass(self.name, facts.teacher, facts, teacher_passes=1.0)
 
     def make(self, run: Run) -> Summary:
         rows, encoder = run.encoded_for_teacher("train"), run.teacher_encoder
@@ -156,6 +164,12 @@ class Cache(Step):
 
     def needed(self, run: Run) -> list[Path]:
         return [place_of_cache(run)]
+
+    def cost(self, facts: Facts) -> Phase:
+        if not facts.cache_fits:
+            return Phase(self.name)
+        disk = facts.cache_bytes + facts.head_bytes
+        return one_pass(self.name, facts.teacher, facts, teacher_passes=1.0, disk=disk)
 
     def make(self, run: Run) -> Summary:
         examples, dtype = run.encoded("train"), cache_dtype(run)

@@ -11,9 +11,10 @@ from srd.config import Recipe
 from srd.distillation import train
 from srd.run.assemble import cache_dtype, training_of
 from srd.run.context import Run
+from srd.run.costs import Facts, Phase, training_phase
 from srd.run.identity import plugins_identity, source_identity
 from srd.run.steps.base import Step, Summary
-from srd.run.steps.student import Student, needs_teacher, teaching_steps
+from srd.run.steps.student import Student, needs_teacher, runs_live, teaching_steps
 from srd.run.steps.teacher import Teacher
 
 
@@ -63,6 +64,10 @@ class Training(Step):
         hurt = [int(path.relative_to(stages).parts[0]) for path in damaged if path.is_relative_to(stages)]
         later = [path for path in stages.iterdir() if int(path.name) >= min(hurt)] if hurt else []
         return [student, *later]
+
+    def cost(self, facts: Facts) -> Phase:
+        training = facts.recipe.arms[self.label]
+        return training_phase(self.name, training, facts, runs_live(facts, training))
 
     def make(self, run: Run) -> Summary:
         config, files = run.recipe.arms[self.label], run.files

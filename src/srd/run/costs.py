@@ -1,0 +1,310 @@
+"""What a step costs, in numbers: passes, tokens, floating-point operations, memory and disk.
+
+Counting rules:
+
+- A forward pass over a token takes 2 floating-point operations (FLOPs) a parameter of the blocks, and 2 for each of the
+  output head's at response positions; a backward pass takes twice that, and once that where the weights are frozen
+  (LoRA). Attention over the context is left out: at 512 tokens it is a few per cent.
+- A generated token takes one forward pass. Answers are assumed as long as the references.
+- Activations take 34 bytes a token, layer and unit of width in 16 bit, twice that in 32 bit (Korthikanti et al. 2022,
+  without the attention matrices, which fused kernels never write).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+from transformers import PreTrainedConfig
+
+from srd.config import Recipe, TrainingConfig
+from srd.distillation import needed_disk
+from srd.errors import UserError
+from srd.loss import CHUNK_BYTES
+from srd.models.loading import count_parameters
+from srd.models.shrink import DEPTH_NAMES, PER_LAYER_NAMES
+from srd.teacher_cache import DTYPES, cache_bytes
+from srd.trainer import steps_per_epoch
+
+#: Bytes a token, layer and unit of width that training keeps for the backward pass, in 16 bit; and with checkpointing.
+ACTIVATION_BYTES, CHECKPOINTED_BYTES = 34, 2
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model in numbers.
+
+    Attributes:
+        parameters: All of them.
+        blocks: Those of the blocks: each takes part in every token.
+        head: Those of the output head, shared with the embedding or not.
+        hidden_size: Width.
+        layers: Blocks, encoder and decoder together.
+        vocabulary: Width of the head.
+        dtype: Precision of its saved weights.
+        encoder_decoder: Whether the prompt goes to an encoder, so that a token meets half of the blocks.
+    """
+
+    parameters: int
+    blocks: int
+    head: int
+    hidden_size: int
+    layers: int
+    vocabulary: int
+    dtype: str
+    encoder_decoder: bool
+
+    def forward(self, prompt: float, response: float) -> float:
+        """FLOPs of one forward pass over so many prompt and response tokens."""
+        blocks = self.blocks / 2 if self.encoder_decoder else self.blocks
+        return 2 * (blocks * (prompt + response) + self.head * response)
+
+
+def size_of(config: PreTrainedConfig) -> Size:
+    """A model in numbers, from its configuration."""
+    counts = count_parameters(config)
+    text = config.get_text_config()
+    layers = int(text.num_hidden_layers)
+    if config.is_encoder_decoder:
+        layers += int(getattr(config, "num_decoder_layers", None) or layers)
+    dtype = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    return Size(
+        counts["total"], counts["layers"], counts["head"] or counts["embedding"], int(text.hidden_size), layers,
+        int(text.vocab_size), dtype, bool(config.is_encoder_decoder),
+    )  # fmt: skip
+
+
+def shortened(config: PreTrainedConfig, drop: int | list[int]) -> PreTrainedConfig:
+    """The configuration with so many layers less in every stack; which ones they are does not change its size."""
+    count = drop if isinstance(drop, int) else len(drop)
+    config = copy.deepcopy(config)
+    stacks = DEPTH_NAMES.values() if config.is_encoder_decoder else [("num_hidden_layers",)]
+    inner = config if config.is_encoder_decoder else config.get_text_config()
+    for name in (name for names in stacks for name in names if hasattr(inner, name)):
+        depth = getattr(inner, name)
+        if count >= depth:
+            raise UserError(f"student.drop_layers drops {count} of {depth} layers: at least one must remain")
+        for values in PER_LAYER_NAMES:
+            if getattr(inner, values, None) is not None and len(getattr(inner, values)) == depth:
+                setattr(inner, values, getattr(inner, values)[: depth - count])
+        setattr(inner, name, depth - count)
+    return config
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """The training data in numbers; ``exact`` where all of it was read and tokenised, else estimated.
+
+    Attributes:
+        train: Training examples.
+        validation: Validation examples.
+        test: Test examples.
+        prompt: Mean tokens of a prompt in its frame.
+        response: Mean tokens of a response, end of sequence included.
+        response_tokens: Of all the training data.
+        exact: Whether all the data was read and tokenised.
+    """
+
+    train: int
+    validation: int
+    test: int
+    prompt: float
+    response: float
+    response_tokens: int
+    exact: bool
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage: examples, passes over the whole training set, optimizer steps."""
+
+    examples: int
+    passes: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A step of the run and what it takes.
+
+    Attributes:
+        name: As in the manifest.
+        stages: Of a training; empty for other steps.
+        teacher_passes: Passes of the teacher over the training set.
+        student_passes: Passes of the student over the training set.
+        tokens: Tokens read, over all passes.
+        flops: Floating-point operations.
+        memory: Bytes on one device.
+        disk: Bytes that it leaves behind.
+        scratch: Bytes that it takes while it works.
+    """
+
+    name: str
+    stages: tuple[StagePlan, ...] = ()
+    teacher_passes: float = 0.0
+    student_passes: float = 0.0
+    tokens: float = 0.0
+    flops: float = 0.0
+    memory: float = 0.0
+    disk: float = 0.0
+    scratch: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return sum(stage.steps for stage in self.stages)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the cost of a step is worked out from.
+
+    Attributes:
+        recipe: The recipe.
+        teacher: The teacher in numbers.
+        student: The student in numbers.
+        data: The training data in numbers.
+        devices: Data-parallel devices.
+    """
+
+    recipe: Recipe
+    teacher: Size
+    student: Size
+    data: DataFacts
+    devices: int = 1
+
+    @property
+    def prompt(self) -> float:
+        """Tokens of all prompts."""
+        return self.data.prompt * self.data.train
+
+    @property
+    def response(self) -> float:
+        """Tokens of all responses."""
+        return self.data.response * self.data.train
+
+    @property
+    def cache_dtype(self) -> str:
+        """The cache's precision: as asked for, else the teacher's; one that was fine-tuned whole is in 32 bit."""
+        sft = self.recipe.teacher.sft
+        saved = "float32" if sft is not None and sft.lora is None else self.teacher.dtype
+        wanted = (self.recipe.cache.dtype, self.recipe.teacher.dtype, saved, "float32")
+        return next(dtype for dtype in wanted if dtype != "auto")
+
+    @property
+    def cache_bytes(self) -> int:
+        """What the hidden states of all responses take."""
+        return cache_bytes(self.data.response_tokens, self.teacher.hidden_size, DTYPES[self.cache_dtype])
+
+    @property
+    def head_bytes(self) -> int:
+        """What the teacher's head takes beside them."""
+        return self.teacher.head * DTYPES[self.cache_dtype].itemsize
+
+    @property
+    def cache_fits(self) -> bool:
+        """Whether the recipe allows a cache of that size."""
+        return self.cache_bytes <= self.recipe.cache.limit_gb * 1e9
+
+
+def stages_of(training: TrainingConfig, examples: int) -> tuple[StagePlan, ...]:
+    """The stages of a training on so many examples. Passes are epoch equivalents: 1 is once over all the data."""
+    sizes = training.curriculum.sizes(examples) if training.curriculum else [examples]
+    return tuple(
+        StagePlan(
+            size,
+            size / examples * training.epochs,
+            max(1, math.ceil(steps_per_epoch(size, training.batch_size) * training.epochs)),
+        )
+        for size in sizes
+    )
+
+
+def training_phase(name: str, training: TrainingConfig, facts: Facts, live: bool, kept: str = "student") -> Phase:
+    """A training: the student forward and backward, and the teacher where it runs live or the student writes text.
+
+    Args:
+        name: The step's.
+        training: Its settings.
+        facts: What it is worked out from.
+        live: Whether a teacher that it needs runs in every pass, and not from a cache.
+        kept: Which model it trains: student or teacher.
+    """
+    data, teacher = facts.data, facts.teacher
+    model = teacher if kept == "teacher" else facts.student
+    stages = stages_of(training, data.train)
+    passes = math.fsum(stage.passes for stage in stages)
+    forward = model.forward(facts.prompt, facts.response)
+    factor = 2.0 if training.lora else 3.0
+    factor += 1.0 if training.gradient_checkpointing else 0.0
+    flops = passes * factor * forward
+    runs_teacher = training.needs_teacher and live
+    if runs_teacher:
+        flops += passes * teacher.forward(facts.prompt, facts.response)
+    elif training.needs_teacher:
+        flops += passes * 2 * teacher.head * facts.response  # the logits come from the cached states
+    written = getattr(training.method, "student_share", 0.0) if training.on_policy else 0.0
+    flops += passes * written * forward  # every written token is one forward pass
+    trained = trained_parameters(model, training)
+    final = model.parameters * (bytes_of(model.dtype) if training.lora else 4)
+    return Phase(
+        name,
+        stages,
+        teacher_passes=passes if runs_teacher or kept == "teacher" else 0.0,
+        student_passes=passes if kept == "student" else 0.0,
+        tokens=passes * (facts.prompt + facts.response),
+        flops=flops,
+        memory=training_memory(training, model, teacher, data, live, facts.devices),
+        disk=4 * len(stages) * trained + final,
+        scratch=needed_disk(trained),
+    )
+
+
+def trained_parameters(size: Size, training: TrainingConfig) -> int:
+    """Parameters that a checkpoint holds: all, or the adapter's."""
+    return 2 * training.lora.r * size.hidden_size * 4 * size.layers if training.lora else size.parameters
+
+
+def training_memory(
+    training: TrainingConfig, student: Size, teacher: Size, data: DataFacts, live: bool, devices: int
+) -> float:
+    """Bytes on each of ``devices`` data-parallel devices, all of which hold the whole student.
+
+    Weights (4 bytes, trainable ones with gradient and two moments: 16), activations of a micro-batch of the longest
+    examples, one chunk of logits, and the teacher: its head where there is a cache, all of it where it runs live.
+    """
+    if training.lora:
+        rank_parameters = 2 * training.lora.r * student.hidden_size * 4 * student.layers  # query, key, value, output
+        weights = float(student.parameters * bytes_of(student.dtype) + 16 * rank_parameters)
+    else:
+        weights = 16.0 * student.parameters
+    per_device = max(1, training.batch_size // devices)
+    micro = min(training.micro_batch_size or per_device, per_device)
+    length = min(1.5 * (data.prompt + data.response), 4096)  # batches hold examples of similar, above-average length
+    kept = CHECKPOINTED_BYTES if training.gradient_checkpointing else ACTIVATION_BYTES
+    activations = micro * length * student.layers * student.hidden_size * kept
+    activations *= 2 if training.precision == "float32" else 1
+    held = 0.0
+    if training.needs_teacher:
+        held = (teacher.parameters if live else teacher.head) * bytes_of(teacher.dtype)
+    return weights + activations + 3 * CHUNK_BYTES + held
+
+
+def bytes_of(dtype: str) -> int:
+    """Bytes of one value; 4 where the precision is not known."""
+    return DTYPES[dtype].itemsize if dtype in DTYPES else 4
+
+
+def inference_memory(size: Size, facts: Facts) -> float:
+    """Bytes of a model that reads or writes: weights, and keys and values of a batch."""
+    generation = facts.recipe.generation
+    length = facts.data.prompt + generation.max_new_tokens
+    cache = 2 * generation.batch_size * length * size.layers * size.hidden_size * bytes_of(size.dtype)
+    return size.parameters * bytes_of(size.dtype) + cache
+
+
+def one_pass(name: str, reader: Size, facts: Facts, **costs: float) -> Phase:
+    """A step in which one model goes over all the training data once."""
+    flops, tokens = reader.forward(facts.prompt, facts.response), facts.prompt + facts.response
+    return Phase(name, (), tokens=tokens, flops=flops, memory=inference_memory(reader, facts), **costs)

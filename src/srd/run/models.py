@@ -1,0 +1,116 @@
+"""What the models of a recipe are, before a weight is loaded: tokenizers, configurations, how text becomes tokens."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from srd.artifacts import fingerprint
+from srd.config import ModelConfig, Recipe
+from srd.data.encoding import Encoder
+from srd.data.templates import get_template
+from srd.data.turns import turns_of
+from srd.models.loading import load_config, load_tokenizer
+from srd.models.vocabulary import shared_vocabulary
+
+
+class RecipeModels:
+    """Teacher and student of a recipe.
+
+    Args:
+        recipe: The recipe.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer that teacher and student share."""
+        student, teacher = self.recipe.student, self.recipe.teacher
+        named: ModelConfig = student if student.model else teacher
+        return load_tokenizer(str(named.model), revision=named.revision, trust_remote_code=named.trust_remote_code)
+
+    @cached_property
+    def encoder_decoder(self) -> bool:
+        """Whether the models are of the encoder-decoder kind."""
+        return bool(self.configs[0].is_encoder_decoder)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Turns examples into tokens."""
+        data = self.recipe.data
+        return Encoder(
+            self.tokenizer,
+            get_template(data.template, self.tokenizer),
+            max_length=data.max_length,
+            max_prompt_length=data.max_prompt_length,
+            encoder_decoder=self.encoder_decoder,
+        )
+
+    @cached_property
+    def teacher_tokenizer(self) -> Any:
+        """The tokenizer that came with the teacher; a teacher that this run tunes takes the student's."""
+        teacher = self.recipe.teacher
+        if not self.recipe.student.model or teacher.sft:
+            return self.tokenizer
+        return load_tokenizer(teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code)
+
+    @cached_property
+    def teacher_encoder(self) -> Encoder:
+        """What the teacher reads where it writes text: its own chat template, where it has one, in the same lengths."""
+        if not self.teacher_frame:
+            return self.encoder
+        data = self.recipe.data
+        return Encoder(
+            self.teacher_tokenizer,
+            get_template(data.template, self.teacher_tokenizer),
+            max_length=data.max_length,
+            max_prompt_length=data.max_prompt_length,
+            encoder_decoder=self.encoder_decoder,
+        )
+
+    @cached_property
+    def teacher_frame(self) -> list[Any]:
+        """What the teacher's tokenizer and chat template put around texts, where that is not what the student's do."""
+        own, shared = self.teacher_tokenizer, self.tokenizer
+        if own is shared or (not own.chat_template and shared.chat_template):
+            return []
+        frames = [
+            [str(one.chat_template), turns.before, turns.behind, turns.end, turns.chat_end]
+            for one, turns in ((own, turns_of(own)), (shared, turns_of(shared)))
+        ]
+        return frames[0] if frames[0] != frames[1] else []
+
+    @property
+    def encoding(self) -> list[Any]:
+        """What decides how text becomes tokens, for fingerprints: the template's text and the tokenizer itself."""
+        data = self.recipe.data
+        return [data.template, data.max_length, data.max_prompt_length, data.bad_rows, self.tokenizer_identity]
+
+    @cached_property
+    def tokenizer_identity(self) -> str:
+        """What decides how the tokenizer reads and writes: its own rules, special tokens and chat template."""
+        tokenizer, backend = self.tokenizer, getattr(self.tokenizer, "backend_tokenizer", None)
+        rules = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+        special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+        return fingerprint(type(tokenizer).__name__, rules, special, tokenizer.chat_template)
+
+    @cached_property
+    def configs(self) -> list[Any]:
+        """Configurations of teacher and student; of the teacher alone where the student is made from it."""
+        named = [model for model in (self.recipe.teacher, self.recipe.student) if model.model]
+        return [
+            load_config(str(model.model), revision=model.revision, trust_remote_code=model.trust_remote_code)
+            for model in named
+        ]
+
+    @cached_property
+    def width(self) -> int:
+        """Token ids that teacher and student share."""
+        return shared_vocabulary(self.configs[0], self.configs[-1], self.tokenizer)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the teacher's hidden states."""
+        return int(self.configs[0].get_text_config().hidden_size)

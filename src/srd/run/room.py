@@ -1,0 +1,60 @@
+"""Whether the disk has room for all that a run is yet to write."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from srd.errors import RunError
+from srd.run.context import Run
+from srd.run.costs import DataFacts, Facts, shortened, size_of
+from srd.run.steps.base import Step
+
+
+def facts_of(run: Run) -> Facts:
+    """What the cost of a run's steps is worked out from, its examples being there."""
+    examples = run.encoded("train")
+    count, response = len(examples), examples.response_tokens
+    prompt = sum(examples.lengths) - response
+    counts = (count, len(run.split("validation")), len(run.split("test")))
+    data = DataFacts(*counts, prompt / count, response / count, response, exact=True)
+    teacher, student = run.configs[0], run.configs[-1]
+    if run.recipe.student.drop_layers:
+        student = shortened(student, run.recipe.student.drop_layers)
+    return Facts(run.recipe, size_of(teacher), size_of(student), data)
+
+
+def check_room(run: Run, steps: Sequence[Step]) -> None:
+    """Refuse to begin what the disk has no room for: what the steps that are not done leave, and the most of scratch.
+
+    Raises:
+        RunError: with what is needed and what is free, where.
+    """
+    todo = [step for step in steps if "finished" not in run.manifest.steps.get(step.name, {})]
+    if all(step.name in ("examples", "ranking") for step in todo):
+        return
+    facts = facts_of(run)
+    costs = [step.cost(facts) for step in todo]
+    shared = Path(run.recipe.cache.dir).expanduser() if run.recipe.cache.dir else run.folder
+    elsewhere = _device(shared) != _device(run.folder)
+    cache = sum(cost.disk for cost in costs if cost.name == "cache" and elsewhere)
+    here = sum(cost.disk for cost in costs) - cache + max(cost.scratch for cost in costs)
+    for folder, needed, remedy in ((run.folder, here, "--run-dir"), (shared, cache, "cache.dir")):
+        free = shutil.disk_usage(_existing(folder)).free
+        if needed > free:
+            raise RunError(
+                f"the run will write {needed / 1e9:.1f} GB to {folder}, and {free / 1e9:.1f} GB are free. Free some "
+                f"space, or choose another {remedy}. `srd plan` says what takes how much."
+            )
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    folder = folder.absolute()
+    return next(place for place in (folder, *folder.parents) if place.is_dir())
+
+
+def _device(folder: Path) -> int:
+    return os.stat(_existing(folder)).st_dev

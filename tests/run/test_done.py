@@ -1,0 +1,248 @@
+"""Done means: these bytes, made from that content. What is changed, damaged, missing or somebody else's is noticed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.conftest import TinyRun, steps_finished, tiny_rows, write_rows
+from tests.tiny import save_tiny
+
+from srd.artifacts import file_digest, read_json
+from srd.errors import UserError
+
+SRD = {"epochs": 1, "batch_size": 8, "learning_rate": 3e-3, "curriculum": {"stages": 2}}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """A finished run; read only."""
+    tiny = TinyRun(tmp_path_factory.mktemp("done"))
+    tiny.set(training=SRD, evaluation__seeds=[1]).run()
+    return tiny
+
+
+@pytest.fixture
+def again(done: TinyRun, tmp_path: Path) -> TinyRun:
+    """The same run with inputs of its own, to be changed and run again."""
+    copy = TinyRun.__new__(TinyRun)
+    copy.__dict__.update(done.__dict__, recipe=json.loads(json.dumps(done.recipe)), run_dir=tmp_path / "run")
+    shutil.copytree(done.run_dir, copy.run_dir)
+    return copy
+
+
+def redone(tiny: TinyRun) -> set[str]:
+    """Run again; the steps that were made."""
+    steps = read_json(tiny.run_dir / "manifest.json")["steps"]
+    for step in steps.values():
+        step["finished"] = "before"
+    run = tiny.open()
+    run.manifest.content["steps"] = steps
+    run.manifest.save()
+    run._lock.close()
+    tiny.run()
+    return {name for name, said in steps_finished(tiny.run_dir).items() if not said.startswith("before")}
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Digests of all that a run promises, without what tells of time."""
+    kept = ("student", "stages", "examples", "reflection", "curriculum", "evaluation/metrics.json",
+            "evaluation/predictions", "evaluation/train_samples.jsonl")  # fmt: skip
+    files = [file for name in kept for file in [folder / name, *(folder / name).rglob("*")] if file.is_file()]
+    return {str(file.relative_to(folder)): file_digest(file) for file in files if file.name != "metrics.json"}
+
+
+# ------------------------------------------------------------------------------------------------------------ damage
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "missing": lambda path: path.unlink(),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "other bytes": lambda path: path.write_bytes(bytes(255 - byte for byte in path.read_bytes())),
+}
+DAMAGED = {
+    "examples/train.parquet": "examples",
+    "examples/test.parquet": "examples",
+    "reflection/scores.parquet": "reflection",
+    "curriculum/ranked.parquet": "ranking",
+    "student/model.safetensors": "train/srd",
+    "student/config.json": "train/srd",
+    "student/tokenizer.json": "train/srd",
+    "stages/0/metrics.json": "train/srd",
+    "stages/1/model/model.safetensors": "train/srd",
+    "logs/srd.jsonl": "train/srd",
+    "evaluation/metrics.json": "evaluation",
+    "evaluation/predictions/srd.test.1.jsonl": "evaluation",
+    "evaluation/predictions/teacher.test.1.scores.json": "evaluation",
+    "evaluation/train_samples.jsonl": "evaluation",
+    "evaluation/details.json": "evaluation",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_made_good(done: TinyRun, again: TinyRun, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """One file of each kind at a time costs a run each; all of them at once cost one, and are all named."""
+    for name in DAMAGED:
+        DAMAGES[damage](again.run_dir / name)
+    assert redone(again) == set(DAMAGED.values())
+    told = " ".join(capsys.readouterr().err.split())
+    for step in set(DAMAGED.values()):
+        assert f"! {step}: " in told and "not what this step wrote. It is made again." in told
+    assert contents(again.run_dir) == contents(done.run_dir)
+
+
+@pytest.mark.parametrize("name", ["student/model.safetensors", "stages/1/model/config.json", "cache"])
+def test_no_more_is_made_again_than_needs_be(again: TinyRun, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from srd.trainer import DistillTrainer
+
+    taken: list[str] = []
+    step = DistillTrainer.training_step
+    monkeypatch.setattr(DistillTrainer, "training_step", lambda self, *a, **n: (taken.append(self.args.output_dir),
+                                                                               step(self, *a, **n))[1])  # fmt: skip
+    path = next((again.run_dir / "cache").rglob("shard-*.safetensors")) if name == "cache" else again.run_dir / name
+    path.write_bytes(b"damaged")
+    expected = {"cache"} if name == "cache" else {"train/srd"}
+    assert redone(again) == expected
+    assert {Path(folder).name for folder in taken} == ({"1"} if name.startswith("stages") else set())
+
+
+def test_metrics_are_put_together_again(again: TinyRun) -> None:
+    path = again.run_dir / "metrics.jsonl"
+    before = path.read_bytes()
+    path.write_bytes(before[:40])
+    assert redone(again) == set()
+    assert path.read_bytes() == before
+
+
+# ------------------------------------------------------------------------------------------------------------ inputs
+
+
+def edit_rows(tiny: TinyRun, path: Path) -> Path:
+    write_rows(path, [{**row, "output": row["output"] + " Yes."} for row in tiny_rows()])
+    return path
+
+
+def test_a_folder_a_pattern_and_home_are_read_as_content(
+    again: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    (home / "data").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    shutil.copy(again.rows, home / "data" / "train.jsonl")
+    for name in ("~/data", "~/data/train.jsonl"):
+        shutil.copy(again.rows, home / "data" / "train.jsonl")
+        again.set(data__train=name).run()
+        assert redone(again) == set()
+        edit_rows(again, home / "data" / "train.jsonl")
+        assert "examples" in redone(again), name
+
+
+def test_an_edited_benchmark_is_answered_again(again: TinyRun, tmp_path: Path) -> None:
+    row = {"question": "How many apples?", "answer": "12 in all.\n#### 12"}
+    path = write_rows(tmp_path / "gsm8k.jsonl", [row] * 2)
+    again.set(evaluation__tasks=[{"name": "gsm8k", "path": str(path)}]).run()
+    assert redone(again) == set()
+    write_rows(path, [row] * 3)
+    assert redone(again) == {"evaluation"}
+    details = read_json(again.run_dir / "evaluation/details.json")
+    assert details["tasks"]["gsm8k"]["examples"] == 3
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "modeling_x.py"])
+def test_every_file_of_a_model_counts(again: TinyRun, tmp_path: Path, name: str) -> None:
+    student = tmp_path / "student"
+    shutil.copytree(again.student, student)
+    (student / "modeling_x.py").write_text("A = 1")
+    again.set(student=str(student)).run()
+    (student / "README.md").write_text("about it")
+    assert redone(again) == set()
+    text = (student / name).read_text(encoding="utf-8")
+    (student / name).write_text(text + "\n# changed" if name.endswith(".py") else text.rstrip()[:-1] + " \n}")
+    assert {"student", "reflection", "train/srd"} <= redone(again)
+
+
+def test_a_changed_chat_template_makes_everything_again(make_tiny_run: Callable[..., TinyRun]) -> None:
+    tiny = make_tiny_run("qwen2")
+    tiny.set(data__template="chat", training=SRD, evaluation__seeds=[1]).run()
+    for folder in (tiny.teacher, tiny.student):
+        path = folder / "chat_template.jinja"
+        path.write_text(path.read_text(encoding="utf-8").replace("assistant", "helper"), encoding="utf-8")
+    assert redone(tiny) == {"teacher", "cache", "student", "reflection", "ranking", "train/srd", "evaluation"}
+
+
+def test_a_changed_plugin_makes_trainings_again(again: TinyRun, tmp_path: Path) -> None:
+    from srd import plugins
+
+    plugin, beside = tmp_path / "mine.py", tmp_path / "mine_too.py"
+    beside.write_text("X = 1\n")
+    plugin.write_text("import sys\nsys.path.insert(0, __file__.rpartition('/')[0])\nimport mine_too\n")
+    again.set(plugins=[str(plugin)]).run()
+    assert redone(again) == set()
+    beside.write_text("X = 2\n")
+    assert redone(again) == {"train/srd", "evaluation"}
+    plugin.write_text(plugin.read_text() + "Y = 1\n")
+    assert redone(again) == {"train/srd", "evaluation"}
+    assert plugins.plugin_files(str(plugin)) == [plugin, beside]
+
+
+# ------------------------------------------------------------------------------------- whose a file or folder is
+
+
+def test_two_main_trainings_take_turns_in_one_directory(again: TinyRun) -> None:
+    """Each finds its own student again; neither is trained twice."""
+    student, srd = again.run_dir / "student" / "model.safetensors", dict(SRD)
+    first = file_digest(student)
+    again.set(training={**SRD, "curriculum": None})
+    assert redone(again) == {"train/kd", "evaluation"}
+    plain = file_digest(student)
+    assert plain != first
+    again.set(training=srd)
+    assert redone(again) == {"evaluation"}
+    assert file_digest(student) == first
+    assert set(read_json(again.run_dir / "evaluation/metrics.json")) == {"teacher", "student", "srd"}
+    again.set(training=srd, baselines={"kd": {"curriculum": None}})
+    assert redone(again) == {"evaluation"}
+    assert file_digest(again.run_dir / "baselines/kd/student/model.safetensors") == plain
+
+
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [("student", "student"), ("data__train", "examples/train.parquet"), ("teacher", "stages/0/model")],
+)
+def test_an_input_in_the_run_directory_is_refused(again: TinyRun, field: str, name: str) -> None:
+    before = contents(again.run_dir)
+    again.set(**{field: str(again.run_dir / name)})
+    with pytest.raises(UserError, match="lies in the run directory"):
+        again.run()
+    assert contents(again.run_dir) == before
+
+
+def test_a_run_directory_within_the_data_is_refused(again: TinyRun, tmp_path: Path) -> None:
+    shutil.copy(again.rows, tmp_path / "train.jsonl")
+    with pytest.raises(UserError, match=r"lies in the folder .* which is read"):
+        again.set(data__train=str(tmp_path)).run(tmp_path / "run")
+
+
+def test_files_of_the_user_are_neither_removed_nor_read(again: TinyRun) -> None:
+    notes = again.run_dir / "student" / "notes.txt"
+    notes.write_text("mine")
+    again.run()
+    assert notes.read_text() == "mine"
+    with pytest.raises(UserError, match=r"notes\.txt was not written by this run, but train/srd is to be made again"):
+        again.set(training__learning_rate=1e-3).run()
+    assert notes.read_text() == "mine" and (again.run_dir / "student" / "model.safetensors").exists()
+    os.replace(notes, again.run_dir / "notes.txt")
+    again.run()
+    assert (again.run_dir / "notes.txt").read_text() == "mine"
+
+
+def test_a_model_changed_in_place_is_another_model(again: TinyRun, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    save_tiny(teacher, "llama", layers=4, seed=1)
+    again.set(teacher=str(teacher)).run()
+    assert redone(again) == set()
+    save_tiny(teacher, "llama", layers=4, seed=3)
+    assert redone(again) == {"teacher", "cache", "train/srd", "evaluation"}
