@@ -53,9 +53,6 @@ def advance(run: Run, *wanted: str) -> None:
         do(run, step)
         if step.name == "examples":
             parallel.on_main(lambda: check_room(run, steps))
-        do(run, step)
-        if step.name == "examples":
-            parallel.on_main(lambda: check_room(run, steps))
 
 
 def run_all(run: Run) -> Path | None:
