@@ -36,8 +36,9 @@ from benchmarks.workload import (
 )
 from srd.data.batching import Collator, EncodedExamples, LengthBatches, length_sorted_batches
 from srd.loss import HeadWeights, LossSettings, head_loss
-from srd.models.generation import Decoding, padding_id
+from srd.models.generation import Decoding
 from srd.models.loading import load_model, load_tokenizer
+from srd.models.tokens import padding_id
 from srd.rollouts import OnPolicy
 from srd.teacher_cache import TeacherCache, build_cache
 from srd.trainer import DistillTrainer, Teacher, make_collator

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from srd.models import generation
-from srd.models.generation import Decoding, choose, decode_batch, generate, padding_id
+from srd.models.generation import Decoding, choose, decode_batch, generate
 from srd.models.loading import stop_token_ids
+from srd.models.reading import Reader, abilities
+from srd.models.tokens import padding_id
 from tests.tiny import DECODER_ONLY, FAMILIES, tiny_model, tiny_tokenizer
 
 LONGEST = 16
@@ -66,13 +68,13 @@ def test_stopped_rows_leave_the_batch(family: str, monkeypatch: pytest.MonkeyPat
     stop = sorted({tokens[2 + i % 4] for i, tokens in enumerate(free[:-1])})
     expected = [theirs(model, tokenizer, prompt, stop) for prompt in prompts]
     sizes: list[int] = []
-    original = generation._Batch.step
+    original = Reader.step
 
     def step(self: Any, tokens: Tensor) -> Tensor:
         sizes.append(len(tokens))
         return original(self, tokens)
 
-    monkeypatch.setattr(generation._Batch, "step", step)
+    monkeypatch.setattr(Reader, "step", step)
     assert answer(model, tokenizer, prompts, Decoding(LONGEST), stop=stop) == expected
     needed = sum(len(tokens) - 1 for tokens in expected)  # the first token comes with the prompt
     assert sum(sizes) < needed / 0.75 + 2 * len(prompts)
@@ -81,7 +83,8 @@ def test_stopped_rows_leave_the_batch(family: str, monkeypatch: pytest.MonkeyPat
 
 def test_the_last_token_costs_no_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny_model("llama"), tiny_tokenizer("llama")
-    monkeypatch.setattr(generation._Batch, "step", lambda self, tokens: pytest.fail("a needless step"))
+    abilities(model)
+    monkeypatch.setattr(Reader, "step", lambda self, tokens: pytest.fail("a needless step"))
     assert [len(tokens) for tokens in answer(model, tokenizer, make_prompts(3), Decoding(1))] == [1, 1, 1]
 
 
@@ -236,6 +239,7 @@ def test_no_scores_are_kept(family: str, monkeypatch: pytest.MonkeyPatch) -> Non
     """Each step's head computes one position per row, for the prompts as well."""
     model, tokenizer, prompts = tiny_model(family), tiny_tokenizer(family), make_prompts(5)
     shapes: list[tuple[int, ...]] = []
+    abilities(model)
     model.get_output_embeddings().register_forward_hook(lambda m, args, out: shapes.append(tuple(out.shape[:2])))
     answer(model, tokenizer, prompts, Decoding(6), stop=[])
     assert shapes == [(5, 1)] * 6

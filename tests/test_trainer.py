@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
+from srd import trainer as trainer_module
 from srd.config import LoraConfig
 from srd.data.batching import Collator, EncodedExamples, split_by_tokens
 from srd.errors import RunError
 from srd.loss import LossSettings
 from srd.models.adapters import add_lora
-from srd.models.generation import Decoding, padding_id
-from srd.models.head import response_hidden, response_logits
+from srd.models.generation import Decoding
+from srd.models.head import logit_rule, response_hidden, response_logits
+from srd.models.tokens import padding_id
 from srd.rollouts import AdaptiveOffPolicy, OnPolicy
 from srd.trainer import DistillTrainer, Teacher, Validation, last_checkpoint, make_collator, validation_loss
 from tests.test_objectives import naive
@@ -78,14 +80,14 @@ def arguments(folder: Path, micro: int, accumulation: int, **changes: Any) -> Tr
 def run(
     family: str, folder: Path, micro: int = 8, accumulation: int = 1, *, count: int = 8, cached: bool = False,
     settings: LossSettings = SETTINGS, student: Any = None, collator: Collator | None = None, rollouts: Any = None,
-    max_tokens: int | None = None, **changes: Any,
+    max_tokens: int | None = None, teacher: Teacher | None = None, **changes: Any,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Tensor]], DistillTrainer]:  # fmt: skip
     """Train a tiny student; its logged rows, the gradients of each step, and the trainer."""
     tokenizer = tiny_tokenizer(family)
     student = student or tiny_model(family, seed=1)
     teacher_model = tiny_model(family, seed=2, hidden=48)
     collator = collator or make_collator(student, tokenizer)
-    teacher = Teacher.live(teacher_model)
+    teacher = teacher or Teacher.live(teacher_model)
     source = InMemory(teacher_model, collator) if cached else None
     if cached:
         teacher = Teacher(teacher.head)
@@ -333,11 +335,22 @@ def test_last_checkpoint_removes_unfinished_ones(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path / "nowhere") is None
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_examples(tmp_path: Path) -> None:
-    student = tiny_model("llama", seed=1)
-    student.model.norm.weight.data[0] = torch.nan
-    with pytest.raises(RunError, match=r"the loss is nan at step 0 .*'e\d'"):
-        run("llama", tmp_path, student=student)
+@pytest.mark.parametrize("guilty", ["student", "teacher", "rows"])
+def test_a_loss_that_is_not_finite_names_the_guilty(
+    guilty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that became NaN after the model was tried out; and a loss that is NaN though all weights are finite."""
+    models = {"student": tiny_model("llama", seed=1), "teacher": tiny_model("llama", seed=2)}
+    teacher = Teacher.live(models["teacher"])
+    logit_rule(models["student"])
+    message = r"the loss is nan at step 0 .*All weights of the student .* with the examples \['e\d"
+    if guilty == "rows":
+        monkeypatch.setattr(trainer_module, "head_loss", lambda *a, **k: (torch.tensor(torch.nan), None))
+    else:
+        models[guilty].model.norm.weight.data[0] = torch.nan
+        message = rf"the loss is nan at step 0 .*weights of the {guilty} .*tensor 'model.norm.weight' \(1 of its 32"
+    with pytest.raises(RunError, match=message):
+        run("llama", tmp_path, student=models["student"], teacher=teacher)
 
 
 def test_an_objective_without_a_teacher_is_refused(tmp_path: Path) -> None:

@@ -119,13 +119,15 @@ def load_student(training: Training, stage: int) -> Any:
     """The student as it enters a stage: as it started, or the best of the stage before."""
     before = training.stage_folder(stage - 1) / "model"
     lora = training.config.lora
-    options = dict(training.load_options)
+    options = {"role": "teacher" if training.label == "teacher_sft" else "student", **training.load_options}
     if options.get("dtype", "auto") == "auto" and not lora:
         options["dtype"] = "float32"  # AdamW on half-precision weights loses small updates
     if lora is None:
         source = str(before) if stage else training.start
         return load_model(
-            source, tokenizer=training.tokenizer, **(options if not stage else {"dtype": options["dtype"]})
+            source,
+            tokenizer=training.tokenizer,
+            **(options if not stage else {name: options[name] for name in ("dtype", "role")}),
         )
     base = load_model(training.start, tokenizer=training.tokenizer, **options)
     if stage:

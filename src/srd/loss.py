@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -67,7 +67,7 @@ class HeadWeights:
 
     def cut(self, width: int) -> HeadWeights:
         """The same head on the first ``width`` ids."""
-        return HeadWeights(self.weight, self.bias, self.scale, self.softcap, width)
+        return replace(self, width=width)
 
     @property
     def vocabulary(self) -> int:
@@ -88,11 +88,16 @@ class HeadWeights:
         if self.bias is not None:
             logits += self.bias[: self.vocabulary]
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        if self.scale != 1.0:
-            logits *= self.scale
-        if self.softcap is not None:
-            logits.div_(self.softcap).tanh_().mul_(self.softcap)
-        return logits
+        return after_product(logits, self.scale, self.softcap)
+
+
+def after_product(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """What some families do to their logits, in place."""
+    if scale != 1.0:
+        logits *= scale
+    if softcap is not None:
+        logits.div_(softcap).tanh_().mul_(softcap)
+    return logits
 
 
 @dataclass(frozen=True)

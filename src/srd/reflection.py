@@ -26,8 +26,9 @@ from srd.data.examples import as_examples
 from srd.data.templates import get_template
 from srd.errors import UserError
 from srd.metrics import rouge_l_many
-from srd.models.generation import Decoding, answer_texts, decode_batch, padding_id
+from srd.models.generation import Decoding, answer_texts, decode_batch
 from srd.models.loading import stop_token_ids
+from srd.models.tokens import padding_id
 from srd.tables import column, positions, reopened
 
 logger = logging.getLogger(__name__)

@@ -36,7 +36,8 @@ from srd.artifacts import atomic_write, file_digest, fingerprint, read_json, rem
 from srd.data.batching import Collator, EncodedExamples, length_sorted_batches
 from srd.errors import RunError
 from srd.loss import HeadWeights
-from srd.models.head import head_weights, response_hidden, verify_head
+from srd.models.finite import blame
+from srd.models.head import head_weights, response_hidden
 
 logger = logging.getLogger(__name__)
 
@@ -184,7 +185,9 @@ def build_cache(
         The cache, checked, holding every example.
 
     Raises:
-        RunError: the disk is too small, or the teacher gives states that are not finite (naming the examples).
+        RunError: the disk is too small, or the teacher gives states that are not finite (naming its tensor, or the
+            examples).
+        UserError: the teacher's logits do not follow from its hidden states.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cache = open_verified(folder)
@@ -196,7 +199,7 @@ def build_cache(
     if todo or not (folder / "meta.json").exists():
         teacher = load_teacher()
         stored = next(teacher.parameters()).dtype if dtype == "auto" else DTYPES[dtype]
-        _write_head(folder, teacher, examples, collator)
+        _write_head(folder, teacher)
         tokens = sum(len(examples.responses[i]) for _, batches in todo for batch in batches for i in batch)
         _check_disk(folder, cache_bytes(tokens, head_weights(teacher).weight.shape[1], stored))
         total = sum(len(batch) for _, batches in mine for batch in batches)
@@ -251,19 +254,15 @@ def _teacher_states(teacher: Any, examples: EncodedExamples, batch: list[int], c
                 bad.append(examples.ids[i])
             start = end
         raise RunError(
-            f"the teacher gives hidden states that are not finite for {bad[:5]}. "
-            "Check its weights, or load it in a wider precision (teacher.dtype=float32)."
+            f"the teacher gives hidden states that are not finite for {bad[:5]}. {blame({'teacher': teacher}, bad)}"
         )
     return states.cpu()
 
 
-def _write_head(folder: Path, teacher: Any, examples: EncodedExamples, collator: Collator) -> None:
-    """Keep the teacher's head, once it has been checked to give the teacher's own logits."""
+def _write_head(folder: Path, teacher: Any) -> None:
+    """Keep the teacher's head, which has been checked to give the teacher's own logits."""
     if (folder / "meta.json").exists() or not parallel.is_main():
         return
-    device = next(teacher.parameters()).device
-    row = {"prompt_ids": examples.prompts[0], "response_ids": examples.responses[0]}
-    verify_head(teacher, {name: value.to(device) for name, value in collator([row]).items()})
     head = head_weights(teacher)
     tensors = {"weight": head.weight.detach().cpu().contiguous()}
     if head.bias is not None:

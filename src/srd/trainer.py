@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,17 @@ from srd.data.batching import Collator, EncodedExamples, LengthBatches, length_s
 from srd.errors import RunError, UserError
 from srd.loss import HeadWeights, LossParts, LossSettings, head_loss, logits_loss
 from srd.metrics import rouge_l_many
-from srd.models.generation import Decoding, decode_batch, decoder_start, generate, padding_id
-from srd.models.head import cross_entropy, head_weights, plain_head, response_hidden, response_logits
+from srd.models.finite import blame
+from srd.models.generation import Decoding, decode_batch, generate
+from srd.models.head import (
+    OwnLogits,
+    head_is_enough,
+    head_weights,
+    own_logits,
+    response_hidden,
+    response_logits,
+    response_losses,
+)
 from srd.models.loading import stop_token_ids
 from srd.models.sharding import (
     check_sharding,
@@ -37,6 +46,7 @@ from srd.models.sharding import (
     shared_embeddings_together,
     whole_model,
 )
+from srd.models.tokens import decoder_prefix, padding_id
 from srd.rollouts import Rollouts, replace_responses
 
 STATE_FILE = "distillation.json"  # what a checkpoint of ours holds beside the Trainer's own files
@@ -57,9 +67,9 @@ class Teacher:
 
     @classmethod
     def live(cls, model: Any, width: int | None = None) -> Teacher:
-        """A teacher that runs in every step."""
+        """A teacher that runs in every step: its head, or its own logits where the head is not enough."""
         model.eval().requires_grad_(False)
-        head = head_weights(model)
+        head = head_weights(model) if head_is_enough(model) else own_logits(model)
         return cls(head.cut(width) if width else head, model)
 
     def shard(self) -> None:
@@ -67,20 +77,21 @@ class Teacher:
         if self.model is not None and not self._sharded:
             head = self.head
             bias = None if head.bias is None else head.bias.detach().clone()
-            self.head = HeadWeights(head.weight.detach().clone(), bias, head.scale, head.softcap, head.width)
+            self.head = replace(head, weight=head.weight.detach().clone(), bias=bias)
             shard_for_inference(self.model)
             self._sharded = True
 
     @torch.no_grad()
     def hidden(self, batch: dict[str, Any]) -> Tensor:
-        """Last hidden states at the batch's response positions, ``[N, d]``."""
+        """Last hidden states at the batch's response positions, ``[N, d]``, or its own logits ``[N, V]``."""
         cached: Tensor | None = batch.get("teacher_hidden")
         if cached is not None:
             return cached
         if self.model is None and not len(batch["targets"]):  # a micro-batch without examples
             return torch.zeros(0, self.head.weight.shape[1], device=batch["targets"].device)
         assert self.model is not None, "neither a teacher cache nor a live teacher"
-        return response_hidden(self.model, batch)
+        own = isinstance(self.head, OwnLogits)
+        return response_logits(self.model, batch) if own else response_hidden(self.model, batch)
 
 
 @dataclass
@@ -331,9 +342,8 @@ class DistillTrainer(Trainer):
             loss = loss + self.plain_text.weight * language_loss
         if not torch.isfinite(loss):
             raise RunError(
-                f"the loss is {loss.item()} at step {self.state.global_step} (stage folder {self.args.output_dir}), "
-                f"with the examples {inputs.get('ids', [])[:16]}. Look at these rows; a lower training.learning_rate "
-                "or a wider training.precision often helps."
+                f"the loss is {loss.item()} at step {self.state.global_step} (stage folder {self.args.output_dir}). "
+                f"{self._blame(inputs)} A lower training.learning_rate or a wider training.precision often helps."
             )
         self._parts.append((parts.ce.sum() / items, parts.kd.sum() / items))
         # DDP averages gradients over processes, but our sum is divided by the global count already.
@@ -357,14 +367,23 @@ class DistillTrainer(Trainer):
         return logits_loss(logits, width or logits.shape[-1], inputs["targets"], settings, items, **extra)
 
     def _head_is_reachable(self, core: Any) -> bool:
-        return not (self.is_fsdp_enabled or self.is_deepspeed_enabled) and plain_head(core)
+        return not (self.is_fsdp_enabled or self.is_deepspeed_enabled) and head_is_enough(core)
+
+    def _blame(self, inputs: dict[str, Any]) -> str:
+        """Whose fault a loss that is not finite is: the teacher's weights, the student's, or the rows'."""
+        models = {"student": self.accelerator.unwrap_model(self.model)}
+        if self.teacher is not None:
+            if not torch.isfinite(self.teacher.head.weight).all():
+                return "The weights of the teacher are not finite: its output head."
+            models |= {"teacher": self.teacher.model} if self.teacher.model is not None else {}
+        return blame(models, inputs.get("ids", []))
 
     def _teacher_head(self, device: torch.device) -> HeadWeights:
         assert self.teacher is not None
         head = self.teacher.head
         if head.weight.device != device:
             bias = None if head.bias is None else head.bias.to(device)
-            head = HeadWeights(head.weight.to(device), bias, head.scale, head.softcap, head.width)
+            head = replace(head, weight=head.weight.to(device), bias=bias)
             self.teacher.head = head
         return head
 
@@ -488,7 +507,7 @@ def make_collator(model: Any, tokenizer: PreTrainedTokenizerBase, teacher: Any =
     have no padding at all.
     """
     if model.config.is_encoder_decoder:
-        return Collator(padding_id(tokenizer), decoder_start(model))
+        return Collator(padding_id(tokenizer), decoder_prefix(model))
     kernels = [str(getattr(each.config, "_attn_implementation", "")) for each in (model, teacher) if each is not None]
     return Collator(padding_id(tokenizer), packed=all(kernel.startswith("flash_attention") for kernel in kernels))
 
@@ -504,7 +523,7 @@ def validation_loss(model: Any, validation: Validation, collator: Collator) -> f
     for rows in batches[parallel.process() :: parallel.processes()]:
         plain = [{"prompt_ids": examples.prompts[i], "response_ids": examples.responses[i]} for i in rows]
         batch = {name: value.to(device) for name, value in collator(plain).items()}
-        losses = cross_entropy(response_hidden(model, batch), head_weights(model), batch["targets"])
+        losses = response_losses(model, batch)
         sums.append((float(losses.double().sum()), len(losses)))
     model.train(training)
     # Put together in the order of the batches: the same to the last bit on any number of processes.

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from srd.errors import RunError, UserError
+from srd.errors import UserError
 from srd.loss import HeadWeights
 from srd.models.adapters import add_lora
 from srd.models.head import (
     cross_entropy,
+    head_is_enough,
     head_weights,
+    logit_rule,
     model_inputs,
     plain_head,
     response_hidden,
     response_logits,
-    verify_head,
+    response_losses,
 )
 from srd.trainer import make_collator
 from tests.test_trainer import encoded
@@ -47,7 +50,7 @@ def test_hidden_states_times_head_are_the_models_logits(family: str) -> None:
         expected = own_logits(model, batch)
         torch.testing.assert_close(head_weights(model).logits(hidden), expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(response_logits(model, batch), expected, rtol=1e-4, atol=1e-5)
-    verify_head(model, batch)
+    assert head_is_enough(model)
 
 
 def test_what_t5_does_before_its_head_matters() -> None:
@@ -67,6 +70,7 @@ def test_the_head_computes_no_more_than_it_must(family: str) -> None:
     """One position for hidden states, the response positions for logits; hooks are gone afterwards."""
     model, batch = batch_for(family)
     head = model.get_output_embeddings()
+    logit_rule(model)  # which is measured once
     shapes: list[tuple[int, ...]] = []
     handle = head.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape[:-1])))
     response_hidden(model, batch)
@@ -120,23 +124,61 @@ def test_logits_of_a_head_by_its_definition() -> None:
     assert HeadWeights(weight.double()).logits(hidden).dtype == torch.float64
 
 
-def test_what_families_do_after_the_product() -> None:
+def test_a_head_may_be_cut() -> None:
     assert head_weights(tiny_model("gemma2")).softcap == 3.0
-    model = tiny_model("llama")
-    model.config.logit_scale = 0.25  # Cohere
-    assert head_weights(model).scale == 0.25
-    del model.config.logit_scale
-    model.config.logits_scaling = 8.0  # Granite
-    assert head_weights(model).scale == 0.125
     assert head_weights(tiny_model("gpt2"), 300).vocabulary == 300
 
 
+ODD: dict[str, Callable[[Tensor], Tensor]] = {
+    "scaled by a number of its own": lambda logits: logits * 1.5,
+    "shifted": lambda logits: logits + torch.linspace(0, 1, logits.shape[-1]),
+    "sorted": lambda logits: logits.sort(-1).values,
+    "capped where it is large": lambda logits: 40 * torch.tanh(logits / 40),
+    "by position": lambda logits: logits + torch.arange(logits.shape[-2])[:, None],
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize("family", ["llama", "t5"])
-def test_a_family_that_does_more_is_noticed(family: str) -> None:
+def test_a_family_that_does_more_uses_its_own_logits(family: str, odd: str) -> None:
+    """Measured, not recognised: losses are those of the model's own logits, and no head is handed out."""
     model, batch = batch_for(family)
-    model.get_output_embeddings().register_forward_hook(lambda module, args, output: output * 1.5)
-    with pytest.raises(RunError, match=r"logits recomputed from the last hidden state differ .*cache\.enabled=false"):
-        verify_head(model, batch)
+    plain = model.forward
+
+    def forward(*args: Any, **arguments: Any) -> Any:
+        output = plain(*args, **arguments)
+        output.logits = ODD[odd](output.logits)
+        return output
+
+    model.forward = forward
+    with torch.no_grad():
+        expected = own_logits(model, batch)
+        torch.testing.assert_close(response_logits(model, batch), expected, rtol=1e-4, atol=1e-4)
+        losses = nn.functional.cross_entropy(expected, batch["targets"], reduction="none")
+        torch.testing.assert_close(response_losses(model, batch), losses, rtol=1e-4, atol=1e-4)
+    assert not head_is_enough(model)
+    with pytest.raises(UserError, match=r"do not follow from its last hidden state .*cache\.enabled=false"):
+        head_weights(model)
+
+
+def test_measuring_leaves_no_trace() -> None:
+    """Neither mode, nor hooks, nor random numbers; and the rule stays with the model."""
+    model = tiny_model("llama").train()
+    model.model.eval()
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    rule = logit_rule(model)
+    assert torch.equal(torch.rand(3), expected)
+    assert model.training and not model.model.training and not model.get_output_embeddings()._forward_pre_hooks
+    assert logit_rule(model) is rule and logit_rule(tiny_model("llama")) is not rule
+
+
+def test_a_model_that_gives_nan_is_refused_by_name() -> None:
+    model = tiny_model("llama")
+    model.model.layers[1].mlp.up_proj.weight.data[3, 4] = torch.inf
+    with pytest.raises(UserError, match=r"not finite.*'model\.layers\.1\.mlp\.up_proj\.weight' \(1 of its 2048 values"):
+        logit_rule(model)
 
 
 def test_plain_heads() -> None:
@@ -144,8 +186,7 @@ def test_plain_heads() -> None:
     assert plain_head(model)
     model.set_output_embeddings(nn.Sequential(nn.Linear(32, 400)))
     assert not plain_head(model)
-    with pytest.raises(UserError, match="an output layer of type Sequential, not a linear one"):
-        head_weights(model)
+    assert not head_is_enough(model)
 
 
 def test_an_adapter_on_the_head_is_not_bypassed() -> None:

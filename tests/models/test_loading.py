@@ -6,15 +6,20 @@ import importlib.util
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
-from srd.errors import UserError
+from srd.errors import RunError, UserError
 from srd.models import loading
+from srd.models.guard import guarded
 from srd.models.loading import (
+    check_weights,
     convert_gguf,
     converted_folder,
     count_parameters,
@@ -248,9 +253,147 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
             call("owner/name")
 
 
-def test_errors_of_the_program_itself_pass_through() -> None:
-    with pytest.raises(RuntimeError, match="out of memory"), loading._explained("x"):
-        raise RuntimeError("out of memory")
+def edit(name: str, **changes: Any) -> Callable[[Path], None]:
+    """Change a folder's JSON file; None takes a name out."""
+
+    def apply(folder: Path) -> None:
+        content = json.loads((folder / name).read_text()) | changes
+        (folder / name).write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+    return apply
+
+
+def put(name: str, content: str | bytes) -> Callable[[Path], Any]:
+    return lambda folder: (
+        (folder / name).write_bytes(content.encode() if isinstance(content, str) else content) and None
+    )
+
+
+def cut(name: str) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-100])
+
+
+def merges(folder: Path) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["merges"].append(["no such", "tokens"])
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+def index(*files: str) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder / "one.safetensors")
+        names = dict(zip(("lm_head.weight", "model.norm.weight"), files, strict=True))
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+    return apply
+
+
+def broken_index(folder: Path) -> None:
+    index("a", "b")(folder)
+    put("model.safetensors.index.json", "[]")(folder)
+
+
+GENERATION = "generation_config.json"
+DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no layers": (edit("config.json", num_hidden_layers=-1), "num_hidden_layers|config|layers"),
+    "fewer layers than weights": (edit("config.json", num_hidden_layers=1), r"9 tensors .* such as 'model\.layers\.1"),
+    "more layers than weights": (edit("config.json", num_hidden_layers=3), r"lack 9 of its weights.*layers\.2"),
+    "other width": (edit("config.json", hidden_size=64), r"do not fit config\.json"),
+    "tied by mistake": (edit("config.json", architectures=["LlamaForCausalLM"], attention_bias=True), "lack 8 of its"),
+    "dtype": (edit("config.json", dtype="float7"), "float7"),
+    "activation": (edit("config.json", hidden_act="nope"), "nope"),
+    "unknown quantisation": (
+        edit("config.json", quantization_config={"quant_method": "foo"}),
+        "the method 'foo'.*Known: ",
+    ),
+    "no quantisation": (edit("config.json", quantization_config="x"), "cannot be read"),
+    "heads": (edit("config.json", num_attention_heads="four"), "num_attention_heads"),
+    "type": (edit("config.json", model_type=["llama"]), "cannot be read"),
+    "list for a configuration": (put("config.json", "[]"), "cannot be read"),
+    "binary configuration": (put("config.json", b"\xff\xfe\x00"), "cannot be read"),
+    "list for generation": (put(GENERATION, "[]"), GENERATION),
+    "broken generation": (put(GENERATION, "{bad"), GENERATION),
+    "eos is a word": (edit(GENERATION, eos_token_id="abc"), f"eos_token_id in {GENERATION} is 'abc'"),
+    "eos beyond the vocabulary": (edit(GENERATION, eos_token_id=[2, 4000]), f"eos_token_id in {GENERATION}.*below 400"),
+    "cut weights": (cut("model.safetensors"), r"model\.safetensors cannot be read|damaged"),
+    "empty weights": (put("model.safetensors", ""), "cannot be read"),
+    "missing shard": (index("one.safetensors", "two.safetensors"), "1 are missing, such as two.safetensors"),
+    "broken index": (
+        lambda folder: (index("a", "b")(folder), put("model.safetensors.index.json", "[]")(folder)),
+        "cannot",
+    ),
+}
+TOKENIZER_DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "merges": (merges, "cannot be read"),
+    "list": (put("tokenizer.json", "[]"), "cannot be read"),
+    "broken": (put("tokenizer.json", "{"), "cannot be read"),
+    "broken settings": (put("tokenizer_config.json", "{"), "cannot be read"),
+    "settings of another kind": (put("tokenizer_config.json", "[]"), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_folders_that_cannot_be_used_are_refused_before_work_and_while_loading(case: str, tmp_path: Path) -> None:
+    """One error of ours that names the folder, whatever the library raises; from the headers alone as well."""
+    damage, message = DAMAGE[case]
+    folder = save_tiny(tmp_path / "model", "llama")
+    check_weights(str(folder))
+    damage(folder)
+    for use in (check_weights, load_model):
+        with pytest.raises(UserError, match=message) as caught:
+            use(str(folder))
+        assert "model" in str(caught.value)
+
+
+@pytest.mark.parametrize("case", TOKENIZER_DAMAGE)
+def test_tokenizers_that_cannot_be_read(case: str, tmp_path: Path) -> None:
+    damage, message = TOKENIZER_DAMAGE[case]
+    folder = save_tiny(tmp_path / "model", "llama")
+    damage(folder)
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(str(folder))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_headers_of_every_family_pass(family: str, tmp_path: Path) -> None:
+    check_weights(str(save_tiny(tmp_path / "model", family)))
+
+
+def test_parts_that_are_not_the_language_model_may_lie_beside_it(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model", "llama")
+    tensors = load_file(folder / "model.safetensors")
+    tensors |= {"vision_tower.layers.0.weight": torch.zeros(2), "v_head.summary.weight": torch.zeros(2)}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    check_weights(str(folder))
+    load_model(str(folder))
+
+
+@pytest.mark.parametrize("tensor", ["lm_head.weight", "model.norm.weight", "model.layers.1.mlp.down_proj.weight"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_named(tensor: str, value: float, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model", "llama")
+    tensors = load_file(folder / "model.safetensors")
+    tensors[tensor].flatten()[3] = value
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=rf"weights of the teacher '.*model' are not finite: tensor '{tensor}'.*1 of"):
+        load_model(str(folder), role="teacher")
+
+
+@pytest.mark.parametrize(
+    ("raised", "becomes", "message"),
+    [
+        (RuntimeError("out of memory"), RunError, "out of memory"),
+        (MemoryError(), RunError, "out of memory"),
+        (OSError(28, "No space left on device"), OSError, "No space left"),
+        (KeyboardInterrupt(), KeyboardInterrupt, ""),
+        (TypeError("'list' object is not a mapping"), UserError, "TypeError: 'list' object is not a mapping"),
+        (Exception("data did not match"), UserError, "data did not match"),
+        (type("PanicException", (BaseException,), {})("called unwrap"), UserError, "called unwrap"),
+    ],
+)
+def test_the_models_fault_and_the_machines(raised: BaseException, becomes: type[BaseException], message: str) -> None:
+    with pytest.raises(becomes, match=message), guarded("x"):
+        raise raised
 
 
 # ------------------------------------------------------------------------------------------------ GGUF

@@ -222,12 +222,14 @@ class Collator:
 
     Args:
         pad_id: Any valid id; it never counts.
-        decoder_start_id: For an encoder-decoder; None: decoder-only.
+        decoder_start_id: What an encoder-decoder's decoder begins with, one id or several; None: decoder-only.
         packed: Put all examples into one row without padding: ``input_ids, position_ids [1, L]``, where positions begin
             anew with each example. For decoder-only models whose attention kernel keeps such examples apart.
     """
 
-    def __init__(self, pad_id: int, decoder_start_id: int | None = None, *, packed: bool = False) -> None:
+    def __init__(
+        self, pad_id: int, decoder_start_id: int | Sequence[int] | None = None, *, packed: bool = False
+    ) -> None:
         self.pad_id = pad_id
         self.decoder_start_id = decoder_start_id
         self.packed = packed
@@ -271,13 +273,16 @@ class Collator:
         return {**{name: torch.tensor([values]) for name, values in row.items()}, "index": torch.tensor(index).long()}
 
     def _encoder_decoder(self, prompts: list[list[int]], responses: list[list[int]]) -> dict[str, Any]:
-        assert self.decoder_start_id is not None
+        start = self.decoder_start_id
+        assert start is not None
+        prefix = [start] if isinstance(start, int) else list(start)
+        before = len(prefix) - 1  # read by the decoder, predicted by nobody
         ids, mask = pad_right(prompts, self.pad_id)
-        shifted = [[self.decoder_start_id, *response[:-1]] for response in responses]
-        decoder_ids, decoder_mask = pad_right(shifted, self.pad_id)
-        labels, _ = pad_right([response or [IGNORED] for response in responses], IGNORED)
+        decoder_ids, decoder_mask = pad_right([[*prefix, *response[:-1]] for response in responses], self.pad_id)
+        labels, _ = pad_right([[*[IGNORED] * before, *(response or [IGNORED])] for response in responses], IGNORED)
         width = decoder_ids.shape[1]
-        index = [torch.arange(row * width, row * width + len(response)) for row, response in enumerate(responses)]
+        first = [row * width + before for row in range(len(responses))]
+        index = [torch.arange(place, place + len(r)) for place, r in zip(first, responses, strict=True)]
         return {
             "input_ids": ids,
             "attention_mask": mask,

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from srd.config import LoraConfig as LoraSettings
 from srd.errors import UserError, nearest
+from srd.models.guard import guarded
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -107,10 +108,10 @@ def load_adapter(
     folder = adapter_folder(source, revision=revision)
     remedy = "It was made for another model: give the base model it was trained on."
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), guarded(source, "adapter"):
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # an error below
             adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-    except (ValueError, KeyError, RuntimeError) as error:
+    except UserError as error:
         raise UserError(f"adapter '{source}' does not fit the model: {str(error).splitlines()[0]}. {remedy}") from error
     with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as file:
         names = file.keys()

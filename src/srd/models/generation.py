@@ -7,21 +7,26 @@ does not depend on which other prompts share its batch, on resuming, or on the n
 from __future__ import annotations
 
 import hashlib
-import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from srd import parallel
-from srd.data.batching import length_sorted_batches, pad_left, pad_right
+from srd.data.batching import length_sorted_batches
 from srd.data.turns import without_end
-from srd.models.head import cross_entropy, head_input, head_weights
+from srd.errors import RunError
+from srd.models.finite import blame, name_of, non_finite_tensor
 from srd.models.loading import stop_token_ids
+from srd.models.reading import Reader, abilities, groups
+from srd.models.tokens import padding_id
 from srd.models.vllm_engine import VllmEngine
+
+NO_TOKEN = -1  # in place of one that no finite logit could choose
 
 
 @dataclass(frozen=True)
@@ -41,122 +46,6 @@ class Decoding:
     seed: int = 0
 
 
-class _Batch:
-    """Prompts of one batch and their key-value cache while they are decoded."""
-
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> None:
-        self.model = model
-        self.encoder_decoder = bool(model.config.is_encoder_decoder)
-        core = model.get_base_model() if hasattr(model, "get_base_model") else model
-        known = inspect.signature(core.forward).parameters
-        self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
-        self.takes_positions = "position_ids" in known
-        self.device = next(model.parameters()).device
-        ids, mask = (pad_right if self.encoder_decoder else pad_left)(prompts, pad_id)
-        self.ids, self.mask = ids.to(self.device), mask.to(self.device)
-        self.cache: Any = None
-        self.encoded: Any = None
-        self.pad_id = pad_id
-
-    def prefill(self) -> Tensor:
-        """Read the prompts; logits of the first new token ``[B, V]``."""
-        if self.encoder_decoder:
-            self.encoded = self.model.get_encoder()(input_ids=self.ids, attention_mask=self.mask)
-            return self.step(torch.full((len(self.ids),), decoder_start(self.model), device=self.device))
-        positions = {"position_ids": (self.mask.cumsum(-1) - 1).clamp_(min=0)} if self.takes_positions else {}
-        output = self.model(input_ids=self.ids, attention_mask=self.mask, use_cache=True, **positions, **self.last_only)
-        self.cache = output.past_key_values
-        return output.logits[:, -1]
-
-    def step(self, tokens: Tensor) -> Tensor:
-        """Feed the chosen tokens ``[B]``; logits of the next ones ``[B, V]``."""
-        if self.encoder_decoder:
-            output = self.model(
-                encoder_outputs=self.encoded,
-                attention_mask=self.mask,
-                decoder_input_ids=tokens[:, None],
-                past_key_values=self.cache,
-                use_cache=True,
-            )
-        else:
-            output = self._continue(tokens[:, None], torch.ones_like(tokens[:, None]), self.last_only)
-            self.mask = torch.cat([self.mask, torch.ones_like(tokens[:, None])], 1)
-        self.cache = output.past_key_values
-        return output.logits[:, -1]
-
-    def _continue(self, ids: Tensor, mask: Tensor, arguments: dict[str, Any]) -> Any:
-        """Run a decoder-only model over further tokens ``[B, R]`` behind the cache."""
-        full = torch.cat([self.mask, mask], 1)
-        positions = {}
-        if self.takes_positions:
-            positions = {"position_ids": (full.cumsum(-1) - 1).clamp_(min=0)[:, -ids.shape[1] :]}
-        return self.model(
-            input_ids=ids, attention_mask=full, past_key_values=self.cache, use_cache=True, **positions, **arguments
-        )
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only."""
-        self.mask = self.mask[rows]
-        self.cache.batch_select_indices(rows)
-        if self.encoded is not None:
-            self.encoded.last_hidden_state = self.encoded.last_hidden_state[rows]
-
-    def score(self, first_logits: Tensor, references: Sequence[Sequence[int]]) -> list[float]:
-        """Mean negative log-likelihood of each reference behind its prompt, reusing what was read already.
-
-        Args:
-            first_logits: What `prefill` returned.
-            references: Token ids, end of sequence included; the decoding goes on afterwards as if nothing had been
-                (but where the cache cannot forget: see `can_forget`).
-        """
-        if self.encoder_decoder:
-            return self._score_decoder(references)
-        head = head_weights(self.model)
-        lengths = torch.tensor([len(reference) for reference in references], device=self.device)
-        first = torch.tensor([reference[0] for reference in references], device=self.device)
-        total = torch.logsumexp(first_logits.float(), -1) - first_logits.float().gather(-1, first[:, None])[:, 0]
-        if lengths.max() > 1:
-            ids, mask = pad_right([list(reference[:-1]) or [self.pad_id] for reference in references], self.pad_id)
-            targets, _ = pad_right([list(reference[1:]) or [self.pad_id] for reference in references], self.pad_id)
-            valid = mask.bool().to(self.device) & (lengths > 1)[:, None]
-            hidden = self._last_hidden(ids.to(self.device), mask.to(self.device))
-            losses = cross_entropy(hidden[valid], head, targets.to(self.device)[valid])
-            rows = valid.nonzero()[:, 0]
-            total = total.double().index_add_(0, rows, losses.double())
-            if self.can_forget:
-                self.cache.crop(-ids.shape[1])
-        return [float(value) for value in (total / lengths)]
-
-    def _last_hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
-        with head_input(self.model) as seen:
-            self._continue(ids, mask, {})
-        return seen[0]
-
-    def _score_decoder(self, references: Sequence[Sequence[int]]) -> list[float]:
-        start = decoder_start(self.model)
-        ids, mask = pad_right([[start, *reference[:-1]] for reference in references], self.pad_id)
-        targets, _ = pad_right(references, self.pad_id)
-        valid = mask.bool().to(self.device)
-        with head_input(self.model) as seen:
-            self.model(
-                encoder_outputs=self.encoded,
-                attention_mask=self.mask,
-                decoder_input_ids=ids.to(self.device),
-                use_cache=False,
-            )
-        losses = cross_entropy(seen[0][valid], head_weights(self.model), targets.to(self.device)[valid])
-        rows = valid.nonzero()[:, 0]
-        total = torch.zeros(len(references), dtype=torch.float64, device=self.device)
-        total.index_add_(0, rows, losses.double())
-        return [float(value) for value in total / valid.sum(-1)]
-
-    @property
-    def can_forget(self) -> bool:
-        """Whether the cache can be cut back to the prompt after a reference was read."""
-        layers = getattr(self.cache, "layers", None) or []
-        return bool(layers) and not any(getattr(layer, "is_sliding", False) for layer in layers)
-
-
 def _uniforms(names: Sequence[str], decoding: Decoding) -> np.ndarray:
     """One uniform number per example and token ``[B, max_new_tokens]``, from streams named by seed and example."""
     rows = []
@@ -169,9 +58,13 @@ def _uniforms(names: Sequence[str], decoding: Decoding) -> np.ndarray:
 
 
 def choose(logits: Tensor, decoding: Decoding, uniform: Tensor) -> Tensor:
-    """The next tokens ``[B]`` from logits ``[B, V]``: the best, or sampled with ``uniform [B]``."""
+    """The next tokens ``[B]`` from logits ``[B, V]``: the best, or sampled with ``uniform [B]``.
+
+    A row whose logits are not finite gets `NO_TOKEN`, so that the caller sees it where it reads the tokens anyway.
+    """
     if decoding.temperature == 0:
-        return logits.argmax(-1)
+        tokens = logits.argmax(-1)  # the place of a NaN, where there is one
+        return torch.where(torch.isfinite(logits.gather(-1, tokens[:, None])[:, 0]), tokens, NO_TOKEN)
     probabilities = torch.softmax(logits.float() / decoding.temperature, -1)
     order = None
     if decoding.top_p < 1:
@@ -181,7 +74,8 @@ def choose(logits: Tensor, decoding: Decoding, uniform: Tensor) -> Tensor:
     cumulative = probabilities.double().cumsum(-1)
     drawn = torch.searchsorted(cumulative, uniform[:, None].double() * cumulative[:, -1:], right=True)
     drawn = drawn.clamp_(max=logits.shape[-1] - 1)
-    return (drawn if order is None else order.gather(-1, drawn))[:, 0]
+    tokens = (drawn if order is None else order.gather(-1, drawn))[:, 0]
+    return torch.where(torch.isfinite(cumulative[:, -1]), tokens, NO_TOKEN)
 
 
 @torch.no_grad()
@@ -210,22 +104,37 @@ def decode_batch(
 
     Returns:
         The answers' token ids, and the references' mean negative log-likelihood (empty without references).
+
+    Raises:
+        RunError: logits are not finite. Where the weights are, and references are scored, such a row gets no further
+            token and a score of NaN instead, which its reader has to deal with.
     """
     if isinstance(model, VllmEngine):
-        return model.decode_batch(prompts, names, decoding, stop, references, width)
-    batch = _Batch(model, prompts, pad_id)
-    logits = batch.prefill()
-    scores: list[float] = []
-    if references is not None:
-        if batch.encoder_decoder or batch.can_forget:
-            scores = batch.score(logits, references)
-        else:  # a sliding window has forgotten part of the prompt: read it again
-            again = _Batch(model, prompts, pad_id)
-            scores = again.score(again.prefill(), references)
-    answers: list[list[int]] = [[] for _ in prompts]
-    active = torch.arange(len(prompts), device=batch.device)
-    alive = torch.ones(len(prompts), dtype=torch.bool, device=batch.device)
-    stops = torch.tensor(list(stop), device=batch.device)
+        answers, scores = model.decode_batch(prompts, names, decoding, stop, references, width)
+    else:
+        answers, scores = [[] for _ in prompts], [] if references is None else [math.nan for _ in prompts]
+        able = abilities(model)
+        for rows in groups(prompts, able):
+            batch = Reader(model, [prompts[i] for i in rows], pad_id, able)
+            logits = batch.prefill()
+            if references is not None:
+                for i, score in zip(rows, batch.score(logits, [references[i] for i in rows]), strict=True):
+                    scores[i] = score
+            for i, answer in zip(
+                rows, _answers(batch, logits, [names[i] for i in rows], decoding, stop, width), strict=True
+            ):
+                answers[i] = answer
+    return _checked(model, names, answers, scores)
+
+
+def _answers(
+    batch: Reader, logits: Tensor, names: Sequence[str], decoding: Decoding, stop: Sequence[int], width: int | None
+) -> list[list[int]]:
+    """Decode from the logits of the first new tokens; an answer with `NO_TOKEN` at its end met NaN."""
+    answers: list[list[int]] = [[] for _ in names]
+    active = torch.arange(len(names), device=batch.device)
+    alive = torch.ones(len(names), dtype=torch.bool, device=batch.device)
+    stops = torch.tensor([*stop, NO_TOKEN], device=batch.device)
     sampled = decoding.temperature > 0
     uniform = torch.from_numpy(_uniforms(names, decoding)).to(batch.device) if sampled else None
     for position in range(decoding.max_new_tokens):
@@ -238,11 +147,30 @@ def decode_batch(
         count = int(alive.sum())
         if count == 0 or position + 1 == decoding.max_new_tokens:
             break
-        if count <= 0.75 * len(alive):  # compacting copies the cache, so it waits until it pays
+        # Compacting copies what was read, so it waits until it pays.
+        if batch.able.leaving and count <= 0.75 * len(alive):
             rows = alive.nonzero()[:, 0]
             batch.keep(rows)
             active, alive, tokens = active[rows], alive[rows], tokens[rows]
-        logits = batch.step(tokens)
+        logits = batch.step(tokens.clamp(min=0))
+    return answers
+
+
+def _checked(
+    model: Any, names: Sequence[str], answers: list[list[int]], scores: list[float]
+) -> tuple[list[list[int]], list[float]]:
+    """Say whose fault it is where logits were not finite."""
+    bad = {i for i, answer in enumerate(answers) if answer[-1:] == [NO_TOKEN]}
+    bad |= {i for i, score in enumerate(scores) if not math.isfinite(score)}
+    if not bad:
+        return answers, scores
+    if not scores or (isinstance(model, nn.Module) and non_finite_tensor(model)):
+        raise RunError(
+            f"{name_of(model)} gives logits that are not finite. {blame({'model': model}, [names[i] for i in bad])}"
+        )
+    for i in bad:
+        answers[i] = [token for token in answers[i] if token != NO_TOKEN]
+        scores[i] = math.nan if math.isfinite(scores[i]) else scores[i]
     return answers, scores
 
 
@@ -317,14 +245,3 @@ def _gathered(answers: list[list[int]], batches: list[list[int]]) -> list[list[i
         for row in rows:
             answers[row] = everyone[number % parallel.processes()][row]
     return answers
-
-
-def decoder_start(model: Any) -> int:
-    """The id that a decoder starts with: the generation config's, or else the configuration's."""
-    start = model.generation_config.decoder_start_token_id
-    return int(model.config.decoder_start_token_id if start is None else start)
-
-
-def padding_id(tokenizer: Any) -> int:
-    """An id to fill up batches with; it never counts, so end of sequence will do."""
-    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)

@@ -1,24 +1,39 @@
-"""Last hidden states at response positions, and the head that turns them into logits.
+"""Last hidden states at response positions, the head that turns them into logits, and whether that is all there is.
 
 A forward pre-hook on the model's output embedding sees what enters the head: the last hidden state with everything
 the family does before the product (T5's rescaling of a tied head, OPT's projection). It keeps the response positions
-and lets the head compute a single position, or only those positions. So this holds for every family, and through
-DDP, FSDP and DeepSpeed, which call the model's own forward.
+and lets the head compute a single position, or only those positions. This goes through DDP, FSDP and DeepSpeed, which
+call the model's own forward.
+
+What a family does after the product (scaling, soft-capping) is measured once for every model, in a padded batch of
+several rows: `logit_rule`. Where the head with all that is known here does not give the model's own logits, the model's
+own logits are used, everywhere.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from srd.errors import RunError, UserError
-from srd.loss import HeadWeights
+from srd.errors import UserError
+from srd.loss import HeadWeights, after_product
+from srd.models.adapters import base_model
+from srd.models.finite import blame, name_of
+
+logger = logging.getLogger(__name__)
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask", "position_ids")
+# Lengths of the rows that a model is measured with. The second row is the beginning of the first one.
+PROBE = (9, 5, 7)
+LARGE = 60.0  # largest logit of the measurement's second half, where every soft cap shows
 
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
@@ -26,19 +41,236 @@ def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
     return {name: batch[name] for name in MODEL_INPUTS if name in batch}
 
 
+# --------------------------------------------------------------------------------------------- what the head does
+
+
+@dataclass(frozen=True)
+class LogitRule:
+    """How a model's logits come from what enters its head.
+
+    Attributes:
+        head: Whether ``softcap(scale · (hidden @ weight.T + bias))`` gives the model's own logits.
+        scale: See `HeadWeights`.
+        softcap: See `HeadWeights`.
+        select: Whether the head may be given the response positions alone, in one row.
+        vocabulary: Logits of a token.
+    """
+
+    head: bool
+    scale: float = 1.0
+    softcap: float | None = None
+    select: bool = False
+    vocabulary: int = 0
+
+
+_rules: WeakKeyDictionary[nn.Module, LogitRule] = WeakKeyDictionary()
+
+
+def logit_rule(model: Any) -> LogitRule:
+    """How a model's logits come about, measured at the first call for this model and remembered with it.
+
+    Raises:
+        UserError: its logits are not finite, or the logits of a token depend on tokens behind it.
+    """
+    core = base_model(model)
+    rule = _rules.get(core)
+    if rule is None:
+        with in_evaluation(core):
+            rule = _rules[core] = _measure(core)
+        if not rule.head:
+            logger.warning(
+                "%s: its logits do not follow from its last hidden state and its head alone. Its own logits are used, "
+                "which takes more memory.", name_of(core),
+            )  # fmt: skip
+    return rule
+
+
 @contextlib.contextmanager
-def _before_head(core: nn.Module, replace: Any) -> Iterator[None]:
+def in_evaluation(model: nn.Module) -> Iterator[None]:
+    """No dropout, no gradient, and no random number drawn that training would miss; everything as before afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def probe_ids(model: Any, length: int, shift: int = 0) -> list[int]:
+    """Token ids to measure a model with: all over the vocabulary, always the same."""
+    width = max(2, model.config.get_text_config().vocab_size)
+    return [(7919 * (place + 1) + 613 * shift) % width for place in range(length)]
+
+
+def _probe(model: Any) -> dict[str, Tensor]:
+    """A padded batch of several rows, with ``index`` of its real positions."""
+    device = next(model.parameters()).device
+    first, longest = probe_ids(model, PROBE[0]), max(PROBE)
+    rows = [first[: PROBE[0]], first[: PROBE[1]], probe_ids(model, PROBE[2], shift=1)]
+    ids = torch.tensor([row + [row[0]] * (longest - len(row)) for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
+    batch = {"input_ids": ids, "attention_mask": mask, "index": mask.flatten().nonzero()[:, 0]}
+    if model.config.is_encoder_decoder:  # the encoder reads the first row each time
+        batch |= {"decoder_input_ids": ids, "decoder_attention_mask": mask}
+        batch |= {"input_ids": ids[:1].expand(len(rows), -1), "attention_mask": torch.ones_like(mask)}
+    return batch
+
+
+def _measure(model: Any) -> LogitRule:
+    batch, seen = _probe(model), []
+    head = model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda module, args: seen.append(args[0])) if head is not None else None
+    try:
+        logits = model(**model_inputs(batch), use_cache=False).logits
+    finally:
+        if handle is not None:
+            handle.remove()
+    own = logits.flatten(0, 1)[batch["index"]].float()
+    _check_probe(model, own)
+    unknown = LogitRule(head=False, vocabulary=logits.shape[-1])
+    if not seen or seen[0].shape[:-1] != logits.shape[:-1]:
+        return unknown
+    hidden = seen[0].flatten(0, 1)[batch["index"]]
+    product = HeadWeights(head.weight, head.bias).logits(hidden) if plain_head(model) else None
+    factor = 1.0 if product is None else max(1.0, LARGE / max(1e-6, float(product.abs().max())))
+    selected = _selected(model, batch, torch.cat([hidden, hidden * factor]))
+    select = selected is not None and same_logits(model, selected[: len(own)], own)
+    if product is None:
+        return replace(unknown, select=select)
+    expected = [(product, own)]
+    if selected is not None and select:
+        expected.append((HeadWeights(head.weight, head.bias).logits(hidden * factor), selected[len(own) :]))
+    return replace(_fitting(model, expected) or unknown, select=select, vocabulary=unknown.vocabulary)
+
+
+def _check_probe(model: Any, own: Tensor) -> None:
+    """Refuse a model that gives NaN, or that knows the tokens it is to predict."""
+    if torch.isnan(own).any() or torch.isposinf(own).any():
+        raise UserError(f"{name_of(model)} gives logits that are not finite. {blame({'model': model})}")
+    both = min(PROBE[:2])
+    if not same_logits(model, own[:both], own[PROBE[0] : PROBE[0] + both]):
+        raise UserError(
+            f"{name_of(model)} ({type(model).__name__}) is no language model as it is configured: what it predicts "
+            "depends on the tokens that follow. Give a model that generates text (BERT-like ones need is_decoder: true "
+            "in config.json)."
+        )
+
+
+def _selected(model: Any, batch: dict[str, Any], hidden: Tensor) -> Tensor | None:
+    """What the model makes of these inputs of its head, ``[n, V]``; None where it cannot be given them."""
+    try:
+        with _before_head(model, lambda _: hidden[None]):
+            logits: Tensor = model(**model_inputs(batch), use_cache=False).logits
+    except (RuntimeError, ValueError, IndexError):  # it counts on as many positions as it has read
+        return None
+    return logits[0].float() if logits.shape[:-1] == (1, len(hidden)) else None
+
+
+def _fitting(model: Any, expected: list[tuple[Tensor, Tensor]]) -> LogitRule | None:
+    """The rule that comes nearest to the expected logits, of those that the configuration's numbers suggest.
+
+    Args:
+        model: Whose configuration is asked.
+        expected: Products of the head ``[n, V]``, and the model's own logits for each.
+    """
+    best: tuple[float, LogitRule] | None = None
+    for scale, softcap in _candidates(model):
+        pairs = [(after_product(product.clone(), scale, softcap).float(), own) for product, own in expected]
+        if all(same_logits(model, ours, own) for ours, own in pairs):
+            distance = max(_distance(ours, own) for ours, own in pairs)
+            if best is None or distance < best[0] / 2:  # of two that fit alike, the first
+                best = distance, LogitRule(True, scale, softcap)
+    return best[1] if best else None
+
+
+def _candidates(model: Any) -> Iterator[tuple[float, float | None]]:
+    """Scales and soft caps that a configuration may mean: Cohere multiplies by its number, Granite divides by it."""
+    config = model.config.get_text_config()
+    scales: list[float] = [1.0]
+    caps: list[float | None] = [None]
+    for name, value in vars(config).items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+            continue
+        if "logit" in name and "cap" in name:
+            caps.insert(0, float(value))
+        elif "scal" in name or "multipl" in name:
+            scales += [float(value), 1.0 / float(value)]
+    return itertools.product(dict.fromkeys(scales), dict.fromkeys(caps))
+
+
+def same_logits(model: Any, ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two ways to a model's logits agree up to the rounding of its precision."""
+    if ours.shape != theirs.shape or not torch.equal(torch.isfinite(ours), torch.isfinite(theirs)):
+        return False
+    exact = next(model.parameters()).dtype in (torch.float32, torch.float64)
+    return _distance(ours, theirs) <= (1e-3 if exact else 3e-2)
+
+
+def _distance(ours: Tensor, theirs: Tensor) -> float:
+    finite = torch.isfinite(theirs)
+    if not finite.any():
+        return 0.0
+    return float((ours - theirs)[finite].abs().max()) / max(1.0, float(theirs[finite].abs().max()))
+
+
+def plain_head(model: Any) -> bool:
+    """Whether the head is one matrix product on weights that are all here (no adapter, no shards)."""
+    head = model.get_output_embeddings()
+    return type(head) is nn.Linear and head.weight.dim() == 2 and not hasattr(head.weight, "device_mesh")
+
+
+def head_is_enough(model: Any) -> bool:
+    """Whether hidden states and `head_weights` give the model's own logits."""
+    return plain_head(model) and logit_rule(model).head
+
+
+def head_weights(model: Any, width: int | None = None) -> HeadWeights:
+    """The model's head with what the family does after the product.
+
+    Raises:
+        UserError: that is not all that makes the model's logits.
+    """
+    if not head_is_enough(model):
+        raise UserError(
+            f"the logits of {name_of(model)} ({type(model).__name__}) do not follow from its last hidden state and its "
+            "head alone, so that no cache can keep them. Set cache.enabled=false to run the teacher live."
+        )
+    head, rule = model.get_output_embeddings(), logit_rule(model)
+    return HeadWeights(head.weight, head.bias, rule.scale, rule.softcap, width)
+
+
+class OwnLogits(HeadWeights):
+    """Stands where a head does for a model that gives its own logits: what comes in are logits already."""
+
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """``[n, V] -> [n, width]``, a copy, in float32 (float64 where they are)."""
+        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        return hidden[:, : self.vocabulary].to(dtype, copy=True)
+
+
+def own_logits(model: Any) -> OwnLogits:
+    """The stand-in for the head of a model whose own logits are used; it knows the vocabulary and no weights."""
+    weight = next(model.parameters())
+    return OwnLogits(torch.empty(logit_rule(model).vocabulary, 0, device=weight.device, dtype=weight.dtype))
+
+
+# ------------------------------------------------------------------------------- hidden states, logits and losses
+
+
+@contextlib.contextmanager
+def _before_head(core: nn.Module, replacement: Any) -> Iterator[None]:
     head = core.get_output_embeddings()  # type: ignore[operator]
-    handle = head.register_forward_pre_hook(lambda module, args: (replace(args[0]),))
+    handle = head.register_forward_pre_hook(lambda module, args: (replacement(args[0]),))
     try:
         yield
     finally:
         handle.remove()
 
 
-@contextlib.contextmanager
-def head_input(core: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect what enters the head ``[B, L, d]`` in each forward pass; the head itself computes one position only."""
+def _hidden(core: nn.Module, forward: Callable[[], Any], index: Tensor) -> Tensor:
+    """What enters the head at some positions ``[N, d]``; the head itself computes one position only."""
     seen: list[Tensor] = []
 
     def keep(hidden: Tensor) -> Tensor:
@@ -46,7 +278,24 @@ def head_input(core: nn.Module) -> Iterator[list[Tensor]]:
         return hidden[:1, :1]
 
     with _before_head(core, keep):
-        yield seen
+        forward()
+    return seen[0].reshape(-1, seen[0].shape[-1])[index]
+
+
+def _logits(core: nn.Module, forward: Callable[[], Any], index: Tensor) -> Tensor:
+    """The model's own logits at some positions ``[N, V]``."""
+
+    def select(hidden: Tensor) -> Tensor:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        # One position at least, so that a process without tokens still takes part in the collective operations.
+        return (flat[index] if len(index) else flat[:1]).unsqueeze(0)
+
+    with contextlib.ExitStack() as stack:
+        whole = not logit_rule(core).select
+        if not whole:
+            stack.enter_context(_before_head(core, select))
+        logits: Tensor = forward().logits
+    return logits.flatten(0, 1)[index] if whole else logits[0][: len(index)]
 
 
 def response_hidden(model: nn.Module, batch: dict[str, Any], *, core: nn.Module | None = None) -> Tensor:
@@ -60,67 +309,31 @@ def response_hidden(model: nn.Module, batch: dict[str, Any], *, core: nn.Module 
     Returns:
         Hidden states at the response positions ``[N, d]``, with their graph.
     """
-    with head_input(core or model) as seen:
-        model(**model_inputs(batch), use_cache=False)
-    hidden = seen[0]
-    return hidden.reshape(-1, hidden.shape[-1])[batch["index"]]
+    return _hidden(core or model, lambda: model(**model_inputs(batch), use_cache=False), batch["index"])
 
 
 def response_logits(model: nn.Module, batch: dict[str, Any], *, core: nn.Module | None = None) -> Tensor:
     """Logits at the response positions ``[N, V]`` by the model's own head, whatever it is wrapped in."""
-
-    def select(hidden: Tensor) -> Tensor:
-        chosen = hidden.reshape(-1, hidden.shape[-1])[batch["index"]]
-        # One position at least, so that a process without tokens still takes part in the collective operations.
-        return (chosen if len(chosen) else hidden.reshape(-1, hidden.shape[-1])[:1]).unsqueeze(0)
-
-    with _before_head(core or model, select):
-        logits: Tensor = model(**model_inputs(batch), use_cache=False).logits
-    return logits[0][: len(batch["index"])]
+    return _logits(core or model, lambda: model(**model_inputs(batch), use_cache=False), batch["index"])
 
 
-def plain_head(model: Any) -> bool:
-    """Whether the head is one matrix product on weights that are all here (no adapter, no shards, no hooks)."""
-    head = model.get_output_embeddings()
-    return type(head) is nn.Linear and head.weight.dim() == 2 and not hasattr(head.weight, "device_mesh")
+def response_losses(model: Any, batch: dict[str, Any]) -> Tensor:
+    """Cross-entropy of each target of a collated batch, in nats, ``[N]``."""
+    return token_losses(model, lambda: model(**model_inputs(batch), use_cache=False), batch["index"], batch["targets"])
 
 
-def head_weights(model: Any, width: int | None = None) -> HeadWeights:
-    """The model's head with what the family does after the product.
+def token_losses(model: Any, forward: Callable[[], Any], index: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy in nats, ``[N]``: through the head where it is enough, else of the model's own logits.
 
-    Raises:
-        UserError: the model's output layer is no single linear layer.
+    Args:
+        model: Whose logits count.
+        forward: Runs it over ``[B, L]`` tokens.
+        index: Positions in the flattened ``[B · L]``, ``[N]``.
+        targets: What they must predict, ``[N]``.
     """
-    head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear):
-        raise UserError(f"{type(model).__name__} has an output layer of type {type(head).__name__}, not a linear one")
-    config = model.config.get_text_config()
-    scale = 1.0
-    if getattr(config, "logit_scale", None):  # Cohere
-        scale = float(config.logit_scale)
-    elif getattr(config, "logits_scaling", None):  # Granite
-        scale = 1.0 / float(config.logits_scaling)
-    return HeadWeights(head.weight, head.bias, scale, getattr(config, "final_logit_softcapping", None), width)
-
-
-@torch.no_grad()
-def verify_head(model: Any, batch: dict[str, Any]) -> None:
-    """Check that hidden states and head give the model's own logits, once for every model used this way.
-
-    Raises:
-        RunError: they differ, so that this family does something to its logits that is not known here.
-    """
-    ours = head_weights(model).logits(response_hidden(model, batch))
-    theirs = response_logits(model, batch).to(ours.dtype)
-    finite = torch.isfinite(theirs)
-    difference = (ours - theirs)[finite].abs().max().item() if len(theirs) else 0.0
-    scale = theirs[finite].abs().max().item() if len(theirs) else 1.0
-    tolerance = 1e-3 if next(model.parameters()).dtype in (torch.float32, torch.float64) else 3e-2
-    if difference > tolerance * max(1.0, scale):
-        raise RunError(
-            f"{type(model).__name__}: logits recomputed from the last hidden state differ from the model's own by "
-            f"{difference:.3g}. Set cache.enabled=false to run the teacher live."
-        )
+    if head_is_enough(model):
+        return cross_entropy(_hidden(model, forward, index), head_weights(model), targets)
+    return cross_entropy(_logits(model, forward, index), own_logits(model), targets)
 
 
 def cross_entropy(hidden: Tensor, head: HeadWeights, targets: Tensor, rows: int = 256) -> Tensor:

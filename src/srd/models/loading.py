@@ -5,22 +5,18 @@ Everything a user can get wrong here (a name, a folder, a format, a missing pack
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub import hf_hub_download, snapshot_download
 from peft import PeftModel
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -35,18 +31,24 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from srd.artifacts import atomic_folder, content_of, digest_of, fingerprint, read_json
 from srd.data.turns import turns_of
 from srd.errors import UserError
 from srd.models.adapters import (
     ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     adapter_folder,
     base_model,
     check_targets,
     load_adapter,
     merge_adapter,
 )
+from srd.models.finite import set_name
+from srd.models.guard import guarded
+from srd.models.head import logit_rule
+from srd.models.weights import check_names, check_report, read_headers, weight_files
 
 SMOLLM2 = "smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -55,6 +57,12 @@ CONVERSION = 1
 DOCUMENTS = (".md", ".png", ".jpg", ".svg", ".pdf", "license", "notice")
 ABANDONED_SECONDS = 24 * 3600
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# Masked language models that transformers lists among those that generate; each says so in its own forward pass.
+SEES_WHAT_FOLLOWS = {
+    "bert", "bert-generation", "big_bird", "camembert", "cpmant", "data2vec-text", "electra", "ernie", "megatron-bert",
+    "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm", "xlm-roberta", "xlm-roberta-xl",
+    "xlnet", "xmod",
+}  # fmt: skip
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 
@@ -85,7 +93,8 @@ def split_adapter(source: str) -> tuple[str, str | None]:
     folder = Path(source).expanduser()
     if (folder / "config.json").is_file() or not (folder / ADAPTER_CONFIG).is_file():
         return source, None
-    base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or ""
+    with guarded(source, "adapter"):
+        base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or ""
     return (base, source) if Path(base).is_absolute() and Path(base).is_dir() else (source, None)
 
 
@@ -115,53 +124,6 @@ def _check_is_model(folder: Path) -> None:
         raise UserError(f"model '{folder}' is a LoRA adapter. Give its base model as `model` and this as `adapter`.")
     raise UserError(
         f"model '{folder}': the folder has no config.json, so it is no model. Give a folder that save_pretrained wrote."
-    )
-
-
-def _check_weights(folder: Path) -> None:
-    if any(folder.glob("*.safetensors")):
-        return
-    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
-        raise UserError(
-            f"model '{folder}' has its weights in pickle files only (.bin, .pt), which run code when read. "
-            "Convert them once, where you trust them: "
-            "AutoModel.from_pretrained(folder, use_safetensors=False).save_pretrained(new_folder)"
-        )
-    raise UserError(f"model '{folder}': the folder has a config.json but no weights (*.safetensors).")
-
-
-@contextlib.contextmanager
-def _explained(source: str) -> Iterator[None]:
-    """Turn what the libraries raise for unreadable models into one UserError that says what to do."""
-    try:
-        yield
-    except UserError:
-        raise
-    except ImportError as error:
-        raise UserError(f"model '{source}' needs a package that is missing. {_first_lines(error)}") from error
-    except (OSError, ValueError, KeyError, SafetensorError, StrictDataclassError) as error:
-        raise UserError(
-            f"model '{source}' cannot be read: {_first_lines(error)}{_remedy(source, str(error))}"
-        ) from error
-    except RuntimeError as error:
-        if "mismatch" not in str(error):
-            raise
-        raise UserError(f"model '{source}': the weights do not fit config.json. {_first_lines(error)}") from error
-
-
-def _first_lines(error: BaseException, limit: int = 300) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= limit else text[:limit].rsplit(" ", 1)[0] + " …"
-
-
-def _remedy(source: str, message: str) -> str:
-    if "trust_remote_code" in message:
-        return " Set trust_remote_code: true for this model if you trust its authors."
-    if Path(source).expanduser().exists():
-        return " Check the files in the folder, or save the model again with save_pretrained."
-    return (
-        " Check the name, the revision and the network; for a gated model run `hf auth login`; "
-        "without a network give a local folder, or 'smollm2'. Weights must be there as safetensors."
     )
 
 
@@ -228,7 +190,7 @@ def _remove_abandoned(cache_dir: Path) -> None:
 
 
 def _write_converted(path: Path, folder: Path) -> None:
-    with _explained(str(path)):
+    with guarded(str(path)):
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
         quantised = auto_class(config).from_pretrained(
@@ -267,19 +229,77 @@ def load_config(source: str, *, revision: str | None = None, trust_remote_code: 
             place, options = path.parent, {"gguf_file": path.name}
     else:
         place = resolve_source(source)
-    with _explained(source):
+    with guarded(source):
         config: PreTrainedConfig = AutoConfig.from_pretrained(place, **options)
         auto_class(config)
+        _check_config(source, config)
     return config
+
+
+def _check_config(source: str, config: PreTrainedConfig) -> None:
+    """Refuse what the library would stumble over later, or skip without a word."""
+    dtype = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    if not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise UserError(f"model '{source}': config.json says dtype '{dtype}', which is none. Use float32 or bfloat16.")
+    quantised = getattr(config, "quantization_config", None)
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", None)
+    name = str(getattr(method, "value", method))
+    if quantised is not None and name not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        raise UserError(
+            f"model '{source}': quantization_config in config.json names the method '{name}', which this version of "
+            f"transformers does not know. Known: {', '.join(sorted(AUTO_QUANTIZATION_CONFIG_MAPPING))}."
+        )
+
+
+def load_generation_config(
+    source: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> GenerationConfig:
+    """Read where answers begin and stop; without a generation_config.json, what config.json says.
+
+    Raises:
+        UserError: the file cannot be read, or names something that is no token id.
+    """
+    place = resolve_source(split_adapter(source)[0])
+    config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
+    if Path(place).is_dir() and not (Path(place) / "generation_config.json").is_file():
+        return GenerationConfig.from_model_config(config)
+    try:
+        with guarded(source):
+            generation = GenerationConfig.from_pretrained(place, revision=revision)
+    except UserError as error:
+        if not Path(place).is_dir() and isinstance(error.__cause__, OSError):  # the hub has none
+            return GenerationConfig.from_model_config(config)
+        raise UserError(f"{error} The file is generation_config.json.") from error
+    width = config.get_text_config().vocab_size
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id"):
+        value = getattr(generation, name, None)
+        ids = value if isinstance(value, list) and name == "eos_token_id" else [] if value is None else [value]
+        for token in ids:
+            if not isinstance(token, int) or isinstance(token, bool) or token >= width:
+                raise UserError(
+                    f"model '{source}': {name} in generation_config.json is {value!r}, which is no token id below "
+                    f"{width}. Correct it, or delete the file: config.json then decides."
+                )
+    return generation
+
+
+def _generating(config: PreTrainedConfig) -> Any:
+    """Configurations and the classes that generate text with them, of the kind that this one is."""
+    return MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if config.is_encoder_decoder else MODEL_FOR_CAUSAL_LM_MAPPING
 
 
 def auto_class(config: PreTrainedConfig) -> Any:
     """The transformers class that generates text with this architecture."""
-    known = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if config.is_encoder_decoder else MODEL_FOR_CAUSAL_LM_MAPPING
-    if type(config) not in known and not hasattr(config, "auto_map"):
+    if type(config) not in _generating(config) and not hasattr(config, "auto_map"):
         raise UserError(
             f"architecture '{config.model_type}' does not generate text. Give a decoder-only language model "
             "(GPT-2, Llama, Qwen2, …) or an encoder-decoder one (T5, mT5, …)."
+        )
+    if config.model_type in SEES_WHAT_FOLLOWS and not getattr(config, "is_decoder", False):
+        raise UserError(
+            f"architecture '{config.model_type}' predicts masked tokens from both sides, so that it does not generate "
+            "text. Give a decoder-only language model or an encoder-decoder one (or is_decoder: true in config.json of "
+            "one that was trained so)."
         )
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
@@ -300,7 +320,7 @@ def load_tokenizer(
         raise UserError(
             f"model '{source}': the folder has no tokenizer. Save it there: tokenizer.save_pretrained(folder)"
         )
-    with _explained(source):
+    with guarded(source):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             place, revision=revision, trust_remote_code=trust_remote_code
         )
@@ -325,8 +345,9 @@ def load_model(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     device: str | torch.device | None = None,
+    role: str = "model",
 ) -> PreTrainedModel:
-    """Load a causal or sequence-to-sequence language model in eval mode, ready to generate.
+    """Load a causal or sequence-to-sequence language model in eval mode, ready to generate, and try it out.
 
     Args:
         source: hub name, folder, GGUF file, ``smollm2``, or the folder of an adapter that lies beside its base.
@@ -337,17 +358,20 @@ def load_model(
         attn_implementation: sdpa, flash_attention_2, eager; None leaves it to transformers.
         trust_remote_code: run Python code that comes with the model.
         device: where to put it; None leaves it on the CPU.
+        role: what messages call it: teacher, student.
 
     Raises:
-        UserError: the model cannot be found or read, lacks weights, or has them as pickle only.
+        UserError: the model cannot be found or read, lacks weights, has them as pickle only or for another
+            configuration, or gives NaN.
     """
     if adapter is None:
         source, adapter = split_adapter(source)
     place = resolve_source(source)
     if Path(place).is_dir():
-        _check_weights(Path(place))
+        read_headers(weight_files(Path(place)), source)
     config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
-    with _explained(source):
+    generation = load_generation_config(source, revision=revision, trust_remote_code=trust_remote_code)
+    with guarded(source):
         model, report = auto_class(config).from_pretrained(
             place,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -357,18 +381,71 @@ def load_model(
             use_safetensors=True,
             output_loading_info=True,
         )
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise UserError(
-            f"model '{source}': the files lack {len(missing)} of its weights, such as '{missing[0]}', which "
-            "would stay random. Give a language model with its output head, or save the model again."
-        )
+    check_report(source, model, report)
+    model.generation_config = generation
     if adapter is not None:
         model = merge_adapter(load_adapter(model, adapter))
     set_generation_tokens(model, tokenizer)
     _let_stop_tokens_learn(model, tokenizer)
-    loaded: PreTrainedModel = model.eval()
-    return loaded.to(device) if device is not None else loaded  # type: ignore[arg-type]
+    set_name(model, f"the {role} '{source}'")
+    with guarded(source):
+        loaded: PreTrainedModel = model.eval()
+        loaded = loaded.to(device) if device is not None else loaded  # type: ignore[arg-type]
+        logit_rule(loaded)
+    return loaded
+
+
+def check_weights(
+    source: str, *, revision: str | None = None, adapter: str | None = None, trust_remote_code: bool = False
+) -> None:
+    """Refuse a model whose weights are missing, damaged or of another configuration, from the headers of its files.
+
+    A hub model is looked at where it is in the hub's cache already; a GGUF file that is not converted yet, by its
+    header.
+
+    Raises:
+        UserError: naming the model, the file or tensor, and what to do.
+    """
+    if adapter is None:
+        source, adapter = split_adapter(source)
+    if adapter is not None:
+        read_headers([adapter_folder(adapter) / ADAPTER_WEIGHTS], adapter)
+    config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
+    folder = _weights_folder(source, revision)
+    if folder is None:
+        return
+    load_generation_config(source, revision=revision, trust_remote_code=trust_remote_code)
+    shapes = read_headers(weight_files(folder), source)
+    if type(config) in _generating(config) and getattr(config, "quantization_config", None) is None:
+        classes = _generating(config)[type(config)]
+        check_names(source, classes[0] if isinstance(classes, tuple) else classes, config, shapes)
+
+
+def _weights_folder(source: str, revision: str | None) -> Path | None:
+    """Where a model's weights lie; None where they are still to be fetched or converted."""
+    if source == SMOLLM2 or source.endswith(".gguf"):
+        path = gguf_file(source)
+        folder = converted_folder(path)
+        if not folder.is_dir():
+            _check_gguf(path)
+        return folder if folder.is_dir() else None
+    place = resolve_source(source)
+    if Path(place).is_dir():
+        return Path(place)
+    try:
+        return Path(snapshot_download(source, revision=revision, local_files_only=True))
+    except (OSError, ValueError):  # not here yet
+        return None
+
+
+def _check_gguf(path: Path) -> None:
+    """Read the header of a GGUF file, and whether all of its tensors are there."""
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError(f"model '{path}': reading GGUF files needs a package. Run: pip install gguf")
+    from gguf import GGUFReader
+
+    with guarded(str(path)):
+        GGUFReader(path)
 
 
 def stop_token_ids(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
@@ -433,8 +510,9 @@ def model_fingerprint(source: str, *, revision: str | None = None, adapter: str 
         return fingerprint("gguf", CONVERSION, digest_of(gguf_file(source)), *parts)
     place = resolve_source(source)
     if Path(place).is_dir():
-        return fingerprint("folder", _deciding(Path(place)), *parts)
-    with _explained(source):
+        with guarded(source):
+            return fingerprint("folder", _deciding(Path(place)), *parts)
+    with guarded(source):
         # The hub's cache keeps files in snapshots/<commit>.
         commit = Path(hf_hub_download(source, "config.json", revision=revision)).parent.name
     return fingerprint("hub", source, commit, *parts)
@@ -452,8 +530,7 @@ def count_parameters(config: PreTrainedConfig) -> dict[str, int]:
         ``total``; ``embedding`` (input embedding); ``head`` (output weights and bias, 0 where it is the
         embedding); ``layers`` (everything else: blocks, norms, positions).
     """
-    with torch.device("meta"):
-        model = auto_class(config).from_config(config)
+    model = _without_weights(config)
     embedding = model.get_input_embeddings()
     head = model.get_output_embeddings()
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -486,8 +563,14 @@ def position_limit(config: PreTrainedConfig) -> int | None:
 
 def check_lora_targets(config: PreTrainedConfig, targets: list[str]) -> None:
     """Refuse LoRA targets that match no module, before a weight is loaded."""
-    with torch.device("meta"):
-        check_targets(auto_class(config).from_config(config), targets)
+    check_targets(_without_weights(config), targets)
+
+
+def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of a configuration, without memory for its parameters."""
+    with guarded(getattr(config, "_name_or_path", "") or config.model_type), torch.device("meta"):
+        model: PreTrainedModel = auto_class(config).from_config(config)
+    return model
 
 
 # ------------------------------------------------------------------------------------------ saving

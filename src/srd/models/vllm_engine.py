@@ -24,7 +24,7 @@ from transformers import GenerationConfig
 
 from srd import parallel
 from srd.errors import RunError, UserError
-from srd.models.loading import load_config
+from srd.models.loading import load_config, load_generation_config
 from srd.models.vllm_worker import serve
 
 if TYPE_CHECKING:
@@ -81,7 +81,9 @@ class VllmEngine:
                 "Set generation.engine=transformers."
             )
         self.config = config
-        self.generation_config = _generation_config(source, options.get("revision"))
+        self.generation_config = load_generation_config(
+            source, **{name: options[name] for name in LOADING if name in options}
+        )
         if dtype == "auto":  # vLLM's own auto makes 16 bits of float32
             dtype = str(config.dtype or "float32").removeprefix("torch.")
         options = {"dtype": dtype, "max_model_len": max_length, "skip_tokenizer_init": True, **options}
@@ -233,14 +235,6 @@ def _own_gpu() -> str:
     """This process's GPU; else the engines of all processes would crowd the first."""
     index, visible = parallel.state().device.index or 0, os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible.split(",")[index] if visible else str(index)
-
-
-def _generation_config(source: str, revision: str | None) -> GenerationConfig | None:
-    """What says where answers stop; None: the model's configuration does."""
-    try:
-        return GenerationConfig.from_pretrained(source, revision=revision)
-    except OSError:
-        return None
 
 
 def _seed(name: str, seed: int) -> int:

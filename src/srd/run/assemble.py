@@ -23,8 +23,15 @@ from srd.data.sources import load_source
 from srd.distillation import Training, check_disk
 from srd.errors import UserError
 from srd.loss import HeadWeights
-from srd.models.generation import padding_id
-from srd.models.loading import count_parameters, load_config, load_model, position_limit, resolve_source
+from srd.models.loading import (
+    count_parameters,
+    load_config,
+    load_generation_config,
+    load_model,
+    position_limit,
+    resolve_source,
+)
+from srd.models.tokens import padding_id, prefix_of
 from srd.models.vllm_engine import LOADING, VllmEngine
 from srd.ranking import rank
 from srd.reflection import forget_batches, reflect
@@ -43,7 +50,8 @@ def parameters(source: str) -> int:
 def load(source: str, run: Run, options: dict[str, Any]) -> Any:
     """A model that trains or is read."""
     device = parallel.state().device if torch.cuda.is_available() else None
-    return load_model(source, tokenizer=run.tokenizer, device=device, **options)
+    role = "teacher" if source == run.teacher_source else "student"
+    return load_model(source, tokenizer=run.tokenizer, device=device, role=role, **options)
 
 
 def load_writer(source: str, run: Run, options: dict[str, Any]) -> Any:
@@ -92,9 +100,13 @@ def place_of_cache(run: Run) -> Path:
 
 def collator(run: Run) -> Collator:
     """The collator, before any model is loaded."""
-    config = run.configs[0]
-    start = getattr(config, "decoder_start_token_id", None) if config.is_encoder_decoder else None
-    return Collator(padding_id(run.tokenizer), start)
+    config, teacher = run.configs[0], run.recipe.teacher
+    if not config.is_encoder_decoder:
+        return Collator(padding_id(run.tokenizer))
+    generation = load_generation_config(
+        teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code
+    )
+    return Collator(padding_id(run.tokenizer), prefix_of(config, generation))
 
 
 # --------------------------------------------------------------------------------------------------- reflection, ranks

@@ -1,0 +1,76 @@
+"""The one place where what libraries raise over a model's files becomes a message: which model, why, and what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from srd.errors import RunError, UserError
+
+# What the machine lacks, not the model: whoever reports full disks and the like says it.
+MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+
+
+@contextlib.contextmanager
+def guarded(source: str, kind: str = "model") -> Iterator[None]:
+    """Turn whatever a library raises over a model or adapter into one error that says what to do.
+
+    Args:
+        source: The model, as the user named it.
+        kind: What it is.
+
+    Raises:
+        UserError: the model's files are to blame.
+        RunError: there is too little memory.
+    """
+    try:
+        yield
+    except (UserError, RunError):
+        raise
+    except ImportError as error:
+        raise UserError(f"{kind} '{source}' needs a package that is missing. {first_lines(error)}") from error
+    except OSError as error:
+        if error.errno in MACHINE:
+            raise
+        raise UserError(f"{kind} '{source}' cannot be read: {first_lines(error)}{_remedy(source, error)}") from error
+    except Exception as error:
+        if _is_memory(error):
+            raise RunError(
+                f"{kind} '{source}' cannot be loaded: this machine is out of memory. {first_lines(error)}"
+            ) from error
+        if isinstance(error, RuntimeError) and "mismatch" in str(error):
+            raise UserError(f"{kind} '{source}': the weights do not fit config.json. {first_lines(error)}") from error
+        raise UserError(f"{kind} '{source}' cannot be read: {first_lines(error)}{_remedy(source, error)}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # how the tokenizers library, written in Rust, gives up
+            raise
+        raise UserError(f"{kind} '{source}' cannot be read: {first_lines(error)}{_remedy(source, error)}") from error
+
+
+def _is_memory(error: Exception) -> bool:
+    told = str(error).lower()
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "out of memory" in told or "can't allocate memory" in told
+
+
+def first_lines(error: BaseException, limit: int = 300) -> str:
+    """What an error says, on one line; its kind where that alone would say nothing."""
+    text = " ".join(str(error).split())
+    if not text or isinstance(error, KeyError | AttributeError | TypeError | IndexError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{text.rstrip('.')}." if len(text) <= limit else text[:limit].rsplit(" ", 1)[0] + " …"
+
+
+def _remedy(source: str, error: BaseException) -> str:
+    if "trust_remote_code" in str(error):
+        return " Set trust_remote_code: true for this model if you trust its authors."
+    if Path(source).expanduser().exists():
+        return " Check the files in the folder, or save the model again with save_pretrained."
+    return (
+        " Check the name, the revision and the network; for a gated model run `hf auth login`; "
+        "without a network give a local folder, or 'smollm2'. Weights must be there as safetensors."
+    )

@@ -1,0 +1,182 @@
+"""Every kind of family: its head gives its own logits, and what it answers is what reading each text alone gives.
+
+Prompts of different length share batches, rows stop early, references are scored in between. The oracle is the model's
+plain forward pass over one text at a time, from the beginning for every token: no batch, no padding, no state.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    PreTrainedConfig,
+)
+
+from srd.data.batching import Collator
+from srd.errors import UserError
+from srd.models.generation import Decoding, decode_batch
+from srd.models.head import head_is_enough, logit_rule, model_inputs, response_logits, response_losses
+from srd.models.loading import auto_class
+from srd.models.reading import Abilities, abilities
+from srd.models.tokens import decoder_prefix
+
+# What makes a model tiny, by whatever name a family calls it.
+TINY: dict[str, Any] = {
+    "vocab_size": 64, "hidden_size": 32, "d_model": 32, "n_embd": 32, "num_hidden_layers": 2, "num_layers": 2,
+    "n_layer": 2, "encoder_layers": 2, "decoder_layers": 2, "num_decoder_layers": 2, "num_attention_heads": 4,
+    "num_heads": 4, "n_head": 4, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 64, "d_ff": 64, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "head_dim": 8, "d_kv": 8,
+    "max_position_embeddings": 128, "n_positions": 128, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16, "mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16,
+    "mamba_dt_rank": 4, "state_size": 8, "mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 8,
+    "n_groups": 1, "mamba_chunk_size": 8, "chunk_size": 8, "src_vocab_size": 64, "tgt_vocab_size": 64,
+    "decoder_vocab_size": 64, "langs": ["en", "de"],
+    "linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8, "lru_width": 32, "attention_window_size": 16, "sliding_window": 16,
+    "attention_hidden_size": 32, "dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0,
+}  # fmt: skip
+LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
+CONV = {"layer_types": ["conv", "full_attention"]}
+STATELESS = Abilities(None, padding=False)
+CACHED = Abilities("past_key_values")
+RECURRENT = Abilities("cache_params")
+# Family: what it needs beside, and what was measured when this was written. Less is slower and as right.
+FAMILIES: dict[str, tuple[dict[str, Any], Abilities]] = {
+    # plain attention, and what families do to their logits
+    "llama": ({}, CACHED), "qwen3_moe": ({}, CACHED), "bloom": ({}, CACHED), "mistral": ({}, CACHED),
+    "gemma2": ({"final_logit_softcapping": 3.0}, CACHED), "gemma3_text": ({}, CACHED),
+    "cohere": ({"logit_scale": 0.3}, CACHED), "granite": ({"logits_scaling": 2.5}, CACHED),
+    "hyperclovax": ({"logits_scaling": 2.5}, CACHED), "nanochat": ({}, CACHED),
+    "gpt_neo": ({"attention_types": [[["global", "local"], 1]], "window_size": 8}, CACHED),
+    "openai-gpt": ({}, Abilities(None)),
+    # hybrids of attention and a recurrent state
+    "qwen3_next": (LINEAR, CACHED), "qwen3_5_text": (LINEAR, CACHED), "olmo_hybrid": (LINEAR, CACHED),
+    "lfm2": ({**CONV, "full_attn_idxs": [1]}, CACHED),
+    "falcon_h1": ({"mamba_d_ssm": 64, "lm_head_multiplier": 0.3}, CACHED),
+    "granitemoehybrid": ({"layer_types": ["mamba", "attention"]}, CACHED),
+    "jamba": ({"attn_layer_period": 2, "attn_layer_offset": 1}, CACHED),
+    "bamba": ({"attn_layer_indices": [1]}, CACHED),
+    "zamba2": ({"layers_block_type": ["mamba", "hybrid"], "n_mamba_heads": 4, "num_key_value_heads": 4}, CACHED),
+    "nemotron_h": ({"layers_block_type": ["mamba", "attention"]}, CACHED),
+    "minimax": (LINEAR, Abilities("past_key_values", padding=False, leaving=False)),
+    # recurrent only
+    "mamba": ({}, RECURRENT), "mamba2": ({"head_dim": 16}, RECURRENT), "rwkv": ({}, STATELESS),
+    "recurrent_gemma": ({"block_types": ["recurrent", "attention"], "logits_soft_cap": 3.0}, STATELESS),
+    "xlstm": ({"output_logit_soft_cap": 3.0}, STATELESS),
+    # encoder-decoders
+    "t5": ({"decoder_start_token_id": 0}, CACHED), "bart": ({"forced_bos_token_id": 5}, CACHED),
+    "mbart": ({"forced_bos_token_id": 7}, CACHED), "m2m_100": ({}, CACHED),
+    "marian": ({"decoder_start_token_id": 0}, CACHED),
+    "pegasus": ({}, CACHED), "fsmt": ({}, CACHED),
+}  # fmt: skip
+OWN_LOGITS = {"fsmt"}  # whose head is no module that could be watched
+MASKED = ("bert", "roberta", "electra", "camembert", "xlm-roberta", "roformer", "xlnet")
+
+
+def tiny_config(family: str) -> PreTrainedConfig:
+    kind = CONFIG_MAPPING[family]
+    known = {name for base in kind.__mro__ for name in getattr(base, "__annotations__", {})}
+    own = FAMILIES[family][0] if family in FAMILIES else {}
+    return kind(**{**{name: value for name, value in TINY.items() if name in known}, **own})
+
+
+def tiny_of(family: str) -> Any:
+    config = tiny_config(family)
+    known = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if config.is_encoder_decoder else MODEL_FOR_CAUSAL_LM_MAPPING
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = known[type(config)](config)
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.data.normal_(0, 0.3)
+    return model.eval()
+
+
+PROMPTS = [[5, 9, 33], [40, 41, 42, 43, 44, 45, 46], [7], [50, 12, 13], [20, 21, 60, 61, 62]]
+REFERENCES = [[11, 12, 2], [2], [13, 14, 15, 16, 2], [30, 2], [31, 32, 33, 2]]
+
+
+@torch.no_grad()
+def alone(model: Any, prompt: list[int], answer: list[int]) -> Tensor:
+    """Logits behind the prompt and behind each token of the answer ``[1 + len(answer), V]``."""
+    if model.config.is_encoder_decoder:
+        start = decoder_prefix(model)
+        ids = torch.tensor([start + answer])
+        logits = model(input_ids=torch.tensor([prompt]), decoder_input_ids=ids, use_cache=False).logits
+        return logits[0, len(start) - 1 :].float()
+    logits = model(input_ids=torch.tensor([prompt + answer]), use_cache=False).logits
+    return logits[0, len(prompt) - 1 :].float()
+
+
+def greedy(model: Any, prompt: list[int], stop: list[int], longest: int) -> list[int]:
+    answer: list[int] = []
+    while len(answer) < longest and not (answer and answer[-1] in stop):
+        answer.append(int(alone(model, prompt, answer)[-1].argmax()))
+    return answer
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_scores_and_losses_are_those_of_each_text_alone(family: str) -> None:
+    model = tiny_of(family)
+    stop = greedy(model, PROMPTS[0], [], 2)[-1:]  # at least one row leaves early
+    expected = [greedy(model, prompt, stop, 6) for prompt in PROMPTS]
+    names = [str(i) for i in range(len(PROMPTS))]
+    answers, scores = decode_batch(model, PROMPTS, names, Decoding(6), stop, 0, references=REFERENCES)
+    assert answers == expected
+    pairs = zip(PROMPTS, REFERENCES, strict=True)
+    losses = [nn.functional.cross_entropy(alone(model, p, r)[:-1], torch.tensor(r), reduction="none") for p, r in pairs]
+    assert scores == pytest.approx([float(loss.mean()) for loss in losses], rel=1e-4, abs=1e-5)
+    prefix = decoder_prefix(model) if model.config.is_encoder_decoder else None
+    rows = [{"prompt_ids": p, "response_ids": r} for p, r in zip(PROMPTS, REFERENCES, strict=True)]
+    batch = Collator(0, prefix)(rows)
+    with torch.no_grad():
+        torch.testing.assert_close(response_losses(model, batch), torch.cat(losses), rtol=1e-4, atol=1e-4)
+        own = model(**model_inputs(batch), use_cache=False).logits.flatten(0, 1)[batch["index"]]
+        torch.testing.assert_close(response_logits(model, batch), own, rtol=1e-4, atol=1e-4)
+    assert head_is_enough(model) == (family not in OWN_LOGITS)
+    assert abilities(model) == FAMILIES[family][1]
+
+
+def test_the_rules_that_are_found() -> None:
+    """A cap or scale is taken from the configuration only where it fits, whatever it is called there."""
+    found = {f: logit_rule(tiny_of(f)) for f in ("hyperclovax", "granite", "cohere", "falcon_h1", "recurrent_gemma")}
+    numbers = {family: (rule.scale, rule.softcap) for family, rule in found.items()}
+    assert numbers == {
+        "hyperclovax": (2.5, None), "granite": (1 / 2.5, None), "cohere": (0.3, None), "falcon_h1": (0.3, None),
+        "recurrent_gemma": (1.0, 3.0),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("family", MASKED)
+def test_masked_language_models_are_refused_by_their_configuration(family: str) -> None:
+    config = tiny_config(family)
+    with pytest.raises(UserError, match="predicts masked tokens from both sides"):
+        auto_class(config)
+
+
+def test_a_model_that_sees_what_follows_is_noticed_without_its_name() -> None:
+    model = tiny_of("bert")
+    with pytest.raises(UserError, match="what it predicts depends on the tokens that follow"):
+        logit_rule(model)
+
+
+def test_a_family_that_cannot_be_decoded_is_refused() -> None:
+    """Logits that depend on how much is read at once: nothing that is measured agrees."""
+    model = tiny_of("llama")
+    plain = model.forward
+
+    def forward(input_ids: Tensor, **arguments: Any) -> Any:
+        output = plain(input_ids=input_ids, **arguments)
+        output.logits = output.logits + 0.1 * input_ids.shape[1] * torch.linspace(0, 1, 64)
+        return output
+
+    model.forward = forward
+    with pytest.raises(UserError, match=r"cannot be decoded here.*another family"):
+        decode_batch(model, PROMPTS, list("abcde"), Decoding(3), [2], 0)
