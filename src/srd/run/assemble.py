@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -164,7 +165,8 @@ def training_of(
 ) -> Iterator[Training]:
     """Gather what a training needs: text, teacher, stages, validation, a log, a progress bar."""
     check_disk(run.folder, parameters(start))
-    examples = run.encoded("train", _teacher_responses(run) if config.method.name == "seqkd" else None)
+    written = _teacher_responses(run, config.method.max_new_tokens) if config.method.name == "seqkd" else None
+    examples = run.encoded("train", written)
     load_teacher = None
     if config.needs_teacher:
         run.tell_frames()
@@ -194,15 +196,27 @@ def training_of(
         )
 
 
-def _teacher_responses(run: Run) -> datasets.Dataset:
+def _teacher_responses(run: Run, longest: int) -> datasets.Dataset:
     """The teacher's own answers for sequence-level distillation, in the order of the training examples.
+
+    Args:
+        run: The run.
+        longest: Where this training cuts them; they are as long as the training that wants most of them wants.
 
     Returns:
         ``tokens`` without what ended them, and whether they ``ended``.
     """
     answers = datasets.Dataset(pq.read_table(run.files.teacher_text))
     order = positions(column(run.split("train"), "id"), answers)
-    return answers.select_columns(["tokens", "ended"]).select(order)
+    answers = answers.select_columns(["tokens", "ended"]).select(order)
+    lengths = pc.list_value_length(answers.data.column("tokens")).to_numpy()
+    if lengths.max(initial=0) < longest:  # the end is a token, too
+        return answers
+
+    def cut(row: dict[str, Any]) -> dict[str, Any]:
+        return {"tokens": row["tokens"][:longest], "ended": row["ended"] and len(row["tokens"]) < longest}
+
+    return datasets.Dataset.from_list([cut(row) for row in answers], features=answers.features)
 
 
 def _plain_text(run: Run, config: TrainingConfig) -> PlainText | None:

@@ -124,3 +124,5 @@ def check_evaluation(recipe: Recipe) -> None:
             )  # fmt: skip
         if named.path and not Path(named.path).expanduser().is_file():
             raise UserError(f"evaluation.tasks: {named.name}: there is no file '{named.path}'. Check the path.")
+        if named.path:  # every row is looked at now, and not after the training
+            get_task(named.name).examples(Path(named.path).expanduser(), named.limit)
