@@ -127,6 +127,9 @@ class DataConfig(Section):
     template: Named = Field("auto", description="auto, alpaca, chat, plain, or a text with {instruction} and {input}")
     max_length: int = Field(512, ge=8, description="prompt and response, in tokens; a longer response is cut")
     max_prompt_length: int = Field(256, ge=4, description="prompt in tokens; a longer one loses content, not its frame")
+    leaks: Literal["error", "drop", "warn"] = Field(
+        "drop", description="what happens to training prompts that are also in validation, test or a named task"
+    )
     bad_rows: Literal["error", "drop"] = Field("error", description="what happens to an example that cannot be scored")
     corruption: CorruptionConfig | None = Field(None, description="damage training responses on purpose")
 

@@ -28,6 +28,7 @@ class RunFolder:
         self.manifest = root / "manifest.json"
         self.metrics = root / "metrics.jsonl"
         self.mapped = root / ".mapped"
+        self.leaks = root / ".leaks.json"
         self.teacher = root / "teacher"
         self.teacher_work = root / "teacher-sft"
         self.start = root / "start"

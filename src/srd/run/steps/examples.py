@@ -1,7 +1,9 @@
-"""The examples: read, split, limited and (where asked) corrupted."""
+"""The examples: read, split, limited, without leaks, and (where asked) corrupted."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from srd import parallel
+from srd.artifacts import fingerprint, read_json, write_json
 from srd.config import Recipe
 from srd.data.corruption import corrupt
 from srd.data.examples import split_examples
+from srd.data.leaks import leaked_ids, without_leaks
 from srd.data.sources import load_source
 from srd.errors import UserError
 from srd.run.context import Run
 from srd.run.folder import SPLITS
-from srd.run.identity import source_identity
+from srd.run.identity import source_identity, task_identity
 from srd.run.steps.base import Step, Summary
 from srd.tables import column, map_large, repeated, write_table
+from srd.tasks import get_task
+
+logger = logging.getLogger(__name__)
 
 
 class Examples(Step):
@@ -32,9 +39,18 @@ class Examples(Step):
         data = run.recipe.data
         sources = [source_identity(source) for source in (data.train, data.validation, data.test)]
         settings = data.model_dump(
-            include={"validation_size", "test_size", "train_limit", "validation_limit", "test_limit", "corruption"}
+            include={
+                "validation_size",
+                "test_size",
+                "train_limit",
+                "validation_limit",
+                "test_limit",
+                "corruption",
+                "leaks",
+            }
         )
-        return [sources, settings, run.recipe.seed]
+        taken = parallel.on_main(lambda: _taken_by_tasks(run, [sources, settings]))
+        return [sources, settings, run.recipe.seed, *([taken] if taken else [])]
 
     def outputs(self, run: Run) -> list[Path]:
         return [run.files.examples(name) for name in SPLITS]
@@ -43,7 +59,7 @@ class Examples(Step):
         return check_count(parallel.on_main(lambda: self._write(run)))
 
     def _write(self, run: Run) -> Summary:
-        splits = read_splits(run.recipe)
+        splits = read_splits(run.recipe, _benchmarks(run.recipe))
         ids = {name: column(splits[name], "id") for name in SPLITS}
         if len(twice := repeated(pa.chunked_array([chunk for name in SPLITS for chunk in ids[name].chunks]))):
             first, second, *_ = (name for name in SPLITS for _ in range(pc.sum(pc.equal(ids[name], twice[0])).as_py()))
@@ -66,12 +82,57 @@ def check_count(sizes: Summary) -> Summary:
     return sizes
 
 
-def read_splits(recipe: Recipe) -> dict[str, datasets.Dataset]:
-    """The examples of a recipe by split: read, split, limited and (where asked) corrupted."""
+def _taken_by_tasks(run: Run, data: list[Any]) -> str | None:
+    """What stands for the training examples that the named tasks take away; None: they take none.
+
+    A task that asks nothing of what is trained on leaves everything as it is. So what decides is the examples that a
+    task takes, and not the task; they are noted, for the data and the tasks they were found with.
+    """
+    recipe, note = run.recipe, run.files.leaks
+    if not recipe.evaluation.tasks or recipe.data.leaks == "warn":
+        return None
+    identity = fingerprint(data, recipe.seed, [task_identity(task) for task in recipe.evaluation.tasks])
+    noted = read_json(note, {}) if note.is_file() else {}
+    if noted.get("identity") == identity:
+        return noted["taken"] or None
+    benchmarks = _benchmarks(recipe)
+    ids = leaked_ids(_load_splits(recipe)["train"], benchmarks)
+    taken = fingerprint(ids) if ids else ""
+    if len(benchmarks) == len(recipe.evaluation.tasks):  # else some could not be read this time
+        write_json(note, {"identity": identity, "taken": taken})
+    return taken or None
+
+
+def _benchmarks(recipe: Recipe) -> dict[str, datasets.Dataset]:
+    """The examples of the named tasks, as far as they can be read now."""
+    found = {}
+    for named in recipe.evaluation.tasks:
+        path = Path(named.path).expanduser() if named.path else None
+        try:
+            found[named.key] = get_task(named.name).examples(path, named.limit)
+        except UserError as error:
+            if path is not None:
+                raise
+            logger.warning("%s is not compared with the training data: %s", named.key, error)
+    return found
+
+
+def read_splits(
+    recipe: Recipe, benchmarks: Mapping[str, datasets.Dataset] | None = None
+) -> dict[str, datasets.Dataset]:
+    """The examples of a recipe by split: read, split, limited, without leaks, and (where asked) corrupted.
+
+    Args:
+        recipe: Says all of that.
+        benchmarks: What the models are evaluated on beside the test split, which is not to be trained on either.
+    """
     data, seed = recipe.data, recipe.seed
     splits = _load_splits(recipe)
-    limits = {"train": data.train_limit, "validation": data.validation_limit, "test": data.test_limit}
+    # The training data last: a limit counts what is left of it.
+    limits = {"validation": data.validation_limit, "test": data.test_limit, "train": data.train_limit}
     for name, limit in limits.items():
+        if name == "train":
+            splits = without_leaks(splits, benchmarks or {}, data.leaks)
         if limit is not None and limit < len(splits[name]):
             chosen = np.sort(np.random.default_rng(seed).permutation(len(splits[name]))[:limit])
             splits[name] = splits[name].select(chosen)
