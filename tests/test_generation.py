@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from srd.data.batching import Collator
+from srd.errors import RunError
 from srd.models import generation
 from srd.models.generation import Decoding, choose, decode_batch, generate
+from srd.models.head import logit_rule, response_losses
 from srd.models.loading import stop_token_ids
 from srd.models.reading import Reader, abilities
-from srd.models.tokens import padding_id
+from srd.models.tokens import decoder_prefix, padding_id
 from tests.tiny import DECODER_ONLY, FAMILIES, tiny_model, tiny_tokenizer
 
 LONGEST = 16
@@ -253,3 +256,60 @@ def test_generation_settings_of_the_checkpoint_are_not_used() -> None:
     model.generation_config.repetition_penalty = 1.5
     model.generation_config.do_sample = True
     assert answer(model, tokenizer, prompts, Decoding(LONGEST)) == expected
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("tensor", ["model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight", "lm_head.weight"])
+def test_weights_that_are_not_finite_are_named_while_writing(tensor: str, temperature: float) -> None:
+    """Also with references, where a NaN score alone would be taken for the data's fault."""
+    model, tokenizer, prompts = tiny_model("llama", seed=3), tiny_tokenizer("llama"), make_prompts(4)
+    abilities(model), logit_rule(model)
+    model.get_parameter(tensor).data[prompts[2][0] % 64] = torch.nan
+    prompts[2][0] %= 64
+    for references in (None, [[5, 2]] * 4):
+        with pytest.raises(RunError, match=rf"not finite.*weights of the model .*tensor '{tensor}'"):
+            answer(model, tokenizer, prompts, Decoding(4, temperature), references=references)
+
+
+def test_rows_that_are_not_finite_are_named_where_weights_are() -> None:
+    """Without references an error; with them a score that is NaN, which `data.bad_rows` decides about."""
+    model, tokenizer, prompts = tiny_model("llama", seed=3), tiny_tokenizer("llama"), make_prompts(4)
+    abilities(model)
+    logit_rule(model)
+    prompts = [[token % 390 for token in prompt] for prompt in prompts]
+    prompts[2][0] = 399
+    model.model.embed_tokens.register_forward_hook(
+        lambda module, args, output: output.masked_fill((args[0] == 399).any(1)[:, None, None], torch.nan)
+    )
+    with pytest.raises(RunError, match=r"All weights of .* are finite.*with the examples \['e2'\]"):
+        answer(model, tokenizer, prompts, Decoding(1))
+    answers, scores = decode_batch(model, prompts, names(4), Decoding(1), [2], 2, references=[[5, 2]] * 4)
+    assert [np.isfinite(score) for score in scores] == [True, True, False, True]
+    assert answers[2] == [] and all(answers[i] for i in (0, 1, 3))
+
+
+@pytest.mark.parametrize("family", ["bart", "t5"])
+def test_a_forced_first_token_is_read_and_never_written(family: str) -> None:
+    """Training, scoring and writing begin alike; transformers' own generate gives the same answer behind it."""
+    from tests.models.test_every_family import tiny_of
+
+    model, prompts, references = tiny_of(family), make_prompts(3, 8), [[9, 10, 2], [11, 2], [3, 2]]
+    prompts = [[token % 60 + 3 for token in prompt] for prompt in prompts]
+    model.generation_config.decoder_start_token_id, model.generation_config.forced_bos_token_id = 2, 7
+    assert decoder_prefix(model) == [2, 7]
+    stop, pad = [1], 0
+    answers, scores = decode_batch(model, prompts, names(3), Decoding(5), stop, pad, references=references)
+    for prompt, tokens in zip(prompts, answers, strict=True):
+        output = model.generate(
+            input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            do_sample=False, num_beams=1, max_new_tokens=6, eos_token_id=stop, pad_token_id=pad,
+            forced_eos_token_id=None,
+        )[0].tolist()  # fmt: skip
+        assert output == [2, 7, *tokens]
+    rows = [{"prompt_ids": p, "response_ids": r} for p, r in zip(prompts, references, strict=True)]
+    batch = Collator(pad, decoder_prefix(model))(rows)
+    assert batch["decoder_input_ids"][:, :2].tolist() == [[2, 7]] * 3
+    assert (batch["labels"] != -100).sum() == len(batch["targets"]) and batch["labels"][0, 1:].tolist() == [9, 10, 2]
+    with torch.no_grad():
+        losses = response_losses(model, batch).split([len(reference) for reference in references])
+    assert scores == pytest.approx([float(loss.mean()) for loss in losses], rel=1e-4)

@@ -353,6 +353,36 @@ def test_a_loss_that_is_not_finite_names_the_guilty(
         run("llama", tmp_path, student=models["student"], teacher=teacher)
 
 
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_models_whose_head_is_not_enough_train_on_their_own_logits(family: str, tmp_path: Path) -> None:
+    """Teacher and student that scale their logits in a way of their own: loss and gradient as of heads that do."""
+
+    def models(odd: bool) -> tuple[Any, Any]:
+        made = tiny_model(family, seed=1), tiny_model(family, seed=2, hidden=48)
+        for model in made:
+            plain = model.forward
+
+            def forward(*args: Any, plain: Any = plain, **arguments: Any) -> Any:
+                output = plain(*args, **arguments)
+                output.logits = 1.5 * output.logits
+                return output
+
+            if odd:
+                model.forward = forward
+            else:
+                model.get_output_embeddings().weight = nn.Parameter(1.5 * model.get_output_embeddings().weight.data)
+        return made
+
+    def trained(odd: bool) -> tuple[Any, Any]:
+        student, teacher = models(odd)
+        rows, gradients, _ = run(family, tmp_path / str(odd), student=student, teacher=Teacher.live(teacher))
+        return rows[0]["loss"], {name: value for name, value in gradients[0].items() if "norm" in name}
+
+    (loss, gradient), (expected, other) = trained(True), trained(False)
+    assert loss == pytest.approx(expected, rel=2e-5)
+    assert_same([gradient], [other])
+
+
 def test_an_objective_without_a_teacher_is_refused(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer("llama")
     with pytest.raises(ValueError, match="the objective 'fkl' needs a teacher"):
