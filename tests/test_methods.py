@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -127,25 +127,33 @@ def test_who_writes_the_batches(
         assert references == [float(rollouts.author(step, 4) == "data") for step in range(4)]
 
 
-def test_distillm_fills_its_buffer_and_raises_its_threshold(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_distillm_keeps_threshold_reference_and_buffer_through_stages(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first validation comes before training; nothing begins anew with a stage."""
     made: list[Any] = []
+    states: list[Any] = []
     original = distillation.make_rollouts
 
     def spy(*arguments: Any) -> Any:
+        states.extend(copy.deepcopy(each.state()) for each in made[-1:])
         made.append(original(*arguments))
         return made[-1]
 
     monkeypatch.setattr(distillation, "make_rollouts", spy)
-    method = {**METHODS["distillm"], "student_share": 0.5, "tolerance": 0.0, "share_step": 0.25}
-    tiny_run.set(training__method=method, training__curriculum=None, training__learning_rate=0.3)
-    tiny_run.set(training__epochs=3).train()
-    (rollouts,) = made
-    assert 0 < len(rollouts.buffer) <= 12
-    assert {"id", "prompt_ids", "response_ids", "written"} <= set(rollouts.buffer[0])
+    method = {**METHODS["distillm"], "student_share": 0.5, "share_step": 0.125, "capacity": 99}
+    tiny_run.set(training__method=method, training__curriculum={"stages": 2}, training__learning_rate=0.3)
+    tiny_run.set(training__epochs=2).train()
+    assert [each.steps_before for each in made] == [0, 4] and {each.steps_in_all for each in made} == {10}
+    assert [(each.seed, each.wants_reference) for each in made] == [(made[0].seed, False)] * 2
+    assert read_json(tiny_run.run_dir / "stages/0/rollouts.json") == states[0]
     validation = [row["eval_loss"] for row in logged(tiny_run.run_dir) if "eval_loss" in row]
-    rises = sum(later > earlier for earlier, later in pairwise(validation))
-    assert rises > 0
-    assert rollouts.threshold == pytest.approx(min(1.0, 0.5 + 0.25 * rises))
+    # Training lowers the loss here, so that threshold and reference stay what they were before it.
+    assert made[0].reference_loss == made[1].reference_loss > max(validation)
+    assert made[0].threshold == made[1].threshold == 0.5
+    old = {(row["id"], row["written"]) for row in states[0]["buffer"]}
+    assert old and {"id", "prompt_ids", "response_ids", "written"} <= set(made[1].buffer[0])
+    assert old <= {(row["id"], row["written"]) for row in made[1].buffer}
 
 
 def test_reflecting_again_ranks_with_the_student_as_it_is_then(tiny_run: TinyRun) -> None:

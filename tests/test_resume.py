@@ -16,6 +16,7 @@ import pytest
 
 from srd import distillation, reflection, teacher_cache, trainer
 from srd.artifacts import read_json, write_json
+from srd.checkpoints import seal
 from srd.errors import UserError
 from srd.run import context
 from srd.trainer import STATE_FILE, DistillTrainer, Trainer
@@ -194,12 +195,12 @@ def test_distillm_takes_up_its_buffer_and_threshold(
     tiny = undisturbed("distillm")
     interrupt(monkeypatch, tiny.train, tmp_path / "run", DistillTrainer, "training_step", 11)
     kept = read_json(max((tmp_path / "run").glob(f"stages/1/checkpoint-*/{STATE_FILE}")))["rollouts"]
-    assert kept["buffer"] and kept["last_loss"] is not None
+    assert kept["buffer"] and kept["reference_loss"] is not None
     restored: list[dict[str, Any]] = []
     original = trainer.DistillTrainer.resume
 
-    def spy(self: DistillTrainer) -> Any:
-        result = original(self)
+    def spy(self: DistillTrainer, *arguments: Any) -> Any:
+        result = original(self, *arguments)
         assert self.rollouts is not None
         restored.append(self.rollouts.state())
         return result
@@ -255,6 +256,7 @@ def test_a_checkpoint_that_another_kind_of_training_wrote_is_refused(
     interrupt(monkeypatch, tiny.train, tmp_path / "run", DistillTrainer, "training_step", 4)
     state = max((tmp_path / "run").glob(f"stages/0/checkpoint-*/{STATE_FILE}"))
     write_json(state, {**read_json(state), "written_by": "FSDP"})
+    seal(state.parent)
     with pytest.raises(UserError, match="was written by FSDP, which plain or data-parallel training cannot read"):
         tiny.train(tmp_path / "run")
 

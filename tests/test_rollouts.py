@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
+from collections import Counter, deque
 from typing import Any
 
+import numpy as np
 import pytest
 
 from srd.rollouts import AdaptiveOffPolicy, OnPolicy, replace_responses
@@ -42,7 +43,7 @@ def test_choices_follow_seed_and_step_alone() -> None:
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 1.0])
 def test_share_of_student_text_and_of_fresh_samples(threshold: float) -> None:
     """Student text with probability threshold; of it, fresh with 1 - step/total, so half over the whole."""
-    rollouts = AdaptiveOffPolicy(threshold, seed=5, buffer=rows_of(0))
+    rollouts = AdaptiveOffPolicy(threshold, seed=5, buffer=rows_of(0), capacity=4)
     authors = [rollouts.author(step, STEPS) for step in range(STEPS)]
     counts = Counter(authors)
     assert within(counts["data"], STEPS, 1 - threshold)
@@ -53,10 +54,11 @@ def test_share_of_student_text_and_of_fresh_samples(threshold: float) -> None:
     assert authors[-1] != "student"
 
 
-def test_an_empty_buffer_is_filled_before_it_is_read() -> None:
-    rollouts = AdaptiveOffPolicy(1.0)
-    assert rollouts.author(99, 100) == "student"
-    rollouts.add(rows_of(99), 99)
+def test_the_buffer_is_filled_before_it_is_read() -> None:
+    rollouts = AdaptiveOffPolicy(1.0, capacity=8)
+    for step in (97, 98):
+        assert rollouts.author(99, 100) == "student"
+        rollouts.add(rows_of(step), step)
     assert rollouts.author(99, 100) == "buffer"
 
 
@@ -81,14 +83,68 @@ def test_drawn_rows_differ_where_there_are_enough() -> None:
     assert rollouts.draw(3, 1) == rollouts.draw(3, 1) != rollouts.draw(3, 2)
 
 
-def test_threshold_rises_when_validation_loss_has_risen() -> None:
-    rollouts = AdaptiveOffPolicy(0.0, step_size=0.25, tolerance=0.1)
-    history = []
-    for loss in (3.0, 2.0, 2.05, 2.2, 2.31, 1.0, 1.2, 1.5, 9.0, 10.0, 20.0):
+@pytest.mark.parametrize(
+    ("losses", "thresholds"),
+    [
+        ([2.0 + 0.08 * i for i in range(21)], [0.25 * min(4, i // 2) for i in range(21)]),  # a slow rise counts
+        ([3.0, 2.0, 2.2, 3.05, 3.2, 3.25, 3.31], [0, 0, 0, 0, 0.25, 0.25, 0.5]),  # a fall moves nothing
+        ([2.0, 2.1, 9.0, 1.0, 9.05, 9.1, 20.0, 30.0], [0, 0.25, 0.5, 0.5, 0.5, 0.75, 1, 1]),  # never above 1
+    ],
+)
+def test_threshold_rises_above_the_reference(losses: list[float], thresholds: list[float]) -> None:
+    """The first loss is that of before training; the reference moves only when the threshold does."""
+    rollouts, history = AdaptiveOffPolicy(0.0, step_size=0.25, tolerance=0.1 - 1e-9), []
+    for loss in losses:
         rollouts.observe(loss)
         history.append(rollouts.threshold)
-    # Risen by more than 0.1 at 2.2, 2.31, 1.2, 1.5 and after; never above 1.
-    assert history == [0, 0, 0, 0.25, 0.5, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]
+    assert history == pytest.approx(thresholds)
+
+
+def published(
+    seed: int, losses: list[float], every: int, total: int, batch: int, start: float, capacity: int
+) -> list[tuple[str, float, int]]:
+    """The rule of the published code in plain words: who writes each step, the threshold then, the buffer after it."""
+    threshold, reference, buffer, history = start, losses[0], deque[int](maxlen=capacity), []
+    for step in range(total):
+        chance = np.random.default_rng((seed, step)).random()
+        if chance < threshold * (1 - step / total) or (chance < threshold and len(buffer) < capacity):
+            author = "student"
+            buffer.extend([step] * batch)
+        else:
+            author = "buffer" if chance < threshold else "data"
+        history.append((author, round(threshold, 9), len(buffer)))
+        if (step + 1) % every == 0:
+            loss = losses[(step + 1) // every]
+            if loss >= reference + 0.1:
+                threshold, reference = min(threshold + 0.1, 1.0), loss
+    return history
+
+
+@pytest.mark.parametrize("stages", [[240], [60, 60, 120], [24, 96, 120]], ids=["whole", "three stages", "growing"])
+@pytest.mark.parametrize("seed", range(8))
+def test_distillm_is_the_published_rule(seed: int, stages: list[int]) -> None:
+    """Over random courses of the loss and a whole training, the state handed on from stage to stage by a file."""
+    random = np.random.default_rng(seed)
+    losses = (2 + np.cumsum(random.normal(0.03, 0.12, 21))).tolist()
+    expected = published(seed, losses, 12, 240, 4, 0.2 * (seed % 2), 40)
+    history: list[tuple[str, float, int]] = []
+    state, done = None, 0
+    for steps in stages:
+        rollouts = AdaptiveOffPolicy(
+            0.2 * (seed % 2), capacity=40, seed=seed, steps_before=done, steps_in_all=sum(stages)
+        )
+        assert rollouts.wants_reference
+        rollouts.observe(losses[0]) if state is None else rollouts.restore(json.loads(state))
+        for step in range(steps):
+            threshold, author = rollouts.threshold, rollouts.author(step, steps)
+            replace_responses([rows_of(0)], rollouts, step, steps, lambda rows: [[5, 2]] * len(rows))
+            history.append((author, round(threshold, 9), len(rollouts.buffer)))
+            if (done + step + 1) % 12 == 0:
+                rollouts.observe(losses[(done + step + 1) // 12])
+        state, done = json.dumps(rollouts.state()), done + steps
+    assert history == expected
+    ages = [row["written"] for row in json.loads(state or "")["buffer"]]
+    assert ages == [step for step, (author, _, _) in enumerate(history) if author == "student" for _ in range(4)][-40:]
 
 
 def test_a_simulated_training_follows_its_own_threshold() -> None:
@@ -128,7 +184,7 @@ def test_state_makes_the_round_trip_through_a_file() -> None:
         one.observe(loss)
     two = AdaptiveOffPolicy(0.0, seed=4, capacity=10)
     two.restore(json.loads(json.dumps(one.state())))
-    assert two.threshold == pytest.approx(0.3) and two.last_loss == 2.4 and len(two.buffer) == 10
+    assert two.threshold == pytest.approx(0.3) and two.reference_loss == 2.5 and len(two.buffer) == 10
     for step in range(3, 60):
         assert one.author(step, 60) == two.author(step, 60)
         assert one.draw(4, step) == two.draw(4, step)
@@ -164,7 +220,7 @@ def test_student_text_replaces_responses_alone() -> None:
 
 @pytest.mark.parametrize("sizes", [(8,), (4, 4), (2, 2, 2, 2), (5, 3), (8, 0)])
 def test_what_a_step_draws_does_not_depend_on_its_split(sizes: tuple[int, ...]) -> None:
-    rollouts = AdaptiveOffPolicy(1.0, seed=1, buffer=rows_of(0, 40))
+    rollouts = AdaptiveOffPolicy(1.0, seed=1, buffer=rows_of(0, 40), capacity=40)
     batches = [rows_of(9, size) for size in sizes]
     drawn, by_student = replace_responses(batches, rollouts, 10, 10, lambda rows: pytest.fail("the buffer will do"))
     assert by_student and [len(batch) for batch in drawn] == list(sizes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from srd.models.generation import Decoding
 from srd.models.head import logit_rule, response_hidden, response_logits
 from srd.models.tokens import padding_id
 from srd.rollouts import AdaptiveOffPolicy, OnPolicy
-from srd.trainer import DistillTrainer, Teacher, Validation, last_checkpoint, make_collator, validation_loss
+from srd.trainer import DistillTrainer, Teacher, Validation, make_collator, validation_loss, widen
 from tests.test_objectives import naive
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -324,15 +325,84 @@ def test_a_resumed_training_ends_in_the_same_weights(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("**/training_args.bin"))
 
 
-def test_last_checkpoint_removes_unfinished_ones(tmp_path: Path) -> None:
-    for step, content in ((2, '{"a": 1}'), (10, '{"a": 1}'), (11, ""), (12, None)):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        if content is not None:
-            (folder / "trainer_state.json").write_text(content, encoding="utf-8")
-    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-2"]
-    assert last_checkpoint(tmp_path / "nowhere") is None
+@pytest.mark.parametrize("select_by", ["loss", "rouge_l"])
+def test_a_validation_that_is_not_finite_is_an_error(select_by: str, tmp_path: Path) -> None:
+    """Nothing is better than NaN, so that the first checkpoint would stay the best."""
+    student, tokenizer = tiny_model("llama", seed=1), tiny_tokenizer("llama")
+    trainer = DistillTrainer(
+        student, arguments(tmp_path, 8, 1, metric_for_best_model=select_by), train_dataset=encoded(8, tokenizer),
+        tokenizer=tokenizer, settings=LossSettings(),
+        validation=Validation(encoded(2, tokenizer, 1), [["a"]] * 2, Decoding(2), generate=select_by == "rouge_l"),
+    )  # fmt: skip
+    assert all(np.isfinite(value) for value in trainer.evaluate().values())
+    for weights in student.parameters():
+        weights.data.fill_(torch.nan)
+    with pytest.raises(RunError, match="(?i)nan"):
+        trainer.evaluate()
+
+
+def test_several_gpus_without_a_launcher(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One is used, and it is said how to use all: nn.DataParallel would show the loss the first replica alone."""
+    args = arguments(tmp_path, 8, 1)
+    args._n_gpu = 2
+    logging.getLogger("srd").propagate = True
+    tokenizer = tiny_tokenizer("llama")
+    trainer = DistillTrainer(
+        tiny_model("llama"), args, train_dataset=encoded(8, tokenizer), tokenizer=tokenizer, settings=LossSettings()
+    )
+    assert trainer.args.n_gpu == 1 and trainer.args.train_batch_size == 8
+    assert "torchrun --nproc-per-node 2 -m srd run" in caplog.text
+    trainer.train()
+    assert not isinstance(trainer.model_wrapped, nn.DataParallel)
+
+
+HALF: list[tuple[str, torch.dtype, dict[str, Any]]] = [
+    ("float16 base, float32", torch.float16, {}),
+    ("float16 base, bfloat16 autocast", torch.float16, {"bf16": True}),
+    ("bfloat16 base, float32", torch.bfloat16, {}),
+]
+
+
+@pytest.mark.parametrize(("dtype", "changes"), [case[1:] for case in HALF], ids=[case[0] for case in HALF])
+def test_adapters_on_half_precision_bases_get_the_whole_gradient(
+    dtype: torch.dtype, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    """As of a float32 base, though a token's share of the step's loss is below what float16 can hold."""
+
+    def adapted(kind: torch.dtype) -> Any:
+        base = tiny_model("llama", seed=1, vocab_size=4000)
+        base.lm_head.weight.data.mul_(0.1)
+        model = add_lora(base.to(kind), LoraConfig(r=4, alpha=8, dropout=0.0))
+        generator = torch.Generator().manual_seed(0)
+        for _, weights in sorted((n, w) for n, w in model.named_parameters() if w.requires_grad):
+            weights.data = torch.randn(weights.shape, generator=generator) * 0.1
+        return model
+
+    tokenizer, found = tiny_tokenizer("llama"), []
+    teacher = tiny_model("llama", seed=2, vocab_size=4000)
+    for kind, more in ((torch.float32, {}), (dtype, changes)):
+        recorder = Recorder()
+        trainer = DistillTrainer(
+            adapted(kind), arguments(tmp_path, 64, 1, **more), train_dataset=encoded(64, tokenizer),
+            tokenizer=tokenizer, settings=LossSettings("fkl", {}, 2.0), teacher=Teacher.live(teacher),
+            callbacks=[recorder],
+        )  # fmt: skip
+        trainer.train()
+        found.append(torch.cat([gradient.flatten() for gradient in recorder.steps[0].values()]))
+    assert float(found[1].norm() / found[0].norm()) == pytest.approx(1, abs=0.01)
+    assert torch.cosine_similarity(found[1], found[0], 0) > 0.999
+
+
+def test_half_precision_weights_are_trained_as_float32() -> None:
+    for dtype in (torch.float16, torch.bfloat16):
+        model = tiny_model("t5").to(dtype)
+        widen(model, scaled=True)
+        assert {weights.dtype for weights in model.parameters()} == {torch.float32}
+    frozen = tiny_model("llama").half().requires_grad_(False)
+    widen(frozen, scaled=True)
+    assert {weights.dtype for weights in frozen.parameters()} == {torch.float16}
+    widen(frozen, scaled=False)
+    assert {weights.dtype for weights in frozen.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("guilty", ["student", "teacher", "rows"])

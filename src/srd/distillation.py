@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
 
 from srd import parallel
-from srd.artifacts import read_json, remove, write_json
+from srd.artifacts import disk_errors, fingerprint, read_json, remove, write_json
+from srd.checkpoints import damage, last_checkpoint, list_files, readable_json, step_of
 from srd.config import DistillmMethod, GkdMethod, TrainingConfig
 from srd.curriculum import Stage
 from srd.data.batching import EncodedExamples
@@ -32,11 +34,16 @@ from srd.trainer import (
     Validation,
     append_row,
     filter_rows,
-    last_checkpoint,
     steps_per_epoch,
+    use_one_device,
+    widen,
 )
 
 logger = logging.getLogger(__name__)
+
+OPTIONS_OF_STAGES = ("role", "dtype", "attn_implementation", "trust_remote_code")  # what loads the model of a stage too
+METRICS_FILE = "metrics.json"  # written last: a stage that has it is done
+ROLLOUTS_FILE = "rollouts.json"  # what a stage hands on to the next beside its model
 
 
 @dataclass
@@ -99,36 +106,75 @@ def train(training: Training, final: Path) -> dict[str, Any]:
         A summary: passes over the training data, examples used, optimizer steps, seconds, the best validation score.
     """
     model = None
-    for stage in training.stages:
-        metrics = training.stage_folder(stage.index) / "metrics.json"
-        if not parallel.on_main(metrics.exists):
-            if model is None:
-                model = load_student(training, stage.index)
-            if stage.index and training.choose_again is not None:
-                stage = training.choose_again(model, stage)
-            model = train_stage(training, stage, model)
-        elif parallel.is_main():  # a kill may have come between the metrics and the checkpoints' removal
-            _remove_checkpoints(training.stage_folder(stage.index))
+    done = parallel.on_main(lambda: _stages_done(training))
+    for stage in training.stages[done:]:
+        if model is None:
+            model = load_student(training, stage.index)
+        if stage.index and training.choose_again is not None:
+            stage = training.choose_again(model, stage)
+        model = train_stage(training, stage, model)
     if model is None:  # killed between the last stage and the end
         model = load_student(training, len(training.stages))
     _save_final(training, model, final)
     return summarise(training)
 
 
+def _stages_done(training: Training) -> int:
+    """How many stages need not be trained again; what lies of the others is removed, but for the first's checkpoints.
+
+    A stage is done if its numbers can be read; what the next one starts from must be as it was written.
+    """
+    folders = [training.stage_folder(stage.index) for stage in training.stages]
+    finished = list(takewhile(lambda metrics: metrics is not None, map(_metrics, folders)))
+    done = len(finished)
+    if done < len(folders) and (folders[done] / METRICS_FILE).exists():
+        logger.warning(f"{folders[done] / METRICS_FILE} is damaged: stage {done} is trained again")
+    while done and (reason := damage(folders[done - 1], finished[done - 1]["files"])):
+        done -= 1
+        logger.warning(f"{folders[done]} is damaged ({reason}): stage {done} is trained again")
+    for number, folder in enumerate(folders):
+        if number < done:  # a kill may have come between the metrics and the checkpoints' removal
+            _remove_checkpoints(folder)
+        elif number == done:
+            for name in (METRICS_FILE, ROLLOUTS_FILE, "model"):
+                remove(folder / name)
+        else:
+            remove(folder)
+    return done
+
+
+def _metrics(folder: Path) -> Any:
+    """What a finished stage says about itself; None where it is not finished, or not as it was written."""
+    metrics = readable_json(folder / METRICS_FILE)
+    if not isinstance(metrics, dict):
+        return None
+    digest = metrics.pop("digest", None)
+    return metrics if digest == fingerprint(metrics) and "files" in metrics else None
+
+
 def load_student(training: Training, stage: int) -> Any:
-    """The student as it enters a stage: as it started, or the best of the stage before."""
+    """The student as it enters a stage: as it started, or the best of the stage before.
+
+    Trained weights are float32, whatever the model's files or the recipe say: see `srd.trainer.widen`.
+    """
+    device = parallel.state().device if torch.cuda.is_available() else None
+    model = _load_student(training, stage)
+    widen(model, scaled=resolve_precision(training.config.precision) == "float16")
+    return model.to(device) if device is not None else model
+
+
+def _load_student(training: Training, stage: int) -> Any:
     before = training.stage_folder(stage - 1) / "model"
     lora = training.config.lora
     options = {"role": "teacher" if training.label == "teacher_sft" else "student", **training.load_options}
-    if options.get("dtype", "auto") == "auto" and not lora:
-        options["dtype"] = "float32"  # AdamW on half-precision weights loses small updates
     if lora is None:
-        source = str(before) if stage else training.start
-        return load_model(
-            source,
-            tokenizer=training.tokenizer,
-            **(options if not stage else {name: options[name] for name in ("dtype", "role")}),
-        )
+        if options.get("dtype", "auto") not in ("auto", "float32"):
+            kind = options["dtype"]
+            logger.warning(f"{training.start}: all weights are trained, so they are held as float32 and not {kind}")
+        options["dtype"] = "float32"  # AdamW on half-precision weights loses small updates
+        if stage:  # a whole model that lies here
+            options = {name: options[name] for name in OPTIONS_OF_STAGES if name in options}
+        return load_model(str(before) if stage else training.start, tokenizer=training.tokenizer, **options)
     base = load_model(training.start, tokenizer=training.tokenizer, **options)
     if stage:
         return load_adapter(base, str(before), trainable=True)
@@ -148,21 +194,24 @@ def train_stage(training: Training, stage: Stage, model: Any) -> Any:
     _forget_rows(training, stage, checkpoint)
     set_seed(training.seed + stage.index)
     trainer = make_trainer(training, stage, model)
-    trainer.resume()
+    trainer.resume(checkpoint)
     best = trainer.state.best_metric if training.config.select_by != "last" else None
     weights = whole_weights(trainer.model_wrapped, trainer.accelerator)
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    # Without autocast, which a model read from its file has not either.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     if parallel.is_main():
-        save_model(model, training.tokenizer, folder / "model", weights)
-        write_json(
-            folder / "metrics.json",
-            {
+        with disk_errors(folder):
+            save_model(model, training.tokenizer, folder / "model", weights)
+            if trainer.rollouts is not None:
+                write_json(folder / ROLLOUTS_FILE, trainer.rollouts.state())
+            metrics = {
                 "stage": stage.index, "examples": stage.size, "steps": trainer.state.global_step,
                 "temperature": stage.temperature, "weight": stage.weight,
                 "best_metric": best, "best_step": trainer.state.best_global_step,
                 "seconds": round(trainer.seconds, 3), "validation_seconds": round(trainer.validation_seconds, 3),
-            },
-        )  # fmt: skip
+                "files": list_files(folder, "model", ROLLOUTS_FILE),
+            }  # fmt: skip
+            write_json(folder / METRICS_FILE, {**metrics, "digest": fingerprint(metrics)})
         _remove_checkpoints(folder)
     parallel.barrier()
     return None if is_sharded(trainer.accelerator) else model
@@ -196,7 +245,7 @@ def make_trainer(training: Training, stage: Stage, model: Any) -> DistillTrainer
         settings=loss_settings(config, stage),
         teacher=training.teacher if config.needs_teacher else None,
         validation=training.validation,
-        rollouts=make_rollouts(config, training.seed + stage.index),
+        rollouts=_stage_rollouts(training, stage),
         rollout_decoding=_rollout_decoding(config),
         subset=stage.subset,
         plain_text=training.plain_text,
@@ -230,6 +279,18 @@ def make_rollouts(config: TrainingConfig, seed: int) -> Rollouts | None:
     return None
 
 
+def _stage_rollouts(training: Training, stage: Stage) -> Rollouts | None:
+    """Who writes the responses of a stage; what DistiLLM has learnt in the stage before is taken up."""
+    rollouts = make_rollouts(training.config, training.seed + stage.index)
+    if isinstance(rollouts, AdaptiveOffPolicy):
+        steps = [total_steps(training.config, each) for each in training.stages]
+        rollouts.seed = training.seed  # its steps are counted through
+        rollouts.steps_before, rollouts.steps_in_all = sum(steps[: stage.index]), sum(steps)
+        if stage.index:
+            rollouts.restore(read_json(training.stage_folder(stage.index - 1) / ROLLOUTS_FILE))
+    return rollouts
+
+
 def _rollout_decoding(config: TrainingConfig) -> Decoding | None:
     method = config.method
     if isinstance(method, GkdMethod | DistillmMethod):
@@ -242,7 +303,7 @@ def training_arguments(training: Training, stage: Stage) -> TrainingArguments:
     config = training.config
     micro = micro_batch_size(config)
     steps = steps_per_epoch(stage.size, config.batch_size)
-    total = max(1, math.ceil(steps * config.epochs))
+    total = total_steps(config, stage)
     every = max(1, round(steps * config.evaluate_every))
     precision = resolve_precision(config.precision)
     schedule = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}[config.schedule]
@@ -284,8 +345,14 @@ def training_arguments(training: Training, stage: Stage) -> TrainingArguments:
         use_cpu=parallel.on_cpu(),
         ddp_find_unused_parameters=False,
     )
+    use_one_device(arguments)
     models_are_whole()  # the teacher is loaded after this
     return arguments
+
+
+def total_steps(config: TrainingConfig, stage: Stage) -> int:
+    """Optimizer steps of a stage."""
+    return max(1, math.ceil(steps_per_epoch(stage.size, config.batch_size) * config.epochs))
 
 
 def micro_batch_size(config: TrainingConfig) -> int:
@@ -340,7 +407,7 @@ def _forget_rows(training: Training, stage: Stage, checkpoint: Path | None) -> N
     """Drop logged rows of steps that are taken again."""
     if not parallel.is_main():
         return
-    step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    step = step_of(checkpoint)
 
     def keep(row: dict[str, Any]) -> bool:
         if row.get("arm") != training.label or row["stage"] < stage.index:
@@ -359,7 +426,8 @@ def _save_final(training: Training, model: Any, final: Path) -> None:
         elif lora is not None and Path(training.start).is_dir():
             # So that from_pretrained finds the base from any working directory.
             model.peft_config["default"].base_model_name_or_path = str(Path(training.start).resolve())
-        save_model(model, training.tokenizer, final)
+        with disk_errors(final):
+            save_model(model, training.tokenizer, final)
     parallel.barrier()
 
 

@@ -29,6 +29,7 @@ class OnPolicy:
     student_share: float
     seed: int = 0
     keeps: ClassVar[bool] = False  # whether student text is used again
+    wants_reference: ClassVar[bool] = False  # whether the model is to be validated before it is trained
 
     def author(self, step: int, total_steps: int) -> Author:
         """Who writes the batch of this optimizer step."""
@@ -56,9 +57,11 @@ class OnPolicy:
 class AdaptiveOffPolicy:
     """DistiLLM (arXiv 2402.03898, section 3.2): student text when the student needs it, old text when it will do.
 
-    A batch is student text with probability ``threshold``, which rises by ``step_size`` whenever a validation loss
-    exceeds the last reference loss by more than ``tolerance``. Of student text, the share written fresh falls
-    linearly from all to none over the training; the rest comes from the buffer (fresh again while it is too empty).
+    A batch is student text with probability ``threshold``. The validation loss before training is the first reference;
+    a validation at least ``tolerance`` above the reference raises the threshold by ``step_size`` and becomes the
+    reference, any other leaves both as they are, so that a slow rise counts too. Student text is written fresh until
+    the buffer is full; from then on the fresh share is what is left of the training, and the rest is drawn from the
+    buffer. All of it lives through the whole training, stages included, as in the published code.
 
     Attributes:
         threshold: Probability of student text now.
@@ -66,6 +69,10 @@ class AdaptiveOffPolicy:
         tolerance: The rise that counts, in nats a token.
         capacity: Responses the buffer holds; the oldest leave first.
         seed: Fixes the choices.
+        reference_loss: What a validation loss is compared with; None: the next one is taken.
+        buffer: Student text with the step it was written at.
+        steps_before: Optimizer steps of the stages before this one, whose steps begin at 0.
+        steps_in_all: Of all stages; None: of this one.
     """
 
     threshold: float = 0.0
@@ -73,42 +80,53 @@ class AdaptiveOffPolicy:
     tolerance: float = 0.1
     capacity: int = 1000
     seed: int = 0
-    last_loss: float | None = None
+    reference_loss: float | None = None
     buffer: list[Row] = field(default_factory=list)
+    steps_before: int = 0
+    steps_in_all: int | None = None
     keeps: ClassVar[bool] = True
+
+    @property
+    def wants_reference(self) -> bool:
+        """Whether the model is to be validated before it is trained."""
+        return self.reference_loss is None
 
     def author(self, step: int, total_steps: int) -> Author:
         """Who writes the batch of this optimizer step."""
+        step, total_steps = self.steps_before + step, self.steps_in_all or total_steps
         chance = _random(self.seed, step).random()
         if chance >= self.threshold:
             return "data"
-        fresh_share = max(0.0, 1.0 - step / max(1, total_steps))
-        return "student" if not self.buffer or chance < self.threshold * fresh_share else "buffer"
+        left = max(0.0, 1.0 - step / max(1, total_steps))
+        return "student" if len(self.buffer) < self.capacity or chance < self.threshold * left else "buffer"
 
     def observe(self, validation_loss: float) -> None:
-        """Raise the threshold when the validation loss has risen; compare with this loss from then on."""
-        if self.last_loss is not None and validation_loss > self.last_loss + self.tolerance:
+        """Raise the threshold, and the reference, when the validation loss has risen above the reference."""
+        if self.reference_loss is None:
+            self.reference_loss = validation_loss
+        elif validation_loss >= self.reference_loss + self.tolerance:
             self.threshold = min(1.0, self.threshold + self.step_size)
-        self.last_loss = validation_loss
+            self.reference_loss = validation_loss
 
     def add(self, rows: list[Row], step: int) -> None:
         """Put fresh student text into the buffer with the step it was written at."""
-        self.buffer.extend({**row, "written": step} for row in rows)
+        self.buffer.extend({**row, "written": self.steps_before + step} for row in rows)
         del self.buffer[: -self.capacity]
 
     def draw(self, count: int, step: int) -> list[Row]:
         """Draw rows from the buffer, without repetition where there are enough."""
-        random = _random(self.seed, step, 1)
+        random = _random(self.seed, self.steps_before + step, 1)
         chosen = random.choice(len(self.buffer), size=count, replace=count > len(self.buffer))
         return [self.buffer[i] for i in chosen]
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"threshold": self.threshold, "last_loss": self.last_loss, "buffer": self.buffer}
+        """What a checkpoint keeps, and a stage hands on to the next."""
+        return {"threshold": self.threshold, "reference_loss": self.reference_loss, "buffer": self.buffer}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up what a checkpoint kept."""
-        self.threshold, self.last_loss, self.buffer = state["threshold"], state["last_loss"], state["buffer"]
+        self.threshold, self.reference_loss = state["threshold"], state["reference_loss"]
+        self.buffer = [dict(row) for row in state["buffer"]]
 
 
 Rollouts = OnPolicy | AdaptiveOffPolicy

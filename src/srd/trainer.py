@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from srd import parallel
-from srd.artifacts import atomic_write, read_json, remove, write_json
+from srd.artifacts import atomic_write, disk_errors, read_json, remove, write_json
+from srd.checkpoints import forget_older, last_checkpoint, seal, step_of
 from srd.data.batching import Collator, EncodedExamples, LengthBatches, length_sorted_batches, split_by_tokens
 from srd.errors import RunError, UserError
 from srd.loss import HeadWeights, LossParts, LossSettings, head_loss, logits_loss
@@ -39,6 +41,7 @@ from srd.models.head import (
     response_losses,
 )
 from srd.models.loading import stop_token_ids
+from srd.models.reading import abilities
 from srd.models.sharding import (
     check_sharding,
     models_are_whole,
@@ -48,6 +51,8 @@ from srd.models.sharding import (
 )
 from srd.models.tokens import decoder_prefix, padding_id
 from srd.rollouts import Rollouts, replace_responses
+
+logger = logging.getLogger(__name__)
 
 STATE_FILE = "distillation.json"  # what a checkpoint of ours holds beside the Trainer's own files
 
@@ -173,6 +178,8 @@ class DistillTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         collator = collator or make_collator(model, tokenizer, teacher.model if teacher else None)
+        use_one_device(args)
+        widen(model, scaled=args.fp16)
         super().__init__(
             model=model,
             args=args,
@@ -182,6 +189,8 @@ class DistillTrainer(Trainer):
             callbacks=callbacks,
         )
         models_are_whole()
+        if rollouts is not None or (validation is not None and validation.generate):
+            abilities(self.model)  # measured before autocast rounds what it compares
         self.collator = collator
         self.tokenizer = tokenizer
         self.settings = settings
@@ -210,6 +219,7 @@ class DistillTrainer(Trainer):
             teacher.shard()
         self.remove_callback(PrinterCallback)
         self.add_callback(_EpochOrder(self.batches))
+        self.add_callback(_FirstValidation(self))
         self._parts: list[tuple[Tensor, Tensor]] = []
         self._parts_since = 0
         self.validation_seconds = 0.0
@@ -409,6 +419,12 @@ class DistillTrainer(Trainer):
                 )
                 scores = rouge_l_many(answers, self.validation.references)
                 metrics[f"{metric_key_prefix}_rouge_l"] = float(scores.mean())
+        for name, value in metrics.items():
+            if not math.isfinite(value):  # no checkpoint is better or worse than it
+                raise RunError(
+                    f"{name} is {value} at the validation of step {self.state.global_step} (stage folder "
+                    f"{self.args.output_dir}). A lower training.learning_rate or a wider training.precision helps."
+                )
         if self.rollouts is not None:
             self.rollouts.observe(metrics[f"{metric_key_prefix}_loss"])
         self.validation_seconds += time.perf_counter() - started
@@ -443,13 +459,34 @@ class DistillTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        folder.mkdir(parents=True, exist_ok=True)
         state: dict[str, Any] = {"seconds": self.seconds, "validation_seconds": self.validation_seconds}
         state["written_by"] = self._writer()
         state["rollouts"] = self.rollouts.state() if self.rollouts is not None else {}
-        if self.is_world_process_zero():  # the same on all, so that a run may go on with another number of processes
-            write_json(folder / STATE_FILE, state)
-        super()._save_checkpoint(model, trial)
+        keep, self.args.save_total_limit = self.args.save_total_limit, None  # older ones go when this one is complete
+        try:
+            with disk_errors(folder):
+                if self.is_world_process_zero():  # the same on all: a run may go on with another number of processes
+                    write_json(folder / STATE_FILE, state)
+                super()._save_checkpoint(model, trial)
+                parallel.barrier()
+                if self.is_world_process_zero():
+                    seal(folder)
+        except RunError:
+            if self.is_world_process_zero():
+                remove(folder)
+            raise
+        finally:
+            self.args.save_total_limit = keep
+        if self.is_world_process_zero():
+            forget_older(folder.parent, keep, self.state.best_model_checkpoint)
+
+    def _load_best_model(self) -> None:
+        # Its path is as the process saw it that chose it, perhaps from another working directory.
+        best = Path(self.args.output_dir) / Path(str(self.state.best_model_checkpoint)).name
+        if not best.is_dir():
+            raise RunError(f"{best}, the best checkpoint of this stage, is gone. The same command trains it again.")
+        self.state.best_model_checkpoint = str(best)
+        super()._load_best_model()
 
     def _writer(self) -> str:
         """Whose kind of checkpoint this training has: none of them reads another's."""
@@ -462,9 +499,9 @@ class DistillTrainer(Trainer):
         super()._save(output_dir, state_dict)
         remove(Path(output_dir or self.args.output_dir) / "training_args.bin")  # a pickle that nothing here reads
 
-    def resume(self) -> Any:
-        """Train, going on from the last complete checkpoint of the output folder if there is one."""
-        checkpoint = parallel.on_main(lambda: last_checkpoint(Path(self.args.output_dir)))
+    def resume(self, checkpoint: Path | None = None) -> Any:
+        """Train, going on from a checkpoint; None: the last whole one of the output folder, if there is one."""
+        checkpoint = checkpoint or parallel.on_main(lambda: last_checkpoint(Path(self.args.output_dir)))
         state = read_json(checkpoint / STATE_FILE) if checkpoint else None
         if state:
             if (before := state.get("written_by", self._writer())) != self._writer():
@@ -476,7 +513,7 @@ class DistillTrainer(Trainer):
             if self.rollouts is not None:
                 self.rollouts.restore(state["rollouts"])
         self._started = time.perf_counter()
-        self._parts_since = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        self._parts_since = step_of(checkpoint)
         return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
@@ -490,6 +527,23 @@ class _EpochOrder(TrainerCallback):
         self.batches.set_epoch(int(state.epoch or 0))
 
 
+class _FirstValidation(TrainerCallback):
+    """Validates the student before it is trained, where rollouts compare later validations with that."""
+
+    def __init__(self, trainer: DistillTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self.trainer
+        if trainer.rollouts is None or trainer.validation is None or not trainer.rollouts.wants_reference:
+            return
+        started = time.perf_counter()
+        with trainer.whole_student() as student:
+            loss = validation_loss(student, trainer.validation, trainer.collator)
+        trainer.rollouts.observe(loss)
+        trainer.validation_seconds += time.perf_counter() - started
+
+
 class _WithRows:
     """Collates, and keeps ids and rows beside the tensors for messages and rollouts."""
 
@@ -498,6 +552,43 @@ class _WithRows:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self.collator(rows), "ids": [row["id"] for row in rows], "rows": rows}
+
+
+def use_one_device(args: TrainingArguments) -> None:
+    """Keep the Trainer from splitting micro-batches over all GPUs that it sees, when no launcher was used.
+
+    It would copy the model to each in every step (`torch.nn.DataParallel`), and the loss would see one copy only.
+    """
+    if args.n_gpu > 1:
+        logger.warning(
+            f"this machine has {args.n_gpu} GPUs, and this run uses one of them. To use all: "
+            f"torchrun --nproc-per-node {args.n_gpu} -m srd run RECIPE --run-dir DIR"
+        )
+        args._n_gpu = 1
+
+
+def widen(model: Any, *, scaled: bool) -> None:
+    """Hold weights in float32 where half precision would lose what training is about; says so.
+
+    Args:
+        model: Changed in place.
+        scaled: Whether the loss is scaled (training.precision=float16), so that float16 can hold the gradients.
+    """
+    half = (torch.float16, torch.bfloat16)
+    trained = [weights for weights in model.parameters() if weights.requires_grad and weights.dtype in half]
+    if trained:
+        kind = str(trained[0].dtype).removeprefix("torch.")
+        logger.warning(f"{kind} weights are trained as float32: small updates would be lost in them")
+        for weights in trained:
+            weights.data = weights.data.float()
+    if not scaled and any(weights.dtype == torch.float16 for weights in model.parameters()):
+        logger.warning(
+            "the float16 weights below the adapters are held as float32: gradients get lost in float16 unless the loss "
+            "is scaled, as with training.precision=float16. dtype=bfloat16 for this model takes half the memory."
+        )
+        for values in (*model.parameters(), *model.buffers()):
+            if values.dtype == torch.float16:
+                values.data = values.data.float()
 
 
 def make_collator(model: Any, tokenizer: PreTrainedTokenizerBase, teacher: Any = None) -> Collator:
@@ -532,28 +623,6 @@ def validation_loss(model: Any, validation: Validation, collator: Collator) -> f
     return sum(total for total, _ in ordered) / max(1, sum(count for _, count in ordered))
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint; unfinished ones (a process was killed while writing) are removed.
-
-    The Trainer writes ``trainer_state.json`` last, before it deletes older checkpoints.
-    """
-    complete = []
-    for path in folder.glob("checkpoint-*"):
-        step = path.name.rpartition("-")[2]
-        if step.isdigit() and _reads(path / "trainer_state.json"):
-            complete.append((int(step), path))
-        else:
-            remove(path)
-    return max(complete)[1] if complete else None
-
-
-def _reads(path: Path) -> bool:
-    try:
-        return bool(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return False
-
-
 def steps_per_epoch(examples: int, batch_size: int) -> int:
     """Optimizer steps in one pass; the last may be smaller."""
     return math.ceil(examples / batch_size)
@@ -561,7 +630,7 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
     """Add one line to a JSON-lines log in one write."""
-    with open(path, "a", encoding="utf-8") as file:
+    with disk_errors(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 

@@ -1,0 +1,102 @@
+"""Checkpoints and kept models: whole, or not used.
+
+What was written is noted beside it, file by file with size and digest, when all of it is on the disk. So a kill while
+writing leaves something without a note, and damage after it shows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from srd.artifacts import file_digest, read_json, remove, write_json
+
+logger = logging.getLogger(__name__)
+
+FILES = "files.json"  # written last
+TRAINER_STATE = "trainer_state.json"
+
+Listing = dict[str, tuple[int, str]]  # relative path -> size, digest
+
+
+def list_files(folder: Path, *places: str) -> Listing:
+    """Size and digest of every file of a folder, or of some places in it."""
+    roots = [folder / place for place in places] if places else [folder]
+    found = [path for root in roots for path in ([root] if root.is_file() else root.rglob("*")) if path.is_file()]
+    names = sorted(str(path.relative_to(folder)) for path in found)
+    return {name: (path.stat().st_size, file_digest(path)) for name in names if (path := folder / name).name != FILES}
+
+
+def damage(folder: Path, files: Any) -> str | None:
+    """The first file that is not as it was listed, and why; None where all are. Sizes are compared first."""
+    if not isinstance(files, dict) or not files:
+        return "the list of its files cannot be read"
+    with contextlib.suppress(TypeError, ValueError):
+        expected = {name: (int(size), str(digest)) for name, (size, digest) in files.items()}
+        for name, (size, _) in expected.items():
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if (folder / name).stat().st_size != size:
+                return f"{name} has another size"
+        changed = (name for name, (_, digest) in expected.items() if file_digest(folder / name) != digest)
+        return next((f"{name} has another content" for name in changed), None)
+    return "the list of its files cannot be read"
+
+
+def readable_json(path: Path) -> Any:
+    """The content of a JSON file; None where there is none that can be read."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        return read_json(path)
+    return None
+
+
+def seal(checkpoint: Path) -> None:
+    """Note that a checkpoint is complete."""
+    write_json(checkpoint / FILES, list_files(checkpoint))
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """The optimizer step of a checkpoint; 0 where there is none."""
+    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints that were completed, oldest first; unfinished ones are removed."""
+    complete = []
+    for path in folder.glob("checkpoint-*"):
+        if path.name.rpartition("-")[2].isdigit() and (path / FILES).exists():
+            complete.append(path)
+        else:
+            remove(path)
+    return sorted(complete, key=step_of)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole, as is the best one that it names; what is newer is removed, saying so."""
+    for path in reversed(checkpoints(folder)):
+        reason = damage(path, readable_json(path / FILES))
+        if reason is None:
+            state = json.loads((path / TRAINER_STATE).read_text(encoding="utf-8"))
+            best = folder / Path(state.get("best_model_checkpoint") or path).name
+            if best == path or (reason := damage(best, readable_json(best / FILES))) is None:
+                return path
+            reason = f"{reason} in {best.name}, the best of them"
+        logger.warning(
+            f"{path} is not used: {reason}. Training goes on from the checkpoint before it, or this stage begins again."
+        )
+        remove(path)
+    return None
+
+
+def forget_older(folder: Path, keep: int | None, best: str | None) -> None:
+    """Remove all checkpoints but the newest ``keep``, the best among them whatever its age; None keeps all."""
+    if not keep:
+        return
+    found = sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True)
+    protected = [path for path in found if path == found[0] or (best and path.name == Path(best).name)]
+    others = [path for path in found if path not in protected]
+    for path in others[max(0, keep - len(protected)) :]:
+        remove(path)

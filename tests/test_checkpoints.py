@@ -1,0 +1,325 @@
+"""Checkpoints and kept models that are damaged, half written, or met a full disk: never used, and made again."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from transformers import Trainer, TrainerCallback
+
+from srd import distillation
+from srd.artifacts import disk_errors, read_json
+from srd.checkpoints import FILES, damage, forget_older, last_checkpoint, list_files, seal
+from srd.distillation import load_student
+from srd.errors import RunError
+from srd.loss import LossSettings
+from srd.models.generation import Decoding
+from srd.rollouts import AdaptiveOffPolicy
+from srd.run import assemble
+from srd.run.steps import training as training_step
+from srd.trainer import DistillTrainer, Validation, append_row
+from tests.conftest import TinyRun
+from tests.test_trainer import arguments, encoded
+from tests.tiny import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def _heard(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    logging.getLogger("srd").addHandler(caplog.handler)
+    yield
+    logging.getLogger("srd").removeHandler(caplog.handler)
+
+
+def checkpoint(folder: Path, step: int, best: int | None = None) -> Path:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    (path / "model.safetensors").write_bytes(bytes(range(200)) + bytes([step]))
+    (path / "distillation.json").write_text('{"seconds": 1}')
+    named = None if best is None else f"elsewhere/checkpoint-{best}"
+    (path / "trainer_state.json").write_text(json.dumps({"global_step": step, "best_model_checkpoint": named}))
+    seal(path)
+    return path
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "weights missing": lambda path: (path / "model.safetensors").unlink(),
+    "weights truncated": lambda path: (path / "model.safetensors").write_bytes(b"abc"),
+    "weights flipped": lambda path: flip(path / "model.safetensors"),
+    "our state is garbage": lambda path: (path / "distillation.json").write_text("{"),
+    "the trainer's state is garbage": lambda path: (path / "trainer_state.json").write_bytes(b"\0\xff"),
+    "the list is garbage": lambda path: (path / FILES).write_text("\0"),
+    "the list is empty": lambda path: (path / FILES).write_text(""),
+    "the list lists nothing": lambda path: (path / FILES).write_text("{}"),
+    "the list is of another kind": lambda path: (path / FILES).write_text('{"model.safetensors": 3}'),
+    "a file has another name": lambda path: (path / "distillation.json").rename(path / "other.json"),
+}
+
+
+@pytest.mark.parametrize("harm", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_is_not_used(
+    harm: Callable[[Path], Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    older, newer = checkpoint(tmp_path, 2, 2), checkpoint(tmp_path, 10, 10)
+    assert last_checkpoint(tmp_path) == newer
+    harm(newer)
+    assert last_checkpoint(tmp_path) == older and not newer.exists()
+    assert f"{newer} is not used" in caplog.text
+    harm(older)
+    assert last_checkpoint(tmp_path) is None and not older.exists()
+
+
+def test_a_checkpoint_whose_best_is_damaged_is_not_used(tmp_path: Path) -> None:
+    """At the end of the stage the best one is loaded; a kept one after it cannot end in the same weights."""
+    first, best, newest = checkpoint(tmp_path, 2, 2), checkpoint(tmp_path, 4, 4), checkpoint(tmp_path, 6, 4)
+    assert last_checkpoint(tmp_path) == newest
+    flip(best / "model.safetensors")
+    assert last_checkpoint(tmp_path) == first
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+def test_unfinished_checkpoints_are_removed_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = checkpoint(tmp_path, 10)
+    for name in ("checkpoint-11", "checkpoint-12", "checkpoint-x"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-11" / "trainer_state.json").write_text('{"a": 1}')
+    assert last_checkpoint(tmp_path) == whole and last_checkpoint(tmp_path / "nowhere") is None
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"] and not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("keep", "best", "left"), [(1, None, [9]), (1, 2, [2, 9]), (2, 2, [2, 9]), (3, 2, [2, 5, 9]), (None, 2, [2, 5, 9])]
+)
+def test_older_checkpoints_go(keep: int | None, best: int | None, left: list[int], tmp_path: Path) -> None:
+    for step in (2, 5, 9):
+        checkpoint(tmp_path, step)
+    forget_older(tmp_path, keep, f"elsewhere/checkpoint-{best}" if best else None)
+    assert sorted(int(path.name[11:]) for path in tmp_path.iterdir()) == left
+
+
+def test_a_listing_covers_folders_within(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, 1)
+    (path / "global_step1").mkdir()
+    (path / "global_step1" / "shard").write_bytes(b"a")
+    seal(path)
+    assert set(list_files(path, "global_step1", "trainer_state.json", "none")) == {
+        "global_step1/shard", "trainer_state.json"
+    }  # fmt: skip
+    (path / "global_step1" / "shard").write_bytes(b"b")
+    assert damage(path, json.loads((path / FILES).read_text())) == "global_step1/shard has another content"
+
+
+# ----------------------------------------------------------------------------------------------------------- full disk
+
+FULL = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EDQUOT, "Disk quota exceeded"),
+    RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"),
+    RuntimeError("basic_ios::clear: iostream error"),
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    Exception("No space left on device (os error 28)"),
+]
+
+
+@pytest.mark.parametrize("error", FULL, ids=lambda error: str(error)[:30])
+def test_a_full_disk_is_told_with_its_path(error: Exception, tmp_path: Path) -> None:
+    place = tmp_path / "gone" / "file"
+    with pytest.raises(RunError, match=r"full: could not write .*gone.* same command"), disk_errors(place):
+        raise error
+    with pytest.raises(ValueError, match="something else"), disk_errors(tmp_path):
+        raise ValueError("something else")
+
+
+class Killed(Exception):
+    """Ends a training as a kill would."""
+
+
+def small_trainer(folder: Path, kill_at: int | None = None) -> DistillTrainer:
+    """Six steps, a validation and a checkpoint after every second; dropout off, student text now and then."""
+
+    class Kill(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == kill_at:
+                raise Killed
+
+    tokenizer = tiny_tokenizer("llama")
+    return DistillTrainer(
+        tiny_model("llama", seed=1),
+        arguments(folder, 4, 1, num_train_epochs=2, save_strategy="steps", save_steps=2, eval_strategy="steps",
+                  eval_steps=2, save_total_limit=1, load_best_model_at_end=True, metric_for_best_model="loss"),
+        train_dataset=encoded(12, tokenizer), tokenizer=tokenizer, settings=LossSettings(),
+        validation=Validation(encoded(3, tokenizer, 1), [["a"]] * 3, generate=False),
+        rollouts=AdaptiveOffPolicy(0.3, capacity=4), rollout_decoding=Decoding(3), callbacks=[Kill()],
+    )  # fmt: skip
+
+
+def same_training(one: DistillTrainer, two: DistillTrainer) -> bool:
+    """Weights, validations and rollouts."""
+    pairs = zip(one.model.state_dict().values(), two.model.state_dict().values(), strict=True)
+    validations = [[row["eval_loss"] for row in each.state.log_history if "eval_loss" in row] for each in (one, two)]
+    assert one.rollouts is not None and two.rollouts is not None
+    same = all(torch.equal(mine, theirs) for mine, theirs in pairs) and validations[0] == validations[1]
+    return same and one.rollouts.state() == two.rollouts.state()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> DistillTrainer:
+    trainer = small_trainer(tmp_path_factory.mktemp("whole"))
+    trainer.resume()
+    return trainer
+
+
+@pytest.mark.parametrize("part", ["optimizer.pt", "rng_state.pth", "model.safetensors", "metrics.jsonl"])
+def test_a_checkpoint_that_does_not_fit_the_disk(
+    part: str, whole: DistillTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library's own error becomes ours, nothing half written stays, and the same command ends as it would have."""
+    error = FULL[2] if part.endswith((".pt", ".pth")) else FULL[4]
+    owner, name = {
+        "optimizer.pt": (Trainer, "_save_optimizer_and_scheduler"), "rng_state.pth": (Trainer, "_save_rng_state"),
+        "model.safetensors": (Trainer, "save_model"), "metrics.jsonl": (Trainer, "log"),
+    }[part]  # fmt: skip
+    trainer = small_trainer(tmp_path)
+    with monkeypatch.context() as patched:
+        original, calls = getattr(owner, name), []
+
+        def full(self: Any, *values: Any, **named: Any) -> Any:
+            calls.append(name)
+            if len(calls) < 2:
+                return original(self, *values, **named)
+            if part == "metrics.jsonl":
+                append_row(Path("/dev/full"), {"loss": 1.0})
+            (tmp_path / f"checkpoint-{self.state.global_step}" / part).write_bytes(b"half")
+            raise error
+
+        patched.setattr(owner, name, full)
+        with pytest.raises(RunError, match="the disk is full: could not write"):
+            trainer.resume()
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} <= {"checkpoint-2"}
+    again = small_trainer(tmp_path)
+    again.resume()
+    assert same_training(again, whole)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "distillation.json"])
+def test_a_damaged_checkpoint_ends_in_the_same_training(name: str, whole: DistillTrainer, tmp_path: Path) -> None:
+    """Of the newest one: training goes on from the one before, or begins again."""
+    with pytest.raises(Killed):
+        small_trainer(tmp_path, kill_at=5).resume()
+    newest = tmp_path / "checkpoint-4"
+    (newest / name).write_bytes((newest / name).read_bytes()[:-7])
+    again = small_trainer(tmp_path)
+    again.resume()
+    assert same_training(again, whole)
+
+
+def test_the_run_directory_may_have_moved(whole: DistillTrainer, tmp_path: Path) -> None:
+    """The best checkpoint is found by its name, not by the path it had when it was chosen."""
+    with pytest.raises(Killed):
+        small_trainer(tmp_path / "before", kill_at=5).resume()
+    shutil.move(tmp_path / "before", tmp_path / "after")
+    again = small_trainer(tmp_path / "after")
+    again.resume()
+    assert same_training(again, whole)
+
+
+# --------------------------------------------------------------------------------------------------------------- stages
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """Two stages in ``run``, and in ``killed`` the same where the second is done and the student is not."""
+    tiny = TinyRun(tmp_path_factory.mktemp("stages"))
+    tiny.set(training__curriculum={"stages": 2, "select": 1.0}, training__epochs=1, data__train_limit=20)
+    tiny.train()
+
+    def die(*values: Any) -> None:
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(distillation, "_save_final", die)
+        with pytest.raises(Killed):
+            tiny.train(tiny.folder / "killed")
+    return tiny
+
+
+HARM: list[tuple[str, str, Callable[[Path], Any], list[int]]] = [
+    ("nothing", "stages/1/model/config.json", lambda path: path, []),
+    ("last model cut", "stages/1/model/model.safetensors", lambda path: path.write_bytes(b"cut"), [1]),
+    ("last model flipped", "stages/1/model/model.safetensors", flip, [1]),
+    ("last tokenizer missing", "stages/1/model/tokenizer.json", Path.unlink, [1]),
+    ("last metrics garbage", "stages/1/metrics.json", lambda path: path.write_bytes(b"\xff{"), [1]),
+    ("last metrics edited", "stages/1/metrics.json", lambda path: path.write_text(
+        path.read_text().replace('"steps": ', '"steps": 9')), [1]),
+    ("first metrics missing", "stages/0/metrics.json", Path.unlink, [0, 1]),
+    ("first model missing", "stages/0/model/model.safetensors", Path.unlink, []),  # nothing starts from it any more
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "harm", "again"), [case[1:] for case in HARM], ids=[case[0] for case in HARM])
+def test_a_damaged_stage_is_trained_again(
+    place: str, harm: Callable[[Path], Any], again: list[int], trained: TinyRun, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    run_dir = tmp_path / "run"
+    shutil.copytree(trained.folder / "killed", run_dir)
+    harm(run_dir / place)
+    stages: list[int] = []
+    original = distillation.train_stage
+
+    def spy(training: Any, stage: Any, model: Any) -> Any:
+        stages.append(stage.index)
+        return original(training, stage, model)
+
+    monkeypatch.setattr(distillation, "train_stage", spy)
+    trained.train(run_dir)
+    assert stages == again
+    told = [line for line in read_json(run_dir / "manifest.json")["warnings"] if "trained again" in line]
+    assert len(told) == (bool(again) and (run_dir / place).parent.name != "0")
+    for name in ("student/model.safetensors", "stages/1/model/model.safetensors"):
+        assert (run_dir / name).read_bytes() == (trained.run_dir / name).read_bytes()
+
+
+# -------------------------------------------------------------------------------------------------- reflecting again
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+def test_reflecting_again_is_the_same_after_a_restart(
+    precision: str, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stage 1 is chosen by the student of stage 0: as it left the trainer, and as it is read from its file."""
+    tiny_run.set(training__curriculum={"reflect_again": True, "stages": 2}, training__precision=precision)
+    tiny_run.set(training__epochs=1, training__learning_rate=5e-3)
+    scores: list[list[dict[str, Any]]] = []
+    original = assemble.reflect_on
+
+    def twice(run: Any, model: Any, folder: Path) -> Any:
+        if "stages" in str(folder):
+            for name, each in (("a", model), ("b", load_student(trainings[-1], 1))):
+                scores.append(original(run, each, folder / name).to_list())
+        return original(run, model, folder)
+
+    trainings: list[Any] = []
+    train = distillation.train
+
+    def kept(training: Any, final: Path) -> Any:
+        trainings.append(training)
+        return train(training, final)
+
+    monkeypatch.setattr(training_step, "train", kept)
+    monkeypatch.setattr(assemble, "reflect_on", twice)
+    tiny_run.train()
+    assert len(scores) == 2 and scores[0] == scores[1]
