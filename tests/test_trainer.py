@@ -337,7 +337,7 @@ def test_a_validation_that_is_not_finite_is_an_error(select_by: str, tmp_path: P
     assert all(np.isfinite(value) for value in trainer.evaluate().values())
     for weights in student.parameters():
         weights.data.fill_(torch.nan)
-    with pytest.raises(RunError, match="(?i)nan"):
+    with pytest.raises(RunError, match=r"(?i)nan"):
         trainer.evaluate()
 
 
