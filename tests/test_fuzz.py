@@ -101,9 +101,9 @@ def changed(recipe: Any, path: tuple[Any, ...], how: str, junk: Any) -> Any:
     recipe = copy.deepcopy(recipe)
     inside = recipe
     for key in path[:-1]:
-        if not isinstance(inside, dict | list) or (isinstance(inside, dict) and key not in inside):
-            return recipe
-        inside = inside[key] if isinstance(inside, dict) or key < len(inside) else recipe
+        if key not in (inside if isinstance(inside, dict) else range(len(inside)) if isinstance(inside, list) else ()):
+            return recipe  # an earlier change took it away
+        inside = inside[key]
     if how == "remove" and isinstance(inside, dict):
         inside.pop(path[-1], None)
     elif how == "add" and isinstance(inside, dict):
