@@ -6,11 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from srd.config import Recipe, TrainingConfig
+from srd.config import ModelConfig, Recipe, TrainingConfig
 from srd.data.templates import get_template
 from srd.errors import UserError, nearest
 from srd.models import vllm_engine
-from srd.models.loading import check_lora_targets, load_tokenizer, position_limit, resolve_source, split_adapter
+from srd.models.loading import (
+    check_lora_targets,
+    check_weights,
+    load_generation_config,
+    load_tokenizer,
+    position_limit,
+    split_adapter,
+)
+from srd.models.tokens import prefix_of
 from srd.models.vocabulary import check_same_kind, check_same_tokenizer
 from srd.run.models import RecipeModels
 from srd.tasks import get_task
@@ -25,7 +33,12 @@ def check_recipe(models: RecipeModels) -> None:
     teacher, student = models.recipe.teacher, models.recipe.student
     for named in (teacher, student):
         if named.model:
-            resolve_source(split_adapter(named.model)[0])
+            check_weights(
+                named.model,
+                revision=named.revision,
+                adapter=named.adapter,
+                trust_remote_code=named.trust_remote_code,
+            )
     if models.recipe.generation.engine == "vllm":
         _check_vllm(models)
     get_template(models.recipe.data.template, models.tokenizer)
@@ -39,12 +52,29 @@ def check_recipe(models: RecipeModels) -> None:
             teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code
         )
         check_same_tokenizer(tokenizer, models.tokenizer, (teacher.model, str(student.model)))
+        check_same_beginning(teacher, student, configs)
     assert models.width  # refuses vocabularies that share too few ids
     for config, model in zip(configs, (teacher.model, student.model), strict=False):
         _check_lengths(models, config, str(model))
     for training, config in [(teacher.sft, configs[0]), *((training, configs[-1]) for training in trainings)]:
         if training is not None and training.lora is not None and isinstance(training.lora.targets, list):
             check_lora_targets(config, training.lora.targets)
+
+
+def check_same_beginning(teacher: ModelConfig, student: ModelConfig, configs: list[Any]) -> None:
+    """Refuse decoders that begin with other ids: both models read the same text, position by position."""
+    begin = []
+    for named, config in zip((teacher, student), configs, strict=True):
+        generation = load_generation_config(
+            str(named.model), revision=named.revision, trust_remote_code=named.trust_remote_code
+        )
+        begin.append(prefix_of(config, generation))
+    if begin[0] != begin[1]:
+        raise UserError(
+            f"the decoder of the teacher '{teacher.model}' begins with the ids {begin[0]}, that of the student "
+            f"'{student.model}' with {begin[1]}. Set decoder_start_token_id and forced_bos_token_id alike in the "
+            "generation_config.json of both."
+        )
 
 
 def check_libraries(recipe: Recipe) -> None:
