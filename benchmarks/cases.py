@@ -35,13 +35,13 @@ from benchmarks.workload import (
     with_teacher,
 )
 from srd.data.batching import Collator, EncodedExamples, LengthBatches, length_sorted_batches
-from srd.loss import HeadWeights, LossSettings, head_loss
 from srd.models.generation import Decoding
 from srd.models.loading import load_model, load_tokenizer
 from srd.models.tokens import padding_id
-from srd.rollouts import OnPolicy
-from srd.teacher_cache import TeacherCache, build_cache
-from srd.trainer import DistillTrainer, Teacher, make_collator
+from srd.training.loss import HeadWeights, LossSettings, head_loss
+from srd.training.rollouts import OnPolicy
+from srd.training.teacher_cache import TeacherCache, build_cache
+from srd.training.trainer import DistillTrainer, Teacher, make_collator
 
 Result = dict[str, Any]
 HIDDEN = 576  # of SmolLM2-135M, for the cases that measure the loss path alone
@@ -96,7 +96,7 @@ def _run_trainer(model: Any, tokenizer: Any, batches: Batches, **options: Any) -
     """Train over exactly these steps with the project's own loop and its default optimizer."""
     from transformers import TrainingArguments
 
-    from srd.config import TrainingConfig
+    from srd.recipe.schema import TrainingConfig
 
     clock = StepClock()
     with tempfile.TemporaryDirectory() as folder:
@@ -231,7 +231,7 @@ def rouge(pairs: int) -> Result:
     """ROUGE-L of pairs of 100 tokens: the rouge-score package and ours, on the same pairs."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    from srd.metrics import rouge_l_many
+    from srd.metrics.rouge import rouge_l_many
 
     words = " ".join(row["answer"] for row in _documentation()).split()
     random = np.random.default_rng(SEED)
@@ -260,7 +260,7 @@ def ranking(rows: int) -> Result:
     """Rank so many rows."""
     import pyarrow as pa
 
-    from srd.ranking import rank
+    from srd.curation.ranking import rank
 
     random = np.random.default_rng(SEED)
     table = pa.table(
@@ -277,7 +277,7 @@ def ranking(rows: int) -> Result:
 
 def data_path(examples: int, batch_size: int) -> Result:
     """An epoch without models: order, reading from a real cache, padding to tensors."""
-    from srd.teacher_cache import _write_shard, example_key
+    from srd.training.teacher_cache import _write_shard, example_key
 
     random = np.random.default_rng(SEED)
     prompts = [random.integers(0, 49152, 72).tolist() for _ in range(examples)]

@@ -21,8 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from srd.artifacts import file_digest, read_json, write_json
-from srd.console import set_up_logging
+from srd.base.console import set_up_logging
+from srd.base.files import file_digest, read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 COMPARED = ("student", "stages", "baselines", "examples", "reflection", "curriculum", "evaluation")

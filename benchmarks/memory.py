@@ -48,10 +48,10 @@ def write_file(folder: Path, rows: int) -> None:
 
 def import_rows(folder: Path, rows: int) -> None:
     """Read the file, recognise the rows, give ids, split, write."""
-    from srd.config import SourceConfig
+    from srd.base.tables import write_table
     from srd.data.examples import split_examples
     from srd.data.sources import load_source
-    from srd.tables import write_table
+    from srd.recipe.schema import SourceConfig
 
     examples = load_source(SourceConfig(path=str(folder / "rows.jsonl")))
     assert len(examples) == rows
@@ -80,11 +80,11 @@ def reflect_rows(folder: Path, rows: int) -> None:
     import datasets
     from tests.tiny import tiny_tokenizer
 
-    from srd import tables
+    from srd.base import tables
+    from srd.curation.reflection import reflect
     from srd.data.encoding import Encoder
     from srd.data.templates import get_template
     from srd.models.vllm_engine import VllmEngine
-    from srd.reflection import reflect
 
     class Parrot(VllmEngine):
         """Answers with the beginning of the prompt."""
@@ -111,7 +111,7 @@ def reflect_rows(folder: Path, rows: int) -> None:
 
 def lay_out_scores(folder: Path, rows: int) -> None:
     """Scores as reflection leaves them."""
-    from srd.reflection import SCHEMA
+    from srd.curation.reflection import SCHEMA
 
     random = np.random.default_rng(0)
     with pq.ParquetWriter(folder / "scores.parquet", SCHEMA) as writer:
@@ -123,9 +123,9 @@ def lay_out_scores(folder: Path, rows: int) -> None:
 
 def rank_rows(folder: Path, rows: int) -> None:
     """Read scores, rank them, lay out the stages, write both."""
-    from srd.curriculum import Curriculum
-    from srd.ranking import rank
-    from srd.tables import write_table
+    from srd.base.tables import write_table
+    from srd.curation.curriculum import Curriculum
+    from srd.curation.ranking import rank
 
     ranked = rank(pq.read_table(folder / "scores.parquet", columns=["id", "rouge_l", "ce"]))
     write_table(Curriculum().assign(ranked), folder / "ranked.parquet")
@@ -135,10 +135,10 @@ def curate_rows(folder: Path, rows: int) -> None:
     """All of it in one process, as ``srd curate`` does it, with a model of one layer."""
     from tests.tiny import save_tiny
 
-    from srd.config import validate_recipe
-    from srd.console import set_up_logging
-    from srd.curation import curate
+    from srd.base.console import set_up_logging
+    from srd.recipe.schema import validate_recipe
     from srd.run.context import Run
+    from srd.run.curate import curate
 
     recipe = {
         "name": "memory",

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import memory, tables
-from srd.artifacts import atomic_write
+from srd.base.files import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "speed.md"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import figures
-from srd.artifacts import atomic_write
+from srd.base.files import atomic_write
 from srd.report.tables import Cell, Column, Table, to_markdown
 from srd.report.words import duration
 

@@ -15,9 +15,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
-from srd.artifacts import read_json
-from srd.config import validate_recipe
-from srd.console import set_up_logging
+from srd.base.console import set_up_logging
+from srd.base.files import read_json
+from srd.recipe.schema import validate_recipe
 from srd.run.context import Run
 from srd.run.flow import advance, run_all, training_steps
 from tests.tiny import save_tiny

@@ -1,8 +1,8 @@
 """Faults on order: a process that dies, a disk that is full, at any write of a run.
 
-`srd.artifacts.seam` is called three times at every file that is written: before it is begun, when it is whole under its
-partial name, and when it has its own. A run that is started again and again, each time failing at the first place where
-none has failed before, goes through every place there is.
+`srd.base.files.seam` is called three times at every file that is written: before it is begun, when it is whole under
+its partial name, and when it has its own. A run that is started again and again, each time failing at the first place
+where none has failed before, goes through every place there is.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from srd import artifacts
-from srd.artifacts import read_json
-from srd.errors import RunError
+from srd.base import files
+from srd.base.errors import RunError
+from srd.base.files import read_json
 
 Place = tuple[str, str]
 
@@ -46,11 +46,11 @@ class Places:
                 hit.append(place)
                 fault(place)
 
-        before, artifacts.seam = artifacts.seam, seam
+        before, files.seam = files.seam, seam
         try:
             yield
         finally:
-            artifacts.seam = before
+            files.seam = before
             self.seen.update(hit)
 
     def _name(self, path: Path) -> str:

@@ -66,8 +66,10 @@ def run(recipe: str, folder: str) -> None:
 
 
 def kill(place: str, call: str, number: str, recipe: str, folder: str) -> None:
-    from srd import parallel, reflection, teacher_cache
-    from srd.trainer import DistillTrainer
+    from srd.base import parallel
+    from srd.curation import reflection
+    from srd.training import teacher_cache
+    from srd.training.trainer import DistillTrainer
 
     places: dict[str, tuple[Any, str]] = {
         "reflection": (reflection, "_reflect_batch"),
@@ -99,8 +101,8 @@ def command_line(recipe: str, folder: str) -> None:
 
 
 def check(folder: str) -> None:
-    from srd import parallel
-    from srd.errors import UserError
+    from srd.base import parallel
+    from srd.base.errors import UserError
 
     number = parallel.process()
 
@@ -127,7 +129,8 @@ def check(folder: str) -> None:
 
 
 def main() -> None:
-    from srd import parallel, teacher_cache
+    from srd.base import parallel
+    from srd.training import teacher_cache
 
     teacher_cache.SHARD_BATCHES = 1  # so that every process has some
     command, *arguments = sys.argv[1:]

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from srd.artifacts import (
+from srd.base.errors import RunError, UserError, nearest
+from srd.base.files import (
     atomic_folder,
     atomic_write,
     content_of,
@@ -24,7 +25,6 @@ from srd.artifacts import (
     replace,
     write_json,
 )
-from srd.errors import RunError, UserError, nearest
 
 
 def listing(folder: Path) -> list[str]:

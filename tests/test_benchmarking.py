@@ -10,11 +10,18 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from srd import benchmarking, evaluation
-from srd.artifacts import read_json
-from srd.benchmarking import evaluate_models, longest_prompt, parse_seeds, read_benchmarks, results_table, short_names
-from srd.errors import UserError
-from srd.metrics import rouge_l
+from srd.base.errors import UserError
+from srd.base.files import read_json
+from srd.evaluation import answers, models
+from srd.evaluation.models import (
+    evaluate_models,
+    longest_prompt,
+    parse_seeds,
+    read_benchmarks,
+    results_table,
+    short_names,
+)
+from srd.metrics.rouge import rouge_l
 from srd.models.loading import load_config, load_tokenizer
 from tests.conftest import write_rows
 from tests.tiny import save_tiny
@@ -71,13 +78,13 @@ def test_prompt_is_the_tasks_own_unless_told_otherwise(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    original = evaluation.generate
+    original = answers.generate
 
     def spy(model: Any, tokenizer: Any, prompts: list[list[int]], *arguments: Any, **named: Any) -> list[str]:
         asked.append(tokenizer.decode(prompts[0], skip_special_tokens=True))
         return original(model, tokenizer, prompts, *arguments, **named)
 
-    monkeypatch.setattr(evaluation, "generate", spy)
+    monkeypatch.setattr(answers, "generate", spy)
     arguments: dict[str, Any] = {"max_new_tokens": 2, "seeds": "1", "limit": 1}
     model, tasks = [str(files / "student")], [task(files, "dolly")]
     evaluate_models(model, tasks, tmp_path, **arguments)
@@ -90,13 +97,13 @@ def test_answers_are_kept_and_an_evaluation_resumes(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[str] = []
-    original = benchmarking.load_model
+    original = models.load_model
 
     def spy(source: str, **named: Any) -> Any:
         loaded.append(source)
         return original(source, **named)
 
-    monkeypatch.setattr(benchmarking, "load_model", spy)
+    monkeypatch.setattr(models, "load_model", spy)
     model = str(files / "student")
 
     def run(folder: Path) -> dict[str, Any]:
@@ -152,14 +159,14 @@ def test_encoder_decoder(files: Path, tmp_path: Path) -> None:
 def test_code_needs_permission_before_anything_is_generated(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmarking, "load_model", lambda *arguments, **named: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(models, "load_model", lambda *arguments, **named: pytest.fail("a model was loaded"))
     with pytest.raises(UserError, match="--allow-code-execution"):
         evaluate_models([str(files / "student")], [task(files, "dolly"), task(files, "mbpp")], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_code_runs_with_permission(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "generate", lambda *arguments, **named: ["def add(a, b):\n    return b + a"])
+    monkeypatch.setattr(answers, "generate", lambda *arguments, **named: ["def add(a, b):\n    return b + a"])
     results = evaluate_models(
         [str(files / "student")], [task(files, "mbpp")], tmp_path, max_new_tokens=4, allow_code_execution=True
     )
@@ -169,11 +176,11 @@ def test_code_runs_with_permission(files: Path, tmp_path: Path, monkeypatch: pyt
 def test_several_samples_give_pass_at_k(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
-    def answers(model: Any, tokenizer: Any, prompts: Any, ids: Any, decoding: Any, **named: Any) -> list[str]:
+    def written(model: Any, tokenizer: Any, prompts: Any, ids: Any, decoding: Any, **named: Any) -> list[str]:
         asked.append((prompts, ids, decoding))
         return ["def add(a, b):\n    return a + b" if number % 4 == 0 else "pass" for number in range(len(ids))]
 
-    monkeypatch.setattr(evaluation, "generate", answers)
+    monkeypatch.setattr(answers, "generate", written)
     results = evaluate_models(
         [str(files / "student")], [task(files, "mbpp")], tmp_path,
         max_new_tokens=4, samples=10, temperature=0.8, allow_code_execution=True,

@@ -15,17 +15,17 @@ import torch
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 
-from srd import distillation
-from srd.artifacts import disk_errors, read_json
-from srd.checkpoints import FILES, damage, forget_older, last_checkpoint, list_files, seal
-from srd.distillation import load_student
-from srd.errors import RunError
-from srd.loss import LossSettings
+from srd.base.errors import RunError
+from srd.base.files import disk_errors, read_json
 from srd.models.generation import Decoding
-from srd.rollouts import AdaptiveOffPolicy
 from srd.run import assemble
 from srd.run.steps import training as training_step
-from srd.trainer import DistillTrainer, Validation, append_row
+from srd.training import stages
+from srd.training.checkpoints import FILES, damage, forget_older, last_checkpoint, list_files, seal
+from srd.training.loss import LossSettings
+from srd.training.rollouts import AdaptiveOffPolicy
+from srd.training.stages import load_student
+from srd.training.trainer import DistillTrainer, Validation, append_row
 from tests.conftest import TinyRun
 from tests.test_trainer import arguments, encoded
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -250,7 +250,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
         raise Killed
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(distillation, "_save_final", die)
+        patched.setattr(stages, "_save_final", die)
         with pytest.raises(Killed):
             tiny.train(tiny.folder / "killed")
     return tiny
@@ -278,13 +278,13 @@ def test_a_damaged_stage_is_trained_again(
     shutil.copytree(trained.folder / "killed", run_dir)
     harm(run_dir / place)
     stages: list[int] = []
-    original = distillation.train_stage
+    original = stages.train_stage
 
     def spy(training: Any, stage: Any, model: Any) -> Any:
         stages.append(stage.index)
         return original(training, stage, model)
 
-    monkeypatch.setattr(distillation, "train_stage", spy)
+    monkeypatch.setattr(stages, "train_stage", spy)
     trained.train(run_dir)
     assert stages == again
     told = [line for line in read_json(run_dir / "manifest.json")["warnings"] if "trained again" in line]
@@ -313,7 +313,7 @@ def test_reflecting_again_is_the_same_after_a_restart(
         return original(run, model, folder)
 
     trainings: list[Any] = []
-    train = distillation.train
+    train = stages.train
 
     def kept(training: Any, final: Path) -> Any:
         trainings.append(training)

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from srd.config import (
+from srd.base.errors import UserError
+from srd.recipe.schema import (
     Recipe,
     describe_mistake,
     find_recipe,
@@ -24,7 +25,6 @@ from srd.config import (
     validate_recipe,
     write_recipe,
 )
-from srd.errors import UserError
 
 SMALLEST = "teacher: big\nstudent: small\ndata: rows.jsonl\n"
 

@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srd import curation
-from srd.config import SourceConfig
-from srd.curation import curate, curated
-from srd.curriculum import Stage
+from srd.base.errors import UserError
+from srd.curation.curriculum import Stage
 from srd.data.batching import LengthBatches
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows
 from srd.data.sources import load_source
 from srd.data.templates import get_template
-from srd.errors import UserError
+from srd.recipe.schema import SourceConfig
+from srd.run import curate as curation
+from srd.run.curate import curate, curated
 from srd.run.flow import advance
 from srd.run.folder import held
 from tests.conftest import TinyRun, close

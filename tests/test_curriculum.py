@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import srd
-from srd.curriculum import Curriculum
-from srd.errors import UserError
+from srd.base.errors import UserError
+from srd.curation.curriculum import Curriculum
 
 
 def ranked(count: int) -> datasets.Dataset:

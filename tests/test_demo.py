@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from srd.artifacts import read_json
-from srd.config import load_recipe
+from srd.base.files import read_json
+from srd.recipe.schema import load_recipe
 from srd.run.context import Run
 from srd.run.flow import run_all
 from tests.conftest import close, logged

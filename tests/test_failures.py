@@ -16,11 +16,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from srd import cli, failures, parallel
-from srd.console import console
-from srd.errors import RunError, UserError
-from srd.failures import disk_is_full, explain, memory_is_full
-from srd.text import visible
+from srd import cli
+from srd.base import failures, parallel
+from srd.base.console import console
+from srd.base.errors import RunError, UserError
+from srd.base.failures import disk_is_full, explain, memory_is_full
+from srd.base.text import visible
 from tests.tiny import tiny_tokenizer
 
 FULL = "/dev/full"  # every write to it finds the disk full

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from srd.artifacts import read_json
-from srd.objectives import DIVERGENCES
+from srd.base.files import read_json
 from srd.run.assemble import collator
 from srd.run.flow import advance
+from srd.training.divergences import DIVERGENCES
 from tests.conftest import TinyRun, logged
 from tests.tiny import DECODER_ONLY, ENCODER_DECODER, FAMILIES
 

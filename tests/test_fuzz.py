@@ -16,10 +16,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from srd import cli, console
-from srd.config import SourceConfig
+from srd import cli
+from srd.base import console
+from srd.base.errors import UserError
 from srd.data.sources import load_source
-from srd.errors import UserError
+from srd.recipe.schema import SourceConfig
 from tests.test_wrong_inputs import COMMANDS, WRONG_VALUES
 
 fuzz = settings(

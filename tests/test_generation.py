@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from srd.base.errors import RunError
 from srd.data.batching import Collator
-from srd.errors import RunError
 from srd.models import generation
 from srd.models.generation import Decoding, choose, decode_batch, generate
 from srd.models.head import logit_rule, response_losses

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from srd import loss as loss_module
-from srd.loss import HeadWeights, LossSettings, head_loss, logits_loss
-from srd.objectives import loss_scale
+from srd.training import loss as loss_module
+from srd.training.divergences import loss_scale
+from srd.training.loss import HeadWeights, LossSettings, head_loss, logits_loss
 from tests.test_objectives import NAMES, naive
 
 CONVENTIONS = ("paper", "all", "none")

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from srd import distillation, objectives
-from srd.artifacts import read_json
-from srd.config import GkdMethod
+from srd.base.files import read_json
+from srd.recipe.schema import GkdMethod
 from srd.run.flow import advance
 from srd.run.steps import training as training_step
-from srd.trainer import DistillTrainer
+from srd.training import divergences, stages
+from srd.training.trainer import DistillTrainer
 from tests.conftest import TinyRun, close, logged, steps_finished
 from tests.tiny import tiny_tokenizer
 
@@ -61,10 +61,10 @@ def test_every_method_plain_and_with_curriculum(tiny_run: TinyRun, method: str) 
 
 
 def test_seqkd_trains_on_what_the_teacher_wrote(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[distillation.Training] = []
+    seen: list[stages.Training] = []
     original = training_step.train
 
-    def spy(training: distillation.Training, final: Path) -> dict[str, Any]:
+    def spy(training: stages.Training, final: Path) -> dict[str, Any]:
         seen.append(training)
         return original(training, final)
 
@@ -122,7 +122,7 @@ def test_who_writes_the_batches(
         assert references.count(0.0) == by_student
     else:
         method_settings = GkdMethod(**METHODS[method])
-        rollouts = distillation.make_rollouts(tiny_run.open(tiny_run.folder / "other").recipe.training, 0)
+        rollouts = stages.make_rollouts(tiny_run.open(tiny_run.folder / "other").recipe.training, 0)
         assert method_settings.student_share == 0.5 and rollouts is not None
         assert references == [float(rollouts.author(step, 4) == "data") for step in range(4)]
 
@@ -133,14 +133,14 @@ def test_distillm_keeps_threshold_reference_and_buffer_through_stages(
     """The first validation comes before training; nothing begins anew with a stage."""
     made: list[Any] = []
     states: list[Any] = []
-    original = distillation.make_rollouts
+    original = stages.make_rollouts
 
     def spy(*arguments: Any) -> Any:
         states.extend(copy.deepcopy(each.state()) for each in made[-1:])
         made.append(original(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(distillation, "make_rollouts", spy)
+    monkeypatch.setattr(stages, "make_rollouts", spy)
     method = {**METHODS["distillm"], "student_share": 0.5, "share_step": 0.125, "capacity": 99}
     tiny_run.set(training__method=method, training__curriculum={"stages": 2}, training__learning_rate=0.3)
     tiny_run.set(training__epochs=2).train()
@@ -303,7 +303,7 @@ def half_squared_hellinger(log_p, log_q, factor=1.0):
 
 
 def test_a_divergence_from_a_plugin(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objectives, "DIVERGENCES", dict(objectives.DIVERGENCES))
+    monkeypatch.setattr(divergences, "DIVERGENCES", dict(divergences.DIVERGENCES))
     plugin = tiny_run.folder / "my_divergence.py"
     plugin.write_text(PLUGIN.format(name="tiny_hellinger"))
     tiny_run.set(plugins=[str(plugin)], training__objective={"name": "tiny_hellinger", "factor": 2.0})

@@ -10,23 +10,11 @@ import numpy as np
 import pytest
 from rouge_score import rouge_scorer
 
-from srd import metrics
-from srd.errors import UserError
-from srd.metrics import (
-    bleu,
-    chrf,
-    exact_match,
-    exact_match_many,
-    normalize_answer,
-    paired_bootstrap,
-    pass_at_k,
-    rouge_l,
-    rouge_l_many,
-    rouge_n,
-    rouge_n_many,
-    sentence_bleu,
-    sentence_chrf,
-)
+from srd.base.errors import UserError
+from srd.metrics import rouge, statistics
+from srd.metrics.rouge import rouge_l, rouge_l_many, rouge_n, rouge_n_many
+from srd.metrics.statistics import paired_bootstrap, pass_at_k
+from srd.metrics.text import bleu, chrf, exact_match, exact_match_many, normalize_answer, sentence_bleu, sentence_chrf
 
 SCORER = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
 WORDS = [
@@ -75,7 +63,7 @@ def test_best_reference_counts() -> None:
 
 
 def test_many_equals_one_by_one_over_block_borders(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_ROUGE_BLOCK", 7)
+    monkeypatch.setattr(rouge, "_ROUGE_BLOCK", 7)
     generator = random.Random(1)
     predictions = [random_text(generator) for _ in range(50)]
     references: list[str | list[str]] = [
@@ -101,10 +89,10 @@ def test_more_stems_at_once_than_there_are_characters_below_the_surrogates() -> 
 
 
 def test_stem_table_is_emptied_when_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_STEMS_KEPT", 3)
+    monkeypatch.setattr(rouge, "_STEMS_KEPT", 3)
     text = "running jumping walking talking singing"
     assert rouge_l(text, "run jump walk talk sing") == 1.0
-    assert len(metrics._stems) <= 3
+    assert len(rouge._stems) <= 3
 
 
 def test_exact_match_keeps_articles_and_deletes_punctuation() -> None:
@@ -158,7 +146,7 @@ def test_paired_bootstrap_covers_the_normal_interval(monkeypatch: pytest.MonkeyP
     assert paired_bootstrap(first, second, seed=1) == (difference, low, high)
     opposite = paired_bootstrap(second, first, seed=1)
     assert opposite[0] == pytest.approx(-difference)
-    monkeypatch.setattr(metrics, "_BOOTSTRAP_BLOCK", 1000)
+    monkeypatch.setattr(statistics, "_BOOTSTRAP_BLOCK", 1000)
     assert paired_bootstrap(first, second, seed=1) == pytest.approx((difference, low, high))
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 import srd
-from srd import objectives
-from srd.errors import UserError
-from srd.objectives import ALIASES, DIVERGENCES, canonical_name, loss_scale
+from srd.base.errors import UserError
+from srd.training import divergences
+from srd.training.divergences import ALIASES, DIVERGENCES, canonical_name, loss_scale
 
 NAMES = ("fkl", "rkl", "jsd", "tvd", "sfkl", "srkl")
 TEMPERATURES = (0.5, 1.0, 2.0)
@@ -325,8 +325,8 @@ def test_conventions_for_temperature_squared(name: str) -> None:
 
 def documented_example() -> str:
     """The code block of the module's docstring."""
-    assert objectives.__doc__ is not None
-    _, _, block = objectives.__doc__.partition("::\n\n")
+    assert divergences.__doc__ is not None
+    _, _, block = divergences.__doc__.partition("::\n\n")
     lines = [line[4:] for line in block.splitlines() if not line or line.startswith("    ")]
     return "\n".join(lines)
 
@@ -368,7 +368,7 @@ def test_a_registered_divergence_may_have_parameters() -> None:
 def test_a_taken_name_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"a divergence '{name}' already"):
         srd.register_divergence(name)(lambda log_p, log_q: (log_p - log_q).sum(-1))
-    assert name in ALIASES or DIVERGENCES[name].function is objectives.forward_kl
+    assert name in ALIASES or DIVERGENCES[name].function is divergences.forward_kl
 
 
 @pytest.mark.usefixtures("registry")

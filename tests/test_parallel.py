@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-import srd.distillation
-from srd import parallel
-from srd.artifacts import read_json
-from srd.config import TrainingConfig
-from srd.distillation import micro_batch_size
-from srd.errors import UserError
+import srd.training.stages
+from srd.base import parallel
+from srd.base.errors import UserError
+from srd.base.files import read_json
+from srd.recipe.schema import TrainingConfig
+from srd.training.stages import micro_batch_size
 from tests.conftest import TinyRun, logged
 
 ROOT = Path(__file__).parent.parent
@@ -206,7 +206,8 @@ def test_one_process_decides_and_all_hear_of_errors(tmp_path: Path) -> None:
 
 
 DIVERGENCE = """
-from srd import parallel, register_divergence
+from srd import register_divergence
+from srd.base import parallel
 
 @register_divergence("lonely")
 def lonely(log_p, log_q):

@@ -14,10 +14,10 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from srd.artifacts import read_json
-from srd.curation import curate
+from srd.base.errors import UserError
+from srd.base.files import read_json
 from srd.data.encoding import Encoder
-from srd.errors import UserError
+from srd.run.curate import curate
 from srd.tasks import TASKS
 from tests.conftest import TinyRun, close, logged, steps_finished, tiny_rows, write_rows
 from tests.tiny import save_tiny

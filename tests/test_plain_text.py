@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from srd.config import validate_recipe
+from srd.base.errors import UserError
 from srd.data.batching import Collator, EncodedExamples
 from srd.data.encoding import encode_plain_text
-from srd.errors import UserError
-from srd.loss import LossSettings
-from srd.trainer import DistillTrainer, PlainText
+from srd.recipe.schema import validate_recipe
+from srd.training.loss import LossSettings
+from srd.training.trainer import DistillTrainer, PlainText
 from tests.conftest import TinyRun, logged, write_rows
 from tests.test_trainer import arguments
 from tests.tiny import tiny_model, tiny_tokenizer

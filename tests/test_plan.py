@@ -10,10 +10,10 @@ import torch
 from rich.console import Console
 from safetensors import safe_open
 
+from srd.base.errors import UserError
 from srd.cli import app
-from srd.config import ModelConfig, Recipe, load_recipe, shipped_recipes
-from srd.errors import UserError
 from srd.models.loading import load_model
+from srd.recipe.schema import ModelConfig, Recipe, load_recipe, shipped_recipes
 from srd.run import plan as plan_module
 from srd.run.context import Run
 from srd.run.costs import stages_of

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from srd.benchmarking import evaluate_models
-from srd.config import validate_recipe
-from srd.errors import UserError
-from srd.predictions import evaluation_files, predictions_path, read_answers, read_scores, scores_path
+from srd.base.errors import UserError
+from srd.evaluation.models import evaluate_models
+from srd.evaluation.predictions import evaluation_files, predictions_path, read_answers, read_scores, scores_path
+from srd.recipe.schema import validate_recipe
 from srd.run.folder import held
 from tests.conftest import write_rows
 from tests.tiny import save_tiny

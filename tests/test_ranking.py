@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import srd
-from srd.errors import UserError
-from srd.ranking import SCORES, average_rank
+from srd.base.errors import UserError
+from srd.curation.ranking import SCORES, average_rank
 
 COLUMNS = ["id", "rouge_l", "ce", "rank_rouge", "rank_ce", "rrf", "rank"]
 ROWS = [

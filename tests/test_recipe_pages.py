@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from srd.config import Recipe, TrainingConfig, load_recipe
+from srd.recipe.schema import Recipe, TrainingConfig, load_recipe
 from srd.report.tables import Cell, Column, Table, to_markdown
 
 PAGES = Path(__file__).resolve().parent.parent / "docs" / "recipes"

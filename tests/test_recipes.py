@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from srd.config import load_recipe, shipped_recipes
-from srd.errors import UserError
-from srd.objectives import DIVERGENCES, loss_scale
+from srd.base.errors import UserError
+from srd.recipe.schema import load_recipe, shipped_recipes
 from srd.run.context import Run
 from srd.run.flow import run_all
 from srd.tasks import TASKS
+from srd.training.divergences import DIVERGENCES, loss_scale
 from tests.tiny import save_tiny
 
 FAMILIES = {

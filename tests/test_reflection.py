@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 import srd
-from srd import reflection
+from srd.base.errors import UserError
+from srd.base.tables import write_table
+from srd.curation import reflection
+from srd.curation.reflection import forget_batches, ranking_warnings, reflect
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows
 from srd.data.templates import get_template
-from srd.errors import UserError
-from srd.reflection import forget_batches, ranking_warnings, reflect
-from srd.tables import write_table
 from tests.test_generation import plain_scores, theirs
 from tests.tiny import tiny_model, tiny_tokenizer
 

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from srd import distillation, reflection, teacher_cache, trainer
-from srd.artifacts import read_json, write_json
-from srd.checkpoints import seal
-from srd.errors import UserError
+from srd.base.errors import UserError
+from srd.base.files import read_json, write_json
+from srd.curation import reflection
 from srd.run import context
-from srd.trainer import STATE_FILE, DistillTrainer, Trainer
+from srd.training import stages, teacher_cache, trainer
+from srd.training.checkpoints import seal
+from srd.training.trainer import STATE_FILE, DistillTrainer, Trainer
 from tests.conftest import TinyRun, close, logged
 from tests.faults import Places, disk_full, fail_at_every_place, kill_at_every_place
 
@@ -140,7 +141,7 @@ def test_killed_at_every_training_step(
         (Trainer, "_save_optimizer_and_scheduler", 2),
         (Trainer, "_save_rng_state", 5),
         (trainer, "validation_loss", 4),
-        (distillation, "summarise", 1),
+        (stages, "summarise", 1),
     ],
     ids=["weights saved but not the optimizer", "optimizer but not the state", "in a validation", "student saved"],
 )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from srd.rollouts import AdaptiveOffPolicy, OnPolicy, replace_responses
+from srd.training.rollouts import AdaptiveOffPolicy, OnPolicy, replace_responses
 
 STEPS = 10_000
 

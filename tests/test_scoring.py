@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from rouge_score import rouge_scorer
 
-from srd.errors import UserError
-from srd.scoring import score_files
+from srd.base.errors import UserError
+from srd.evaluation.scoring import score_files
 
 REFERENCES = [{"output": "the cat sat"}, {"output": ["a dog", "ran away"]}, {"output": "x"}]
 PREDICTIONS = [{"text": "The cat sat."}, {"text": "it ran"}, {"text": "y"}]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from srd.artifacts import read_json
+from srd.base.files import read_json
 from tests.conftest import TinyRun
 
 STOPPED = "stopped. The same command continues where it was."
@@ -34,7 +34,8 @@ while True:
 }
 PROGRAM = """
 import sys, time
-from srd import cli, parallel
+from srd import cli
+from srd.base import parallel
 parallel.TIDYING = 0.2
 def app(**options):
     print("ready", flush=True)

@@ -8,7 +8,7 @@ import random
 import pytest
 from nltk.stem.porter import PorterStemmer
 
-from srd.stemming import DOUBLE_SUFFIXES, IRREGULAR, LAST_SUFFIXES, SINGLE_SUFFIXES, stem
+from srd.metrics.stem import DOUBLE_SUFFIXES, IRREGULAR, LAST_SUFFIXES, SINGLE_SUFFIXES, stem
 
 OTHER_ENDINGS = ("s", "ies", "sses", "ss", "ed", "eed", "ied", "ing", "y", "e", "ll", "ly", "tt", "zz", "ying", "ion")
 ENDINGS = (*DOUBLE_SUFFIXES, *SINGLE_SUFFIXES, *LAST_SUFFIXES, *OTHER_ENDINGS)

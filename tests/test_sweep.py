@@ -14,9 +14,9 @@ import torch
 import yaml
 
 from srd import sweep as sweep_module
+from srd.base.errors import RunError, UserError
 from srd.cli import app
-from srd.config import validate_recipe
-from srd.errors import RunError, UserError
+from srd.recipe.schema import validate_recipe
 from srd.run.context import Run
 from srd.run.flow import run_all
 from srd.sweep import Sweep, find_sweep, lay_out, load_sweep, nested, reference_rows, shipped_sweeps

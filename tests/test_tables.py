@@ -7,9 +7,9 @@ from pathlib import Path
 import datasets
 import pytest
 
-from srd import tables
-from srd.errors import UserError
-from srd.tables import map_large, open_mapped, positions, read_table, reopened, write_table
+from srd.base import tables
+from srd.base.errors import UserError
+from srd.base.tables import map_large, open_mapped, positions, read_table, reopened, write_table
 
 ROWS = datasets.Dataset.from_dict({"id": ["a", "é"], "rrf": [1 / 60.5, 1 / 3], "rank": [1, 2]})
 

@@ -13,14 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from srd import artifacts
-from srd import teacher_cache as module
+from srd.base import files
+from srd.base.errors import RunError, UserError
 from srd.data.batching import EncodedExamples
-from srd.errors import RunError, UserError
-from srd.loss import LossSettings, head_loss
 from srd.models.head import head_weights, response_hidden
-from srd.teacher_cache import TeacherCache, build_cache, cache_bytes, cache_folder, example_key, open_verified
-from srd.trainer import Teacher, make_collator
+from srd.training import teacher_cache as module
+from srd.training.loss import LossSettings, head_loss
+from srd.training.teacher_cache import TeacherCache, build_cache, cache_bytes, cache_folder, example_key, open_verified
+from srd.training.trainer import Teacher, make_collator
 from tests.test_trainer import encoded
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
@@ -125,7 +125,7 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest
 
     def dies(folder: Path, name: str, *rest: Any) -> None:
         if len(written) == 3:
-            artifacts.partial_path(folder / f"{name}.safetensors").write_bytes(b"torn")
+            files.partial_path(folder / f"{name}.safetensors").write_bytes(b"torn")
             raise KeyboardInterrupt
         original(folder, name, *rest)
         written.append(name)

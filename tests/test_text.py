@@ -10,8 +10,8 @@ from rich.progress import Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from srd.console import Terminal
-from srd.text import escape_html, visible
+from srd.base.console import Terminal
+from srd.base.text import escape_html, visible
 from tests.report.test_page import OBEYED
 
 HOSTILE = "".join(f"{chr(code)}x" for code in OBEYED)

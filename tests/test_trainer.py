@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
-from srd import trainer as trainer_module
-from srd.config import LoraConfig
+from srd.base.errors import RunError
 from srd.data.batching import Collator, EncodedExamples, split_by_tokens
-from srd.errors import RunError
-from srd.loss import LossSettings
 from srd.models.adapters import add_lora
 from srd.models.generation import Decoding
 from srd.models.head import logit_rule, response_hidden, response_logits
 from srd.models.tokens import padding_id
-from srd.rollouts import AdaptiveOffPolicy, OnPolicy
-from srd.trainer import DistillTrainer, Teacher, Validation, make_collator, validation_loss, widen
+from srd.recipe.schema import LoraConfig
+from srd.training import trainer as trainer_module
+from srd.training.loss import LossSettings
+from srd.training.rollouts import AdaptiveOffPolicy, OnPolicy
+from srd.training.trainer import DistillTrainer, Teacher, Validation, make_collator, validation_loss, widen
 from tests.test_objectives import naive
 from tests.tiny import tiny_model, tiny_tokenizer
 

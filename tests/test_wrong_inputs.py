@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import typer.main
 
-from srd import cli, console
+from srd import cli
+from srd.base import console
 
 COMMANDS: Any = typer.main.get_command(cli.app)  # the same for every call; building it takes a tenth of a second
 SMALLEST = {"teacher": "teacher: big", "student": "student: small", "data": "data: rows.jsonl"}

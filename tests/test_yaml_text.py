@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from srd.errors import UserError
-from srd.yaml_text import DEEPEST, dump_yaml, parse_yaml
+from srd.base.errors import UserError
+from srd.base.yaml_text import DEEPEST, dump_yaml, parse_yaml
 
 NO_NUMBERS = ["1:30", "010", "0x1F", "0o17", "2020-01-01", "=", "1e", "."]
 

@@ -6,24 +6,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from srd.curriculum import Curriculum
-    from srd.metrics import rouge_l
-    from srd.objectives import divergence, register_divergence
-    from srd.ranking import rank
-    from srd.reflection import reflect
-    from srd.trainer import DistillTrainer
+    from srd.curation.curriculum import Curriculum
+    from srd.curation.ranking import rank
+    from srd.curation.reflection import reflect
+    from srd.metrics.rouge import rouge_l
+    from srd.training.divergences import divergence, register_divergence
+    from srd.training.trainer import DistillTrainer
 
 __version__ = "0.1.0"
 
 # Loaded at first use: importing torch and transformers takes seconds that `srd --help` should not.
 _HOMES = {
-    "Curriculum": "srd.curriculum",
-    "DistillTrainer": "srd.trainer",
-    "divergence": "srd.objectives",
-    "rank": "srd.ranking",
-    "reflect": "srd.reflection",
-    "register_divergence": "srd.objectives",
-    "rouge_l": "srd.metrics",
+    "Curriculum": "srd.curation.curriculum",
+    "DistillTrainer": "srd.training.trainer",
+    "divergence": "srd.training.divergences",
+    "rank": "srd.curation.ranking",
+    "reflect": "srd.curation.reflection",
+    "register_divergence": "srd.training.divergences",
+    "rouge_l": "srd.metrics.rouge",
 }
 
 __all__ = ["Curriculum", "DistillTrainer", "divergence", "rank", "reflect", "register_divergence", "rouge_l"]

@@ -17,9 +17,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from srd.console import Terminal, console, set_up_logging
-from srd.errors import RunError, UserError
-from srd.text import visible
+from srd.base.console import Terminal, console, set_up_logging
+from srd.base.errors import RunError, UserError
+from srd.base.text import visible
 
 app = typer.Typer(
     help="Selective Reflection Distillation: a small language model from a large one.",
@@ -58,9 +58,9 @@ RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where to work. D
 
 def open_run(recipe: str, overrides: list[str] | None, run_dir: Path | None) -> Any:
     """Load the recipe and claim its run directory."""
-    from srd import parallel
-    from srd.config import load_recipe
-    from srd.failures import work_in
+    from srd.base import parallel
+    from srd.base.failures import work_in
+    from srd.recipe.schema import load_recipe
     from srd.run.context import Run, versions
 
     loaded = parallel.together(lambda: load_recipe(recipe, overrides or []))
@@ -75,7 +75,7 @@ def open_run(recipe: str, overrides: list[str] | None, run_dir: Path | None) -> 
 
 def finish(run: Any) -> None:
     """The last screen: what was gained, what it cost, where everything is."""
-    from srd import parallel
+    from srd.base import parallel
     from srd.report import print_summary
 
     if parallel.is_main():
@@ -104,7 +104,7 @@ def recipes(
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors.")] = False,
 ) -> None:
     """List the shipped recipes."""
-    from srd.config import Recipe, load_recipe, recipe_yaml, shipped_recipes
+    from srd.recipe.schema import Recipe, load_recipe, recipe_yaml, shipped_recipes
 
     if schema and name:
         raise UserError(f"'{name}' has no effect with --schema: leave one of them out")
@@ -206,8 +206,8 @@ def rank_command(
         _without_effect(context, f"has no effect with --by {by}", seed="it is for --by random")
     if output is None:
         raise UserError("--scores needs -o FILE: where the ranked rows go (.parquet, .csv or .jsonl)")
-    from srd.ranking import rank
-    from srd.tables import check_target, read_table, write_table
+    from srd.base.tables import check_target, read_table, write_table
+    from srd.curation.ranking import rank
 
     set_up_logging()
     check_target(output)
@@ -266,8 +266,8 @@ def evaluate_command(
         run, _ = _step("evaluation", model, overrides, run_dir)
         _echo(run.files.results)
         return
-    from srd import parallel
-    from srd.benchmarking import evaluate_models, results_table
+    from srd.base import parallel
+    from srd.evaluation.models import evaluate_models, results_table
     from srd.tasks.confinement import permission
 
     if overrides:
@@ -302,7 +302,7 @@ def curate_command(
     run_dir: RunDir = None,
 ) -> None:
     """Reflect, rank and stage only: stage_<i>.jsonl files that any trainer can read."""
-    from srd.curation import curate
+    from srd.run.curate import curate
 
     _folder(output)
     run = open_run(recipe, overrides, run_dir)
@@ -324,7 +324,7 @@ def plan_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Say what a run would do and cost (passes, steps, time, disk, memory), without loading a weight."""
-    from srd.config import load_recipe
+    from srd.recipe.schema import load_recipe
     from srd.run.plan import make_plan, measured_flops_per_second, print_plan
 
     set_up_logging()
@@ -375,7 +375,7 @@ def score_command(
     ] = False,
 ) -> None:
     """Score answers made elsewhere; prints JSON in percent."""
-    from srd.scoring import score_files
+    from srd.evaluation.scoring import score_files
 
     set_up_logging()
     from srd.tasks.confinement import permission
@@ -386,7 +386,7 @@ def score_command(
 
 def main() -> None:
     """Run the command line and turn whatever ends it into an exit status and a message."""
-    from srd import parallel
+    from srd.base import parallel
 
     with parallel.stoppable(_say_stopped):
         try:
@@ -397,7 +397,7 @@ def main() -> None:
 
 
 def _command_line() -> int:
-    from srd import parallel
+    from srd.base import parallel
 
     result = app(standalone_mode=False)  # a status where the command line itself stops (help, Ctrl-C)
     parallel.leave()
@@ -410,7 +410,7 @@ def _command_line() -> int:
 
 def _status(error: BaseException) -> int:
     """The exit status of what ended a command; its message is printed."""
-    from srd import parallel
+    from srd.base import parallel
 
     if (signal := parallel.stopped_by()) or isinstance(error, KeyboardInterrupt | typer.Abort):
         _say_stopped()
@@ -427,7 +427,7 @@ def _status(error: BaseException) -> int:
     if hasattr(error, "format_message"):  # Typer's own complaints about the command line
         status, message = 2, error.format_message()
     else:
-        from srd.failures import explain
+        from srd.base.failures import explain
 
         status, message = explain(error)
     _tell(f"[bold red]error:[/] {_escaped(message)}")
@@ -435,7 +435,7 @@ def _status(error: BaseException) -> int:
 
 
 def _say_stopped() -> None:
-    from srd import parallel
+    from srd.base import parallel
 
     if parallel.processes() > 1 and not parallel.stopped_by():
         _say("stopped by the launcher: another process has ended, or was told to. "
@@ -450,7 +450,7 @@ def _tell(message: str) -> None:
     The others give the main process time to print it; its end makes the launcher stop them. They are heard when the
     main process is well and they are not.
     """
-    from srd import parallel
+    from srd.base import parallel
 
     parallel.stop_silently()
     if not parallel.is_main():
@@ -460,7 +460,7 @@ def _tell(message: str) -> None:
 
 def _say(message: str) -> None:
     """Print a message of this very process."""
-    from srd import parallel
+    from srd.base import parallel
 
     if not parallel.is_main():
         console.quiet = False
@@ -471,7 +471,7 @@ def _say(message: str) -> None:
 
 def _lost(error: BaseException) -> int:
     """Another process has ended without a word (killed, out of memory, its machine gone): this one cannot go on."""
-    from srd import parallel
+    from srd.base import parallel
 
     said = " ".join(str(error).split()).split(". This is typically")[0]  # gloo goes on about bugs
     _say(

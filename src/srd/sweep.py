@@ -39,9 +39,13 @@ from typing import Any
 from pydantic import Field, ValidationError
 from rich.markup import escape
 
-from srd import parallel
-from srd.artifacts import atomic_write, fingerprint, read_json, remove, write_json
-from srd.config import (
+from srd.base import parallel
+from srd.base.console import console, set_up_logging
+from srd.base.errors import RunError, UserError, nearest
+from srd.base.files import atomic_write, fingerprint, read_json, remove, write_json
+from srd.base.yaml_text import dump_yaml, read_yaml
+from srd.evaluation.predictions import PREDICTIONS, listed, read_scores
+from srd.recipe.schema import (
     LONGEST_NAME,
     FolderName,
     Recipe,
@@ -54,14 +58,10 @@ from srd.config import (
     read_recipe,
     validate_recipe,
 )
-from srd.console import console, set_up_logging
-from srd.errors import RunError, UserError, nearest
-from srd.predictions import PREDICTIONS, listed, read_scores
 from srd.run.context import Run
 from srd.run.flow import run_all
 from srd.run.folder import lock
 from srd.run.identity import recipe_identity
-from srd.yaml_text import dump_yaml, read_yaml
 
 SEED_FIELDS = ("seed", "training.seed")  # values of these repeat a row of the table
 EQUAL_TIME, EQUAL_PASSES = "equal_time", "equal_passes"

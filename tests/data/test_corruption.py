@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 from datasets import Dataset
 
+from srd.base.errors import UserError
 from srd.data.corruption import corrupt
 from srd.data.examples import EXAMPLE_FEATURES, examples_from_rows
-from srd.errors import UserError
 
 
 def make_examples(count: int = 60, answer: str = "answer {} of ten words, which is long enough to cut") -> Dataset:

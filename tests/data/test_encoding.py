@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
+from srd.base.errors import UserError
 from srd.data.batching import Collator
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows
 from srd.data.templates import get_template
-from srd.errors import UserError
 from srd.models.tokens import padding_id
 from tests.tiny import FAMILIES, tiny_tokenizer
 

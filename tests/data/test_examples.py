@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from srd.base.errors import UserError
 from srd.data.examples import EXAMPLE_FEATURES, examples_from_rows, split_by_group, split_examples
-from srd.errors import UserError
 
 Row = dict[str, Any]
 

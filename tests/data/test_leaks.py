@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from srd.config import validate_recipe
+from srd.base.errors import UserError
 from srd.data.examples import examples_from_rows
 from srd.data.leaks import without_leaks
-from srd.errors import UserError
+from srd.recipe.schema import validate_recipe
 from srd.run.flow import advance
 from srd.run.steps.examples import read_splits
 from tests.conftest import TinyRun, close, steps_finished, write_rows

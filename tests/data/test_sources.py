@@ -14,9 +14,9 @@ import pyarrow.parquet as parquet
 import pytest
 from datasets import Dataset, DatasetDict
 
-from srd.config import SourceConfig
+from srd.base.errors import UserError
 from srd.data.sources import DATASETS, load_source, read_rows
-from srd.errors import UserError
+from srd.recipe.schema import SourceConfig
 
 Row = dict[str, Any]
 ROWS: list[Row] = [

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from srd.base.errors import UserError
 from srd.data.examples import examples_from_rows
 from srd.data.templates import Template, get_template
-from srd.errors import UserError
 from tests.tiny import tiny_tokenizer
 
 WITH_INPUT = """Below is an instruction that describes a task, \

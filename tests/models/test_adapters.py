@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from srd.errors import UserError
+from srd.base.errors import UserError
 from srd.models.adapters import (
     LoraSettings,
     add_lora,

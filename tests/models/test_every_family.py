@@ -18,8 +18,8 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from srd.base.errors import UserError
 from srd.data.batching import Collator
-from srd.errors import UserError
 from srd.models.generation import Decoding, decode_batch
 from srd.models.head import head_is_enough, logit_rule, model_inputs, response_logits, response_losses
 from srd.models.loading import auto_class

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from srd.errors import UserError
-from srd.loss import HeadWeights
+from srd.base.errors import UserError
 from srd.models.adapters import add_lora
 from srd.models.head import (
     cross_entropy,
@@ -23,7 +22,8 @@ from srd.models.head import (
     response_logits,
     response_losses,
 )
-from srd.trainer import make_collator
+from srd.training.loss import HeadWeights
+from srd.training.trainer import make_collator
 from tests.test_trainer import encoded
 from tests.tiny import ENCODER_DECODER, FAMILIES, tiny_model, tiny_tokenizer
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
-from srd.errors import RunError, UserError
+from srd.base.errors import RunError, UserError
 from srd.models import loading
 from srd.models.guard import guarded
 from srd.models.loading import (

@@ -27,12 +27,12 @@ import torch
 from benchmarks.agreement import agreement
 from transformers import GenerationConfig
 
-from srd.errors import RunError, UserError
+from srd.base.errors import RunError, UserError
+from srd.curation.reflection import reflect
 from srd.models import vllm_engine
 from srd.models.generation import Decoding, generate
 from srd.models.loading import load_config, load_model, load_tokenizer
 from srd.models.vllm_engine import VllmEngine
-from srd.reflection import reflect
 from srd.run.steps import training as training_step
 from tests.conftest import TinyRun, steps_finished, tiny_rows
 from tests.tiny import save_tiny

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tokenizers import pre_tokenizers
 
-from srd.errors import UserError
+from srd.base.errors import UserError
 from srd.models.vocabulary import check_same_kind, check_same_tokenizer, head_width, shared_vocabulary
 from tests.tiny import tiny_config, tiny_tokenizer
 

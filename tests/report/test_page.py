@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from srd.errors import UserError
+from srd.base.errors import UserError
 from srd.report import build_report, print_summary, summary_lines
 from srd.report.figures import logged, stage_bands
 from srd.report.run_files import read_json_lines, read_run

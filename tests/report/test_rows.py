@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from srd.artifacts import write_json
-from srd.evaluation import summarise
-from srd.metrics import macro_bootstrap
-from srd.predictions import predictions_path, write_answers
+from srd.base.files import write_json
+from srd.evaluation.answers import summarise
+from srd.evaluation.predictions import predictions_path, write_answers
+from srd.metrics.statistics import macro_bootstrap
 from srd.report.sweep import write_sweep_report
 from srd.sweep import Cell, Outcome, SweepConfig
 from tests.report.fake_run import write_text

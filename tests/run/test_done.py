@@ -12,8 +12,8 @@ import pytest
 from tests.conftest import TinyRun, steps_finished, tiny_rows, write_rows
 from tests.tiny import save_tiny
 
-from srd.artifacts import file_digest, read_json
-from srd.errors import UserError
+from srd.base.errors import UserError
+from srd.base.files import file_digest, read_json
 
 SRD = {"epochs": 1, "batch_size": 8, "learning_rate": 3e-3, "curriculum": {"stages": 2}}
 
@@ -96,7 +96,7 @@ def test_damage_is_made_good(done: TinyRun, again: TinyRun, damage: str, capsys:
 
 @pytest.mark.parametrize("name", ["student/model.safetensors", "stages/1/model/config.json", "cache"])
 def test_no_more_is_made_again_than_needs_be(again: TinyRun, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from srd.trainer import DistillTrainer
+    from srd.training.trainer import DistillTrainer
 
     taken: list[str] = []
     step = DistillTrainer.training_step
@@ -174,7 +174,7 @@ def test_a_changed_chat_template_makes_everything_again(make_tiny_run: Callable[
 
 
 def test_a_changed_plugin_makes_trainings_again(again: TinyRun, tmp_path: Path) -> None:
-    from srd import plugins
+    from srd.base import plugins
 
     plugin, beside = tmp_path / "mine.py", tmp_path / "mine_too.py"
     beside.write_text("X = 1\n")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from srd.artifacts import known_digests
-from srd.errors import UserError
+from srd.base.errors import UserError
+from srd.base.files import known_digests
 from srd.run.manifest import Manifest, SharedSteps
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from srd.errors import UserError
+from srd.base.errors import UserError
 from srd.tasks import confinement
 from srd.tasks.confinement import (
     Permission,

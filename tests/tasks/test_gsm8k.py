@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 from datasets import Dataset
 
-from srd.errors import UserError
+from srd.base.errors import UserError
 from srd.tasks import get_task
 from srd.tasks.gsm8k import final_number
 

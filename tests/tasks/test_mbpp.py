@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from srd.errors import UserError
+from srd.base.errors import UserError
 from srd.tasks import get_task
 from srd.tasks.mbpp import extract_program
 

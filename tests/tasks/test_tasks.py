@@ -10,9 +10,10 @@ import datasets
 import pytest
 from datasets import Dataset
 
+from srd.base.errors import UserError
 from srd.data.examples import EXAMPLE_FEATURES
-from srd.errors import UserError
-from srd.metrics import bleu, rouge_l, rouge_n
+from srd.metrics.rouge import rouge_l, rouge_n
+from srd.metrics.text import bleu
 from srd.tasks import TASKS, get_task
 
 MINILLM = [

@@ -13,7 +13,7 @@ from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
-from srd.errors import UserError, nearest
+from srd.base.errors import UserError, nearest
 
 Example = dict[str, Any]
 SHORTEST_KEPT, LONGEST_KEPT = 0.1, 0.5

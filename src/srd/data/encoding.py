@@ -9,10 +9,10 @@ from typing import Any
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from srd.artifacts import fingerprint
+from srd.base.errors import UserError
+from srd.base.files import fingerprint
 from srd.data.templates import PromptTemplate, Segment, Template, get_template
 from srd.data.turns import ControlText, turns_of
-from srd.errors import UserError
 
 logger = logging.getLogger(__name__)
 

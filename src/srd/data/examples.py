@@ -22,9 +22,9 @@ from datasets import Dataset, DatasetDict, Features, List, Value
 from datasets.table import InMemoryTable
 from numpy.typing import NDArray
 
+from srd.base.errors import UserError
+from srd.base.tables import column, repeated
 from srd.data.rows import as_table, row_dicts, with_ids
-from srd.errors import UserError
-from srd.tables import column, repeated
 
 EXAMPLE_FEATURES = Features(
     {

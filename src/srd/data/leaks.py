@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from srd.errors import UserError
+from srd.base.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ import numpy as np
 from datasets import DatasetDict
 from rapidfuzz import fuzz, process
 
+from srd.base.errors import RunError
 from srd.data.examples import examples_from_rows, split_by_group
-from srd.errors import RunError
 
 LONGEST_ANSWER = 400  # characters
 SKIPPED_MODULES = frozenset(

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 import pyarrow.interchange
 from datasets import IterableDataset
 
-from srd.errors import UserError
-from srd.tables import repeated
+from srd.base.errors import UserError
+from srd.base.tables import repeated
 
 TAKEN = "a datasets.Dataset, a pandas, polars or pyarrow table, or a list of dicts"
 ITER_ROWS = 1_000

@@ -19,14 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 from datasets import Dataset, DatasetDict
 
-from srd.console import progress_bar
+from srd.base.console import progress_bar
+from srd.base.errors import UserError, nearest
+from srd.base.failures import first_line, reading
 from srd.data.examples import ROW_FIELDS, ExampleBuilder
 from srd.data.pydocs import pydocs_splits
-from srd.errors import UserError, nearest
-from srd.failures import first_line, reading
 
 if TYPE_CHECKING:
-    from srd.config import SourceConfig
+    from srd.recipe.schema import SourceConfig
 
 Row = dict[str, Any]
 PlacedRow = tuple[str, Row]  # where the row stands, and the row

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2.exceptions import TemplateError
 
-from srd.errors import UserError, nearest
+from srd.base.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

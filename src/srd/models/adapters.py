@@ -12,9 +12,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from srd.config import LoraConfig as LoraSettings
-from srd.errors import UserError, nearest
+from srd.base.errors import UserError, nearest
 from srd.models.guard import guarded
+from srd.recipe.schema import LoraConfig as LoraSettings
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from srd import parallel
+from srd.base import parallel
+from srd.base.errors import RunError
 from srd.data.batching import length_sorted_batches
 from srd.data.turns import without_end
-from srd.errors import RunError
 from srd.models.finite import blame, name_of, non_finite_tensor
 from srd.models.loading import stop_token_ids
 from srd.models.reading import Reader, abilities, groups

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from srd.errors import RunError, UserError
+from srd.base.errors import RunError, UserError
 
 # What the machine lacks, not the model: whoever reports full disks and the like says it.
 MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}

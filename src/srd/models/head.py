@@ -23,10 +23,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from srd.errors import UserError
-from srd.loss import HeadWeights, after_product
+from srd.base.errors import UserError
 from srd.models.adapters import base_model
 from srd.models.finite import blame, name_of
+from srd.training.loss import HeadWeights, after_product
 
 logger = logging.getLogger(__name__)
 

@@ -33,9 +33,9 @@ from transformers import (
 )
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
-from srd.artifacts import atomic_folder, content_of, digest_of, fingerprint, read_json
+from srd.base.errors import UserError
+from srd.base.files import atomic_folder, content_of, digest_of, fingerprint, read_json
 from srd.data.turns import turns_of
-from srd.errors import UserError
 from srd.models.adapters import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,

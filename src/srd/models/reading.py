@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from srd.base.errors import UserError
 from srd.data.batching import Collator, pad_left, pad_right
-from srd.errors import UserError
 from srd.models.adapters import base_model
 from srd.models.finite import blame, name_of
 from srd.models.head import in_evaluation, probe_ids, response_losses, same_logits, token_losses

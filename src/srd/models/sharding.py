@@ -21,7 +21,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers.integrations import unset_hf_deepspeed_config
 
-from srd.errors import UserError
+from srd.base.errors import UserError
 
 logger = logging.getLogger(__name__)
 

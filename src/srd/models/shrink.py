@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from srd.errors import UserError
+from srd.base.errors import UserError
 
 Drop = int | list[int]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from srd.errors import UserError
+from srd.base.errors import UserError
 from srd.models.adapters import base_model
 
 

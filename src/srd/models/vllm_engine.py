@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
-from srd import parallel
-from srd.errors import RunError, UserError
+from srd.base import parallel
+from srd.base.errors import RunError, UserError
 from srd.models.loading import load_config, load_generation_config
 from srd.models.vllm_worker import serve
 

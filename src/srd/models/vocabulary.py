@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from srd.errors import UserError
+from srd.base.errors import UserError
 
 # Equal vocabularies with other merges or another treatment of spaces and digits still cut texts differently.
 PROBE = "It's 12,345.67 km:\n\n\tdef naïve_sum(x):  return x+1  # Ünïcödé 你好 🙂"

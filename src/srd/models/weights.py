@@ -14,8 +14,8 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from srd.artifacts import read_json
-from srd.errors import UserError
+from srd.base.errors import UserError
+from srd.base.files import read_json
 from srd.models.guard import guarded
 
 INDEX = "model.safetensors.index.json"

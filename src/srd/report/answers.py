@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from srd.predictions import predictions_path, read_answers
+from srd.base.text import escape_html as escape
+from srd.evaluation.predictions import predictions_path, read_answers
 from srd.report import words
 from srd.report.comparison import Model, baseline_of, main_model, primary_metrics
 from srd.report.difficulty import examples_to_show
 from srd.report.run_files import Row, RunFiles, finite, read_json_lines, read_parquet
-from srd.text import escape_html as escape
 
 GROUPS = {
     "easiest": ("Easiest", "The student nearly knew these already; training starts here."),

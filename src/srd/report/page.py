@@ -9,7 +9,8 @@ from typing import Any
 
 from pyarrow import compute
 
-from srd.artifacts import atomic_write
+from srd.base.files import atomic_write
+from srd.base.text import escape_html as escape
 from srd.report import words
 from srd.report.answers import training_answers, unseen_answers
 from srd.report.comparison import (
@@ -33,7 +34,6 @@ from srd.report.figures import (
 )
 from srd.report.run_files import RunFiles, read_run
 from srd.report.tables import to_html
-from srd.text import escape_html as escape
 
 
 def build_report(run_dir: Path) -> Path:

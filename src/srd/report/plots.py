@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from srd.text import escape_html as escape
+from srd.base.text import escape_html as escape
 
 Mark = Literal["dot", "ring", "cross"]
 

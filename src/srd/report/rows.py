@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from srd.metrics import FloatArray, macro_bootstrap
-from srd.predictions import predictions_path, read_answers, read_scores
+from srd.evaluation.predictions import predictions_path, read_answers, read_scores
+from srd.metrics.common import FloatArray
+from srd.metrics.statistics import macro_bootstrap
 from srd.report import words
 from srd.report.comparison import UNREFLECTED_SCORES, Model, model_of
 from srd.report.run_files import RunFiles, read_run

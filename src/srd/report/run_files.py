@@ -15,7 +15,7 @@ import pyarrow.parquet  # type: ignore[import-untyped]
 import yaml  # type: ignore[import-untyped]
 from pyarrow import compute
 
-from srd.errors import UserError
+from srd.base.errors import UserError
 
 Row = dict[str, Any]
 

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.markup import escape as escape_markup
 from rich.table import Table as RichTable
 
+from srd.base.text import visible
 from srd.report.comparison import comparison_table, headline, models_of
 from srd.report.run_files import RunFiles, read_run
 from srd.report.tables import Table, best_cells, is_numeric, shown
-from srd.text import visible
 
 
 def escape(text: str) -> str:

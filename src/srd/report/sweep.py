@@ -10,7 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srd.artifacts import atomic_write
+from srd.base.files import atomic_write
+from srd.base.text import escape_html as escape
 from srd.report import words
 from srd.report.comparison import Model, primary_metrics, verdict_of
 from srd.report.difficulty import corruption_table
@@ -27,7 +28,6 @@ from srd.report.rows import (
     read_results,
 )
 from srd.report.tables import MISSING, Cell, Column, Table, to_csv, to_html, to_latex, to_markdown
-from srd.text import escape_html as escape
 
 if TYPE_CHECKING:
     from srd.sweep import Outcome, SweepConfig

@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from srd.text import escape_html as escape
-from srd.text import visible
+from srd.base.text import escape_html as escape
+from srd.base.text import visible
 
 
 @dataclass(frozen=True)

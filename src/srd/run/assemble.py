@@ -14,16 +14,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from srd import parallel
-from srd.artifacts import fingerprint
-from srd.config import TrainingConfig
-from srd.curriculum import Curriculum, Stage
+from srd.base import parallel
+from srd.base.errors import UserError
+from srd.base.files import fingerprint
+from srd.base.tables import column, positions, write_table
+from srd.curation.curriculum import Curriculum, Stage
+from srd.curation.ranking import rank
+from srd.curation.reflection import forget_batches, reflect
 from srd.data.batching import Collator, EncodedExamples
 from srd.data.encoding import encode_plain_text
 from srd.data.sources import load_source
-from srd.distillation import Training, check_disk
-from srd.errors import UserError
-from srd.loss import HeadWeights
 from srd.models.loading import (
     count_parameters,
     load_config,
@@ -34,13 +34,13 @@ from srd.models.loading import (
 )
 from srd.models.tokens import padding_id, prefix_of
 from srd.models.vllm_engine import LOADING, VllmEngine
-from srd.ranking import rank
-from srd.reflection import forget_batches, reflect
+from srd.recipe.schema import TrainingConfig
 from srd.run.context import Run
-from srd.tables import column, positions, write_table
 from srd.tasks import get_task
-from srd.teacher_cache import DTYPES, TeacherCache, cache_bytes, cache_folder
-from srd.trainer import PlainText, Teacher
+from srd.training.loss import HeadWeights
+from srd.training.stages import Training, check_disk
+from srd.training.teacher_cache import DTYPES, TeacherCache, cache_bytes, cache_folder
+from srd.training.trainer import PlainText, Teacher
 
 
 def parameters(source: str) -> int:

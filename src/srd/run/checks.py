@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from srd.config import ModelConfig, Recipe, TrainingConfig
+from srd.base.errors import UserError, nearest
 from srd.data.templates import get_template
-from srd.errors import UserError, nearest
 from srd.models import vllm_engine
 from srd.models.loading import (
     check_lora_targets,
@@ -20,10 +19,11 @@ from srd.models.loading import (
 )
 from srd.models.tokens import prefix_of
 from srd.models.vocabulary import check_same_kind, check_same_tokenizer
+from srd.recipe.schema import ModelConfig, Recipe, TrainingConfig
 from srd.run.models import RecipeModels
 from srd.tasks import get_task
 from srd.tasks.confinement import require_permission
-from srd.training_libraries import check_installed
+from srd.training.libraries import check_installed
 
 
 def check_recipe(models: RecipeModels) -> None:

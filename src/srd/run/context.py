@@ -16,20 +16,20 @@ import datasets
 import pyarrow.compute as pc
 import torch
 
-from srd import parallel
-from srd.config import ModelConfig, Recipe, TrainingConfig, load_recipe, write_recipe
-from srd.console import progress_bar
-from srd.curriculum import Curriculum
+from srd.base import parallel
+from srd.base.console import progress_bar
+from srd.base.errors import UserError
+from srd.base.tables import column, open_mapped, reopened
+from srd.curation.curriculum import Curriculum
 from srd.data.batching import EncodedExamples
-from srd.distillation import micro_batch_size
-from srd.errors import UserError
 from srd.models.generation import Decoding
+from srd.recipe.schema import ModelConfig, Recipe, TrainingConfig, load_recipe, write_recipe
 from srd.run.folder import RunFolder, lock
 from srd.run.identity import named_paths
 from srd.run.manifest import Manifest, SharedSteps
 from srd.run.models import RecipeModels
-from srd.tables import column, open_mapped, reopened
-from srd.trainer import Validation
+from srd.training.stages import micro_batch_size
+from srd.training.trainer import Validation
 
 logger = logging.getLogger(__name__)
 

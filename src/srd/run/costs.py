@@ -18,14 +18,14 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
 
-from srd.config import Recipe, TrainingConfig
-from srd.distillation import needed_disk
-from srd.errors import UserError
-from srd.loss import CHUNK_BYTES
+from srd.base.errors import UserError
 from srd.models.loading import count_parameters
 from srd.models.shrink import DEPTH_NAMES, PER_LAYER_NAMES
-from srd.teacher_cache import DTYPES, cache_bytes
-from srd.trainer import steps_per_epoch
+from srd.recipe.schema import Recipe, TrainingConfig
+from srd.training.loss import CHUNK_BYTES
+from srd.training.stages import needed_disk
+from srd.training.teacher_cache import DTYPES, cache_bytes
+from srd.training.trainer import steps_per_epoch
 
 #: Bytes a token, layer and unit of width that training keeps for the backward pass, in 16 bit; and with checkpointing.
 ACTIVATION_BYTES, CHECKPOINTED_BYTES = 34, 2
@@ -308,3 +308,11 @@ def one_pass(name: str, reader: Size, facts: Facts, **costs: float) -> Phase:
     """A step in which one model goes over all the training data once."""
     flops, tokens = reader.forward(facts.prompt, facts.response), facts.prompt + facts.response
     return Phase(name, (), tokens=tokens, flops=flops, memory=inference_memory(reader, facts), **costs)
+
+
+def shown_bytes(count: float) -> str:
+    """Write bytes with a decimal unit: ``815.6 kB``."""
+    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} bytes"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from srd import parallel
-from srd.config import Recipe
+from srd.base import parallel
+from srd.recipe.schema import Recipe
 from srd.report import build_report
 from srd.run.checks import check_recipe
 from srd.run.context import Run

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from srd.errors import UserError
+from srd.base.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 

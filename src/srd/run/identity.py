@@ -8,10 +8,10 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from srd.artifacts import content_of, fingerprint
-from srd.config import ModelConfig, Recipe, SourceConfig, TaskConfig
+from srd.base.files import content_of, fingerprint
+from srd.base.plugins import plugin_files
 from srd.models.loading import model_fingerprint
-from srd.plugins import plugin_files
+from srd.recipe.schema import ModelConfig, Recipe, SourceConfig, TaskConfig
 from srd.tasks import get_task
 
 

@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from srd.artifacts import (
+from srd.base.errors import UserError
+from srd.base.files import (
     atomic_folder,
     digest_of,
     file_times,
@@ -24,7 +25,6 @@ from srd.artifacts import (
     walk,
     write_sealed,
 )
-from srd.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from srd.artifacts import fingerprint
-from srd.config import ModelConfig, Recipe
+from srd.base.files import fingerprint
 from srd.data.encoding import Encoder
 from srd.data.templates import get_template
 from srd.data.turns import turns_of
 from srd.models.loading import load_config, load_tokenizer
 from srd.models.vocabulary import shared_vocabulary
+from srd.recipe.schema import ModelConfig, Recipe
 
 
 class RecipeModels:

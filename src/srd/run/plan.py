@@ -22,15 +22,15 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, PreTrainedConfig
 
-from srd.config import ModelConfig, Recipe, SourceConfig
+from srd.base.errors import UserError, nearest
 from srd.data.encoding import Encoder
 from srd.data.sources import DATASETS
 from srd.data.templates import get_template
-from srd.errors import UserError, nearest
 from srd.models.loading import SMOLLM2, load_config, load_tokenizer, split_adapter
+from srd.recipe.schema import ModelConfig, Recipe, SourceConfig
 from srd.report import words
 from srd.run.checks import check_evaluation, check_libraries, check_recipe
-from srd.run.costs import DataFacts, Facts, Phase, Size, shortened, size_of
+from srd.run.costs import DataFacts, Facts, Phase, Size, shortened, shown_bytes, size_of
 from srd.run.flow import planned_steps
 from srd.run.models import RecipeModels
 from srd.run.steps.examples import read_splits
@@ -401,11 +401,3 @@ def _needs_table(plan: Plan) -> Table:
 
 def _passes(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".") if value else ""
-
-
-def shown_bytes(count: float) -> str:
-    """Write bytes with a decimal unit: ``815.6 kB``."""
-    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count:.0f} bytes"

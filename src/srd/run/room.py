@@ -7,9 +7,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from srd.errors import RunError
+from srd.base.errors import RunError
 from srd.run.context import Run
-from srd.run.costs import DataFacts, Facts, shortened, size_of
+from srd.run.costs import DataFacts, Facts, shortened, shown_bytes, size_of
 from srd.run.steps.base import Step
 
 
@@ -44,9 +44,11 @@ def check_room(run: Run, steps: Sequence[Step]) -> None:
     for folder, needed, remedy in ((run.folder, here, "--run-dir"), (shared, cache, "cache.dir")):
         free = shutil.disk_usage(_existing(folder)).free
         if needed > free:
+            parts = [f"{cost.name} {shown_bytes(cost.disk)}" for cost in costs if cost.disk]
+            parts.append(f"checkpoints while training {shown_bytes(max(cost.scratch for cost in costs))}")
             raise RunError(
-                f"the run will write {needed / 1e9:.1f} GB to {folder}, and {free / 1e9:.1f} GB are free. Free some "
-                f"space, or choose another {remedy}. `srd plan` says what takes how much."
+                f"the run will write {shown_bytes(needed)} to {folder}, and {shown_bytes(free)} are free "
+                f"({', '.join(parts)}). Free some space, or choose another {remedy}."
             )
 
 

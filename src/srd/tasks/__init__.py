@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from srd.errors import UserError, nearest
+from srd.base.errors import UserError, nearest
 from srd.tasks.base import Decoding, Scores, Task
 from srd.tasks.dolly import DOLLY
 from srd.tasks.gsm8k import GSM8K

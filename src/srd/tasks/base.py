@@ -13,10 +13,10 @@ import datasets
 import numpy as np
 from datasets import Dataset
 
+from srd.base.errors import UserError
 from srd.data.examples import examples_from_rows
 from srd.data.sources import HUB_ERRORS, read_rows
-from srd.errors import UserError
-from srd.metrics import FloatArray
+from srd.metrics.common import FloatArray
 from srd.tasks.confinement import Permission
 
 Row = Mapping[str, Any]

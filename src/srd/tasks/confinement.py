@@ -33,7 +33,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from srd.errors import UserError
+from srd.base.errors import UserError
 
 # The user's permission to run generated programs.
 Permission = bool | Literal["unconfined"]

@@ -16,7 +16,7 @@ from fractions import Fraction
 import numpy as np
 from datasets import Dataset
 
-from srd.errors import UserError
+from srd.base.errors import UserError
 from srd.tasks.base import Decoding, Hub, Predictions, Row, Scores, Task, means, references_of, single_answers
 from srd.tasks.confinement import Permission
 

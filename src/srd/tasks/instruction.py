@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from datasets import Dataset
 
-from srd.metrics import exact_match_many, rouge_l_many
+from srd.metrics.rouge import rouge_l_many
+from srd.metrics.text import exact_match_many
 from srd.tasks.base import Predictions, Scores, Task, means, single_answers
 from srd.tasks.confinement import Permission
 

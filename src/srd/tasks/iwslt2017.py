@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from srd.base.errors import UserError
 from srd.data.sources import DATASETS, split_language_pair
-from srd.errors import UserError
-from srd.metrics import bleu, chrf, sentence_bleu, sentence_chrf
+from srd.metrics.text import bleu, chrf, sentence_bleu, sentence_chrf
 from srd.tasks.base import Decoding, Hub, Predictions, Row, Scores, Task, single_answers
 from srd.tasks.confinement import Permission
 

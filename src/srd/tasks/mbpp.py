@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from srd.base.errors import UserError
 from srd.data.sources import DATASETS
-from srd.errors import UserError
-from srd.metrics import FloatArray, pass_at_k
+from srd.metrics.common import FloatArray
+from srd.metrics.statistics import pass_at_k
 from srd.tasks.base import Decoding, Hub, Predictions, Row, Scores, Task, check_counts, means
 from srd.tasks.confinement import (
     Permission,

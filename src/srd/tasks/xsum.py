@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from datasets import Dataset
 
+from srd.base.errors import UserError
 from srd.data.sources import DATASETS
-from srd.errors import UserError
-from srd.metrics import rouge_l_many, rouge_n_many
+from srd.metrics.rouge import rouge_l_many, rouge_n_many
 from srd.tasks.base import Decoding, Hub, Predictions, Row, Scores, Task, means, single_answers
 from srd.tasks.confinement import Permission
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from srd import parallel
-from srd.artifacts import fingerprint
-from srd.config import Recipe
-from srd.console import console
+from srd.base import parallel
+from srd.base.console import console
+from srd.base.files import fingerprint
+from srd.recipe.schema import Recipe
 from srd.run.context import Clock, Run
 from srd.run.costs import Facts, Phase
 

@@ -10,22 +10,22 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from srd import parallel
-from srd.artifacts import atomic_write, fingerprint
-from srd.config import Recipe
-from srd.console import progress_bar
+from srd.base import parallel
+from srd.base.console import progress_bar
+from srd.base.files import atomic_write, fingerprint
+from srd.base.tables import positions
 from srd.data.encoding import Encoder
-from srd.evaluation import Benchmark, Contender, compare, evaluate, read_benchmark
-from srd.metrics import rouge_l
+from srd.evaluation.answers import Benchmark, Contender, compare, evaluate, read_benchmark
+from srd.evaluation.predictions import SUMMARIES, evaluation_files
+from srd.metrics.rouge import rouge_l
 from srd.models.generation import Decoding, generate
-from srd.predictions import SUMMARIES, evaluation_files
+from srd.recipe.schema import Recipe
 from srd.report import examples_to_show
 from srd.run.assemble import load, load_writer
 from srd.run.context import Run
 from srd.run.costs import Facts, Phase, inference_memory
 from srd.run.identity import plugins_identity, task_identity
 from srd.run.steps.base import Step, Summary
-from srd.tables import positions
 from srd.tasks import get_task
 
 

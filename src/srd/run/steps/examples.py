@@ -12,19 +12,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from srd import parallel
-from srd.artifacts import fingerprint, read_json, write_json
-from srd.config import Recipe
+from srd.base import parallel
+from srd.base.errors import UserError
+from srd.base.files import fingerprint, read_json, write_json
+from srd.base.tables import column, map_large, repeated, write_table
 from srd.data.corruption import corrupt
 from srd.data.examples import split_examples
 from srd.data.leaks import leaked_ids, without_leaks
 from srd.data.sources import load_source
-from srd.errors import UserError
+from srd.recipe.schema import Recipe
 from srd.run.context import Run
 from srd.run.folder import SPLITS
 from srd.run.identity import source_identity, task_identity
 from srd.run.steps.base import Step, Summary
-from srd.tables import column, map_large, repeated, write_table
 from srd.tasks import get_task
 
 logger = logging.getLogger(__name__)

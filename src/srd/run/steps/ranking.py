@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from srd import parallel
-from srd.config import Recipe
-from srd.curriculum import Curriculum
+from srd.base import parallel
+from srd.base.tables import write_table
+from srd.curation.curriculum import Curriculum
+from srd.recipe.schema import Recipe
 from srd.run.assemble import ranked_scores
 from srd.run.context import Run
 from srd.run.steps.base import Step, Summary
-from srd.tables import write_table
 
 
 class Ranking(Step):

@@ -6,8 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from srd.config import Recipe
-from srd.reflection import ranking_warnings
+from srd.curation.reflection import ranking_warnings
+from srd.recipe.schema import Recipe
 from srd.run.assemble import keep_scores, load_writer, longest_answer, mean_scores, reflect_on
 from srd.run.context import Run
 from srd.run.costs import Facts, Phase, inference_memory

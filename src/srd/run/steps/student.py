@@ -6,18 +6,18 @@ import os
 from pathlib import Path
 from typing import Any
 
-from srd import parallel
-from srd.artifacts import atomic_write, remove
-from srd.config import Recipe
-from srd.distillation import train
+from srd.base import parallel
+from srd.base.files import atomic_write, remove
 from srd.models.loading import load_model, save_model
 from srd.models.shrink import drop_layers
+from srd.recipe.schema import Recipe
 from srd.run.assemble import parameters, training_of
 from srd.run.context import Run, load_options
 from srd.run.costs import Facts, Phase, training_phase
 from srd.run.identity import model_identity, plugins_identity
 from srd.run.steps.base import Step, Summary
-from srd.trainer import make_collator
+from srd.training.stages import train
+from srd.training.trainer import make_collator
 
 SHRINK_EXAMPLES = 64  # training examples whose hidden states decide which layers go
 

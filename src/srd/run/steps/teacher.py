@@ -10,13 +10,13 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-from srd import parallel
-from srd.artifacts import remove
-from srd.config import Recipe
+from srd.base import parallel
+from srd.base.files import remove
+from srd.base.tables import write_table
 from srd.data.turns import without_end
-from srd.distillation import train
 from srd.models.generation import Decoding, generate_tokens
 from srd.models.loading import stop_token_ids
+from srd.recipe.schema import Recipe
 from srd.run.assemble import (
     cache_dtype,
     collator,
@@ -31,8 +31,8 @@ from srd.run.context import Run, load_options
 from srd.run.costs import Facts, Phase, one_pass, training_phase
 from srd.run.identity import model_identity
 from srd.run.steps.base import Step, Summary
-from srd.tables import write_table
-from srd.teacher_cache import build_cache
+from srd.training.stages import train
+from srd.training.teacher_cache import build_cache
 
 logger = logging.getLogger(__name__)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from srd import parallel
-from srd.artifacts import atomic_write
-from srd.config import Recipe
-from srd.distillation import train
+from srd.base import parallel
+from srd.base.files import atomic_write
+from srd.recipe.schema import Recipe
 from srd.run.assemble import cache_dtype, training_of
 from srd.run.context import Run
 from srd.run.costs import Facts, Phase, training_phase
@@ -16,6 +15,7 @@ from srd.run.identity import plugins_identity, source_identity
 from srd.run.steps.base import Step, Summary
 from srd.run.steps.student import Student, needs_teacher, runs_live, teaching_steps
 from srd.run.steps.teacher import Teacher
+from srd.training.stages import train
 
 
 class Training(Step):

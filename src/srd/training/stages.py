@@ -14,20 +14,20 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
 
-from srd import parallel
-from srd.artifacts import disk_errors, fingerprint, read_json, remove, write_json
-from srd.checkpoints import damage, last_checkpoint, list_files, readable_json, step_of
-from srd.config import DistillmMethod, GkdMethod, TrainingConfig
-from srd.curriculum import Stage
+from srd.base import parallel
+from srd.base.errors import RunError, UserError
+from srd.base.files import disk_errors, fingerprint, read_json, remove, write_json
+from srd.curation.curriculum import Stage
 from srd.data.batching import EncodedExamples
-from srd.errors import RunError, UserError
-from srd.loss import LossSettings
 from srd.models.adapters import add_lora, load_adapter, merge_adapter
 from srd.models.generation import Decoding
 from srd.models.loading import load_model, save_model
 from srd.models.sharding import is_sharded, models_are_whole, whole_weights
-from srd.rollouts import AdaptiveOffPolicy, OnPolicy, Rollouts
-from srd.trainer import (
+from srd.recipe.schema import DistillmMethod, GkdMethod, TrainingConfig
+from srd.training.checkpoints import damage, last_checkpoint, list_files, readable_json, step_of
+from srd.training.loss import LossSettings
+from srd.training.rollouts import AdaptiveOffPolicy, OnPolicy, Rollouts
+from srd.training.trainer import (
     DistillTrainer,
     PlainText,
     Teacher,
@@ -155,7 +155,7 @@ def _metrics(folder: Path) -> Any:
 def load_student(training: Training, stage: int) -> Any:
     """The student as it enters a stage: as it started, or the best of the stage before.
 
-    Trained weights are float32, whatever the model's files or the recipe say: see `srd.trainer.widen`.
+    Trained weights are float32, whatever the model's files or the recipe say: see `srd.training.trainer.widen`.
     """
     device = parallel.state().device if torch.cuda.is_available() else None
     model = _load_student(training, stage)

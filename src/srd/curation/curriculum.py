@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from srd.base.errors import UserError
+from srd.curation.ranking import Score
 from srd.data.rows import as_table, with_ids, with_numbers
-from srd.errors import UserError
-from srd.ranking import Score
 
 Order = Literal["easy_to_hard", "hard_to_easy", "random", "fresh"]
 

@@ -15,12 +15,10 @@ from typing import Any
 import datasets
 import numpy as np
 
-from srd import parallel
-from srd.artifacts import atomic_folder, fingerprint, link, read_json, write_json
+from srd.base import parallel
+from srd.base.files import atomic_folder, fingerprint, link, read_json, write_json
 from srd.data.encoding import Encoder
-from srd.metrics import FloatArray, paired_bootstrap
-from srd.models.generation import Decoding, generate
-from srd.predictions import (
+from srd.evaluation.predictions import (
     COMPARISONS,
     begin_writing,
     finish,
@@ -30,6 +28,9 @@ from srd.predictions import (
     state_of,
     write_answers,
 )
+from srd.metrics.common import FloatArray
+from srd.metrics.statistics import paired_bootstrap
+from srd.models.generation import Decoding, generate
 from srd.tasks import Task, get_task
 from srd.tasks.base import Predictions
 from srd.tasks.confinement import Permission

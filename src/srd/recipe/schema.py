@@ -16,11 +16,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from srd.artifacts import atomic_write
-from srd.curriculum import Curriculum
-from srd.errors import UserError, nearest
-from srd.training_libraries import check_logger, check_optimizer
-from srd.yaml_text import dump_yaml, parse_yaml, read_yaml
+from srd.base.errors import UserError, nearest
+from srd.base.files import atomic_write
+from srd.base.yaml_text import dump_yaml, parse_yaml, read_yaml
+from srd.curation.curriculum import Curriculum
+from srd.training.libraries import check_logger, check_optimizer
 
 LONGEST_NAME = 100  # characters; file systems take 255 bytes, and other names grow from this one
 
@@ -215,7 +215,7 @@ class ObjectiveConfig(BaseModel):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        from srd.objectives import canonical_name, check_parameters
+        from srd.training.divergences import canonical_name, check_parameters
 
         self.name = canonical_name(self.name)
         check_parameters(self.name, self.parameters)
@@ -491,7 +491,7 @@ class EvaluationConfig(Section):
     @field_validator("tasks")
     @classmethod
     def _told_apart(cls, value: list[TaskConfig]) -> list[TaskConfig]:
-        from srd.predictions import clashing
+        from srd.evaluation.predictions import clashing
 
         repeated = clashing(["test", *(task.key for task in value)])
         if repeated:
@@ -703,7 +703,7 @@ def validate_recipe(content: dict[str, Any], origin: str) -> Recipe:
 
 def load_plugins(plugins: Any) -> None:
     """Import the user's own modules, which register their objectives."""
-    from srd.plugins import import_plugin
+    from srd.base.plugins import import_plugin
 
     for plugin in plugins if isinstance(plugins, list) else []:
         import_plugin(str(plugin))

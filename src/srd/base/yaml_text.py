@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from srd.errors import UserError
+from srd.base.errors import UserError
 
 LONGEST = 1 << 20  # bytes: the longest shipped recipe has about 1,500
 DEEPEST = 50  # lists and mappings inside each other

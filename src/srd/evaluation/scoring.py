@@ -8,8 +8,8 @@ from typing import Any
 
 from datasets import Dataset
 
+from srd.base.errors import UserError
 from srd.data.sources import read_rows
-from srd.errors import UserError
 from srd.tasks import Task, get_task
 from srd.tasks.confinement import Permission, require_permission
 

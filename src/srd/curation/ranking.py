@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from srd.base.errors import UserError, nearest
 from srd.data.rows import as_table, with_ids, with_numbers
-from srd.errors import UserError, nearest
 
 logger = logging.getLogger(__name__)
 

@@ -31,13 +31,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from srd import parallel
-from srd.artifacts import atomic_write, file_digest, fingerprint, read_json, remove, write_json
+from srd.base import parallel
+from srd.base.errors import RunError
+from srd.base.files import atomic_write, file_digest, fingerprint, read_json, remove, write_json
 from srd.data.batching import Collator, EncodedExamples, length_sorted_batches
-from srd.errors import RunError
-from srd.loss import HeadWeights
 from srd.models.finite import blame
 from srd.models.head import head_weights, response_hidden
+from srd.training.loss import HeadWeights
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ import pyarrow.json as pajson
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from srd.artifacts import atomic_write, digest_of, remove
-from srd.errors import UserError
-from srd.failures import reading
+from srd.base.errors import UserError
+from srd.base.failures import reading
+from srd.base.files import atomic_write, digest_of, remove
 
 LARGE_BYTES = 16 << 20  # a parquet file of this size takes many times as much memory
 MAP_ROWS = 1_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from srd.errors import UserError, nearest
+from srd.base.errors import UserError, nearest
 
 # Beginning of a name -> the module it needs and the package that brings it; others come with torch and transformers.
 OPTIMIZER_PACKAGES = {

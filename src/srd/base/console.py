@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.segment import Segment
 from rich.text import Text
 
-from srd import parallel
-from srd.text import visible
+from srd.base import parallel
+from srd.base.text import visible
 
 
 class Terminal(Console):

@@ -11,16 +11,16 @@ from typing import Any
 import datasets
 import pyarrow.parquet as pq
 
-from srd import parallel
-from srd.artifacts import atomic_write, file_digest, remove, write_json
-from srd.curriculum import Curriculum, Stage
+from srd.base import parallel
+from srd.base.errors import UserError
+from srd.base.files import atomic_write, file_digest, remove, write_json
+from srd.base.tables import positions
+from srd.curation.curriculum import Curriculum, Stage
 from srd.data.batching import LengthBatches
-from srd.errors import UserError
 from srd.run.assemble import ranked_scores
 from srd.run.context import Run
 from srd.run.flow import advance
 from srd.run.folder import held
-from srd.tables import positions
 
 WRITTEN = "stages.json"  # what `curate` has written into a folder: the digest of every file; null while it writes
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from srd.errors import RunError, UserError
-from srd.failures import disk_is_full
+from srd.base.errors import RunError, UserError
+from srd.base.failures import disk_is_full
 
 
 def _nothing(moment: str, path: Path) -> None:

@@ -12,7 +12,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from srd.artifacts import file_digest, read_json, remove, write_json
+from srd.base.files import file_digest, read_json, remove, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import sys
 import traceback
 from pathlib import Path
 
-from srd.artifacts import fingerprint
-from srd.errors import UserError
+from srd.base.errors import UserError
+from srd.base.files import fingerprint
 
 #: Plugin -> files of the modules that came with it.
 IMPORTED: dict[str, set[Path]] = {}

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from srd import parallel
-from srd.artifacts import fingerprint
-from srd.console import progress_bar
+from srd.base import parallel
+from srd.base.console import progress_bar
+from srd.base.errors import UserError
+from srd.base.files import fingerprint
 from srd.data.encoding import Encoder
 from srd.data.templates import get_template
-from srd.errors import UserError
-from srd.evaluation import Benchmark, Contender, compare, evaluate, read_benchmark
+from srd.evaluation.answers import Benchmark, Contender, compare, evaluate, read_benchmark
+from srd.evaluation.predictions import check_folder, clashing, predictions_path
 from srd.models.loading import load_config, load_model, load_tokenizer, model_fingerprint, position_limit
-from srd.predictions import check_folder, clashing, predictions_path
 from srd.run.folder import held
 from srd.tasks import TASKS, Task, get_task
 from srd.tasks.confinement import Permission, require_permission
@@ -65,8 +65,8 @@ def evaluate_models(
 
     Returns:
         ``{model: {task: {metric: {"mean", "std", "seeds"}}}}`` in percent, and with several models ``"comparisons"``:
-        rows of `srd.evaluation.compare`. A model is called by its folder's name, or by more of its path where two
-        would be called alike.
+        rows of `srd.evaluation.answers.compare`. A model is called by its folder's name, or by more of its path where
+        two would be called alike.
 
     Raises:
         UserError: an unknown or repeated task, unreadable seeds, a model or file that cannot be read, a task that runs

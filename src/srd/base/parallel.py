@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from srd.errors import RunError, UserError
+from srd.base.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from accelerate import PartialState

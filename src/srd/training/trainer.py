@@ -22,13 +22,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from srd import parallel
-from srd.artifacts import atomic_write, disk_errors, read_json, remove, write_json
-from srd.checkpoints import forget_older, last_checkpoint, seal, step_of
+from srd.base import parallel
+from srd.base.errors import RunError, UserError
+from srd.base.files import atomic_write, disk_errors, read_json, remove, write_json
 from srd.data.batching import Collator, EncodedExamples, LengthBatches, length_sorted_batches, split_by_tokens
-from srd.errors import RunError, UserError
-from srd.loss import HeadWeights, LossParts, LossSettings, head_loss, logits_loss
-from srd.metrics import rouge_l_many
+from srd.metrics.rouge import rouge_l_many
 from srd.models.finite import blame
 from srd.models.generation import Decoding, decode_batch, generate
 from srd.models.head import (
@@ -50,7 +48,9 @@ from srd.models.sharding import (
     whole_model,
 )
 from srd.models.tokens import decoder_prefix, padding_id
-from srd.rollouts import Rollouts, replace_responses
+from srd.training.checkpoints import forget_older, last_checkpoint, seal, step_of
+from srd.training.loss import HeadWeights, LossParts, LossSettings, head_loss, logits_loss
+from srd.training.rollouts import Rollouts, replace_responses
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from srd.errors import UserError, nearest
+from srd.base.errors import UserError, nearest
 
 ValueAndSlope = tuple[Tensor, Tensor]
 

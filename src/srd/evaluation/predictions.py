@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from srd.artifacts import atomic_write, file_digest, fingerprint, read_json, remove, write_json
-from srd.errors import UserError
+from srd.base.errors import UserError
+from srd.base.files import atomic_write, file_digest, fingerprint, read_json, remove, write_json
 
 PREDICTIONS, INDEX = "predictions", "index.json"
 METRICS, DETAILS, COMPARISONS, SAMPLES = "metrics.json", "details.json", "comparisons.json", "train_samples.jsonl"

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from srd import parallel
+from srd.base import parallel
 
 Row = dict[str, Any]  # id, prompt_ids, response_ids
 Author = Literal["data", "student", "buffer"]

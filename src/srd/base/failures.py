@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from srd.errors import RunError, UserError
+from srd.base.errors import RunError, UserError
 
 # What the operating system says where a path cannot be what it was named for, in words; anything else is the machine's.
 PATH_REASONS = {

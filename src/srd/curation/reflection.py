@@ -18,18 +18,18 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from srd import parallel
-from srd.artifacts import atomic_write, remove
+from srd.base import parallel
+from srd.base.errors import UserError
+from srd.base.files import atomic_write, remove
+from srd.base.tables import column, positions, reopened
 from srd.data.batching import TokenLists, length_sorted_batches
 from srd.data.encoding import Encoder
 from srd.data.examples import as_examples
 from srd.data.templates import get_template
-from srd.errors import UserError
-from srd.metrics import rouge_l_many
+from srd.metrics.rouge import rouge_l_many
 from srd.models.generation import Decoding, answer_texts, decode_batch
 from srd.models.loading import stop_token_ids
 from srd.models.tokens import padding_id
-from srd.tables import column, positions, reopened
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""What everything stands on: files, tables, text, errors, processes, the console."""

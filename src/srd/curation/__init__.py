@@ -1,0 +1,1 @@
+"""The method: reflection, ranking, curriculum."""

@@ -1,0 +1,1 @@
+"""Answers of models to tasks, their scores, and comparisons."""

@@ -1,0 +1,1 @@
+"""Training: losses, divergences, who writes the text, one training stage by stage."""
