@@ -240,7 +240,7 @@ def test_a_missing_parent_is_named(tmp_path: Path) -> None:
 
 FULL = SMALLEST + (
     "training: {method: {name: distillm, capacity: 9}, objective: {name: jsd, lam: 0.3}, lora: {r: 4},"
-    " curriculum: {stages: 2, temperature: [1, 1.33], order: random}, learning_rate: 1e-4, plain_text_weight: 0.5}\n"
+    " curriculum: {stages: 2, temperature: [1, 1.33], order: random}, learning_rate: 1e-4}\n"
     "baselines: {kd: {curriculum: null, method: kd, epochs: 3}, sft: {method: sft, curriculum: false, lora: null},"
     " other: {objective: srkl}}\n"
     "evaluation: {tasks: [dolly]}\ncache: {dtype: bfloat16}\n"

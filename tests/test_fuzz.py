@@ -49,7 +49,7 @@ RECIPE: dict[str, Any] = {
     "teacher": {"model": "big", "dtype": "auto", "sft": {"epochs": 1, "lora": {"r": 4, "targets": ["q_proj"]}}},
     "student": {"model": "small", "drop_layers": [1, 2], "warm_start": {"method": "kd"}},
     "data": {"train": {"path": ["a.jsonl", "b.csv"], "columns": {"output": "answer"}, "limit": 5}, "test": "t.jsonl",
-             "validation_size": 0.1, "corruption": {"share": 0.5, "kinds": ["swapped"]}, "plain_text": "p.jsonl"},
+             "validation_size": 0.1, "corruption": {"share": 0.5, "kinds": ["swapped"]}},
     "generation": {"batch_size": 4}, "reflection": {"max_new_tokens": 8}, "cache": {"dir": "c", "limit_gb": 1.5},
     "training": {"method": {"name": "gkd", "student_share": 0.5}, "objective": {"name": "jsd", "lam": 0.1},
                  "curriculum": {"stages": 2, "temperature": [1, 2.0], "weight": 0.5}, "optimizer": "sgd", "log_to": []},

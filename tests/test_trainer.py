@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
 from srd.base.errors import RunError
-from srd.data.batching import Collator, EncodedExamples, split_by_tokens
+from srd.data.batching import Collator, EncodedExamples
 from srd.models.adapters import add_lora
 from srd.models.generation import Decoding
 from srd.models.head import logit_rule, response_hidden, response_logits
@@ -81,7 +81,7 @@ def arguments(folder: Path, micro: int, accumulation: int, **changes: Any) -> Tr
 def run(
     family: str, folder: Path, micro: int = 8, accumulation: int = 1, *, count: int = 8, cached: bool = False,
     settings: LossSettings = SETTINGS, student: Any = None, collator: Collator | None = None, rollouts: Any = None,
-    max_tokens: int | None = None, teacher: Teacher | None = None, **changes: Any,
+    teacher: Teacher | None = None, **changes: Any,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Tensor]], DistillTrainer]:  # fmt: skip
     """Train a tiny student; its logged rows, the gradients of each step, and the trainer."""
     tokenizer = tiny_tokenizer(family)
@@ -97,7 +97,7 @@ def run(
     trainer = DistillTrainer(
         student, arguments(folder, micro, accumulation, **changes), train_dataset=encoded(count, tokenizer, 0, source),
         tokenizer=tokenizer, settings=settings, collator=collator, teacher=teacher, callbacks=[recorder],
-        log_row=rows.append, rollouts=rollouts, rollout_decoding=Decoding(6, 1.0), max_tokens=max_tokens,
+        log_row=rows.append, rollouts=rollouts, rollout_decoding=Decoding(6, 1.0),
     )  # fmt: skip
     trainer.train()
     return [row for row in rows if "loss" in row], recorder.steps, trainer
@@ -125,26 +125,6 @@ def test_splitting_a_step_changes_neither_loss_nor_gradient(family: str, cached:
             for name in ("loss", "ce_loss", "kd_loss"):
                 assert theirs[name] == pytest.approx(mine[name], rel=2e-5)
         assert_same(others, gradients)
-
-
-@pytest.mark.parametrize("family", ["llama", "t5"])
-def test_a_token_budget_changes_neither_loss_nor_gradient(family: str, tmp_path: Path) -> None:
-    whole, gradients, _ = run(family, tmp_path, count=11, cached=True)
-    for changes in ({"max_tokens": 40}, {"max_tokens": 8}, {"max_tokens": 40, "micro": 4, "accumulation": 2}):
-        cut, others, trainer = run(family, tmp_path, count=11, cached=True, **changes)
-        for mine, theirs in zip(whole, cut, strict=True):
-            for name in ("loss", "ce_loss", "kd_loss"):
-                assert theirs[name] == pytest.approx(mine[name], rel=2e-5)
-        assert_same(others, gradients)
-    assert trainer.max_tokens == 40
-
-
-def test_the_budget_counts_padding_and_leaves_one_example_at_least() -> None:
-    rows = [{"prompt_ids": [1] * n, "response_ids": [2]} for n in (1, 1, 4, 9)]
-    sizes = [[len(r["prompt_ids"]) + 1 for r in part] for part in split_by_tokens(rows, 9)]
-    assert sizes == [[2, 2], [5], [10]]
-    assert [len(part) for part in split_by_tokens(rows, 9, packed=True)] == [3, 1]
-    assert split_by_tokens(rows, None) == [rows] and split_by_tokens([], 9) == [[]]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
@@ -255,7 +235,7 @@ def test_student_text_is_trained_without_cross_entropy(tmp_path: Path) -> None:
     logged, _, trainer = run("llama", tmp_path, rollouts=OnPolicy(1.0))
     assert logged[0]["ce_loss"] == 0 and logged[0]["kd_loss"] > 0
     assert logged[0]["loss"] == pytest.approx(0.6 * 4 * logged[0]["kd_loss"], rel=1e-3)
-    batch = trainer._within_budget([{"id": "x", "prompt_ids": [7, 8], "response_ids": [9, 2]}], by_student=True)
+    batch = trainer._by_student([{"id": "x", "prompt_ids": [7, 8], "response_ids": [9, 2]}])
     assert batch["targets"].tolist() == [9, 2] and (batch["reference"] == 0).all()
     assert batch["input_ids"].tolist() == [[7, 8, 9, 2]] and batch["index"].tolist() == [1, 2]
 

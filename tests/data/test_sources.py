@@ -174,7 +174,7 @@ def test_columns_and_limit(tmp_path: Path) -> None:
 
 
 def test_registry_is_complete() -> None:
-    assert set(DATASETS) == {"alpaca", "dolly", "gsm8k", "iwslt2017", "mbpp", "plaintext", "pydocs", "xsum"}
+    assert set(DATASETS) == {"alpaca", "dolly", "gsm8k", "iwslt2017", "mbpp", "pydocs", "xsum"}
     for name, entry in DATASETS.items():
         assert entry.name == name and entry.licence and entry.splits
 
@@ -231,8 +231,6 @@ def test_other_named_data_sets(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert "1 rows" in caplog.text
     assert (row["id"], row["input"], row["references"]) == ("9", "Long.", ["Short."])
     assert row["instruction"] == "Summarize the following article in one sentence."
-    text = load(dataset="plaintext", path=write_jsonl(tmp_path / "p.jsonl", [{"text": "Once."}]))[0]
-    assert (text["instruction"], text["prompt"], text["references"]) == ("", "", ["Once."])
     math = load(dataset="gsm8k", path=write_jsonl(tmp_path / "g.jsonl", [{"question": "1?", "answer": "#### 1"}]))
     assert math[0]["id"].startswith("gsm8k-")
     alpaca = load(dataset="alpaca", path=write_jsonl(tmp_path / "a.jsonl", [*ROWS, {**ROWS[0], "output": ""}]))

@@ -314,27 +314,6 @@ def _pad(sequences: Sequence[Sequence[int]], value: int, *, left: bool) -> tuple
     return ids, mask
 
 
-def split_by_tokens(rows: Sequence[dict[str, Any]], budget: int | None, *, packed: bool = False) -> list[list[Any]]:
-    """Cut a micro-batch into parts of at most ``budget`` tokens, padding included (one example at least).
-
-    Args:
-        rows: ``prompt_ids, response_ids``, sorted by length so that the parts have little padding.
-        budget: None: one part.
-        packed: Nothing is padded.
-    """
-    parts: list[list[Any]] = [[]]
-    longest = total = 0
-    for row in rows:
-        length = len(row["prompt_ids"]) + len(row["response_ids"])
-        longest, total = max(longest, length), total + length
-        size = total if packed else longest * (len(parts[-1]) + 1)
-        if budget is not None and size > budget and parts[-1]:
-            parts.append([])
-            longest = total = length
-        parts[-1].append(row)
-    return parts
-
-
 def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Cut indices into batches of similar length, longest first (memory runs out at once or never)."""
     order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")

@@ -257,30 +257,3 @@ class Encoder:
                 "%d of %d examples hold the words of a control token (the first %s): there they are words, not the "
                 "token%s", len(control.met), len(encoded), control.first, untold if control.untold else "",
             )  # fmt: skip
-
-
-def encode_plain_text(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> dict[str, list[Any]]:
-    """Running text as blocks of ``max_length`` tokens: texts end to end, each closed by an end of sequence.
-
-    Returns:
-        ``id, prompt_ids, response_ids``: the first token of a block is its prompt, the others are to be predicted.
-
-    Raises:
-        UserError: there is less than one block of text.
-    """
-    stream: list[int] = []
-    for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]:
-        stream += [*ids, tokenizer.eos_token_id]
-    blocks = [stream[start : start + max_length] for start in range(0, len(stream) - max_length + 1, max_length)]
-    if not blocks:
-        raise UserError(
-            f"data.plain_text has {len(stream)} tokens, less than one block of data.max_length ({max_length}). "
-            "Give more text, or leave data.plain_text out."
-        )
-    return {
-        "id": [f"plain-{number}" for number in range(len(blocks))],
-        "prompt_ids": [block[:1] for block in blocks],
-        "response_ids": [block[1:] for block in blocks],
-    }

@@ -135,11 +135,6 @@ def _iwslt2017(row: Row, pair: str) -> Row | None:
     return {"instruction": instruction, "input": texts[source], "output": texts[target]}
 
 
-def _plaintext(row: Row, pair: str) -> Row | None:
-    text = _field(row, "text")
-    return {"prompt": "", "completion": text} if text.strip() else None
-
-
 def split_language_pair(pair: str) -> tuple[str, str]:
     """Split "en-de" into its two languages; UserError for anything else or an unknown language."""
     languages = tuple(pair.split("-"))
@@ -182,7 +177,6 @@ DATASETS: dict[str, NamedDataset] = {
             (*ALL_SPLITS, "prompt"),
             _mbpp_split,
         ),
-        NamedDataset("plaintext", "Skylion007/openwebtext", "CC0", _plaintext, ("train",), revision=CONVERTED),
         NamedDataset("pydocs", "", "PSF-2.0", _as_is, ALL_SPLITS),
         NamedDataset("xsum", "EdinburghNLP/xsum", "unknown", _xsum, ALL_SPLITS, revision=CONVERTED),
     )

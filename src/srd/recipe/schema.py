@@ -121,9 +121,6 @@ class DataConfig(Section):
     train_limit: int | None = Field(None, ge=1, description="keep so many training examples, after the split")
     validation_limit: int | None = Field(None, ge=1, description="keep so many validation examples")
     test_limit: int | None = Field(None, ge=1, description="keep so many test examples")
-    plain_text: SourceConfig | None = Field(
-        None, description="running text ({text: …} rows) for an extra language-modelling loss; see plain_text_weight"
-    )
     template: Named = Field("auto", description="auto, alpaca, chat, plain, or a text with {instruction} and {input}")
     max_length: int = Field(512, ge=8, description="prompt and response, in tokens; a longer response is cut")
     max_prompt_length: int = Field(256, ge=4, description="prompt in tokens; a longer one loses content, not its frame")
@@ -137,12 +134,6 @@ class DataConfig(Section):
     @classmethod
     def _from_string(cls, value: Any) -> Any:
         return {"train": value} if isinstance(value, str | list) else value
-
-    @field_validator("plain_text", mode="before")
-    @classmethod
-    def _is_plain_text(cls, value: Any) -> Any:
-        value = {"path": value} if isinstance(value, str | list) else value
-        return {"dataset": "plaintext", **value} if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Self:
@@ -252,9 +243,6 @@ class TrainingConfig(Section):
     temperature_scaling: Literal["paper", "all", "none"] = Field(
         "paper", description="multiply by T squared: for fkl, jsd, srkl as the paper does; for all; for none"
     )
-    plain_text_weight: float = Field(
-        1.0, ge=0, description="weight of the language-modelling loss on data.plain_text, where that is given"
-    )
     curriculum: Curriculum | None = Field(None, description="select and order the data by difficulty; none: all data")
     seed: Seed | None = Field(None, description="fixes order, dropout and student text; none: the recipe's seed")
     epochs: float = Field(8, gt=0, le=1e6, description="passes over its data, in each stage")
@@ -264,9 +252,6 @@ class TrainingConfig(Section):
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps that warm up")
     batch_size: int = Field(16, ge=1, description="examples in one optimizer step, over all processes")
     micro_batch_size: int | None = Field(None, ge=1, description="examples in one forward pass on one device")
-    max_tokens: int | None = Field(
-        None, ge=8, description="tokens, padding included, in one forward pass: larger micro-batches are cut further"
-    )
     weight_decay: float = Field(1e-2, ge=0, description="AdamW weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
     optimizer: str = Field("adamw_torch_fused", description="a name that transformers.TrainingArguments(optim=…) knows")
@@ -603,7 +588,7 @@ def shipped_recipes() -> dict[str, Path]:
 # Sections that may be written as one plain value, and the key that the value then stands for.
 SHORT_FORMS = {
     "teacher": "model", "student": "model", "data": "train", "train": "path", "validation": "path", "test": "path",
-    "plain_text": "path", "objective": "name", "method": "name",
+    "objective": "name", "method": "name",
 }  # fmt: skip
 
 

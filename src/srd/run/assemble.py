@@ -15,15 +15,12 @@ import pyarrow.parquet as pq
 import torch
 
 from srd.base import parallel
-from srd.base.errors import UserError
 from srd.base.files import fingerprint
 from srd.base.tables import column, positions, write_table
 from srd.curation.curriculum import Curriculum, Stage
 from srd.curation.ranking import rank
 from srd.curation.reflection import forget_batches, reflect
 from srd.data.batching import Collator, EncodedExamples
-from srd.data.encoding import encode_plain_text
-from srd.data.sources import load_source
 from srd.models.loading import (
     count_parameters,
     load_config,
@@ -40,7 +37,7 @@ from srd.tasks import get_task
 from srd.training.loss import HeadWeights
 from srd.training.stages import Training, check_disk
 from srd.training.teacher_cache import DTYPES, TeacherCache, cache_bytes, cache_folder
-from srd.training.trainer import PlainText, Teacher
+from srd.training.trainer import Teacher
 
 
 def parameters(source: str) -> int:
@@ -188,7 +185,6 @@ def training_of(
             stages=stages,
             seed=run.seed_of(config),
             load_teacher=load_teacher,
-            plain_text=_plain_text(run, config),
             choose_again=again,
             metrics_file=run.files.metrics,
             log_file=run.files.log(label),
@@ -217,20 +213,6 @@ def _teacher_responses(run: Run, longest: int) -> datasets.Dataset:
         return {"tokens": row["tokens"][:longest], "ended": row["ended"] and len(row["tokens"]) < longest}
 
     return datasets.Dataset.from_list([cut(row) for row in answers], features=answers.features)
-
-
-def _plain_text(run: Run, config: TrainingConfig) -> PlainText | None:
-    """Running text beside the examples, if the recipe has some; the preparing trainings do without."""
-    source = run.recipe.data.plain_text
-    if source is None or config.plain_text_weight == 0 or config not in run.recipe.arms.values():
-        return None
-    if run.encoder_decoder:
-        raise UserError("data.plain_text is for decoder-only models: an encoder-decoder has no loss on running text")
-    loaded = load_source(source, seed=run.recipe.seed)
-    rows = loaded["train"] if isinstance(loaded, datasets.DatasetDict) else loaded
-    texts = [references[0] for references in rows["references"]]
-    blocks = EncodedExamples(encode_plain_text(texts, run.tokenizer, run.recipe.data.max_length))
-    return PlainText(blocks, config.plain_text_weight, config.batch_size)
 
 
 def _teacher_loader(run: Run, cache: TeacherCache | None) -> Callable[[], Teacher]:

@@ -29,7 +29,6 @@ from srd.training.loss import LossSettings
 from srd.training.rollouts import AdaptiveOffPolicy, OnPolicy, Rollouts
 from srd.training.trainer import (
     DistillTrainer,
-    PlainText,
     Teacher,
     Validation,
     append_row,
@@ -62,7 +61,6 @@ class Training:
         stages: What each stage trains on. `reflect_again` may replace a stage's examples.
         seed: Fixes order, dropout and student text.
         load_teacher: Gives the teacher; None where the method needs none.
-        plain_text: Running text for an extra language-modelling loss, or None.
         choose_again: ``(model, stage) -> stage`` before every stage but the first; None: stages are as planned.
         metrics_file: Every logged value goes here, one JSON object a line, ...
         log_file: ... and here, where this training's are alone.
@@ -82,7 +80,6 @@ class Training:
     metrics_file: Path
     log_file: Path
     load_teacher: Callable[[], Teacher] | None = None
-    plain_text: PlainText | None = None
     choose_again: Callable[[Any, Stage], Stage] | None = None
     progress: Callable[..., None] = lambda *values: None
     _teacher: Teacher | None = field(default=None, init=False)
@@ -248,8 +245,6 @@ def make_trainer(training: Training, stage: Stage, model: Any) -> DistillTrainer
         rollouts=_stage_rollouts(training, stage),
         rollout_decoding=_rollout_decoding(config),
         subset=stage.subset,
-        plain_text=training.plain_text,
-        max_tokens=config.max_tokens,
         log_row=log_row,
     )
     trainer.add_callback(_Report(training, trainer))

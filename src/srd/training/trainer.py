@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -25,7 +24,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, Trai
 from srd.base import parallel
 from srd.base.errors import RunError, UserError
 from srd.base.files import atomic_write, disk_errors, read_json, remove, write_json
-from srd.data.batching import Collator, EncodedExamples, LengthBatches, length_sorted_batches, split_by_tokens
+from srd.data.batching import Collator, EncodedExamples, LengthBatches, length_sorted_batches
 from srd.metrics.rouge import rouge_l_many
 from srd.models.finite import blame
 from srd.models.generation import Decoding, decode_batch, generate
@@ -118,21 +117,6 @@ class Validation:
     generate: bool = True
 
 
-@dataclass
-class PlainText:
-    """Running text for a language-modelling loss beside the distillation (MiniLLM, arXiv 2306.08543, section 2.2).
-
-    Attributes:
-        examples: Blocks from `srd.data.encoding.encode_plain_text`.
-        weight: Of their mean cross-entropy a token, added to the loss.
-        batch_size: Blocks in one optimizer step, over all processes.
-    """
-
-    examples: EncodedExamples
-    weight: float
-    batch_size: int
-
-
 class DistillTrainer(Trainer):
     """A `transformers.Trainer` that distils.
 
@@ -149,9 +133,6 @@ class DistillTrainer(Trainer):
         rollouts: Who writes the responses; None: the data does.
         rollout_decoding: How the student writes.
         subset: Draw so many examples anew in every epoch; None: all.
-        plain_text: Running text for an extra language-modelling loss.
-        max_tokens: Most tokens, padding included, in one forward pass: larger micro-batches are cut further, which
-            changes neither loss nor gradient. None: no limit.
         log_row: Called with every logged row.
 
     Loss and gradient are sums over tokens divided by the valid tokens of the whole optimizer step: how it is split
@@ -172,8 +153,6 @@ class DistillTrainer(Trainer):
         rollouts: Rollouts | None = None,
         rollout_decoding: Decoding | None = None,
         subset: int | None = None,
-        plain_text: PlainText | None = None,
-        max_tokens: int | None = None,
         log_row: Callable[[dict[str, Any]], None] | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
@@ -198,8 +177,6 @@ class DistillTrainer(Trainer):
         self.validation = validation
         self.rollouts = rollouts
         self.rollout_decoding = rollout_decoding or Decoding()
-        self.plain_text = plain_text
-        self.max_tokens = max_tokens
         self.log_row = log_row
         self.model_accepts_loss_kwargs = True  # our loss is divided by the items of the whole step
         self.loss_is_scaled_for_ga = True
@@ -226,11 +203,6 @@ class DistillTrainer(Trainer):
         self._seconds_before, self._started = 0.0, time.perf_counter()
         if settings.objective and settings.weight > 0 and teacher is None:
             raise ValueError(f"the objective '{settings.objective}' needs a teacher")
-        if max_tokens is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise UserError(
-                "training.max_tokens lets processes take different numbers of forward passes, which FSDP and DeepSpeed "
-                "cannot do. Use training.micro_batch_size instead."
-            )
 
     # ------------------------------------------------------------------------------------------------------ batches
 
@@ -254,33 +226,18 @@ class DistillTrainer(Trainer):
             rows, by_student = replace_responses(
                 rows, self.rollouts, self.state.global_step, self.state.max_steps, self._write
             )
-        if by_student or self.max_tokens is not None:
-            samples = [self._within_budget(own, by_student) for own in rows]
-        count = sum(len(part["targets"]) for batch in samples for part in batch.get("parts", [batch]))
-        items = torch.tensor(count, device=device)
+        if by_student:
+            samples = [self._by_student(own) for own in rows]
+        items = torch.tensor(sum(len(batch["targets"]) for batch in samples), device=device)
         if self.args.world_size > 1:
             items = self.accelerator.reduce(items, "sum")
-        if self.plain_text is not None and samples:
-            samples[0]["plain_text"] = self._plain_batch(self.plain_text)
         return samples, items.clamp(min=1)
 
-    def _plain_batch(self, text: PlainText) -> dict[str, Any]:
-        """This process's share of the running text of an optimizer step, and the tokens of the whole."""
-        random = np.random.default_rng([self.args.seed, self.state.global_step])
-        chosen = random.choice(len(text.examples), text.batch_size, replace=text.batch_size > len(text.examples))
-        own = chosen[self.args.process_index :: self.args.world_size]
-        items = sum(len(text.examples.responses[i]) for i in chosen)
-        return {**self.collator([text.examples[int(i)] for i in own]), "items": torch.tensor(items)}
-
-    def _within_budget(self, rows: list[dict[str, Any]], by_student: bool) -> dict[str, Any]:
-        """A micro-batch; one with more tokens than `max_tokens` as ``parts`` that are taken one after another."""
-        parts = []
-        for part in split_by_tokens(rows, self.max_tokens, packed=self.collator.packed):
-            batch = {**self.collator(part), "ids": [row["id"] for row in part]}
-            if by_student:  # no cross-entropy on what the student wrote itself
-                batch["reference"] = torch.zeros(len(batch["targets"]))
-            parts.append(batch)
-        return parts[0] if len(parts) == 1 else {**parts[0], "parts": parts}
+    def _by_student(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """A micro-batch of the student's own answers, on which there is no cross-entropy."""
+        batch = {**self.collator(rows), "ids": [row["id"] for row in rows]}
+        batch["reference"] = torch.zeros(len(batch["targets"]))
+        return batch
 
     @torch.no_grad()
     def _write(self, rows: list[dict[str, Any]]) -> list[list[int]]:
@@ -321,20 +278,6 @@ class DistillTrainer(Trainer):
 
     # --------------------------------------------------------------------------------------------------------- loss
 
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """Forward and backward of a micro-batch, part by part where it is over the token budget."""
-        parts = inputs.get("parts")
-        if parts is None:
-            return super().training_step(model, inputs, num_items_in_batch)
-        if "plain_text" in inputs:
-            parts[0]["plain_text"] = inputs["plain_text"]
-        losses = []
-        for part in parts[:-1]:
-            with self.accelerator.no_sync(model):  # processes meet once, at the last part
-                losses.append(super().training_step(model, part, num_items_in_batch))
-        losses.append(super().training_step(model, parts[-1], num_items_in_batch))
-        return torch.stack(losses).sum()
-
     def compute_loss(
         self,
         model: Any,
@@ -346,10 +289,6 @@ class DistillTrainer(Trainer):
         count = len(inputs["targets"]) if num_items_in_batch is None else num_items_in_batch
         items = torch.as_tensor(count, device=inputs["targets"].device).clamp(min=1)
         loss, parts = self.loss_of(model, inputs, items)
-        plain = inputs.get("plain_text")
-        if plain is not None and self.plain_text is not None:
-            language_loss, _ = self.loss_of(model, plain, plain["items"], LossSettings())
-            loss = loss + self.plain_text.weight * language_loss
         if not torch.isfinite(loss):
             raise RunError(
                 f"the loss is {loss.item()} at step {self.state.global_step} (stage folder {self.args.output_dir}). "

@@ -11,7 +11,7 @@ from srd.recipe.schema import Recipe
 from srd.run.assemble import cache_dtype, training_of
 from srd.run.context import Run
 from srd.run.costs import Facts, Phase, training_phase
-from srd.run.identity import plugins_identity, source_identity
+from srd.run.identity import plugins_identity
 from srd.run.steps.base import Step, Summary
 from srd.run.steps.student import Student, needs_teacher, runs_live, teaching_steps
 from srd.run.steps.teacher import Teacher
@@ -44,8 +44,6 @@ class Training(Step):
         recipe, config = run.recipe, run.recipe.arms[self.label]
         found: list[Any] = [config.model_dump(exclude={"log_to"}), run.encoding, recipe.seed]
         found += [recipe.generation.model_dump(exclude={"engine"}), plugins_identity(recipe)]
-        if recipe.data.plain_text is not None:
-            found.append(source_identity(recipe.data.plain_text))
         if needs_teacher(config):
             found.append(cache_dtype(run) if recipe.cache.enabled is not False else None)
         return found
