@@ -1,0 +1,117 @@
+"""Things that are found by name: scores, methods, divergences, tasks.
+
+A name is a file of the registry's package, which registers what it holds when it is imported. Listing the names looks
+at the folder and imports nothing; asking for one imports its file alone. A user's plugin registers more, and so do
+installed packages, by an entry point in the group ``srd.<kind>s``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from typing import Generic, TypeVar
+
+from srd.base.errors import UserError, nearest
+
+T = TypeVar("T")
+NO_NAMES = ("base",)  # files of a package that are no names
+
+
+class Registry(Generic[T]):
+    """What there is of one kind, by name.
+
+    Args:
+        kind: One word, such as ``score``.
+        package: Whose files are the names.
+        unknown: How a name that is not there is refused; ``{}`` stands for it.
+    """
+
+    def __init__(self, kind: str, package: str, unknown: str = "") -> None:
+        self.kind = kind
+        self.package = package
+        self.unknown = unknown or f"unknown {kind} '{{}}'"
+        self.aliases: dict[str, str] = {}  # of what is registered by now: alias -> name
+        self._registered: dict[str, T] = {}
+
+    @cached_property
+    def _files(self) -> tuple[str, ...]:
+        spec = importlib.util.find_spec(self.package)
+        folders = list(spec.submodule_search_locations or ()) if spec else []
+        names = [module.name for module in pkgutil.iter_modules(folders)]
+        return tuple(name for name in names if name not in NO_NAMES and not name.startswith("_"))
+
+    @cached_property
+    def _entry_points(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=f"srd.{self.kind}s")}
+
+    def register(self, name: str, *, aliases: Iterable[str] = ()) -> Callable[[T], T]:
+        """Register what it decorates under ``name``, and under other names that mean the same.
+
+        Raises:
+            UserError: a name is taken.
+        """
+
+        def decorate(value: T) -> T:
+            self._read_files_before(name)
+            names = (name, *aliases)
+            for each in names:
+                if each in self._registered or each in self.aliases or (each in self._files and each != name):
+                    raise UserError(f"there is a {self.kind} '{each}' already: register yours under another name")
+            self._registered[name] = value
+            self.aliases.update(dict.fromkeys(names[1:], name))
+            return value
+
+        return decorate
+
+    def _read_files_before(self, name: str) -> None:
+        """Read all files before something from elsewhere is registered: they come first, and know their aliases."""
+        if f"{self.package}.{name}" not in sys.modules:
+            for file in self._files:
+                importlib.import_module(f"{self.package}.{file}")
+
+    def names(self) -> list[str]:
+        """All names, without aliases."""
+        return sorted({*self._files, *self._registered, *self._entry_points})
+
+    def name_of(self, name: str) -> str:
+        """The name that an alias stands for, and any other name itself.
+
+        Raises:
+            UserError: there is none; the message suggests the nearest.
+        """
+        if name in self.names():
+            return name
+        for file in self._files:  # an alias is known when its file is read
+            importlib.import_module(f"{self.package}.{file}")
+        if name not in self.aliases:
+            raise UserError(f"{self.unknown.format(name)}; {nearest(name, [*self.names(), *self.aliases])}")
+        return self.aliases[name]
+
+    def get(self, name: str) -> T:
+        """What has this name or alias; its file is imported.
+
+        Raises:
+            UserError: there is none; the message suggests the nearest name.
+        """
+        name = self.name_of(name)
+        if name not in self._registered and name in self._files:
+            importlib.import_module(f"{self.package}.{name}")
+        elif name not in self._registered:
+            self._load(self._entry_points[name])
+        return self._registered[name]
+
+    def _load(self, point: EntryPoint) -> None:
+        """Import what an entry point names: the thing itself, or a module that registers it."""
+        try:
+            value = point.load()
+        except Exception as error:
+            raise UserError(
+                f"the {self.kind} '{point.name}' of an installed package cannot be imported: {error}"
+            ) from error
+        if point.name not in self._registered:
+            self.register(point.name)(value)
