@@ -9,18 +9,18 @@ import argparse
 import csv
 from pathlib import Path
 
-from benchmarks import figures
 from benchmarks.run import PLOTS, ROOT
-from benchmarks.tables import write_document
+from benchmarks.tables import write_document, write_plot
+from srd.report.plots import Interval, interval_plot
 
 DOCUMENT = ROOT / "docs" / "evidence.md"
 
 
-def differences(folder: Path) -> list[figures.Interval]:
+def differences(folder: Path) -> list[Interval]:
     """Each row's difference from its reference with its interval, in the order of the table, where it has one."""
     with open(folder / "results.csv", encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["Low"]]
-    return [(row["Run"], float(row["Difference"]), float(row["Low"]), float(row["High"])) for row in rows]
+    return [Interval(row["Run"], float(row["Difference"]), float(row["Low"]), float(row["High"])) for row in rows]
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
         table = (folder / "results.md").read_text(encoding="utf-8")
         write_document(DOCUMENT, {folder.name: table})
         title = f"{folder.name}: difference in ROUGE-L from the reference, 95 % interval"
-        figures.intervals(PLOTS / f"{folder.name}.svg", title, differences(folder))
+        write_plot(PLOTS / f"{folder.name}.svg", interval_plot(differences(folder), title=title))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks import figures
 from srd.base.files import atomic_write
+from srd.base.text import duration
+from srd.report.plots import Bar, Series, bar_plot, log_plot
 from srd.report.tables import Cell, Column, Table, to_markdown
-from srd.report.words import duration
 
 Result = dict[str, Any]
 
@@ -263,38 +263,61 @@ def write_document(path: Path, written: dict[str, str]) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+#: Colours of a plot's lines, of the report's style sheet.
+COLORS = ("var(--arm-srd)", "var(--arm-kd)", "var(--arm-1)")
+
+
+def write_plot(path: Path, drawing: str) -> None:
+    """Write a plot as a file of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as partial:
+        partial.write_text(f"{drawing.strip()}\n", encoding="utf-8")
+
+
 def write_plots(folder: Path, results: Result) -> None:
     """The bars of each setting, and a plot for every scale."""
     for profile, batch in settings_of(results):
         setting = f"{profile}/{batch}"
-        values = [
-            (label, seconds, duration(seconds))
+        bars = [
+            Bar(label, seconds, duration(seconds), COLORS[0] if label.startswith("ours") else "var(--bar)")
             for system, label in SYSTEMS.items()
             if (seconds := schedule_seconds(results, setting, system)) is not None
         ]
         title = f"SRD schedule, {EXAMPLES:,} examples, {profile}, batch {batch}"
-        figures.bars(folder / f"schedule-{profile}-{batch}.svg", title, values)
+        write_plot(folder / f"schedule-{profile}-{batch}.svg", bar_plot(bars, title=title, file=True))
 
-    def points(prefix: str, suffix: str = "", key: str = "seconds", factor: float = 1.0) -> list[tuple[float, float]]:
-        return [(size, factor * results[name + suffix][key]) for size, name in numbered(results, prefix)]
+    def points(prefix: str, suffix: str = "", key: str = "seconds") -> list[tuple[float, float]]:
+        return [(size, results[name + suffix][key]) for size, name in numbered(results, prefix)]
 
-    draw = figures.log_lines
-    draw(folder / "ranking.svg", "Ranking", "rows", "seconds", [("ranking", points("ranking"))])
     step = results.get("dolly/16/ours", {}).get("seconds", 0.0)
     training = [(size, step * steps_of(size, 16)) for size, _ in numbered(results, "examples") if step]
-    lines = [("training", training), ("of which loading", points("examples"))]
-    draw(folder / "examples.svg", "One epoch, batch 16", "examples", "seconds", lines)
-    for prefix, title, label in (
-        ("length", "A step of 4 examples", "response tokens"),
-        ("batch", "A step, Dolly-like lengths", "examples in the step"),
-    ):
-        lines = [("KD", points(prefix, "/ours")), ("SFT", points(prefix, "/sft"))]
-        draw(folder / f"{prefix}.svg", title, label, "seconds", lines)
-    lines = [
-        ("ours, KD", points("vocabulary", key="ours")),
-        ("unfused KD", points("vocabulary", key="unfused")),
-        ("ours, cross-entropy alone", points("vocabulary", key="cross_entropy")),
-    ]
-    draw(folder / "vocabulary.svg", "Loss path, 256 tokens", "vocabulary", "seconds", lines)
-    lines = [(label, points(f"memory_{work}", key="resident")) for work, label in MEMORY_LABELS.items()]
-    draw(folder / "memory.svg", "Peak memory, mapped pages included", "rows", "GB", lines)
+    vocabulary = {"ours, KD": "ours", "unfused KD": "unfused", "ours, cross-entropy alone": "cross_entropy"}
+    memory = {label: points(f"memory_{work}", key="resident") for work, label in MEMORY_LABELS.items()}
+    # name of the file: title, x axis, y axis, lines
+    plots: dict[str, tuple[str, str, str, dict[str, list[tuple[float, float]]]]] = {
+        "ranking": ("Ranking", "rows", "seconds", {"ranking": points("ranking")}),
+        "examples": (
+            "One epoch, batch 16", "examples", "seconds", {"training": training, "of which loading": points("examples")}
+        ),
+        "length": (
+            "A step of 4 examples", "response tokens", "seconds",
+            {"KD": points("length", "/ours"), "SFT": points("length", "/sft")},
+        ),
+        "batch": (
+            "A step, Dolly-like lengths", "examples in the step", "seconds",
+            {"KD": points("batch", "/ours"), "SFT": points("batch", "/sft")},
+        ),
+        "vocabulary": (
+            "Loss path, 256 tokens", "vocabulary", "seconds",
+            {label: points("vocabulary", key=key) for label, key in vocabulary.items()},
+        ),
+        "memory": ("Peak memory, mapped pages included", "rows", "GB", memory),
+    }  # fmt: skip
+    for name, (title, x_label, y_label, lines) in plots.items():
+        drawn = {label: line for label, line in lines.items() if line}
+        series = [
+            Series(label, color, line, [f"{label}: {y:.3g}" for _, y in line])
+            for (label, line), color in zip(drawn.items(), COLORS, strict=False)
+        ]
+        if series:
+            write_plot(folder / f"{name}.svg", log_plot(series, title=title, x_label=x_label, y_label=y_label))

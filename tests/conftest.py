@@ -18,6 +18,7 @@ import torch
 from srd.base.console import set_up_logging
 from srd.base.files import read_json
 from srd.recipe.schema import validate_recipe
+from srd.report.page import build_report
 from srd.run.context import Run
 from srd.run.flow import advance, run_all, training_steps
 from tests.tiny import save_tiny
@@ -92,10 +93,11 @@ class TinyRun:
         return run
 
     def run(self, run_dir: Path | None = None) -> Run:
-        """Go through the whole flow."""
+        """Go through the whole flow, report included."""
         run = self.open(run_dir)
         try:
             run_all(run)
+            build_report(run.folder)
         finally:
             close(run)
         return run

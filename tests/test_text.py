@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from srd.base.console import Terminal
-from srd.base.text import escape_html, visible
+from srd.base.text import change, count, duration, escape_html, percent, shorten, signed, visible
 from tests.report.test_page import OBEYED
 
 HOSTILE = "".join(f"{chr(code)}x" for code in OBEYED)
@@ -57,3 +57,49 @@ def test_what_is_no_command_stays() -> None:
     assert escape_html('<a\r\nb & "c"') == "&lt;a\nb &amp; &quot;c&quot;"
     assert escape_html("abcdef", longest=4) == "abcd… (cut: 2 more characters)"
     assert visible("\ud800\ufeff\U000e0041") == r"\ud800\ufeff\U000e0041"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (4.21, "4.2 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (312, "5 min 12 s"),
+        (7490, "2 h 05 min"),
+    ],
+)
+def test_duration_has_two_units_at_most(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(675, "675"), (11_430, "11,430"), (134_515_008, "135 M"), (63.7e6, "63.7 M"), (1.5e9, "1.5 B")],
+)
+def test_count(number: float, text: str) -> None:
+    assert count(number) == text
+
+
+def test_signed_has_no_sign_at_zero() -> None:
+    assert signed(0.84) == "+0.8"
+    assert signed(-0.84) == "\N{MINUS SIGN}0.8"
+    assert signed(-0.04) == "0.0"
+
+
+def test_change_names_the_direction() -> None:
+    wording = {"less": "less time", "more": "more time", "same": "as much time"}
+    assert change(72, 100, **wording) == "28% less time"
+    assert change(112, 100, **wording) == "12% more time"
+    assert change(100.2, 100, **wording) == "as much time"
+    assert change(5, 0, **wording) == ""
+
+
+def test_shorten_keeps_the_limit() -> None:
+    assert shorten("abcdef", 6) == "abcdef"
+    assert shorten("abcdefg", 6) == "abcde…"
+
+
+def test_percent_does_not_round_something_to_nothing() -> None:
+    assert [percent(x) for x in (0, 0.001, 0.75)] == ["0%", "<1%", "75%"]

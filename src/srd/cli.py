@@ -76,10 +76,18 @@ def open_run(recipe: str, overrides: list[str] | None, run_dir: Path | None) -> 
 def finish(run: Any) -> None:
     """The last screen: what was gained, what it cost, where everything is."""
     from srd.base import parallel
-    from srd.report import print_summary
+    from srd.report.summary import print_summary
 
     if parallel.is_main():
         print_summary(run.folder, console)
+
+
+def write_report(run: Any) -> Path | None:
+    """Write the report from whatever the run directory holds."""
+    from srd.base import parallel
+    from srd.report.page import build_report
+
+    return build_report(run.folder) if parallel.is_main() else None
 
 
 @app.command("run")
@@ -89,6 +97,7 @@ def run_command(recipe: RecipeArgument, overrides: Overrides = None, run_dir: Ru
 
     run = open_run(recipe, overrides, run_dir)
     run_all(run)
+    write_report(run)
     finish(run)
 
 
@@ -148,11 +157,11 @@ def _folder(path: Path) -> Path:
 
 
 def _step(name: str, recipe: str, overrides: list[str] | None, run_dir: Path | None) -> Any:
-    from srd.run.flow import advance, run_report, training_steps
+    from srd.run.flow import advance, training_steps
 
     run = open_run(recipe, overrides, run_dir)
     if name == "report":
-        return run, run_report(run)
+        return run, write_report(run)
     advance(run, *(training_steps(run.recipe) if name == "training" else [name]))
     return run, None
 
@@ -345,7 +354,8 @@ def sweep_command(
     list_cells: Annotated[bool, typer.Option("--list", help="List the cells and their state, run nothing.")] = False,
 ) -> None:
     """Run a recipe under many settings and compare them in one table. Running it again makes what is missing."""
-    from srd.sweep import Sweep, find_sweep
+    from srd.sweep.runner import Sweep
+    from srd.sweep.settings import find_sweep
 
     set_up_logging()
     opened = Sweep(find_sweep(sweep), folder, overrides)

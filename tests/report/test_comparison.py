@@ -15,7 +15,7 @@ from srd.report.comparison import (
     overall_score,
     primary_metrics,
 )
-from srd.report.run_files import RANKED, RunFiles
+from srd.report.reading import RANKED, RunFiles
 from srd.report.tables import Measure
 
 RECIPE = {"training": {"curriculum": {"score": "fused"}}, "baselines": {"kd": {"curriculum": None}}}
@@ -167,5 +167,5 @@ def test_an_interval_of_another_difference_decides_nothing(change: dict[str, Any
 
 
 def test_nothing_to_say_without_a_trained_model() -> None:
-    assert say(make_run({"teacher": {"test": scores(30)}})) == []
-    assert say(make_run({})) == []
+    assert say(make_run({"teacher": {"test": scores(30)}})) == ["Nothing has been compared yet."]
+    assert say(make_run({})) == ["Nothing has been compared yet."]

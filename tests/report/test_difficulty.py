@@ -7,8 +7,9 @@ import math
 import pyarrow as pa
 import pytest
 
-from srd.report.difficulty import corruption_table, detection_auc, examples_to_show, sample_evenly
-from srd.report.run_files import RANKED
+from srd.curation.inspect import examples_to_show, sample_evenly
+from srd.report.difficulty import corruption_table, detection_auc
+from srd.report.reading import RANKED
 
 
 def ranked_rows(count: int, kept: int) -> pa.Table:

@@ -13,9 +13,10 @@ import pytest
 from rich.console import Console
 
 from srd.base.errors import UserError
-from srd.report import build_report, print_summary, summary_lines
 from srd.report.figures import logged, stage_bands
-from srd.report.run_files import read_json_lines, read_run
+from srd.report.page import build_report
+from srd.report.reading import read_json_lines, read_run
+from srd.report.summary import print_summary, summary_lines
 from tests.report.fake_run import RECIPE, write_lines, write_parquet, write_run, write_text
 
 

@@ -7,7 +7,21 @@ from xml.etree import ElementTree
 
 import pytest
 
-from srd.report.plots import Band, Bar, Series, bar_plot, legend, line_plot, nice_ticks, scatter_plot, thin
+from srd.report.plots import (
+    Axis,
+    Band,
+    Bar,
+    Interval,
+    Series,
+    bar_plot,
+    interval_plot,
+    legend,
+    line_plot,
+    log_plot,
+    nice_ticks,
+    scatter_plot,
+    thin,
+)
 
 
 @pytest.mark.parametrize(
@@ -92,3 +106,32 @@ def test_thinning_keeps_means() -> None:
     assert len(thinned) == 100
     assert thinned[0] == (4.5, 0.5)
     assert thin(points[:50], 100) == points[:50]
+
+
+def test_logarithmic_axes() -> None:
+    axis = Axis("rows", 10, 100_000, log=True)
+    assert [axis.at(value) for value in (10, 1000, 100_000)] == pytest.approx([0, 50, 100])
+    assert [text for _, text in axis.ticks] == ["10", "100", "1k", "10k", "100k"]
+    assert [text for _, text in Axis("rows", 0.9, 5, log=True).ticks] == ["1", "2", "4"]
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def test_files_stand_alone() -> None:
+    lines = [Series("ours", "var(--arm-srd)", [(1, 1), (10, 10), (100, 100)])]
+    tree = parse(log_plot(lines, title="<speed>", x_label="rows", y_label="seconds"))
+    assert tree.tag == f"{SVG}svg" and tree.get("aria-label") == "<speed>"
+    assert "--arm-srd:" in (tree.findtext(f"{SVG}style") or "")
+    assert [circle.get("cx") for circle in tree.iter(f"{SVG}circle") if circle.get("class")] == [
+        "0.00%", "50.00%", "100.00%"]  # fmt: skip
+    assert parse(bar_plot([Bar("a", 1, "1 s", "red")], title="t", file=True)).get("viewBox") == "0 0 640 156"
+
+
+def test_intervals_beside_zero_are_in_colour() -> None:
+    rows = [Interval("up", 1, 0.5, 2), Interval("level", 0, -1, 1), Interval("down", -1, -2, -0.5)]
+    tree = parse(interval_plot(rows, title="t"))
+    dots = [(dot.get("cx"), (dot.get("style") or "").split(":")[1]) for dot in tree.iter(f"{SVG}circle")]
+    assert dots == [("75.00%", "var(--arm-srd)"), ("50.00%", "var(--soft)"), ("25.00%", "var(--dropped)")]
+    assert tree.find(f".//{SVG}title") is not None
+    assert "up: +1.00 (+0.50 to +2.00)" in [title.text for title in tree.iter(f"{SVG}title")]

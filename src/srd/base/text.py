@@ -1,8 +1,9 @@
-"""Text from data, models and machines, made fit to be shown: nothing in it moves a cursor or turns a line around."""
+"""Text fit to be shown: numbers as a reader wants them, and nothing that moves a cursor or turns a line around."""
 
 from __future__ import annotations
 
 import html
+import math
 import re
 
 #: Longest text of one place in a page: a whole file in one field would make a page that no browser opens.
@@ -27,3 +28,55 @@ def escape_html(text: str, quote: bool = True, longest: int = LONGEST) -> str:
     if len(text) > longest:
         text = f"{text[:longest].rstrip()}… (cut: {len(text) - longest:,} more characters)"
     return html.escape(visible(text.replace("\r\n", "\n")), quote)
+
+
+def shorten(text: str, limit: int) -> str:
+    """Cut ``text`` to ``limit`` characters at most, an ellipsis included."""
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def duration(seconds: float) -> str:
+    """Write a time span with two units at most: ``4.2 s``, ``5 min 12 s``, ``2 h 05 min``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if round(seconds) < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def count(number: float) -> str:
+    """Write how many: ``11,430``, ``135 M``, ``1.5 B``."""
+    for size, unit in ((1e9, "B"), (1e6, "M")):
+        if number >= size:
+            scaled = number / size
+            return f"{scaled:.0f} {unit}" if scaled >= 100 else f"{scaled:.1f} {unit}"
+    return f"{number:,.0f}"
+
+
+def signed(number: float, digits: int = 1) -> str:
+    """Write a difference with its sign, a true minus included: ``+0.8``; zero has none."""
+    text = f"{abs(number):.{digits}f}"
+    if float(text) == 0:
+        return text
+    return ("+" if number > 0 else "\N{MINUS SIGN}") + text
+
+
+def percent(fraction: float, digits: int = 0) -> str:
+    """Write a fraction (0..1) as a percentage: ``0.75`` -> ``75%``."""
+    if digits == 0 and 0 < fraction < 0.005:
+        return "<1%"
+    return f"{100 * fraction:.{digits}f}%"
+
+
+def change(new: float, old: float, *, less: str, more: str, same: str) -> str:
+    """Say how a cost compares: ``28% less``; ``same`` within half a percent, nothing for an old of 0."""
+    if old <= 0 or not math.isfinite(new / old):
+        return ""
+    ratio = new / old - 1
+    if abs(ratio) < 0.005:
+        return same
+    return f"{percent(abs(ratio))} {less if ratio < 0 else more}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -617,39 +617,54 @@ def _another(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 def find_recipe(name: str, beside: Path | None = None) -> Path:
     """The file of a recipe given by path, by a path beside the recipe that names it, or by a shipped name."""
+    hidden = recipe_folder() / f"{name}.yaml"
+    shipped = {**({name: hidden} if hidden.is_file() else {}), **shipped_recipes()}
+    return find_file(name, "recipe", shipped, beside, " `srd recipes` describes them.")
+
+
+def find_file(name: str, kind: str, shipped: Mapping[str, Path], beside: Path | None, hint: str = "") -> Path:
+    """The file of a recipe or a sweep given by path, by a path beside the file that names it, or by a shipped name."""
     for path in (Path(name), *([beside.parent / name] if beside else [])):
         if path.is_file():
             return path
-    shipped = shipped_recipes()
     if name in shipped:
         return shipped[name]
-    hidden = recipe_folder() / f"{name}.yaml"
-    if hidden.is_file():
-        return hidden
     if name.endswith((".yaml", ".yml")) or "/" in name:
-        raise UserError(f"no recipe file '{name}'. Give an existing YAML file or a shipped name: {', '.join(shipped)}")
-    raise UserError(f"unknown recipe '{name}'; {nearest(name, shipped)}. `srd recipes` describes them.")
+        raise UserError(f"no {kind} file '{name}'. Give an existing YAML file or a shipped name: {', '.join(shipped)}")
+    raise UserError(f"unknown {kind} '{name}'; {nearest(name, shipped)}{'.' if hint else ''}{hint}")
 
 
-def read_recipe(path: Path, chain: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a recipe file with everything it extends, as plain data."""
+def read_recipe(
+    path: Path, chain: tuple[Path, ...] = (), kind: str = "recipe", find: Callable[..., Path] = find_recipe
+) -> dict[str, Any]:
+    """Read a recipe file (or a sweep's) with everything it extends, as plain data."""
     path = path.resolve()
     if path in chain:
         loop = " -> ".join(step.name for step in (*chain[chain.index(path) :], path))
-        raise UserError(f"{path}: the recipe extends itself ({loop}). Remove one `extends:`.")
+        raise UserError(f"{path}: the {kind} extends itself ({loop}). Remove one `extends:`.")
     content = read_yaml(path)
     content = {} if content is None else content
     if not isinstance(content, dict):
-        raise UserError(f"{path}: a recipe is a mapping of settings, but this is a {type(content).__name__}")
+        raise UserError(f"{path}: a {kind} is a mapping of settings, but this is a {type(content).__name__}")
     parents = content.pop("extends", None)
     parents = [] if parents is None else [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(parent, str) and parent.strip() for parent in parents):
-        raise UserError(f"{path}: extends: give the name of a recipe, or a list of names, not {parents!r:.80}")
+        raise UserError(f"{path}: extends: give the name of a {kind}, or a list of names, not {parents!r:.80}")
     base: dict[str, Any] = {}
     for parent in parents:
-        base = merge(base, read_recipe(find_recipe(parent, beside=path), (*chain, path)))
+        base = merge(base, read_recipe(find(parent, beside=path), (*chain, path), kind, find))
     content.setdefault("name", path.stem)
     return merge(base, content)
+
+
+def nested(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn dotted keys into nested data: ``{"training.epochs": 2}`` into ``{"training": {"epochs": 2}}``."""
+    result: dict[str, Any] = {}
+    for key, value in changes.items():
+        for part in reversed(str(key).split(".")):
+            value = {part: value}
+        result = merge(result, value)
+    return result
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
@@ -660,9 +675,7 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         if not separator or not all(part.strip() for part in key.split(".")):
             raise UserError(f"'{text}' is no override. Write key.path=value, such as training.learning_rate=1e-4")
         parsed = parse_yaml(value, f"'{text}': the value")
-        for part in reversed(key.strip().split(".")):
-            parsed = {part: parsed}
-        result = merge(result, parsed)
+        result = merge(result, nested({key.strip(): parsed}))
     return result
 
 
@@ -698,26 +711,26 @@ def load_plugins(plugins: Any) -> None:
 ALTERNATIVE = re.compile(r"str|int|float|bool|(constrained-|list\[|dict\[|literal\[|function-).*")
 
 
-def describe_mistakes(error: ValidationError) -> str:
-    """All mistakes, a line for each key."""
+def describe_mistakes(error: ValidationError, root: type[BaseModel] | None = None) -> str:
+    """All mistakes in a recipe, or in what ``root`` describes, a line for each key."""
     by_key: dict[str, list[str]] = {}
     for item in error.errors():
-        key, _, message = describe_mistake(item).partition(": ")
+        key, _, message = describe_mistake(item, root).partition(": ")
         by_key.setdefault(key, []).append(message)
     lines = "".join(f"\n  {key}: {'; or '.join(dict.fromkeys(messages))}" for key, messages in by_key.items())
     return f"{len(by_key)} mistake{'' if len(by_key) == 1 else 's'}:{lines}"
 
 
-def describe_mistake(item: Any) -> str:
+def describe_mistake(item: Any, root: type[BaseModel] | None = None) -> str:
     """One line for one pydantic error: key, value, what is wrong, what is meant."""
     location = list(item["loc"])
     # Under `method` pydantic puts the method's name, which is no key of the recipe; a baseline's name is one.
     keys = [part for before, part in itertools.pairwise([None, *location]) if _is_key(before, part)]
     key = ".".join(str(part) for part in keys) or "recipe"
     if item["type"] == "extra_forbidden":
-        return f"{key}: unknown key; {nearest(str(location[-1]), known_keys(location[:-1]))}"
+        return f"{key}: unknown key; {nearest(str(location[-1]), known_keys(location[:-1], root))}"
     if item["type"] == "missing":
-        return f"{key}: missing. {field_description(location)}".rstrip()
+        return f"{key}: missing. {field_description(location, root)}".rstrip()
     message = re.sub(r" or (instance of \w+|object to extract fields from)$", "", item["msg"])
     message = message.removeprefix("Value error, ")
     value = item.get("input")
@@ -729,7 +742,9 @@ def _is_key(before: Any, part: Any) -> bool:
     """Whether a part of a place stands in the recipe, and not in pydantic's alternatives alone."""
     if before == "method" and part in METHODS:
         return False
-    return before in ("baselines", "columns") or not (isinstance(part, str) and ALTERNATIVE.fullmatch(part))
+    return before in ("baselines", "columns", "cells", "grid") or not (
+        isinstance(part, str) and ALTERNATIVE.fullmatch(part)
+    )
 
 
 def _section_of(annotation: Any) -> list[type[BaseModel]]:
@@ -739,8 +754,8 @@ def _section_of(annotation: Any) -> list[type[BaseModel]]:
     return [section for part in typing.get_args(annotation) for section in _section_of(part)]
 
 
-def _sections_at(location: list[Any]) -> list[type[BaseModel]]:
-    sections: list[type[BaseModel]] = [Recipe]
+def _sections_at(location: list[Any], root: type[BaseModel] | None = None) -> list[type[BaseModel]]:
+    sections: list[type[BaseModel]] = [root or Recipe]
     for part in location:
         found = [
             inner
@@ -753,14 +768,14 @@ def _sections_at(location: list[Any]) -> list[type[BaseModel]]:
     return sections
 
 
-def known_keys(location: list[Any]) -> set[str]:
+def known_keys(location: list[Any], root: type[BaseModel] | None = None) -> set[str]:
     """The keys that are allowed at a place in the recipe."""
-    return {key for section in _sections_at(location) for key in section.model_fields}
+    return {key for section in _sections_at(location, root) for key in section.model_fields}
 
 
-def field_description(location: list[Any]) -> str:
+def field_description(location: list[Any], root: type[BaseModel] | None = None) -> str:
     """What the field at a place is for."""
-    for section in _sections_at(location[:-1]):
+    for section in _sections_at(location[:-1], root):
         if location and location[-1] in section.model_fields:
             return section.model_fields[location[-1]].description or ""
     return ""

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from pyarrow import compute
 
 from srd.base.files import atomic_write
-from srd.base.text import escape_html as escape
-from srd.report import words
+from srd.base.text import duration
 from srd.report.answers import training_answers, unseen_answers
 from srd.report.comparison import (
     COST_COLUMNS,
+    GIVEN_MODELS,
     Model,
     comparison_table,
     headline,
@@ -29,211 +29,128 @@ from srd.report.figures import (
     difficulty_map,
     preparation_curves,
     score_bars,
+    step_seconds,
     time_bars,
     training_curves,
 )
-from srd.report.run_files import RunFiles, read_run
+from srd.report.html import render
+from srd.report.reading import RunFiles, read_run
 from srd.report.tables import to_html
+
+SECTIONS = ("comparison", "training", "difficulty", "examples", "recipe", "time", "record")
 
 
 def build_report(run_dir: Path) -> Path:
-    """Write ``report/index.html`` of a run, whatever part of the run there is, and return its path.
+    """Write the page of a run, whatever part of the run there is, and return its path.
 
     Raises:
         UserError: ``run_dir`` is no run directory, or one of its files is damaged.
     """
     run = read_run(Path(run_dir))
-    target = run.run_dir / "report" / "index.html"
-    with atomic_write(target) as partial:
+    with atomic_write(run.files.report) as partial:
         partial.write_text(page(run), encoding="utf-8")
-    return target
+    return run.files.report
 
 
 def page(run: RunFiles) -> str:
-    """Write the whole page."""
+    """Write the whole page: what each section shows, filled into the template."""
     models = models_of(run)
-    sections = [
-        ("comparison", "Comparison", comparison_section(run, models)),
-        ("training", "Training", training_section(run)),
-        ("difficulty", "Difficulty", difficulty_section(run)),
-        ("examples", "Examples", examples_section(run, models)),
-        ("recipe", "Recipe", recipe_section(run)),
-        ("time", "Time", time_section(run)),
-        ("record", "Record", record_section(run)),
-    ]
-    body = "".join(
-        f'<section id="{name}" aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>{content}</section>'
-        for name, title, content in sections
-    )
-    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
-    name = run_name(run)
-    style = files("srd.report").joinpath("style.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>{escape(name)} · SRD report</title>'
-        f"<style>{style}</style></head><body><header>{header(run, models, name)}<nav>{links}</nav></header>"
-        f"<main>{body}</main></body></html>\n"
-    )
-
-
-def header(run: RunFiles, models: list[Model], name: str) -> str:
-    """Write the name of the run and, in plain words, what came of it."""
     finished = max((str(step["finished"]) for step in run.steps.values() if step.get("finished")), default="")
-    about = " · ".join(part for part in (escape(recipe_models(run)), escape(finished[:10])) if part)
-    sentences = headline(run, models)
-    if sentences:
-        lead = f'<p class="lead">{escape(sentences[0])}</p>'
-        lead += f'<p class="sublead">{escape(" ".join(sentences[1:]))}</p>' if sentences[1:] else ""
-    else:
-        lead = '<p class="lead">Nothing has been compared yet.</p>'
-    return f'<p class="eyebrow">SRD report</p><h1>{escape(name)}</h1><p class="about">{about}</p>{lead}'
-
-
-def run_name(run: RunFiles) -> str:
-    """Return the recipe's name, else the run directory's."""
-    return str(run.recipe.get("name") or run.run_dir.resolve().name)
+    shown: dict[str, Any] = {
+        "kind": "SRD report",
+        "name": str(run.recipe.get("name") or run.run_dir.resolve().name),
+        "about": " · ".join(part for part in (recipe_models(run), finished[:10]) if part),
+        "lead": headline(run, models),
+        "sections": {name: name.capitalize() for name in SECTIONS},
+        "command": run.command,
+        **comparison_section(run, models),
+        **training_section(run),
+        **difficulty_section(run),
+        **examples_section(run, models),
+        "recipe": [yaml_parts(line) for line in run.recipe_text.rstrip().split("\n")],
+        **time_section(run),
+        **record_section(run),
+    }
+    return render("report.j2", **shown)
 
 
 def recipe_models(run: RunFiles) -> str:
     """Return ``teacher → student`` as the recipe names them, folders by their last part, or nothing."""
-    teacher, student = (run.recipe.get(role) or {} for role in ("teacher", "student"))
-    sections = [section if isinstance(section, dict) else {} for section in (teacher, student)]
-    names = [str(section.get("model") or "") for section in sections]
+    sections = [run.recipe.get(role) for role in ("teacher", "student")]
+    names = [str(section.get("model") or "") if isinstance(section, dict) else "" for section in sections]
     names = [Path(name).name if name.startswith(("/", ".", "~")) else name for name in names]
-    if names[0] and not names[1]:
-        names[1] = f"{names[0]} shortened"
-    return " → ".join(names) if names[0] else ""
+    return f"{names[0]} → {names[1] or f'{names[0]} shortened'}" if names[0] else ""
 
 
-def comparison_section(run: RunFiles, models: list[Model]) -> str:
-    """Compare the models: bars, table, paired intervals."""
-    parts = []
-    if not primary_metrics(models):
-        parts.append(missing("The models have not been evaluated yet.", run.command("evaluate")))
-    else:
-        parts.append(figure(f"{yardstick(primary_metrics(models))}, percent", score_bars(run, models)))
-    if models:
-        table = comparison_table(models)
-        if len(primary_metrics(models)) > 1:
-            parts.append(to_html(table.pick(lambda column: column.title not in COST_COLUMNS)))
-            table = table.pick(lambda column: column.title in ("Model", *COST_COLUMNS))
-        parts.append(to_html(table) if len(table.columns) > 1 else "")
-        parts.append(
-            '<p class="note">Scores in percent, mean ± standard deviation over seeds; best student in bold. '
-            "A pass is one time over the whole training set.</p>"
-        )
+def comparison_section(run: RunFiles, models: list[Model]) -> dict[str, Any]:
+    """The models side by side: bars, tables, paired intervals."""
+    primary = primary_metrics(models)
+    tables = [comparison_table(models)] if models else []
+    if len(primary) > 1:
+        scores = tables[0].pick(lambda column: column.title not in COST_COLUMNS)
+        tables = [scores, tables[0].pick(lambda column: column.title in ("Model", *COST_COLUMNS))]
     intervals = interval_table(run)
-    if intervals is not None:
-        parts.append(f"<h3>How sure is that?</h3>{to_html(intervals)}")
-        parts.append(
-            '<p class="note">Paired bootstrap over the test examples: both models answer the same prompts. '
-            "An interval that holds zero is called level.</p>"
-        )
-    if len([model for model in models if model.key not in ("teacher", "student")]) == 1:
-        parts.append('<p class="note">Only one arm was trained, so no baseline on the same data stands beside it.</p>')
-    return "".join(parts)
+    return {
+        "bars": score_bars(run, models) if primary else None,
+        "yardstick": yardstick(primary) if primary else "",
+        "comparisons": [to_html(table) for table in tables if len(table.columns) > 1],
+        "compared": bool(models),
+        "intervals": to_html(intervals) if intervals else None,
+        "alone": len([model for model in models if model.key not in GIVEN_MODELS]) == 1,
+    }
 
 
-def training_section(run: RunFiles) -> str:
-    """Show the curves, or say that nothing has been trained."""
-    figures = training_curves(run)
-    prepared = "".join(figure(caption, html) for caption, html in preparation_curves(run))
-    prepared = (
-        f"<details class='more'><summary>Fine-tuning before distillation</summary>{prepared}</details>"
-        if prepared
-        else ""
-    )
-    if not figures:
-        return missing("No student has been distilled yet.", run.command("distill")) + prepared
-    body = "".join(figure(caption, html) for caption, html in figures)
-    note = ""
+def training_section(run: RunFiles) -> dict[str, Any]:
+    """The curves of the compared trainings and of those before them."""
     main = run.arms[run.main_arm]
-    if main.get("curriculum") is not None and main.get("select_by") != "last":
-        note = "Each stage starts from the best point of the one before, with a new schedule. "
-    note += "Losses of different arms do not compare: temperature and weight of the teacher differ."
-    return f'<div class="figures">{body}</div><p class="note">{note}</p>{prepared}'
+    staged = main.get("curriculum") is not None and main.get("select_by") != "last"
+    return {"curves": training_curves(run), "preparation": preparation_curves(run), "restarts_at_best": staged}
 
 
-def figure(caption: str, html: str) -> str:
-    """Put a plot under its caption."""
-    return f"<figure><figcaption>{escape(caption)}</figcaption>{html}</figure>"
-
-
-def difficulty_section(run: RunFiles) -> str:
-    """Show the difficulty map, and whether corrupted examples were found."""
+def difficulty_section(run: RunFiles) -> dict[str, Any]:
+    """The difficulty map, and whether corrupted examples were found."""
     if not run.ranked:
-        return missing("The training examples have not been ranked yet.", run.command("rank"))
-    corruption, kept = run.corruption(), compute.sum(run.ranked["kept"]).as_py()
-    drawn = f", of which {MAP_POINTS:,} are drawn, evenly over the ranks" if len(run.ranked) > MAP_POINTS else ""
-    note = (
-        f"{kept:,} examples were kept of {len(run.ranked):,}{drawn}. An easy one is answered well (up) "
-        "and expected (left). Points beyond the axis lie on its edge."
-    )
-    parts = [f'<figure>{difficulty_map(run.ranked, corruption)}</figure><p class="note">{note}</p>']
-    table = corruption_table(run.ranked, corruption)
-    if table is not None:
-        parts.append(f"<h3>Does it find bad examples?</h3>{to_html(table)}")
-    return "".join(parts)
+        return {"map": None}
+    corruption = run.corruption()
+    found = corruption_table(run.ranked, corruption)
+    return {
+        "map": difficulty_map(run.ranked, corruption),
+        "kept": f"{compute.sum(run.ranked['kept']).as_py():,}",
+        "ranked": f"{len(run.ranked):,}",
+        "drawn": f"{MAP_POINTS:,}" if len(run.ranked) > MAP_POINTS else "",
+        "detection": to_html(found) if found else None,
+    }
 
 
-def examples_section(run: RunFiles, models: list[Model]) -> str:
-    """Show examples to read."""
-    parts = [training_answers(run)]
-    if not parts[0]:
-        parts = [missing("There is no ranking yet to choose examples by.", run.command("rank"))]
-    elif not (run.run_dir / "evaluation" / "train_samples.jsonl").is_file():
-        parts.append(missing("The trained student has not answered these yet.", run.command("evaluate")))
-    parts.append(unseen_answers(run, models))
-    return "".join(parts)
+def examples_section(run: RunFiles, models: list[Model]) -> dict[str, Any]:
+    """The examples to read."""
+    unseen = unseen_answers(run, models)
+    answered = run.files.train_samples.is_file()
+    return {"groups": training_answers(run), "answered": answered, "unseen": [unseen] if unseen else []}
 
 
-def recipe_section(run: RunFiles) -> str:
-    """Show the resolved recipe, folded."""
-    lines = "\n".join(highlight(line) for line in run.recipe_text.rstrip().split("\n"))
-    summary = "<summary>Every setting, defaults written out</summary>"
-    return f"<details class='more'>{summary}<pre>{lines}</pre></details>"
+def time_section(run: RunFiles) -> dict[str, Any]:
+    """Where the time went."""
+    timed = step_seconds(run)
+    return {"times": time_bars(run) if timed else None, "total": duration(math.fsum(timed.values()))}
 
 
-def highlight(line: str) -> str:
-    """Escape a line of YAML and set its key apart."""
+def record_section(run: RunFiles) -> dict[str, Any]:
+    """Warnings, counts, versions and the machine."""
+    lists = {"Data": run.summary("examples")}
+    lists |= {title: run.manifest.get(title.lower()) or {} for title in ("Versions", "Machine")}
+    records = {
+        title: [(name.replace("_", " "), shown_value(value)) for name, value in values.items()]
+        for title, values in lists.items()
+        if values
+    }
+    return {"warnings": run.manifest.get("warnings") or [], "records": records}
+
+
+def yaml_parts(line: str) -> tuple[str, str, str]:
+    """Split a line of YAML into what comes before its key, the key, and the rest."""
     match = re.match(r"( *(?:- )?)([\w.\-/]+)(:(?: .*)?)$", line)
-    if match is None:
-        return escape(line)
-    indent, key, rest = match.groups()
-    return f'{indent}<span class="key">{escape(key)}</span>{escape(rest)}'
-
-
-def time_section(run: RunFiles) -> str:
-    """Show where the time went."""
-    bars = time_bars(run)
-    if not bars:
-        return missing("No step has finished yet.", run.command("run"))
-    total = sum(seconds for step in run.steps if (seconds := run.seconds(step)) is not None)
-    return f'<figure>{bars}</figure><p class="note">Together {words.duration(total)}.</p>'
-
-
-def record_section(run: RunFiles) -> str:
-    """Show warnings, counts, versions and the machine."""
-    warnings = run.manifest.get("warnings") or []
-    parts = ["<h3>Warnings</h3>"]
-    if warnings:
-        parts.append(f"<ul class='warnings'>{''.join(f'<li>{escape(str(text))}</li>' for text in warnings)}</ul>")
-    else:
-        parts.append("<p>None.</p>")
-    lists = [("Versions", run.manifest.get("versions")), ("Machine", run.manifest.get("machine"))]
-    lists = [("Data", run.summary("examples")), *lists]
-    blocks = "".join(definitions(title, values) for title, values in lists if values)
-    return "".join(parts) + (f'<div class="records">{blocks}</div>' if blocks else "")
-
-
-def definitions(title: str, values: dict[str, Any]) -> str:
-    """Write names and values as a list."""
-    rows = "".join(
-        f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(shown_value(value))}</dd>"
-        for name, value in values.items()
-    )
-    return f"<div><h3>{title}</h3><dl>{rows}</dl></div>"
+    return (match[1], match[2], match[3]) if match else ("", "", line)
 
 
 def shown_value(value: Any) -> str:
@@ -241,8 +158,3 @@ def shown_value(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
-
-
-def missing(what: str, command: str) -> str:
-    """Say what is not there and which command makes it."""
-    return f'<p class="missing">{escape(what)}<code>{escape(command)}</code></p>'

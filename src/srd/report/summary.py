@@ -10,17 +10,16 @@ from rich.table import Table as RichTable
 
 from srd.base.text import visible
 from srd.report.comparison import comparison_table, headline, models_of
-from srd.report.run_files import RunFiles, read_run
-from srd.report.tables import Table, best_cells, is_numeric, shown
+from srd.report.reading import RunFiles, read_run
+from srd.report.tables import Table
+
+#: Columns that eighty characters have no room for; the report has them all.
+LEFT_OUT = ("Reflection", "Examples", "Parameters")
 
 
 def escape(text: str) -> str:
     """Write text for a console as it is, whichever console it is."""
     return escape_markup(visible(text))
-
-
-#: Columns that eighty characters have no room for; the report has them all.
-LEFT_OUT = ("Reflection", "Examples", "Parameters")
 
 
 def summary_lines(run_dir: Path) -> list[str]:
@@ -30,18 +29,15 @@ def summary_lines(run_dir: Path) -> list[str]:
         UserError: ``run_dir`` is no run directory, or one of its files is damaged.
     """
     run = read_run(Path(run_dir))
-    return [*(headline(run, models_of(run)) or ["Nothing has been compared yet."]), *places(run)]
+    return [*headline(run, models_of(run)), *places(run)]
 
 
 def places(run: RunFiles) -> list[str]:
     """Name the student, the report and the number of warnings, those that there are."""
-    lines = []
-    if (run.run_dir / "student").is_dir():
-        lines.append(f"Student: {run.run_dir / 'student'}")
-    if (run.run_dir / "report" / "index.html").is_file():
-        lines.append(f"Report: {run.run_dir / 'report' / 'index.html'}")
-    warnings = len(run.manifest.get("warnings") or [])
-    if warnings:
+    student, report = run.files.student(run.main_arm), run.files.report
+    lines = [f"Student: {student}"] if student.is_dir() else []
+    lines += [f"Report: {report}"] if report.is_file() else []
+    if warnings := len(run.manifest.get("warnings") or []):
         lines.append(f"{warnings} warning{'s' if warnings > 1 else ''}: see the end of the report")
     return lines
 
@@ -58,7 +54,7 @@ def print_summary(run_dir: Path, console: Console) -> None:
         console.print()
         console.print(grid(brief(comparison_table(models))))
     console.print()
-    for sentence in headline(run, models) or ["Nothing has been compared yet."]:
+    for sentence in headline(run, models):
         console.print(escape(sentence), highlight=False)
     console.print()
     for line in places(run):
@@ -75,11 +71,9 @@ def brief(table: Table) -> Table:
 
 def grid(table: Table) -> RichTable:
     """Lay a table out for the terminal, the best in bold."""
-    bold = best_cells(table)
     result = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for i, column in enumerate(table.columns):
-        result.add_column(escape(column.title), justify="right" if is_numeric(table, i) else "left")
-    for row_index, row in enumerate(table.rows):
-        texts = [escape(shown(cell, column)) for cell, column in zip(row, table.columns, strict=True)]
-        result.add_row(*(f"[bold]{text}[/bold]" if (row_index, i) in bold else text for i, text in enumerate(texts)))
+    for column, right in zip(table.columns, table.numeric(), strict=True):
+        result.add_column(escape(column.title), justify="right" if right else "left")
+    for row in table.texts():
+        result.add_row(*(f"[bold]{escape(text)}[/bold]" if bold else escape(text) for text, bold in row))
     return result

@@ -2,7 +2,7 @@ r"""Tables as data, and pure functions that write them as Markdown, CSV, LaTeX a
 
 A cell is text, a number, a ``Measure`` (mean ± standard deviation) or None for "not known". The best cells of
 a column are bold in every format that knows bold: those whose *shown* value is the best, so that the reader
-never sees one of two equal numbers stand out.
+never sees one of two equal numbers stand out. That rule is our own; pandas and a template do the writing.
 
     table = Table(
         columns=[Column("model"), Column("ROUGE-L", best="max")],
@@ -13,15 +13,18 @@ never sees one of two equal numbers stand out.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-from srd.base.text import escape_html as escape
+import pandas as pd  # type: ignore[import-untyped]
+from markupsafe import Markup
+
 from srd.base.text import visible
+from srd.report.html import macro
+
+MISSING = "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,21 @@ class Column:
     best: Literal["max", "min"] | None = None
     show: Callable[[float], str] | None = None
 
+    def number(self, value: float) -> str:
+        """Return a number as the column shows it, an en dash for what is not finite."""
+        if not math.isfinite(value):
+            return MISSING
+        return self.show(value) if self.show else f"{value:.{self.digits}f}"
+
+    def cell(self, cell: Cell) -> str:
+        """Return a cell as text: ``24.1 ± 0.3`` for a measure, an en dash for None."""
+        if cell is None or isinstance(cell, str):
+            return MISSING if cell is None else cell
+        if not isinstance(cell, Measure):
+            return self.number(cell)
+        mean = self.number(cell.mean)
+        return mean if cell.std is None or mean == MISSING else f"{mean} ± {self.number(cell.std)}"
+
 
 @dataclass(frozen=True)
 class Table:
@@ -78,156 +96,108 @@ class Table:
 
     def pick(self, keep: Callable[[Column], bool]) -> Table:
         """Return the table with only the columns that ``keep`` says yes to."""
-        return self.of_columns([i for i, column in enumerate(self.columns) if keep(column)])
+        return self._of_columns([i for i, column in enumerate(self.columns) if keep(column)])
 
     def without_empty_columns(self) -> Table:
         """Return the table without the columns in which every cell is None."""
-        filled = [i for i in range(len(self.columns)) if any(row[i] is not None for row in self.rows)]
-        return self.of_columns(filled)
+        return self._of_columns([i for i in range(len(self.columns)) if any(row[i] is not None for row in self.rows)])
 
-    def of_columns(self, kept: Sequence[int]) -> Table:
-        """Return the table with the columns at these places, in this order."""
+    def _of_columns(self, kept: Sequence[int]) -> Table:
         rows = [[row[i] for i in kept] for row in self.rows]
-        return Table([self.columns[i] for i in kept], rows, self.caption, self.outside)
+        return replace(self, columns=[self.columns[i] for i in kept], rows=rows)
 
+    def numeric(self) -> list[bool]:
+        """Say of each column whether it holds numbers (and nothing but numbers and unknowns)."""
+        columns = [[row[i] for row in self.rows if row[i] is not None] for i in range(len(self.columns))]
+        return [bool(cells) and not any(isinstance(cell, str) for cell in cells) for cells in columns]
 
-MISSING = "\N{EN DASH}"
-
-
-def to_markdown(table: Table) -> str:
-    """Write a GitHub Markdown table, numbers to the right, the best in bold."""
-    numeric = [is_numeric(table, column) for column in range(len(table.columns))]
-    header = "| " + " | ".join(escape_markdown(column.title) for column in table.columns) + " |"
-    rule = "|" + "|".join("---:" if right else "---" for right in numeric) + "|"
-    lines = [header, rule]
-    bold = best_cells(table)
-    for row_index, row in enumerate(table.rows):
-        cells = [escape_markdown(shown(cell, column)) for cell, column in zip(row, table.columns, strict=True)]
-        cells = [f"**{text}**" if (row_index, i) in bold else text for i, text in enumerate(cells)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def to_csv(table: Table) -> str:
-    """Write CSV for machines: unrounded, a measure in two columns (``… mean``, ``… std``), unknown empty."""
-    measured = [any(isinstance(row[i], Measure) for row in table.rows) for i in range(len(table.columns))]
-    header: list[str] = []
-    for column, is_measure in zip(table.columns, measured, strict=True):
-        header += [f"{column.title} mean", f"{column.title} std"] if is_measure else [column.title]
-    output = io.StringIO()
-    writer = csv.writer(output, lineterminator="\n")
-    writer.writerow(header)
-    for row in table.rows:
-        values: list[str | int | float | None] = []
-        for cell, is_measure in zip(row, measured, strict=True):
-            if isinstance(cell, Measure):
-                values += [cell.mean, cell.std]
-            else:
-                values += [cell, None] if is_measure else [cell]
-        writer.writerow(["" if value is None else value for value in values])
-    return output.getvalue()
-
-
-def to_latex(table: Table) -> str:
-    """Write a ``booktabs`` tabular, with a caption in a ``table`` environment where the table has one."""
-    numeric = [is_numeric(table, column) for column in range(len(table.columns))]
-    bold = best_cells(table)
-    lines = [
-        r"\begin{tabular}{" + "".join("r" if right else "l" for right in numeric) + "}",
-        r"\toprule",
-        " & ".join(escape_latex(column.title) for column in table.columns) + r" \\",
-        r"\midrule",
-    ]
-    for row_index, row in enumerate(table.rows):
-        cells = [escape_latex(shown(cell, column)) for cell, column in zip(row, table.columns, strict=True)]
-        cells = [rf"\textbf{{{text}}}" if (row_index, i) in bold else text for i, text in enumerate(cells)]
-        lines.append(" & ".join(cells) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    if table.caption:
-        caption = rf"\caption{{{escape_latex(table.caption)}}}"
-        lines = [r"\begin{table}", r"\centering", *lines, caption, r"\end{table}"]
-    return "\n".join(lines) + "\n"
-
-
-def to_html(table: Table) -> str:
-    """Write an HTML table in a scrolling box; the first cell of a row is its heading; all is escaped."""
-    numeric = [is_numeric(table, column) for column in range(len(table.columns))]
-    bold = best_cells(table)
-    css_class = ['class="number"' if right else 'class="text"' for right in numeric]
-    head = "".join(
-        f'<th scope="col" {css_class[i]}>{escape(column.title)}</th>' for i, column in enumerate(table.columns)
-    )
-    body = []
-    for row_index, row in enumerate(table.rows):
-        cells = []
-        for i, (cell, column) in enumerate(zip(row, table.columns, strict=True)):
-            text = html_cell(cell, column)
-            text = f"<strong>{text}</strong>" if (row_index, i) in bold else text
-            tag = 'th scope="row"' if i == 0 else "td"
-            cells.append(f"<{tag} {css_class[i]}>{text}</{tag.split()[0]}>")
-        body.append(f"<tr>{''.join(cells)}</tr>")
-    # The caption stands outside the box, or it would scroll away with a wide table on a narrow screen.
-    caption = f'<p class="note">{escape(table.caption)}</p>' if table.caption else ""
-    return (
-        f'<div class="table" tabindex="0"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>{caption}"
-    )
-
-
-def shown(cell: Cell, column: Column) -> str:
-    """Return a cell as text: ``24.1 ± 0.3`` for a measure, an en dash for None and for what is not finite."""
-    if cell is None:
-        return MISSING
-    if isinstance(cell, str):
-        return cell
-    if isinstance(cell, Measure):
-        mean = shown_number(cell.mean, column)
-        return mean if cell.std is None or mean == MISSING else f"{mean} ± {shown_number(cell.std, column)}"
-    return shown_number(cell, column)
-
-
-def shown_number(number: float, column: Column) -> str:
-    """Return a number as the column shows it."""
-    if not math.isfinite(number):
-        return MISSING
-    return column.show(number) if column.show else f"{number:.{column.digits}f}"
-
-
-def html_cell(cell: Cell, column: Column) -> str:
-    """Return the escaped text of a cell, the spread set apart so that it can be printed paler."""
-    text = escape(shown(cell, column))
-    mean, separator, std = text.partition(" ± ") if isinstance(cell, Measure) else (text, "", "")
-    return f'{mean}<span class="spread"> ± {std}</span>' if separator else mean
+    def texts(self) -> Iterator[list[tuple[str, bool]]]:
+        """Go through the rows: the text of each cell, and whether it is one of the best."""
+        best = best_cells(self)
+        for number, row in enumerate(self.rows):
+            yield [
+                (column.cell(cell), (number, i) in best)
+                for i, (cell, column) in enumerate(zip(row, self.columns, strict=True))
+            ]
 
 
 def best_cells(table: Table) -> set[tuple[int, int]]:
     """Find the (row, column) places of the best shown values; a column of equal values has none."""
     places: set[tuple[int, int]] = set()
     for i, column in enumerate(table.columns):
-        if column.best is None:
-            continue
-        values = {
-            row_index: value
-            for row_index, row in enumerate(table.rows)
-            if row_index not in table.outside and (value := mean_of(row[i])) is not None
-        }
-        if len({shown_number(value, column) for value in values.values()}) < 2:
-            continue
-        best = shown_number((max if column.best == "max" else min)(values.values()), column)
-        places |= {(row_index, i) for row_index, value in values.items() if shown_number(value, column) == best}
+        values: dict[int, float] = {}
+        for number, row in enumerate(table.rows if column.best else ()):
+            cell = row[i]
+            value = cell.mean if isinstance(cell, Measure) else cell
+            if number not in table.outside and isinstance(value, int | float) and math.isfinite(value):
+                values[number] = value
+        texts = {number: column.number(value) for number, value in values.items()}
+        if len(set(texts.values())) > 1:
+            best = column.number((max if column.best == "max" else min)(values.values()))
+            places |= {(number, i) for number, text in texts.items() if text == best}
     return places
 
 
-def mean_of(cell: Cell) -> float | None:
-    """Return the number a cell competes with: a measure's mean, a finite number, None for anything else."""
-    number = cell.mean if isinstance(cell, Measure) else cell
-    return number if isinstance(number, int | float) and math.isfinite(number) else None
+def to_markdown(table: Table) -> str:
+    """Write a GitHub Markdown table, numbers to the right, the best in bold."""
+    lines = [
+        "| " + " | ".join(escape_markdown(column.title) for column in table.columns) + " |",
+        "|" + "|".join("---:" if right else "---" for right in table.numeric()) + "|",
+    ]
+    for row in table.texts():
+        cells = [f"**{escape_markdown(text)}**" if bold else escape_markdown(text) for text, bold in row]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
-def is_numeric(table: Table, column: int) -> bool:
-    """Say whether a column holds numbers (and nothing but numbers and unknowns)."""
-    cells = [row[column] for row in table.rows if row[column] is not None]
-    return bool(cells) and not any(isinstance(cell, str) for cell in cells)
+def to_csv(table: Table) -> str:
+    """Write CSV for machines: unrounded, a measure in two columns (``… mean``, ``… std``), unknown empty."""
+    titles: list[str] = []
+    columns: list[list[Any]] = []
+    for i, column in enumerate(table.columns):
+        cells = [row[i] for row in table.rows]
+        if any(isinstance(cell, Measure) for cell in cells):
+            pairs = [(cell.mean, cell.std) if isinstance(cell, Measure) else (cell, None) for cell in cells]
+            titles += [f"{column.title} mean", f"{column.title} std"]
+            columns += [[mean for mean, _ in pairs], [std for _, std in pairs]]
+        else:
+            titles.append(column.title)
+            columns.append(cells)
+    # As objects, or pandas would turn whole numbers beside unknown ones into fractions.
+    filled = {number: ["" if cell is None else cell for cell in cells] for number, cells in enumerate(columns)}
+    return str(pd.DataFrame(filled, dtype=object).to_csv(header=titles, index=False, na_rep="nan"))
+
+
+def to_latex(table: Table) -> str:
+    """Write a ``booktabs`` tabular, with a caption in a ``table`` environment where the table has one."""
+    titles = [escape_latex(column.title) for column in table.columns]
+    rows = [[rf"\textbf{{{escape_latex(text)}}}" if bold else escape_latex(text) for text, bold in row]
+            for row in table.texts()]  # fmt: skip
+    style = pd.DataFrame(rows, columns=range(len(titles))).style.hide(axis="index")
+    return str(
+        style.format_index(lambda i: titles[i], axis=1).to_latex(
+            hrules=True,
+            column_format="".join("r" if right else "l" for right in table.numeric()),
+            caption=escape_latex(table.caption) or None,
+            position_float="centering" if table.caption else None,
+        )
+    )
+
+
+def to_html(table: Table) -> Markup:
+    """Write an HTML table in a scrolling box; the first cell of a row is its heading; spreads are paler."""
+    columns = [
+        (column.title, "number" if right else "text")
+        for column, right in zip(table.columns, table.numeric(), strict=True)
+    ]
+    rows = [
+        [
+            (*(text.split(" ± ", 1) if isinstance(cell, Measure) and " ± " in text else (text, "")), bold)
+            for cell, (text, bold) in zip(row, texts, strict=True)
+        ]
+        for row, texts in zip(table.rows, table.texts(), strict=True)
+    ]
+    return macro("macros.j2", "table", columns=columns, rows=rows, caption=table.caption)
 
 
 def escape_markdown(text: str) -> str:

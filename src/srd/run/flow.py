@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from srd.base import parallel
 from srd.recipe.schema import Recipe
-from srd.report import build_report
 from srd.run.checks import check_recipe
 from srd.run.context import Run
 from srd.run.room import check_room
@@ -55,15 +52,9 @@ def advance(run: Run, *wanted: str) -> None:
             parallel.on_main(lambda: check_room(run, steps))
 
 
-def run_all(run: Run) -> Path | None:
-    """The whole flow, and the report."""
+def run_all(run: Run) -> None:
+    """The whole flow."""
     advance(run)
-    return run_report(run)
-
-
-def run_report(run: Run) -> Path | None:
-    """Write the report from whatever the run directory holds."""
-    return build_report(run.folder) if parallel.is_main() else None
 
 
 def training_steps(recipe: Recipe) -> list[str]:

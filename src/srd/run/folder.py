@@ -40,6 +40,7 @@ class RunFolder:
         self.ranked = root / "curriculum" / "ranked.parquet"
         self.evaluation = root / "evaluation"
         self.results = self.evaluation / "metrics.json"
+        self.comparisons = self.evaluation / "comparisons.json"
         self.train_samples = self.evaluation / "train_samples.jsonl"
         self.report = root / "report" / "index.html"
 

@@ -23,12 +23,12 @@ from rich.table import Table
 from transformers import AutoConfig, PreTrainedConfig
 
 from srd.base.errors import UserError, nearest
+from srd.base.text import count, duration
 from srd.data.encoding import Encoder
 from srd.data.sources import DATASETS
 from srd.data.templates import get_template
 from srd.models.loading import SMOLLM2, load_config, load_tokenizer, split_adapter
 from srd.recipe.schema import ModelConfig, Recipe, SourceConfig
-from srd.report import words
 from srd.run.checks import check_evaluation, check_libraries, check_recipe
 from srd.run.costs import DataFacts, Facts, Phase, Size, shortened, shown_bytes, size_of
 from srd.run.flow import planned_steps
@@ -354,10 +354,10 @@ def _facts_table(plan: Plan) -> Table:
     data, about = plan.data, "" if plan.data.exact else "about "
     table = Table(box=None, show_header=False, pad_edge=False)
     for role, size in (("teacher", plan.teacher), ("student", plan.student)):
-        table.add_row(role, f"{words.count(size.parameters)} parameters, {size.layers} layers of {size.hidden_size}")
+        table.add_row(role, f"{count(size.parameters)} parameters, {size.layers} layers of {size.hidden_size}")
     table.add_row("examples", f"{about}{data.train:,} train, {data.validation:,} validation, {data.test:,} test")
     total = data.train * (data.prompt + data.response)
-    table.add_row("tokens", f"{about}{words.count(total)} ({data.prompt:.0f} + {data.response:.0f} an example)")
+    table.add_row("tokens", f"{about}{count(total)} ({data.prompt:.0f} + {data.response:.0f} an example)")
     return table
 
 
@@ -369,7 +369,7 @@ def _phase_table(plan: Plan) -> Table:
     for phase in (phase for phase in plan.phases if phase.flops):
         table.add_row(
             phase.name, "", f"{phase.steps:,}" if phase.steps else "", _passes(phase.teacher_passes),
-            _passes(phase.student_passes), f"{phase.flops:.2g}", words.duration(plan.seconds(phase)),
+            _passes(phase.student_passes), f"{phase.flops:.2g}", duration(plan.seconds(phase)),
             shown_bytes(phase.memory),
         )  # fmt: skip
         for index, stage in enumerate(phase.stages if len(phase.stages) > 1 else ()):
@@ -380,7 +380,7 @@ def _phase_table(plan: Plan) -> Table:
     seconds = math.fsum(plan.seconds(phase) for phase in plan.phases)
     table.add_row(
         "all", "", f"{sum(phase.steps for phase in plan.phases):,}", _passes(teacher), "", f"{plan.flops:.2g}",
-        words.duration(seconds), shown_bytes(plan.memory),
+        duration(seconds), shown_bytes(plan.memory),
     )  # fmt: skip
     return table
 

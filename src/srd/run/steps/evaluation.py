@@ -14,13 +14,13 @@ from srd.base import parallel
 from srd.base.console import progress_bar
 from srd.base.files import atomic_write, fingerprint
 from srd.base.tables import positions
+from srd.curation.inspect import examples_to_show
 from srd.data.encoding import Encoder
 from srd.evaluation.answers import Benchmark, Contender, compare, evaluate, read_benchmark
 from srd.evaluation.predictions import SUMMARIES, evaluation_files
 from srd.metrics.rouge import rouge_l
 from srd.models.generation import Decoding, generate
 from srd.recipe.schema import Recipe
-from srd.report import examples_to_show
 from srd.run.assemble import load, load_writer
 from srd.run.context import Run
 from srd.run.costs import Facts, Phase, inference_memory

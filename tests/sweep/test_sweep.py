@@ -13,13 +13,15 @@ import pytest
 import torch
 import yaml
 
-from srd import sweep as sweep_module
 from srd.base.errors import RunError, UserError
 from srd.cli import app
-from srd.recipe.schema import validate_recipe
+from srd.recipe.schema import nested, validate_recipe
 from srd.run.context import Run
 from srd.run.flow import run_all
-from srd.sweep import Sweep, find_sweep, lay_out, load_sweep, nested, reference_rows, shipped_sweeps
+from srd.sweep import runner
+from srd.sweep.cells import lay_out, reference_rows
+from srd.sweep.runner import Sweep
+from srd.sweep.settings import find_sweep, load_sweep, shipped_sweeps
 from tests.tiny import save_tiny
 
 SEAS = ("north", "south", "east", "west", "cold", "warm", "deep", "calm", "rough", "blue", "green", "grey")
@@ -68,7 +70,7 @@ def test_shipped_sweeps_are_valid(name: str) -> None:
     cells = lay_out(config, path)
     assert config.name == name
     assert config.description
-    assert len({cell.folder for cell in cells}) == len(cells) >= 14
+    assert len({cell.folder for cell in cells}) == len(cells) >= 12
     assert set(reference_rows(config, cells, path)) == {cell.row for cell in cells}
 
 
@@ -135,8 +137,9 @@ def test_nested_keys() -> None:
         ({"grid": {"training.epochs": []}}, r"grid\.training\.epochs has no values"),
         ({"cells": KD_AND_SRD, "reference": "kb"}, r"reference 'kb' is no cell of the sweep; did you mean 'kd'"),
         ({"cells": {"a": {"equal_passes": "b"}}}, r"cells\.a\.equal_passes: there is no cell 'b'"),
-        ({"cells": {"a": {"equal_time": {"to": "b", "pace": "a"}}}}, r"cells\.a\.equal_time: there is no cell 'b'"),
-        ({"cells": {"a": {"equal_time": "b"}}}, r"write \{to: CELL, pace: CELL\}"),
+        ({"cells": {"a": {"equal_time": {"to": "b"}}}}, r"equal_time: unknown key"),
+        ({"reference": 3}, r"reference: input should be a valid string \(is 3\)"),
+        ({"cells": {"a": 3}}, r"cells\.a: input should be a valid dictionary \(is 3\)"),
         ({"gird": {}}, r"gird: unknown key; did you mean 'grid'"),
     ],
 )
@@ -178,20 +181,16 @@ def test_folder_of_another_sweep(tmp_path: Path, recipe_file: Path) -> None:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> Sweep:
-    """A sweep of two seeds, with corrupted data and a cell that is to take as long as another."""
+    """A sweep of two seeds, with corrupted data and a cell that is to make as many passes as another."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("sweep")
-    cells = {
-        "kd": {"training.curriculum": None, "equal_passes": "srd"},
-        "equal time": {"training.curriculum": None, "equal_time": {"to": "srd", "pace": "kd"}},
-        "srd": {},
-    }
+    cells = {"kd": {"training.curriculum": None, "equal_passes": "srd"}, "srd": {}}
     path = write_sweep(
         folder, recipe_file, name="done", description="A <trial>.", grid={"training.seed": [0, 1]}, cells=cells,
         overrides={"data.corruption.share": 0.25}, reference="kd",
     )  # fmt: skip
     sweep = Sweep(path, folder / "work")
-    assert [outcome.state for outcome in sweep.run()] == ["done"] * 6
+    assert [outcome.state for outcome in sweep.run()] == ["done"] * 4
     return sweep
 
 
@@ -221,7 +220,7 @@ def test_common_steps_are_made_once(done: Sweep) -> None:
 
 def test_weights_are_dropped_and_numbers_kept(done: Sweep) -> None:
     assert not list((done.folder / "cells").rglob("*.safetensors"))
-    for cell in ("kd-seed-0", "equal-time-seed-1", "srd-seed-1"):
+    for cell in ("kd-seed-0", "srd-seed-1"):
         assert (done.folder / "cells" / cell / "report" / "index.html").is_file()
         assert (done.folder / "cells" / cell / "evaluation" / "metrics.json").is_file()
 
@@ -233,25 +232,19 @@ def test_cell_equals_a_run_of_its_own(done: Sweep, tmp_path: Path) -> None:
     assert own == json.loads((done.folder / "cells" / cell.folder / "evaluation" / "metrics.json").read_text())
 
 
-def test_equal_passes_and_equal_time(done: Sweep) -> None:
+def test_equal_passes(done: Sweep) -> None:
     passes = {
-        cell: manifest(done, cell)[f"train/{'srd' if cell.startswith('srd') else 'kd'}"]["summary"]["passes"]
-        for cell in ("kd-seed-0", "srd-seed-0", "equal-time-seed-0")
+        label: manifest(done, f"{label}-seed-0")[f"train/{label}"]["summary"]["passes"] for label in ("kd", "srd")
     }
     # 12 training examples, 9 kept: stages of 4 and 9 where the fraction says 4.5 and 9.
-    assert passes["srd-seed-0"] == pytest.approx(13 / 12, abs=1e-3)
-    assert passes["kd-seed-0"] == pytest.approx(1.125)
-    kd = manifest(done, "kd-seed-0")["train/kd"]["summary"]
-    srd = manifest(done, "srd-seed-0")
-    time = srd["train/srd"]["summary"]["training_seconds"] + srd["reflection"]["seconds"] + srd["ranking"]["seconds"]
-    wanted = max(time * kd["passes"] / kd["training_seconds"], 0.01)
-    assert passes["equal-time-seed-0"] == pytest.approx(wanted, abs=0.01)
+    assert passes["srd"] == pytest.approx(13 / 12, abs=1e-3)
+    assert passes["kd"] == pytest.approx(1.125)
 
 
 def test_tables_say_what_the_files_say(done: Sweep) -> None:
     with open(done.folder / "results.csv", newline="") as file:
         rows = {row["Run"]: row for row in csv.DictReader(file)}
-    assert list(rows) == ["Teacher", "Initial student", "kd", "equal time", "srd"]
+    assert list(rows) == ["Teacher", "Initial student", "kd", "srd"]
     means = {}
     for label in ("kd", "srd"):
         metrics = [
@@ -269,7 +262,7 @@ def test_tables_say_what_the_files_say(done: Sweep) -> None:
     assert rows["kd"]["Difference"] == ""
     with open(done.folder / "cells.csv", newline="") as file:
         numbers = list(csv.DictReader(file))
-    assert len(numbers) == 6 * 2 * 2  # cells, metrics, seeds of answering
+    assert len(numbers) == 4 * 2 * 2  # cells, metrics, seeds of answering
 
 
 def test_page_and_other_formats(done: Sweep) -> None:
@@ -291,9 +284,9 @@ def test_done_cells_are_left_alone(done: Sweep, monkeypatch: pytest.MonkeyPatch)
     def refuse(run: Run) -> None:
         raise AssertionError(f"{run.folder} was done")
 
-    monkeypatch.setattr(sweep_module, "run_all", refuse)
+    monkeypatch.setattr(runner, "run_all", refuse)
     before = (done.folder / "results.csv").read_bytes()
-    assert [outcome.state for outcome in done.run()] == ["done"] * 6
+    assert [outcome.state for outcome in done.run()] == ["done"] * 4
     assert (done.folder / "results.csv").read_bytes() == before
 
 
@@ -302,11 +295,11 @@ def test_a_cell_whose_answers_were_changed_is_not_done(done: Sweep, tmp_path: Pa
     folder = tmp_path / "cell"
     shutil.copytree(done.folder / "cells" / "srd-seed-0", folder)
     identity = json.loads((folder / "cell.json").read_text())["identity"]
-    assert sweep_module._is_done(folder, identity)
-    assert not sweep_module._is_done(folder, "another")
+    assert runner._is_done(folder, identity)
+    assert not runner._is_done(folder, "another")
     path = folder / "evaluation" / "predictions" / name
     path.write_text(path.read_text().replace("0.", "1.", 1))
-    assert not sweep_module._is_done(folder, identity)
+    assert not runner._is_done(folder, identity)
 
 
 def test_failed_cell_does_not_stop_the_others(
@@ -320,7 +313,7 @@ def test_failed_cell_does_not_stop_the_others(
             raise ZeroDivisionError("by zero")
         run_all(run)
 
-    monkeypatch.setattr(sweep_module, "run_all", crash)
+    monkeypatch.setattr(runner, "run_all", crash)
     with pytest.raises(
         RunError, match=r"2 of 3 cells failed: broken: .*nobody.*; crashing: ZeroDivisionError: by zero"
     ):
@@ -330,5 +323,5 @@ def test_failed_cell_does_not_stop_the_others(
     assert (tmp_path / "work" / "cells" / "kd" / "student" / "model.safetensors").is_file()
     sweep = Sweep(path, tmp_path / "work", ["training.epochs=0.5"])
     assert [outcome.state for outcome in sweep.outcomes()] == ["failed", "failed", "done"]
-    monkeypatch.setattr(sweep_module, "run_all", run_all)
+    monkeypatch.setattr(runner, "run_all", run_all)
     assert [outcome.state for outcome in sweep.run()] == ["failed", "done", "done"]

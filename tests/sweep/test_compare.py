@@ -21,8 +21,9 @@ from srd.base.files import write_json
 from srd.evaluation.answers import summarise
 from srd.evaluation.predictions import predictions_path, write_answers
 from srd.metrics.statistics import macro_bootstrap
-from srd.report.sweep import write_sweep_report
-from srd.sweep import Cell, Outcome, SweepConfig
+from srd.sweep.cells import Cell, Outcome
+from srd.sweep.page import write_sweep_report
+from srd.sweep.settings import SweepConfig
 from tests.report.fake_run import write_text
 
 # task -> example -> score, 0..1

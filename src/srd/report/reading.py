@@ -1,4 +1,4 @@
-"""The files of a run directory, read for the report. All but ``recipe.yaml`` may be missing."""
+"""The files of a run directory, read for the report. All but the recipe may be missing."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ import yaml  # type: ignore[import-untyped]
 from pyarrow import compute
 
 from srd.base.errors import UserError
+from srd.run.folder import RunFolder
 
 Row = dict[str, Any]
 
-#: Columns of ``curriculum/ranked.parquet`` that the report shows.
+#: Columns of the ranking that the report shows.
 RANKED = pyarrow.schema([
     ("id", pyarrow.string()), ("rouge_l", pyarrow.float64()), ("ce", pyarrow.float64()), ("rrf", pyarrow.float64()),
     ("rank", pyarrow.int64()), ("kept", pyarrow.bool_()), ("stage", pyarrow.int32()),
 ])  # fmt: skip
 
-#: Arms that prepare the models; they are not compared with the distilled students.
-PREPARATION_ARMS = ("teacher_sft", "warm_start")
+#: Trainings that prepare the models; they are not compared with the distilled students.
+PREPARATIONS = ("teacher_sft", "warm_start")
+#: What a curriculum may rank by without asking the student.
+UNREFLECTED_SCORES = ("length", "random")
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,13 @@ class RunFiles:
 
     Args:
         run_dir: The run directory.
-        recipe_text: ``recipe.yaml`` as it is.
+        recipe_text: The recipe as it is.
         recipe: The same, parsed.
-        manifest: ``manifest.json``: steps with seconds and summaries, warnings, versions, machine.
-        ranked: ``curriculum/ranked.parquet`` in Arrow, since there may be millions, easiest first.
-        metrics: Lines of ``metrics.jsonl``, in the order they were logged.
-        evaluation: ``evaluation/metrics.json``: model -> task -> metric -> mean, std, seeds, in percent.
-        comparisons: ``evaluation/comparisons.json``: paired differences and their intervals, in points.
+        manifest: Steps with seconds and summaries, warnings, versions, machine.
+        ranked: The ranking in Arrow, since there may be millions of rows, easiest first.
+        metrics: What trainings logged, in the order of logging.
+        evaluation: Model -> task -> metric -> mean, std, seeds, in percent.
+        comparisons: Paired differences and their intervals, in points.
     """
 
     run_dir: Path
@@ -52,6 +55,11 @@ class RunFiles:
     metrics: list[Row]
     evaluation: dict[str, dict[str, dict[str, Row]]]
     comparisons: list[Row]
+
+    @property
+    def files(self) -> RunFolder:
+        """The names in the run directory."""
+        return RunFolder(self.run_dir, self.main_arm)
 
     @property
     def steps(self) -> dict[str, Row]:
@@ -83,19 +91,23 @@ class RunFiles:
         """Name of the main training, which the curriculum and the final student belong to."""
         return list(self.arms)[-1]
 
-    @property
-    def training_file(self) -> Path:
-        """The training examples."""
-        return self.run_dir / "examples" / "train.parquet"
+    def reflection_seconds(self, arm: str) -> float | None:
+        """Return what reflection and ranking took, for a training that learns from them and where it was measured."""
+        curriculum = self.arms.get(arm, {}).get("curriculum")
+        if curriculum is None or curriculum.get("score") in UNREFLECTED_SCORES or curriculum.get("order") == "fresh":
+            return None  # fresh: drawn from all the data, whatever the ranks
+        known = [seconds for step in ("reflection", "ranking") if (seconds := self.seconds(step)) is not None]
+        return math.fsum(known) if known else None
 
     @property
     def training_examples(self) -> int:
-        """How many there are."""
-        return pyarrow.parquet.read_metadata(self.training_file).num_rows if self.training_file.is_file() else 0
+        """How many training examples there are."""
+        path = self.files.examples("train")
+        return pyarrow.parquet.read_metadata(path).num_rows if path.is_file() else 0
 
     def corruption(self) -> dict[str, str]:
         """How training examples were corrupted on purpose, by id; the others are not in it."""
-        table = read_parquet_table(self.training_file, columns=["id", "corruption"])
+        table = read_parquet(self.files.examples("train"), columns=["id", "corruption"])
         if not len(table):
             return {}
         rows = table.filter(compute.fill_null(compute.not_equal(table["corruption"], ""), False)).to_pylist()
@@ -103,33 +115,32 @@ class RunFiles:
 
     def command(self, name: str) -> str:
         """Return the shell command that makes a missing part of this run."""
-        recipe = shlex.quote(str(self.run_dir / "recipe.yaml"))
-        return f"srd {name} {recipe} --run-dir {shlex.quote(str(self.run_dir))}"
+        return f"srd {name} {shlex.quote(str(self.files.recipe))} --run-dir {shlex.quote(str(self.run_dir))}"
 
 
 def read_run(run_dir: Path) -> RunFiles:
     """Read a run directory.
 
     Raises:
-        UserError: ``run_dir`` has no ``recipe.yaml``, or a file in it cannot be read as what its name says.
+        UserError: ``run_dir`` has no recipe, or a file in it cannot be read as what its name says.
     """
-    recipe_path = run_dir / "recipe.yaml"
-    if not recipe_path.is_file():
+    files = RunFolder(run_dir, "")
+    if not files.recipe.is_file():
         raise UserError(
-            f"{run_dir} is not a run directory: it has no recipe.yaml. "
+            f"{run_dir} is not a run directory: it has no {files.recipe.name}. "
             f"Make one with: srd run RECIPE --run-dir {shlex.quote(str(run_dir))}"
         )
-    recipe_text = recipe_path.read_text(encoding="utf-8")
-    ranked = read_parquet_table(run_dir / "curriculum" / "ranked.parquet", columns=RANKED.names)
+    recipe_text = files.recipe.read_text(encoding="utf-8")
+    ranked = read_parquet(files.ranked, columns=RANKED.names)
     return RunFiles(
         run_dir=run_dir,
         recipe_text=recipe_text,
-        recipe=parse_recipe(recipe_path, recipe_text),
-        manifest=read_json_file(run_dir / "manifest.json", {}),
+        recipe=parse_recipe(files.recipe, recipe_text),
+        manifest=read_json_file(files.manifest, {}),
         ranked=ranked.sort_by("rank") if len(ranked) else RANKED.empty_table(),
-        metrics=read_json_lines(run_dir / "metrics.jsonl"),
-        evaluation=read_json_file(run_dir / "evaluation" / "metrics.json", {}),
-        comparisons=read_json_file(run_dir / "evaluation" / "comparisons.json", []),
+        metrics=read_json_lines(files.metrics),
+        evaluation=read_json_file(files.results, {}),
+        comparisons=read_json_file(files.comparisons, []),
     )
 
 
@@ -158,10 +169,7 @@ def read_json_file(path: Path, default: Any) -> Any:
 
 def read_json_lines(path: Path) -> list[Row]:
     """Read a JSONL file, empty where there is none; a killed run's unfinished last line is left out."""
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    lines = text.split("\n")
+    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
     rows: list[Row] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -177,12 +185,7 @@ def read_json_lines(path: Path) -> list[Row]:
     return rows
 
 
-def read_parquet(path: Path, ids: Iterable[str] | None = None, columns: list[str] | None = None) -> list[Row]:
-    """Read rows as `read_parquet_table` does."""
-    return list(read_parquet_table(path, ids, columns).to_pylist())
-
-
-def read_parquet_table(path: Path, ids: Iterable[str] | None = None, columns: list[str] | None = None) -> pyarrow.Table:
+def read_parquet(path: Path, ids: Iterable[str] | None = None, columns: list[str] | None = None) -> pyarrow.Table:
     """Read a parquet file, empty and without columns where there is none.
 
     Args:

@@ -1,0 +1,1 @@
+"""A sweep: one recipe run under many settings, compared in one table."""

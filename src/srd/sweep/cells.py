@@ -1,0 +1,189 @@
+"""The cells of a sweep: every combination of its settings, each a recipe of its own."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from srd.base.errors import UserError, nearest
+from srd.recipe.schema import (
+    LONGEST_NAME,
+    TrainingConfig,
+    find_recipe,
+    merge,
+    nested,
+    parse_overrides,
+    read_recipe,
+    validate_recipe,
+)
+from srd.sweep.settings import EQUAL_PASSES, SweepConfig
+
+SEED_FIELDS = ("seed", "training.seed")  # values of these repeat a row of the table
+SELF_EXPLAINING = ("objective", "method", "order")  # fields whose values are known by their names
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep.
+
+    Attributes:
+        label: Its name among the ``cells``, empty where there is only a grid.
+        point: Grid field -> value, without the seeds.
+        seeds: Grid field -> value, the seeds only.
+        content: The whole recipe as plain data.
+        named: Axes of the grid whose values are names.
+    """
+
+    label: str
+    point: dict[str, Any]
+    seeds: dict[str, int]
+    content: dict[str, Any] = field(repr=False)
+    named: tuple[str, ...] = ()
+
+    @property
+    def point_name(self) -> str:
+        """The grid point in words, such as ``srkl, select 0.5``; a named axis by the name alone."""
+        return ", ".join(
+            str(value) if key in self.named else shown_setting(key, value) for key, value in self.point.items()
+        )
+
+    @property
+    def row(self) -> str:
+        """The line of the table that this cell belongs to; seeds share a line."""
+        return ", ".join(part for part in (self.point_name, self.label) if part) or "run"
+
+    @property
+    def title(self) -> str:
+        """Row and seeds."""
+        return ", ".join([self.row, *(shown_setting(key, value) for key, value in self.seeds.items())])
+
+    @property
+    def folder(self) -> str:
+        """Name of its run directory."""
+        return re.sub(r"[^\w.+-]+", "-", self.title).strip("-").lower()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What has become of a cell.
+
+    Attributes:
+        cell: The cell.
+        folder: Its run directory.
+        state: done, failed or missing.
+        error: The message of a failed cell.
+    """
+
+    cell: Cell
+    folder: Path
+    state: str = "missing"
+    error: str = ""
+
+
+def shown_setting(field_name: str, value: Any) -> str:
+    """A grid value in words: an objective or a method by its name, everything else with its field."""
+    last = field_name.rpartition(".")[2]
+    if isinstance(value, dict):
+        name = value.get("name")
+        rest = [f"{key} {item}" for key, item in value.items() if key != "name"]
+        shown = " ".join([str(name)] * bool(name) + rest)
+    elif isinstance(value, list):
+        shown = "-".join(str(item) for item in value)
+    else:
+        shown = "none" if value is None else str(value)
+    return shown if last in SELF_EXPLAINING else f"{last} {shown}"
+
+
+def lay_out(config: SweepConfig, path: Path, overrides: list[str] | None = None) -> list[Cell]:
+    """Spell out every cell of a sweep and check its recipe, so that nothing starts that cannot end.
+
+    Args:
+        config: The sweep.
+        path: Its file, beside which its recipe may lie.
+        overrides: ``key.path=value`` for all cells, on top of the sweep's own.
+
+    Raises:
+        UserError: a field that does not exist, a recipe that is not valid, two cells of one name or folder.
+    """
+    base = merge(read_recipe(find_recipe(config.recipe, beside=path)), nested(config.overrides))
+    base = {**merge(base, parse_overrides(overrides or [])), "baselines": {}}
+    named = tuple(key for key, axis in config.grid.items() if isinstance(axis, dict))
+    cells: list[Cell] = []
+    for values in itertools.product(*config.grid.values()):
+        settings = dict(zip(config.grid, values, strict=True))
+        point = {key: value for key, value in settings.items() if key not in SEED_FIELDS}
+        seeds = {key: value for key, value in settings.items() if key in SEED_FIELDS}
+        here = {}
+        for label, changes in (config.cells or {"": {}}).items():
+            own = {key: value for key, value in changes.items() if key != EQUAL_PASSES}
+            content = merge(merge(base, _changes(config, settings)), nested(own))
+            here[label] = cell = Cell(label, point, seeds, content, named)
+            content["name"] = f"{config.name}.{cell.folder}"[:LONGEST_NAME].rstrip(". -")
+            validate_recipe(content, f"{path}, cell '{cell.title}'")
+        _match_passes(config, here, path)
+        cells += here.values()
+    _check_distinct(cells, path)
+    reference_rows(config, cells, path)
+    return cells
+
+
+def _changes(config: SweepConfig, point: Mapping[str, Any]) -> dict[str, Any]:
+    """A grid point as changes to the recipe; a value of a named axis stands for several changes."""
+    changes: dict[str, Any] = {}
+    for key, value in point.items():
+        axis = config.grid[key]
+        changes = merge(changes, nested(axis[value] if isinstance(axis, dict) else {key: value}))
+    return changes
+
+
+def _match_passes(config: SweepConfig, cells: Mapping[str, Cell], path: Path) -> None:
+    """Set the epochs of cells that are to make as many passes over all the data as another one."""
+    for label, cell in cells.items():
+        other = config.cells.get(label, {}).get(EQUAL_PASSES)
+        if other is None:
+            continue
+        if other not in cells or EQUAL_PASSES in config.cells[other]:
+            known = [name for name in cells if EQUAL_PASSES not in config.cells[name]]
+            place = f"{path}, cells.{label}.{EQUAL_PASSES}"
+            raise UserError(f"{place}: there is no cell '{other}' to match; {nearest(str(other), known)}")
+        own, wanted = (validate_recipe(c.content, str(path)).training for c in (cell, cells[other]))
+        epochs = round(wanted.epochs * _passes_an_epoch(wanted) / _passes_an_epoch(own), 4)
+        cell.content["training"] = {**cell.content["training"], "epochs": epochs}
+
+
+def _passes_an_epoch(training: TrainingConfig) -> float:
+    """Passes over all the data when every stage makes one over its own: 1.5 for three stages of at most 75 %."""
+    curriculum = training.curriculum
+    return curriculum.select * (curriculum.stages + 1) / 2 if curriculum else 1.0
+
+
+def _check_distinct(cells: list[Cell], path: Path) -> None:
+    taken: dict[str, Cell] = {}
+    for cell in cells:
+        if cell.folder in taken:
+            raise UserError(
+                f"{path}: the cells '{taken[cell.folder].title}' and '{cell.title}' would write the same folder "
+                f"'{cell.folder}'. Give them different names, or list a grid value only once."
+            )
+        taken[cell.folder] = cell
+
+
+def reference_rows(config: SweepConfig, cells: list[Cell], path: Path) -> dict[str, str]:
+    """Row -> the row that it is compared with: the reference at the same grid point, or one row for all.
+
+    Raises:
+        UserError: the reference is no label and no row of the sweep.
+    """
+    rows = list(dict.fromkeys(cell.row for cell in cells))
+    reference = config.reference or (next(iter(config.cells)) if config.cells else rows[0])
+    if reference in config.cells:
+        at = {cell.point_name: cell.row for cell in cells if cell.label == reference}
+        return {cell.row: at[cell.point_name] for cell in cells}
+    if reference in rows:
+        return dict.fromkeys(rows, reference)
+    known = nearest(reference, [*config.cells, *rows])
+    raise UserError(f"{path}: reference '{reference}' is no cell of the sweep; {known}")
