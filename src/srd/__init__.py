@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from srd.curation.curriculum import Curriculum
     from srd.curation.ranking import rank
     from srd.curation.reflection import reflect
+    from srd.curation.scores.base import register_score
     from srd.metrics.rouge import rouge_l
     from srd.training.divergences import divergence, register_divergence
     from srd.training.trainer import DistillTrainer
@@ -23,10 +24,20 @@ _HOMES = {
     "rank": "srd.curation.ranking",
     "reflect": "srd.curation.reflection",
     "register_divergence": "srd.training.divergences",
+    "register_score": "srd.curation.scores.base",
     "rouge_l": "srd.metrics.rouge",
 }
 
-__all__ = ["Curriculum", "DistillTrainer", "divergence", "rank", "reflect", "register_divergence", "rouge_l"]
+__all__ = [
+    "Curriculum",
+    "DistillTrainer",
+    "divergence",
+    "rank",
+    "reflect",
+    "register_divergence",
+    "register_score",
+    "rouge_l",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -190,7 +190,8 @@ def rank_command(
         Path | None, typer.Option("-o", "--output", help="Where to write: .parquet, .csv or .jsonl.")
     ] = None,
     k: Annotated[float, typer.Option(min=0, max=1e9, help="Constant of the rank fusion.")] = 60,
-    by: Annotated[str, typer.Option(help="fused, rouge_l, ce, length or random.")] = "fused",
+    by: Annotated[str, typer.Option(help="fused, rouge_l, ce, length, random, or several: NAME,NAME.")] = "fused",
+    fusion: Annotated[str, typer.Option(help="Of several scores: rrf, mean_rank or max_rank.")] = "rrf",
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="For --by random.")] = 0,
     drop_bad: Annotated[bool, typer.Option("--drop-bad", help="Drop rows with a score that is not finite.")] = False,
 ) -> None:
@@ -204,6 +205,7 @@ def rank_command(
             output=f"the ranked rows of a recipe go into its run directory, {RANKED}",
             k="set training.curriculum.k=",
             by="set training.curriculum.score=",
+            fusion="set training.curriculum.fusion=",
             seed="set training.curriculum.seed=",
             drop_bad="set data.bad_rows=drop",
         )
@@ -211,7 +213,10 @@ def rank_command(
         _echo(run.files.ranked)
         return
     _without_effect(context, "has no effect with --scores", recipe="leave it out", run_dir="leave it out")
-    if by != "random":
+    from srd.curation.scores.base import scores_of
+
+    names = by.split(",") if "," in by else by
+    if not any(score.drawn for score in scores_of(names)):
         _without_effect(context, f"has no effect with --by {by}", seed="it is for --by random")
     if output is None:
         raise UserError("--scores needs -o FILE: where the ranked rows go (.parquet, .csv or .jsonl)")
@@ -223,7 +228,7 @@ def rank_command(
     bad_rows: Any = "drop" if drop_bad else "error"
     table = read_table(scores)
     try:
-        ranked = rank(table, k=k, by=by, seed=seed, bad_rows=bad_rows)  # type: ignore[arg-type]
+        ranked = rank(table, k=k, by=names, fusion=fusion, seed=seed, bad_rows=bad_rows)
     except UserError as error:
         raise UserError(f"{scores}: {error}") from error
     write_table(ranked, output)

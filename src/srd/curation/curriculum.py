@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import datasets
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from srd.base.errors import UserError
-from srd.curation.ranking import Score
+from srd.curation.fusion import FUSIONS
+from srd.curation.scores.base import scores_of
 from srd.data.rows import as_table, with_ids, with_numbers
 
 Order = Literal["easy_to_hard", "hard_to_easy", "random", "fresh"]
+#: What an order makes of the kept ids, which come easiest first; ``fresh`` draws anew for every pass.
+ORDERS: dict[str, Callable[[list[str], int], list[str]]] = {
+    "easy_to_hard": lambda ids, seed: ids,
+    "hard_to_easy": lambda ids, seed: ids[::-1],
+    "random": lambda ids, seed: [ids[i] for i in np.random.default_rng(seed).permutation(len(ids))],
+    "fresh": lambda ids, seed: ids,
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,10 @@ class Curriculum(BaseModel):
 
     stages: int = Field(3, ge=1, le=100, description="stage i trains on the easiest (i+1)/stages of what is kept")
     select: float = Field(0.75, gt=0, le=1, description="share of the data that is kept, the easiest")
-    score: Score = Field("fused", description="what ranks: fused, rouge_l, ce, length, random")
+    score: str | list[str] = Field(
+        "fused", description="what ranks: fused, rouge_l, ce, length, random, one that you registered, or several"
+    )
+    fusion: str = Field("rrf", description="how several scores are fused: rrf, mean_rank, max_rank")
     order: Order = Field(
         "easy_to_hard",
         description="order of what is kept; random: shuffled once; fresh: a new subset of all the data every pass",
@@ -63,6 +75,17 @@ class Curriculum(BaseModel):
     weight: float | list[float] = Field([0.8, 1.0], description="distillation weight, likewise")
     reflect_again: bool = Field(False, description="rank anew before every stage, with the student as it is then")
     seed: int = Field(0, ge=0, description="for random and fresh")
+
+    @field_validator("score")
+    @classmethod
+    def _scores_are_known(cls, value: str | list[str]) -> str | list[str]:
+        scores_of(value)
+        return value
+
+    @field_validator("fusion")
+    @classmethod
+    def _fusion_is_known(cls, value: str) -> str:
+        return FUSIONS.name_of(value)
 
     @model_validator(mode="after")
     def _schedules_fit(self) -> Curriculum:
@@ -106,11 +129,7 @@ class Curriculum(BaseModel):
         table = with_numbers(_ranked_table(ranked), "rank").sort_by([("rank", "ascending"), ("id", "ascending")])
         ids: list[str] = table["id"].to_pylist()
         kept = ids[: self.sizes(len(ids))[-1]]
-        if self.order == "hard_to_easy":
-            return kept[::-1]
-        if self.order == "random":
-            return [kept[i] for i in np.random.default_rng(self.seed).permutation(len(kept))]
-        return kept
+        return ORDERS[self.order](kept, self.seed)
 
     def split(self, ranked: Any) -> list[Stage]:
         """Split ranked examples into stages.

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from srd.base.errors import UserError, nearest
+from srd.curation.fusion import FUSIONS, rrf
+from srd.curation.scores.base import ScoreInputs, columns_of, scores_of
 from srd.data.rows import as_table, with_ids, with_numbers
 
 logger = logging.getLogger(__name__)
-
-Score = Literal["fused", "rouge_l", "ce", "length", "random"]
-SCORES: tuple[str, ...] = ("fused", "rouge_l", "ce", "length", "random")
 
 
 def average_rank(values: NDArray[np.float64], *, descending: bool = False) -> NDArray[np.float64]:
@@ -38,7 +37,8 @@ def rank(
     scores: Any,
     *,
     k: float = 60,
-    by: Score = "fused",
+    by: str | Sequence[str] = "fused",
+    fusion: str = "rrf",
     seed: int = 0,
     bad_rows: Literal["error", "drop"] = "error",
 ) -> datasets.Dataset:
@@ -53,8 +53,10 @@ def rank(
             ``datasets.Dataset`` (also after ``select`` or ``filter``), a pandas or polars frame, a pyarrow table, or a
             list of dicts. One row is ranked 1; no row is an error.
         k: The constant of reciprocal rank fusion.
-        by: What decides: ``fused``, or for ablations ``rouge_l``, ``ce``, ``length`` (short references first; needs
-            the column ``length``) or ``random``.
+        by: What decides: ``fused`` (``rouge_l`` and ``ce``), or for ablations ``rouge_l``, ``ce``, ``length`` (short
+            references first; needs the column ``length``), ``random``, or a score that you registered; several
+            names are fused.
+        fusion: How several scores are fused: ``rrf``, ``mean_rank`` or ``max_rank`` of their ranks.
         seed: For ``random``.
         bad_rows: A score that is not finite is an error, or the row is dropped with a warning.
 
@@ -64,36 +66,28 @@ def rank(
     Raises:
         UserError: missing columns, duplicate ids, no rows, scores that are not finite.
     """
-    if by not in SCORES:
-        raise UserError(f"unknown score '{by}' to rank by; {nearest(by, SCORES)}")
+    chosen, fuse = scores_of(by), FUSIONS.get(fusion)
     if bad_rows not in ("error", "drop"):
         raise UserError(f"unknown bad_rows '{bad_rows}'; {nearest(str(bad_rows), ('error', 'drop'))}")
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise UserError(f"the seed is {seed!r}, but it must be a whole number of 0 or more")
     if not isinstance(k, int | float) or not 0 <= k < np.inf:
         raise UserError(f"k of the rank fusion is {k}, but it must be 0 or more")
-    numbers = ["rouge_l", "ce", *(["length"] if by == "length" else [])]
+    numbers = list(dict.fromkeys(["rouge_l", "ce", *columns_of(chosen)]))
     table = with_ids(as_table(scores, ["id", *numbers], only=True))
     table = _finite_rows(table, numbers, bad_rows)
     rouge_l, ce = table["rouge_l"].to_numpy(), table["ce"].to_numpy()
     rank_rouge = average_rank(rouge_l, descending=True)
     rank_ce = average_rank(ce)
-    rrf = 1 / (k + rank_rouge) + 1 / (k + rank_ce)
-    if by == "length":
-        difficulty = table["length"].to_numpy()
-    elif by != "random":
-        difficulty = {"fused": -rrf, "rouge_l": -rouge_l, "ce": ce}[by]
-    else:  # draw in the order of the ids, so that the rows' order does not matter
-        difficulty = np.empty(len(table))
-        by_id = pc.sort_indices(table, sort_keys=[("id", "ascending")]).to_numpy()
-        difficulty[by_id] = np.random.default_rng(seed).random(len(table))
+    difficulties = [score.difficulty(ScoreInputs(table, seed)) for score in chosen]
+    difficulty = fuse([average_rank(values) for values in difficulties], k) if len(chosen) > 1 else difficulties[0]
     columns = {
         "id": table["id"],
         "rouge_l": rouge_l,
         "ce": ce,
         "rank_rouge": rank_rouge,
         "rank_ce": rank_ce,
-        "rrf": rrf,
+        "rrf": rrf([rank_rouge, rank_ce], k),
     }
     ranked = pa.table({**columns, "difficulty": difficulty})
     ranked = ranked.sort_by([("difficulty", "ascending"), ("id", "ascending")]).drop_columns(["difficulty"])

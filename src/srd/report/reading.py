@@ -16,6 +16,7 @@ import yaml  # type: ignore[import-untyped]
 from pyarrow import compute
 
 from srd.base.errors import UserError
+from srd.curation.scores.base import asks_student
 from srd.run.folder import RunFolder
 
 Row = dict[str, Any]
@@ -28,8 +29,6 @@ RANKED = pyarrow.schema([
 
 #: Trainings that prepare the models; they are not compared with the distilled students.
 PREPARATIONS = ("teacher_sft", "warm_start")
-#: What a curriculum may rank by without asking the student.
-UNREFLECTED_SCORES = ("length", "random")
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,8 @@ class RunFiles:
     def arms(self) -> dict[str, Row]:
         """The trainings that the recipe compares and their settings, by name, the main one last."""
         main = self.recipe.get("training") or {"curriculum": {}}
-        method = main.get("method") or "kd"
-        name = method.get("name") if isinstance(method, dict) else method
+        chosen = main.get("method") or "kd"
+        name = chosen.get("name") if isinstance(chosen, dict) else chosen
         return {
             **(self.recipe.get("baselines") or {}),
             "srd" if main.get("curriculum") is not None else str(name): main,
@@ -94,8 +93,10 @@ class RunFiles:
     def reflection_seconds(self, arm: str) -> float | None:
         """Return what reflection and ranking took, for a training that learns from them and where it was measured."""
         curriculum = self.arms.get(arm, {}).get("curriculum")
-        if curriculum is None or curriculum.get("score") in UNREFLECTED_SCORES or curriculum.get("order") == "fresh":
+        if curriculum is None or curriculum.get("order") == "fresh":
             return None  # fresh: drawn from all the data, whatever the ranks
+        if not asks_student(curriculum.get("score") or "fused"):
+            return None
         known = [seconds for step in ("reflection", "ranking") if (seconds := self.seconds(step)) is not None]
         return math.fsum(known) if known else None
 

@@ -20,6 +20,7 @@ from srd.base.tables import column, positions, write_table
 from srd.curation.curriculum import Curriculum, Stage
 from srd.curation.ranking import rank
 from srd.curation.reflection import forget_batches, reflect
+from srd.curation.scores.base import columns_of, scores_of
 from srd.data.batching import Collator, EncodedExamples
 from srd.models.loading import (
     count_parameters,
@@ -143,12 +144,12 @@ def keep_scores(scores: datasets.Dataset, path: Path, batches: Path) -> None:
 def ranked_scores(run: Run, curriculum: Curriculum, path: Path | None = None) -> datasets.Dataset:
     """Rank by what a curriculum goes by; ``path``: other scores than those of the starting student."""
     table = datasets.Dataset(pq.read_table(path or run.files.scores, columns=["id", "rouge_l", "ce"]))
-    if curriculum.score == "length":
+    if "length" in columns_of(scores_of(curriculum.score)):
         examples = run.encoded("train")
         lengths = {name: len(response) for name, response in zip(examples.ids, examples.responses, strict=True)}
         table = table.add_column("length", [lengths[name] for name in table["id"]])
     return rank(
-        table, k=curriculum.k, by=curriculum.score, seed=curriculum.seed,
+        table, k=curriculum.k, by=curriculum.score, fusion=curriculum.fusion, seed=curriculum.seed,
         bad_rows=run.recipe.data.bad_rows,
     )  # fmt: skip
 

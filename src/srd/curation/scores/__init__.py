@@ -1,0 +1,1 @@
+"""Scores: how hard an example is for the student, a file each."""

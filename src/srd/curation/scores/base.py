@@ -1,0 +1,132 @@
+"""What a score is: how hard each training example is for the student, as one number.
+
+To add one, register a function of the scores' table::
+
+    @srd.register_score("long_and_surprising", needs=["losses", "lengths"])
+    def long_and_surprising(inputs):
+        return inputs["ce"] * inputs["length"]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from srd.base.errors import UserError, nearest
+from srd.base.registry import Registry
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Values = NDArray[np.float64]
+#: What a score may need, and the column of the scores' table that holds it.
+NEEDS = {"answers": "rouge_l", "losses": "ce", "lengths": "length"}
+FROM_REFLECTION = frozenset({"answers", "losses"})  # what only the student can say
+#: Names for several scores that are fused.
+TOGETHER = {"fused": ("rouge_l", "ce")}
+
+
+@dataclass(frozen=True)
+class ScoreInputs:
+    """What scores are computed from: ``inputs["ce"]`` is a column of the table, ``[N]`` in float64.
+
+    Attributes:
+        table: ``id`` and the columns that are needed, one row for each of N examples.
+        seed: For a score that draws.
+    """
+
+    table: pa.Table
+    seed: int = 0
+
+    def __getitem__(self, column: str) -> Values:
+        return self.table[column].to_numpy()
+
+
+@dataclass(frozen=True)
+class Score:
+    """A registered score.
+
+    Attributes:
+        name: Its name in recipes.
+        harder: Whether a high or a low value means a hard example.
+        needs: What it is computed from, of `NEEDS`.
+        compute: Its function.
+        drawn: Whether it follows the seed.
+    """
+
+    name: str
+    harder: Literal["high", "low"]
+    needs: frozenset[str]
+    compute: Callable[[ScoreInputs], Values]
+    drawn: bool = False
+
+    def difficulty(self, inputs: ScoreInputs) -> Values:
+        """The values, high for hard examples, ``[N]``."""
+        values = np.asarray(self.compute(inputs))
+        if values.shape != (len(inputs.table),) or not np.isfinite(values).all():
+            raise UserError(f"the score '{self.name}' must give one finite number for each of the examples")
+        return values if self.harder == "high" else -values
+
+
+SCORES: Registry[Score] = Registry("score", "srd.curation.scores")
+
+
+def register_score(
+    name: str, *, harder: Literal["high", "low"] = "high", needs: Iterable[str] = (), drawn: bool = False
+) -> Callable[[Callable[[ScoreInputs], Any]], Callable[[ScoreInputs], Any]]:
+    """Register ``function(inputs) -> values``, one finite number for each of N examples, under ``name``.
+
+    Args:
+        name: The name in recipes and for `srd.rank`.
+        harder: Whether a high or a low value means a hard example.
+        needs: ``answers`` (``inputs["rouge_l"]``), ``losses`` (``inputs["ce"]``), ``lengths`` (``inputs["length"]``,
+            tokens of the reference).
+        drawn: Whether the function follows ``inputs.seed``.
+
+    Raises:
+        UserError: the name is taken, or there is no such need.
+    """
+    for need in (wanted := frozenset(needs)) - NEEDS.keys():
+        raise UserError(f"the score '{name}' needs '{need}'; {nearest(need, NEEDS)}")
+    if name in TOGETHER:
+        raise UserError(f"there is a score '{name}' already: register yours under another name")
+
+    def decorate(function: Callable[[ScoreInputs], Any]) -> Callable[[ScoreInputs], Any]:
+        SCORES.register(name)(Score(name, harder, wanted, function, drawn))
+        return function
+
+    return decorate
+
+
+def scores_of(by: str | Sequence[str]) -> list[Score]:
+    """The scores that a name stands for, or several names.
+
+    Raises:
+        UserError: there is no such score, or it is there twice.
+    """
+    names = [by] if isinstance(by, str) else list(by)
+    known = [*SCORES.names(), *TOGETHER]
+    if not names:
+        raise UserError(f"there is no score to rank by. Known: {', '.join(sorted(known))}")
+    for name in names:
+        if name not in known:
+            raise UserError(f"unknown score '{name}' to rank by; {nearest(str(name), known)}")
+    parts = [part for name in names for part in TOGETHER.get(name, (name,))]
+    if twice := [part for place, part in enumerate(parts) if part in parts[:place]]:
+        raise UserError(f"the score '{twice[0]}' is there twice to rank by: name each once")
+    return [SCORES.get(part) for part in parts]
+
+
+def columns_of(scores: Iterable[Score]) -> list[str]:
+    """The columns of the scores' table that some scores need."""
+    wanted = {need for score in scores for need in score.needs}
+    return [column for need, column in NEEDS.items() if need in wanted]
+
+
+def asks_student(by: str | Sequence[str]) -> bool:
+    """Whether ranking by this needs the student's reflection."""
+    return any(score.needs & FROM_REFLECTION for score in scores_of(by))

@@ -1,0 +1,128 @@
+"""What ranks: scores by name rank as they always have, several are fused, and a plugin adds one by a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+
+import srd
+from srd.base.errors import UserError
+from srd.base.plugins import import_plugin
+from srd.curation.scores.base import SCORES, asks_student
+
+# Ranked before scores were files: what a name means must not change.
+STORED = {
+    "fused": "e09 e14 e15 e05 e01 e03 e02 e04 e00 e10 e12 e08 e07 e11 e06 e13",
+    "rouge_l": "e09 e14 e15 e00 e01 e10 e02 e04 e07 e12 e11 e08 e03 e05 e06 e13",
+    "ce": "e05 e03 e09 e14 e15 e02 e04 e01 e08 e11 e12 e00 e07 e10 e06 e13",
+    "length": "e00 e04 e05 e06 e10 e15 e03 e07 e08 e14 e01 e11 e13 e12 e02 e09",
+    "random": "e00 e04 e09 e07 e01 e10 e12 e05 e06 e11 e03 e13 e08 e14 e02 e15",
+}
+
+
+def some_rows() -> list[dict[str, Any]]:
+    """Rows with many ties."""
+    random = np.random.default_rng(5)
+    return [
+        {
+            "id": f"e{i:02d}",
+            "rouge_l": float(random.integers(0, 6)) / 5,
+            "ce": float(random.integers(0, 7)) / 3,
+            "length": int(random.integers(1, 6)),
+        }
+        for i in range(16)
+    ]
+
+
+@pytest.fixture
+def scores_of_a_test() -> Iterator[None]:
+    """Forget what a test has registered."""
+    before = dict(SCORES._registered)
+    yield
+    SCORES._registered.clear()
+    SCORES._registered.update(before)
+
+
+@pytest.mark.parametrize("by", STORED)
+def test_a_name_ranks_as_it_always_has(by: str) -> None:
+    assert " ".join(srd.rank(some_rows(), by=by, seed=3, k=10)["id"][:]) == STORED[by]
+
+
+def test_several_scores_are_fused_by_their_ranks() -> None:
+    rows = some_rows()
+    assert srd.rank(rows, by=["rouge_l", "ce"]).to_list() == srd.rank(rows, by="fused").to_list()
+    assert srd.rank(rows, by=["ce"]).to_list() == srd.rank(rows, by="ce").to_list()
+    ranks = np.stack([
+        scipy.stats.rankdata([-row["rouge_l"] for row in rows]),
+        scipy.stats.rankdata([row["ce"] for row in rows]),
+        scipy.stats.rankdata([row["length"] for row in rows]),
+    ])  # fmt: skip
+    difficulties = {"rrf": -(1 / (60 + ranks)).sum(0), "mean_rank": ranks.mean(0), "max_rank": ranks.max(0)}
+    for fusion, difficulty in difficulties.items():
+        ranked = srd.rank(rows, by=["fused", "length"], fusion=fusion)
+        in_order = [round(float(difficulty[int(name[1:])]), 9) for name in ranked["id"]]
+        assert in_order == sorted(in_order), fusion
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"by": "rogue_l"}, "unknown score 'rogue_l' to rank by; did you mean 'rouge_l'"),
+        ({"by": ["ce", "fusd"]}, "unknown score 'fusd' to rank by; did you mean 'fused'"),
+        ({"by": []}, "there is no score to rank by. Known: ce, fused"),
+        ({"by": ["fused", "ce"]}, "the score 'ce' is there twice"),
+        ({"fusion": "rff"}, "unknown fusion 'rff'; did you mean 'rrf'"),
+    ],
+)
+def test_wrong_names(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        srd.rank(some_rows(), **settings)
+    key = "score" if "by" in settings else "fusion"
+    with pytest.raises(ValueError, match=message):
+        srd.Curriculum(**{key: settings.get("by", settings.get("fusion"))})
+
+
+def test_which_scores_ask_the_student() -> None:
+    asked = {by: asks_student(by) for by in ("fused", "rouge_l", "ce", "length", "random")}
+    assert asked == {"fused": True, "rouge_l": True, "ce": True, "length": False, "random": False}
+    assert asks_student(["length", "ce"])
+
+
+PLUGIN = """
+import srd
+
+@srd.register_score("both", needs=["losses", "lengths"])
+def both(inputs):
+    return inputs["ce"] * inputs["length"]
+
+@srd.register_score("reversed", harder="low", needs=["losses"])
+def reversed_losses(inputs):
+    return inputs["ce"]
+
+@srd.register_score("broken")
+def broken(inputs):
+    return [float("nan")] * 16
+"""
+
+
+@pytest.mark.usefixtures("scores_of_a_test")
+def test_a_plugin_adds_scores(tmp_path: Path) -> None:
+    (tmp_path / "plugin.py").write_text(PLUGIN, encoding="utf-8")
+    import_plugin(str(tmp_path / "plugin.py"))
+    rows = some_rows()
+    difficulty = {row["id"]: row["ce"] * row["length"] for row in rows}
+    assert srd.rank(rows, by="both")["id"][:] == sorted(difficulty, key=lambda name: (difficulty[name], name))
+    assert srd.rank(rows, by="reversed")["ce"][:] == sorted((row["ce"] for row in rows), reverse=True)
+    assert srd.Curriculum(score=["fused", "both"], fusion="max_rank").score == ["fused", "both"]
+    with pytest.raises(UserError, match="the score 'broken' must give one finite number"):
+        srd.rank(rows, by="broken")
+    for taken in ("fused", "ce", "both"):
+        with pytest.raises(UserError, match=f"there is a score '{taken}' already"):
+            srd.register_score(taken)(len)
+    with pytest.raises(UserError, match="the score 'new' needs 'loss'; did you mean 'losses'"):
+        srd.register_score("new", needs=["loss"])
