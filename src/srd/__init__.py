@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from srd.api import Result, distill, run
     from srd.curation.curriculum import Curriculum
     from srd.curation.ranking import rank
     from srd.curation.reflection import reflect
@@ -20,6 +21,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "Curriculum": "srd.curation.curriculum",
     "DistillTrainer": "srd.training.trainer",
+    "Result": "srd.api",
+    "distill": "srd.api",
     "divergence": "srd.training.divergences",
     "rank": "srd.curation.ranking",
     "reflect": "srd.curation.reflection",
@@ -31,16 +34,25 @@ _HOMES = {
 __all__ = [
     "Curriculum",
     "DistillTrainer",
+    "Result",
+    "distill",
     "divergence",
     "rank",
     "reflect",
     "register_divergence",
     "register_score",
     "rouge_l",
+    "run",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "run":  # the room of that name, which can be called
+        return importlib.import_module("srd.run")
     if name not in _HOMES:
         raise AttributeError(f"module 'srd' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

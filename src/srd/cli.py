@@ -58,18 +58,12 @@ RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where to work. D
 
 def open_run(recipe: str, overrides: list[str] | None, run_dir: Path | None) -> Any:
     """Load the recipe and claim its run directory."""
-    from srd.base import parallel
+    from srd.api import open_run as claim
     from srd.base.failures import work_in
-    from srd.recipe.schema import load_recipe
-    from srd.run.context import Run, versions
 
-    loaded = parallel.together(lambda: load_recipe(recipe, overrides or []))
-    folder = Path("runs") / loaded.name if run_dir is None else run_dir
-    parallel.check_same({"recipe": loaded.model_dump(), "version": versions(), "run-dir": str(folder.absolute())})
-    run = Run(loaded, folder)
+    run = claim(recipe, overrides or [], run_dir)
     work_in(run.folder)
-    set_up_logging(run.warnings)
-    console.print(f"[bold]{loaded.name}[/] [dim]in {run.folder}[/]")
+    console.print(f"[bold]{run.recipe.name}[/] [dim]in {run.folder}[/]")
     return run
 
 

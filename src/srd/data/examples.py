@@ -411,3 +411,19 @@ def split_by_group(
         if chosen:
             room[chosen] -= members[group]
     return {name: np.flatnonzero(split_of_group[group_of_row] == number) for number, name in enumerate(splits)}
+
+
+def row_of(example: Mapping[str, Any]) -> dict[str, Any]:
+    """An example as a row of an accepted shape with its id, which is read back as the same example."""
+    references = example["references"]
+    content: dict[str, Any]
+    if example["messages"]:
+        content = {"messages": [*json.loads(example["messages"]), {"role": "assistant", "content": references[0]}]}
+    elif example["prompt"]:
+        content = {"prompt": example["prompt"], "completion": references[0]}
+    else:
+        content = {"instruction": example["instruction"], "input": example["input"], "output": references[0]}
+        content = {name: text for name, text in content.items() if text}
+    if len(references) > 1:
+        content["references"] = list(references)
+    return {"id": example["id"], **content}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from srd.base.errors import UserError
+from srd.base.files import fingerprint
 from srd.models.adapters import base_model
 
 
@@ -47,3 +48,11 @@ def _named(name: str, generation: Any, config: Any) -> int | None:
         if value is not None:
             return int(value)
     return None
+
+
+def tokenizer_identity(tokenizer: Any) -> str:
+    """Hash of what decides how a tokenizer reads and writes: its rules, special tokens and chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return fingerprint(type(tokenizer).__name__, rules, special, tokenizer.chat_template)

@@ -73,6 +73,7 @@ class Run(RecipeModels):
         super().__init__(recipe)
         self.folder = folder
         self.files = RunFolder(folder, recipe.training.label)
+        self._lock: Any = None  # held by the main process
         self.shared = SharedSteps(shared, folder) if shared else None
         self.keys: dict[str, str] = {}  # fingerprints of the steps that this command has been through
         self.clock: Clock | None = None  # of the step that is being made
@@ -110,6 +111,11 @@ class Run(RecipeModels):
         self._lock = lock(self.files.lock, "--run-dir")
         for config in self.recipe.arms.values():
             micro_batch_size(config)  # refuses a number of processes that does not fit
+
+    def close(self) -> None:
+        """Give the directory free for another run of this process."""
+        if self._lock is not None:
+            self._lock.close()
 
     def tick(self) -> None:
         """Keep the time spent by the step that is being made, now and then."""

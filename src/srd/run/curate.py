@@ -17,6 +17,7 @@ from srd.base.files import atomic_write, file_digest, remove, write_json
 from srd.base.tables import positions
 from srd.curation.curriculum import Curriculum, Stage
 from srd.data.batching import LengthBatches
+from srd.data.examples import row_of
 from srd.run.assemble import ranked_scores
 from srd.run.context import Run
 from srd.run.flow import advance
@@ -105,19 +106,8 @@ def _first_pass(run: Run, stage: Stage) -> list[str]:
 
 def curated(example: Mapping[str, Any], ranked: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
     """An example as a row that srd reads back as the same example, with its place in the curriculum."""
-    references = example["references"]
-    content: dict[str, Any]
-    if example["messages"]:
-        content = {"messages": [*json.loads(example["messages"]), {"role": "assistant", "content": references[0]}]}
-    elif example["prompt"]:
-        content = {"prompt": example["prompt"], "completion": references[0]}
-    else:
-        content = {"instruction": example["instruction"], "input": example["input"], "output": references[0]}
-        content = {name: text for name, text in content.items() if text}
-    if len(references) > 1:
-        content["references"] = list(references)
     return {
-        "id": example["id"], **content, "rank": ranked["rank"],
+        **row_of(example), "rank": ranked["rank"],
         "rouge_l": ranked["rouge_l"], "ce": ranked["ce"], "stage": stage.index,
         "temperature": stage.temperature, "weight": stage.weight,
     }  # fmt: skip

@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from srd.base.files import fingerprint
 from srd.data.encoding import Encoder
 from srd.data.templates import get_template
 from srd.data.turns import turns_of
 from srd.models.loading import load_config, load_tokenizer
+from srd.models.tokens import tokenizer_identity
 from srd.models.vocabulary import shared_vocabulary
 from srd.recipe.schema import ModelConfig, Recipe
 
@@ -91,10 +91,7 @@ class RecipeModels:
     @cached_property
     def tokenizer_identity(self) -> str:
         """What decides how the tokenizer reads and writes: its own rules, special tokens and chat template."""
-        tokenizer, backend = self.tokenizer, getattr(self.tokenizer, "backend_tokenizer", None)
-        rules = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
-        special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-        return fingerprint(type(tokenizer).__name__, rules, special, tokenizer.chat_template)
+        return tokenizer_identity(self.tokenizer)
 
     @cached_property
     def configs(self) -> list[Any]:

@@ -1,0 +1,307 @@
+"""Names, models or rows in, a student out: `distill` and `run`, through the same steps as the command line.
+
+A run reads files, so that it can be continued. So a model or rows that are in memory are written beside the run
+directory first, under a name made from their content: the same call finds them again, and goes on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from pydantic import BaseModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from srd.base import parallel
+from srd.base.console import set_up_logging
+from srd.base.errors import UserError
+from srd.base.files import (
+    atomic_folder,
+    atomic_write,
+    content_of,
+    file_digest,
+    fingerprint,
+    read_json,
+    read_sealed,
+    write_sealed,
+)
+from srd.data.examples import as_examples, row_of
+from srd.models.loading import load_model, load_tokenizer
+from srd.models.tokens import tokenizer_identity
+from srd.recipe.schema import Recipe, load_recipe, merge, parse_overrides, validate_recipe
+from srd.report.page import build_report
+from srd.run.context import Run, versions
+from srd.run.flow import advance, training_steps
+from srd.run.folder import RunFolder
+
+RUNS = Path("runs")
+SPLITS = ("train", "validation", "test")
+NOTES = (
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+)  # what saving a model puts into its configuration
+SOURCE_KEYS = ("path", "dataset")  # a mapping with one of these describes a source, as in a recipe
+
+
+class Result:
+    """What a run has made. Models are loaded when they are asked for.
+
+    Attributes:
+        run_dir: The run directory.
+        folder: The student and its tokenizer, for ``from_pretrained``.
+    """
+
+    def __init__(self, run_dir: Path, label: str, report: Path) -> None:
+        files = RunFolder(run_dir, label)
+        self.run_dir = run_dir
+        self.folder = files.student(label)
+        self._results, self._report = files.results, report
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The student's tokenizer."""
+        return load_tokenizer(str(self.folder))
+
+    @cached_property
+    def student(self) -> PreTrainedModel:
+        """The student, on the CPU and in eval mode."""
+        return load_model(str(self.folder), tokenizer=self.tokenizer, role="student")
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """``{model: {task: {metric: {"mean", "std", "seeds"}}}}`` in percent; empty where nothing was evaluated."""
+        return dict(read_json(self._results, {}))
+
+    @property
+    def report(self) -> Path:
+        """The HTML page."""
+        return self._report
+
+    def __repr__(self) -> str:
+        return f"Result(run_dir={str(self.run_dir)!r})"
+
+
+def run(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str, run_dir: str | Path | None = None) -> Result:
+    """Run a whole recipe, examples to report. The same call again resumes it, or returns at once.
+
+    Args:
+        recipe: The name of a shipped recipe, a YAML file, or the recipe itself as a mapping.
+        overrides: Changes such as ``"training.epochs=2"``.
+        run_dir: Where to work; None: ``runs/<name of the recipe>``.
+
+    Raises:
+        UserError: the recipe or what it names is wrong, or the directory belongs to another recipe.
+        RunError: the machine fails; the same call goes on from there.
+
+    >>> import srd
+    >>> srd.run("demo", "training.epoch=2")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+      ...
+    srd.base.errors.UserError: ...training.epoch: unknown key; did you mean 'epochs'?...
+    """
+    with opened(recipe, overrides, run_dir) as claimed:
+        advance(claimed)
+        return _result(claimed)
+
+
+def distill(
+    teacher: Any,
+    student: Any,
+    rows: Any,
+    *,
+    objective: str | Mapping[str, Any] = "srkl",
+    method: str | Mapping[str, Any] = "kd",
+    curriculum: Any = None,
+    run_dir: str | Path | None = None,
+    evaluate: bool = True,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    **settings: Any,
+) -> Result:
+    """Distil a teacher into a student on rows. The same call again resumes, or returns at once.
+
+    Args:
+        teacher: A name on the hub, a folder, a GGUF file, a loaded model, a pair ``(model, tokenizer)``, or a recipe's
+            ``teacher`` section as a mapping.
+        student: Likewise.
+        rows: A file, a name on the hub, a ``datasets.Dataset``, a list of dicts, a pandas, polars or pyarrow table; or
+            a mapping with ``train``, and perhaps ``validation`` and ``test``, of any of these.
+        objective: The divergence: ``fkl``, ``rkl``, ``jsd``, ``tvd``, ``sfkl``, ``srkl``, or one that you registered.
+        method: ``kd``, ``gkd``, ``distillm``, ``seqkd``, ``sft``, or one that you registered.
+        curriculum: ``srd.Curriculum(...)``, or its settings as a mapping; None: all rows, in one stage.
+        run_dir: Where to work; None: a folder below ``runs`` for these very arguments. A model or rows from memory are
+            kept beside it, in a folder that ends in ``-inputs``.
+        evaluate: Let teacher and students answer the test split, and compare them.
+        tokenizer: Of loaded models that do not come as a pair; None: where each was loaded from.
+        settings: Sections of the recipe (``data={"max_length": 1024}``, ``generation=…``, ``seed=1``) or settings of
+            its section ``training`` (``epochs=3``, ``learning_rate=1e-4``, ``lora={"r": 8}``).
+
+    Raises:
+        UserError: something that cannot be; the message says what, where and what to do.
+        RunError: the machine fails; the same call goes on from there.
+    """
+    inputs = Path(f"{run_dir}-inputs") if run_dir is not None else RUNS / "distill-inputs"
+    recipe = {name: settings.pop(name) for name in list(settings) if name in Recipe.model_fields}
+    training = {"objective": objective, "method": method, "curriculum": curriculum, **settings}
+    named = {
+        "teacher": _model_source(teacher, "teacher", tokenizer, inputs),
+        "student": _model_source(student, "student", tokenizer, inputs),
+        "data": _data_source(rows, inputs),
+        "training": training,
+    }
+    complete = validate_recipe(_plain(merge({"name": "distill", **named}, _plain(recipe))), "distill")
+    folder = RUNS / f"distill-{fingerprint(complete.model_dump(mode='json'))[:12]}" if run_dir is None else run_dir
+    with opened(complete, (), folder) as claimed:
+        advance(claimed, *(() if evaluate else training_steps(claimed.recipe)))
+        return _result(claimed)
+
+
+@contextlib.contextmanager
+def opened(
+    recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str], run_dir: str | Path | None
+) -> Iterator[Run]:
+    """A recipe with its run directory, which is free again behind the block."""
+    claimed = open_run(recipe, overrides, run_dir)
+    try:
+        yield claimed
+    finally:
+        claimed.close()
+
+
+def open_run(
+    recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str], run_dir: str | Path | None
+) -> Run:
+    """Load a recipe and claim its run directory, until the run is closed or the process ends."""
+    loaded = parallel.together(lambda: _loaded(recipe, overrides))
+    folder = RUNS / loaded.name if run_dir is None else Path(run_dir)
+    parallel.check_same({"recipe": loaded.model_dump(), "version": versions(), "run-dir": str(folder.absolute())})
+    claimed = Run(loaded, folder)
+    set_up_logging(claimed.warnings)
+    return claimed
+
+
+def _loaded(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str]) -> Recipe:
+    if isinstance(recipe, str | Path):
+        return load_recipe(str(recipe), overrides)
+    if isinstance(recipe, Recipe) and not overrides:
+        return recipe
+    content = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else _plain(recipe)
+    return validate_recipe(merge(content, parse_overrides(overrides)), "the recipe")
+
+
+def _result(claimed: Run) -> Result:
+    if parallel.is_main():
+        build_report(claimed.folder)
+    parallel.barrier()
+    return Result(claimed.folder, claimed.recipe.training.label, claimed.files.report)
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML would have it: paths as text, settings objects as mappings, tuples as lists."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+# ------------------------------------------------------------------------------------------- models and rows in memory
+
+
+def _model_source(given: Any, role: str, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> Any:
+    """What a recipe says of a model; one that is in memory is written into ``folder``."""
+    if isinstance(given, str | Path | Mapping):
+        return _plain(given)
+    if isinstance(given, tuple) and len(given) == 2:
+        given, tokenizer = given
+    if isinstance(given, PeftModel):
+        raise UserError(f"{role}: an adapted model cannot be taken as it is. Merge it: model.merge_and_unload()")
+    if not isinstance(given, PreTrainedModel):
+        raise UserError(
+            f"{role}: cannot take a {type(given).__name__}. Give a name, a folder, a transformers model, or a pair "
+            "(model, tokenizer)."
+        )
+    own = tokenizer if tokenizer is not None else _tokenizer_of(given, role)
+    return str(parallel.on_main(lambda: _kept_model(given, own, folder)))
+
+
+def _tokenizer_of(model: PreTrainedModel, role: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies where a model was loaded from."""
+    place = str(model.name_or_path or "")
+    if not place:
+        raise UserError(f"{role}: a model that was not loaded brings no tokenizer. Give tokenizer=, or a pair.")
+    try:
+        return load_tokenizer(place)
+    except UserError as error:
+        raise UserError(f"{role}: its tokenizer is not to be found ({error}) Give tokenizer=, or a pair.") from error
+
+
+def model_content(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash of a loaded model: weights, configurations, tokenizer."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, values in sorted(model.state_dict().items()):
+        flat = values.detach().cpu().contiguous().flatten()
+        digest.update(f"{name} {values.dtype} {list(values.shape)}".encode())
+        digest.update(memoryview(flat.view(torch.uint8).numpy()))
+    generation = model.generation_config.to_diff_dict() if model.generation_config else {}
+    told = [
+        {k: v for k, v in each.items() if k[0] != "_" and k not in NOTES}
+        for each in (model.config.to_dict(), generation)
+    ]
+    return fingerprint(digest.hexdigest(), told, tokenizer_identity(tokenizer))
+
+
+def _kept_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+    """A folder with a loaded model, written once for the same content and again where it was damaged."""
+    place = folder / f"model-{model_content(model, tokenizer)[:16]}"
+    note = place.with_suffix(".json")
+    if not place.is_dir() or read_sealed(note).get("files") != content_of(place):
+        with atomic_folder(place) as partial:
+            model.save_pretrained(str(partial))
+            tokenizer.save_pretrained(str(partial))
+        write_sealed(note, {"files": content_of(place)})
+    return place
+
+
+def _data_source(rows: Any, folder: Path) -> dict[str, Any]:
+    """A recipe's ``data`` section; rows that are in memory are written into ``folder``."""
+    if isinstance(rows, Mapping) and not set(SOURCE_KEYS) & rows.keys():
+        if "train" not in rows or not rows.keys() <= set(SPLITS):
+            raise UserError(f"rows: a mapping has 'train', perhaps 'validation' and 'test', but not {sorted(rows)}")
+        return {split: _source(own, folder, split) for split, own in rows.items()}
+    return {"train": _source(rows, folder, "train")}
+
+
+def _source(rows: Any, folder: Path, split: str) -> Any:
+    names = isinstance(rows, list) and rows and all(isinstance(name, str | Path) for name in rows)
+    if names or isinstance(rows, str | Path | Mapping):
+        return _plain(rows)
+    return str(parallel.on_main(lambda: _kept_rows(rows, folder, split)))
+
+
+def _kept_rows(rows: Any, folder: Path, split: str) -> Path:
+    """A JSON-lines file with rows, written once for the same content and again where it was changed."""
+    examples = as_examples(rows)
+
+    def lines() -> Iterator[bytes]:
+        for example in examples:
+            yield (json.dumps(row_of(example), ensure_ascii=False) + "\n").encode()
+
+    digest = hashlib.blake2b(digest_size=16)
+    for line in lines():
+        digest.update(line)
+    path = folder / f"{split}-{digest.hexdigest()[:16]}.jsonl"
+    if not path.is_file() or file_digest(path) != digest.hexdigest():
+        with atomic_write(path) as partial, open(partial, "wb") as file:
+            file.writelines(lines())
+    return path

@@ -1,0 +1,131 @@
+"""`srd.distill` and `srd.run`: what goes in by hand goes through the same steps as a recipe. Public names only."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas
+import pytest
+import torch
+
+import srd
+from tests.conftest import steps_finished, tiny_rows, write_rows
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+
+SETTINGS: dict[str, Any] = {
+    "epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "generation": {"max_new_tokens": 4},
+    "data": {"template": "plain", "max_length": 96, "max_prompt_length": 48, "validation_size": 4, "test_size": 4},
+    "evaluation": {"seeds": [1]},
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_this_file_uses_public_names_only() -> None:
+    source = Path(__file__).read_text(encoding="utf-8")
+    assert not re.findall(r"^\s*(?:from srd\b|import srd\.).*", source, re.MULTILINE)
+
+
+def test_names_in_a_student_out(folder: Path) -> None:
+    save_tiny("tiny-teacher", "llama", layers=4, seed=1)
+    save_tiny("tiny-student", "llama", seed=2)
+    rows = write_rows(folder / "rows.jsonl", tiny_rows())
+    result = srd.distill("tiny-teacher", Path("tiny-student"), rows, curriculum=srd.Curriculum(stages=2), **SETTINGS)
+    assert result.run_dir.parent == Path("runs") and (result.run_dir / "student").is_dir()
+    assert set(result.metrics) == {"teacher", "student", "srd"} and "rouge_l" in result.metrics["srd"]["test"]
+    assert result.report.read_text(encoding="utf-8").startswith("<!doctype html>")
+    prompt = result.tokenizer("What does the whale return?", return_tensors="pt")
+    assert result.student(**prompt).logits.shape[-1] == len(result.tokenizer)
+    assert not list(folder.glob("runs/*-inputs"))
+    before = steps_finished(result.run_dir)
+    again = srd.distill("tiny-teacher", Path("tiny-student"), rows, curriculum={"stages": 2}, **SETTINGS)
+    assert again.run_dir == result.run_dir
+    assert steps_finished(again.run_dir) == before  # the same call, however it is written, in the same directory
+
+
+def test_models_and_rows_in_memory_are_found_again(folder: Path) -> None:
+    teacher, student, tokenizer = tiny_model("llama", seed=1), tiny_model("llama", seed=2), tiny_tokenizer("llama")
+    weights = {name: values.clone() for name, values in student.state_dict().items()}
+    table = pandas.DataFrame(tiny_rows())
+
+    def distil(rows: Any, **changes: Any) -> srd.Result:
+        models = {"teacher": teacher, "student": (student, tokenizer), "tokenizer": tokenizer, **changes}
+        return srd.distill(rows=rows, run_dir="out", evaluate=False, **models, **SETTINGS)
+
+    result = distil(table)
+    assert all(torch.equal(values, weights[name]) for name, values in student.state_dict().items())
+    assert result.student.num_parameters() == student.num_parameters()
+    inputs, before = sorted(folder.glob("out-inputs/*")), steps_finished(result.run_dir)
+    assert len(inputs) == 5  # a folder and a note for each model, and a file of rows
+    for same in (tiny_rows(), datasets.Dataset.from_list(tiny_rows())):
+        assert steps_finished(distil(same, student=tiny_model("llama", seed=2)).run_dir) == before
+    assert sorted(folder.glob("out-inputs/*")) == inputs
+    for path in folder.glob("out-inputs/model-*/model.safetensors"):
+        path.write_bytes(b"spoilt")
+    next(folder.glob("out-inputs/train-*.jsonl")).write_text("spoilt", encoding="utf-8")
+    assert steps_finished(distil(table).run_dir) == before  # what was spoilt is written again
+    changed = steps_finished(distil(tiny_rows()[:-1]).run_dir)
+    assert changed["examples"] != before["examples"]
+
+
+def test_a_recipe_as_a_name_a_file_or_a_mapping(folder: Path) -> None:
+    teacher, student = save_tiny("t", "llama", seed=1), save_tiny("s", "llama", seed=2)
+    rows = write_rows(folder / "rows.jsonl", tiny_rows())
+    content: dict[str, Any] = {
+        "name": "tiny", "teacher": teacher, "student": {"model": student}, "generation": {"max_new_tokens": 4},
+        "data": {**SETTINGS["data"], "train": rows}, "training": {"curriculum": None, "method": "sft", "batch_size": 8},
+        "evaluation": {"seeds": [1]},
+    }  # fmt: skip
+    result = srd.run(content, "training.epochs=1")
+    assert result.run_dir == Path("runs/tiny") and set(result.metrics) == {"teacher", "student", "sft"}
+    before = steps_finished(result.run_dir)
+    again = srd.run("runs/tiny/recipe.yaml", run_dir=Path("runs/tiny"))
+    assert steps_finished(again.run_dir) == before and again.metrics == result.metrics
+
+
+def test_run_is_a_function_and_a_room() -> None:
+    light = (
+        "import sys, srd; assert callable(srd.run) and dir(srd); from srd.run.folder import RunFolder;"
+        "assert srd.run.folder.RunFolder is RunFolder and callable(srd.run);"
+        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", light], check=True, timeout=60)
+    flow = importlib.import_module("srd.run.flow")
+    assert callable(srd.run) and srd.run.flow is flow
+
+
+def test_every_public_name_is_there() -> None:
+    assert all(getattr(srd, name) is not None and name in dir(srd) for name in srd.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'distil'"):
+        srd.distil  # type: ignore[attr-defined]  # noqa: B018
+
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"epoch": 2}, r"training.epoch: unknown key; did you mean 'epochs'"),
+    ({"objective": "skrl"}, r"objective: .*skrl.*srkl"),
+    ({"teacher": 7}, r"teacher: cannot take a int"),
+    ({"student": tiny_model("llama")}, r"student: a model that was not loaded brings no tokenizer"),
+    ({"rows": 7}, r"cannot take a int"),
+    ({"rows": []}, r"no rows"),
+    ({"rows": {"test": tiny_rows()}}, r"rows: a mapping has 'train'"),
+    ({"rows": [{"question": "Why?"}]}, r"row 1"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), MISTAKES, ids=[message[:20] for _, message in MISTAKES])
+def test_mistakes_are_told_before_anything_is_made(changes: dict[str, Any], message: str, folder: Path) -> None:
+    errors = importlib.import_module("srd.base.errors")
+    rows = write_rows(folder / "rows.jsonl", tiny_rows())
+    with pytest.raises(errors.UserError, match=message):
+        srd.distill(**{"teacher": "t", "student": "s", "rows": rows, "run_dir": "out", **changes})  # type: ignore[arg-type]
+    assert not (folder / "out").exists()
