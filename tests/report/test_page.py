@@ -16,7 +16,7 @@ from srd.base.errors import UserError
 from srd.report.figures import logged, stage_bands
 from srd.report.page import build_report
 from srd.report.reading import read_json_lines, read_run
-from srd.report.summary import print_summary, summary_lines
+from srd.report.summary import print_summary
 from tests.report.fake_run import RECIPE, write_lines, write_parquet, write_run, write_text
 
 
@@ -108,7 +108,7 @@ def test_any_part_may_be_missing(whole_run: Path, tmp_path: Path, absent: str) -
         path.unlink()
     text = read_page(run_dir)
     assert ("SRD is 1.4 points ahead" in text) == (absent != "evaluation")
-    assert summary_lines(run_dir)
+    print_summary(run_dir, Console(file=io.StringIO()))
 
 
 def write_hostile_run(run_dir: Path, hostile: str) -> Path:
@@ -190,18 +190,19 @@ def test_a_very_long_text_is_cut_with_a_note(tmp_path: Path) -> None:
 
 def test_summary_says_gain_cost_and_places(whole_run: Path) -> None:
     build_report(whole_run)
-    lines = summary_lines(whole_run)
-    assert lines[0].startswith("SRD is 1.4 points ahead of plain KD in ROUGE-L on pydocs: 24.8 against 23.4")
-    assert lines[1].startswith("It took 75% of the examples, 25% fewer passes and 13% less time")
-    assert lines[-3:] == [
+    wide, narrow = io.StringIO(), io.StringIO()
+    print_summary(whole_run, Console(file=wide, width=200))
+    *_, gain, cost, _, _, _, student, report, warnings = wide.getvalue().splitlines()
+    assert gain.startswith("SRD is 1.4 points ahead of plain KD in ROUGE-L on pydocs: 24.8 against 23.4")
+    assert cost.startswith("It took 75% of the examples, 25% fewer passes and 13% less time")
+    assert [student, report, warnings] == [
         f"Student: {whole_run / 'student'}",
         f"Report: {whole_run / 'report' / 'index.html'}",
         "1 warning: see the end of the report",
     ]
-    output = io.StringIO()
-    print_summary(whole_run, Console(file=output, width=80))
-    assert "Initial student" in output.getvalue()
-    assert f"Report: {whole_run / 'report' / 'index.html'}\n" in output.getvalue()
+    print_summary(whole_run, Console(file=narrow, width=80))
+    assert "Initial student" in narrow.getvalue()
+    assert f"Report: {whole_run / 'report' / 'index.html'}\n" in narrow.getvalue()
 
 
 def test_not_a_run_directory(tmp_path: Path) -> None:
@@ -216,11 +217,15 @@ def test_not_a_run_directory(tmp_path: Path) -> None:
         ("manifest.json", r"manifest.json, line 1: not JSON"),
         ("recipe.yaml", r"recipe.yaml is not YAML"),
         ("curriculum/ranked.parquet", r"ranked.parquet cannot be read"),
+        ("recipe.yaml", r"recipe.yaml cannot be read.*Run the recipe again"),
+        ("evaluation/metrics.json", r"metrics.json cannot be read.*Delete the file"),
     ],
 )
 def test_damaged_file_is_named(tmp_path: Path, name: str, message: str) -> None:
     write_text(tmp_path / "recipe.yaml", RECIPE)
     write_text(tmp_path / name, "{broken: [\nsecond line\n")
+    if ".*" in message:
+        (tmp_path / name).write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match=message):
         build_report(tmp_path)
     assert not (tmp_path / "report" / "index.html").exists()
@@ -229,6 +234,11 @@ def test_damaged_file_is_named(tmp_path: Path, name: str, message: str) -> None:
 def test_unfinished_last_line_of_a_killed_run_is_left_out(tmp_path: Path) -> None:
     write_text(tmp_path / "metrics.jsonl", '{"step": 1}\n{"step": 2}\n{"st')
     assert read_json_lines(tmp_path / "metrics.jsonl") == [{"step": 1}, {"step": 2}]
+    write_text(tmp_path / "metrics.jsonl", '{"text": "one\u2028line"}\n')
+    assert read_json_lines(tmp_path / "metrics.jsonl") == [{"text": "one\u2028line"}]
+    write_text(tmp_path / "metrics.jsonl", '{"step": 1}\n\n{"st\n{"step": 2}\n')
+    with pytest.raises(UserError, match="line 3: not JSON"):
+        read_json_lines(tmp_path / "metrics.jsonl")
 
 
 def test_steps_repeated_after_a_restart_count_once() -> None:

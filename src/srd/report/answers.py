@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import pyarrow  # type: ignore[import-untyped]
@@ -12,9 +11,9 @@ import pyarrow  # type: ignore[import-untyped]
 from srd.base.text import signed
 from srd.curation.inspect import examples_to_show
 from srd.evaluation.predictions import predictions_path, read_answers
-from srd.report import words
 from srd.report.comparison import Model, baseline_of, main_model, primary_metrics
 from srd.report.reading import Row, RunFiles, finite, read_json_lines, read_parquet
+from srd.report.words import model_name, phrase, task_name
 
 GROUPS = {
     "easiest": ("Easiest", "The student nearly knew these already; training starts here."),
@@ -31,8 +30,7 @@ class Answer(NamedTuple):
     kind: str = ""
 
 
-@dataclass(frozen=True)
-class Card:
+class Card(NamedTuple):
     """An example to unfold: what comes before its instruction, the prompt, short facts, and answers in order."""
 
     label: str
@@ -42,13 +40,12 @@ class Card:
     answers: list[Answer]
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """Cards under a title and a sentence."""
 
     title: str
     note: str
-    cards: list[Card] = field(default_factory=list)
+    cards: list[Card]
 
 
 def card(label: str, example: Row, facts: list[str], answers: Sequence[Answer]) -> Card:
@@ -79,7 +76,7 @@ def training_answers(run: RunFiles) -> list[Group]:
         facts += [str(example["corruption"])] if example.get("corruption") else []
         answers = [Answer("Student before", before[example_id]["response"] if example_id in before else None)]
         if (row := after.get(example_id)) is not None:
-            answers.append(scored(f"{words.model_name(str(row.get('model', run.main_arm)))} after", row, "ours"))
+            answers.append(scored(f"{model_name(str(row.get('model', run.main_arm)))} after", row, "ours"))
         return card(f"#{rank['rank']:.0f}", example, facts, answers)
 
     made = [Group(*GROUPS[name], [one(key) for key in group if key in examples]) for name, group in groups.items()]
@@ -111,13 +108,13 @@ def unseen_answers(run: RunFiles, models: Sequence[Model]) -> Group | None:
         for label, pairs in chosen.items():
             for gain, key in (pair for pair in pairs if pair[1] in prompts):
                 shown = [
-                    scored(words.model_name(name), rows[key], "ours" if name == ours.key else "")
+                    scored(model_name(name), rows[key], "ours" if name == ours.key else "")
                     for name, rows in answers.items()
                     if key in rows
                 ]
                 cards.append(card(label, prompts[key], [f"ROUGE-L {signed(gain, 2)}"], shown))
         if cards:
-            note = f"From {words.task_name(task)}, one seed; gain and loss are over {words.phrase(baseline.key)}."
+            note = f"From {task_name(task)}, one seed; gain and loss are over {phrase(baseline.key)}."
             return Group("Answers to unseen prompts", note, cards)
     return None
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from srd.base.text import change, count, duration, percent, signed
-from srd.report import words
 from srd.report.reading import PREPARATIONS, RunFiles, finite
 from srd.report.tables import Cell, Column, Measure, Table
+from srd.report.words import metric_name, model_name, phrase, task_name
 
 #: The metric that stands for a task, the first one it has.
 PRIMARY_METRICS = ("rouge_l", "accuracy", "pass@1", "bleu", "exact_match")
@@ -49,7 +50,7 @@ class Model:
     @property
     def name(self) -> str:
         """The name shown to the reader."""
-        return words.model_name(self.key)
+        return model_name(self.key)
 
     @property
     def total_seconds(self) -> float | None:
@@ -138,8 +139,8 @@ def score_columns(models: list[Model], primary: Primary) -> list[tuple[str, str]
 def column_title(task: str, metric: str, primary: Primary) -> str:
     """Name a column of scores by what tells it from the others: the metric of a single task, or the task."""
     if len(primary) == 1:
-        return words.metric_name(metric)
-    return f"{task}, {words.metric_name(metric)}" if len(set(primary.values())) > 1 else task
+        return metric_name(metric)
+    return f"{task}, {metric_name(metric)}" if len(set(primary.values())) > 1 else task
 
 
 def comparison_table(models: list[Model]) -> Table:
@@ -173,11 +174,11 @@ def interval_table(run: RunFiles) -> Table | None:
     """Build the table of paired differences with their 95 % intervals, None where there are none."""
     rows: list[list[Cell]] = []
     for row in run.comparisons:
-        pair = f"{words.model_name(row['a'])} \N{MINUS SIGN} {words.model_name(row['b'])}"
+        pair = f"{model_name(row['a'])} \N{MINUS SIGN} {model_name(row['b'])}"
         known = row["low"] is not None
         interval = f"{signed(row['low'])} to {signed(row['high'])}" if known else None
         verdict = verdict_of(row["low"], row["high"]) if known else None
-        metric = words.metric_name(row["metric"])
+        metric = metric_name(row["metric"])
         rows.append([pair, str(row["task"]), metric, signed(row["difference"]), interval, verdict])
     titles = ("Difference", "Task", "Metric", "Points", "95% interval", "So")
     return Table([Column(title) for title in titles], rows) if rows else None
@@ -186,8 +187,7 @@ def interval_table(run: RunFiles) -> Table | None:
 # ----------------------------------------------------------------------------------------------------------- sentences
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What may be said about two models: the difference in points, its verdict, and the grounds in words."""
 
     difference: float
@@ -257,8 +257,8 @@ def baseline_of(others: list[Model]) -> Model | None:
 
 def yardstick(primary: Primary) -> str:
     """Name what the scores measure: ``ROUGE-L on dolly``, ``ROUGE-L on the mean of 5 tasks``."""
-    metrics = {words.metric_name(metric) for metric in primary.values()}
-    tasks = words.task_name(next(iter(primary))) if len(primary) == 1 else f"the mean of {len(primary)} tasks"
+    metrics = {metric_name(metric) for metric in primary.values()}
+    tasks = task_name(next(iter(primary))) if len(primary) == 1 else f"the mean of {len(primary)} tasks"
     return f"{metrics.pop() if len(metrics) == 1 else 'points'} on {tasks}"
 
 
@@ -267,7 +267,7 @@ def gain_sentence(run: RunFiles, ours: Model, baseline: Model, primary: Primary)
     a, b = overall_score(ours, primary), overall_score(baseline, primary)
     result = judge(run, ours, baseline, primary)
     assert a is not None and b is not None and result is not None, "both models were chosen because they have scores"
-    other = words.phrase(baseline.key)
+    other = phrase(baseline.key)
     numbers = f"in {yardstick(primary)}: {a.mean:.1f} against {b.mean:.1f} ({result.grounds})."
     if result.verdict in ("ahead", "behind"):
         place = {"ahead": "ahead of", "behind": "behind"}[result.verdict]

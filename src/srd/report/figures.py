@@ -11,10 +11,10 @@ from pyarrow import compute
 
 from srd.base.text import duration, percent
 from srd.curation.inspect import sample_evenly
-from srd.report import words
 from srd.report.comparison import Model, overall_score, primary_metrics
 from srd.report.plots import Band, Bar, Series, bar_plot, legend, line_plot, scatter_plot, thin
 from srd.report.reading import PREPARATIONS, Row, RunFiles, finite
+from srd.report.words import model_name, step_name
 
 KNOWN_COLORS = ("teacher", "student", "kd", "srd")
 OTHER_COLORS = 4  # in the style sheet, beside the known ones
@@ -70,7 +70,7 @@ def time_bars(run: RunFiles) -> Markup:
     bars = []
     for step, seconds in timed.items():
         share = f" · {percent(seconds / total)}" if total > 0 else ""
-        bars.append(Bar(words.step_name(step), seconds, duration(seconds) + share, colors.get(step, "var(--bar)")))
+        bars.append(Bar(step_name(step), seconds, duration(seconds) + share, colors.get(step, "var(--bar)")))
     return bar_plot(bars, title="Time of each step of the run")
 
 
@@ -97,7 +97,7 @@ def curve(run: RunFiles, arms: Sequence[str], key: str, label: str, title: str, 
         points = [(finite(row, "passes"), factor * finite(row, key)) for row in rows]
         titles = [point_title(arm, row, y) for row, (_, y) in zip(rows, points, strict=True)] if markers else []
         if points:
-            series.append(Series(words.model_name(arm), colors[arm], points if markers else thin(points), titles))
+            series.append(Series(model_name(arm), colors[arm], points if markers else thin(points), titles))
     if not series:
         return Markup("")
     bands = stage_bands(run.metrics, run.main_arm) if run.main_arm in arms else []
@@ -111,7 +111,7 @@ def point_title(arm: str, row: Row, value: float) -> str:
     epoch = finite(row, "epoch")
     where = f", epoch {epoch:.3g}" if math.isfinite(epoch) else ""
     stage = f", stage {row['stage'] + 1}" if isinstance(row.get("stage"), int) else ""
-    return f"{words.model_name(arm)}{stage}{where}: {value:.4g}"
+    return f"{model_name(arm)}{stage}{where}: {value:.4g}"
 
 
 def logged(metrics: Sequence[Row], arm: str, key: str) -> list[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ RANKED = pyarrow.schema([
 
 #: Trainings that prepare the models; they are not compared with the distilled students.
 PREPARATIONS = ("teacher_sft", "warm_start")
+REMEDY = "Delete the file and run its step again"
 
 
 @dataclass(frozen=True)
@@ -125,64 +126,69 @@ def read_run(run_dir: Path) -> RunFiles:
     Raises:
         UserError: ``run_dir`` has no recipe, or a file in it cannot be read as what its name says.
     """
-    files = RunFolder(run_dir, "")
+    files, rewrite = RunFolder(run_dir, ""), "Run the recipe again to rewrite it"
     if not files.recipe.is_file():
         raise UserError(
             f"{run_dir} is not a run directory: it has no {files.recipe.name}. "
             f"Make one with: srd run RECIPE --run-dir {shlex.quote(str(run_dir))}"
         )
-    recipe_text = files.recipe.read_text(encoding="utf-8")
+    recipe_text = str(read_file(files.recipe, _text, "", rewrite))
+    recipe = read_file(files.recipe, lambda path: yaml.safe_load(_text(path)), {}, rewrite)
     ranked = read_parquet(files.ranked, columns=RANKED.names)
     return RunFiles(
         run_dir=run_dir,
         recipe_text=recipe_text,
-        recipe=parse_recipe(files.recipe, recipe_text),
-        manifest=read_json_file(files.manifest, {}),
+        recipe=recipe if isinstance(recipe, dict) else {},
+        manifest=read_file(files.manifest, _json, {}),
         ranked=ranked.sort_by("rank") if len(ranked) else RANKED.empty_table(),
         metrics=read_json_lines(files.metrics),
-        evaluation=read_json_file(files.results, {}),
-        comparisons=read_json_file(files.comparisons, []),
+        evaluation=read_file(files.results, _json, {}),
+        comparisons=read_file(files.comparisons, _json, []),
     )
 
 
-def parse_recipe(path: Path, text: str) -> Row:
-    """Parse the recipe; the report shows a few names from it and prints the rest as it is."""
-    try:
-        recipe = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(
-            f"{path} is not YAML: {' '.join(str(error).split())}. Run the recipe again to rewrite it"
-        ) from error
-    return recipe if isinstance(recipe, dict) else {}
+def read_file(path: Path, parse: Callable[[Path], Any], default: Any, remedy: str = REMEDY) -> Any:
+    """Read a file, ``default`` where there is none.
 
-
-def read_json_file(path: Path, default: Any) -> Any:
-    """Read a JSON file, ``default`` where there is none."""
+    Raises:
+        UserError: it is not what its name says.
+    """
     if not path.is_file():
         return default
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse(path)
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}, line {error.lineno}: not JSON ({error.msg}). Delete the file and run its step again"
-        ) from error
+        reason = f", line {error.lineno}: not JSON ({error.msg})"
+    except yaml.YAMLError as error:
+        reason = f" is not YAML: {' '.join(str(error).split())}"
+    except (UnicodeDecodeError, pyarrow.ArrowException) as error:
+        reason = f" cannot be read: {error}"
+    raise UserError(f"{path}{reason}. {remedy}")
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _json(path: Path) -> Any:
+    return json.loads(_text(path))
+
+
+def _json_lines(path: Path) -> list[Row]:
+    text, rows, place = _text(path), [], 0
+    for line in text.split("\n"):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            if place + len(line) < len(text):  # else a killed run's last one
+                raise json.JSONDecodeError(error.msg, text, place) from error
+        place += len(line) + 1
+    return rows
 
 
 def read_json_lines(path: Path) -> list[Row]:
     """Read a JSONL file, empty where there is none; a killed run's unfinished last line is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-    rows: list[Row] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise UserError(
-                f"{path}, line {number}: not JSON ({error.msg}). Remove the line, or run its step again"
-            ) from error
+    rows: list[Row] = read_file(path, _json_lines, [], "Remove the line, or run its step again")
     return rows
 
 
@@ -195,13 +201,11 @@ def read_parquet(path: Path, ids: Iterable[str] | None = None, columns: list[str
         columns: Read only these columns.
     """
     wanted = None if ids is None else set(ids)
-    if not path.is_file() or wanted == set():
-        return pyarrow.table({})
     filters = None if wanted is None else [("id", "in", wanted)]
-    try:
-        return pyarrow.parquet.read_table(path, columns=columns, filters=filters)
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{path} cannot be read: {error}. Delete the file and run its step again") from error
+    none = pyarrow.table({})
+    if wanted == set():
+        return none
+    return read_file(path, lambda path: pyarrow.parquet.read_table(path, columns=columns, filters=filters), none)
 
 
 def finite(row: Row, key: str) -> float:

@@ -22,16 +22,6 @@ def escape(text: str) -> str:
     return escape_markup(visible(text))
 
 
-def summary_lines(run_dir: Path) -> list[str]:
-    """Say in plain sentences, one each, what a run came to and where its results are.
-
-    Raises:
-        UserError: ``run_dir`` is no run directory, or one of its files is damaged.
-    """
-    run = read_run(Path(run_dir))
-    return [*headline(run, models_of(run)), *places(run)]
-
-
 def places(run: RunFiles) -> list[str]:
     """Name the student, the report and the number of warnings, those that there are."""
     student, report = run.files.student(run.main_arm), run.files.report
@@ -43,7 +33,7 @@ def places(run: RunFiles) -> list[str]:
 
 
 def print_summary(run_dir: Path, console: Console) -> None:
-    """Print the models side by side, the sentences of ``summary_lines``, and where the results are.
+    """Print the models side by side, what a run came to in plain sentences, and where the results are.
 
     Raises:
         UserError: ``run_dir`` is no run directory, or one of its files is damaged.

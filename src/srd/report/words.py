@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 MODEL_NAMES = {
-    "teacher": "Teacher",
-    "student": "Initial student",
-    "sft": "SFT",
-    "seqkd": "SeqKD",
-    "kd": "Plain KD",
-    "gkd": "GKD",
-    "distillm": "DistiLLM",
-    "srd": "SRD",
-    "teacher_sft": "Teacher SFT",
-    "warm_start": "Warm start",
-}
+    "teacher": "Teacher", "student": "Initial student", "teacher_sft": "Teacher SFT", "warm_start": "Warm start",
+    "sft": "SFT", "seqkd": "SeqKD", "kd": "Plain KD", "gkd": "GKD", "distillm": "DistiLLM", "srd": "SRD",
+}  # fmt: skip
 PHRASES = {"teacher": "its teacher", "student": "the initial student", "kd": "plain KD"}
 METRIC_NAMES = {
-    "rouge_l": "ROUGE-L",
-    "rouge_1": "ROUGE-1",
-    "rouge_2": "ROUGE-2",
-    "exact_match": "Exact match",
-    "accuracy": "Accuracy",
-    "pass@1": "Pass@1",
-    "bleu": "BLEU",
-}
+    "rouge_l": "ROUGE-L", "rouge_1": "ROUGE-1", "rouge_2": "ROUGE-2", "exact_match": "Exact match",
+    "accuracy": "Accuracy", "pass@1": "Pass@1", "bleu": "BLEU",
+}  # fmt: skip
 STEP_NAMES = {
-    "examples": "Reading examples",
-    "teacher": "Teacher",
-    "student": "Student",
-    "cache": "Teacher cache",
-    "reflection": "Reflection",
-    "ranking": "Ranking",
-    "evaluation": "Evaluation",
-}
+    "examples": "Reading examples", "teacher": "Teacher", "student": "Student", "cache": "Teacher cache",
+    "reflection": "Reflection", "ranking": "Ranking", "evaluation": "Evaluation",
+}  # fmt: skip
 
 
 def model_name(key: str) -> str:

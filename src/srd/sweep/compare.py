@@ -16,10 +16,10 @@ import numpy as np
 from srd.evaluation.predictions import predictions_path, read_answers, read_scores
 from srd.metrics.common import FloatArray
 from srd.metrics.statistics import macro_bootstrap
-from srd.report import words
 from srd.report.comparison import Model, Primary, model_of, overall_score
 from srd.report.reading import RunFiles, read_run
 from srd.report.tables import Measure
+from srd.report.words import metric_name
 from srd.sweep.cells import Outcome
 
 TOLERANCE = 1e-6  # points by which a mean may be off by rounding
@@ -186,7 +186,7 @@ def _difference(line: Line, reference: Line, primary: Primary, answers: dict[int
     ahead = sum(a.mean > b.mean for a, b in scores if a is not None and b is not None)
     for (task, metric), own in zip(primary.items(), tasks, strict=True):
         if any(side.values is None for pair in own for side in pair):
-            reason = f"{words.metric_name(metric)} of {task} is no mean over examples, so that it has no interval"
+            reason = f"{metric_name(metric)} of {task} is no mean over examples, so that it has no interval"
             return Difference(*names, points, ahead=ahead, reason=reason)
     values = [[a.values - b.values for a, b in own] for own in tasks]  # type: ignore[operator]  # none is None
     _, low, high = macro_bootstrap(values, [[a.ids for a, _ in own] for own in tasks])
