@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from srd.base.files import read_json
-from srd.recipe.schema import GkdMethod
 from srd.run.flow import advance
 from srd.run.steps import training as training_step
 from srd.training import divergences, stages
+from srd.training.methods.distillm import DistillmMethod
 from srd.training.trainer import DistillTrainer
 from tests.conftest import TinyRun, close, logged, steps_finished
 from tests.tiny import tiny_tokenizer
@@ -121,9 +121,9 @@ def test_who_writes_the_batches(
     if by_student is not None:
         assert references.count(0.0) == by_student
     else:
-        method_settings = GkdMethod(**METHODS[method])
-        rollouts = stages.make_rollouts(tiny_run.open(tiny_run.folder / "other").recipe.training, 0)
-        assert method_settings.student_share == 0.5 and rollouts is not None
+        settings = tiny_run.open(tiny_run.folder / "other").recipe.training.method
+        rollouts = settings.rollouts(0)
+        assert settings.written_share() == 0.5 and rollouts is not None
         assert references == [float(rollouts.author(step, 4) == "data") for step in range(4)]
 
 
@@ -133,14 +133,14 @@ def test_distillm_keeps_threshold_reference_and_buffer_through_stages(
     """The first validation comes before training; nothing begins anew with a stage."""
     made: list[Any] = []
     states: list[Any] = []
-    original = stages.make_rollouts
+    original = DistillmMethod.rollouts
 
-    def spy(*arguments: Any) -> Any:
+    def spy(self: DistillmMethod, seed: int) -> Any:
         states.extend(copy.deepcopy(each.state()) for each in made[-1:])
-        made.append(original(*arguments))
+        made.append(original(self, seed))
         return made[-1]
 
-    monkeypatch.setattr(stages, "make_rollouts", spy)
+    monkeypatch.setattr(DistillmMethod, "rollouts", spy)
     method = {**METHODS["distillm"], "student_share": 0.5, "share_step": 0.125, "capacity": 99}
     tiny_run.set(training__method=method, training__curriculum={"stages": 2}, training__learning_rate=0.3)
     tiny_run.set(training__epochs=2).train()

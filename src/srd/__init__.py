@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from srd.curation.scores.base import register_score
     from srd.metrics.rouge import rouge_l
     from srd.training.divergences import divergence, register_divergence
+    from srd.training.methods.base import Method, register_method
     from srd.training.trainer import DistillTrainer
 
 __version__ = "0.1.0"
@@ -28,18 +29,22 @@ _HOMES = {
     "reflect": "srd.curation.reflection",
     "register_divergence": "srd.training.divergences",
     "register_score": "srd.curation.scores.base",
+    "Method": "srd.training.methods.base",
+    "register_method": "srd.training.methods.base",
     "rouge_l": "srd.metrics.rouge",
 }
 
 __all__ = [
     "Curriculum",
     "DistillTrainer",
+    "Method",
     "Result",
     "distill",
     "divergence",
     "rank",
     "reflect",
     "register_divergence",
+    "register_method",
     "register_score",
     "rouge_l",
     "run",

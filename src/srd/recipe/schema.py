@@ -18,55 +18,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from srd.base.errors import UserError, nearest
 from srd.base.files import atomic_write
+from srd.base.settings import LONGEST_NAME, FolderName, Named, Precision, Section, Seed, each_once
 from srd.base.yaml_text import dump_yaml, parse_yaml, read_yaml
 from srd.curation.curriculum import Curriculum
 from srd.training.libraries import check_logger, check_optimizer
-
-LONGEST_NAME = 100  # characters; file systems take 255 bytes, and other names grow from this one
-
-
-def _named(value: str) -> str:
-    """Refuse an empty name of a file, a folder or a module."""
-    if not value.strip():
-        raise ValueError("is empty: give a name, or leave the field out")
-    try:
-        Path(value).expanduser()
-    except RuntimeError as error:
-        raise ValueError("begins with ~ and a name that this machine does not know. Write the whole path") from error
-    return value
-
-
-def _folder_name(value: str) -> str:
-    """Refuse a name that would be no folder, or one elsewhere: a recipe may come from somebody else."""
-    if not value.strip(" ."):
-        raise ValueError("is no name of a folder: give one with letters or digits")
-    if len(value) > LONGEST_NAME:
-        raise ValueError(f"has {len(value)} characters, but names a folder: at most {LONGEST_NAME}")
-    if not value.isprintable() or any(letter in "/\\" for letter in value):
-        raise ValueError("names a folder, so it cannot hold '/', '\\' or invisible characters")
-    if value != value.strip() or value[0] == "." or value[-1] == ".":
-        raise ValueError("names a folder, so it cannot begin or end with a space or a dot")
-    return value
-
-
-def _each_once(values: list[Any]) -> list[Any]:
-    if twice := [value for place, value in enumerate(values) if value in values[:place]]:
-        raise ValueError(f"{twice[0]!r} is there twice: list each once")
-    return values
-
-
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # numpy and torch take no larger one
-Count = Annotated[int, Field(ge=1)]
-Named = Annotated[str, AfterValidator(_named)]
-FolderName = Annotated[str, AfterValidator(_folder_name)]
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
-
-
-class Section(BaseModel):
-    """A part of the recipe: unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True, validate_assignment=False, allow_inf_nan=False)
-
+from srd.training.methods.base import METHODS, AnyMethod
 
 # ---------------------------------------------------------------------------------------------------------- data
 
@@ -74,7 +30,7 @@ class Section(BaseModel):
 class SourceConfig(Section):
     """Where examples come from. A plain string is short for ``path``."""
 
-    path: Named | Annotated[list[Named], Field(min_length=1), AfterValidator(_each_once)] | None = Field(
+    path: Named | Annotated[list[Named], Field(min_length=1), AfterValidator(each_once)] | None = Field(
         None, description="file, list of files, hub name `owner/name`, or data-set name"
     )
     dataset: Named | None = Field(None, description="name of a known data set whose original format the file has")
@@ -106,7 +62,7 @@ class CorruptionConfig(Section):
 
     share: float = Field(0.25, ge=0, le=0.9, description="share of the training examples")
     kinds: Annotated[
-        list[Literal["swapped", "truncated", "duplicated"]], Field(min_length=1), AfterValidator(_each_once)
+        list[Literal["swapped", "truncated", "duplicated"]], Field(min_length=1), AfterValidator(each_once)
     ] = Field(["swapped"], description="what is done to them, in equal parts")
 
 
@@ -146,50 +102,6 @@ class DataConfig(Section):
 
 
 # --------------------------------------------------------------------------------------------- methods, objectives
-
-
-class SftMethod(Section):
-    """Cross-entropy on the reference responses; no teacher."""
-
-    name: Literal["sft"] = "sft"
-
-
-class SeqKdMethod(Section):
-    """Cross-entropy on responses that the teacher wrote once (Kim & Rush 2016)."""
-
-    name: Literal["seqkd"] = "seqkd"
-    max_new_tokens: int = Field(256, ge=1, description="longest teacher response")
-
-
-class KdMethod(Section):
-    """Off-policy distillation on the reference responses."""
-
-    name: Literal["kd"] = "kd"
-
-
-class GkdMethod(Section):
-    """On-policy distillation: the student writes the responses, the teacher scores them (arXiv 2306.13649)."""
-
-    name: Literal["gkd"] = "gkd"
-    student_share: float = Field(0.5, ge=0, le=1, description="probability that a batch is written by the student")
-    temperature: float = Field(1.0, ge=0, description="sampling temperature of the student")
-    max_new_tokens: int = Field(256, ge=1, description="longest student response")
-
-
-class DistillmMethod(Section):
-    """Adaptive off-policy distillation with a replay buffer (DistiLLM, arXiv 2402.03898)."""
-
-    name: Literal["distillm"] = "distillm"
-    capacity: int = Field(1000, ge=1, description="student responses the replay buffer holds")
-    student_share: float = Field(0.0, ge=0, le=1, description="probability of student text at the start")
-    share_step: float = Field(0.1, gt=0, le=1, description="added to it whenever validation loss has risen")
-    tolerance: float = Field(0.1, ge=0, description="rise of validation loss (nats a token) that counts")
-    temperature: float = Field(1.0, ge=0, description="sampling temperature of the student")
-    max_new_tokens: int = Field(256, ge=1, description="longest student response")
-
-
-Method = Annotated[SftMethod | SeqKdMethod | KdMethod | GkdMethod | DistillmMethod, Field(discriminator="name")]
-METHODS = ("sft", "seqkd", "kd", "gkd", "distillm")
 
 
 class ObjectiveConfig(BaseModel):
@@ -236,7 +148,10 @@ class LoraConfig(Section):
 class TrainingConfig(Section):
     """One training: its method, its objective and its optimizer. SFT and every distillation use this same section."""
 
-    method: Method = Field(KdMethod(), description="sft, seqkd, kd, gkd, distillm")
+    method: AnyMethod = Field(
+        default_factory=lambda: METHODS.get("kd")(),
+        description="sft, seqkd, kd, gkd, distillm, or one that you registered",
+    )
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="divergence between teacher and student")
     weight: float = Field(1.0, ge=0, le=1, description="weight of the divergence; 1 - weight is cross-entropy's")
     temperature: float = Field(1.0, gt=0, description="softmax temperature in the divergence")
@@ -262,7 +177,7 @@ class TrainingConfig(Section):
     lora: LoraConfig | None = Field(None, description="train low-rank adapters instead of all weights")
     select_by: Literal["rouge_l", "loss", "last"] = Field("rouge_l", description="which checkpoint of a stage is best")
     evaluate_every: float = Field(1.0, gt=0, description="validate and checkpoint after so many epochs")
-    log_to: Annotated[list[str], AfterValidator(_each_once)] = Field(
+    log_to: Annotated[list[str], AfterValidator(each_once)] = Field(
         [], description="tensorboard, wandb, trackio: loggers of transformers"
     )
 
@@ -270,8 +185,8 @@ class TrainingConfig(Section):
     @classmethod
     def _method_from_string(cls, value: Any) -> Any:
         name = value if isinstance(value, str) else value.get("name") if isinstance(value, dict) else None
-        if isinstance(name, str) and name not in METHODS:
-            raise ValueError(f"unknown method '{name}'; {nearest(name, METHODS)}")
+        if isinstance(name, str):
+            METHODS.name_of(name)
         if isinstance(value, dict) and "name" not in value:
             return {"name": "kd", **value}
         return {"name": value} if isinstance(value, str) else value
@@ -307,12 +222,17 @@ class TrainingConfig(Section):
     @property
     def needs_teacher(self) -> bool:
         """Whether the teacher's distribution enters the loss."""
-        return self.method.name in ("kd", "gkd", "distillm")
+        return self.method.uses_teacher
+
+    @property
+    def teacher_writes(self) -> bool:
+        """Whether it trains on text that the teacher has written."""
+        return self.method.text == "teacher"
 
     @property
     def on_policy(self) -> bool:
         """Whether the student writes some of the text, which no cache can foresee."""
-        return self.method.name in ("gkd", "distillm")
+        return self.method.text == "student"
 
 
 def _fine_tuning(value: Any) -> Any:
@@ -363,7 +283,7 @@ class TeacherConfig(ModelConfig):
     @field_validator("sft")
     @classmethod
     def _needs_no_teacher(cls, value: TrainingConfig | None) -> TrainingConfig | None:
-        if value is not None and value.method.name != "sft":
+        if value is not None and (value.needs_teacher or value.teacher_writes or value.on_policy):
             raise ValueError(f"the teacher is fine-tuned, so its method is sft, not {value.method.name}")
         return _on_all_data(value)
 
@@ -377,7 +297,7 @@ class StudentConfig(ModelConfig):
     model: Named | None = Field(None, description="hub name, folder or GGUF file; none: the teacher, shortened")  # type: ignore[assignment]
     drop_layers: (
         Annotated[int, Field(ge=0)]
-        | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(_each_once)]
+        | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), AfterValidator(each_once)]
         | None
     ) = Field(None, description="how many layers to drop (the least needed block, arXiv 2403.17887), or which")
     warm_start: TrainingConfig | None = Field(None, description="train on all the data before reflection")
@@ -457,7 +377,7 @@ class TaskConfig(Section):
 class EvaluationConfig(Section):
     """How the models are compared at the end: on the run's own test split, and on named tasks."""
 
-    seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(_each_once)] = Field(
+    seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(each_once)] = Field(
         [10, 20, 30, 40, 50], description="one sampled answer per prompt and seed"
     )
     temperature: float = Field(1.0, ge=0, description="sampling temperature on the test split; 0 is greedy")
@@ -466,7 +386,7 @@ class EvaluationConfig(Section):
     tasks: list[TaskConfig] = Field(
         [], description="benchmarks beside the test split, each with its own decoding and seeds, by data.template"
     )
-    models: Annotated[list[str], Field(min_length=1), AfterValidator(_each_once)] | None = Field(
+    models: Annotated[list[str], Field(min_length=1), AfterValidator(each_once)] | None = Field(
         None, description="which models; none: teacher, student and every trained one"
     )
     allow_code_execution: bool | Literal["unconfined"] = Field(
@@ -499,7 +419,7 @@ class Recipe(Section):
     name: FolderName = Field("run", description="name of the recipe; names the default run directory")
     description: str = Field("", description="one line for `srd recipes`")
     seed: Seed = Field(0, description="fixes every random choice")
-    plugins: Annotated[list[Named], AfterValidator(_each_once)] = Field(
+    plugins: Annotated[list[Named], AfterValidator(each_once)] = Field(
         [], description="Python files or modules that register objectives"
     )
     teacher: TeacherConfig = Field(description="the large model")
@@ -740,7 +660,7 @@ def describe_mistake(item: Any, root: type[BaseModel] | None = None) -> str:
 
 def _is_key(before: Any, part: Any) -> bool:
     """Whether a part of a place stands in the recipe, and not in pydantic's alternatives alone."""
-    if before == "method" and part in METHODS:
+    if before == "method" and part in METHODS.names():
         return False
     return before in ("baselines", "columns", "cells", "grid") or not (
         isinstance(part, str) and ALTERNATIVE.fullmatch(part)
@@ -749,6 +669,8 @@ def _is_key(before: Any, part: Any) -> bool:
 
 def _section_of(annotation: Any) -> list[type[BaseModel]]:
     """The sections that a field's annotation can hold."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return list(annotation.alternatives())
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [section for part in typing.get_args(annotation) for section in _section_of(part)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from srd.training.methods.base import METHODS
+
 MODEL_NAMES = {
     "teacher": "Teacher", "student": "Initial student", "teacher_sft": "Teacher SFT", "warm_start": "Warm start",
-    "sft": "SFT", "seqkd": "SeqKD", "kd": "Plain KD", "gkd": "GKD", "distillm": "DistiLLM", "srd": "SRD",
+    "srd": "SRD",
 }  # fmt: skip
 PHRASES = {"teacher": "its teacher", "student": "the initial student", "kd": "plain KD"}
 METRIC_NAMES = {
@@ -19,6 +21,8 @@ STEP_NAMES = {
 
 def model_name(key: str) -> str:
     """Return the display name of a model or training, the key itself where there is none."""
+    if key in METHODS.names():
+        return METHODS.get(key).title or key
     return MODEL_NAMES.get(key, key)
 
 

@@ -67,8 +67,7 @@ def _longest_text(run: Run) -> int:
     """Tokens of the longest text a writer handles: a prompt and its answer, or a prompt, its reference and one more."""
     recipe = run.recipe
     answers = [recipe.generation.max_new_tokens, recipe.reflection.max_new_tokens or 0]
-    methods = [training.method for training in recipe.student_trainings]
-    answers += [method.max_new_tokens for method in methods if method.name == "seqkd"]
+    answers += [each.method.longest_text() or 0 for each in recipe.student_trainings if each.teacher_writes]
     answers += [get_task(named.name).decoding.max_new_tokens for named in recipe.evaluation.tasks]
     return max(recipe.data.max_length + 1, recipe.data.max_prompt_length + max(answers))
 
@@ -163,7 +162,7 @@ def training_of(
 ) -> Iterator[Training]:
     """Gather what a training needs: text, teacher, stages, validation, a log, a progress bar."""
     check_disk(run.folder, parameters(start))
-    written = _teacher_responses(run, config.method.max_new_tokens) if config.method.name == "seqkd" else None
+    written = _teacher_responses(run, config) if config.teacher_writes else None
     examples = run.encoded("train", written)
     load_teacher = None
     if config.needs_teacher:
@@ -193,12 +192,12 @@ def training_of(
         )
 
 
-def _teacher_responses(run: Run, longest: int) -> datasets.Dataset:
+def _teacher_responses(run: Run, config: TrainingConfig) -> datasets.Dataset:
     """The teacher's own answers for sequence-level distillation, in the order of the training examples.
 
     Args:
         run: The run.
-        longest: Where this training cuts them; they are as long as the training that wants most of them wants.
+        config: Of the training, which cuts them; they are as long as the one that wants most of them wants.
 
     Returns:
         ``tokens`` without what ended them, and whether they ``ended``.
@@ -207,7 +206,8 @@ def _teacher_responses(run: Run, longest: int) -> datasets.Dataset:
     order = positions(column(run.split("train"), "id"), answers)
     answers = answers.select_columns(["tokens", "ended"]).select(order)
     lengths = pc.list_value_length(answers.data.column("tokens")).to_numpy()
-    if lengths.max(initial=0) < longest:  # the end is a token, too
+    longest = config.method.longest_text()
+    if longest is None or lengths.max(initial=0) < longest:  # the end is a token, too
         return answers
 
     def cut(row: dict[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def check_recipe(models: RecipeModels) -> None:
     configs = models.configs
     trainings = models.recipe.student_trainings
     # The student's tokenizer also reads for the teacher where the teacher writes or is evaluated.
-    heard = any(training.needs_teacher or training.method.name == "seqkd" for training in trainings)
+    heard = any(training.needs_teacher or training.teacher_writes for training in trainings)
     if len(configs) == 2 and (heard or "teacher" in (models.recipe.evaluation.models or ["teacher"])):
         check_same_kind(*configs)
         tokenizer = load_tokenizer(
@@ -136,7 +136,7 @@ def _lengths(recipe: Recipe) -> Iterator[tuple[int, str, str]]:
 
 def _written(training: TrainingConfig | None) -> int | None:
     """Tokens of the text that a training lets a model write."""
-    return getattr(training.method, "max_new_tokens", None) if training is not None else None
+    return training.method.longest_text() if training is not None else None
 
 
 def check_evaluation(recipe: Recipe) -> None:

@@ -244,8 +244,7 @@ def training_phase(name: str, training: TrainingConfig, facts: Facts, live: bool
         flops += passes * teacher.forward(facts.prompt, facts.response)
     elif training.needs_teacher:
         flops += passes * 2 * teacher.head * facts.response  # the logits come from the cached states
-    written = getattr(training.method, "student_share", 0.0) if training.on_policy else 0.0
-    flops += passes * written * forward  # every written token is one forward pass
+    flops += passes * training.method.written_share() * forward  # every written token is one forward pass
     trained = trained_parameters(model, training)
     final = model.parameters * (bytes_of(model.dtype) if training.lora else 4)
     return Phase(

@@ -10,16 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from srd.base.errors import UserError, nearest
-from srd.recipe.schema import (
-    LONGEST_NAME,
-    TrainingConfig,
-    find_recipe,
-    merge,
-    nested,
-    parse_overrides,
-    read_recipe,
-    validate_recipe,
-)
+from srd.base.settings import LONGEST_NAME
+from srd.recipe.schema import TrainingConfig, find_recipe, merge, nested, parse_overrides, read_recipe, validate_recipe
 from srd.sweep.settings import EQUAL_PASSES, SweepConfig
 
 SEED_FIELDS = ("seed", "training.seed")  # values of these repeat a row of the table

@@ -31,7 +31,8 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from srd.base.errors import UserError
-from srd.recipe.schema import FolderName, Section, describe_mistakes, find_file, read_recipe
+from srd.base.settings import FolderName, Section
+from srd.recipe.schema import describe_mistakes, find_file, read_recipe
 
 EQUAL_PASSES = "equal_passes"
 

@@ -45,6 +45,10 @@ class OnPolicy:
         """There is no buffer to draw from."""
         raise AssertionError("on-policy training has no buffer")
 
+    def goes_on(self, seed: int, steps_before: int, steps_in_all: int) -> bool:
+        """Each stage chooses for itself."""
+        return False
+
     def state(self) -> dict[str, Any]:
         """Nothing to keep."""
         return {}
@@ -118,6 +122,11 @@ class AdaptiveOffPolicy:
         random = _random(self.seed, self.steps_before + step, 1)
         chosen = random.choice(len(self.buffer), size=count, replace=count > len(self.buffer))
         return [self.buffer[i] for i in chosen]
+
+    def goes_on(self, seed: int, steps_before: int, steps_in_all: int) -> bool:
+        """Take a stage as a part of the whole training, whose steps are counted through; it takes up `state`."""
+        self.seed, self.steps_before, self.steps_in_all = seed, steps_before, steps_in_all
+        return True
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, and a stage hands on to the next."""

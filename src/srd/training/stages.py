@@ -23,10 +23,11 @@ from srd.models.adapters import add_lora, load_adapter, merge_adapter
 from srd.models.generation import Decoding
 from srd.models.loading import load_model, save_model
 from srd.models.sharding import is_sharded, models_are_whole, whole_weights
-from srd.recipe.schema import DistillmMethod, GkdMethod, TrainingConfig
+from srd.recipe.schema import TrainingConfig
 from srd.training.checkpoints import damage, last_checkpoint, list_files, readable_json, step_of
 from srd.training.loss import LossSettings
-from srd.training.rollouts import AdaptiveOffPolicy, OnPolicy, Rollouts
+from srd.training.methods.base import Method
+from srd.training.rollouts import Rollouts
 from srd.training.trainer import (
     DistillTrainer,
     Teacher,
@@ -243,7 +244,7 @@ def make_trainer(training: Training, stage: Stage, model: Any) -> DistillTrainer
         teacher=training.teacher if config.needs_teacher else None,
         validation=training.validation,
         rollouts=_stage_rollouts(training, stage),
-        rollout_decoding=_rollout_decoding(config),
+        rollout_decoding=_rollout_decoding(config.method),
         subset=stage.subset,
         log_row=log_row,
     )
@@ -264,33 +265,19 @@ def loss_settings(config: TrainingConfig, stage: Stage) -> LossSettings:
     )
 
 
-def make_rollouts(config: TrainingConfig, seed: int) -> Rollouts | None:
-    """Who writes the responses, by method."""
-    method = config.method
-    if isinstance(method, GkdMethod):
-        return OnPolicy(method.student_share, seed)
-    if isinstance(method, DistillmMethod):
-        return AdaptiveOffPolicy(method.student_share, method.share_step, method.tolerance, method.capacity, seed)
-    return None
-
-
 def _stage_rollouts(training: Training, stage: Stage) -> Rollouts | None:
-    """Who writes the responses of a stage; what DistiLLM has learnt in the stage before is taken up."""
-    rollouts = make_rollouts(training.config, training.seed + stage.index)
-    if isinstance(rollouts, AdaptiveOffPolicy):
+    """Who writes the responses of a stage; what has been learnt of it in the stage before is taken up."""
+    rollouts = training.config.method.rollouts(training.seed + stage.index)
+    if rollouts is not None:
         steps = [total_steps(training.config, each) for each in training.stages]
-        rollouts.seed = training.seed  # its steps are counted through
-        rollouts.steps_before, rollouts.steps_in_all = sum(steps[: stage.index]), sum(steps)
-        if stage.index:
+        if rollouts.goes_on(training.seed, sum(steps[: stage.index]), sum(steps)) and stage.index:
             rollouts.restore(read_json(training.stage_folder(stage.index - 1) / ROLLOUTS_FILE))
     return rollouts
 
 
-def _rollout_decoding(config: TrainingConfig) -> Decoding | None:
-    method = config.method
-    if isinstance(method, GkdMethod | DistillmMethod):
-        return Decoding(method.max_new_tokens, method.temperature)
-    return None
+def _rollout_decoding(method: Method) -> Decoding | None:
+    longest = method.longest_text()
+    return Decoding(longest, method.sampling_temperature()) if method.text == "student" and longest else None
 
 
 def training_arguments(training: Training, stage: Stage) -> TrainingArguments:

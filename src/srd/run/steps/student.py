@@ -89,12 +89,12 @@ def is_made(recipe: Recipe) -> bool:
 
 def needs_teacher(training: Any) -> bool:
     """Whether a training's result depends on the teacher."""
-    return bool(training.needs_teacher or training.method.name == "seqkd")
+    return bool(training.needs_teacher or training.teacher_writes)
 
 
 def teaching_steps(recipe: Recipe, training: Any) -> list[str]:
     """The steps that bring the teacher's part to a training: its text, or its cache."""
-    if training.method.name == "seqkd":
+    if training.teacher_writes:
         return ["teacher text"]
     cached = training.needs_teacher and not training.on_policy and recipe.cache.enabled is not False
     return ["cache"] if cached else []

@@ -90,7 +90,7 @@ class TeacherText(Step):
 
     def longest(self, recipe: Recipe) -> int:
         """Tokens of an answer: the most that any training asks for."""
-        return max(t.method.max_new_tokens for t in recipe.student_trainings if t.method.name == "seqkd")
+        return max(t.method.longest_text() or 0 for t in recipe.student_trainings if t.teacher_writes)
 
     def inputs(self, run: Run) -> list[Any]:
         engine = [run.recipe.generation.engine] if run.recipe.generation.engine != "transformers" else []

@@ -1,0 +1,1 @@
+"""Methods: what a training trains on, a file each."""

@@ -1,0 +1,108 @@
+"""What a method is: a section of the recipe that says who writes the text and whether the teacher is asked.
+
+To add one, register a section of settings::
+
+    @srd.register_method("half_on_policy")
+    class HalfOnPolicy(srd.Method):
+        text = "student"
+        max_new_tokens: int = 64
+
+        def rollouts(self, seed):
+            return OnPolicy(0.5, seed)
+
+        def longest_text(self):
+            return self.max_new_tokens
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, Union
+
+from pydantic import Field, TypeAdapter
+from pydantic_core import core_schema
+
+from srd.base.registry import Registry
+from srd.base.settings import Section
+
+if TYPE_CHECKING:
+    from srd.training.rollouts import Rollouts
+
+
+class Method(Section):
+    """A method of training; a subclass adds settings and says what it does.
+
+    Attributes:
+        name: What it is registered under.
+        title: What it is called in tables; empty: its name.
+        text: Who writes the responses: the data, the teacher once beforehand, or (at least now and then) the student.
+        uses_teacher: Whether the teacher's distribution enters the loss.
+    """
+
+    name: str = ""
+    title: ClassVar[str] = ""
+    text: ClassVar[Literal["reference", "teacher", "student"]] = "reference"
+    uses_teacher: ClassVar[bool] = True
+
+    def rollouts(self, seed: int) -> Rollouts | None:
+        """Who writes the responses, step by step; None: all of them are there beforehand."""
+        return None
+
+    def longest_text(self) -> int | None:
+        """Tokens of the longest response that a model writes for it; None: it writes none."""
+        return None
+
+    def written_share(self) -> float:
+        """The share of the responses that the student writes, as far as it is known beforehand."""
+        return 0.0
+
+    def sampling_temperature(self) -> float:
+        """Temperature of the student where it writes; 0 is greedy."""
+        return 1.0
+
+    @classmethod
+    def alternatives(cls) -> list[type[Section]]:
+        """Every method where any may stand; else this one."""
+        return [METHODS.get(name) for name in METHODS.names()] if cls is Method else [cls]
+
+
+METHODS: Registry[type[Method]] = Registry("method", "srd.training.methods")
+M = TypeVar("M", bound=Method)
+
+
+def register_method(name: str) -> Callable[[type[M]], type[M]]:
+    """Register a subclass of `Method` under ``name``: ``training.method`` takes it, with its settings.
+
+    Raises:
+        UserError: the name is taken.
+    """
+
+    def decorate(method: type[M]) -> type[M]:
+        field = method.model_fields["name"]
+        field.annotation, field.default = Literal[name], name  # type: ignore[assignment]
+        method.model_rebuild(force=True)
+        METHODS.register(name)(method)
+        return method
+
+    return decorate
+
+
+def any_method() -> TypeAdapter[Method]:
+    """What checks a method's settings: those of the one that is named, of all there are by now."""
+    methods = tuple(Method.alternatives())
+    return TypeAdapter(Annotated[Union[methods], Field(discriminator="name")])  # type: ignore[arg-type]  # noqa: UP007
+
+
+class _Named:
+    """The registered method that a recipe names; plugins may add some at any time."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            lambda value: any_method().validate_python(value, strict=True)
+        )
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
+        return handler(any_method().core_schema)
+
+
+AnyMethod = Annotated[Method, _Named()]
