@@ -249,7 +249,7 @@ def rouge(pairs: int) -> Result:
 
 
 def _documentation() -> list[dict[str, str]]:
-    from srd.data.pydocs import load_pydocs
+    from srd.tasks.pydocs import load_pydocs
 
     rows = load_pydocs()
     answer = next(name for name in ("answer", "output", "response") if name in rows[0])

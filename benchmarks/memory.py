@@ -50,8 +50,8 @@ def import_rows(folder: Path, rows: int) -> None:
     """Read the file, recognise the rows, give ids, split, write."""
     from srd.base.tables import write_table
     from srd.data.examples import split_examples
-    from srd.data.sources import load_source
-    from srd.recipe.schema import SourceConfig
+    from srd.data.settings import SourceConfig
+    from srd.tasks.base import load_source
 
     examples = load_source(SourceConfig(path=str(folder / "rows.jsonl")))
     assert len(examples) == rows

@@ -20,10 +20,10 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from srd.data.batching import EncodedExamples, HiddenSource, LengthBatches
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows
-from srd.data.pydocs import load_pydocs
 from srd.data.templates import get_template
 from srd.models.loading import load_model, load_tokenizer, save_model
 from srd.models.shrink import drop_layers
+from srd.tasks.pydocs import load_pydocs
 
 TEACHER = "smollm2"
 STUDENT_LAYERS = 8

@@ -16,13 +16,13 @@ from srd.curation.curriculum import Stage
 from srd.data.batching import LengthBatches
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows
-from srd.data.sources import load_source
+from srd.data.settings import SourceConfig
 from srd.data.templates import get_template
-from srd.recipe.schema import SourceConfig
 from srd.run import curate as curation
 from srd.run.curate import curate, curated
 from srd.run.flow import advance
 from srd.run.folder import held
+from srd.tasks.base import load_source
 from tests.conftest import TinyRun, close
 from tests.tiny import tiny_tokenizer
 

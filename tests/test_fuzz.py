@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from srd import cli
 from srd.base import console
 from srd.base.errors import UserError
-from srd.data.sources import load_source
-from srd.recipe.schema import SourceConfig
+from srd.data.settings import SourceConfig
+from srd.tasks.base import load_source
 from tests.test_wrong_inputs import COMMANDS, WRONG_VALUES
 
 fuzz = settings(

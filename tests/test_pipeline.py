@@ -18,7 +18,7 @@ from srd.base.errors import UserError
 from srd.base.files import read_json
 from srd.data.encoding import Encoder
 from srd.run.curate import curate
-from srd.tasks import TASKS
+from srd.tasks.base import TASKS
 from tests.conftest import TinyRun, close, logged, steps_finished, tiny_rows, write_rows
 from tests.tiny import save_tiny
 
@@ -325,8 +325,10 @@ def test_curate_writes_growing_stages_for_other_trainers(again: TinyRun, tmp_pat
 def test_evaluation_on_two_files_of_a_named_task_beside_the_test_split(
     again: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = dataclasses.replace(TASKS["gsm8k"], decoding=dataclasses.replace(TASKS["gsm8k"].decoding, max_new_tokens=4))
-    monkeypatch.setitem(TASKS, "gsm8k", short)
+    short = dataclasses.replace(
+        TASKS.get("gsm8k"), decoding=dataclasses.replace(TASKS.get("gsm8k").decoding, max_new_tokens=4)
+    )
+    monkeypatch.setitem(TASKS._registered, "gsm8k", short)
     rows = [{"question": f"How many apples are {n}?", "answer": f"{n} in all.\n#### {n}"} for n in range(3)]
     easy, hard = write_rows(tmp_path / "easy.jsonl", rows[:2]), write_rows(tmp_path / "hard.jsonl", rows[2:])
     before = steps_finished(again.run_dir)

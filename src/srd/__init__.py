@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from srd.curation.reflection import reflect
     from srd.curation.scores.base import register_score
     from srd.metrics.rouge import rouge_l
+    from srd.tasks.base import register_task
     from srd.training.divergences import divergence, register_divergence
     from srd.training.methods.base import Method, register_method
     from srd.training.trainer import DistillTrainer
@@ -31,6 +32,7 @@ _HOMES = {
     "register_score": "srd.curation.scores.base",
     "Method": "srd.training.methods.base",
     "register_method": "srd.training.methods.base",
+    "register_task": "srd.tasks.base",
     "rouge_l": "srd.metrics.rouge",
 }
 
@@ -46,6 +48,7 @@ __all__ = [
     "register_divergence",
     "register_method",
     "register_score",
+    "register_task",
     "rouge_l",
     "run",
 ]

@@ -276,7 +276,7 @@ def evaluate_command(
         return
     from srd.base import parallel
     from srd.evaluation.models import evaluate_models, results_table
-    from srd.tasks.confinement import permission
+    from srd.sandbox.outside import permission
 
     if overrides:
         raise UserError(f"'{overrides[0]}': with --task there is no recipe to change. Use the command's options.")
@@ -387,7 +387,7 @@ def score_command(
     from srd.evaluation.scoring import score_files
 
     set_up_logging()
-    from srd.tasks.confinement import permission
+    from srd.sandbox.outside import permission
 
     allow = permission(allow_code_execution, unconfined)
     print(json.dumps(score_files(predictions, references, task, allow_code_execution=allow)))

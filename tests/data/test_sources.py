@@ -15,8 +15,9 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from srd.base.errors import UserError
-from srd.data.sources import DATASETS, load_source, read_rows
-from srd.recipe.schema import SourceConfig
+from srd.data.settings import SourceConfig
+from srd.data.sources import read_rows
+from srd.tasks.base import data_sets, load_source
 
 Row = dict[str, Any]
 ROWS: list[Row] = [
@@ -174,8 +175,8 @@ def test_columns_and_limit(tmp_path: Path) -> None:
 
 
 def test_registry_is_complete() -> None:
-    assert set(DATASETS) == {"alpaca", "dolly", "gsm8k", "iwslt2017", "mbpp", "pydocs", "xsum"}
-    for name, entry in DATASETS.items():
+    assert set(data_sets()) == {"alpaca", "dolly", "gsm8k", "iwslt2017", "mbpp", "pydocs", "xsum"}
+    for name, entry in data_sets().items():
         assert entry.name == name and entry.licence and entry.splits
 
 

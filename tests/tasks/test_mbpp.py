@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset
 
 from srd.base.errors import UserError
-from srd.tasks import get_task
+from srd.tasks.base import get_task
 from srd.tasks.mbpp import extract_program
 
 ROW = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import pytest
 from datasets import Dataset
 
 from srd.base.errors import UserError
+from srd.base.plugins import import_plugin
 from srd.data.examples import EXAMPLE_FEATURES
+from srd.data.settings import SourceConfig
 from srd.metrics.rouge import rouge_l, rouge_n
 from srd.metrics.text import bleu
-from srd.tasks import TASKS, get_task
+from srd.tasks.base import TASKS, benchmarks, get_task, load_source
 
 MINILLM = [
     {
@@ -42,11 +46,11 @@ def written(folder: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def test_registry_has_every_benchmark_under_its_name() -> None:
-    assert set(TASKS) == {
+    assert set(benchmarks()) == {
         "dolly", "self_inst", "vicuna", "sinst", "uinst", "gsm8k", "mbpp", "xsum", "iwslt2017", "pydocs",
         "instruction",
     }  # fmt: skip
-    assert all(name == task.name and task.licence and task.source for name, task in TASKS.items())
+    assert all(name == task.name and task.licence and task.source for name, task in benchmarks().items())
 
 
 def test_unknown_task_suggests_the_nearest() -> None:
@@ -56,6 +60,53 @@ def test_unknown_task_suggests_the_nearest() -> None:
         get_task("dolly:en-de")
     with pytest.raises(UserError, match="xx"):
         get_task("iwslt2017:en-xx")
+    with pytest.raises(UserError, match="no task 'alpaca'"):  # a data set that nothing is scored on
+        get_task("alpaca")
+
+
+def test_names_are_listed_and_found_without_heavy_libraries() -> None:
+    code = (
+        "import sys, srd; from srd.tasks.base import TASKS, register_task; assert 'alpaca' in TASKS.names()\n"
+        "assert srd.register_task is register_task\n"
+        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+PLUGIN = """
+import dataclasses, srd
+from srd.tasks.base import Task
+from srd.tasks.xsum import XSUM
+
+class Riddles(Task):
+    def convert(self, row, place):
+        return {"instruction": self.field(row, "riddle", place), "output": row["answer"]}
+    def split_of(self, number, row, place):
+        return "train" if number else "test"
+
+srd.register_task("riddles")(Riddles("riddles", "Riddles", "MIT", "here", hub=XSUM.hub, splits=("train", "test")))
+srd.register_task("sums")(dataclasses.replace(XSUM, name="sums", splits=()))
+"""
+
+
+def test_a_plugin_adds_a_data_set_and_a_benchmark(tmp_path: Path) -> None:
+    (tmp_path / "plugin.py").write_text(PLUGIN)
+    rows = written(tmp_path, [{"riddle": f"What is {n}?", "answer": str(n)} for n in range(3)])
+    before = dict(TASKS._registered)
+    try:
+        import_plugin(str(tmp_path / "plugin.py"))
+        splits = load_source(SourceConfig(path=str(rows), dataset="riddles"))
+        assert splits["test"]["instruction"][:] == ["What is 0?"]
+        assert splits["train"]["references"][:] == [["1"], ["2"]]
+        rows.write_text('{"question": "?"}\n')
+        with pytest.raises(UserError, match=":1: field 'riddle' is missing, found question; this is"):
+            load_source(SourceConfig(path=str(rows), dataset="riddles"))
+        reference = Dataset.from_list([{"references": ["A dog."]}])
+        assert get_task("sums").score(["A dog."], reference).metrics["rouge_l"] == 1
+        with pytest.raises(UserError, match=r"there is no task 'riddles'; .*sums"):
+            get_task("riddles")
+    finally:
+        TASKS._registered = before
 
 
 def test_decoding_is_the_published_one() -> None:

@@ -1,4 +1,4 @@
-"""Where rows come from: files of four formats, the Hugging Face hub, and data sets known by name."""
+"""Where rows come from: files of four formats, the Hugging Face hub, and data sets known by name that are handed in."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol
 
 import datasets
 import pyarrow as pa
@@ -23,10 +23,9 @@ from srd.base.console import progress_bar
 from srd.base.errors import UserError, nearest
 from srd.base.failures import first_line, reading
 from srd.data.examples import ROW_FIELDS, ExampleBuilder
-from srd.data.pydocs import pydocs_splits
 
 if TYPE_CHECKING:
-    from srd.recipe.schema import SourceConfig
+    from srd.data.settings import SourceConfig
 
 Row = dict[str, Any]
 PlacedRow = tuple[str, Row]  # where the row stands, and the row
@@ -47,163 +46,58 @@ SPLIT_WORDS = {
     "dev": "validation",
     "test": "test",
 }
-LANGUAGES = {
-    "ar": "Arabic",
-    "de": "German",
-    "en": "English",
-    "fr": "French",
-    "it": "Italian",
-    "ja": "Japanese",
-    "ko": "Korean",
-    "nl": "Dutch",
-    "ro": "Romanian",
-    "zh": "Chinese",
-}
 
 
-# -------------------------------------------------------------------------------------------- named data sets
+class Home(Protocol):
+    """Where a published data set is on the hub."""
+
+    @property
+    def full_name(self) -> str:
+        """``owner/name`` or ``owner/name:configuration``."""
+
+    @property
+    def revision(self) -> str | None:
+        """Which one of it; None: the newest."""
 
 
-@dataclass(frozen=True)
-class NamedDataset:
-    """A data set known by name.
+class Known(Protocol):
+    """A data set known by name: where it is, and how its rows become examples. `srd.tasks` has some."""
 
-    Attributes:
-        name: as in the configuration.
-        hub: its usual name on the hub, `owner/name[:configuration]`; "" for one that is on every machine. A
-            configuration may hold `{pair}`, the language pair.
-        licence: under which the data is published.
-        convert: turns a row of the original format (and the language pair, "" for none) into a row of a shape
-            that `srd.data.examples` accepts, or into None where the data set has known empty rows.
-        splits: the names of its splits.
-        split_of: for data published as one file: the split of a row by its number (from 0) and content.
-        revision: of the hub repository. `refs/convert/parquet` is the hub's own conversion of data sets that
-            are published as a loading script, which `datasets` no longer runs.
-    """
+    @property
+    def name(self) -> str:
+        """As in a recipe."""
 
-    name: str
-    hub: str
-    licence: str
-    convert: Callable[[Row, str], Row | None]
-    splits: tuple[str, ...]
-    split_of: Callable[[int, Row], str] | None = None
-    revision: str | None = None
+    @property
+    def home(self) -> Home | None:
+        """None: it is made on the spot."""
 
+    def in_direction(self, language_pair: str | None) -> Known:
+        """The same data set for a pair of languages, where it translates."""
 
-def _as_is(row: Row, pair: str) -> Row | None:
-    return row
+    def make(self, seed: int) -> DatasetDict | None:
+        """The splits of a data set that is made on the spot; None: it is read."""
 
+    def convert(self, row: Row, place: str) -> Mapping[str, Any] | None:
+        """Turn a published row into one of a shape that `srd.data.examples` accepts; None: it is known to be empty."""
 
-def _alpaca(row: Row, pair: str) -> Row | None:
-    # 28 rows of the published file have no output.
-    return row if row.get("output") else None
-
-
-def _dolly_split(number: int, row: Row) -> str:
-    return "validation" if number < 1000 else "train"
-
-
-def _mbpp(row: Row, pair: str) -> Row | None:
-    text, code, tests, number = (_field(row, name) for name in ("text", "code", "test_list", "task_id"))
-    # The tests are part of the task: without them nobody can know what the function is called.
-    instruction = "\n".join([text, "", "Your code should pass these tests:", *tests])
-    return {"id": f"mbpp-{number}", "instruction": instruction, "output": code.replace("\r\n", "\n")}
-
-
-def _mbpp_split(number: int, row: Row) -> str:
-    limits = {"prompt": 10, "test": 510, "validation": 600}
-    return next((name for name, last in limits.items() if _field(row, "task_id") <= last), "train")
-
-
-def _xsum(row: Row, pair: str) -> Row | None:
-    document, summary = _field(row, "document"), _field(row, "summary")
-    if not document.strip() or not summary.strip():
-        return None
-    instruction = "Summarize the following article in one sentence."
-    return {"id": row.get("id"), "instruction": instruction, "input": document, "output": summary}
-
-
-def _iwslt2017(row: Row, pair: str) -> Row | None:
-    source, target = split_language_pair(pair)
-    texts = _field(row, "translation")
-    missing = [language for language in (source, target) if language not in texts]
-    if missing:
-        raise _FieldError(f"field 'translation' has no {missing[0]!r}, only {', '.join(sorted(texts))}")
-    if not texts[source].strip() or not texts[target].strip():
-        return None
-    instruction = f"Translate from {LANGUAGES[source]} to {LANGUAGES[target]}."
-    return {"instruction": instruction, "input": texts[source], "output": texts[target]}
-
-
-def split_language_pair(pair: str) -> tuple[str, str]:
-    """Split "en-de" into its two languages; UserError for anything else or an unknown language."""
-    languages = tuple(pair.split("-"))
-    if len(languages) != 2 or languages[0] == languages[1]:
-        raise UserError(f"language_pair: {pair!r} is no pair of languages, source first, such as 'en-de'.")
-    for language in languages:
-        if language not in LANGUAGES:
-            raise UserError(f"language_pair {pair!r}: unknown language {language!r}; {nearest(language, LANGUAGES)}.")
-    return languages[0], languages[1]
-
-
-CONVERTED = "refs/convert/parquet"
-ALL_SPLITS = ("train", "validation", "test")
-DATASETS: dict[str, NamedDataset] = {
-    entry.name: entry
-    for entry in (
-        NamedDataset("alpaca", "tatsu-lab/alpaca", "CC BY-NC 4.0", _alpaca, ("train",)),
-        NamedDataset(
-            "dolly",
-            "databricks/databricks-dolly-15k",
-            "CC BY-SA 3.0",
-            _as_is,
-            ("train", "validation"),
-            _dolly_split,
-        ),
-        NamedDataset("gsm8k", "openai/gsm8k:main", "MIT", _as_is, ("train", "test")),
-        NamedDataset(
-            "iwslt2017",
-            "IWSLT/iwslt2017:iwslt2017-{pair}",
-            "CC BY-NC-ND 4.0",
-            _iwslt2017,
-            ALL_SPLITS,
-            revision=CONVERTED,
-        ),
-        NamedDataset(
-            "mbpp",
-            "google-research-datasets/mbpp:full",
-            "CC BY 4.0",
-            _mbpp,
-            (*ALL_SPLITS, "prompt"),
-            _mbpp_split,
-        ),
-        NamedDataset("pydocs", "", "PSF-2.0", _as_is, ALL_SPLITS),
-        NamedDataset("xsum", "EdinburghNLP/xsum", "unknown", _xsum, ALL_SPLITS, revision=CONVERTED),
-    )
-}
-
-
-class _FieldError(Exception):
-    """A row of a named data set is not in its original format; the caller knows where it stands."""
-
-
-def _field(row: Row, name: str) -> Any:
-    if row.get(name) is None:
-        raise _FieldError(f"field {name!r} is missing, found {', '.join(sorted(map(str, row))) or 'nothing'}")
-    return row[name]
+    def split_of(self, number: int, row: Row, place: str) -> str | None:
+        """The split of a row by its number (from 0) and content, where all are published in one piece."""
 
 
 # ---------------------------------------------------------------------------------------------------- loading
 
 
-def load_source(source: SourceConfig, *, seed: int = 0) -> DatasetDict | Dataset:
+def load_source(
+    source: SourceConfig, *, known: Mapping[str, Known] = MappingProxyType({}), seed: int = 0
+) -> DatasetDict | Dataset:
     """Load examples from a file, several files, a folder, the hub, or a data set known by name.
 
     Args:
         source: `path` may be a file, a list of files, a folder whose file names say the split (`train.jsonl`,
             `gsm8k_test.jsonl`), a hub name or the name of a data set. With `dataset` and `path` the files are
             in that data set's original format. `limit` counts per split.
-        seed: splits `pydocs`, the one data set that is made on the spot.
+        known: the data sets known by name.
+        seed: splits data sets that are made on the spot.
 
     Returns:
         One dataset for plain files and where `split` is given, else one per split.
@@ -211,34 +105,35 @@ def load_source(source: SourceConfig, *, seed: int = 0) -> DatasetDict | Dataset
     Raises:
         UserError: no such file, hub data set, split or column; an unreachable hub; a row that is no example.
     """
-    named, paths = _resolve(source)
-    if named and named.name == "pydocs":
+    named, paths = _resolve(source, known)
+    if named is not None and named.home is None:
         if paths:
             raise UserError(
-                f"dataset 'pydocs' is made from the installed Python and reads no file: remove path {paths}."
+                f"dataset {named.name!r} is made from the installed Python and reads no file: remove path {paths}."
             )
-        return _choose_split(_limited(pydocs_splits(seed), source.limit), source.split, "dataset 'pydocs'")
-    if named and named.name == "iwslt2017" and not source.language_pair:
-        raise UserError("dataset 'iwslt2017' needs a language_pair, source first, such as 'en-de'.")
+        made = named.make(seed)
+        assert made is not None
+        return _choose_split(_limited(made, source.limit), source.split, f"dataset {named.name!r}")
+    named = named.in_direction(source.language_pair or None) if named else None
     if paths:
         return _load_files(source, named, paths)
-    return _load_hub(source, named, named.hub if named else str(source.path))
+    return _load_hub(source, named, sorted(known))
 
 
-def _resolve(source: SourceConfig) -> tuple[NamedDataset | None, list[Path]]:
+def _resolve(source: SourceConfig, known: Mapping[str, Known]) -> tuple[Known | None, list[Path]]:
     """Find out what is meant: the named data set, if any, and the local files; neither for a hub name."""
     name = source.dataset
     texts = [source.path] if isinstance(source.path, str) else list(source.path or [])
-    if name is None and len(texts) == 1 and texts[0] in DATASETS:
+    if name is None and len(texts) == 1 and texts[0] in known:
         name, texts = texts[0], []
-    if name is not None and name not in DATASETS:
-        raise UserError(f"dataset: there is no data set {name!r}; {nearest(name, DATASETS)}.")
+    if name is not None and name not in known:
+        raise UserError(f"dataset: there is no data set {name!r}; {nearest(name, known)}.")
     if name is None and len(texts) == 1 and _is_hub_name(texts[0]):
         return None, []
     if name is None and not texts:
         raise UserError("the data source is empty: give `path` (files or a hub name) or `dataset`.")
-    paths = [_existing(text) for text in texts]
-    return DATASETS[name] if name else None, paths
+    paths = [_existing(text, sorted(known)) for text in texts]
+    return known[name] if name else None, paths
 
 
 def _is_hub_name(text: str) -> bool:
@@ -247,26 +142,27 @@ def _is_hub_name(text: str) -> bool:
     return not is_file and HUB_NAME.fullmatch(text) is not None
 
 
-def _existing(text: str) -> Path:
+def _existing(text: str, known: Sequence[str] = ()) -> Path:
     path = Path(text).expanduser()
     if path.exists():
         return path
     folder = path.parent
     if not folder.is_dir():
-        raise UserError(f"there is no file {text!r}, and no folder {str(folder)!r}. {_remedy()}")
+        raise UserError(f"there is no file {text!r}, and no folder {str(folder)!r}. {_remedy(known)}")
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     close = [str(folder / name) for name in get_close_matches(path.name, names, n=3, cutoff=0.4)]
-    close += get_close_matches(text, DATASETS, n=1)
+    close += get_close_matches(text, known, n=1)
     hint = f"Near it are: {', '.join(close)}. " if close else ""
-    raise UserError(f"there is no file {text!r}. {hint}{_remedy()}")
+    raise UserError(f"there is no file {text!r}. {hint}{_remedy(known)}")
 
 
-def _remedy() -> str:
-    names = ", ".join(sorted(DATASETS))
-    return f"Give an existing file, a hub name 'owner/name', or one of the data sets {names}."
+def _remedy(known: Sequence[str]) -> str:
+    if not known:
+        return "Give an existing file."
+    return f"Give an existing file, a hub name 'owner/name', or one of the data sets {', '.join(known)}."
 
 
-def _load_files(source: SourceConfig, named: NamedDataset | None, paths: Sequence[Path]) -> DatasetDict | Dataset:
+def _load_files(source: SourceConfig, named: Known | None, paths: Sequence[Path]) -> DatasetDict | Dataset:
     origin = ", ".join(map(str, paths))
     prefix = named.name if named else paths[0].stem
     is_folder = len(paths) == 1 and paths[0].is_dir()
@@ -293,9 +189,9 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
     return files
 
 
-def _load_hub(source: SourceConfig, named: NamedDataset | None, name: str) -> DatasetDict | Dataset:
-    if named and named.name == "iwslt2017":
-        name = name.format(pair="-".join(split_language_pair(str(source.language_pair))))
+def _load_hub(source: SourceConfig, named: Known | None, known: Sequence[str]) -> DatasetDict | Dataset:
+    home = named.home if named else None
+    name = home.full_name if home else str(source.path)
     match = HUB_NAME.fullmatch(name)
     assert match is not None, name
     repository = match["repository"]
@@ -304,7 +200,7 @@ def _load_hub(source: SourceConfig, named: NamedDataset | None, name: str) -> Da
         published = datasets.load_dataset(
             repository,
             match["config"],
-            revision=named.revision if named else None,
+            revision=home.revision if home else None,
             streaming=source.limit is not None,
         )
     except HUB_ERRORS as error:
@@ -312,7 +208,7 @@ def _load_hub(source: SourceConfig, named: NamedDataset | None, name: str) -> Da
         raise UserError(
             f"could not load {name!r} from the hub: {str(error).splitlines()[0] if str(error) else error!r}. "
             "Check the name and the network, or download the data elsewhere and give its files as `path`"
-            f"{dataset}. If no file or hub data set was meant: {_remedy()}"
+            f"{dataset}. If no file or hub data set was meant: {_remedy(known)}"
         ) from error
     # A data set that the hub has in one piece is divided by our own rule; otherwise the hub's splits hold.
     names = [str(split) for split in published]
@@ -329,7 +225,7 @@ def _load_hub(source: SourceConfig, named: NamedDataset | None, name: str) -> Da
 
 def _build(
     source: SourceConfig,
-    named: NamedDataset | None,
+    named: Known | None,
     rows: Iterable[PlacedRow],
     split: str,
     origin: str,
@@ -341,11 +237,9 @@ def _build(
     skipped = 0
     for number, (place, row) in enumerate(_counted(rows)):
         row = _renamed(row, source.columns, place)
-        try:
-            target = named.split_of(number, row) if named and named.split_of and not split else split
-            converted = named.convert(row, source.language_pair or "") if named else row
-        except _FieldError as error:
-            raise UserError(f"{place}: {error}; this is not the format of the data set {prefix!r}.") from error
+        divided = named.split_of(number, row, place) if named and not split else None
+        target = split if divided is None else divided
+        converted = named.convert(row, place) if named else row
         if converted is None:
             skipped += 1
             continue
@@ -354,7 +248,7 @@ def _build(
         builder = builders[target]
         if source.limit is None or builder.count < source.limit:
             builder.add(converted, place)
-        elif named is None or named.split_of is None or split:
+        elif divided is None:
             break
     if skipped:
         log.warning("%s: %d rows without a text were left out", origin, skipped)
@@ -370,7 +264,7 @@ def _counted(rows: Iterable[PlacedRow]) -> Iterator[PlacedRow]:
             yield row
 
 
-def _check_columns(columns: Mapping[str, str], named: NamedDataset | None) -> None:
+def _check_columns(columns: Mapping[str, str], named: Known | None) -> None:
     for ours in columns:
         if named is None and ours not in ROW_FIELDS:
             raise UserError(f"columns: there is no column {ours!r}; {nearest(ours, ROW_FIELDS)}.")

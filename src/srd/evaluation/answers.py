@@ -31,9 +31,8 @@ from srd.evaluation.predictions import (
 from srd.metrics.common import FloatArray
 from srd.metrics.statistics import paired_bootstrap
 from srd.models.generation import Decoding, generate
-from srd.tasks import Task, get_task
-from srd.tasks.base import Predictions
-from srd.tasks.confinement import Permission
+from srd.sandbox.outside import Permission
+from srd.tasks.base import Predictions, Task, get_task
 
 SHARED_ANSWERS = "answers.jsonl"
 

@@ -20,8 +20,8 @@ from srd.evaluation.answers import Benchmark, Contender, compare, evaluate, read
 from srd.evaluation.predictions import check_folder, clashing, predictions_path
 from srd.models.loading import load_config, load_model, load_tokenizer, model_fingerprint, position_limit
 from srd.run.folder import held
-from srd.tasks import TASKS, Task, get_task
-from srd.tasks.confinement import Permission, require_permission
+from srd.sandbox.outside import Permission, require_permission
+from srd.tasks.base import Task, benchmarks, get_task
 
 COMPARISONS = "comparisons"
 UNLIMITED = 1 << 20  # a tokenizer that knows no limit says about 1e30
@@ -170,7 +170,7 @@ def _check_samples(task: Task, samples: int, temperature: float) -> None:
     if samples == 1:
         return
     if not task.takes_samples:
-        able = ", ".join(known for known, other in TASKS.items() if other.takes_samples)
+        able = ", ".join(known for known, other in benchmarks().items() if other.takes_samples)
         raise UserError(
             f"--samples is {samples}, but task '{task.name}' scores one answer at a time (several: {able}). Give "
             "several --seeds instead: their mean and spread are shown."

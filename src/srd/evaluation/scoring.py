@@ -10,8 +10,8 @@ from datasets import Dataset
 
 from srd.base.errors import UserError
 from srd.data.sources import read_rows
-from srd.tasks import Task, get_task
-from srd.tasks.confinement import Permission, require_permission
+from srd.sandbox.outside import Permission, require_permission
+from srd.tasks.base import Task, get_task
 
 # Fields that hold the id of a row; MBPP calls it `task_id`.
 ID_FIELDS = ("id", "task_id")

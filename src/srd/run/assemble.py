@@ -34,7 +34,7 @@ from srd.models.tokens import padding_id, prefix_of
 from srd.models.vllm_engine import LOADING, VllmEngine
 from srd.recipe.schema import TrainingConfig
 from srd.run.context import Run
-from srd.tasks import get_task
+from srd.tasks.base import get_task
 from srd.training.loss import HeadWeights
 from srd.training.stages import Training, check_disk
 from srd.training.teacher_cache import DTYPES, TeacherCache, cache_bytes, cache_folder

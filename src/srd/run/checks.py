@@ -21,8 +21,8 @@ from srd.models.tokens import prefix_of
 from srd.models.vocabulary import check_same_kind, check_same_tokenizer
 from srd.recipe.schema import ModelConfig, Recipe, TrainingConfig
 from srd.run.models import RecipeModels
-from srd.tasks import get_task
-from srd.tasks.confinement import require_permission
+from srd.sandbox.outside import require_permission
+from srd.tasks.base import get_task
 from srd.training.libraries import check_installed
 
 

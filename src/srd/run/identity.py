@@ -10,9 +10,10 @@ from typing import Any
 
 from srd.base.files import content_of, fingerprint
 from srd.base.plugins import plugin_files
+from srd.data.settings import SourceConfig
 from srd.models.loading import model_fingerprint
-from srd.recipe.schema import ModelConfig, Recipe, SourceConfig, TaskConfig
-from srd.tasks import get_task
+from srd.recipe.schema import ModelConfig, Recipe, TaskConfig
+from srd.tasks.base import get_task
 
 
 def name_content(name: str, kind: str = "dataset", revision: str | None = None) -> Any:

@@ -25,15 +25,16 @@ from transformers import AutoConfig, PreTrainedConfig
 from srd.base.errors import UserError, nearest
 from srd.base.text import count, duration
 from srd.data.encoding import Encoder
-from srd.data.sources import DATASETS
+from srd.data.settings import SourceConfig
 from srd.data.templates import get_template
 from srd.models.loading import SMOLLM2, load_config, load_tokenizer, split_adapter
-from srd.recipe.schema import ModelConfig, Recipe, SourceConfig
+from srd.recipe.schema import ModelConfig, Recipe
 from srd.run.checks import check_evaluation, check_libraries, check_recipe
 from srd.run.costs import DataFacts, Facts, Phase, Size, shortened, shown_bytes, size_of
 from srd.run.flow import planned_steps
 from srd.run.models import RecipeModels
 from srd.run.steps.examples import read_splits
+from srd.tasks.base import data_sets
 
 #: An A100 at about half of its peak in 16 bit.
 A100_FLOPS_PER_SECOND = 1.5e14
@@ -232,7 +233,7 @@ def _estimated_data(recipe: Recipe, notes: list[str]) -> DataFacts:
     """Sizes of the known data sets, which are not downloaded for a plan."""
     source = recipe.data.train
     name = source.dataset or (source.path if isinstance(source.path, str) else "")
-    by_hub = {entry.hub.partition(":")[0]: entry.name for entry in DATASETS.values() if entry.hub}
+    by_hub = {task.home.repository: task.name for task in data_sets().values() if task.home}
     name = by_hub.get(str(name), str(name))
     if name not in KNOWN_SIZES:
         raise UserError(

@@ -1,29 +1,38 @@
-"""What a task is: it owns its examples, its prompt, its decoding and its scoring."""
+"""What a task is: a data set known by name, and a benchmark where it can score.
+
+A task is one file here: where its rows are, how a row becomes an example, and (for a benchmark) the prompt, the
+decoding and the scoring. A plugin adds one with ``srd.register_task("name")(task)``.
+"""
 
 from __future__ import annotations
 
 import itertools
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
-from datasets import Dataset
 
-from srd.base.errors import UserError
-from srd.data.examples import examples_from_rows
-from srd.data.sources import HUB_ERRORS, read_rows
+from srd.base.errors import UserError, nearest
+from srd.base.registry import Registry
 from srd.metrics.common import FloatArray
-from srd.tasks.confinement import Permission
+from srd.sandbox.outside import Permission
+
+if TYPE_CHECKING:  # a recipe is checked against the names and the tasks without this library
+    from datasets import Dataset, DatasetDict
+
+    from srd.data.settings import SourceConfig
 
 Row = Mapping[str, Any]
 # One answer an example, or several samples an example where a task draws several.
 Predictions = Sequence[str] | Sequence[Sequence[str]]
 # The fields a reference is looked for in, in this order, where a task does not name its own.
 REFERENCE_FIELDS = ("references", "output", "answer", "completion", "response", "summary")
+
+
+CONVERTED = "refs/convert/parquet"
+PUBLISHED = ("train", "validation", "test")  # splits
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,11 @@ class Scores:
 
 @dataclass(frozen=True)
 class Hub:
-    """Where a task's examples are on the Hugging Face hub."""
+    """Where a task's examples are on the Hugging Face hub.
+
+    The revision ``CONVERTED`` is the hub's own conversion of data sets that are published as a loading script, which
+    ``datasets`` does not run.
+    """
 
     repository: str
     configuration: str | None = None
@@ -68,18 +81,25 @@ class Hub:
     file: str | None = None
     revision: str | None = None
 
+    @property
+    def full_name(self) -> str:
+        """As in a recipe: ``owner/name`` or ``owner/name:configuration``."""
+        return f"{self.repository}:{self.configuration}" if self.configuration else self.repository
+
 
 @dataclass(frozen=True)
-class Task(ABC):
-    """A benchmark: examples, prompt template, decoding and scoring.
+class Task:
+    """A data set known by name, a benchmark, or both.
 
     Attributes:
         name: as in a recipe and on the command line.
         title: for tables.
         licence: of the data.
         source: who made the data, and where it is described.
-        primary: the metric to rank models by.
-        hub: where the examples come from when no file is given.
+        primary: the metric to rank models by; "" where there is no benchmark.
+        hub: where the test examples come from when no file is given.
+        training: where the training examples are; none: with the test examples.
+        splits: of the training data; none: there is a benchmark only.
         template: name of the prompt template (see ``srd.data.templates``).
         decoding: how answers are generated.
         reference_fields: fields that may hold the reference, the first one present counts.
@@ -91,13 +111,60 @@ class Task(ABC):
     title: str
     licence: str
     source: str
-    primary: str
+    primary: str = ""
     hub: Hub | None = None
+    training: Hub | None = None
+    splits: tuple[str, ...] = ()
     template: str = "alpaca"
     decoding: Decoding = SAMPLED
     reference_fields: tuple[str, ...] = REFERENCE_FIELDS
     runs_code: bool = False
     takes_samples: bool = False
+
+    # ------------------------------------------------------------------------------------------------- training data
+
+    @property
+    def home(self) -> Hub | None:
+        """Where the training examples are on the hub."""
+        return self.training or self.hub
+
+    def in_direction(self, language_pair: str | None) -> Task:
+        """The same task for a pair of languages, where it translates."""
+        return self
+
+    def make(self, seed: int) -> DatasetDict | None:
+        """The splits of a data set that is made on the spot; None: it is read."""
+        return None
+
+    def convert(self, row: Row, place: str) -> Row | None:
+        """Turn a published row into one that ``examples_from_rows`` accepts; None: it is known to be empty.
+
+        Raises:
+            UserError: the row is not in the published format.
+        """
+        return row
+
+    def split_of(self, number: int, row: Row, place: str) -> str | None:
+        """The split of a row by its number (from 0) and content, where all are published in one piece."""
+        return None
+
+    def field(self, row: Row, name: str, place: str) -> Any:
+        """A field of a published row.
+
+        Raises:
+            UserError: it is not there.
+        """
+        if row.get(name) is None:
+            found = ", ".join(sorted(map(str, row))) or "nothing"
+            raise UserError(f"{place}: field {name!r} is missing, found {found}; {self.not_the_format}")
+        return row[name]
+
+    @property
+    def not_the_format(self) -> str:
+        """What a message about a row ends with."""
+        return f"this is not the format of the data set {self.name!r}."
+
+    # ----------------------------------------------------------------------------------------------------- benchmark
 
     def examples(self, path: Path | None = None, limit: int | None = None) -> Dataset:
         """Read the test examples from a file in the original format, or from the hub.
@@ -112,13 +179,15 @@ class Task(ABC):
         Raises:
             UserError: a file or row that cannot be read, a hub that cannot be reached.
         """
+        from srd.data.examples import examples_from_rows
+
         placed = self._file_rows(path) if path else self._hub_rows(limit)
         wanted = ((place, row) for place, row in placed if self.is_test_row(row))
         chosen = list(itertools.islice(wanted, limit))
         origin = str(path) if path else f"hub {self.hub.repository}" if self.hub else self.name
         if not chosen:
             raise UserError(f"{origin}: no test examples of the task {self.name!r} in it. Give a file that has some.")
-        examples = examples_from_rows([self.convert(row, place) for place, row in chosen], origin, id_prefix=self.name)
+        examples = examples_from_rows([self.asked(row, place) for place, row in chosen], origin, id_prefix=self.name)
         scoring = [self.scoring_columns(row, place) for place, row in chosen]
         for column in scoring[0]:
             if column != "references":
@@ -129,8 +198,8 @@ class Task(ABC):
         """Whether a row of the original file belongs to the test split; most files hold nothing else."""
         return True
 
-    def convert(self, row: Row, place: str) -> Row:
-        """Turn an original row into one that ``examples_from_rows`` accepts."""
+    def asked(self, row: Row, place: str) -> Row:
+        """Turn a row of a test file, published or the user's own, into one that ``examples_from_rows`` accepts."""
         return row
 
     def scoring_columns(self, row: Row, place: str) -> dict[str, Any]:
@@ -145,19 +214,25 @@ class Task(ABC):
         """Return the positions of the examples whose answers can be judged: all, for most tasks."""
         return list(range(len(examples)))
 
-    @abstractmethod
     def score(self, predictions: Predictions, examples: Dataset, *, allow_code_execution: Permission = False) -> Scores:
         """Score one answer an example, in the order of ``examples``, which needs the scoring columns only.
 
         Raises:
             UserError: the counts differ, or generated code would have to run without permission.
         """
+        raise NotImplementedError(f"the data set {self.name!r} is no benchmark")
 
     def _file_rows(self, path: Path) -> Iterator[tuple[str, Row]]:
+        from srd.data.sources import read_rows
+
         for line, row in read_rows(path):
             yield f"{path}:{line}", row
 
     def _hub_rows(self, limit: int | None) -> Iterator[tuple[str, Row]]:
+        import datasets
+
+        from srd.data.sources import HUB_ERRORS
+
         remedy = f"download the file elsewhere and give its path, as in `path: {self.name}.jsonl`"
         if self.hub is None:
             raise UserError(f"task {self.name!r} has no place on the hub: {remedy}")
@@ -181,6 +256,42 @@ class Task(ABC):
                 f"task {self.name!r}: could not read {self.hub.repository!r} from the hub: {reason}. "
                 f"Check the network, or {remedy}"
             ) from error
+
+
+TASKS: Registry[Task] = Registry("task", "srd.tasks")
+register_task = TASKS.register
+
+
+def benchmarks() -> dict[str, Task]:
+    """All tasks that score."""
+    return {name: task for name in TASKS.names() if (task := TASKS.get(name)).primary}
+
+
+def data_sets() -> dict[str, Task]:
+    """All tasks to train on."""
+    return {name: task for name in TASKS.names() if (task := TASKS.get(name)).splits}
+
+
+def get_task(name: str) -> Task:
+    """Return the benchmark called ``name``; "iwslt2017:fr-en" is IWSLT2017 in another direction.
+
+    Raises:
+        UserError: there is no such task; the message suggests the nearest name.
+    """
+    base, colon, pair = name.partition(":")
+    task = TASKS.get(base) if base in TASKS.names() else None
+    directed = task.in_direction(pair) if task is not None and task.primary and colon else task
+    if task is None or not task.primary or (colon and directed is task):
+        raise UserError(f"task: there is no task {name!r}; {nearest(base, benchmarks())}")
+    assert directed is not None
+    return directed
+
+
+def load_source(source: SourceConfig, *, seed: int = 0) -> DatasetDict | Dataset:
+    """Load training examples from files, the hub or a data set known by name (see `srd.data.sources`)."""
+    from srd.data import sources
+
+    return sources.load_source(source, known=data_sets(), seed=seed)
 
 
 def references_of(row: Row, fields: Sequence[str], place: str) -> list[str]:

@@ -17,8 +17,19 @@ import numpy as np
 from datasets import Dataset
 
 from srd.base.errors import UserError
-from srd.tasks.base import Decoding, Hub, Predictions, Row, Scores, Task, means, references_of, single_answers
-from srd.tasks.confinement import Permission
+from srd.sandbox.outside import Permission
+from srd.tasks.base import (
+    Decoding,
+    Hub,
+    Predictions,
+    Row,
+    Scores,
+    Task,
+    means,
+    references_of,
+    register_task,
+    single_answers,
+)
 
 # Currency, sign (a minus after a digit or bracket is a subtraction), digits, decimals, a denominator.
 _NUMBER = (
@@ -114,7 +125,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
 class Gsm8kTask(Task):
     """Accuracy of the final number."""
 
-    def convert(self, row: Row, place: str) -> Row:
+    def asked(self, row: Row, place: str) -> Row:
         """Take the question and the worked solution."""
         references = references_of(row, self.reference_fields, place)
         question = row.get("question", row.get("instruction"))
@@ -147,6 +158,8 @@ GSM8K = Gsm8kTask(
     source="Cobbe et al. 2021 (arXiv 2110.14168), 1319 test problems",
     primary="accuracy",
     hub=Hub("openai/gsm8k", "main"),
+    splits=("train", "test"),
     decoding=Decoding(max_new_tokens=512),
     reference_fields=("answer", "references", "output", "ground_truth"),
 )
+register_task("gsm8k")(GSM8K)

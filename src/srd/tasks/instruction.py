@@ -8,8 +8,8 @@ from datasets import Dataset
 
 from srd.metrics.rouge import rouge_l_many
 from srd.metrics.text import exact_match_many
-from srd.tasks.base import Predictions, Scores, Task, means, single_answers
-from srd.tasks.confinement import Permission
+from srd.sandbox.outside import Permission
+from srd.tasks.base import Predictions, Scores, Task, means, register_task, single_answers
 
 
 @dataclass(frozen=True)
@@ -35,3 +35,4 @@ INSTRUCTION = InstructionTask(
     primary="rouge_l",
     template="auto",
 )
+register_task("instruction")(INSTRUCTION)

@@ -8,14 +8,47 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from srd.base.errors import UserError
-from srd.data.sources import DATASETS, split_language_pair
+from srd.base.errors import UserError, nearest
 from srd.metrics.text import bleu, chrf, sentence_bleu, sentence_chrf
-from srd.tasks.base import Decoding, Hub, Predictions, Row, Scores, Task, single_answers
-from srd.tasks.confinement import Permission
+from srd.sandbox.outside import Permission
+from srd.tasks.base import (
+    CONVERTED,
+    PUBLISHED,
+    Decoding,
+    Hub,
+    Predictions,
+    Row,
+    Scores,
+    Task,
+    register_task,
+    single_answers,
+)
 
 # sacrebleu's tokenizers for languages written without spaces; all others take its default.
 TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}
+LANGUAGES = {
+    "ar": "Arabic",
+    "de": "German",
+    "en": "English",
+    "fr": "French",
+    "it": "Italian",
+    "ja": "Japanese",
+    "ko": "Korean",
+    "nl": "Dutch",
+    "ro": "Romanian",
+    "zh": "Chinese",
+}
+
+
+def split_language_pair(pair: str) -> tuple[str, str]:
+    """Split "en-de" into its two languages; UserError for anything else or an unknown language."""
+    languages = tuple(pair.split("-"))
+    if len(languages) != 2 or languages[0] == languages[1]:
+        raise UserError(f"language_pair: {pair!r} is no pair of languages, source first, such as 'en-de'.")
+    for language in languages:
+        if language not in LANGUAGES:
+            raise UserError(f"language_pair {pair!r}: unknown language {language!r}; {nearest(language, LANGUAGES)}.")
+    return languages[0], languages[1]
 
 
 @dataclass(frozen=True)
@@ -28,23 +61,39 @@ class Iwslt2017Task(Task):
     pair: str = "en-de"
     named: bool = False
 
-    def for_pair(self, pair: str) -> Iwslt2017Task:
+    def in_direction(self, language_pair: str | None) -> Iwslt2017Task:
         """Return the task in another direction, such as "fr-en"; raises UserError for an unknown language."""
-        split_language_pair(pair)
-        hub = Hub("IWSLT/iwslt2017", f"iwslt2017-{pair}", revision="refs/convert/parquet")
-        return replace(self, pair=pair, named=True, hub=hub, title=f"IWSLT2017 {pair}")
+        if language_pair is None:
+            raise UserError("dataset 'iwslt2017' needs a language_pair, source first, such as 'en-de'.")
+        split_language_pair(language_pair)
+        hub = Hub("IWSLT/iwslt2017", f"iwslt2017-{language_pair}", revision=CONVERTED)
+        return replace(self, pair=language_pair, named=True, hub=hub, title=f"IWSLT2017 {language_pair}")
+
+    def convert(self, row: Row, place: str) -> Row | None:
+        """Ask for a translation; a few published rows have an empty side."""
+        source, target = split_language_pair(self.pair)
+        texts = self.field(row, "translation", place)
+        if missing := [language for language in (source, target) if language not in texts]:
+            raise UserError(
+                f"{place}: field 'translation' has no {missing[0]!r}, only {', '.join(sorted(texts))}; "
+                f"{self.not_the_format}"
+            )
+        if not texts[source].strip() or not texts[target].strip():
+            return None
+        instruction = f"Translate from {LANGUAGES[source]} to {LANGUAGES[target]}."
+        return {"instruction": instruction, "input": texts[source], "output": texts[target]}
 
     def is_test_row(self, row: Row) -> bool:
         """Leave out published rows with an empty side."""
         texts = row.get("translation")
         return not isinstance(texts, dict) or all(texts.get(code) != "" for code in split_language_pair(self.pair))
 
-    def convert(self, row: Row, place: str) -> Row:
+    def asked(self, row: Row, place: str) -> Row:
         """Ask for the translation with the instruction that training uses."""
         if "translation" not in row:
             return row
         self._text(row, place)
-        converted = DATASETS["iwslt2017"].convert(dict(row), self.pair)
+        converted = self.convert(row, place)
         if converted is None:
             raise UserError(f"{place}: field 'translation' has a blank text: remove the row")
         return converted
@@ -104,5 +153,7 @@ IWSLT2017 = Iwslt2017Task(
     primary="bleu",
     decoding=Decoding(max_new_tokens=256),
     reference_fields=("references", "output"),
+    splits=PUBLISHED,
 )
-IWSLT2017 = replace(IWSLT2017.for_pair(IWSLT2017.pair), named=False)
+IWSLT2017 = replace(IWSLT2017.in_direction(IWSLT2017.pair), named=False)
+register_task("iwslt2017")(IWSLT2017)

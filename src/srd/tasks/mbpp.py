@@ -16,11 +16,9 @@ import numpy as np
 from datasets import Dataset
 
 from srd.base.errors import UserError
-from srd.data.sources import DATASETS
 from srd.metrics.common import FloatArray
 from srd.metrics.statistics import pass_at_k
-from srd.tasks.base import Decoding, Hub, Predictions, Row, Scores, Task, check_counts, means
-from srd.tasks.confinement import (
+from srd.sandbox.outside import (
     Permission,
     Program,
     check_references,
@@ -30,10 +28,12 @@ from srd.tasks.confinement import (
     require_permission,
     run_programs,
 )
+from srd.tasks.base import PUBLISHED, Decoding, Hub, Predictions, Row, Scores, Task, check_counts, means, register_task
 
 log = logging.getLogger(__name__)
 
-FIRST_TEST_ID, LAST_TEST_ID = 11, 510
+FIELDS = ("text", "code", "test_list", "task_id")
+LAST_IDS = {"prompt": 10, "test": 510, "validation": 600}  # the last task id of each split; "train" has the others
 PASS_AT = (1, 10, 100)
 TIMEOUT_SECONDS = 10.0
 SHOWN = 5
@@ -85,16 +85,24 @@ class MbppTask(Task):
     def is_test_row(self, row: Row) -> bool:
         """Keep the test split, task ids 11 to 510; rows without an id are the user's own."""
         number = row.get("task_id")
-        return not isinstance(number, int) or FIRST_TEST_ID <= number <= LAST_TEST_ID
+        return not isinstance(number, int) or LAST_IDS["prompt"] < number <= LAST_IDS["test"]
 
     def convert(self, row: Row, place: str) -> Row:
-        """Describe the task and its tests with the instruction that training uses."""
-        missing = [name for name in ("text", "code", "test_list", "task_id") if row.get(name) is None]
-        if missing:
+        """Describe the task and its tests, without which nobody can know what the function is called."""
+        text, code, tests, number = (self.field(row, name, place) for name in FIELDS)
+        instruction = "\n".join([text, "", "Your code should pass these tests:", *tests])
+        return {"id": f"mbpp-{number}", "instruction": instruction, "output": code.replace("\r\n", "\n")}
+
+    def split_of(self, number: int, row: Row, place: str) -> str:
+        """The split of a task id."""
+        task_id = self.field(row, "task_id", place)
+        return next((name for name, last in LAST_IDS.items() if task_id <= last), "train")
+
+    def asked(self, row: Row, place: str) -> Row:
+        """Describe the task with the instruction that training uses."""
+        if missing := [name for name in FIELDS if row.get(name) is None]:
             raise UserError(f"{place}: field {missing[0]!r} is missing: MBPP rows have it")
-        converted = DATASETS["mbpp"].convert(dict(row), "")
-        assert converted is not None
-        return converted
+        return self.convert(row, place)
 
     def scoring_columns(self, row: Row, place: str) -> dict[str, Any]:
         """Take the tests, and from the reference program the names and imports that the tests lean on.
@@ -239,7 +247,9 @@ MBPP = MbppTask(
     source="Austin et al. 2021 (arXiv 2108.07732), 500 test problems (task ids 11 to 510)",
     primary="pass@1",
     hub=Hub("google-research-datasets/mbpp", "full"),
+    splits=(*PUBLISHED, "prompt"),
     decoding=Decoding(max_new_tokens=512),
     runs_code=True,
     takes_samples=True,
 )
+register_task("mbpp")(MBPP)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from srd.tasks.base import Hub
+from srd.tasks.base import Hub, register_task
 from srd.tasks.instruction import InstructionTask
 
 SELF_INST = InstructionTask(
@@ -13,3 +13,4 @@ SELF_INST = InstructionTask(
     primary="rouge_l",
     hub=Hub("MiniLLM/self-inst", split="train", file="valid.jsonl"),
 )
+register_task("self_inst")(SELF_INST)

@@ -5,7 +5,7 @@ A row may have several references; the best one counts.
 
 from __future__ import annotations
 
-from srd.tasks.base import Hub
+from srd.tasks.base import Hub, register_task
 from srd.tasks.instruction import InstructionTask
 
 SINST = InstructionTask(
@@ -16,3 +16,4 @@ SINST = InstructionTask(
     primary="rouge_l",
     hub=Hub("MiniLLM/sinst", split="train", file="11_/valid.jsonl"),
 )
+register_task("sinst")(SINST)

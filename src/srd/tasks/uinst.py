@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from srd.tasks.base import Hub
+from srd.tasks.base import Hub, register_task
 from srd.tasks.instruction import InstructionTask
 
 UINST = InstructionTask(
@@ -13,3 +13,4 @@ UINST = InstructionTask(
     primary="rouge_l",
     hub=Hub("MiniLLM/uinst", split="train", file="11_/valid.jsonl"),
 )
+register_task("uinst")(UINST)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from srd.tasks.base import Hub
+from srd.tasks.base import Hub, register_task
 from srd.tasks.instruction import InstructionTask
 
 VICUNA = InstructionTask(
@@ -13,3 +13,4 @@ VICUNA = InstructionTask(
     primary="rouge_l",
     hub=Hub("MiniLLM/Vicuna", split="train", file="valid.jsonl"),
 )
+register_task("vicuna")(VICUNA)

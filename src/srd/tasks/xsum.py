@@ -7,10 +7,21 @@ from dataclasses import dataclass
 from datasets import Dataset
 
 from srd.base.errors import UserError
-from srd.data.sources import DATASETS
 from srd.metrics.rouge import rouge_l_many, rouge_n_many
-from srd.tasks.base import Decoding, Hub, Predictions, Row, Scores, Task, means, single_answers
-from srd.tasks.confinement import Permission
+from srd.sandbox.outside import Permission
+from srd.tasks.base import (
+    CONVERTED,
+    PUBLISHED,
+    Decoding,
+    Hub,
+    Predictions,
+    Row,
+    Scores,
+    Task,
+    means,
+    register_task,
+    single_answers,
+)
 
 
 @dataclass(frozen=True)
@@ -21,11 +32,19 @@ class XsumTask(Task):
         """Leave out the few published rows without an article or a summary."""
         return "document" not in row or bool(row["document"] and row.get("summary"))
 
-    def convert(self, row: Row, place: str) -> Row:
+    def convert(self, row: Row, place: str) -> Row | None:
+        """Ask for a summary; a few published rows are empty."""
+        document, summary = self.field(row, "document", place), self.field(row, "summary", place)
+        if not document.strip() or not summary.strip():
+            return None
+        instruction = "Summarize the following article in one sentence."
+        return {"id": row.get("id"), "instruction": instruction, "input": document, "output": summary}
+
+    def asked(self, row: Row, place: str) -> Row:
         """Ask for the summary with the instruction that training uses."""
         if "document" not in row:
             return row
-        converted = DATASETS["xsum"].convert(dict(row), "")
+        converted = self.convert(row, place)
         if converted is None:
             raise UserError(f"{place}: field 'document' or 'summary' is blank: remove the row")
         return converted
@@ -48,7 +67,9 @@ XSUM = XsumTask(
     licence="not stated; BBC articles",
     source="Narayan et al. 2018 (arXiv 1808.08745), 11,334 test articles",
     primary="rouge_l",
-    hub=Hub("EdinburghNLP/xsum", revision="refs/convert/parquet"),
+    hub=Hub("EdinburghNLP/xsum", revision=CONVERTED),
+    splits=PUBLISHED,
     decoding=Decoding(max_new_tokens=64),
     reference_fields=("summary", "references", "output"),
 )
+register_task("xsum")(XSUM)

@@ -26,7 +26,7 @@ from srd.run.context import Run
 from srd.run.costs import Facts, Phase, inference_memory
 from srd.run.identity import plugins_identity, task_identity
 from srd.run.steps.base import Step, Summary
-from srd.tasks import get_task
+from srd.tasks.base import get_task
 
 
 class Evaluation(Step):

@@ -19,13 +19,12 @@ from srd.base.tables import column, map_large, repeated, write_table
 from srd.data.corruption import corrupt
 from srd.data.examples import split_examples
 from srd.data.leaks import leaked_ids, without_leaks
-from srd.data.sources import load_source
 from srd.recipe.schema import Recipe
 from srd.run.context import Run
 from srd.run.folder import SPLITS
 from srd.run.identity import source_identity, task_identity
 from srd.run.steps.base import Step, Summary
-from srd.tasks import get_task
+from srd.tasks.base import get_task, load_source
 
 logger = logging.getLogger(__name__)
 

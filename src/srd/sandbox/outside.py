@@ -1,6 +1,6 @@
 """Run generated programs apart from everything, and judge them by tests they cannot see.
 
-Each program gets two sandboxes, one for the program and one for the tests (see ``confined.py`` for why a pass cannot
+Each program gets two sandboxes, one for the program and one for the tests (see ``inside.py`` for why a pass cannot
 be faked). ``bubblewrap`` makes a sandbox: a process of its own with limits on time, memory, processes, files and what
 it writes, an empty working folder, an empty environment, no network, no capabilities, no way to new ones, and no view
 of the user's files. Where it is missing or cannot work, programs are not run, unless the user asks for
@@ -39,7 +39,7 @@ from srd.base.errors import UserError
 Permission = bool | Literal["unconfined"]
 
 # It runs in processes of its own.
-_SCRIPT = Path(__file__).with_name("confined.py")
+_SCRIPT = Path(__file__).with_name("inside.py")
 # The only folder that can be written to, in memory, and what fits into it.
 _FOLDER = "/tmp"
 _FOLDER_BYTES = 16 << 20

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from srd.data import pydocs
 from srd.data.examples import EXAMPLE_FEATURES
-from srd.data.pydocs import first_paragraph, load_pydocs, pydocs_splits
+from srd.tasks import pydocs
+from srd.tasks.pydocs import first_paragraph, load_pydocs, pydocs_splits
 
 
 @pytest.fixture(scope="module")

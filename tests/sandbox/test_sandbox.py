@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from srd.base.errors import UserError
-from srd.tasks import confinement
-from srd.tasks.confinement import (
+from srd.sandbox import outside
+from srd.sandbox.outside import (
     Permission,
     Program,
     problem,
@@ -35,7 +35,7 @@ needs_bubblewrap = pytest.mark.skipif(problem() is not None, reason=str(problem(
 pytestmark = needs_bubblewrap
 
 
-def attack(source: str, tests: tuple[str, ...] = TESTS, **settings: object) -> confinement.Verdict:
+def attack(source: str, tests: tuple[str, ...] = TESTS, **settings: object) -> outside.Verdict:
     start = time.monotonic()
     verdict = run_programs([Program(source, tests)], allow=True, timeout=LIMIT, **settings)[0]
     assert time.monotonic() - start < LIMIT + GRACE
@@ -197,7 +197,7 @@ def programs_of(attacks: dict[str, str], tests: tuple[str, ...] = TESTS) -> list
     return [Program(source, tests) for source in attacks.values()]
 
 
-def not_held(attacks: dict[str, str], verdicts: list[confinement.Verdict]) -> dict[str, str]:
+def not_held(attacks: dict[str, str], verdicts: list[outside.Verdict]) -> dict[str, str]:
     return {name: verdict.reason for name, verdict in zip(attacks, verdicts, strict=True) if verdict.passed}
 
 
@@ -213,7 +213,7 @@ def test_no_pass_can_be_forged(allow: Permission) -> None:
     attacks = FORGERIES if allow is True else {name: FORGERIES[name] for name in some}
     verdicts = run_programs(programs_of(attacks, (HELPED_TEST,)), allow=allow, timeout=10, workers=4)
     assert not_held(attacks, verdicts) == {}
-    assert {verdict.isolation for verdict in verdicts} == {confinement.isolation(allow)}
+    assert {verdict.isolation for verdict in verdicts} == {outside.isolation(allow)}
 
 
 def test_what_a_test_passes_leads_nowhere() -> None:
@@ -290,10 +290,10 @@ def test_sandbox_is_tight(monkeypatch: pytest.MonkeyPatch) -> None:
 
 AS_NOBODY = """
 import json, sys, types
-for name in ("srd", "srd.tasks"):  # their packages import libraries that this Python need not have
+for name in ("srd", "srd.base", "srd.sandbox"):  # their packages import libraries that this Python need not have
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [sys.argv[1] + "/" + name.replace(".", "/")]
-from srd.tasks.confinement import Program, problem, run_programs
+from srd.sandbox.outside import Program, problem, run_programs
 if problem():
     sys.exit("skip: " + problem())
 for allow, cases in json.load(sys.stdin):
@@ -314,9 +314,10 @@ def test_ordinary_user_is_held_as_well() -> None:
     ]
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         os.chmod(folder, 0o755)
-        (Path(folder) / "srd/tasks").mkdir(parents=True)
-        for name in ("errors.py", "tasks/confinement.py", "tasks/confined.py"):
-            shutil.copy(Path(confinement.__file__).parents[1] / name, Path(folder) / "srd" / name)
+        for name in ("base/errors.py", "sandbox/outside.py", "sandbox/inside.py"):
+            copy = Path(folder) / "srd" / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(Path(outside.__file__).parents[1] / name, copy)
         done = subprocess.run(
             [python, "-c", AS_NOBODY, folder], input=json.dumps(jobs), capture_output=True, text=True, timeout=120,
             user=65_533, group=65_533, extra_groups=[], cwd="/", env={"HOME": "/"},
@@ -341,7 +342,7 @@ def test_without_bubblewrap_nothing_runs(
         (tmp_path / "bwrap").write_text(bwrap, encoding="utf-8")
         (tmp_path / "bwrap").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    found_out = (confinement.problem, confinement._sandbox, confinement._forbids_user_namespaces)
+    found_out = (outside.problem, outside._sandbox, outside._forbids_user_namespaces)
     for function in found_out:
         function.cache_clear()
     try:
@@ -423,7 +424,7 @@ def test_files_of_the_user_cannot_be_read(tmp_path: Path) -> None:
 
 def test_nothing_can_be_written_outside(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
-    targets = [str(tmp_path / "mark"), confinement.__file__]
+    targets = [str(tmp_path / "mark"), outside.__file__]
     source = (
         f"def answer(x):\n    written = []\n    for path in {targets!r}:\n        try:\n"
         "            with open(path, 'a') as file: file.write('x')\n            written.append(path)\n"

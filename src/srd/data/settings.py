@@ -1,0 +1,83 @@
+"""Settings of the data: where examples come from, and how they become token sequences."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from srd.base.settings import Named, Section, each_once
+
+
+class SourceConfig(Section):
+    """Where examples come from. A plain string is short for ``path``."""
+
+    path: Named | Annotated[list[Named], Field(min_length=1), AfterValidator(each_once)] | None = Field(
+        None, description="file, list of files, hub name `owner/name`, or data-set name"
+    )
+    dataset: Named | None = Field(None, description="name of a known data set whose original format the file has")
+    split: Named | None = Field(None, description="split of a hub data set")
+    format: Literal["auto", "jsonl", "json", "csv", "parquet"] = Field("auto", description="format of the file")
+    columns: dict[str, str] = Field({}, description="our column name -> the column name in the file")
+    limit: int | None = Field(None, ge=1, description="use the first so many examples")
+    language_pair: str | None = Field(None, description="source-target languages for iwslt2017, such as en-de")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str | list) else value
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Self:
+        if not self.path and not self.dataset:
+            raise ValueError("names no data: give `path` (a file or hub name) or `dataset`")
+        if self.language_pair is not None and "iwslt2017" not in (self.dataset, self.path):
+            raise ValueError(
+                f"language_pair ({self.language_pair!r}) is for the data set iwslt2017 alone, and this is another one. "
+                "Remove it"
+            )
+        return self
+
+
+class CorruptionConfig(Section):
+    """Damage a known share of the training responses, to measure whether the ranking finds them."""
+
+    share: float = Field(0.25, ge=0, le=0.9, description="share of the training examples")
+    kinds: Annotated[
+        list[Literal["swapped", "truncated", "duplicated"]], Field(min_length=1), AfterValidator(each_once)
+    ] = Field(["swapped"], description="what is done to them, in equal parts")
+
+
+class DataConfig(Section):
+    """The examples and how they become token sequences. A plain string is short for ``train``."""
+
+    train: SourceConfig = Field(description="training examples")
+    validation: SourceConfig | None = Field(None, description="validation examples; else split off the training data")
+    test: SourceConfig | None = Field(None, description="test examples; else split off the training data")
+    validation_size: int | float = Field(0.05, gt=0, description="size of a split-off validation set (share or count)")
+    test_size: int | float = Field(0.05, gt=0, description="size of a split-off test set (share or count)")
+    train_limit: int | None = Field(None, ge=1, description="keep so many training examples, after the split")
+    validation_limit: int | None = Field(None, ge=1, description="keep so many validation examples")
+    test_limit: int | None = Field(None, ge=1, description="keep so many test examples")
+    template: Named = Field("auto", description="auto, alpaca, chat, plain, or a text with {instruction} and {input}")
+    max_length: int = Field(512, ge=8, description="prompt and response, in tokens; a longer response is cut")
+    max_prompt_length: int = Field(256, ge=4, description="prompt in tokens; a longer one loses content, not its frame")
+    leaks: Literal["error", "drop", "warn"] = Field(
+        "drop", description="what happens to training prompts that are also in validation, test or a named task"
+    )
+    bad_rows: Literal["error", "drop"] = Field("error", description="what happens to an example that cannot be scored")
+    corruption: CorruptionConfig | None = Field(None, description="damage training responses on purpose")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"train": value} if isinstance(value, str | list) else value
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> Self:
+        if self.max_prompt_length >= self.max_length:
+            raise ValueError(
+                f"max_prompt_length ({self.max_prompt_length}) leaves no room for a response in "
+                f"max_length ({self.max_length})"
+            )
+        return self
