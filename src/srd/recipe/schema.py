@@ -292,7 +292,7 @@ class TaskConfig(Section):
     @field_validator("name")
     @classmethod
     def _known(cls, value: str) -> str:
-        from srd.tasks import get_task
+        from srd.tasks.base import get_task
 
         get_task(value)
         return value
