@@ -1,0 +1,128 @@
+"""What sweeps lay out, and what their files may say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srd.base.errors import UserError
+from srd.recipe.schema import nested, validate_recipe
+from srd.sweep.cells import lay_out, reference_rows
+from srd.sweep.runner import Sweep
+from srd.sweep.settings import find_sweep, load_sweep, shipped_sweeps
+from tests.sweep.conftest import KD_AND_SRD, write_sweep
+
+
+@pytest.mark.parametrize("name", sorted(shipped_sweeps()))
+def test_shipped_sweeps_are_valid(name: str) -> None:
+    path = find_sweep(name)
+    config = load_sweep(path)
+    cells = lay_out(config, path)
+    assert config.name == name
+    assert config.description
+    assert len({cell.folder for cell in cells}) == len(cells) >= 12
+    assert set(reference_rows(config, cells, path)) == {cell.row for cell in cells}
+
+
+def test_main_sweep_is_the_papers_table() -> None:
+    cells = lay_out(load_sweep(find_sweep("paper-main")), find_sweep("paper-main"))
+    recipes = {cell.row: validate_recipe(cell.content, "test") for cell in cells}
+    assert len(cells) == 6 * 2 * 3
+    assert recipes["tsrkl, kd"].training.epochs == 20
+    assert recipes["tsrkl, kd"].training.curriculum is None
+    assert recipes["tjsd, srd"].training.objective.name == "jsd"
+    assert recipes["tjsd, srd"].training.epochs == 8
+    assert all(recipe.baselines == {} for recipe in recipes.values())
+
+
+def test_ablations_make_equal_passes() -> None:
+    cells = lay_out(load_sweep(find_sweep("paper-ablations")), find_sweep("paper-ablations"))
+    for cell in cells:
+        training = validate_recipe(cell.content, "test").training
+        sizes = training.curriculum.sizes(12_000) if training.curriculum else [12_000]
+        assert training.epochs * sum(sizes) / 12_000 == pytest.approx(12, rel=1e-3), cell.title
+
+
+def test_grid_and_cells_are_multiplied(tmp_path: Path, recipe_file: Path) -> None:
+    grid = {"training.objective": ["fkl", {"name": "jsd", "lam": 0.5}], "training.seed": [0, 1]}
+    path = write_sweep(tmp_path, recipe_file, grid=grid, cells=KD_AND_SRD, reference="kd")
+    config = load_sweep(path)
+    cells = lay_out(config, path)
+    assert [cell.folder for cell in cells[:4]] == ["fkl-kd-seed-0", "fkl-srd-seed-0", "fkl-kd-seed-1", "fkl-srd-seed-1"]
+    rows = ["fkl, kd", "fkl, srd", "jsd lam 0.5, kd", "jsd lam 0.5, srd"]
+    assert reference_rows(config, cells, path) == dict(zip(rows, [rows[0], rows[0], rows[2], rows[2]], strict=True))
+
+
+def test_named_axis_changes_several_fields(tmp_path: Path, recipe_file: Path) -> None:
+    methods = {"gkd": {"training.method": "gkd", "training.objective": "jsd"}, "sft": {"training.method": "sft"}}
+    path = write_sweep(tmp_path, recipe_file, grid={"method": methods}, cells=KD_AND_SRD)
+    cells = lay_out(load_sweep(path), path)
+    assert [cell.row for cell in cells] == ["gkd, kd", "gkd, srd", "sft, kd", "sft, srd"]
+    training = validate_recipe(cells[0].content, "test").training
+    assert (training.method.name, training.objective.name) == ("gkd", "jsd")
+
+
+def test_extends_changes_another_sweep(tmp_path: Path, recipe_file: Path) -> None:
+    write_sweep(tmp_path, recipe_file, grid={"training.seed": [0, 1]}, cells=KD_AND_SRD)
+    child = tmp_path / "child.yaml"
+    child.write_text("extends: trial.yaml\ngrid: {training.seed: [7]}\ncells: {kd: {training.epochs: 3}}\n")
+    cells = lay_out(load_sweep(child), child)
+    assert [(cell.label, cell.seeds["training.seed"]) for cell in cells] == [("kd", 7), ("srd", 7)]
+    assert load_sweep(child).name == "child"
+    assert cells[0].content["training"]["epochs"] == 3
+    assert cells[0].content["training"]["curriculum"] is None
+
+
+def test_nested_keys() -> None:
+    assert nested({"a.b": 1, "a.c": {"d": 2}, "e": 3}) == {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"grid": {"training.objectiv": ["fkl"]}}, r"training\.objectiv: unknown key; did you mean 'objective'"),
+        ({"grid": {"trainin.epochs": [1]}}, r"trainin: unknown key; did you mean 'training'"),
+        ({"grid": {"training.epochs": [1, 1]}}, r"'epochs 1' and 'epochs 1' would write the same folder 'epochs-1'"),
+        ({"cells": {"a b": {}, "a-b": {}}}, r"'a b' and 'a-b' would write the same folder 'a-b'"),
+        ({"grid": {"training.epochs": []}}, r"grid\.training\.epochs has no values"),
+        ({"cells": KD_AND_SRD, "reference": "kb"}, r"reference 'kb' is no cell of the sweep; did you mean 'kd'"),
+        ({"cells": {"a": {"equal_passes": "b"}}}, r"cells\.a\.equal_passes: there is no cell 'b'"),
+        ({"cells": {"a": {"equal_time": {"to": "b"}}}}, r"equal_time: unknown key"),
+        ({"reference": 3}, r"reference: input should be a valid string \(is 3\)"),
+        ({"cells": {"a": 3}}, r"cells\.a: input should be a valid dictionary \(is 3\)"),
+        ({"gird": {}}, r"gird: unknown key; did you mean 'grid'"),
+    ],
+)
+def test_wrong_sweeps(tmp_path: Path, recipe_file: Path, content: dict[str, Any], message: str) -> None:
+    path = write_sweep(tmp_path, recipe_file, **content)
+    with pytest.raises(UserError, match=message):
+        Sweep(path, tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
+def test_sweep_that_extends_itself(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
+    with pytest.raises(UserError, match=r"extends itself \(a.yaml -> b.yaml -> a.yaml\)"):
+        load_sweep(tmp_path / "a.yaml")
+
+
+def test_unknown_sweep_suggests_a_name() -> None:
+    with pytest.raises(UserError, match="did you mean 'paper-main'"):
+        find_sweep("paper-mian")
+    with pytest.raises(UserError, match=r"no sweep file 'no/such.yaml'"):
+        find_sweep("no/such.yaml")
+
+
+def test_folder_of_another_sweep(tmp_path: Path, recipe_file: Path) -> None:
+    path = write_sweep(tmp_path, recipe_file, name="one")
+    Sweep(path, tmp_path / "work")
+    path = write_sweep(tmp_path, recipe_file, name="two")
+    with pytest.raises(UserError, match="is the folder of the sweep 'one', not of 'two'"):
+        Sweep(path, tmp_path / "work")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds other files"):
+        Sweep(path, tmp_path / "other")

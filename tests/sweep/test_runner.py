@@ -1,0 +1,170 @@
+"""Running sweeps: what cells share, that a sweep goes on, and that its tables say what the files say."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from srd.base.errors import RunError
+from srd.cli import app
+from srd.recipe.schema import validate_recipe
+from srd.run.context import Run
+from srd.run.flow import run_all
+from srd.sweep import runner
+from srd.sweep.runner import Sweep
+from tests.sweep.conftest import write_sweep
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> Sweep:
+    """A sweep of two seeds, with corrupted data and a cell that is to make as many passes as another."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("sweep")
+    cells = {"kd": {"training.curriculum": None, "equal_passes": "srd"}, "srd": {}}
+    path = write_sweep(
+        folder, recipe_file, name="done", description="A <trial>.", grid={"training.seed": [0, 1]}, cells=cells,
+        overrides={"data.corruption.share": 0.25}, reference="kd",
+    )  # fmt: skip
+    sweep = Sweep(path, folder / "work")
+    assert [outcome.state for outcome in sweep.run()] == ["done"] * 4
+    return sweep
+
+
+def manifest(sweep: Sweep, cell: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((sweep.folder / "cells" / cell / "manifest.json").read_text())["steps"]
+    return content
+
+
+def test_common_steps_are_made_once(done: Sweep) -> None:
+    first, others = manifest(done, "kd-seed-0"), [manifest(done, f"srd-seed-{seed}") for seed in (0, 1)]
+    assert "shared" not in first["examples"]
+    for other in others:
+        assert other["examples"]["shared"]
+        assert other["student"]["shared"]
+        assert other["student"]["seconds"] == first["student"]["seconds"]
+    assert "shared" not in others[0]["reflection"]
+    assert others[1]["reflection"]["shared"]
+    assert others[1]["reflection"]["seconds"] == others[0]["reflection"]["seconds"]
+    assert len(list((done.folder / "shared" / "cache").iterdir())) == 1
+    assert not list((done.folder / "cells").glob("*/cache"))
+    answers = [
+        next((done.folder / "cells" / cell / "evaluation" / "predictions").glob("teacher.test.10.jsonl"))
+        for cell in ("kd-seed-0", "srd-seed-1")
+    ]
+    assert answers[0].stat().st_ino == answers[1].stat().st_ino
+
+
+def test_weights_are_dropped_and_numbers_kept(done: Sweep) -> None:
+    assert not list((done.folder / "cells").rglob("*.safetensors"))
+    for cell in ("kd-seed-0", "srd-seed-1"):
+        assert (done.folder / "cells" / cell / "report" / "index.html").is_file()
+        assert (done.folder / "cells" / cell / "evaluation" / "metrics.json").is_file()
+
+
+def test_cell_equals_a_run_of_its_own(done: Sweep, tmp_path: Path) -> None:
+    cell = next(cell for cell in done.cells if cell.folder == "srd-seed-1")
+    run_all(Run(validate_recipe(cell.content, "test"), tmp_path / "alone"))
+    own = json.loads((tmp_path / "alone" / "evaluation" / "metrics.json").read_text())
+    assert own == json.loads((done.folder / "cells" / cell.folder / "evaluation" / "metrics.json").read_text())
+
+
+def test_equal_passes(done: Sweep) -> None:
+    passes = {
+        label: manifest(done, f"{label}-seed-0")[f"train/{label}"]["summary"]["passes"] for label in ("kd", "srd")
+    }
+    # 12 training examples, 9 kept: stages of 4 and 9 where the fraction says 4.5 and 9.
+    assert passes["srd"] == pytest.approx(13 / 12, abs=1e-3)
+    assert passes["kd"] == pytest.approx(1.125)
+
+
+def test_tables_say_what_the_files_say(done: Sweep) -> None:
+    with open(done.folder / "results.csv", newline="") as file:
+        rows = {row["Run"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["Teacher", "Initial student", "kd", "srd"]
+    means = {}
+    for label in ("kd", "srd"):
+        metrics = [
+            json.loads((done.folder / "cells" / f"{label}-seed-{seed}" / "evaluation" / "metrics.json").read_text())
+            for seed in (0, 1)
+        ]
+        means[label] = [content[label]["test"]["rouge_l"]["mean"] for content in metrics]
+        assert float(rows[label]["ROUGE-L mean"]) == pytest.approx(statistics.fmean(means[label]))
+        assert float(rows[label]["ROUGE-L std"]) == pytest.approx(statistics.stdev(means[label]))
+    difference = statistics.fmean(means["srd"]) - statistics.fmean(means["kd"])
+    assert float(rows["srd"]["Difference"]) == pytest.approx(difference, abs=1e-9)
+    assert float(rows["srd"]["Low"]) <= difference <= float(rows["srd"]["High"])
+    assert rows["srd"]["Seeds ahead"] == f"{sum(a > b for a, b in zip(means['srd'], means['kd'], strict=True))} of 2"
+    assert float(rows["kd"]["Time ratio"]) == 1
+    assert rows["kd"]["Difference"] == ""
+    with open(done.folder / "cells.csv", newline="") as file:
+        numbers = list(csv.DictReader(file))
+    assert len(numbers) == 4 * 2 * 2  # cells, metrics, seeds of answering
+
+
+def test_page_and_other_formats(done: Sweep) -> None:
+    page = (done.folder / "sweep.html").read_text()
+    assert "A &lt;trial&gt;." in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert 'href="cells/srd-seed-1/report/index.html"' in page
+    assert page.count("<table>") == 2
+    assert "Precision in the dropped" in page
+    assert "| srd |" in (done.folder / "results.md").read_text()
+    assert r"\begin{tabular}" in (done.folder / "results.tex").read_text()
+    with open(done.folder / "corruption.csv", newline="") as file:
+        [row] = csv.DictReader(file)
+    assert float(row["Corrupted"]) == 0.25
+    assert 0 <= float(row["AUC, fused"]) <= 1
+
+
+def test_done_cells_are_left_alone(done: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(run: Run) -> None:
+        raise AssertionError(f"{run.folder} was done")
+
+    monkeypatch.setattr(runner, "run_all", refuse)
+    before = (done.folder / "results.csv").read_bytes()
+    assert [outcome.state for outcome in done.run()] == ["done"] * 4
+    assert (done.folder / "results.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["srd.test.10.jsonl", "teacher.test.20.scores.json"])
+def test_a_cell_whose_answers_were_changed_is_not_done(done: Sweep, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "cell"
+    shutil.copytree(done.folder / "cells" / "srd-seed-0", folder)
+    identity = json.loads((folder / "cell.json").read_text())["identity"]
+    assert runner._is_done(folder, identity)
+    assert not runner._is_done(folder, "another")
+    path = folder / "evaluation" / "predictions" / name
+    path.write_text(path.read_text().replace("0.", "1.", 1))
+    assert not runner._is_done(folder, identity)
+
+
+def test_failed_cell_does_not_stop_the_others(
+    tmp_path: Path, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = {"broken": {"evaluation.models": ["nobody"]}, "crashing": {}, "kd": {"training.curriculum": None}}
+    path = write_sweep(tmp_path, recipe_file, cells=cells, reference="kd", keep_students=True)
+
+    def crash(run: Run) -> None:
+        if run.folder.name == "crashing":
+            raise ZeroDivisionError("by zero")
+        run_all(run)
+
+    monkeypatch.setattr(runner, "run_all", crash)
+    with pytest.raises(
+        RunError, match=r"2 of 3 cells failed: broken: .*nobody.*; crashing: ZeroDivisionError: by zero"
+    ):
+        app(["sweep", str(path), "--dir", str(tmp_path / "work"), "training.epochs=0.5"], standalone_mode=False)
+    page = (tmp_path / "work" / "sweep.html").read_text()
+    assert "ZeroDivisionError: by zero" in page
+    assert (tmp_path / "work" / "cells" / "kd" / "student" / "model.safetensors").is_file()
+    sweep = Sweep(path, tmp_path / "work", ["training.epochs=0.5"])
+    assert [outcome.state for outcome in sweep.outcomes()] == ["failed", "failed", "done"]
+    monkeypatch.setattr(runner, "run_all", run_all)
+    assert [outcome.state for outcome in sweep.run()] == ["failed", "done", "done"]
