@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from srd.base.files import read_json
 from srd.run.assemble import collator
 from srd.run.flow import advance
-from srd.training.divergences import DIVERGENCES
+from srd.training.divergences.base import DIVERGENCES
 from tests.conftest import TinyRun, logged
 from tests.tiny import DECODER_ONLY, ENCODER_DECODER, FAMILIES
 
@@ -59,7 +59,7 @@ def test_student_made_by_dropping_layers(make_tiny_run: MakeRun, family: str) ->
 
 @pytest.mark.parametrize("objective", sorted({"fkl", "rkl", "jsd", "tvd", "sfkl", "srkl"}))
 def test_t5_with_every_divergence(make_tiny_run: MakeRun, objective: str) -> None:
-    assert objective in DIVERGENCES
+    assert objective in DIVERGENCES.names()
     tiny = make_tiny_run("t5")
     tiny.set(training__objective=objective, training__curriculum=None)
     run = tiny.train()

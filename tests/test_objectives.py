@@ -14,8 +14,8 @@ from torch import Tensor
 
 import srd
 from srd.base.errors import UserError
-from srd.training import divergences
-from srd.training.divergences import ALIASES, DIVERGENCES, canonical_name, loss_scale
+from srd.training.divergences import base, fkl
+from srd.training.divergences.base import DIVERGENCES, canonical_name, loss_scale
 
 NAMES = ("fkl", "rkl", "jsd", "tvd", "sfkl", "srkl")
 TEMPERATURES = (0.5, 1.0, 2.0)
@@ -52,13 +52,20 @@ def random_logits(rows: int, vocabulary: int, *, seed: int = 0, scale: float = 3
     return student, teacher
 
 
+def all_aliases() -> dict[str, str]:
+    """Every other name of a divergence; each is known when its file is read."""
+    for name in DIVERGENCES.names():
+        DIVERGENCES.get(name)
+    assert len(DIVERGENCES.aliases) >= 10
+    return DIVERGENCES.aliases
+
+
 @pytest.fixture
 def registry() -> Iterator[None]:
     """Forget what a test has registered."""
-    before = dict(DIVERGENCES)
+    before, aliases = dict(DIVERGENCES._registered), dict(DIVERGENCES.aliases)
     yield
-    DIVERGENCES.clear()
-    DIVERGENCES.update(before)
+    DIVERGENCES._registered, DIVERGENCES.aliases = before, aliases
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -265,7 +272,7 @@ def test_the_teacher_is_a_constant() -> None:
     assert teacher.grad is None and student.grad is not None
 
 
-@pytest.mark.parametrize(("alias", "name"), ALIASES.items())
+@pytest.mark.parametrize(("alias", "name"), all_aliases().items())
 def test_names_of_the_papers_scripts(alias: str, name: str) -> None:
     assert canonical_name(alias) == name
     student, teacher = random_logits(2, 5)
@@ -325,8 +332,8 @@ def test_conventions_for_temperature_squared(name: str) -> None:
 
 def documented_example() -> str:
     """The code block of the module's docstring."""
-    assert divergences.__doc__ is not None
-    _, _, block = divergences.__doc__.partition("::\n\n")
+    assert base.__doc__ is not None
+    _, _, block = base.__doc__.partition("::\n\n")
     lines = [line[4:] for line in block.splitlines() if not line or line.startswith("    ")]
     return "\n".join(lines)
 
@@ -368,7 +375,7 @@ def test_a_registered_divergence_may_have_parameters() -> None:
 def test_a_taken_name_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"a divergence '{name}' already"):
         srd.register_divergence(name)(lambda log_p, log_q: (log_p - log_q).sum(-1))
-    assert name in ALIASES or DIVERGENCES[name].function is divergences.forward_kl
+    assert name in all_aliases() or DIVERGENCES.get(name).function is fkl.forward_kl
 
 
 @pytest.mark.usefixtures("registry")
@@ -398,3 +405,19 @@ def test_logits_that_are_none(student: Any, teacher: Any, message: str) -> None:
         srd.divergence("fkl", student, teacher)
     assert srd.divergence("fkl", torch.zeros(0, 3), torch.zeros(0, 3)).shape == (0,)
     assert srd.divergence("fkl", torch.zeros(1, 3), torch.zeros(1, 3)).tolist() == [0.0]
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_registration_says_aliases_and_ranges() -> None:
+    @srd.register_divergence("scaled", aliases=["tscaled"], ranges={"factor": (0, 2)})
+    def scaled(log_p: Tensor, log_q: Tensor, factor: float = 1.0) -> Tensor:
+        return factor * (log_p.exp() * (log_p - log_q)).sum(-1)
+
+    student, teacher = random_logits(3, 7)
+    expected = 2 * srd.divergence("fkl", student, teacher)
+    torch.testing.assert_close(srd.divergence("tscaled", student, teacher, factor=2), expected)
+    for factor in (-0.1, 2.1):
+        with pytest.raises(UserError, match=f"scaled: factor is {factor}, but it must be within 0 and 2"):
+            srd.divergence("scaled", student, teacher, factor=factor)
+    with pytest.raises(UserError, match="has a range for 'alfa', but no such parameter"):
+        srd.register_divergence("other", ranges={"alfa": (0, 1)})(lambda log_p, log_q, alpha=1: log_q.sum(-1))

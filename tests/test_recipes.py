@@ -15,7 +15,7 @@ from srd.recipe.schema import load_recipe, shipped_recipes
 from srd.run.context import Run
 from srd.run.flow import run_all
 from srd.tasks.base import TASKS, benchmarks
-from srd.training.divergences import DIVERGENCES, loss_scale
+from srd.training.divergences.base import DIVERGENCES, loss_scale
 from tests.tiny import save_tiny
 
 FAMILIES = {
@@ -109,7 +109,7 @@ def test_paper_type_names_are_objectives(paper: str, ours: str) -> None:
     # T squared where the paper's scripts have it: forward KL, JSD and skew reverse KL.
     scaled = loss_scale(training.objective.name, 2.0, training.temperature_scaling)
     assert scaled == (4.0 if ours in ("fkl", "jsd", "srkl") else 1.0)
-    assert DIVERGENCES[ours].squared is (scaled == 4.0)
+    assert DIVERGENCES.get(ours).squared is (scaled == 4.0)
 
 
 def test_recipe_that_extends_itself(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from srd.curation.scores.base import register_score
     from srd.metrics.rouge import rouge_l
     from srd.tasks.base import register_task
-    from srd.training.divergences import divergence, register_divergence
+    from srd.training.divergence import divergence
+    from srd.training.divergences.base import register_divergence
     from srd.training.methods.base import Method, register_method
     from srd.training.trainer import DistillTrainer
 
@@ -25,10 +26,10 @@ _HOMES = {
     "DistillTrainer": "srd.training.trainer",
     "Result": "srd.api",
     "distill": "srd.api",
-    "divergence": "srd.training.divergences",
+    "divergence": "srd.training.divergence",
     "rank": "srd.curation.ranking",
     "reflect": "srd.curation.reflection",
-    "register_divergence": "srd.training.divergences",
+    "register_divergence": "srd.training.divergences.base",
     "register_score": "srd.curation.scores.base",
     "Method": "srd.training.methods.base",
     "register_method": "srd.training.methods.base",

@@ -22,6 +22,7 @@ from srd.base.settings import LONGEST_NAME, FolderName, Named, Precision, Sectio
 from srd.base.yaml_text import dump_yaml, parse_yaml, read_yaml
 from srd.curation.curriculum import Curriculum
 from srd.data.settings import DataConfig
+from srd.training.divergences.base import canonical_name, check_parameters
 from srd.training.libraries import check_logger, check_optimizer
 from srd.training.methods.base import METHODS, AnyMethod
 
@@ -42,8 +43,6 @@ class ObjectiveConfig(BaseModel):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        from srd.training.divergences import canonical_name, check_parameters
-
         self.name = canonical_name(self.name)
         check_parameters(self.name, self.parameters)
         return self

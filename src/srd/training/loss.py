@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srd.training.divergences import loss_scale, value_and_slope
+from srd.training.divergence import value_and_slope
+from srd.training.divergences.base import loss_scale
 
 CHUNK_BYTES = 48 << 20  # one chunk of fp32 logits: large enough for the matrix product to be efficient
 FLOAT16_TOP = 13  # largest power of two in a lifted gradient: float16 ends at 2 ** 16

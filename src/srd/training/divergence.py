@@ -1,0 +1,101 @@
+"""A divergence of two models' logits, with its gradient in closed form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srd.base.errors import UserError
+from srd.training.divergences.base import DIVERGENCES, canonical_name, check_parameters
+
+ValueAndSlope = tuple[Tensor, Tensor]
+
+
+def value_and_slope(name: str, log_p: Tensor, log_q: Tensor, parameters: dict[str, float]) -> ValueAndSlope:
+    """Evaluate a divergence on log-probabilities ``[N, V]``; masked ids (-inf in both) contribute nothing.
+
+    0 · (−∞ − (−∞)) is NaN in floating point where the divergence's limit is 0. Masks are rare, so the plain form is
+    evaluated first and the few rows' NaN, if any, lead to the careful form.
+    """
+    check_parameters(name, parameters)
+    known = DIVERGENCES.get(name)
+    function = known.function if known.gives_slope else partial(_by_autograd, known.function)
+    value, slope = function(log_p, log_q, **parameters)
+    if not torch.isfinite(value).all():
+        lowest = torch.finfo(log_p.dtype).min / 1e6
+        value, slope = function(log_p.clamp(min=lowest), log_q.clamp(min=lowest), **parameters)
+        value = value.masked_fill(value > 1e12, float("inf"))  # mass where the other has none
+    return value.clamp_(min=0), slope
+
+
+def _by_autograd(function: Callable[..., Tensor], log_p: Tensor, log_q: Tensor, **parameters: float) -> ValueAndSlope:
+    with torch.enable_grad():
+        variable = log_q.detach().requires_grad_()
+        value = function(log_p, variable, **parameters)
+        (slope,) = torch.autograd.grad(value.sum(), variable)
+    return value.detach(), slope
+
+
+class _DivergenceFunction(torch.autograd.Function):
+    """`divergence` with its gradient in closed form."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, name: str, temperature: float, parameters: Any) -> Tensor:
+        log_q = torch.log_softmax(student / temperature, -1)
+        log_p = torch.log_softmax(teacher / temperature, -1)
+        value, slope = value_and_slope(name, log_p, log_q, parameters)
+        ctx.save_for_backward(log_q, slope)
+        ctx.temperature = temperature
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        log_q, slope = ctx.saved_tensors
+        gradient = (slope - log_q.exp() * slope.sum(-1, keepdim=True)) / ctx.temperature
+        return gradient * grad_outputs[0].unsqueeze(-1), None, None, None, None
+
+
+def divergence(
+    name: str, student_logits: Tensor, teacher_logits: Tensor, *, temperature: float = 1.0, **parameters: float
+) -> Tensor:
+    """Divergence of two next-token distributions, row by row, without reduction and without T squared.
+
+    Args:
+        name: ``fkl``, ``rkl``, ``jsd``, ``tvd``, ``sfkl``, ``srkl``, one that you registered, or a name of the
+            paper's scripts (method: arXiv 2508.06135; see `srd.training.divergences` for each formula and its source).
+        student_logits: ``[N, V]``, differentiable.
+        teacher_logits: ``[N, V]``, taken as a constant.
+        temperature: Both logits are divided by it.
+        **parameters: ``lam`` of jsd (0.9), ``alpha`` of sfkl and srkl (0.1).
+
+    Returns:
+        ``[N]`` in nats, at least 0; float64 for float64 logits, else float32.
+
+    Raises:
+        UserError: unknown name or parameter, a temperature of 0 or below, logits of another kind, NaN, or shapes
+            that differ.
+    """
+    name = canonical_name(name)
+    check_parameters(name, parameters)
+    if not 0 < temperature < math.inf:
+        raise UserError(f"temperature is {temperature}, but it must be above 0 and finite")
+    for owner, logits in (("student", student_logits), ("teacher", teacher_logits)):
+        if not isinstance(logits, Tensor) or logits.dim() != 2:
+            found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UserError(f"the {owner}'s logits are {found}; expected a torch tensor [N, V].")
+        if bool((logits.isnan() | logits.isposinf()).any()):
+            raise UserError(f"the {owner}'s logits hold NaN or infinity, which no distribution has.")
+    if student_logits.shape != teacher_logits.shape:
+        raise UserError(
+            f"student logits {list(student_logits.shape)} and teacher logits {list(teacher_logits.shape)} differ in "
+            "shape. Where the vocabularies differ by padding rows, cut both to the shared ids first."
+        )
+    dtype = torch.float64 if student_logits.dtype == torch.float64 else torch.float32
+    student, teacher = student_logits.to(dtype), teacher_logits.detach().to(dtype)
+    result: Tensor = _DivergenceFunction.apply(student, teacher, name, temperature, parameters)
+    return result

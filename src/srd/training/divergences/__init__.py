@@ -1,0 +1,1 @@
+"""Divergences between two next-token distributions, a file each."""

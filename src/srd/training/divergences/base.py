@@ -1,0 +1,129 @@
+"""Divergences between the teacher's and the student's next-token distribution, and the registry of them.
+
+``p`` is the teacher's distribution, ``q`` the student's, both at one temperature. A divergence is written on
+log-probabilities. For training it gives, beside its value, its slope ``∂D/∂log q``; the gradient with respect to the
+student's logits is then ``(slope - q · Σ slope) / T`` for every divergence (chain rule through log-softmax). A
+multiple of ``q`` in the slope vanishes there, and is left out where the rest is more exact without it.
+
+To add one, register a pure function; its slope comes from autograd::
+
+    @srd.register_divergence("hellinger")
+    def hellinger(log_p, log_q):
+        return 1 - ((log_p + log_q) / 2).exp().sum(-1)
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from srd.base.errors import UserError, nearest
+from srd.base.registry import Registry
+
+if TYPE_CHECKING:  # a recipe is checked without torch
+    from torch import Tensor
+
+    ValueAndSlope = tuple[Tensor, Tensor]
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A registered divergence.
+
+    Attributes:
+        name: Its name in recipes.
+        function: ``(log_p [N, V], log_q [N, V], **parameters) -> value [N]``, or with ``slope [N, V]``.
+        defaults: Its parameters and their defaults.
+        squared: Whether the paper's scripts multiply it by T squared.
+        gives_slope: Whether the function gives its own slope; else autograd does.
+        ranges: The lowest and highest value of parameters.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    defaults: dict[str, float]
+    squared: bool
+    gives_slope: bool = False
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+
+
+DIVERGENCES: Registry[Divergence] = Registry("divergence", "srd.training.divergences", "unknown objective '{}'")
+
+
+def register_divergence(
+    name: str,
+    *,
+    squared: bool = True,
+    aliases: Iterable[str] = (),
+    ranges: Mapping[str, Range] | None = None,
+    gives_slope: bool = False,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register ``function(log_p, log_q, **parameters) -> value`` under ``name``.
+
+    ``log_p`` (teacher) and ``log_q`` (student) are log-probabilities ``[N, V]``; the function returns the divergence
+    ``[N]``, differentiable in ``log_q``. Its further parameters need defaults and become recipe fields.
+
+    Args:
+        name: The name in recipes and for `srd.divergence`.
+        squared: Multiply by T squared where ``temperature_scaling`` is ``paper``.
+        aliases: Other names that mean the same.
+        ranges: Parameter -> the lowest and the highest value that it may have.
+        gives_slope: The function returns ``(value [N], slope [N, V])`` instead, and no autograd graph over ``[N, V]``
+            is built.
+
+    Raises:
+        UserError: a name is taken by another function.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        defaults, within = _parameters_of(function), dict(ranges or {})
+        for parameter in within.keys() - defaults.keys():
+            raise UserError(f"the divergence {name} has a range for '{parameter}', but no such parameter")
+        DIVERGENCES.register(name, aliases=aliases)(Divergence(name, function, defaults, squared, gives_slope, within))
+        return function
+
+    return decorate
+
+
+def _parameters_of(function: Callable[..., Any]) -> dict[str, float]:
+    parameters = list(inspect.signature(function).parameters.values())[2:]
+    missing = [item.name for item in parameters if item.default is inspect.Parameter.empty]
+    if missing:
+        raise UserError(f"the divergence {function.__name__} needs a default for its parameters {missing}")
+    return {item.name: item.default for item in parameters}
+
+
+def canonical_name(name: str) -> str:
+    """Resolve the paper's type names; refuse unknown ones with the nearest known name."""
+    return DIVERGENCES.name_of(name)
+
+
+def check_parameters(name: str, parameters: Mapping[str, float]) -> None:
+    """Refuse a parameter that the divergence does not have, or that is no number in its range."""
+    known = DIVERGENCES.get(name)
+    for key, value in parameters.items():
+        if key not in known.defaults:
+            names = nearest(key, known.defaults) if known.defaults else "it has none"
+            raise UserError(f"the objective '{name}' has no parameter '{key}'; {names}")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"the objective '{name}': {key} must be a number, but is {value!r}")
+        if key in known.ranges:
+            low, high = known.ranges[key]
+            if not low <= value <= high:
+                raise UserError(f"{name}: {key} is {value}, but it must be within {low:g} and {high:g}")
+
+
+def loss_scale(name: str, temperature: float, convention: str) -> float:
+    """The factor on a divergence: T squared (Hinton et al. 2015) or 1.
+
+    Args:
+        name: Canonical name.
+        temperature: T.
+        convention: ``all``, ``none``, or ``paper``: T squared for fkl, jsd and srkl only, as its scripts have it.
+    """
+    squared = {"all": True, "none": False, "paper": DIVERGENCES.get(name).squared}[convention]
+    return temperature**2 if squared else 1.0

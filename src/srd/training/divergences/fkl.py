@@ -1,0 +1,21 @@
+"""Forward Kullback-Leibler divergence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from srd.training.divergences._mixture import kl
+from srd.training.divergences.base import register_divergence
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from srd.training.divergences.base import ValueAndSlope
+
+
+@register_divergence("fkl", squared=True, aliases=["kd", "kld", "tfkl", "tkd"], gives_slope=True)
+def forward_kl(log_p: Tensor, log_q: Tensor) -> ValueAndSlope:
+    """KL(p ‖ q), the classic of Hinton et al. 2015."""
+    p, gap = log_p.exp(), log_q - log_p
+    value = kl(p, gap, gap.expm1())
+    return value, p.neg_()

@@ -1,0 +1,21 @@
+"""Reverse Kullback-Leibler divergence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from srd.training.divergences._mixture import kl
+from srd.training.divergences.base import register_divergence
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from srd.training.divergences.base import ValueAndSlope
+
+
+@register_divergence("rkl", squared=False, aliases=["rkld", "trkl"], gives_slope=True)
+def reverse_kl(log_p: Tensor, log_q: Tensor) -> ValueAndSlope:
+    """KL(q ‖ p), MiniLLM's (arXiv 2306.08543)."""
+    q, gap = log_q.exp(), log_p - log_q
+    value = kl(q, gap, gap.expm1())
+    return value, gap.neg_().mul_(q)  # the slope's other term, q itself, vanishes in the chain rule
