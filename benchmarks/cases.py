@@ -36,9 +36,10 @@ from benchmarks.workload import (
 )
 from srd.data.batching import Collator, EncodedExamples, LengthBatches, length_sorted_batches
 from srd.models.generation import Decoding
+from srd.models.head import HeadWeights
 from srd.models.loading import load_model, load_tokenizer
 from srd.models.tokens import padding_id
-from srd.training.loss import HeadWeights, LossSettings, head_loss
+from srd.training.loss import LossSettings, head_loss
 from srd.training.rollouts import OnPolicy
 from srd.training.teacher_cache import TeacherCache, build_cache
 from srd.training.trainer import DistillTrainer, Teacher, make_collator
@@ -199,7 +200,7 @@ def reflect_ours(folder: str, examples: int, batch_size: int, new_tokens: int) -
 def _reflection(folder: str, examples: int, batch_size: int, new_tokens: int, *, ours: bool) -> Result:
     """SmolLM2 itself reflects: it ends its answers, as a student does that can follow instructions."""
     from srd.models.generation import decode_batch
-    from srd.models.loading import stop_token_ids
+    from srd.models.tokens import stop_token_ids
 
     tokenizer = load_tokenizer(TEACHER)
     model = load_model(TEACHER, tokenizer=tokenizer, dtype="float32")

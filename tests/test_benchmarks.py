@@ -10,7 +10,8 @@ import torch
 from benchmarks import conventional, tables
 from benchmarks.workload import log_normal_lengths, padded_share
 
-from srd.training.loss import HeadWeights, LossSettings, head_loss
+from srd.models.head import HeadWeights
+from srd.training.loss import LossSettings, head_loss
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from srd.models.head import HeadWeights
 from srd.training import loss as loss_module
 from srd.training.divergences.base import loss_scale
-from srd.training.loss import HeadWeights, LossSettings, head_loss, logits_loss
+from srd.training.loss import LossSettings, head_loss, logits_loss
 from tests.test_objectives import NAMES, naive
 
 CONVENTIONS = ("paper", "all", "none")

@@ -17,7 +17,8 @@ from srd.models.adapters import (
     load_adapter,
     merge_adapter,
 )
-from srd.models.loading import load_model, save_model, stop_token_ids
+from srd.models.loading import load_model, save_model
+from srd.models.tokens import stop_token_ids
 from tests.tiny import ENCODER_DECODER, FAMILIES, save_tiny, tiny_model, tiny_tokenizer
 
 IDS = torch.tensor([[5, 9, 200, 130, 77]])

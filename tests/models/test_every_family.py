@@ -20,9 +20,9 @@ from transformers import (
 
 from srd.base.errors import UserError
 from srd.data.batching import Collator
+from srd.models.architecture import auto_class
 from srd.models.generation import Decoding, decode_batch
 from srd.models.head import head_is_enough, logit_rule, model_inputs, response_logits, response_losses
-from srd.models.loading import auto_class
 from srd.models.reading import Abilities, abilities
 from srd.models.tokens import decoder_prefix
 

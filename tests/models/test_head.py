@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from srd.base.errors import UserError
 from srd.models.adapters import add_lora
 from srd.models.head import (
+    HeadWeights,
     cross_entropy,
     head_is_enough,
     head_weights,
@@ -22,7 +23,6 @@ from srd.models.head import (
     response_logits,
     response_losses,
 )
-from srd.training.loss import HeadWeights
 from srd.training.trainer import make_collator
 from tests.test_trainer import encoded
 from tests.tiny import ENCODER_DECODER, FAMILIES, tiny_model, tiny_tokenizer

@@ -16,22 +16,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 from srd.base.errors import RunError, UserError
-from srd.models import loading
+from srd.models import gguf, loading, sources
+from srd.models.architecture import count_parameters
+from srd.models.gguf import convert_gguf, converted_folder
 from srd.models.guard import guarded
-from srd.models.loading import (
-    check_weights,
-    convert_gguf,
-    converted_folder,
-    count_parameters,
-    gguf_file,
-    load_config,
-    load_model,
-    load_tokenizer,
-    model_fingerprint,
-    save_model,
-    set_generation_tokens,
-    stop_token_ids,
-)
+from srd.models.loading import check_weights, load_config, load_model, load_tokenizer, save_model
+from srd.models.sources import gguf_file, model_fingerprint
+from srd.models.tokens import set_generation_tokens, stop_token_ids
 from tests.tiny import ENCODER_DECODER, FAMILIES, save_tiny, tiny_config, tiny_model, tiny_tokenizer
 
 TEXT = "### Response:\nThere are 42 é <|im_end|> 你好"
@@ -247,7 +238,7 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("We couldn't connect to the hub")
 
     monkeypatch.setattr(loading.AutoConfig, "from_pretrained", unreachable)
-    monkeypatch.setattr(loading, "hf_hub_download", unreachable)
+    monkeypatch.setattr(sources, "hf_hub_download", unreachable)
     for call in (load_model, load_config, model_fingerprint):
         with pytest.raises(UserError, match=r"'owner/name' cannot be read: We couldn't connect.*smollm2"):
             call("owner/name")
@@ -409,7 +400,7 @@ def fake_conversion(monkeypatch: pytest.MonkeyPatch, during: object = None) -> l
         if callable(during):
             during()
 
-    monkeypatch.setattr(loading, "_write_converted", write_converted)
+    monkeypatch.setattr(gguf, "_write_converted", write_converted)
     return written
 
 

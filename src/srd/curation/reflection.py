@@ -28,8 +28,7 @@ from srd.data.examples import as_examples
 from srd.data.templates import get_template
 from srd.metrics.rouge import rouge_l_many
 from srd.models.generation import Decoding, answer_texts, decode_batch
-from srd.models.loading import stop_token_ids
-from srd.models.tokens import padding_id
+from srd.models.tokens import padding_id, stop_token_ids
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,10 +21,8 @@ from srd.base.errors import RunError
 from srd.data.batching import length_sorted_batches
 from srd.data.turns import without_end
 from srd.models.finite import blame, name_of, non_finite_tensor
-from srd.models.loading import stop_token_ids
 from srd.models.reading import Reader, abilities, groups
-from srd.models.tokens import padding_id
-from srd.models.vllm_engine import VllmEngine
+from srd.models.tokens import padding_id, stop_token_ids
 
 NO_TOKEN = -1  # in place of one that no finite logit could choose
 
@@ -44,6 +42,23 @@ class Decoding:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """What stands where a model does and decodes batches by itself (see `srd.models.engines`)."""
+
+    def decode_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        names: Sequence[str],
+        decoding: Decoding,
+        stop: Sequence[int],
+        references: Sequence[Sequence[int]] | None,
+        width: int | None = None,
+    ) -> tuple[list[list[int]], list[float]]:
+        """What `decode_batch` of this module gives for a batch."""
+        ...
 
 
 def _uniforms(names: Sequence[str], decoding: Decoding) -> np.ndarray:
@@ -93,7 +108,7 @@ def decode_batch(
     """Answer one batch of prompts.
 
     Args:
-        model: In evaluation mode.
+        model: In evaluation mode, or an `Engine`.
         prompts: Token ids.
         names: Name each prompt's random stream (its example id).
         decoding: How tokens are chosen.
@@ -109,7 +124,7 @@ def decode_batch(
         RunError: logits are not finite. Where the weights are, and references are scored, such a row gets no further
             token and a score of NaN instead, which its reader has to deal with.
     """
-    if isinstance(model, VllmEngine):
+    if isinstance(model, Engine):
         answers, scores = model.decode_batch(prompts, names, decoding, stop, references, width)
     else:
         answers, scores = [[] for _ in prompts], [] if references is None else [math.nan for _ in prompts]

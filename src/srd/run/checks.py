@@ -9,16 +9,11 @@ from typing import Any
 from srd.base.errors import UserError, nearest
 from srd.data.templates import get_template
 from srd.models import vllm_engine
-from srd.models.loading import (
-    check_lora_targets,
-    check_weights,
-    load_generation_config,
-    load_tokenizer,
-    position_limit,
-    split_adapter,
-)
+from srd.models.architecture import check_lora_targets, position_limit
+from srd.models.loading import check_weights, load_generation_config, load_tokenizer
+from srd.models.pair import check_same_kind, check_same_tokenizer
+from srd.models.sources import split_adapter
 from srd.models.tokens import prefix_of
-from srd.models.vocabulary import check_same_kind, check_same_tokenizer
 from srd.recipe.schema import ModelConfig, Recipe, TrainingConfig
 from srd.run.models import RecipeModels
 from srd.sandbox.outside import require_permission

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from transformers import PreTrainedConfig
 
 from srd.base.errors import UserError
-from srd.models.loading import count_parameters
-from srd.models.shrink import DEPTH_NAMES, PER_LAYER_NAMES
+from srd.models.architecture import count_parameters
+from srd.models.pruning import DEPTH_NAMES, PER_LAYER_NAMES
 from srd.recipe.schema import Recipe, TrainingConfig
 from srd.training.loss import CHUNK_BYTES
 from srd.training.stages import needed_disk

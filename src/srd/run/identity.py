@@ -11,7 +11,7 @@ from typing import Any
 from srd.base.files import content_of, fingerprint
 from srd.base.plugins import plugin_files
 from srd.data.settings import SourceConfig
-from srd.models.loading import model_fingerprint
+from srd.models.sources import model_fingerprint
 from srd.recipe.schema import ModelConfig, Recipe, TaskConfig
 from srd.tasks.base import get_task
 

@@ -9,8 +9,8 @@ from srd.data.encoding import Encoder
 from srd.data.templates import get_template
 from srd.data.turns import turns_of
 from srd.models.loading import load_config, load_tokenizer
+from srd.models.pair import shared_vocabulary
 from srd.models.tokens import tokenizer_identity
-from srd.models.vocabulary import shared_vocabulary
 from srd.recipe.schema import ModelConfig, Recipe
 
 

@@ -27,7 +27,8 @@ from srd.base.text import count, duration
 from srd.data.encoding import Encoder
 from srd.data.settings import SourceConfig
 from srd.data.templates import get_template
-from srd.models.loading import SMOLLM2, load_config, load_tokenizer, split_adapter
+from srd.models.loading import load_config, load_tokenizer
+from srd.models.sources import SMOLLM2, split_adapter
 from srd.recipe.schema import ModelConfig, Recipe
 from srd.run.checks import check_evaluation, check_libraries, check_recipe
 from srd.run.costs import DataFacts, Facts, Phase, Size, shortened, shown_bytes, size_of

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from srd.models.head import HeadWeights
 from srd.training.divergence import value_and_slope
 from srd.training.divergences.base import loss_scale
 
@@ -46,59 +47,6 @@ class _Workspace(threading.local):
 
 
 _workspace = _Workspace()
-
-
-@dataclass(frozen=True)
-class HeadWeights:
-    """What turns a last hidden state into logits: ``softcap(scale · (hidden @ weight.T + bias))``.
-
-    Attributes:
-        weight: ``[V, d]``.
-        bias: ``[V]`` or None.
-        scale: Factor on the logits (Cohere, Granite).
-        softcap: ``c · tanh(logits / c)`` (Gemma 2), or None.
-        width: The first so many ids count; the rest are padding rows.
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
-    width: int | None = None
-
-    def cut(self, width: int) -> HeadWeights:
-        """The same head on the first ``width`` ids."""
-        return replace(self, width=width)
-
-    @property
-    def vocabulary(self) -> int:
-        """Ids that get a logit."""
-        return self.width or self.weight.shape[0]
-
-    def computing_in(self, hidden: Tensor) -> HeadWeights:
-        """The same head in half precision, where autocast made the hidden states so but the weights are float32."""
-        if self.weight.dtype != torch.float32 or hidden.dtype not in (torch.bfloat16, torch.float16):
-            return self
-        bias = None if self.bias is None else self.bias.to(hidden.dtype)
-        return HeadWeights(self.weight.to(hidden.dtype), bias, self.scale, self.softcap, self.width)
-
-    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """``[n, d] -> [n, V]`` in float32 (float64 where the weights are); ``out`` has the weights' type."""
-        weight = self.weight[: self.vocabulary]
-        logits = torch.mm(hidden.to(weight.dtype), weight.T, out=out)
-        if self.bias is not None:
-            logits += self.bias[: self.vocabulary]
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        return after_product(logits, self.scale, self.softcap)
-
-
-def after_product(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
-    """What some families do to their logits, in place."""
-    if scale != 1.0:
-        logits *= scale
-    if softcap is not None:
-        logits.div_(softcap).tanh_().mul_(softcap)
-    return logits
 
 
 @dataclass(frozen=True)

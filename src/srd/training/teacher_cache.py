@@ -36,8 +36,7 @@ from srd.base.errors import RunError
 from srd.base.files import atomic_write, file_digest, fingerprint, read_json, remove, write_json
 from srd.data.batching import Collator, EncodedExamples, length_sorted_batches
 from srd.models.finite import blame
-from srd.models.head import head_weights, response_hidden
-from srd.training.loss import HeadWeights
+from srd.models.head import HeadWeights, head_weights, response_hidden
 
 logger = logging.getLogger(__name__)
 

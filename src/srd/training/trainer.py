@@ -29,6 +29,7 @@ from srd.metrics.rouge import rouge_l_many
 from srd.models.finite import blame
 from srd.models.generation import Decoding, decode_batch, generate
 from srd.models.head import (
+    HeadWeights,
     OwnLogits,
     head_is_enough,
     head_weights,
@@ -37,7 +38,6 @@ from srd.models.head import (
     response_logits,
     response_losses,
 )
-from srd.models.loading import stop_token_ids
 from srd.models.reading import abilities
 from srd.models.sharding import (
     check_sharding,
@@ -46,9 +46,9 @@ from srd.models.sharding import (
     shared_embeddings_together,
     whole_model,
 )
-from srd.models.tokens import decoder_prefix, padding_id
+from srd.models.tokens import decoder_prefix, padding_id, stop_token_ids
 from srd.training.checkpoints import forget_older, last_checkpoint, seal, step_of
-from srd.training.loss import HeadWeights, LossParts, LossSettings, head_loss, logits_loss
+from srd.training.loss import LossParts, LossSettings, head_loss, logits_loss
 from srd.training.rollouts import Rollouts, replace_responses
 
 logger = logging.getLogger(__name__)

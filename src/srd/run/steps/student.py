@@ -9,7 +9,7 @@ from typing import Any
 from srd.base import parallel
 from srd.base.files import atomic_write, remove
 from srd.models.loading import load_model, save_model
-from srd.models.shrink import drop_layers
+from srd.models.pruning import drop_layers
 from srd.recipe.schema import Recipe
 from srd.run.assemble import parameters, training_of
 from srd.run.context import Run, load_options

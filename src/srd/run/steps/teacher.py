@@ -15,7 +15,7 @@ from srd.base.files import remove
 from srd.base.tables import write_table
 from srd.data.turns import without_end
 from srd.models.generation import Decoding, generate_tokens
-from srd.models.loading import stop_token_ids
+from srd.models.tokens import stop_token_ids
 from srd.recipe.schema import Recipe
 from srd.run.assemble import (
     cache_dtype,

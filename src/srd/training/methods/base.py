@@ -39,7 +39,7 @@ class Method(Section):
         uses_teacher: Whether the teacher's distribution enters the loss.
     """
 
-    name: str = ""
+    name: str = Field("", description="what it is registered under")
     title: ClassVar[str] = ""
     text: ClassVar[Literal["reference", "teacher", "student"]] = "reference"
     uses_teacher: ClassVar[bool] = True

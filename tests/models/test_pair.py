@@ -6,7 +6,7 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from srd.base.errors import UserError
-from srd.models.vocabulary import check_same_kind, check_same_tokenizer, head_width, shared_vocabulary
+from srd.models.pair import check_same_kind, check_same_tokenizer, head_width, shared_vocabulary
 from tests.tiny import tiny_config, tiny_tokenizer
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from srd.base.errors import UserError
 from srd.models.loading import load_model, save_model
-from srd.models.shrink import drop_layers, layer_angles, layer_stacks, pairwise_angles
+from srd.models.pruning import drop_layers, layer_angles, layer_stacks, pairwise_angles
 from tests.tiny import DECODER_ONLY, ENCODER_DECODER, FAMILIES, tiny_model, tiny_tokenizer
 
 DEPTH = 4

@@ -1,0 +1,97 @@
+"""What a configuration says without its weights: the class, how many parameters, how long a text, which modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from srd.base.errors import UserError
+from srd.models.adapters import check_targets
+from srd.models.guard import guarded
+
+# Masked language models that transformers lists among those that generate; each says so in its own forward pass.
+SEES_WHAT_FOLLOWS = {
+    "bert", "bert-generation", "big_bird", "camembert", "cpmant", "data2vec-text", "electra", "ernie", "megatron-bert",
+    "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm", "xlm-roberta", "xlm-roberta-xl",
+    "xlnet", "xmod",
+}  # fmt: skip
+
+
+def generating(config: PreTrainedConfig) -> Any:
+    """Configurations and the classes that generate text with them, of the kind that this one is."""
+    return MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if config.is_encoder_decoder else MODEL_FOR_CAUSAL_LM_MAPPING
+
+
+def auto_class(config: PreTrainedConfig) -> Any:
+    """The transformers class that generates text with this architecture."""
+    if type(config) not in generating(config) and not hasattr(config, "auto_map"):
+        raise UserError(
+            f"architecture '{config.model_type}' does not generate text. Give a decoder-only language model "
+            "(GPT-2, Llama, Qwen2, …) or an encoder-decoder one (T5, mT5, …)."
+        )
+    if config.model_type in SEES_WHAT_FOLLOWS and not getattr(config, "is_decoder", False):
+        raise UserError(
+            f"architecture '{config.model_type}' predicts masked tokens from both sides, so that it does not generate "
+            "text. Give a decoder-only language model or an encoder-decoder one (or is_decoder: true in config.json of "
+            "one that was trained so)."
+        )
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def count_parameters(config: PreTrainedConfig) -> dict[str, int]:
+    """Count a model's parameters from its configuration, without memory for any of them.
+
+    Returns:
+        ``total``; ``embedding`` (input embedding); ``head`` (output weights and bias, 0 where it is the
+        embedding); ``layers`` (everything else: blocks, norms, positions).
+    """
+    model = _without_weights(config)
+    embedding = model.get_input_embeddings()
+    head = model.get_output_embeddings()
+    total = sum(parameter.numel() for parameter in model.parameters())
+    embedding_size = embedding.weight.numel()
+    head_size = sum(p.numel() for p in head.parameters() if p is not embedding.weight)
+    if head.weight is embedding.weight and _head_is_apart(config):
+        head_size += embedding_size
+        total += embedding_size
+    return {
+        "total": total,
+        "embedding": embedding_size,
+        "head": head_size,
+        "layers": total - embedding_size - head_size,
+    }
+
+
+def _head_is_apart(config: PreTrainedConfig) -> bool:
+    """MT5 and T5 v1.1 have a head of their own in their files, though the configuration always says tied."""
+    return config.model_type in ("mt5", "umt5") or getattr(config, "scale_decoder_outputs", True) is False
+
+
+def position_limit(config: PreTrainedConfig) -> int | None:
+    """Tokens that a decoder-only model has positions for; None where there is no limit (T5's are relative)."""
+    if config.is_encoder_decoder:
+        return None
+    inner = config.get_text_config()
+    limits = [getattr(inner, name, None) for name in ("max_position_embeddings", "n_positions")]
+    return min((limit for limit in limits if isinstance(limit, int)), default=None)
+
+
+def check_lora_targets(config: PreTrainedConfig, targets: list[str]) -> None:
+    """Refuse LoRA targets that match no module, before a weight is loaded."""
+    check_targets(_without_weights(config), targets)
+
+
+def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of a configuration, without memory for its parameters."""
+    with guarded(getattr(config, "_name_or_path", "") or config.model_type), torch.device("meta"):
+        model: PreTrainedModel = auto_class(config).from_config(config)
+    return model

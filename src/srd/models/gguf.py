@@ -1,0 +1,117 @@
+"""GGUF files: converted once to a folder that transformers reads, and kept in a cache."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, GgufConfig
+
+from srd.base.errors import UserError
+from srd.base.files import digest_of
+from srd.models.architecture import auto_class
+from srd.models.guard import guarded
+from srd.models.tokens import set_generation_tokens
+
+# Raise it when the conversion changes what it writes: folders of the old one are then not used any more.
+CONVERSION = 1
+ABANDONED_SECONDS = 24 * 3600
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: ``$SRD_CACHE/models``, else ``~/.cache/srd/models``."""
+    root = os.environ.get("SRD_CACHE")
+    return (Path(root).expanduser() if root else Path.home() / ".cache" / "srd") / "models"
+
+
+def converted_folder(path: Path, cache_dir: Path | None = None) -> Path:
+    """Where the conversion of the GGUF file ``path`` lies, or will lie: keyed by content, not by place."""
+    return (cache_dir or cache_folder()) / f"{path.stem}-{digest_of(path)[:16]}-{CONVERSION}"
+
+
+def convert_gguf(path: Path, cache_dir: Path | None = None) -> Path:
+    """Convert a GGUF file to a float32 safetensors folder with its tokenizer, once, and return the folder.
+
+    The folder appears under its name only when it is complete, so a killed conversion leaves nothing that is
+    used, and of several that run at once the first wins. The quantised file unpacks to about 4 bytes a
+    parameter.
+
+    Raises:
+        UserError: the gguf package is missing, the architecture is unknown, or the cache cannot be written.
+    """
+    folder = converted_folder(path, cache_dir)
+    if folder.is_dir():
+        return folder
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError(f"model '{path}': reading GGUF files needs a package. Run: pip install gguf")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(folder.parent)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder.parent} ({error.strerror}). Set SRD_CACHE to another folder."
+        ) from error
+    try:
+        _write_converted(path, partial)
+        partial.chmod(0o755)
+        _move(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _move(partial: Path, folder: Path) -> None:
+    """Rename; where another process was faster, its folder has the same content and stays."""
+    try:
+        os.rename(partial, folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+
+
+def _remove_abandoned(cache_dir: Path) -> None:
+    """Delete what killed conversions left behind, but nothing that another process may be writing now."""
+    for partial in cache_dir.glob(".partial-*"):
+        if time.time() - partial.stat().st_mtime > ABANDONED_SECONDS:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_converted(path: Path, folder: Path) -> None:
+    with guarded(str(path)):
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        quantised = auto_class(config).from_pretrained(
+            path.parent,
+            gguf_file=path.name,
+            dtype=torch.float32,
+            # Else a machine with the right kernels would keep the packed weights, which cannot be trained.
+            quantization_config=GgufConfig(dequantize=True),
+        )
+    # It keeps marks of its quantisation and refuses to be saved: move the weights to a clean model.
+    values = quantised.config.to_dict()
+    for mark in ("quantization_config", "_model_name_or_path", "_name_or_path"):
+        values.pop(mark, None)
+    with torch.device("meta"):
+        clean = auto_class(config).from_config(type(quantised.config).from_dict(values), dtype=torch.float32)
+    clean.load_state_dict(quantised.state_dict(), assign=True)
+    clean.tie_weights()
+    tokenizer.model_max_length = getattr(config, "max_position_embeddings", tokenizer.model_max_length)
+    set_generation_tokens(clean, tokenizer)
+    clean.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def check_gguf(path: Path) -> None:
+    """Read the header of a GGUF file, and whether all of its tensors are there."""
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError(f"model '{path}': reading GGUF files needs a package. Run: pip install gguf")
+    from gguf import GGUFReader
+
+    with guarded(str(path)):
+        GGUFReader(path)
