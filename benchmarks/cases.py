@@ -97,7 +97,7 @@ def _run_trainer(model: Any, tokenizer: Any, batches: Batches, **options: Any) -
     """Train over exactly these steps with the project's own loop and its default optimizer."""
     from transformers import TrainingArguments
 
-    from srd.recipe.schema import TrainingConfig
+    from srd.training.settings import TrainingConfig
 
     clock = StepClock()
     with tempfile.TemporaryDirectory() as folder:

@@ -136,7 +136,7 @@ def curate_rows(folder: Path, rows: int) -> None:
     from tests.tiny import save_tiny
 
     from srd.base.console import set_up_logging
-    from srd.recipe.schema import validate_recipe
+    from srd.recipe.reading import validate_recipe
     from srd.run.context import Run
     from srd.run.curate import curate
 

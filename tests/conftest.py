@@ -17,7 +17,7 @@ import torch
 
 from srd.base.console import set_up_logging
 from srd.base.files import read_json
-from srd.recipe.schema import validate_recipe
+from srd.recipe.reading import validate_recipe
 from srd.report.page import build_report
 from srd.run.context import Run
 from srd.run.flow import advance, run_all, training_steps

@@ -12,19 +12,18 @@ import yaml
 from pydantic import BaseModel
 
 from srd.base.errors import UserError
-from srd.recipe.schema import (
-    Recipe,
-    describe_mistake,
+from srd.recipe.merging import merge
+from srd.recipe.mistakes import describe_mistake, known_keys
+from srd.recipe.reading import (
     find_recipe,
-    known_keys,
     load_recipe,
-    merge,
     parse_overrides,
     recipe_yaml,
     shipped_recipes,
     validate_recipe,
     write_recipe,
 )
+from srd.recipe.schema import Recipe
 
 SMALLEST = "teacher: big\nstudent: small\ndata: rows.jsonl\n"
 

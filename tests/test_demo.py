@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from srd.base.files import read_json
-from srd.recipe.schema import load_recipe
+from srd.recipe.reading import load_recipe
 from srd.report.page import build_report
 from srd.run.context import Run
 from srd.run.flow import run_all

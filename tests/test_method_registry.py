@@ -10,8 +10,10 @@ import pytest
 
 import srd
 from srd.base.errors import UserError
-from srd.recipe.schema import Recipe, TrainingConfig, validate_recipe
+from srd.recipe.reading import validate_recipe
+from srd.recipe.schema import Recipe
 from srd.training.methods.base import METHODS
+from srd.training.settings import TrainingConfig
 from tests.conftest import TinyRun
 
 PLUGIN = """

@@ -20,7 +20,7 @@ import srd.training.stages
 from srd.base import parallel
 from srd.base.errors import UserError
 from srd.base.files import read_json
-from srd.recipe.schema import TrainingConfig
+from srd.training.settings import TrainingConfig
 from srd.training.stages import micro_batch_size
 from tests.conftest import TinyRun, logged
 

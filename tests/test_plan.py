@@ -13,7 +13,9 @@ from safetensors import safe_open
 from srd.base.errors import UserError
 from srd.cli import app
 from srd.models.loading import load_model
-from srd.recipe.schema import ModelConfig, Recipe, load_recipe, shipped_recipes
+from srd.models.settings import ModelConfig
+from srd.recipe.reading import load_recipe, shipped_recipes
+from srd.recipe.schema import Recipe
 from srd.run import plan as plan_module
 from srd.run.context import Run
 from srd.run.costs import stages_of

@@ -13,7 +13,7 @@ import pytest
 from srd.base.errors import UserError
 from srd.evaluation.models import evaluate_models
 from srd.evaluation.predictions import evaluation_files, predictions_path, read_answers, read_scores, scores_path
-from srd.recipe.schema import validate_recipe
+from srd.recipe.reading import validate_recipe
 from srd.run.folder import held
 from tests.conftest import write_rows
 from tests.tiny import save_tiny

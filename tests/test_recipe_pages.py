@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from srd.recipe.schema import Recipe, TrainingConfig, load_recipe
+from srd.recipe.reading import load_recipe
+from srd.recipe.schema import Recipe
 from srd.report.tables import Cell, Column, Table, to_markdown
+from srd.training.settings import TrainingConfig
 
 PAGES = Path(__file__).resolve().parent.parent / "docs" / "recipes"
 FAMILIES = ("gpt2", "openllama2", "qwen2.5-math", "qwen2.5-coder", "t5", "mt5")

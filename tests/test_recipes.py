@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from srd.base.errors import UserError
-from srd.recipe.schema import load_recipe, shipped_recipes
+from srd.recipe.reading import load_recipe, shipped_recipes
 from srd.run.context import Run
 from srd.run.flow import run_all
 from srd.tasks.base import TASKS, benchmarks

@@ -18,8 +18,8 @@ from srd.data.batching import Collator, EncodedExamples
 from srd.models.adapters import add_lora
 from srd.models.generation import Decoding
 from srd.models.head import logit_rule, response_hidden, response_logits
+from srd.models.settings import LoraConfig
 from srd.models.tokens import padding_id
-from srd.recipe.schema import LoraConfig
 from srd.training import trainer as trainer_module
 from srd.training.loss import LossSettings
 from srd.training.rollouts import AdaptiveOffPolicy, OnPolicy

@@ -35,7 +35,9 @@ from srd.base.files import (
 from srd.data.examples import as_examples, row_of
 from srd.models.loading import load_model, load_tokenizer
 from srd.models.tokens import tokenizer_identity
-from srd.recipe.schema import Recipe, load_recipe, merge, parse_overrides, validate_recipe
+from srd.recipe.merging import merge
+from srd.recipe.reading import load_recipe, parse_overrides, validate_recipe
+from srd.recipe.schema import Recipe
 from srd.report.page import build_report
 from srd.run.context import Run, versions
 from srd.run.flow import advance, training_steps

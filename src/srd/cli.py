@@ -107,7 +107,8 @@ def recipes(
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors.")] = False,
 ) -> None:
     """List the shipped recipes."""
-    from srd.recipe.schema import Recipe, load_recipe, recipe_yaml, shipped_recipes
+    from srd.recipe.reading import load_recipe, recipe_yaml, shipped_recipes
+    from srd.recipe.schema import Recipe
 
     if schema and name:
         raise UserError(f"'{name}' has no effect with --schema: leave one of them out")
@@ -332,7 +333,7 @@ def plan_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Say what a run would do and cost (passes, steps, time, disk, memory), without loading a weight."""
-    from srd.recipe.schema import load_recipe
+    from srd.recipe.reading import load_recipe
     from srd.run.plan import make_plan, measured_flops_per_second, print_plan
 
     set_up_logging()

@@ -11,7 +11,7 @@ from datasets import Dataset
 from srd.base.errors import UserError
 from srd.data.examples import examples_from_rows
 from srd.data.leaks import without_leaks
-from srd.recipe.schema import validate_recipe
+from srd.recipe.reading import validate_recipe
 from srd.run.flow import advance
 from srd.run.steps.examples import read_splits
 from tests.conftest import TinyRun, close, steps_finished, write_rows

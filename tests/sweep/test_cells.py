@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from srd.base.errors import UserError
-from srd.recipe.schema import nested, validate_recipe
+from srd.recipe.merging import nested
+from srd.recipe.reading import validate_recipe
 from srd.sweep.cells import lay_out, reference_rows
 from srd.sweep.runner import Sweep
 from srd.sweep.settings import find_sweep, load_sweep, shipped_sweeps

@@ -14,7 +14,7 @@ import torch
 
 from srd.base.errors import RunError
 from srd.cli import app
-from srd.recipe.schema import validate_recipe
+from srd.recipe.reading import validate_recipe
 from srd.run.context import Run
 from srd.run.flow import run_all
 from srd.sweep import runner

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from srd.base.errors import UserError, nearest
 from srd.models.guard import guarded
-from srd.recipe.schema import LoraConfig as LoraSettings
+from srd.models.settings import LoraConfig as LoraSettings
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

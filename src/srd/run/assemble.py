@@ -26,9 +26,9 @@ from srd.models.engines import ENGINES
 from srd.models.head import HeadWeights
 from srd.models.loading import load_config, load_generation_config, load_model
 from srd.models.tokens import padding_id, prefix_of
-from srd.recipe.schema import TrainingConfig
 from srd.run.context import Run
 from srd.tasks.base import get_task
+from srd.training.settings import TrainingConfig
 from srd.training.stages import Training, check_disk
 from srd.training.teacher_cache import DTYPES, TeacherCache, cache_bytes, cache_folder
 from srd.training.trainer import Teacher

@@ -12,13 +12,15 @@ from srd.models import vllm_engine
 from srd.models.architecture import check_lora_targets, position_limit
 from srd.models.loading import check_weights, load_generation_config, load_tokenizer
 from srd.models.pair import check_same_kind, check_same_tokenizer
+from srd.models.settings import ModelConfig
 from srd.models.sources import split_adapter
 from srd.models.tokens import prefix_of
-from srd.recipe.schema import ModelConfig, Recipe, TrainingConfig
+from srd.recipe.schema import Recipe
 from srd.run.models import RecipeModels
 from srd.sandbox.outside import require_permission
 from srd.tasks.base import get_task
 from srd.training.libraries import check_installed
+from srd.training.settings import TrainingConfig
 
 
 def check_recipe(models: RecipeModels) -> None:

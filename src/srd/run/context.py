@@ -23,11 +23,14 @@ from srd.base.tables import column, open_mapped, reopened
 from srd.curation.curriculum import Curriculum
 from srd.data.batching import EncodedExamples
 from srd.models.generation import Decoding
-from srd.recipe.schema import ModelConfig, Recipe, TrainingConfig, load_recipe, write_recipe
+from srd.models.settings import ModelConfig
+from srd.recipe.reading import load_recipe, write_recipe
+from srd.recipe.schema import Recipe
 from srd.run.folder import RunFolder, lock
 from srd.run.identity import named_paths
 from srd.run.manifest import Manifest, SharedSteps
 from srd.run.models import RecipeModels
+from srd.training.settings import TrainingConfig
 from srd.training.stages import micro_batch_size
 from srd.training.trainer import Validation
 
@@ -150,7 +153,7 @@ class Run(RecipeModels):
         if config.curriculum is None:
             return None
         seed = config.curriculum.seed + self.seed_of(config)
-        return config.curriculum.model_copy(update={"seed": seed})
+        return Curriculum(**{**config.curriculum.model_dump(), "seed": seed})
 
     # ------------------------------------------------------------------------------------------------------ models
 

@@ -21,8 +21,9 @@ from transformers import PreTrainedConfig
 from srd.base.errors import UserError
 from srd.models.architecture import count_parameters
 from srd.models.pruning import DEPTH_NAMES, PER_LAYER_NAMES
-from srd.recipe.schema import Recipe, TrainingConfig
+from srd.recipe.schema import Recipe
 from srd.training.loss import CHUNK_BYTES
+from srd.training.settings import TrainingConfig
 from srd.training.stages import needed_disk
 from srd.training.teacher_cache import DTYPES, cache_bytes
 from srd.training.trainer import steps_per_epoch

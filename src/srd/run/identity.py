@@ -11,8 +11,10 @@ from typing import Any
 from srd.base.files import content_of, fingerprint
 from srd.base.plugins import plugin_files
 from srd.data.settings import SourceConfig
+from srd.evaluation.settings import TaskConfig
+from srd.models.settings import ModelConfig
 from srd.models.sources import model_fingerprint
-from srd.recipe.schema import ModelConfig, Recipe, TaskConfig
+from srd.recipe.schema import Recipe
 from srd.tasks.base import get_task
 
 

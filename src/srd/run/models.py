@@ -10,8 +10,9 @@ from srd.data.templates import get_template
 from srd.data.turns import turns_of
 from srd.models.loading import load_config, load_tokenizer
 from srd.models.pair import shared_vocabulary
+from srd.models.settings import ModelConfig
 from srd.models.tokens import tokenizer_identity
-from srd.recipe.schema import ModelConfig, Recipe
+from srd.recipe.schema import Recipe
 
 
 class RecipeModels:

@@ -28,8 +28,9 @@ from srd.data.encoding import Encoder
 from srd.data.settings import SourceConfig
 from srd.data.templates import get_template
 from srd.models.loading import load_config, load_tokenizer
+from srd.models.settings import ModelConfig
 from srd.models.sources import SMOLLM2, split_adapter
-from srd.recipe.schema import ModelConfig, Recipe
+from srd.recipe.schema import Recipe
 from srd.run.checks import check_evaluation, check_libraries, check_recipe
 from srd.run.costs import DataFacts, Facts, Phase, Size, shortened, shown_bytes, size_of
 from srd.run.flow import planned_steps

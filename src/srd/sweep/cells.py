@@ -11,8 +11,10 @@ from typing import Any
 
 from srd.base.errors import UserError, nearest
 from srd.base.settings import LONGEST_NAME
-from srd.recipe.schema import TrainingConfig, find_recipe, merge, nested, parse_overrides, read_recipe, validate_recipe
+from srd.recipe.merging import merge, nested
+from srd.recipe.reading import find_recipe, parse_overrides, read_recipe, validate_recipe
 from srd.sweep.settings import EQUAL_PASSES, SweepConfig
+from srd.training.settings import TrainingConfig
 
 SEED_FIELDS = ("seed", "training.seed")  # values of these repeat a row of the table
 SELF_EXPLAINING = ("objective", "method", "order")  # fields whose values are known by their names

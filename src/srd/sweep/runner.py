@@ -15,7 +15,9 @@ from srd.base.errors import RunError, UserError
 from srd.base.files import atomic_write, fingerprint, read_json, remove, write_json
 from srd.base.yaml_text import dump_yaml, read_yaml
 from srd.evaluation.predictions import PREDICTIONS, listed, read_scores
-from srd.recipe.schema import Recipe, merge, validate_recipe
+from srd.recipe.merging import merge
+from srd.recipe.reading import validate_recipe
+from srd.recipe.schema import Recipe
 from srd.report.page import build_report
 from srd.run.context import Run
 from srd.run.flow import run_all

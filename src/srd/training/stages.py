@@ -23,11 +23,11 @@ from srd.models.adapters import add_lora, load_adapter, merge_adapter
 from srd.models.generation import Decoding
 from srd.models.loading import load_model, save_model
 from srd.models.sharding import is_sharded, models_are_whole, whole_weights
-from srd.recipe.schema import TrainingConfig
 from srd.training.checkpoints import damage, last_checkpoint, list_files, readable_json, step_of
 from srd.training.loss import LossSettings
 from srd.training.methods.base import Method
 from srd.training.rollouts import Rollouts
+from srd.training.settings import TrainingConfig
 from srd.training.trainer import (
     DistillTrainer,
     Teacher,

@@ -1,0 +1,95 @@
+"""Settings of the curation: the reflection, and the curriculum that comes from it."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from srd.base.errors import UserError
+from srd.base.settings import Section
+from srd.curation.fusion import FUSIONS
+from srd.curation.scores.base import scores_of
+
+Order = Literal["easy_to_hard", "hard_to_easy", "random", "fresh"]
+
+
+class ReflectionConfig(Section):
+    """How the student reflects on the training data."""
+
+    max_new_tokens: int | None = Field(None, ge=1, description="longest answer; none: generation.max_new_tokens")
+
+
+class CurriculumConfig(BaseModel):
+    """How ranked data becomes stages. The defaults are the paper's for GPT-2.
+
+    Fractions of an example are rounded down.
+    """
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    stages: int = Field(3, ge=1, le=100, description="stage i trains on the easiest (i+1)/stages of what is kept")
+    select: float = Field(0.75, gt=0, le=1, description="share of the data that is kept, the easiest")
+    score: str | list[str] = Field(
+        "fused", description="what ranks: fused, rouge_l, ce, length, random, one that you registered, or several"
+    )
+    fusion: str = Field("rrf", description="how several scores are fused: rrf, mean_rank, max_rank")
+    order: Order = Field(
+        "easy_to_hard",
+        description="order of what is kept; random: shuffled once; fresh: a new subset of all the data every pass",
+    )
+    k: float = Field(60, ge=0, description="constant of reciprocal rank fusion")
+    temperature: float | list[float] = Field([1.0, 2.0], description="constant, [first, last], or one for every stage")
+    weight: float | list[float] = Field([0.8, 1.0], description="distillation weight, likewise")
+    reflect_again: bool = Field(False, description="rank anew before every stage, with the student as it is then")
+    seed: int = Field(0, ge=0, description="for random and fresh")
+
+    @field_validator("score")
+    @classmethod
+    def _scores_are_known(cls, value: str | list[str]) -> str | list[str]:
+        scores_of(value)
+        return value
+
+    @field_validator("fusion")
+    @classmethod
+    def _fusion_is_known(cls, value: str) -> str:
+        return FUSIONS.name_of(value)
+
+    @model_validator(mode="after")
+    def _schedules_fit(self) -> Self:
+        for name in ("temperature", "weight"):
+            values = self.schedule(name)
+            if name == "temperature" and not all(0 < value < math.inf for value in values):
+                raise ValueError(f"temperature must be above 0 and finite, but is {values}")
+            if name == "weight" and not all(0 <= value <= 1 for value in values):
+                raise ValueError(f"weight must be within 0 and 1, but is {values}")
+        return self
+
+    def schedule(self, name: Literal["temperature", "weight"] | str) -> list[float]:
+        """The values of ``temperature`` or ``weight`` over the stages, ``[stages]``."""
+        value = getattr(self, name)
+        if not isinstance(value, list) or len(value) == 1:
+            return [float(value[0] if isinstance(value, list) else value)] * self.stages
+        if len(value) == self.stages:
+            return [float(item) for item in value]
+        if len(value) == 2:
+            return [float(item) for item in np.linspace(value[0], value[1], self.stages)]
+        raise ValueError(
+            f"{name} has {len(value)} values for {self.stages} stages: give one, two (first, last) or {self.stages}"
+        )
+
+    def sizes(self, count: int) -> list[int]:
+        """Examples in each stage when there are ``count`` examples.
+
+        Raises:
+            UserError: fewer kept examples than stages.
+        """
+        kept = int(self.select * count + 1e-9)  # 0.29 * 100 is 28.999… in floating point
+        if kept < self.stages:
+            raise UserError(
+                f"{kept} of {count} examples are kept (select {self.select}), which is fewer than the "
+                f"{self.stages} stages. Use more data, fewer curriculum.stages or a larger curriculum.select."
+            )
+        return [kept * (stage + 1) // self.stages for stage in range(self.stages)]

@@ -1,0 +1,90 @@
+"""What is wrong in a recipe, in words: every mistake with its key, and the nearest known one."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import typing
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from srd.base.errors import nearest
+from srd.base.settings import Section
+from srd.recipe.schema import Recipe
+from srd.training.methods.base import METHODS
+
+# What pydantic puts into a place beside the recipe's own keys: the alternatives of a field that takes several kinds.
+ALTERNATIVE = re.compile(r"str|int|float|bool|(constrained-|list\[|dict\[|literal\[|function-).*")
+
+
+def describe_mistakes(error: ValidationError, root: type[BaseModel] | None = None) -> str:
+    """All mistakes in a recipe, or in what ``root`` describes, a line for each key."""
+    by_key: dict[str, list[str]] = {}
+    for item in error.errors():
+        key, _, message = describe_mistake(item, root).partition(": ")
+        by_key.setdefault(key, []).append(message)
+    lines = "".join(f"\n  {key}: {'; or '.join(dict.fromkeys(messages))}" for key, messages in by_key.items())
+    return f"{len(by_key)} mistake{'' if len(by_key) == 1 else 's'}:{lines}"
+
+
+def describe_mistake(item: Any, root: type[BaseModel] | None = None) -> str:
+    """One line for one pydantic error: key, value, what is wrong, what is meant."""
+    location = list(item["loc"])
+    # Under `method` pydantic puts the method's name, which is no key of the recipe; a baseline's name is one.
+    keys = [part for before, part in itertools.pairwise([None, *location]) if _is_key(before, part)]
+    key = ".".join(str(part) for part in keys) or "recipe"
+    if item["type"] == "extra_forbidden":
+        return f"{key}: unknown key; {nearest(str(location[-1]), known_keys(location[:-1], root))}"
+    if item["type"] == "missing":
+        return f"{key}: missing. {field_description(location, root)}".rstrip()
+    message = re.sub(r" or (instance of \w+|object to extract fields from)$", "", item["msg"])
+    message = message.removeprefix("Value error, ")
+    value = item.get("input")
+    shown = f" (is {value!r:.100})" if isinstance(value, str | int | float | bool) or value is None else ""
+    return f"{key}: {message[0].lower() + message[1:]}{shown}"
+
+
+def _is_key(before: Any, part: Any) -> bool:
+    """Whether a part of a place stands in the recipe, and not in pydantic's alternatives alone."""
+    if before == "method" and part in METHODS.names():
+        return False
+    return before in ("baselines", "columns", "cells", "grid") or not (
+        isinstance(part, str) and ALTERNATIVE.fullmatch(part)
+    )
+
+
+def _section_of(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field's annotation can hold."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return list(annotation.alternatives())
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for part in typing.get_args(annotation) for section in _section_of(part)]
+
+
+def _sections_at(location: list[Any], root: type[BaseModel] | None = None) -> list[type[BaseModel]]:
+    sections: list[type[BaseModel]] = [root or Recipe]
+    for part in location:
+        found = [
+            inner
+            for section in sections
+            if part in section.model_fields
+            for inner in _section_of(section.model_fields[part].annotation)
+        ]
+        tagged = [section for section in sections if "name" in section.model_fields]
+        sections = found or [each for each in tagged if each.model_fields["name"].default == part] or sections
+    return sections
+
+
+def known_keys(location: list[Any], root: type[BaseModel] | None = None) -> set[str]:
+    """The keys that are allowed at a place in the recipe."""
+    return {key for section in _sections_at(location, root) for key in section.model_fields}
+
+
+def field_description(location: list[Any], root: type[BaseModel] | None = None) -> str:
+    """What the field at a place is for."""
+    for section in _sections_at(location[:-1], root):
+        if location and location[-1] in section.model_fields:
+            return section.model_fields[location[-1]].description or ""
+    return ""

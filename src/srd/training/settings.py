@@ -1,0 +1,141 @@
+"""Settings of one training: its method, its objective and its optimizer; and of the teacher cache."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from srd.base.settings import Named, Precision, Section, Seed, each_once
+from srd.curation.settings import CurriculumConfig
+from srd.models.settings import LoraConfig
+from srd.training.divergences.base import canonical_name, check_parameters
+from srd.training.libraries import check_logger, check_optimizer
+from srd.training.methods.base import METHODS, AnyMethod
+
+
+class ObjectiveConfig(BaseModel):
+    """A divergence by name with its parameters, such as ``{name: srkl, alpha: 0.1}``, or just ``srkl``."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field("fkl", description="fkl, rkl, jsd, tvd, sfkl, srkl, or one that you registered")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_string(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        self.name = canonical_name(self.name)
+        check_parameters(self.name, self.parameters)
+        return self
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """What is passed to the divergence beside the logits."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class TrainingConfig(Section):
+    """One training: its method, its objective and its optimizer. SFT and every distillation use this same section."""
+
+    method: AnyMethod = Field(
+        default_factory=lambda: METHODS.get("kd")(),
+        description="sft, seqkd, kd, gkd, distillm, or one that you registered",
+    )
+    objective: ObjectiveConfig = Field(ObjectiveConfig(), description="divergence between teacher and student")
+    weight: float = Field(1.0, ge=0, le=1, description="weight of the divergence; 1 - weight is cross-entropy's")
+    temperature: float = Field(1.0, gt=0, description="softmax temperature in the divergence")
+    temperature_scaling: Literal["paper", "all", "none"] = Field(
+        "paper", description="multiply by T squared: for fkl, jsd, srkl as the paper does; for all; for none"
+    )
+    curriculum: CurriculumConfig | None = Field(
+        None, description="select and order the data by difficulty; none: all data"
+    )
+    seed: Seed | None = Field(None, description="fixes order, dropout and student text; none: the recipe's seed")
+    epochs: float = Field(8, gt=0, le=1e6, description="passes over its data, in each stage")
+    learning_rate: float = Field(1e-4, gt=0, description="highest learning rate")
+    min_learning_rate: float = Field(1e-7, ge=0, description="where the cosine ends")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="learning-rate schedule of a stage")
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps that warm up")
+    batch_size: int = Field(16, ge=1, description="examples in one optimizer step, over all processes")
+    micro_batch_size: int | None = Field(None, ge=1, description="examples in one forward pass on one device")
+    weight_decay: float = Field(1e-2, ge=0, description="AdamW weight decay")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
+    optimizer: str = Field("adamw_torch_fused", description="a name that transformers.TrainingArguments(optim=…) knows")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 autocast on a GPU that has it, else float32"
+    )
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
+    lora: LoraConfig | None = Field(None, description="train low-rank adapters instead of all weights")
+    select_by: Literal["rouge_l", "loss", "last"] = Field("rouge_l", description="which checkpoint of a stage is best")
+    evaluate_every: float = Field(1.0, gt=0, description="validate and checkpoint after so many epochs")
+    log_to: Annotated[list[str], AfterValidator(each_once)] = Field(
+        [], description="tensorboard, wandb, trackio: loggers of transformers"
+    )
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method_from_string(cls, value: Any) -> Any:
+        name = value if isinstance(value, str) else value.get("name") if isinstance(value, dict) else None
+        if isinstance(name, str):
+            METHODS.name_of(name)
+        if isinstance(value, dict) and "name" not in value:
+            return {"name": "kd", **value}
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("optimizer")
+    @classmethod
+    def _optimizer_is_there(cls, value: str) -> str:
+        return check_optimizer(value)
+
+    @field_validator("log_to")
+    @classmethod
+    def _loggers_are_there(cls, value: list[str]) -> list[str]:
+        return [check_logger(name) for name in value]
+
+    @field_validator("curriculum", mode="before")
+    @classmethod
+    def _curriculum_switch(cls, value: Any) -> Any:
+        return {} if value is True else None if value is False else value
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> Self:
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) is no multiple of micro_batch_size ({self.micro_batch_size})"
+            )
+        return self
+
+    @property
+    def label(self) -> str:
+        """What this training is called in files and tables."""
+        return "srd" if self.curriculum else self.method.name
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the teacher's distribution enters the loss."""
+        return self.method.uses_teacher
+
+    @property
+    def teacher_writes(self) -> bool:
+        """Whether it trains on text that the teacher has written."""
+        return self.method.text == "teacher"
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether the student writes some of the text, which no cache can foresee."""
+        return self.method.text == "student"
+
+
+class CacheConfig(Section):
+    """The exact teacher cache: the teacher's last hidden state at response positions."""
+
+    enabled: bool | None = Field(
+        None, description="false: the teacher runs again in every step; none: on wherever the text is known beforehand"
+    )
+    dir: Named | None = Field(None, description="folder shared by runs; none: inside the run directory")
+    dtype: Precision = Field("auto", description="stored precision; auto: the teacher's own")
+    limit_gb: float = Field(100.0, gt=0, description="a larger cache is not built: the live teacher is used instead")

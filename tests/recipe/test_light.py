@@ -1,0 +1,25 @@
+"""A recipe is read, checked and listed without the libraries that take seconds to import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = "{'torch', 'transformers', 'datasets'} & set(sys.modules)"
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        "import srd.recipe.reading",
+        "from srd.recipe.reading import load_recipe, shipped_recipes\n"
+        "[load_recipe(name) for name in shipped_recipes()]",
+        "from srd.recipe.schema import Recipe\nRecipe.model_json_schema()",
+    ],
+)
+def test_reading_a_recipe_imports_nothing_heavy(work: str) -> None:
+    code = f"import sys\n{work}\nassert not {HEAVY}, {HEAVY}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-600:]
