@@ -12,9 +12,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset
 
 from srd.base.errors import UserError
 from srd.sandbox.outside import Permission
@@ -30,6 +30,9 @@ from srd.tasks.base import (
     register_task,
     single_answers,
 )
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 # Currency, sign (a minus after a digit or bracket is a subtraction), digits, decimals, a denominator.
 _NUMBER = (

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from datasets import Dataset
+from typing import TYPE_CHECKING
 
 from srd.metrics.rouge import rouge_l_many
 from srd.metrics.text import exact_match_many
 from srd.sandbox.outside import Permission
 from srd.tasks.base import Predictions, Scores, Task, means, register_task, single_answers
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset
 
 from srd.base.errors import UserError, nearest
 from srd.metrics.text import bleu, chrf, sentence_bleu, sentence_chrf
@@ -23,6 +22,9 @@ from srd.tasks.base import (
     register_task,
     single_answers,
 )
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 # sacrebleu's tokenizers for languages written without spaces; all others take its default.
 TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}

@@ -10,10 +10,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset
 
 from srd.base.errors import UserError
 from srd.metrics.common import FloatArray
@@ -29,6 +28,9 @@ from srd.sandbox.outside import (
     run_programs,
 )
 from srd.tasks.base import PUBLISHED, Decoding, Hub, Predictions, Row, Scores, Task, check_counts, means, register_task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 log = logging.getLogger(__name__)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from datasets import Dataset
+from typing import TYPE_CHECKING
 
 from srd.base.errors import UserError
 from srd.metrics.rouge import rouge_l_many, rouge_n_many
@@ -22,6 +21,9 @@ from srd.tasks.base import (
     register_task,
     single_answers,
 )
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
