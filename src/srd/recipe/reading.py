@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ def recipe_folder() -> Path:
     return Path(str(resources.files("srd") / "recipes"))
 
 
+@cache
 def shipped_recipes() -> dict[str, Path]:
     """Name and file of every shipped recipe, families and their methods included."""
     return {path.stem: path for path in sorted(recipe_folder().glob("**/*.yaml")) if not path.stem.startswith("_")}

@@ -17,6 +17,7 @@ To add one, register a section of settings::
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, Union
 
 from pydantic import Field, TypeAdapter
@@ -61,7 +62,7 @@ class Method(Section):
         return 1.0
 
     @classmethod
-    def alternatives(cls) -> list[type[Section]]:
+    def alternatives(cls) -> list[type[Method]]:  # type: ignore[override]
         """Every method where any may stand; else this one."""
         return [METHODS.get(name) for name in METHODS.names()] if cls is Method else [cls]
 
@@ -89,7 +90,11 @@ def register_method(name: str) -> Callable[[type[M]], type[M]]:
 
 def any_method() -> TypeAdapter[Method]:
     """What checks a method's settings: those of the one that is named, of all there are by now."""
-    methods = tuple(Method.alternatives())
+    return _one_of(tuple(Method.alternatives()))
+
+
+@cache
+def _one_of(methods: tuple[type[Method], ...]) -> TypeAdapter[Method]:
     return TypeAdapter(Annotated[Union[methods], Field(discriminator="name")])  # type: ignore[arg-type]  # noqa: UP007
 
 
