@@ -42,7 +42,7 @@ from srd.models.tokens import padding_id
 from srd.training.loss import LossSettings, head_loss
 from srd.training.rollouts import OnPolicy
 from srd.training.teacher_cache import TeacherCache, build_cache
-from srd.training.trainer import DistillTrainer, Teacher, make_collator
+from srd.training.trainer import DistillTrainer, Teacher, Writing, make_collator
 
 Result = dict[str, Any]
 HIDDEN = 576  # of SmolLM2-135M, for the cases that measure the loss path alone
@@ -116,7 +116,8 @@ def _run_trainer(model: Any, tokenizer: Any, batches: Batches, **options: Any) -
             remove_unused_columns=False,
             dataloader_pin_memory=False,
         )
-        trainer = DistillTrainer(model, arguments, tokenizer=tokenizer, callbacks=[clock], **options)
+        trainer = DistillTrainer(model, arguments, processing_class=tokenizer, **options)
+        trainer.add_callback(clock)
         trainer.batches.batches = lambda: batches.steps  # type: ignore[method-assign]
         trainer.train()
     steps = batches.steps[1:]
@@ -127,7 +128,7 @@ def _run_trainer(model: Any, tokenizer: Any, batches: Batches, **options: Any) -
 def train_sft(folder: str, profile: str, batch_size: int, steps: int) -> Result:
     """Plain fine-tuning of the student through the same loop: the limit."""
     tokenizer, batches = _batches(folder, profile, batch_size, steps)
-    return _run_trainer(_student(folder), tokenizer, batches, train_dataset=batches.examples, settings=LossSettings())
+    return _run_trainer(_student(folder), tokenizer, batches, train_dataset=batches.examples, objective=LossSettings())
 
 
 def train_ours(
@@ -141,7 +142,7 @@ def train_ours(
         tokenizer,
         batches,
         train_dataset=with_teacher(batches.examples, cache),
-        settings=LossSettings("fkl", weight=weight),
+        objective=LossSettings("fkl", weight=weight),
         teacher=Teacher(cache.head()),
     )
 
@@ -154,10 +155,9 @@ def train_ours_on_policy(folder: str, profile: str, batch_size: int, steps: int,
         tokenizer,
         batches,
         train_dataset=batches.examples,
-        settings=LossSettings("fkl"),
+        objective=LossSettings("fkl"),
         teacher=Teacher.live(_teacher()),
-        rollouts=OnPolicy(1.0, SEED),
-        rollout_decoding=Decoding(new_tokens, 1.0),
+        method=Writing(OnPolicy(1.0, SEED), Decoding(new_tokens, 1.0)),
     )
 
 
@@ -340,7 +340,7 @@ def profile_step(folder: str, profile: str, batch_size: int, steps: int) -> Resu
     """Where the time of a distillation step goes, by kind of work (shares of the profiled processor time)."""
     tokenizer, batches = _batches(folder, profile, batch_size, steps)
     cache = TeacherCache(_cache_folder(folder, profile, batch_size, "float32"))
-    options = {"settings": LossSettings("fkl", weight=0.8), "teacher": Teacher(cache.head())}
+    options = {"objective": LossSettings("fkl", weight=0.8), "teacher": Teacher(cache.head())}
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
         _run_trainer(
             _student(folder), tokenizer, batches, train_dataset=with_teacher(batches.examples, cache), **options

@@ -25,7 +25,7 @@ from srd.training.checkpoints import FILES, damage, forget_older, last_checkpoin
 from srd.training.loss import LossSettings
 from srd.training.rollouts import AdaptiveOffPolicy
 from srd.training.stages import load_student
-from srd.training.trainer import DistillTrainer, Validation, append_row
+from srd.training.trainer import DistillTrainer, Validation, Writing, append_row
 from tests.conftest import TinyRun
 from tests.test_trainer import arguments, encoded
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -156,14 +156,16 @@ def small_trainer(folder: Path, kill_at: int | None = None) -> DistillTrainer:
                 raise Killed
 
     tokenizer = tiny_tokenizer("llama")
-    return DistillTrainer(
+    trainer = DistillTrainer(
         tiny_model("llama", seed=1),
         arguments(folder, 4, 1, num_train_epochs=2, save_strategy="steps", save_steps=2, eval_strategy="steps",
                   eval_steps=2, save_total_limit=1, load_best_model_at_end=True, metric_for_best_model="loss"),
-        train_dataset=encoded(12, tokenizer), tokenizer=tokenizer, settings=LossSettings(),
-        validation=Validation(encoded(3, tokenizer, 1), [["a"]] * 3, generate=False),
-        rollouts=AdaptiveOffPolicy(0.3, capacity=4), rollout_decoding=Decoding(3), callbacks=[Kill()],
+        train_dataset=encoded(12, tokenizer), processing_class=tokenizer, objective=LossSettings(),
+        eval_dataset=Validation(encoded(3, tokenizer, 1), [["a"]] * 3, generate=False),
+        method=Writing(AdaptiveOffPolicy(0.3, capacity=4), Decoding(3)),
     )  # fmt: skip
+    trainer.add_callback(Kill())
+    return trainer
 
 
 def same_training(one: DistillTrainer, two: DistillTrainer) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
-from srd.base.errors import RunError
+from srd.base.errors import RunError, UserError
 from srd.data.batching import Collator, EncodedExamples
 from srd.models.adapters import add_lora
 from srd.models.generation import Decoding
@@ -23,7 +23,7 @@ from srd.models.tokens import padding_id
 from srd.training import trainer as trainer_module
 from srd.training.loss import LossSettings
 from srd.training.rollouts import AdaptiveOffPolicy, OnPolicy
-from srd.training.trainer import DistillTrainer, Teacher, Validation, make_collator, validation_loss, widen
+from srd.training.trainer import DistillTrainer, Teacher, Validation, Writing, make_collator, validation_loss, widen
 from tests.test_objectives import naive
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -95,10 +95,11 @@ def run(
     rows: list[dict[str, Any]] = []
     recorder = Recorder()
     trainer = DistillTrainer(
-        student, arguments(folder, micro, accumulation, **changes), train_dataset=encoded(count, tokenizer, 0, source),
-        tokenizer=tokenizer, settings=settings, collator=collator, teacher=teacher, callbacks=[recorder],
-        log_row=rows.append, rollouts=rollouts, rollout_decoding=Decoding(6, 1.0),
+        student, arguments(folder, micro, accumulation, **changes), encoded(count, tokenizer, 0, source), tokenizer,
+        teacher=teacher, objective=settings, method=Writing(rollouts, Decoding(6, 1.0)),
     )  # fmt: skip
+    trainer.collator, trainer.log_row = collator, rows.append
+    trainer.add_callback(recorder)
     trainer.train()
     return [row for row in rows if "loss" in row], recorder.steps, trainer
 
@@ -222,9 +223,10 @@ def test_padding_rows_of_the_head_stay_untouched(tmp_path: Path) -> None:
     student, teacher = tiny_model("llama", vocab_size=420, seed=1), tiny_model("llama", vocab_size=410, seed=2)
     recorder = Recorder()
     trainer = DistillTrainer(
-        student, arguments(tmp_path, 8, 1), train_dataset=encoded(8, tokenizer), tokenizer=tokenizer,
-        settings=SETTINGS, teacher=Teacher.live(teacher, 410), callbacks=[recorder],
+        student, arguments(tmp_path, 8, 1), train_dataset=encoded(8, tokenizer), processing_class=tokenizer,
+        objective=SETTINGS, teacher=Teacher.live(teacher, 410),
     )  # fmt: skip
+    trainer.add_callback(recorder)
     trainer.train()
     gradient = recorder.steps[0]["lm_head.weight"]
     assert (gradient[410:] == 0).all() and (gradient[:410] != 0).any()
@@ -279,11 +281,13 @@ def test_a_resumed_training_ends_in_the_same_weights(tmp_path: Path) -> None:
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 control.should_training_stop = state.global_step == stop_at
 
-        return DistillTrainer(
+        made = DistillTrainer(
             student, arguments(folder, 2, 2, num_train_epochs=2, save_strategy="steps", save_steps=2, max_grad_norm=1),
-            train_dataset=encoded(19, tokenizer), tokenizer=tokenizer, settings=SETTINGS, teacher=Teacher.live(teacher),
-            rollouts=AdaptiveOffPolicy(0.8, capacity=9), rollout_decoding=Decoding(5, 1.0), callbacks=[Stop()],
+            train_dataset=encoded(19, tokenizer), processing_class=tokenizer, objective=SETTINGS,
+            teacher=Teacher.live(teacher), method=Writing(AdaptiveOffPolicy(0.8, capacity=9), Decoding(5, 1.0)),
         )  # fmt: skip
+        made.add_callback(Stop())
+        return made
 
     whole = trainer(tmp_path / "whole")
     whole.resume()
@@ -311,8 +315,8 @@ def test_a_validation_that_is_not_finite_is_an_error(select_by: str, tmp_path: P
     student, tokenizer = tiny_model("llama", seed=1), tiny_tokenizer("llama")
     trainer = DistillTrainer(
         student, arguments(tmp_path, 8, 1, metric_for_best_model=select_by), train_dataset=encoded(8, tokenizer),
-        tokenizer=tokenizer, settings=LossSettings(),
-        validation=Validation(encoded(2, tokenizer, 1), [["a"]] * 2, Decoding(2), generate=select_by == "rouge_l"),
+        processing_class=tokenizer, objective=LossSettings(),
+        eval_dataset=Validation(encoded(2, tokenizer, 1), [["a"]] * 2, Decoding(2), generate=select_by == "rouge_l"),
     )  # fmt: skip
     assert all(np.isfinite(value) for value in trainer.evaluate().values())
     for weights in student.parameters():
@@ -328,7 +332,11 @@ def test_several_gpus_without_a_launcher(tmp_path: Path, caplog: pytest.LogCaptu
     logging.getLogger("srd").propagate = True
     tokenizer = tiny_tokenizer("llama")
     trainer = DistillTrainer(
-        tiny_model("llama"), args, train_dataset=encoded(8, tokenizer), tokenizer=tokenizer, settings=LossSettings()
+        tiny_model("llama"),
+        args,
+        train_dataset=encoded(8, tokenizer),
+        processing_class=tokenizer,
+        objective=LossSettings(),
     )
     assert trainer.args.n_gpu == 1 and trainer.args.train_batch_size == 8
     assert "torchrun --nproc-per-node 2 -m srd run" in caplog.text
@@ -364,9 +372,9 @@ def test_adapters_on_half_precision_bases_get_the_whole_gradient(
         recorder = Recorder()
         trainer = DistillTrainer(
             adapted(kind), arguments(tmp_path, 64, 1, **more), train_dataset=encoded(64, tokenizer),
-            tokenizer=tokenizer, settings=LossSettings("fkl", {}, 2.0), teacher=Teacher.live(teacher),
-            callbacks=[recorder],
+            processing_class=tokenizer, objective=LossSettings("fkl", {}, 2.0), teacher=Teacher.live(teacher),
         )  # fmt: skip
+        trainer.add_callback(recorder)
         trainer.train()
         found.append(torch.cat([gradient.flatten() for gradient in recorder.steps[0].values()]))
     assert float(found[1].norm() / found[0].norm()) == pytest.approx(1, abs=0.01)
@@ -435,10 +443,10 @@ def test_models_whose_head_is_not_enough_train_on_their_own_logits(family: str, 
 
 def test_an_objective_without_a_teacher_is_refused(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer("llama")
-    with pytest.raises(ValueError, match="the objective 'fkl' needs a teacher"):
+    with pytest.raises(UserError, match="the objective 'fkl' needs a teacher"):
         DistillTrainer(
             tiny_model("llama"), arguments(tmp_path, 8, 1), train_dataset=encoded(8, tokenizer),
-            tokenizer=tokenizer, settings=LossSettings("fkl"),
+            processing_class=tokenizer, objective=LossSettings("fkl"),
         )  # fmt: skip
 
 

@@ -6,16 +6,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from srd.api import Result, distill, run
+    from srd.api import Result, build_cache, distill, evaluate, run
+    from srd.base.errors import RunError, UserError
     from srd.curation.curriculum import Curriculum
     from srd.curation.ranking import rank
     from srd.curation.reflection import reflect
     from srd.curation.scores.base import register_score
+    from srd.data.encoding import encode
     from srd.metrics.rouge import rouge_l
-    from srd.tasks.base import register_task
+    from srd.tasks.base import Decoding, Scores, Task, register_task
     from srd.training.divergence import divergence
     from srd.training.divergences.base import register_divergence
     from srd.training.methods.base import Method, register_method
+    from srd.training.rollouts import OnPolicy
     from srd.training.trainer import DistillTrainer
 
 __version__ = "0.1.0"
@@ -23,27 +26,45 @@ __version__ = "0.1.0"
 # Loaded at first use: importing torch and transformers takes seconds that `srd --help` should not.
 _HOMES = {
     "Curriculum": "srd.curation.curriculum",
+    "Decoding": "srd.tasks.base",
     "DistillTrainer": "srd.training.trainer",
+    "Method": "srd.training.methods.base",
+    "OnPolicy": "srd.training.rollouts",
     "Result": "srd.api",
+    "RunError": "srd.base.errors",
+    "Scores": "srd.tasks.base",
+    "Task": "srd.tasks.base",
+    "UserError": "srd.base.errors",
+    "build_cache": "srd.api",
     "distill": "srd.api",
     "divergence": "srd.training.divergence",
+    "encode": "srd.data.encoding",
+    "evaluate": "srd.api",
     "rank": "srd.curation.ranking",
     "reflect": "srd.curation.reflection",
     "register_divergence": "srd.training.divergences.base",
-    "register_score": "srd.curation.scores.base",
-    "Method": "srd.training.methods.base",
     "register_method": "srd.training.methods.base",
+    "register_score": "srd.curation.scores.base",
     "register_task": "srd.tasks.base",
     "rouge_l": "srd.metrics.rouge",
 }
 
 __all__ = [
     "Curriculum",
+    "Decoding",
     "DistillTrainer",
     "Method",
+    "OnPolicy",
     "Result",
+    "RunError",
+    "Scores",
+    "Task",
+    "UserError",
+    "build_cache",
     "distill",
     "divergence",
+    "encode",
+    "evaluate",
     "rank",
     "reflect",
     "register_divergence",

@@ -32,6 +32,8 @@ from srd.base.files import (
     read_sealed,
     write_sealed,
 )
+from srd.data.batching import EncodedExamples
+from srd.data.encoding import encode, is_encoded
 from srd.data.examples import as_examples, row_of
 from srd.models.loading import load_model, load_tokenizer
 from srd.models.tokens import tokenizer_identity
@@ -42,6 +44,9 @@ from srd.report.page import build_report
 from srd.run.context import Run, versions
 from srd.run.flow import advance, training_steps
 from srd.run.folder import RunFolder
+from srd.training.teacher_cache import DTYPES, TeacherCache, cache_folder
+from srd.training.teacher_cache import build_cache as keep_states
+from srd.training.trainer import make_collator
 
 RUNS = Path("runs")
 SPLITS = ("train", "validation", "test")
@@ -307,3 +312,49 @@ def _kept_rows(rows: Any, folder: Path, split: str) -> Path:
         with atomic_write(path) as partial, open(partial, "wb") as file:
             file.writelines(lines())
     return path
+
+
+# ------------------------------------------------------------------------------------------------ parts, usable alone
+
+
+def build_cache(
+    teacher: PreTrainedModel | str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Any,
+    folder: str | Path,
+    *,
+    batch_size: int = 16,
+    dtype: str = "auto",
+    **encoding: Any,
+) -> TeacherCache:
+    """Run a teacher over rows once, and keep what training needs of it: its last hidden states, ``[tokens, d]``.
+
+    Args:
+        teacher: A loaded model, a name or a folder.
+        tokenizer: Of teacher and student.
+        rows: As for `DistillTrainer`; or what `srd.encode` gives.
+        folder: Holds the caches of any number of teachers, each in a folder of its own.
+        batch_size: Examples in one forward pass.
+        dtype: Stored precision: ``auto`` (the teacher's own), ``float32``, ``bfloat16`` or ``float16``.
+        encoding: As for `srd.encode`: ``template``, ``max_length``, ``max_prompt_length``.
+
+    Returns:
+        The cache, for ``DistillTrainer(teacher=...)`` with the same rows. What a former call has made is not made
+        again.
+
+    Raises:
+        UserError: rows that are no examples, or a teacher whose logits do not follow from its hidden states.
+        RunError: the disk is too small, or the teacher gives states that are not finite.
+    """
+    if dtype not in ("auto", *DTYPES):
+        raise UserError(f"dtype is {dtype!r}, but must be one of auto, {', '.join(DTYPES)}")
+    loaded = teacher
+    if isinstance(loaded, str | Path):
+        loaded = load_model(str(loaded), tokenizer=tokenizer, role="teacher")
+    kind = bool(loaded.config.is_encoder_decoder)
+    if not is_encoded(rows):
+        rows = encode(rows, tokenizer, encoder_decoder=kind, **encoding)
+    place = cache_folder(Path(folder), model_content(loaded, tokenizer), dtype)
+    loaded.eval()
+    examples, collator = EncodedExamples(rows), make_collator(loaded, tokenizer)
+    return keep_states(place, lambda: loaded, examples, collator, dtype=dtype, batch_size=batch_size)

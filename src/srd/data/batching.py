@@ -58,10 +58,14 @@ class LengthBatches(Sampler[list[int]]):
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size or batch_size
         self.seed = seed
-        self.count = min(subset or len(self.lengths), len(self.lengths))
+        self.draw(subset)
         self.process = process
         self.processes = processes
         self.epoch = 0
+
+    def draw(self, subset: int | None) -> None:
+        """Draw so many examples anew in every epoch; None: all."""
+        self.count = min(subset or len(self.lengths), len(self.lengths))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration gives."""

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from srd.base.errors import UserError
 from srd.base.files import fingerprint
+from srd.data.examples import as_examples
 from srd.data.templates import PromptTemplate, Segment, Template, get_template
 from srd.data.turns import ControlText, turns_of
 
@@ -257,3 +258,50 @@ class Encoder:
                 "%d of %d examples hold the words of a control token (the first %s): there they are words, not the "
                 "token%s", len(control.met), len(encoded), control.first, untold if control.untold else "",
             )  # fmt: skip
+
+
+def encode(
+    rows: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    template: str = "auto",
+    max_length: int = 512,
+    max_prompt_length: int = 256,
+    encoder_decoder: bool = False,
+) -> datasets.Dataset:
+    """Rows as token ids, prompt and response apart, as they are trained on.
+
+    Args:
+        rows: Such as ``{"instruction": …, "output": …}``, in a list of dicts, a ``datasets.Dataset``, or a pandas,
+            polars or pyarrow table.
+        tokenizer: Of teacher and student.
+        template: ``auto``, ``alpaca``, ``chat``, ``plain``, or a text with ``{instruction}`` and ``{input}``.
+        max_length: Longest prompt and response, in tokens; a longer response is cut.
+        max_prompt_length: Longest prompt; a longer one loses content, not its frame.
+        encoder_decoder: The models are of that kind.
+
+    Returns:
+        ``id, prompt_ids, response_ids, prompt_cut, response_cut, references``, in the order of ``rows``.
+
+    Raises:
+        UserError: no rows, rows that are no examples (named), or lengths that leave no room for a response.
+    """
+    if not 0 < max_prompt_length < max_length:
+        raise UserError(
+            f"max_prompt_length is {max_prompt_length}, but must be from 1 to max_length ({max_length}) - 1"
+        )
+    examples = as_examples(rows)
+    encoder = Encoder(
+        tokenizer,
+        get_template(template, tokenizer),
+        max_length=max_length,
+        max_prompt_length=max_prompt_length,
+        encoder_decoder=encoder_decoder,
+    )
+    references = examples.select_columns("references")
+    return datasets.concatenate_datasets([encoder.encode(examples), references], axis=1)
+
+
+def is_encoded(rows: Any) -> bool:
+    """Whether rows are what `encode` gives."""
+    return isinstance(rows, datasets.Dataset) and {"prompt_ids", "response_ids"} <= set(rows.column_names)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from srd.base import parallel
 from srd.base.errors import RunError, UserError
@@ -20,12 +20,10 @@ from srd.base.files import disk_errors, fingerprint, read_json, remove, write_js
 from srd.curation.curriculum import Stage
 from srd.data.batching import EncodedExamples
 from srd.models.adapters import add_lora, load_adapter, merge_adapter
-from srd.models.generation import Decoding
 from srd.models.loading import load_model, save_model
 from srd.models.sharding import is_sharded, models_are_whole, whole_weights
 from srd.training.checkpoints import damage, last_checkpoint, list_files, readable_json, step_of
 from srd.training.loss import LossSettings
-from srd.training.methods.base import Method
 from srd.training.rollouts import Rollouts
 from srd.training.settings import TrainingConfig
 from srd.training.trainer import (
@@ -37,6 +35,7 @@ from srd.training.trainer import (
     steps_per_epoch,
     use_one_device,
     widen,
+    writing_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -238,16 +237,16 @@ def make_trainer(training: Training, stage: Stage, model: Any) -> DistillTrainer
     trainer = DistillTrainer(
         model,
         training_arguments(training, stage),
-        train_dataset=examples,
-        tokenizer=training.tokenizer,
-        settings=loss_settings(config, stage),
+        examples,
+        training.tokenizer,
         teacher=training.teacher if config.needs_teacher else None,
-        validation=training.validation,
-        rollouts=_stage_rollouts(training, stage),
-        rollout_decoding=_rollout_decoding(config.method),
-        subset=stage.subset,
-        log_row=log_row,
+        objective=loss_settings(config, stage),
+        eval_dataset=training.validation,
+        method=writing_of(config.method, _stage_rollouts(training, stage)),
     )
+    trainer.batches.draw(stage.subset)
+    trainer.log_row = log_row
+    trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Report(training, trainer))
     return trainer
 
@@ -273,11 +272,6 @@ def _stage_rollouts(training: Training, stage: Stage) -> Rollouts | None:
         if rollouts.goes_on(training.seed, sum(steps[: stage.index]), sum(steps)) and stage.index:
             rollouts.restore(read_json(training.stage_folder(stage.index - 1) / ROLLOUTS_FILE))
     return rollouts
-
-
-def _rollout_decoding(method: Method) -> Decoding | None:
-    longest = method.longest_text()
-    return Decoding(longest, method.sampling_temperature()) if method.text == "student" and longest else None
 
 
 def training_arguments(training: Training, stage: Stage) -> TrainingArguments:

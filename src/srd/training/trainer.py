@@ -11,20 +11,22 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
 from srd.base import parallel
 from srd.base.errors import RunError, UserError
 from srd.base.files import atomic_write, disk_errors, read_json, remove, write_json
 from srd.data.batching import Collator, EncodedExamples, LengthBatches, length_sorted_batches
+from srd.data.encoding import encode, is_encoded
 from srd.metrics.rouge import rouge_l_many
 from srd.models.finite import blame
 from srd.models.generation import Decoding, decode_batch, generate
@@ -38,6 +40,8 @@ from srd.models.head import (
     response_logits,
     response_losses,
 )
+from srd.models.loading import load_model
+from srd.models.pair import check_same_kind, head_width, shared_vocabulary
 from srd.models.reading import abilities
 from srd.models.sharding import (
     check_sharding,
@@ -48,8 +52,11 @@ from srd.models.sharding import (
 )
 from srd.models.tokens import decoder_prefix, padding_id, stop_token_ids
 from srd.training.checkpoints import forget_older, last_checkpoint, seal, step_of
+from srd.training.divergences.base import canonical_name, check_parameters
 from srd.training.loss import LossParts, LossSettings, head_loss, logits_loss
+from srd.training.methods.base import METHODS, Method, any_method
 from srd.training.rollouts import Rollouts, replace_responses
+from srd.training.teacher_cache import TeacherCache
 
 logger = logging.getLogger(__name__)
 
@@ -117,23 +124,51 @@ class Validation:
     generate: bool = True
 
 
+@dataclass
+class Writing:
+    """How the student writes what it trains on.
+
+    Attributes:
+        rollouts: Which batches it writes; None: none of them.
+        decoding: How it chooses tokens.
+    """
+
+    rollouts: Rollouts | None = None
+    decoding: Decoding = field(default_factory=Decoding)
+
+
+def writing_of(method: Method, rollouts: Rollouts | None) -> Writing:
+    """How the student writes by a method's settings."""
+    longest = method.longest_text()
+    return Writing(rollouts, Decoding(longest, method.sampling_temperature()) if rollouts and longest else Decoding())
+
+
 class DistillTrainer(Trainer):
-    """A `transformers.Trainer` that distils.
+    """A `transformers.Trainer` that distils: ``train()``, ``evaluate()``, ``save_model()``, callbacks, checkpoints.
 
     Args:
         model: The student.
         args: TrainingArguments; ``per_device_train_batch_size`` times ``gradient_accumulation_steps`` times processes
             is the number of examples in an optimizer step.
-        train_dataset: Encoded examples, with a teacher cache or without.
-        tokenizer: Shared by teacher and student.
-        settings: Objective, temperature, weight. ``LossSettings()`` is plain fine-tuning.
+        train_dataset: Rows such as ``{"instruction": …, "output": …}`` in a list of dicts, a ``datasets.Dataset`` or a
+            pandas, polars or pyarrow table; or what `srd.encode` gives, for another template or length.
+        processing_class: The tokenizer that teacher and student share.
+        teacher: A model, the name or folder of one, or what `srd.build_cache` gives; None for ``method="sft"``.
+        objective: Name of the divergence, or ``{"name": "srkl", "alpha": 0.1}``; or `LossSettings`, which then say
+            temperature and weight, too.
+        temperature: Softmax temperature of the divergence.
+        weight: Of the divergence; cross-entropy has the rest.
+        eval_dataset: Rows likewise, for ``eval_loss`` (nats a token) and ``eval_rouge_l`` (0 to 1, of greedy answers)
+            where TrainingArguments say so; or `Validation`.
+        method: Whose text is trained on: ``kd`` and ``sft`` on the rows', ``gkd`` and ``distillm`` on the student's
+            own, too, with their settings as in ``{"name": "gkd", "student_share": 1.0}``; or `Writing`.
+
+    Attributes:
+        log_row: Called with every logged row; None: nobody is.
         collator: Pads batches.
-        teacher: Needed when the settings name an objective.
-        validation: Evaluated where TrainingArguments say so; gives ``eval_loss`` and ``eval_rouge_l``.
-        rollouts: Who writes the responses; None: the data does.
-        rollout_decoding: How the student writes.
-        subset: Draw so many examples anew in every epoch; None: all.
-        log_row: Called with every logged row.
+
+    Raises:
+        UserError: rows that are no examples, models that do not go together, an unknown name, a value out of range.
 
     Loss and gradient are sums over tokens divided by the valid tokens of the whole optimizer step: how it is split
     into micro-batches or processes changes nothing.
@@ -143,66 +178,60 @@ class DistillTrainer(Trainer):
         self,
         model: Any,
         args: TrainingArguments,
-        *,
-        train_dataset: EncodedExamples,
-        tokenizer: PreTrainedTokenizerBase,
-        settings: LossSettings,
-        collator: Collator | None = None,
-        teacher: Teacher | None = None,
-        validation: Validation | None = None,
-        rollouts: Rollouts | None = None,
-        rollout_decoding: Decoding | None = None,
-        subset: int | None = None,
-        log_row: Callable[[dict[str, Any]], None] | None = None,
-        callbacks: list[TrainerCallback] | None = None,
+        train_dataset: Any,
+        processing_class: PreTrainedTokenizerBase,
+        teacher: Any = None,
+        objective: str | Mapping[str, Any] | LossSettings = "srkl",
+        temperature: float = 1.0,
+        weight: float = 1.0,
+        eval_dataset: Any = None,
+        method: str | Mapping[str, Any] | Method | Writing = "kd",
     ) -> None:
-        collator = collator or make_collator(model, tokenizer, teacher.model if teacher else None)
+        self.tokenizer = tokenizer = processing_class
+        writing, uses_teacher = _writing(method, args.seed)
+        self.settings = settings = _loss_settings(objective, temperature, weight, uses_teacher)
+        examples = _encoded(train_dataset, tokenizer, model)
+        self.teacher = _teacher(teacher, examples, model, tokenizer, args) if settings.objective else None
+        if settings.objective and settings.weight > 0 and self.teacher is None:
+            raise UserError(f"the objective '{settings.objective}' needs a teacher: give teacher=, or method='sft'")
+        if writing.rollouts is not None and self.teacher is not None and self.teacher.model is None:
+            raise UserError("a teacher cache cannot foresee what the student writes. Give the teacher itself.")
+        self.validation = validation = _validation(eval_dataset, tokenizer, model)
+        self.collator = make_collator(model, tokenizer, self.teacher.model if self.teacher else None)
         use_one_device(args)
         widen(model, scaled=args.fp16)
         super().__init__(
             model=model,
             args=args,
-            train_dataset=train_dataset,
+            train_dataset=examples,
             eval_dataset=validation.examples if validation else None,
-            data_collator=collator,
-            callbacks=callbacks,
+            data_collator=self.collator,
         )
         models_are_whole()
-        if rollouts is not None or (validation is not None and validation.generate):
+        self.rollouts, self.rollout_decoding = writing.rollouts, writing.decoding
+        if self.rollouts is not None or (validation is not None and validation.generate):
             abilities(self.model)  # measured before autocast rounds what it compares
-        self.collator = collator
-        self.tokenizer = tokenizer
-        self.settings = settings
-        self.teacher = teacher
-        self.validation = validation
-        self.rollouts = rollouts
-        self.rollout_decoding = rollout_decoding or Decoding()
-        self.log_row = log_row
+        self.log_row: Callable[[dict[str, Any]], None] | None = None
         self.model_accepts_loss_kwargs = True  # our loss is divided by the items of the whole step
         self.loss_is_scaled_for_ga = True
         self.can_return_loss = True
-        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.batches = LengthBatches(
-            train_dataset.lengths,
-            per_step,
+            examples.lengths,
+            args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
             micro_batch_size=args.per_device_train_batch_size,
             seed=args.seed,
-            subset=subset,
             process=args.process_index,
             processes=args.world_size,
         )
         check_sharding(self.accelerator)
-        if teacher is not None and self.is_fsdp_enabled:
-            teacher.shard()
-        self.remove_callback(PrinterCallback)
+        if self.teacher is not None and self.is_fsdp_enabled:
+            self.teacher.shard()
         self.add_callback(_EpochOrder(self.batches))
         self.add_callback(_FirstValidation(self))
         self._parts: list[tuple[Tensor, Tensor]] = []
         self._parts_since = 0
         self.validation_seconds = 0.0
         self._seconds_before, self._started = 0.0, time.perf_counter()
-        if settings.objective and settings.weight > 0 and teacher is None:
-            raise ValueError(f"the objective '{settings.objective}' needs a teacher")
 
     # ------------------------------------------------------------------------------------------------------ batches
 
@@ -341,22 +370,24 @@ class DistillTrainer(Trainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Cross-entropy and ROUGE-L of greedy answers on the validation examples."""
-        assert self.validation is not None
+        """Cross-entropy (nats a token) and ROUGE-L of greedy answers (0 to 1), of ``eval_dataset`` or of other rows."""
+        validation = _validation(eval_dataset, self.tokenizer, self.model) or self.validation
+        if validation is None:
+            raise UserError("there is nothing to evaluate on: give eval_dataset=, here or to the trainer")
         started = time.perf_counter()
         with self.whole_student() as model:
-            metrics = {f"{metric_key_prefix}_loss": validation_loss(model, self.validation, self.collator)}
-            if self.validation.generate:
+            metrics = {f"{metric_key_prefix}_loss": validation_loss(model, validation, self.collator)}
+            if validation.generate:
                 answers = generate(
                     model,
                     self.tokenizer,
-                    self.validation.examples.prompts,
-                    self.validation.examples.ids,
-                    self.validation.decoding,
-                    batch_size=self.validation.batch_size,
+                    validation.examples.prompts,
+                    validation.examples.ids,
+                    validation.decoding,
+                    batch_size=validation.batch_size,
                     share=True,
                 )
-                scores = rouge_l_many(answers, self.validation.references)
+                scores = rouge_l_many(answers, validation.references)
                 metrics[f"{metric_key_prefix}_rouge_l"] = float(scores.mean())
         for name, value in metrics.items():
             if not math.isfinite(value):  # no checkpoint is better or worse than it
@@ -434,6 +465,12 @@ class DistillTrainer(Trainer):
             return f"DeepSpeed ZeRO-{stage} on {self.args.world_size} processes"
         return "FSDP" if self.is_fsdp_enabled else "plain or data-parallel training"
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the student, with its tokenizer, for ``from_pretrained``."""
+        super().save_model(output_dir, _internal_call)
+        if not _internal_call and self.is_world_process_zero():
+            self.tokenizer.save_pretrained(output_dir or self.args.output_dir)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         remove(Path(output_dir or self.args.output_dir) / "training_args.bin")  # a pickle that nothing here reads
@@ -491,6 +528,78 @@ class _WithRows:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self.collator(rows), "ids": [row["id"] for row in rows], "rows": rows}
+
+
+# ------------------------------------------------------------------------------- what is given, as the loop takes it
+
+
+def _encoded(rows: Any, tokenizer: PreTrainedTokenizerBase, model: Any) -> EncodedExamples:
+    """Rows as token ids; those that are so already are left as they are."""
+    if isinstance(rows, EncodedExamples):
+        return rows
+    if not is_encoded(rows):
+        rows = encode(rows, tokenizer, encoder_decoder=bool(model.config.is_encoder_decoder))
+    return EncodedExamples(rows)
+
+
+def _validation(rows: Any, tokenizer: PreTrainedTokenizerBase, model: Any) -> Validation | None:
+    if rows is None or isinstance(rows, Validation):
+        return rows
+    if not is_encoded(rows):
+        rows = encode(rows, tokenizer, encoder_decoder=bool(model.config.is_encoder_decoder))
+    return Validation(EncodedExamples(rows), list(rows["references"]))
+
+
+def _loss_settings(objective: Any, temperature: float, weight: float, uses_teacher: bool) -> LossSettings:
+    if isinstance(objective, LossSettings):
+        return objective
+    parameters = dict(objective) if isinstance(objective, Mapping) else {"name": objective}
+    name = canonical_name(str(parameters.pop("name", "")))
+    check_parameters(name, parameters)
+    if not 0 < temperature < math.inf:
+        raise UserError(f"temperature is {temperature}, but must be above 0 and finite")
+    if not 0 <= weight <= 1:
+        raise UserError(f"weight is {weight}, but must be between 0 and 1")
+    return LossSettings(name, parameters, temperature, weight) if uses_teacher else LossSettings()
+
+
+def _writing(method: Any, seed: int) -> tuple[Writing, bool]:
+    """How the student writes by a method, and whether the teacher is asked."""
+    if isinstance(method, Writing):
+        return method, True
+    try:
+        given = {"name": method} if isinstance(method, str) else method
+        named = any_method().validate_python(dict(given) if isinstance(given, Mapping) else given)
+    except ValidationError as error:
+        raise UserError(f"method: {error.errors()[0]['msg']}; known are {', '.join(METHODS.names())}") from error
+    if named.text == "teacher":
+        raise UserError(
+            f"method: '{named.name}' trains on what the teacher has written. Give the teacher's answers as the rows "
+            f"and method='sft'; srd.distill(…, method='{named.name}') does both."
+        )
+    return writing_of(named, named.rollouts(seed)), named.uses_teacher
+
+
+def _teacher(
+    given: Any, examples: EncodedExamples, student: Any, tokenizer: PreTrainedTokenizerBase, args: TrainingArguments
+) -> Teacher | None:
+    """A teacher that is ready to be asked; where it is a cache the examples bring its states."""
+    if given is None or isinstance(given, Teacher):
+        return given
+    if isinstance(given, TeacherCache):
+        if not given.holds(examples):
+            raise UserError(
+                f"the teacher cache in {given.folder} lacks some of the rows. Build it from the same rows, with the "
+                "same tokenizer, template and lengths: srd.build_cache"
+            )
+        examples.teacher = given
+        head = given.head()
+        return Teacher(head.cut(min(head.vocabulary, head_width(student.config))))
+    if given is student:
+        raise UserError("teacher and student are one and the same object. Load the teacher apart.")
+    model = load_model(str(given), tokenizer=tokenizer, role="teacher") if isinstance(given, str | Path) else given
+    check_same_kind(model.config, student.config)
+    return Teacher.live(model.to(args.device), shared_vocabulary(model.config, student.config, tokenizer))
 
 
 def use_one_device(args: TrainingArguments) -> None:

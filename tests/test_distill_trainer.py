@@ -1,0 +1,118 @@
+"""`srd.DistillTrainer` as somebody meets it who has what a `transformers.Trainer` takes. Public names only."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
+
+import srd
+from tests.conftest import tiny_rows
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+
+ROWS, EVALUATED = tiny_rows()[:16], tiny_rows()[16:20]
+
+
+def test_this_file_uses_public_names_only() -> None:
+    source = Path(__file__).read_text(encoding="utf-8")
+    assert not re.findall(r"^\s*(?:from srd\b|import srd\.).*", source, re.MULTILINE)
+
+
+def arguments(folder: Path, **changes: Any) -> TrainingArguments:
+    settings: dict[str, Any] = {
+        "per_device_train_batch_size": 8, "num_train_epochs": 1, "learning_rate": 1e-3, "use_cpu": True,
+        "report_to": "none", "logging_steps": 1, "disable_tqdm": True, "eval_strategy": "epoch",
+    }  # fmt: skip
+    return TrainingArguments(str(folder), **{**settings, **changes})
+
+
+def trainer(folder: Path, **changes: Any) -> srd.DistillTrainer:
+    given = {
+        "model": tiny_model("llama", seed=1), "args": arguments(folder), "train_dataset": ROWS,
+        "processing_class": tiny_tokenizer("llama"), "teacher": tiny_model("llama", seed=2), "objective": "srkl",
+    }  # fmt: skip
+    return srd.DistillTrainer(**{**given, **changes})
+
+
+def test_train_evaluate_and_save(tmp_path: Path) -> None:
+    made = trainer(tmp_path, eval_dataset=EVALUATED, args=arguments(tmp_path, save_strategy="epoch"))
+    before = made.evaluate()
+    assert set(before) >= {"eval_loss", "eval_rouge_l"} and 0 <= before["eval_rouge_l"] <= 1
+    made.train()
+    assert made.state.global_step == 2 and made.evaluate()["eval_loss"] != before["eval_loss"]
+    assert set(made.evaluate(EVALUATED[:2], metric_key_prefix="two")) >= {"two_loss", "two_rouge_l"}
+    made.save_model(str(tmp_path / "student"))
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "student")) == len(tiny_tokenizer("llama"))
+    trained = made.model.state_dict()
+    assert all(torch.equal(values, trained[name]) for name, values in student.state_dict().items())
+    again = trainer(tmp_path, eval_dataset=EVALUATED, args=arguments(tmp_path, num_train_epochs=2))
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 4
+
+
+def losses(made: srd.DistillTrainer) -> list[float]:
+    made.train()
+    return [row["loss"] for row in made.state.log_history if "loss" in row]
+
+
+def test_a_teacher_is_a_model_a_cache_or_a_name(tmp_path: Path) -> None:
+    """And rows come in any container, or encoded: each gives the same losses."""
+    place, tokenizer = save_tiny(tmp_path / "teacher", "llama", seed=2), tiny_tokenizer("llama")
+    no_eval = arguments(tmp_path, eval_strategy="no")
+    expected = losses(trainer(tmp_path, args=no_eval))
+    cache = srd.build_cache(tiny_model("llama", seed=2), tokenizer, ROWS, tmp_path / "cache")
+    table = datasets.Dataset.from_list(ROWS)
+    encoded = srd.encode(ROWS, tokenizer)
+    for changes in ({"teacher": str(place)}, {"teacher": cache, "train_dataset": table}, {"train_dataset": encoded}):
+        assert losses(trainer(tmp_path, args=no_eval, **changes)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_methods_and_objectives(tmp_path: Path) -> None:
+    no_eval = arguments(tmp_path, eval_strategy="no", max_steps=1)
+    sft = losses(trainer(tmp_path, args=no_eval, teacher=None, method="sft"))
+    mixed = losses(trainer(tmp_path, args=no_eval, objective={"name": "srkl", "alpha": 0.3}, temperature=2, weight=0.5))
+    own = trainer(tmp_path, args=no_eval, method={"name": "gkd", "student_share": 1.0, "max_new_tokens": 4})
+    assert len({*sft, *mixed, *losses(own)}) == 3
+    assert own.state.log_history[0]["ce_loss"] == 0
+
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"teacher": None}, "needs a teacher"),
+    ({"objective": "skrl"}, "unknown objective 'skrl'.*srkl"),
+    ({"objective": {"name": "srkl", "beta": 1}}, "no parameter 'beta'"),
+    ({"temperature": 0}, "temperature is 0"),
+    ({"weight": 2}, "weight is 2"),
+    ({"method": "gdk"}, "method: .*gdk.*gkd"),
+    ({"method": {"name": "gkd", "student_share": 2}}, "method: .*less than or equal to 1"),
+    ({"method": "seqkd"}, "trains on what the teacher has written"),
+    ({"train_dataset": [{"question": "Why?"}]}, "row 1"),
+    ({"train_dataset": []}, "no rows"),
+    ({"teacher": tiny_model("t5")}, "(?i)encoder-decoder"),
+    ({"teacher": tiny_model("llama", vocab_size=100)}, "the teacher's output head has 100 rows"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), MISTAKES, ids=[message[:20] for _, message in MISTAKES])
+def test_mistakes(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=message) as caught:
+        trainer(tmp_path, **changes)
+    assert type(caught.value).__name__ == "UserError"
+
+
+def test_a_teacher_that_cannot_be(tmp_path: Path) -> None:
+    student, tokenizer = tiny_model("llama"), tiny_tokenizer("llama")
+    with pytest.raises(Exception, match="one and the same object"):
+        trainer(tmp_path, model=student, teacher=student)
+    cache = srd.build_cache(tiny_model("llama", seed=2), tokenizer, ROWS[:8], tmp_path / "cache")
+    with pytest.raises(Exception, match="lacks some of the rows"):
+        trainer(tmp_path, teacher=cache)
+    with pytest.raises(Exception, match="cannot foresee what the student writes"):
+        trainer(tmp_path, train_dataset=ROWS[:8], teacher=cache, method="gkd")
+    with pytest.raises(Exception, match="nothing to evaluate on"):
+        trainer(tmp_path, args=arguments(tmp_path, eval_strategy="no")).evaluate()
