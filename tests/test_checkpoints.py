@@ -279,16 +279,16 @@ def test_a_damaged_stage_is_trained_again(
     run_dir = tmp_path / "run"
     shutil.copytree(trained.folder / "killed", run_dir)
     harm(run_dir / place)
-    stages: list[int] = []
+    done: list[int] = []
     original = stages.train_stage
 
     def spy(training: Any, stage: Any, model: Any) -> Any:
-        stages.append(stage.index)
+        done.append(stage.index)
         return original(training, stage, model)
 
     monkeypatch.setattr(stages, "train_stage", spy)
     trained.train(run_dir)
-    assert stages == again
+    assert done == again
     told = [line for line in read_json(run_dir / "manifest.json")["warnings"] if "trained again" in line]
     assert len(told) == (bool(again) and (run_dir / place).parent.name != "0")
     for name in ("student/model.safetensors", "stages/1/model/model.safetensors"):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -33,8 +35,12 @@ from srd.base.files import (
     write_sealed,
 )
 from srd.data.batching import EncodedExamples
-from srd.data.encoding import encode, is_encoded
+from srd.data.encoding import Encoder, encode, is_encoded
 from srd.data.examples import as_examples, row_of
+from srd.data.templates import get_template
+from srd.evaluation.answers import Contender
+from srd.evaluation.answers import evaluate as answer_and_score
+from srd.evaluation.models import UNLIMITED, longest_prompt, read_benchmarks
 from srd.models.loading import load_model, load_tokenizer
 from srd.models.tokens import tokenizer_identity
 from srd.recipe.merging import merge
@@ -44,6 +50,7 @@ from srd.report.page import build_report
 from srd.run.context import Run, versions
 from srd.run.flow import advance, training_steps
 from srd.run.folder import RunFolder
+from srd.sandbox.outside import Permission
 from srd.training.teacher_cache import DTYPES, TeacherCache, cache_folder
 from srd.training.teacher_cache import build_cache as keep_states
 from srd.training.trainer import make_collator
@@ -358,3 +365,65 @@ def build_cache(
     loaded.eval()
     examples, collator = EncodedExamples(rows), make_collator(loaded, tokenizer)
     return keep_states(place, lambda: loaded, examples, collator, dtype=dtype, batch_size=batch_size)
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: str,
+    path: str | Path | None = None,
+    *,
+    seeds: Sequence[int] | None = None,
+    max_prompt_length: int | None = None,
+    batch_size: int = 32,
+    allow_code_execution: Permission = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """Let a model answer a benchmark, and score the answers.
+
+    Args:
+        model: A loaded model; it is left as it is.
+        tokenizer: Its tokenizer.
+        task: Such as ``gsm8k``, ``dolly``, ``xsum``, ``instruction``, or one that you registered.
+        path: A file in the task's original format; None: from the hub.
+        seeds: One answer to every prompt for each; None: the task's own. Greedy decoding uses the first only.
+        max_prompt_length: Longest prompt in tokens; None: what the model takes beside the answer.
+        batch_size: Prompts at once.
+        allow_code_execution: Permission to run the programs that the model writes (``mbpp``).
+        options: ``limit`` (examples), ``template``, ``max_new_tokens``, ``temperature``, ``samples``.
+
+    Returns:
+        ``{metric: {"mean", "std", "seeds": {seed: value}}}`` in percent, where the metric is one.
+
+    Raises:
+        UserError: an unknown task, a file that cannot be read, programs that would run without permission.
+    """
+    wanted = None if seeds is None else ",".join(map(str, seeds))
+    (benchmark,) = read_benchmarks(
+        [task if path is None else f"{task}={path}"],
+        seeds=wanted, allow_code_execution=allow_code_execution, **options,
+    )  # fmt: skip
+    room = longest_prompt(model.config, tokenizer, benchmark.decoding.max_new_tokens) or UNLIMITED
+    encoder = Encoder(
+        tokenizer,
+        get_template("auto", tokenizer),
+        max_length=UNLIMITED,
+        max_prompt_length=max_prompt_length or room,
+        encoder_decoder=bool(model.config.is_encoder_decoder),
+    )
+    was_training = model.training
+    folder = parallel.on_main(lambda: tempfile.mkdtemp(prefix="srd-evaluation-"))
+    try:
+        results = answer_and_score(
+            [Contender("model", "", lambda: (model.eval(), encoder))],
+            [benchmark],
+            Path(folder),
+            batch_size=batch_size,
+            scoring={"allow_code_execution": allow_code_execution},
+        )
+    finally:
+        model.train(was_training)
+        parallel.barrier()
+        if parallel.is_main():
+            shutil.rmtree(folder, ignore_errors=True)
+    return dict(results["model"][benchmark.key])
