@@ -51,6 +51,10 @@ class Curriculum(CurriculumConfig):
     """Ranked data in stages. The defaults are the paper's for GPT-2.
 
     ``srd.Curriculum(stages=3, select=0.75).split(ranked)`` gives stages of 25 %, 50 % and 75 % of the data.
+
+    >>> ranked = [{"id": name, "rank": place} for place, name in enumerate("abcd")]
+    >>> [stage.ids for stage in Curriculum(stages=3, select=0.75).split(ranked)]
+    [['a'], ['a', 'b'], ['a', 'b', 'c']]
     """
 
     def arrange(self, ranked: Any) -> list[str]:

@@ -82,6 +82,9 @@ def rouge_l(prediction: str, references: str | Sequence[str]) -> float:
 
     Raises:
         UserError: there is no reference, or something is no text.
+
+    >>> rouge_l("the whale sings", ["a whale sings", "it sings"])
+    0.6666666666666666
     """
     one = isinstance(references, str | bytes) or not isinstance(references, Iterable)
     texts: list[Any] = [references] if one else list(references)

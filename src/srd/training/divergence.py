@@ -79,6 +79,10 @@ def divergence(
     Raises:
         UserError: unknown name or parameter, a temperature of 0 or below, logits of another kind, NaN, or shapes
             that differ.
+
+    >>> logits = torch.tensor([[0.0, 1.0], [2.0, 0.0]])
+    >>> divergence("srkl", logits, logits).tolist()
+    [0.0, 0.0]
     """
     name = canonical_name(name)
     check_parameters(name, parameters)
