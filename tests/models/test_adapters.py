@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from transformers import LlamaConfig
 
 from srd.base.errors import UserError
@@ -13,7 +14,6 @@ from srd.models.adapters import (
     LoraSettings,
     add_lora,
     base_model,
-    count_trainable,
     load_adapter,
     merge_adapter,
 )
@@ -57,6 +57,10 @@ def test_merging_keeps_the_logits(family: str, targets: str | None, tmp_path: Pa
     save_model(merged, tiny_tokenizer(family), tmp_path / "merged")
     again = load_model(str(tmp_path / "merged"))
     torch.testing.assert_close(logits(again, family), with_adapter, atol=1e-4, rtol=1e-4)
+
+
+def count_trainable(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def test_only_the_adapter_trains() -> None:

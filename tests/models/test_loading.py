@@ -447,7 +447,7 @@ def test_abandoned_conversions_are_removed_but_running_ones_stay(
     fake_conversion(monkeypatch)
     path, cache = tmp_path / "a.gguf", tmp_path / "cache"
     path.write_bytes(b"weights")
-    for name, age in (("old", 2 * loading.ABANDONED_SECONDS), ("running", 60)):
+    for name, age in (("old", 2 * gguf.ABANDONED_SECONDS), ("running", 60)):
         (cache / f".partial-{name}").mkdir(parents=True)
         os.utime(cache / f".partial-{name}", (time.time() - age,) * 2)
     convert_gguf(path, cache)

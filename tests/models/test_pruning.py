@@ -11,7 +11,7 @@ from torch import nn
 
 from srd.base.errors import UserError
 from srd.models.loading import load_model, save_model
-from srd.models.pruning import drop_layers, layer_angles, layer_stacks, pairwise_angles
+from srd.models.pruning import drop_layers, layer_stacks, pairwise_angles
 from tests.tiny import DECODER_ONLY, ENCODER_DECODER, FAMILIES, tiny_model, tiny_tokenizer
 
 DEPTH = 4
@@ -95,7 +95,7 @@ def test_precision_and_training_state_are_the_teachers() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_angles_equal_those_of_the_models_own_hidden_states(family: str) -> None:
     model, inputs = tiny_model(family, layers=DEPTH), batch(family)
-    angles = layer_angles(model, [inputs], 2)
+    angles = np.diagonal(pairwise_angles(model, [inputs])["decoder"], offset=2)
     with torch.no_grad():
         output = model(**inputs, output_hidden_states=True)
     encoder_decoder = family in ENCODER_DECODER
@@ -134,7 +134,7 @@ def test_the_layers_that_do_nothing_are_found(family: str) -> None:
 
 def test_hooks_are_gone_and_the_training_mode_is_back() -> None:
     model = tiny_model("llama").train()
-    layer_angles(model, [batch("llama")], 1)
+    pairwise_angles(model, [batch("llama")])
     assert model.training
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 

@@ -141,8 +141,3 @@ def base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     inner = model.get_base_model()
     assert isinstance(inner, PreTrainedModel)
     return inner
-
-
-def count_trainable(model: nn.Module) -> int:
-    """Number of values that training changes; shared weights count once."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

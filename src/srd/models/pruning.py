@@ -66,36 +66,19 @@ def _longest_list(model: nn.Module, part: nn.Module) -> tuple[str, nn.ModuleList
 # ------------------------------------------------------------------------------------- which layers
 
 
-def layer_angles(
-    model: PreTrainedModel,
-    batches: Iterable[Mapping[str, torch.Tensor]],
-    block: int,
-    *,
-    stack: str = "decoder",
-) -> np.ndarray:
-    """Angle between the hidden states before and after every ``block`` layers, in units of pi (0..1).
-
-    Args:
-        model: decoder-only or encoder-decoder model with L layers in the stack.
-        batches: ``input_ids`` and ``attention_mask`` [batch, length]; encoder-decoder models also need
-            ``labels`` (-100 where there is none) or ``decoder_input_ids`` with ``decoder_attention_mask``.
-        block: n, number of successive layers.
-        stack: decoder or encoder.
-
-    Returns:
-        [L - n + 1]: entry i belongs to the layers i .. i+n-1. The mean is over all real tokens. The paper
-        takes the last token of each text; on SmolLM2 that chooses much worse layers.
-    """
-    return np.diagonal(pairwise_angles(model, batches)[stack], offset=block).copy()
-
-
 @torch.no_grad()
 def pairwise_angles(model: PreTrainedModel, batches: Iterable[Mapping[str, torch.Tensor]]) -> dict[str, np.ndarray]:
     """Mean angles, in units of pi, between the hidden states at all depths, from one pass a batch.
 
+    Args:
+        model: decoder-only or encoder-decoder model with L layers in a stack.
+        batches: ``input_ids`` and ``attention_mask`` [batch, length]; encoder-decoder models also need
+            ``labels`` (-100 where there is none) or ``decoder_input_ids`` with ``decoder_attention_mask``.
+
     Returns:
         For each stack [L + 1, L + 1]; entry (i, j) compares what enters layer i with what enters layer j, and
-        L is the output of the last layer before the final norm.
+        L is the output of the last layer before the final norm. The mean is over all real tokens. The paper
+        takes the last token of each text; on SmolLM2 that chooses much worse layers.
     """
     stacks = {name: blocks for name, (_, blocks) in layer_stacks(model).items()}
     sums = {name: np.zeros((len(blocks) + 1, len(blocks) + 1)) for name, blocks in stacks.items()}
@@ -195,7 +178,7 @@ def drop_layers(
             names the layers (from 0). In an encoder-decoder model either holds for both stacks; a dict with
             the keys ``encoder`` and ``decoder`` tells them apart. T5's first layer holds the position bias of
             its stack and stays.
-        batches: see ``layer_angles``; not read where all layers are named.
+        batches: see ``pairwise_angles``; not read where all layers are named.
 
     Raises:
         UserError: a layer is out of range or named twice, no layer would remain, or there are no batches to
