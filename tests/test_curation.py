@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from srd.base.errors import UserError
+from srd.base.locks import held
 from srd.curation.curriculum import Stage
 from srd.data.batching import LengthBatches
 from srd.data.encoding import Encoder
@@ -21,7 +22,6 @@ from srd.data.templates import get_template
 from srd.run import curate as curation
 from srd.run.curate import curate, curated
 from srd.run.flow import advance
-from srd.run.folder import held
 from srd.tasks.base import load_source
 from tests.conftest import TinyRun, close
 from tests.tiny import tiny_tokenizer

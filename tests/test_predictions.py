@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from srd.base.errors import UserError
+from srd.base.locks import held
 from srd.evaluation.models import evaluate_models
 from srd.evaluation.predictions import evaluation_files, predictions_path, read_answers, read_scores, scores_path
 from srd.recipe.reading import validate_recipe
-from srd.run.folder import held
 from tests.conftest import write_rows
 from tests.tiny import save_tiny
 

@@ -14,6 +14,7 @@ from srd.base import parallel
 from srd.base.console import progress_bar
 from srd.base.errors import UserError
 from srd.base.files import fingerprint
+from srd.base.locks import held
 from srd.data.encoding import Encoder
 from srd.data.templates import get_template
 from srd.evaluation.answers import Benchmark, Contender, compare, evaluate, read_benchmark
@@ -21,7 +22,6 @@ from srd.evaluation.predictions import check_folder, clashing, predictions_path
 from srd.models.architecture import position_limit
 from srd.models.loading import load_config, load_model, load_tokenizer
 from srd.models.sources import model_fingerprint
-from srd.run.folder import held
 from srd.sandbox.outside import Permission, require_permission
 from srd.tasks.base import Task, benchmarks, get_task
 

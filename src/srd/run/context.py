@@ -19,6 +19,7 @@ import torch
 from srd.base import parallel
 from srd.base.console import progress_bar
 from srd.base.errors import UserError
+from srd.base.locks import lock
 from srd.base.tables import column, open_mapped, reopened
 from srd.curation.curriculum import Curriculum
 from srd.data.batching import EncodedExamples
@@ -26,7 +27,7 @@ from srd.models.generation import Decoding
 from srd.models.settings import ModelConfig
 from srd.recipe.reading import load_recipe, write_recipe
 from srd.recipe.schema import Recipe
-from srd.run.folder import RunFolder, lock
+from srd.run.folder import RunFolder
 from srd.run.identity import named_paths
 from srd.run.manifest import Manifest, SharedSteps
 from srd.run.models import RecipeModels

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from srd.base import parallel
 from srd.base.errors import UserError
 from srd.base.files import atomic_write, file_digest, remove, write_json
+from srd.base.locks import held
 from srd.base.tables import positions
 from srd.curation.curriculum import Curriculum, Stage
 from srd.data.batching import LengthBatches
@@ -21,7 +22,6 @@ from srd.data.examples import row_of
 from srd.run.assemble import ranked_scores
 from srd.run.context import Run
 from srd.run.flow import advance
-from srd.run.folder import held
 
 WRITTEN = "stages.json"  # what `curate` has written into a folder: the digest of every file; null while it writes
 

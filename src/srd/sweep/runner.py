@@ -13,6 +13,7 @@ from srd.base import parallel
 from srd.base.console import console, set_up_logging
 from srd.base.errors import RunError, UserError
 from srd.base.files import atomic_write, fingerprint, read_json, remove, write_json
+from srd.base.locks import lock
 from srd.base.yaml_text import dump_yaml, read_yaml
 from srd.evaluation.predictions import PREDICTIONS, listed, read_scores
 from srd.recipe.merging import merge
@@ -21,7 +22,7 @@ from srd.recipe.schema import Recipe
 from srd.report.page import build_report
 from srd.run.context import Run
 from srd.run.flow import run_all
-from srd.run.folder import RunFolder, lock
+from srd.run.folder import RunFolder
 from srd.run.identity import recipe_identity
 from srd.sweep.cells import Cell, Outcome, lay_out, reference_rows
 from srd.sweep.page import write_sweep_report

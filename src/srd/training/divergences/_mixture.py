@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # a recipe is checked without torch
     from torch import Tensor
 
-    from srd.training.divergences.base import ValueAndSlope
+    ValueAndSlope = tuple[Tensor, Tensor]
 
 LARGEST_GAP = 80.0  # between log-probabilities: e to the power of it is near float32's end
 

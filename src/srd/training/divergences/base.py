@@ -17,15 +17,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from srd.base.errors import UserError, nearest
 from srd.base.registry import Registry
-
-if TYPE_CHECKING:  # a recipe is checked without torch
-    from torch import Tensor
-
-    ValueAndSlope = tuple[Tensor, Tensor]
 
 Range = tuple[float, float]
 

@@ -10,7 +10,7 @@ from srd.training.divergences.base import register_divergence
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from srd.training.divergences.base import ValueAndSlope
+    from srd.training.divergences._mixture import ValueAndSlope
 
 
 @register_divergence("jsd", squared=True, aliases=["tjsd"], ranges={"lam": (0, 1)}, gives_slope=True)

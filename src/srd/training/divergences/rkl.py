@@ -10,7 +10,7 @@ from srd.training.divergences.base import register_divergence
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from srd.training.divergences.base import ValueAndSlope
+    from srd.training.divergences._mixture import ValueAndSlope
 
 
 @register_divergence("rkl", squared=False, aliases=["rkld", "trkl"], gives_slope=True)

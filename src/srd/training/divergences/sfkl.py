@@ -11,7 +11,7 @@ from srd.training.divergences.fkl import forward_kl
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from srd.training.divergences.base import ValueAndSlope
+    from srd.training.divergences._mixture import ValueAndSlope
 
 
 @register_divergence("sfkl", squared=False, aliases=["tsfkl"], ranges={"alpha": (0, 1)}, gives_slope=True)

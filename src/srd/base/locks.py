@@ -1,0 +1,51 @@
+"""Folders that one command works in at a time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from srd.base.errors import UserError
+
+
+def lock(path: Path, option: str) -> Any:
+    """Hold a directory until this process ends, however it ends; ``option`` is what names another one.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    file = open(path, "a")  # noqa: SIM115 - held open on purpose; whatever the file holds stays
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise UserError(
+            f"another srd command works in {path.parent}. Wait for it, or choose another {option}."
+        ) from error
+    return file
+
+
+@contextlib.contextmanager
+def held(folder: Path, option: str) -> Iterator[None]:
+    """Make a folder if it is not there, and hold it while the block runs.
+
+    Raises:
+        UserError: another command works in it, or there can be no such folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = lock(folder / ".lock", option)
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise UserError(f"{option} {folder} cannot be used: {reason}. Choose another folder.") from error
+    try:
+        yield
+    finally:
+        if file is not None:
+            file.close()
