@@ -107,7 +107,7 @@ def recipes(
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors.")] = False,
 ) -> None:
     """List the shipped recipes."""
-    from srd.recipe.reading import load_recipe, recipe_yaml, shipped_recipes
+    from srd.recipe.reading import load_recipe, read_recipe, recipe_yaml, shipped_recipes
     from srd.recipe.schema import Recipe
 
     if schema and name:
@@ -118,8 +118,8 @@ def recipes(
         _echo(recipe_yaml(load_recipe(name)).rstrip("\n"))
     else:
         table = Table("recipe", "what it does", box=None, pad_edge=False)
-        for known in shipped_recipes():
-            table.add_row(known, load_recipe(known).description)
+        for known, path in shipped_recipes().items():
+            table.add_row(known, read_recipe(path).get("description", ""))
         _echo(_plain(table))
 
 
