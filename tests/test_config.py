@@ -274,6 +274,20 @@ def test_baselines_say_what_they_change(recipe: Any) -> None:
     assert other.model_copy(update={"objective": main.objective}) == main
 
 
+@pytest.mark.parametrize("key", ["temperature", "weight"])
+def test_a_value_that_the_curriculum_replaces_is_refused(key: str, recipe: Any) -> None:
+    """What a plain training uses has no effect where every training has a schedule of its own."""
+    told = f"training.{key} (0.5) has no effect"
+    assert told in message_of(recipe, SMALLEST, f"training.{key}=0.5")
+    assert told in message_of(recipe, SMALLEST + f"training: {{{key}: 0.5}}\n")
+    for remedy in (f"training.curriculum.{key}=0.5", "training.curriculum=null"):
+        recipe(SMALLEST, remedy)
+    for used in ("training.curriculum=null", "baselines.kd.curriculum=null"):
+        loaded = recipe(SMALLEST, f"training.{key}=0.5", used)
+        assert getattr(loaded.arms["kd"], key) == 0.5
+        recipe(recipe_yaml(loaded))
+
+
 def test_a_recipe_without_curriculum_is_its_method(recipe: Any) -> None:
     loaded = recipe(SMALLEST, "training.curriculum=false", "training.method=gkd")
     assert loaded.training.label == "gkd" and list(loaded.arms) == ["gkd"]

@@ -391,6 +391,15 @@ def test_a_parameter_without_default_is_refused() -> None:
         srd.register_divergence("mine")(lambda log_p, log_q, share: (log_p - log_q).sum(-1) * share)
 
 
+@pytest.mark.parametrize("temperature", [0, -1, 1e-300, 1e30, math.nan, math.inf, None, "1"])
+def test_a_temperature_that_is_none(temperature: Any) -> None:
+    """Logits divided by a very small one leave float32, and the divergence would be NaN."""
+    with pytest.raises(UserError, match=r"must be a number between 0\.001 and 1000"):
+        srd.divergence("fkl", torch.ones(1, 3), torch.zeros(1, 3), temperature=temperature)
+    with pytest.raises(UserError, match="unknown objective 'None'"):
+        srd.divergence(None, torch.ones(1, 3), torch.zeros(1, 3))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("student", "teacher", "message"),
     [
@@ -398,6 +407,7 @@ def test_a_parameter_without_default_is_refused() -> None:
         (torch.zeros(1, 3), np.zeros((1, 3)), "teacher's logits are ndarray"),
         (torch.zeros(1, 3), torch.tensor([[0, math.nan, 0]]), "teacher's logits hold NaN"),
         (torch.tensor([[0, math.inf, 0]]), torch.zeros(1, 3), "student's logits hold NaN or infinity"),
+        (torch.zeros(1, 3, dtype=torch.complex64), torch.zeros(1, 3), "of real numbers"),
     ],
 )
 def test_logits_that_are_none(student: Any, teacher: Any, message: str) -> None:

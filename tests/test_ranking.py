@@ -288,9 +288,11 @@ def test_wrong_tables(scores: Any, message: str) -> None:
 def test_wrong_arguments() -> None:
     with pytest.raises(UserError, match="unknown score 'rouge' to rank by; did you mean 'rouge_l'"):
         srd.rank(ROWS, by="rouge")
-    for k in (-1, math.nan):
-        with pytest.raises(UserError, match=f"k of the rank fusion is {k}"):
+    for k in (-1, math.nan, 10**400):
+        with pytest.raises(UserError, match=f"k of the rank fusion is {k!s:.40}, but"):
             srd.rank(ROWS, k=k)
+    with pytest.raises(UserError, match="unknown score '3' to rank by"):
+        srd.rank(ROWS, by=3)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="unknown bad_rows 'skip'"):
         srd.rank(ROWS, bad_rows="skip")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="k of the rank fusion is 60"):

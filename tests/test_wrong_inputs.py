@@ -117,7 +117,13 @@ WRONG_VALUES = {
                  "{seed: 4294967296}", "{seed: -1}", "{seed: 1.5}", "{epochs: true}", "{epochs: '2'}", "{epochs: 0}",
                  "{epochs: 1e400}", "{epochs: 1e9}", "{epochs: 1, epochs: 3}", "{batch_size: 8.0}", "{batch_size: 0}",
                  "{micro_batch_size: 5}", "{learning_rate: fast}", "{learning_rate: .inf}",
-                 "{weight: 2}", "{weight: 'one'}", "{temperature: 0}", "{schedule: step}", "{warmup: 1}",
+                 "{weight: 2}", "{weight: 'one'}", "{temperature: 0}",
+                 "{temperature: 1e-30}", "{temperature: 1e30}", "{temperature: 2}", "{weight: 0.5}",
+                 "{weight_decay: 1e308}", "{lora: {alpha: 1e308}}", "{min_learning_rate: 1}",
+                 "{schedule: cosine, learning_rate: 1e-8}", "{curriculum: {temperature: 1e-40}}",
+                 "{curriculum: {temperature: [1, 1e9]}}", "{curriculum: {k: 1e300}}",
+                 "{method: {name: gkd, temperature: 1e-40}}", "{method: {name: distillm, temperature: 1e3}}",
+                 "{schedule: step}", "{warmup: 1}",
                  "{precision: int4}", "{select_by: bleu}", "{objective: nope}", "{objective: 3}", "{objective: [a]}",
                  "{objective: {name: jsd, lam: x}}", "{objective: {name: jsd, lam: true}}", "{objective: {lam: 1}}",
                  "{objective: {name: jsd, lam: .nan}}", "{method: nope}", "{method: 3}", "{method: [kd]}",
@@ -129,7 +135,8 @@ WRONG_VALUES = {
                   f"{{{'x' * 101}: {{}}}}"],
     "evaluation": ["{seeds: []}", "{seeds: [1, 1]}", "{seeds: [-1]}", "{seeds: [4294967296]}", "{seeds: 3}",
                    "{seeds: [true]}", "{seeds: ['1']}", "{seeds: [18446744073709551616]}", "{temperature: -1}",
-                   "{top_p: 0}", "{tasks: gsm8k}", "{tasks: [{}]}", "{tasks: [nope]}", "{tasks: ['iwslt2017:xx-de']}",
+                   "{temperature: 1e-40}", "{temperature: 1e30}", "{top_p: 0}", "{tasks: gsm8k}", "{tasks: [{}]}", 
+                   "{tasks: [nope]}", "{tasks: ['iwslt2017:xx-de']}",
                    "{tasks: [gsm8k, gsm8k]}", "{tasks: [{name: gsm8k, path: ''}]}", "{models: []}", "{models: [a, a]}",
                    "{allow_code_execution: 'yes'}"],
     "unknown": ["1"],
@@ -224,7 +231,8 @@ OVERRIDES = ["seed", "=1", ".=1", "a..b=1", ".seed=1", "seed.=1", "a.b=", "seed=
              "seed=[1]",
              "training.epoch=1", "teacher.x=1", "student=null", "baselines.kd=null", "seed={a: 1, a: 2}",
              "a=" + "[" * 5000,
-             "training.objective.x=1", "seed=*x", "", " ", "--", "training.lora.targets=[]"]  # fmt: skip
+             "training.objective.x=1", "seed=*x", "training.temperature=1", "training.weight=0.5",
+             f"training.method={LONG}", "", " ", "--", "training.lora.targets=[]"]  # fmt: skip
 
 
 @pytest.mark.parametrize("override", OVERRIDES, ids=lambda text: text[:30])
@@ -414,6 +422,7 @@ COMMAND_LINES = [
         ("--limit", "0"), ("--limit", "x"), ("--seeds", ""), ("--seeds", "a"), ("--seeds", "1,1"), ("--seeds", "-1"),
         ("--seeds", "4294967296"), ("--batch-size", "0"), ("--max-new-tokens", "0"), ("--max-prompt-length", "0"),
         ("--samples", "0"), ("--temperature", "-1"), ("--temperature", "nan"), ("--temperature", "inf"),
+        ("--temperature", "1e-40"),
         ("--run-dir", "x"), ("-o", "good.jsonl"), ("x=1",), ("--task", "nope"), ("--task", "gsm8k=gone"))),
     ("evaluate", "nowhere", "--task", ""),
     ("evaluate", "nowhere", "--task", "="),

@@ -83,6 +83,12 @@ def test_generation_settings_of_the_hub_are_reset_but_all_stop_tokens_stay(tmp_p
     assert set(left) <= {"eos_token_id", "pad_token_id", "bos_token_id", "transformers_version"}
 
 
+def test_a_revision_of_a_local_folder_is_refused(tmp_path: Path) -> None:
+    folder = str(save_tiny(tmp_path / "model", "gpt2"))
+    with pytest.raises(UserError, match="revision 'main' is for models of the hub"):
+        load_config(folder, revision="main")
+
+
 def test_t5_keeps_its_start_token(tmp_path: Path) -> None:
     folder = str(save_tiny(tmp_path / "model", "t5"))
     model = load_model(folder, tokenizer=load_tokenizer(folder))

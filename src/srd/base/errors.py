@@ -30,6 +30,6 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     Returns a sentence such as ``did you mean 'srkl'? Known: fkl, rkl, srkl``.
     """
     known = sorted(choices)
-    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    close = get_close_matches(str(name), known, n=1, cutoff=0.5)  # from Python it may be anything
     hint = f"did you mean '{close[0]}'? " if close else ""
     return f"{hint}Known: {', '.join(known)}"

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from srd.base.limits import sampling_problem, temperature_problem
+
 LONGEST_NAME = 100  # characters; file systems take 255 bytes, and other names grow from this one
 
 
@@ -41,6 +43,22 @@ def each_once(values: list[Any]) -> list[Any]:
     return values
 
 
+def for_sampling(value: float) -> float:
+    """Refuse a temperature at which text cannot be sampled."""
+    if problem := sampling_problem(value):
+        raise ValueError(problem)
+    return value
+
+
+def for_a_divergence(value: float) -> float:
+    """Refuse a temperature that a divergence cannot have."""
+    if problem := temperature_problem(value):
+        raise ValueError(problem)
+    return value
+
+
+SamplingTemperature = Annotated[float, AfterValidator(for_sampling)]
+DivergenceTemperature = Annotated[float, AfterValidator(for_a_divergence)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # numpy and torch take no larger one
 Count = Annotated[int, Field(ge=1)]
 Named = Annotated[str, AfterValidator(named)]

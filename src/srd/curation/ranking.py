@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from srd.base.errors import UserError, nearest
+from srd.base.limits import LARGEST_K
 from srd.curation.fusion import FUSIONS, rrf
 from srd.curation.scores.base import ScoreInputs, columns_of, scores_of
 from srd.data.rows import as_table, with_ids, with_numbers
@@ -71,8 +72,8 @@ def rank(
         raise UserError(f"unknown bad_rows '{bad_rows}'; {nearest(str(bad_rows), ('error', 'drop'))}")
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise UserError(f"the seed is {seed!r}, but it must be a whole number of 0 or more")
-    if not isinstance(k, int | float) or not 0 <= k < np.inf:
-        raise UserError(f"k of the rank fusion is {k}, but it must be 0 or more")
+    if not isinstance(k, int | float) or not 0 <= k <= LARGEST_K:
+        raise UserError(f"k of the rank fusion is {k!s:.40}, but it must be between 0 and {LARGEST_K:g}")
     numbers = list(dict.fromkeys(["rouge_l", "ce", *columns_of(chosen)]))
     table = with_ids(as_table(scores, ["id", *numbers], only=True))
     table = _finite_rows(table, numbers, bad_rows)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from srd.base.errors import UserError
+from srd.base.limits import LARGEST_K, temperature_problem
 from srd.base.settings import Section
 from srd.curation.fusion import FUSIONS
 from srd.curation.scores.base import scores_of
@@ -40,7 +40,7 @@ class CurriculumConfig(BaseModel):
         "easy_to_hard",
         description="order of what is kept; random: shuffled once; fresh: a new subset of all the data every pass",
     )
-    k: float = Field(60, ge=0, description="constant of reciprocal rank fusion")
+    k: float = Field(60, ge=0, le=LARGEST_K, description="constant of reciprocal rank fusion")
     temperature: float | list[float] = Field([1.0, 2.0], description="constant, [first, last], or one for every stage")
     weight: float | list[float] = Field([0.8, 1.0], description="distillation weight, likewise")
     reflect_again: bool = Field(False, description="rank anew before every stage, with the student as it is then")
@@ -61,8 +61,8 @@ class CurriculumConfig(BaseModel):
     def _schedules_fit(self) -> Self:
         for name in ("temperature", "weight"):
             values = self.schedule(name)
-            if name == "temperature" and not all(0 < value < math.inf for value in values):
-                raise ValueError(f"temperature must be above 0 and finite, but is {values}")
+            if name == "temperature" and (problem := next(filter(None, map(temperature_problem, values)), None)):
+                raise ValueError(f"temperature {problem}, but is {values}")
             if name == "weight" and not all(0 <= value <= 1 for value in values):
                 raise ValueError(f"weight must be within 0 and 1, but is {values}")
         return self

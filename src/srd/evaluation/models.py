@@ -14,6 +14,7 @@ from srd.base import parallel
 from srd.base.console import progress_bar
 from srd.base.errors import UserError
 from srd.base.files import fingerprint
+from srd.base.limits import sampling_problem
 from srd.base.locks import held
 from srd.data.encoding import Encoder
 from srd.data.templates import get_template
@@ -145,8 +146,8 @@ def read_benchmarks(
     for option, value in (("--limit", limit), ("--max-new-tokens", max_new_tokens), ("--samples", samples)):
         if value is not None and value < 1:
             raise UserError(f"{option} is {value}, but must be 1 or more")
-    if temperature is not None and not 0 <= temperature <= 100:
-        raise UserError(f"--temperature is {temperature}, but must be between 0 (greedy) and 100")
+    if temperature is not None and (problem := sampling_problem(temperature)):
+        raise UserError(f"--temperature is {temperature}, but {problem}")
     chosen_seeds = parse_seeds(seeds) if seeds is not None else None
     named = [(name, path) for name, _, path in (text.partition("=") for text in tasks)]
     found = [get_task(name) for name, _ in named]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from srd.base.settings import Named, Section, Seed, each_once
+from srd.base.settings import Named, SamplingTemperature, Section, Seed, each_once
 
 
 class TaskConfig(Section):
@@ -44,7 +44,7 @@ class EvaluationConfig(Section):
     seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(each_once)] = Field(
         [10, 20, 30, 40, 50], description="one sampled answer per prompt and seed"
     )
-    temperature: float = Field(1.0, ge=0, description="sampling temperature on the test split; 0 is greedy")
+    temperature: SamplingTemperature = Field(1.0, description="sampling temperature on the test split; 0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling on the test split")
     limit: int | None = Field(None, ge=1, description="evaluate on so many test examples")
     tasks: list[TaskConfig] = Field(

@@ -56,6 +56,11 @@ def load_config(source: str, *, revision: str | None = None, trust_remote_code: 
             place, options = path.parent, {"gguf_file": path.name}
     else:
         place = resolve_source(source)
+    if revision is not None and Path(place).exists():
+        raise UserError(
+            f"model '{source}': revision '{revision}' is for models of the hub, and this one is on this machine. "
+            "Remove revision."
+        )
     with guarded(source):
         config: PreTrainedConfig = AutoConfig.from_pretrained(place, **options)
         auto_class(config)

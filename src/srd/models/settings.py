@@ -31,7 +31,7 @@ class LoraConfig(Section):
     """Low-rank adapters (peft)."""
 
     r: int = Field(16, ge=1, le=2**16, description="rank")
-    alpha: float = Field(64, gt=0, description="scale is alpha / r")
+    alpha: float = Field(64, gt=0, le=2**20, description="scale is alpha / r")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout before the adapter")
     targets: Annotated[list[Named], Field(min_length=1)] | Literal["all-linear"] | None = Field(
         None, description="module names; else the family's usual"

@@ -14,6 +14,7 @@ from srd.base.settings import Section
 from srd.recipe.schema import Recipe
 from srd.training.methods.base import METHODS
 
+LONG_WORD = re.compile(r"(\S{100})\S{100,}")  # a value that nobody would read to its end
 # What pydantic puts into a place beside the recipe's own keys: the alternatives of a field that takes several kinds.
 ALTERNATIVE = re.compile(r"str|int|float|bool|(constrained-|list\[|dict\[|literal\[|function-).*")
 
@@ -39,7 +40,7 @@ def describe_mistake(item: Any, root: type[BaseModel] | None = None) -> str:
     if item["type"] == "missing":
         return f"{key}: missing. {field_description(location, root)}".rstrip()
     message = re.sub(r" or (instance of \w+|object to extract fields from)$", "", item["msg"])
-    message = message.removeprefix("Value error, ")
+    message = LONG_WORD.sub(r"\1…", message.removeprefix("Value error, "))
     value = item.get("input")
     shown = f" (is {value!r:.100})" if isinstance(value, str | int | float | bool) or value is None else ""
     return f"{key}: {message[0].lower() + message[1:]}{shown}"

@@ -90,8 +90,25 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
         UserError: with all mistakes, each with its key and, for unknown keys, the nearest known one.
     """
     path = find_recipe(name)
-    content = merge(read_recipe(path), parse_overrides(overrides))
-    return validate_recipe(content, str(path))
+    changes = parse_overrides(overrides)
+    recipe = validate_recipe(merge(read_recipe(path), changes), str(path))
+    own = (read_yaml(path) or {}).get("training") or {}
+    if isinstance(own, dict) and "curriculum" not in own:
+        _refuse_idle(recipe, own)
+    _refuse_idle(recipe, changes.get("training") or {})
+    return recipe
+
+
+def _refuse_idle(recipe: Recipe, given: Any) -> None:
+    """Refuse a temperature or weight of `training` where every training takes its curriculum's instead."""
+    if not isinstance(given, dict) or not all(training.curriculum for training in recipe.arms.values()):
+        return
+    for key in ("temperature", "weight"):
+        if key in given:
+            raise UserError(
+                f"training.{key} ({given[key]}) has no effect: the curriculum has a {key} for each stage. Set "
+                f"training.curriculum.{key} instead, or training.curriculum=null for plain distillation"
+            )
 
 
 def validate_recipe(content: dict[str, Any], origin: str) -> Recipe:

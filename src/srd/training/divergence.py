@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from srd.base.errors import UserError
+from srd.base.limits import temperature_problem
 from srd.training.divergences.base import DIVERGENCES, canonical_name, check_parameters
 
 ValueAndSlope = tuple[Tensor, Tensor]
@@ -77,7 +77,7 @@ def divergence(
         ``[N]`` in nats, at least 0; float64 for float64 logits, else float32.
 
     Raises:
-        UserError: unknown name or parameter, a temperature of 0 or below, logits of another kind, NaN, or shapes
+        UserError: unknown name or parameter, a temperature out of range, logits of another kind, NaN, or shapes
             that differ.
 
     >>> logits = torch.tensor([[0.0, 1.0], [2.0, 0.0]])
@@ -86,12 +86,12 @@ def divergence(
     """
     name = canonical_name(name)
     check_parameters(name, parameters)
-    if not 0 < temperature < math.inf:
-        raise UserError(f"temperature is {temperature}, but it must be above 0 and finite")
+    if problem := temperature_problem(temperature):
+        raise UserError(f"temperature is {temperature}, but it {problem}")
     for owner, logits in (("student", student_logits), ("teacher", teacher_logits)):
-        if not isinstance(logits, Tensor) or logits.dim() != 2:
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.is_complex():
             found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise UserError(f"the {owner}'s logits are {found}; expected a torch tensor [N, V].")
+            raise UserError(f"the {owner}'s logits are {found}; expected a torch tensor [N, V] of real numbers.")
         if bool((logits.isnan() | logits.isposinf()).any()):
             raise UserError(f"the {owner}'s logits hold NaN or infinity, which no distribution has.")
     if student_logits.shape != teacher_logits.shape:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from srd.base.settings import Named, Precision, Section, Seed, each_once
+from srd.base.settings import DivergenceTemperature, Named, Precision, Section, Seed, each_once
 from srd.curation.settings import CurriculumConfig
 from srd.models.settings import LoraConfig
 from srd.training.divergences.base import canonical_name, check_parameters
@@ -47,7 +47,7 @@ class TrainingConfig(Section):
     )
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="divergence between teacher and student")
     weight: float = Field(1.0, ge=0, le=1, description="weight of the divergence; 1 - weight is cross-entropy's")
-    temperature: float = Field(1.0, gt=0, description="softmax temperature in the divergence")
+    temperature: DivergenceTemperature = Field(1.0, description="softmax temperature in the divergence")
     temperature_scaling: Literal["paper", "all", "none"] = Field(
         "paper", description="multiply by T squared: for fkl, jsd, srkl as the paper does; for all; for none"
     )
@@ -62,7 +62,7 @@ class TrainingConfig(Section):
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps that warm up")
     batch_size: int = Field(16, ge=1, description="examples in one optimizer step, over all processes")
     micro_batch_size: int | None = Field(None, ge=1, description="examples in one forward pass on one device")
-    weight_decay: float = Field(1e-2, ge=0, description="AdamW weight decay")
+    weight_decay: float = Field(1e-2, ge=0, le=100, description="AdamW weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
     optimizer: str = Field("adamw_torch_fused", description="a name that transformers.TrainingArguments(optim=…) knows")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -106,6 +106,15 @@ class TrainingConfig(Section):
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size ({self.batch_size}) is no multiple of micro_batch_size ({self.micro_batch_size})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rate_falls(self) -> Self:
+        if self.schedule == "cosine" and self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate ({self.min_learning_rate:g}), where the cosine ends, is above learning_rate "
+                f"({self.learning_rate:g}), where it begins. Lower it, to 0 for example"
             )
         return self
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from srd.base.settings import SamplingTemperature
 from srd.training.methods.base import Method, register_method
 from srd.training.rollouts import AdaptiveOffPolicy
 
@@ -19,7 +20,7 @@ class DistillmMethod(Method):
     student_share: float = Field(0.0, ge=0, le=1, description="probability of student text at the start")
     share_step: float = Field(0.1, gt=0, le=1, description="added to it whenever validation loss has risen")
     tolerance: float = Field(0.1, ge=0, description="rise of validation loss (nats a token) that counts")
-    temperature: float = Field(1.0, ge=0, description="sampling temperature of the student")
+    temperature: SamplingTemperature = Field(1.0, description="sampling temperature of the student")
     max_new_tokens: int = Field(256, ge=1, description="longest student response")
 
     def rollouts(self, seed: int) -> AdaptiveOffPolicy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from srd.base.settings import SamplingTemperature
 from srd.training.methods.base import Method, register_method
 from srd.training.rollouts import OnPolicy
 
@@ -16,7 +17,7 @@ class GkdMethod(Method):
     text = "student"
 
     student_share: float = Field(0.5, ge=0, le=1, description="probability that a batch is written by the student")
-    temperature: float = Field(1.0, ge=0, description="sampling temperature of the student")
+    temperature: SamplingTemperature = Field(1.0, description="sampling temperature of the student")
     max_new_tokens: int = Field(256, ge=1, description="longest student response")
 
     def rollouts(self, seed: int) -> OnPolicy:
