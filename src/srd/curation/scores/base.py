@@ -108,7 +108,7 @@ def scores_of(by: str | Sequence[str]) -> list[Score]:
     Raises:
         UserError: there is no such score, or it is there twice.
     """
-    names = list(by) if isinstance(by, list | tuple) else [by]
+    names = list(by) if isinstance(by, list | tuple) else [str(by)]
     known = [*SCORES.names(), *TOGETHER]
     if not names:
         raise UserError(f"there is no score to rank by. Known: {', '.join(sorted(known))}")
