@@ -333,7 +333,7 @@ def test_the_schema_for_editors_is_json() -> None:
     schema = json.loads(json.dumps(Recipe.model_json_schema()))
     assert set(schema["required"]) == {"teacher", "student", "data"}
     assert schema["additionalProperties"] is False
-    curriculum = schema["$defs"]["Curriculum"]["properties"]
+    curriculum = schema["$defs"]["CurriculumConfig"]["properties"]
     assert curriculum["select"]["maximum"] == 1 and curriculum["stages"]["description"]
 
 
