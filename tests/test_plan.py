@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,13 @@ from srd.run.context import Run
 from srd.run.costs import stages_of
 from srd.run.flow import advance, training_steps
 from srd.run.plan import KNOWN_CONFIGS, Plan, make_plan, print_plan, read_config, shown_bytes, size_of
+from srd.run.steps.evaluation import Evaluation
+from srd.run.steps.ranking import Ranking
+from srd.run.steps.reflection import Reflection
+from srd.run.steps.student import Student
+from srd.run.steps.teacher import Cache, Teacher, TeacherText
+from srd.run.steps.training import Training
+from tests.conftest import TinyRun, close
 from tests.tiny import save_tiny
 
 
@@ -255,3 +264,46 @@ def test_demo_is_planned_from_the_real_configuration() -> None:
 def test_paths(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no config\.json"):
         read_config(ModelConfig(model=str(tmp_path)), [])
+
+
+# ----------------------------------------------------------------------------------------- the phases are the steps
+
+GKD = {"curriculum": None, "method": {"name": "gkd", "max_new_tokens": 4}}
+SEQKD = {"curriculum": None, "method": {"name": "seqkd", "max_new_tokens": 4}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "srd": {},
+    "warm start kd": {"student__warm_start": {"method": "kd"}},
+    "warm start kd, sft": {"student__warm_start": {"method": "kd"}, "training": {"method": "sft", "curriculum": None}},
+    "warm start seqkd": {"student__warm_start": {"method": SEQKD["method"]}, "training": GKD},
+    "warm start gkd": {"student__warm_start": {"method": GKD["method"]}, "training": SEQKD},
+    "fewer layers": {"student": {"drop_layers": 2}, "teacher__sft": {"epochs": 1}},
+    "live": {"cache__enabled": False, "baselines": {"kd": {"curriculum": None}}},
+    "no room": {"cache__limit_gb": 1e-9},
+    "lora": {"training__lora": {"r": 2}, "training__curriculum": None},
+}
+
+
+def test_the_phases_are_the_steps_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every variant: what a run notes as its steps, with nothing computed in any but the first."""
+    tiny = TinyRun(tmp_path)
+    wanted = json.loads(json.dumps(tiny.recipe))
+
+    def tuned(self: Teacher, run: Run) -> dict[str, Any]:
+        shutil.copytree(tiny.teacher, run.files.teacher) if run.recipe.teacher.sft else None
+        return {}
+
+    monkeypatch.setattr(Teacher, "make", tuned)
+    for kind in (TeacherText, Cache, Student, Reflection, Ranking, Training, Evaluation):
+        monkeypatch.setattr(kind, "make", lambda self, run: {})
+    for name, changes in VARIANTS.items():
+        tiny.recipe = json.loads(json.dumps(wanted))
+        run = tiny.set(**changes).open(tmp_path / name)
+        try:
+            advance(run)
+        finally:
+            close(run)
+        plan = make_plan(run.recipe)
+        assert [phase.name for phase in plan.phases if phase.name != "cache" or phase.flops] == list(
+            run.manifest.steps
+        ), name
+        assert bool(plan.cache_bytes) == ("cache" in run.manifest.steps), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,38 +111,51 @@ def test_neither_batch_size_nor_order_matters() -> None:
 
 
 def test_a_killed_reflection_loses_its_last_batches_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last, and those that are not what was written: cut, edited, another batch's, of other settings."""
     model, tokenizer = tiny_model("llama", seed=3), tiny_tokenizer("llama")
     settings: dict[str, Any] = {"template": "plain", "max_new_tokens": 8, "batch_size": 2}
     whole = reflect(model, tokenizer, ROWS, folder=tmp_path / "whole", **settings)
     assert whole.to_list() == reflect(model, tokenizer, ROWS, **settings).to_list()
 
-    calls: list[list[int]] = []
+    calls: list[Any] = []
     original = reflection._reflect_batch
 
-    def spy(model: Any, tokenizer: Any, examples: Any, encoded: Any, rows: list[int], longest: int) -> Any:
-        if len(calls) == 3:
+    def spy(*arguments: Any, most: int = 3) -> Any:
+        if len(calls) == most:
             raise KeyboardInterrupt
-        calls.append(rows)
-        return original(model, tokenizer, examples, encoded, rows, longest)
+        calls.append(arguments)
+        return original(*arguments)
 
     monkeypatch.setattr(reflection, "_reflect_batch", spy)
     with pytest.raises(KeyboardInterrupt):
         reflect(model, tokenizer, ROWS, folder=tmp_path / "killed", **settings)
-    written = sorted(path.name for path in (tmp_path / "killed").iterdir())
-    assert written == [f"batch-{i:07d}.json" for i in range(3)]
-    (tmp_path / "killed" / written[-1]).unlink()
+    written = sorted((tmp_path / "killed").iterdir())
+    assert [path.name for path in written] == [f"batch-{i:07d}.json" for i in range(3)]
+    written[-1].unlink()
     (tmp_path / "killed" / ".partial-batch-0000003.json-x").write_text("{torn")
 
     done: list[tuple[int, int]] = []
-    calls.clear()
-    monkeypatch.setattr(
-        reflection, "_reflect_batch", lambda *arguments: (calls.append(arguments[4]), original(*arguments))[1]
-    )
-    resumed = reflect(
-        model, tokenizer, ROWS, folder=tmp_path / "killed", progress=lambda *counts: done.append(counts), **settings
-    )
-    assert len(calls) == 4 and done[-1] == (11, 11)
-    assert resumed.to_list() == whole.to_list()
+    monkeypatch.setattr(reflection, "_reflect_batch", lambda *arguments: spy(*arguments, most=99))
+
+    def go_on(folder: Path) -> int:
+        calls.clear()
+        resumed = reflect(
+            model, tokenizer, ROWS, folder=folder, progress=lambda *counts: done.append(counts), **settings
+        )
+        assert resumed.to_list() == whole.to_list() and done[-1] == (11, 11)
+        return len(calls)
+
+    assert go_on(tmp_path / "killed") == 4
+    batches = sorted((tmp_path / "killed").glob("batch-*.json"))
+    batches[0].write_text(batches[0].read_text()[:40])
+    batches[1].write_bytes(b"")
+    batches[2].write_text(batches[2].read_text().replace('"rouge_l": [', '"rouge_l": [1.0, '))
+    shutil.copy(batches[4], batches[3])
+    assert go_on(tmp_path / "killed") == 4
+    assert go_on(tmp_path / "killed") == 0
+    settings["max_new_tokens"] = 7
+    reflect(model, tokenizer, ROWS, folder=tmp_path / "killed", **settings)
+    assert len(calls) == 6
     forget_batches(tmp_path / "killed")
     assert not (tmp_path / "killed").exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from srd.base.errors import UserError
@@ -280,3 +283,53 @@ def test_two_real_kills(undisturbed: Callable[[str], TinyRun], tmp_path: Path) -
     finished = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     assert_same(run_dir, tiny.run_dir)
+
+
+# ------------------------------------------------------------------------------------- damage within a stopped step
+
+
+def edit_scores(folder: Path) -> None:
+    table = pq.read_table(folder / "stages/2/scores.parquet")
+    other = table["ce"].take(pa.array(range(len(table))[::-1]))
+    pq.write_table(table.set_column(table.column_names.index("ce"), "ce", other), folder / "stages/2/scores.parquet")
+
+
+def flip_an_early_stage(folder: Path) -> None:
+    path = folder / "stages/0/model/model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+
+
+@pytest.mark.parametrize("damage", [edit_scores, flip_an_early_stage])
+def test_a_stopped_training_notices_what_is_damaged(
+    undisturbed: Callable[[str], TinyRun],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Path], None],
+) -> None:
+    """Killed in its last stage, whose examples were chosen anew."""
+    whole, run_dir = undisturbed("reflect-again"), tmp_path / "run"
+    interrupt(monkeypatch, whole.train, run_dir, stages, "make_trainer", 3)
+    damage(run_dir)
+    whole.train(run_dir)
+    assert_same(run_dir, whole.run_dir)
+    early = "stages/0/model/model.safetensors"
+    assert (run_dir / early).read_bytes() == (whole.run_dir / early).read_bytes()
+
+
+def test_an_interrupted_switch_goes_on_where_it_was(
+    undisturbed: Callable[[str], TinyRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain distillation is killed, SRD takes its place, and plain distillation goes on from its checkpoint."""
+    tiny, other, run_dir = undisturbed("srd"), undisturbed("loss"), tmp_path / "run"
+    shutil.copytree(tiny.run_dir, run_dir)
+    plain = TinyRun.__new__(TinyRun)
+    plain.__dict__.update(tiny.__dict__, recipe={**tiny.recipe, "training": VARIANTS["loss"]})
+    interrupt(monkeypatch, plain.train, run_dir, stages, "save_model", 1)
+    tiny.train(run_dir)
+    with monkeypatch.context() as patched:
+        calls = kill(patched, DistillTrainer, "training_step", -1)
+        plain.train(run_dir)
+    assert calls == [0]
+    name = "student/model.safetensors"
+    assert (run_dir / name).read_bytes() == (other.run_dir / name).read_bytes()
+    assert not [path for path in (run_dir / "displaced/train-kd").rglob("*") if path.is_file()]

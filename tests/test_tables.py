@@ -34,6 +34,12 @@ def test_large_tables_are_read_through_a_map(tmp_path: Path, monkeypatch: pytest
     for part in (mapped.select([1]), mapped.select([1, 0]), mapped.select_columns(["id"])):
         assert reopened(part) is part
     assert small.to_dict() == mapped.to_dict() == again.to_dict() == ROWS.to_dict()
+    file = Path(mapped.cache_files[0]["filename"])
+    for damage in (file.read_bytes()[:-9], b""):  # it is written again
+        file.unlink()
+        file.write_bytes(damage)
+        map_large([path], folder)
+        assert open_mapped(path, folder).to_dict() == ROWS.to_dict()
 
 
 def test_rows_are_found_by_id() -> None:

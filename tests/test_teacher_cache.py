@@ -35,9 +35,9 @@ class Built(NamedTuple):
     loaded: list[int]
 
 
-def build(folder: Path, family: str = "llama", count: int = 21, **settings: Any) -> Built:
+def build(folder: Path, family: str = "llama", count: int = 21, seed: int = 2, **settings: Any) -> Built:
     """Build a cache of random examples, two to a batch and two batches to a shard."""
-    teacher, tokenizer = tiny_model(family, seed=2), tiny_tokenizer(family)
+    teacher, tokenizer = tiny_model(family, seed=seed), tiny_tokenizer(family)
     examples, collator = encoded(count, tokenizer), make_collator(teacher, tokenizer)
     loaded: list[int] = []
 
@@ -204,6 +204,20 @@ def test_a_damaged_head_is_built_again(
     cache = built.build()
     assert "head.safetensors is damaged" in caplog.text and len(built.loaded) == 2
     assert torch.equal(cache.head().weight, before) and cache.verify() == []
+
+
+def test_the_shard_of_other_examples_and_the_head_of_another_teacher_are_built_again(tmp_path: Path) -> None:
+    built, other = build(tmp_path / "own"), build(tmp_path / "other", seed=5)
+    before, head = everything(built.cache, built.examples).clone(), built.cache.head().weight.clone()
+    built.cache._open.clear()
+    first, second = shards(tmp_path / "own")[:2]
+    for ending in (".safetensors", ".json"):
+        shutil.copy(first.with_suffix(ending), second.with_suffix(ending))
+    for name in ("head.safetensors", "meta.json"):
+        shutil.copy(tmp_path / "other" / name, tmp_path / "own" / name)
+    cache = built.build()
+    assert torch.equal(everything(cache, built.examples), before) and torch.equal(cache.head().weight, head)
+    assert not torch.equal(other.cache.head().weight, head)
 
 
 def test_a_torn_plan_is_made_again(tmp_path: Path) -> None:

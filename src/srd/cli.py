@@ -80,7 +80,9 @@ def write_report(run: Any) -> Path | None:
     """Write the report from whatever the run directory holds."""
     from srd.base import parallel
     from srd.report.page import build_report
+    from srd.run.flow import check_written
 
+    parallel.together(lambda: check_written(run) if parallel.is_main() else None)
     return build_report(run.folder) if parallel.is_main() else None
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.conftest import TinyRun, steps_finished, tiny_rows, write_rows
@@ -14,6 +15,8 @@ from tests.tiny import save_tiny
 
 from srd.base.errors import UserError
 from srd.base.files import file_digest, read_json
+from srd.run.flow import check_written, planned_steps
+from srd.run.steps.base import key_of
 
 SRD = {"epochs": 1, "batch_size": 8, "learning_rate": 3e-3, "curriculum": {"stages": 2}}
 
@@ -109,15 +112,98 @@ def test_no_more_is_made_again_than_needs_be(again: TinyRun, name: str, monkeypa
     assert {Path(folder).name for folder in taken} == ({"1"} if name.startswith("stages") else set())
 
 
-def test_metrics_are_put_together_again(again: TinyRun) -> None:
-    path = again.run_dir / "metrics.jsonl"
-    before = path.read_bytes()
-    path.write_bytes(before[:40])
+def test_what_is_no_steps_is_written_again(again: TinyRun) -> None:
+    files = [again.run_dir / name for name in ("metrics.jsonl", "recipe.yaml")]
+    before = [path.read_bytes() for path in files]
+    for path in files:
+        path.write_bytes(path.read_bytes()[:40] + b"\xff")
     assert redone(again) == set()
-    assert path.read_bytes() == before
+    assert [path.read_bytes() for path in files] == before
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"srd": {}}', b"\xff"])
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [("evaluation/metrics.json", "evaluation"), ("curriculum/ranked.parquet", "ranking"),
+     ("logs/srd.jsonl", "train/srd"), ("examples/train.parquet", "examples"),
+     ("evaluation/train_samples.jsonl", "evaluation")],
+)  # fmt: skip
+def test_no_report_of_what_no_step_wrote(again: TinyRun, name: str, step: str, content: bytes) -> None:
+    (again.run_dir / name).write_bytes(content)
+    run = again.open()
+    try:
+        with pytest.raises(UserError, match=f"{name} is not what the step {step} wrote"):
+            check_written(run)
+    finally:
+        run._lock.close()
+
+
+def test_missing_folders_are_made_again(done: TinyRun, again: TinyRun) -> None:
+    for name in ("examples", "reflection", "curriculum", "stages", "student", "evaluation"):
+        shutil.rmtree(again.run_dir / name)
+    assert redone(again) == {"examples", "reflection", "ranking", "train/srd", "evaluation"}
+    assert contents(again.run_dir) == contents(done.run_dir)
 
 
 # ------------------------------------------------------------------------------------------------------------ inputs
+
+
+BEFORE = {"examples", "teacher", "teacher text", "cache", "student", "reflection", "ranking"}
+TRAININGS = {"train/srd", "train/seqkd", "train/gkd"}
+#: Changes to a recipe, and the steps that are to be made again, the evaluation left out: it comes after all of them.
+DECIDES: list[tuple[dict[str, Any], set[str]]] = [
+    ({"name": "other"}, set()),
+    ({"training__log_to": []}, set()),
+    ({"cache__limit_gb": 50.0}, set()),
+    ({"evaluation__limit": 2}, set()),
+    ({"training__epochs": 2}, TRAININGS),  # the baselines start from its settings
+    ({"baselines__gkd__epochs": 2}, {"train/gkd"}),
+    ({"training__curriculum__select": 0.5}, {"ranking", "train/srd"}),
+    ({"training__curriculum__weight": [0.5, 1.0]}, {"train/srd"}),
+    ({"training__seed": 3}, {"ranking", *TRAININGS}),
+    ({"cache__dtype": "bfloat16"}, {"cache", "train/srd"}),
+    ({"reflection__max_new_tokens": 7}, {"reflection", "ranking", "train/srd"}),
+    ({"baselines__seqkd__method__max_new_tokens": 5}, {"teacher text", "train/seqkd"}),
+    ({"generation__batch_size": 4}, {"teacher", "teacher text", "cache", "reflection", "ranking", *TRAININGS}),
+    ({"generation__max_new_tokens": 7}, {"teacher", "teacher text", "cache", "reflection", "ranking", *TRAININGS}),
+    ({"teacher__sft__epochs": 2}, {"teacher", "teacher text", "cache", *TRAININGS}),
+    ({"student__dtype": "bfloat16"}, {"student", "reflection", "ranking", *TRAININGS}),
+    ({"data__template": "alpaca"}, {*BEFORE, *TRAININGS} - {"examples", "student"}),
+    ({"data__test_size": 5}, {*BEFORE, *TRAININGS} - {"student"}),
+    ({"data__bad_rows": "drop"}, {*BEFORE, *TRAININGS} - {"examples", "student"}),
+]
+
+
+def keys_of(tiny: TinyRun, folder: Path) -> dict[str, str]:
+    """What stands for every step of a run, without making one."""
+    run = tiny.open(folder)
+    shutil.copytree(tiny.teacher, run.files.teacher)  # as if it were tuned
+    try:
+        for step in planned_steps(run.recipe):
+            run.keys[step.name] = key_of(run, step)
+        return dict(run.keys)
+    finally:
+        run._lock.close()
+
+
+def test_every_setting_makes_again_what_it_decides_and_no_more(done: TinyRun, tmp_path: Path) -> None:
+    tiny = TinyRun.__new__(TinyRun)
+    recipe = {
+        **json.loads(json.dumps(done.recipe)),
+        "teacher": {"model": str(done.teacher), "sft": {"epochs": 1, "method": "sft"}},
+        "baselines": {"seqkd": {"curriculum": None, "method": {"name": "seqkd", "max_new_tokens": 4}},
+                      "gkd": {"curriculum": None, "method": {"name": "gkd", "max_new_tokens": 4}}},
+    }  # fmt: skip
+    tiny.__dict__.update(done.__dict__, recipe=recipe)
+    before = keys_of(tiny, tmp_path / "before")
+    assert set(before) == {*BEFORE, *TRAININGS, "evaluation"}
+    wrong = []
+    for number, (change, expected) in enumerate(DECIDES):
+        tiny.recipe = json.loads(json.dumps(recipe))
+        after = keys_of(tiny.set(**change), tmp_path / str(number))
+        changed = {name for name in after if after[name] != before[name]} - {"evaluation"}
+        wrong += [(change, changed)] if changed != expected else []
+    assert not wrong, wrong
 
 
 def edit_rows(tiny: TinyRun, path: Path) -> Path:

@@ -133,15 +133,23 @@ def test_done_cells_are_left_alone(done: Sweep, monkeypatch: pytest.MonkeyPatch)
     assert (done.folder / "results.csv").read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["srd.test.10.jsonl", "teacher.test.20.scores.json"])
-def test_a_cell_whose_answers_were_changed_is_not_done(done: Sweep, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["evaluation/predictions/srd.test.10.jsonl", "evaluation/predictions/teacher.test.20.scores.json",
+     "evaluation/metrics.json", "logs/srd.jsonl", "cell.json"],
+)  # fmt: skip
+def test_a_cell_whose_files_were_changed_is_not_done(done: Sweep, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "cell"
     shutil.copytree(done.folder / "cells" / "srd-seed-0", folder)
     identity = json.loads((folder / "cell.json").read_text())["identity"]
     assert runner._is_done(folder, identity)
     assert not runner._is_done(folder, "another")
-    path = folder / "evaluation" / "predictions" / name
-    path.write_text(path.read_text().replace("0.", "1.", 1))
+    path = folder / name
+    whole = path.read_text()
+    for content in (whole.replace("0", "1", 1), "[]", "", "{"):
+        path.write_text(content)
+        assert not runner._is_done(folder, identity)
+    path.unlink()
     assert not runner._is_done(folder, identity)
 
 

@@ -227,6 +227,20 @@ def write_sealed(path: Path, content: dict[str, Any]) -> None:
     write_json(path, {**content, "seal": fingerprint(content)})
 
 
+def seal(path: Path) -> None:
+    """Note beside a file or a folder what it holds: for work of a step that may be killed before it is done."""
+    write_sealed(_seal_of(path), {"content": content_of(path)})
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a file or a folder is there and holds what it held when it was sealed."""
+    return path.exists() and read_sealed(_seal_of(path)).get("content") == content_of(path)
+
+
+def _seal_of(path: Path) -> Path:
+    return path.parent / f".{path.name}.seal"
+
+
 def read_sealed(path: Path) -> dict[str, Any]:
     """Read what `write_sealed` wrote; nothing where it is missing or damaged."""
     try:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from srd.base.errors import UserError
 from srd.base.failures import reading
-from srd.base.files import atomic_write, digest_of, remove
+from srd.base.files import atomic_write, digest_of, is_sealed, remove, seal
 
 LARGE_BYTES = 16 << 20  # a parquet file of this size takes many times as much memory
 MAP_ROWS = 1_000
@@ -71,14 +71,15 @@ def map_large(paths: list[Path], folder: Path) -> None:
     """Copy large parquet files to ``folder`` in Arrow's own format, which can be read through a memory map."""
     for path in paths:
         target = _mapped(path, folder)
-        if path.stat().st_size < LARGE_BYTES or target.exists():
+        if path.stat().st_size < LARGE_BYTES or is_sealed(target):
             continue
-        for older in folder.glob(f"{path.stem}-*"):
+        for older in [*folder.glob(f"{path.stem}-*"), *folder.glob(f".{path.stem}-*")]:
             remove(older)
         source = pq.ParquetFile(path)
         with atomic_write(target) as partial, pa.ipc.new_stream(str(partial), source.schema_arrow) as stream:
             for batch in source.iter_batches(MAP_ROWS):
                 stream.write_batch(batch)
+        seal(target)
 
 
 def open_mapped(path: Path, folder: Path) -> datasets.Dataset:

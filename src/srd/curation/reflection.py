@@ -6,7 +6,6 @@ cache is cut back to the prompt, and the answer is decoded from there.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from srd.base import parallel
 from srd.base.errors import UserError
-from srd.base.files import atomic_write, remove
+from srd.base.files import atomic_write, fingerprint, read_sealed, remove, write_sealed
 from srd.base.tables import column, positions, reopened
 from srd.data.batching import TokenLists, length_sorted_batches
 from srd.data.encoding import Encoder
@@ -102,13 +101,15 @@ def reflect(
         if count % window == 0:
             tokens, texts = reopened(encoded), reopened(examples).select_columns("references")
         path = folder / f"batch-{number:07d}.json" if folder else None
-        if path is None or not path.exists():
-            part = _reflect_batch(model, tokenizer, texts, tokens, batches[number], max_new_tokens)
+        chosen = tokens[batches[number]]
+        made_from = fingerprint(chosen["id"], chosen["prompt_ids"], chosen["response_ids"], max_new_tokens)
+        if path is None or read_sealed(path).get("made_from") != made_from:
+            references = texts[batches[number]]["references"]
+            part = _reflect_batch(model, tokenizer, references, chosen, max_new_tokens)
             if path is None:
                 parts[number] = part
             else:
-                with atomic_write(path) as partial:
-                    partial.write_text(json.dumps(part), encoding="utf-8")
+                write_sealed(path, {"made_from": made_from, **part})
         done += len(batches[number])
         if progress:
             progress(done, total)
@@ -128,9 +129,8 @@ def _refuse_below_one(**settings: int) -> None:
 
 
 def _reflect_batch(
-    model: Any, tokenizer: Any, examples: datasets.Dataset, encoded: datasets.Dataset, rows: list[int], longest: int
+    model: Any, tokenizer: Any, references: list[list[str]], chosen: dict[str, list[Any]], longest: int
 ) -> dict[str, list[Any]]:
-    chosen = encoded[rows]
     stop = stop_token_ids(model, tokenizer)
     tokens, losses = decode_batch(
         model,
@@ -143,7 +143,7 @@ def _reflect_batch(
         references=chosen["response_ids"],
     )
     responses = answer_texts(tokenizer, tokens, stop)
-    scores = rouge_l_many(responses, examples[rows]["references"])
+    scores = rouge_l_many(responses, references)
     return {"id": chosen["id"], "response": responses, "rouge_l": scores.tolist(), "ce": losses}
 
 
@@ -151,8 +151,8 @@ def _join(folder: Path, count: int) -> None:
     """Put the batches' files together in one that is read through a memory map."""
     with atomic_write(folder / JOINED) as partial, pa.ipc.new_stream(str(partial), SCHEMA) as stream:
         for number in range(count):
-            part = json.loads((folder / f"batch-{number:07d}.json").read_text(encoding="utf-8"))
-            stream.write_batch(pa.RecordBatch.from_pydict(part, schema=SCHEMA))
+            part = read_sealed(folder / f"batch-{number:07d}.json")
+            stream.write_batch(pa.RecordBatch.from_pydict({name: part[name] for name in SCHEMA.names}, schema=SCHEMA))
 
 
 def _in_order(examples: datasets.Dataset, scores: datasets.Dataset) -> datasets.Dataset:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import torch
 
 from srd.base import parallel
-from srd.base.files import fingerprint
+from srd.base.files import fingerprint, is_sealed, seal
 from srd.base.tables import column, positions, write_table
 from srd.curation.curriculum import Curriculum, Stage
 from srd.curation.ranking import rank
@@ -227,8 +227,9 @@ def _stages(
 
     def choose_again(model: Any, stage: Stage) -> Stage:
         path = folder / "stages" / str(stage.index) / "scores.parquet"
-        if not parallel.on_main(path.exists):
+        if not parallel.on_main(lambda: is_sealed(path)):
             keep_scores(reflect_on(run, model, path.parent / "batches"), path, path.parent / "batches")
+            parallel.on_main(lambda: seal(path))
         ranked = ranked_scores(run, curriculum, path)
         return curriculum.split(ranked)[stage.index]
 

@@ -21,11 +21,12 @@ from srd.base.console import progress_bar
 from srd.base.errors import UserError
 from srd.base.locks import lock
 from srd.base.tables import column, open_mapped, reopened
+from srd.base.yaml_text import read_yaml
 from srd.curation.curriculum import Curriculum
 from srd.data.batching import EncodedExamples
 from srd.models.generation import Decoding
 from srd.models.settings import ModelConfig
-from srd.recipe.reading import load_recipe, write_recipe
+from srd.recipe.reading import write_recipe
 from srd.recipe.schema import Recipe
 from srd.run.folder import RunFolder
 from srd.run.identity import named_paths
@@ -99,7 +100,8 @@ class Run(RecipeModels):
         before = self.files.recipe
         if self.folder.is_file():
             raise UserError(f"--run-dir {self.folder} is a file. Name a folder.")
-        if before.is_file() and (name := load_recipe(str(before)).name) != self.recipe.name:
+        name = _name_in(before) if before.is_file() else None
+        if name is not None and name != self.recipe.name:
             raise UserError(
                 f"{self.folder} is the run directory of the recipe '{name}', not of '{self.recipe.name}'. "
                 f"Choose another --run-dir, or delete it."
@@ -236,6 +238,18 @@ def load_options(model: ModelConfig, loose: bool = True) -> dict[str, Any]:
     """How a model of the recipe is loaded; one that lies in the run directory has its adapter merged already."""
     keys = ("dtype", "attn_implementation", *(("revision", "adapter", "trust_remote_code") if loose else ()))
     return {"dtype": model.dtype, **{key: getattr(model, key) for key in keys}}
+
+
+def _name_in(path: Path) -> str | None:
+    """The name in a run directory's recipe; None where it cannot be read, as it is written anew."""
+    try:
+        content = read_yaml(path)
+    except UserError:
+        content = None
+    if isinstance(content, dict) and isinstance(content.get("name"), str):
+        return str(content["name"])
+    logger.warning("%s is damaged and is written again", path)
+    return None
 
 
 def check_inputs_outside(recipe: Recipe, folder: Path) -> None:

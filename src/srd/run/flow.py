@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from srd.base import parallel
+from srd.base.errors import UserError
 from srd.recipe.schema import Recipe
 from srd.run.checks import check_recipe
 from srd.run.context import Run
@@ -14,7 +15,7 @@ from srd.run.steps.ranking import Ranking
 from srd.run.steps.reflection import Reflection
 from srd.run.steps.student import Student
 from srd.run.steps.teacher import Cache, Teacher, TeacherText
-from srd.run.steps.training import Training
+from srd.run.steps.training import Training, write_metrics
 
 
 def steps_of(recipe: Recipe) -> list[Step]:
@@ -55,6 +56,22 @@ def advance(run: Run, *wanted: str) -> None:
 def run_all(run: Run) -> None:
     """The whole flow."""
     advance(run)
+
+
+def check_written(run: Run) -> None:
+    """Refuse to tell of a run whose files are not what its steps wrote; what is missing is no hindrance.
+
+    Raises:
+        UserError: with the first of them and its step.
+    """
+    for name, step in run.manifest.steps.items():
+        changed = [path for path in run.manifest.damaged(name) if path.exists()] if step.get("finished") else []
+        if changed:
+            raise UserError(
+                f"{changed[0]} is not what the step {name} wrote, and a report of it would be wrong. "
+                "srd run makes it again; or choose another --run-dir."
+            )
+    write_metrics(run)
 
 
 def training_steps(recipe: Recipe) -> list[str]:

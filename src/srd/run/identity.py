@@ -90,12 +90,21 @@ def recipe_identity(recipe: Recipe) -> list[Any]:
     ]
 
 
+def _matching(name: str) -> list[str]:
+    """A path as it is, or the paths that a pattern matches."""
+    path = Path(name).expanduser()
+    return sorted(glob.glob(str(path), recursive=True)) if glob.has_magic(name) and not path.exists() else [name]
+
+
 def named_paths(recipe: Recipe) -> dict[str, Path]:
     """Every file or folder that a recipe names as an input, by the field that names it."""
     data = recipe.data
     found: dict[str, str | None] = {}
-    for field, source in (("data.train", data.train), ("data.validation", data.validation), ("data.test", data.test)):
+    for part in ("train", "validation", "test"):
+        source = getattr(data, part)
         names = [source.path] if source and isinstance(source.path, str) else (source and source.path) or []
+        names = [each for name in names for each in _matching(name)]
+        field = f"data.{part}"
         found.update({field if len(names) == 1 else f"{field}[{i}]": name for i, name in enumerate(names)})
     for role, model in (("teacher", recipe.teacher), ("student", recipe.student)):
         found.update({f"{role}.model": model.model, f"{role}.adapter": model.adapter})

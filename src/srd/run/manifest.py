@@ -102,6 +102,11 @@ class Manifest:
                     state[:3] = file_times(path)
         return wrong
 
+    def files(self, step: str, folder: Path) -> list[Path]:
+        """What a finished step wrote below a folder."""
+        files = [self.folder / name for name in self.steps[step].get("outputs", {})]
+        return [file for file in files if file.is_relative_to(folder)]
+
     def places(self, step: str) -> list[Path]:
         """The files and folders that belong to a step."""
         return [self.folder / name for name in self.steps.get(step, {}).get("places", [])]
@@ -248,6 +253,9 @@ class SharedSteps:
         place = self._place(step, key)
         found = read_sealed(place / "step.json")
         if not found:
+            if place.exists() and not place.is_symlink():
+                logger.warning("%s is damaged: %s is made again", place, step)
+                remove(place)
             return None
         for name, state in found["outputs"].items():
             if not (place / name).is_file() or digest_of(place / name) != state[3]:

@@ -12,10 +12,9 @@ from rich.markup import escape
 from srd.base import parallel
 from srd.base.console import console, set_up_logging
 from srd.base.errors import RunError, UserError
-from srd.base.files import atomic_write, fingerprint, read_json, remove, write_json
+from srd.base.files import atomic_write, fingerprint, read_sealed, remove, write_sealed
 from srd.base.locks import lock
 from srd.base.yaml_text import dump_yaml, read_yaml
-from srd.evaluation.predictions import PREDICTIONS, listed, read_scores
 from srd.recipe.merging import merge
 from srd.recipe.reading import validate_recipe
 from srd.recipe.schema import Recipe
@@ -24,6 +23,7 @@ from srd.run.context import Run
 from srd.run.flow import run_all
 from srd.run.folder import RunFolder
 from srd.run.identity import recipe_identity
+from srd.run.manifest import Manifest
 from srd.sweep.cells import Cell, Outcome, lay_out, reference_rows
 from srd.sweep.page import write_sweep_report
 from srd.sweep.settings import load_sweep
@@ -79,7 +79,7 @@ class Sweep:
     def outcome(self, cell: Cell) -> Outcome:
         """What has become of one cell."""
         folder = self.folder / "cells" / cell.folder
-        noted = read_json(folder / RESULT, {})
+        noted = read_sealed(folder / RESULT)
         return Outcome(cell, folder, noted.get("state", "missing"), noted.get("error", ""))
 
     def run(self) -> list[Outcome]:
@@ -125,7 +125,7 @@ class Sweep:
         failed = {"state": "failed", "error": message}
         if not parallel.can_go_on(error):
             if not parallel.is_lost(error):  # then it is the other process that knows why
-                write_json(folder / RESULT, failed)
+                write_sealed(folder / RESULT, failed)
             raise error
         shown = escape(message if expected else traceback.format_exc())
         console.print(f"[bold red]failed:[/] {shown}", soft_wrap=True)
@@ -135,7 +135,7 @@ class Sweep:
         """Keep how a cell ended."""
         if parallel.is_main():
             if result:
-                write_json(folder / RESULT, result)
+                write_sealed(folder / RESULT, result)
             else:
                 remove(folder / RESULT)
         parallel.barrier()
@@ -147,15 +147,25 @@ class Sweep:
 
 
 def _is_done(folder: Path, identity: str) -> bool:
-    """Whether a cell has been run from this recipe and these files, and its answers are as they were."""
-    noted = read_json(folder / RESULT, {})
+    """Whether a cell has been run from this recipe and these files, and what it keeps is as it was."""
+    noted = read_sealed(folder / RESULT)
     if noted.get("state") != "done" or noted.get("identity") != identity:
         return False
-    evaluation = RunFolder(folder, "").evaluation
-    changed = [name for name in listed(evaluation) if read_scores(evaluation / PREDICTIONS / name) is None]
+    try:
+        manifest = Manifest(folder)
+    except UserError:  # running the cell says it
+        return False
+    own = [path for step in manifest.steps for path in manifest.damaged(step) if path.is_relative_to(folder)]
+    changed = [path for path in own if path.exists() or not _is_weight(path.relative_to(folder))]
     if changed:
-        console.print(f"{escape(changed[0])} was changed or is missing: the cell is run again")
+        name = escape(str(changed[0].relative_to(folder)))
+        console.print(f"{name} was changed or is missing: the cell is run again")
     return not changed
+
+
+def _is_weight(path: Path) -> bool:
+    """Whether a file of a run directory is of a model, which is dropped."""
+    return path.parts[0] in ("student", "start", "teacher") or (path.parts[0] == "stages" and "model" in path.parts)
 
 
 def _drop_weights(files: RunFolder) -> None:

@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 OPTIONS_OF_STAGES = ("role", "dtype", "attn_implementation", "trust_remote_code")  # what loads the model of a stage too
 METRICS_FILE = "metrics.json"  # written last: a stage that has it is done
+SCORES_FILE = "scores.parquet"  # of a stage that chose its examples anew
 ROLLOUTS_FILE = "rollouts.json"  # what a stage hands on to the next beside its model
 
 
@@ -119,16 +120,15 @@ def train(training: Training, final: Path) -> dict[str, Any]:
 def _stages_done(training: Training) -> int:
     """How many stages need not be trained again; what lies of the others is removed, but for the first's checkpoints.
 
-    A stage is done if its numbers can be read; what the next one starts from must be as it was written.
+    A stage is done if its numbers can be read, and its files are as they were written.
     """
     folders = [training.stage_folder(stage.index) for stage in training.stages]
     finished = list(takewhile(lambda metrics: metrics is not None, map(_metrics, folders)))
-    done = len(finished)
-    if done < len(folders) and (folders[done] / METRICS_FILE).exists():
+    done = next(
+        (number for number, metrics in enumerate(finished) if _is_damaged(folders[number], metrics)), len(finished)
+    )
+    if done == len(finished) < len(folders) and (folders[done] / METRICS_FILE).exists():
         logger.warning(f"{folders[done] / METRICS_FILE} is damaged: stage {done} is trained again")
-    while done and (reason := damage(folders[done - 1], finished[done - 1]["files"])):
-        done -= 1
-        logger.warning(f"{folders[done]} is damaged ({reason}): stage {done} is trained again")
     for number, folder in enumerate(folders):
         if number < done:  # a kill may have come between the metrics and the checkpoints' removal
             _remove_checkpoints(folder)
@@ -138,6 +138,13 @@ def _stages_done(training: Training) -> int:
         else:
             remove(folder)
     return done
+
+
+def _is_damaged(folder: Path, metrics: dict[str, Any]) -> bool:
+    reason = damage(folder, metrics["files"])
+    if reason:
+        logger.warning(f"{folder} is damaged ({reason}): stage {folder.name} is trained again")
+    return reason is not None
 
 
 def _metrics(folder: Path) -> Any:
@@ -206,7 +213,7 @@ def train_stage(training: Training, stage: Stage, model: Any) -> Any:
                 "temperature": stage.temperature, "weight": stage.weight,
                 "best_metric": best, "best_step": trainer.state.best_global_step,
                 "seconds": round(trainer.seconds, 3), "validation_seconds": round(trainer.validation_seconds, 3),
-                "files": list_files(folder, "model", ROLLOUTS_FILE),
+                "files": list_files(folder, "model", ROLLOUTS_FILE, SCORES_FILE),
             }  # fmt: skip
             write_json(folder / METRICS_FILE, {**metrics, "digest": fingerprint(metrics)})
         _remove_checkpoints(folder)

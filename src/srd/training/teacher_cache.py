@@ -32,15 +32,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from srd.base import parallel
-from srd.base.errors import RunError
-from srd.base.files import atomic_write, file_digest, fingerprint, read_json, remove, write_json
+from srd.base.errors import RunError, UserError
+from srd.base.files import atomic_write, file_digest, fingerprint, read_sealed, remove, write_sealed
 from srd.data.batching import Collator, EncodedExamples, length_sorted_batches
 from srd.models.finite import blame
 from srd.models.head import HeadWeights, head_weights, response_hidden
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 SHARD_BATCHES = 16  # a killed build loses at most this much work of one process
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -56,19 +56,21 @@ def cache_bytes(tokens: int, hidden_size: int, dtype: torch.dtype) -> int:
     return tokens * hidden_size * dtype.itemsize
 
 
-def _write_sealed(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON with a checksum of its content."""
-    write_json(path, {**content, "seal": fingerprint(content)})
+def _describe(path: Path, content: dict[str, Any]) -> None:
+    """Write what a file of a cache is about, sealed, with the cache that it belongs to."""
+    write_sealed(path, {"cache": path.parent.name, **content})
 
 
-def _read_sealed(path: Path) -> dict[str, Any]:
-    """Read what `_write_sealed` wrote; nothing where it is missing or damaged."""
-    try:
-        content: dict[str, Any] = read_json(path, {})
-        seal = content.pop("seal", None)
-    except (ValueError, AttributeError):  # no JSON, or no object
+def _described(path: Path) -> dict[str, Any]:
+    """Read what `_describe` wrote; nothing where it is missing, damaged, or of another cache or shard."""
+    content = read_sealed(path)
+    if content.get("cache") != path.parent.name or ("keys" in content and path.stem != _shard_name(content["keys"])):
         return {}
-    return content if seal == fingerprint(content) else {}
+    return content
+
+
+def _shard_name(keys: list[str]) -> str:
+    return f"shard-{fingerprint(keys)}"
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,11 @@ class TeacherCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.meta = _read_sealed(folder / "meta.json")
+        self.meta = _described(folder / "meta.json")
         self.places: dict[str, _Place] = {}
         self._open: dict[str, Any] = {}
         for index in sorted(folder.glob("shard-*.json")):
-            content = _read_sealed(index)
+            content = _described(index)
             start = 0
             for key, length in zip(content.get("keys", []), content.get("lengths", []), strict=True):
                 self.places[key] = _Place(index.stem, start, length)
@@ -136,12 +138,15 @@ class TeacherCache:
             described[self.folder / "meta.json"] = self.folder / "head.safetensors"
 
         def intact(index: Path) -> bool:
-            content, tensors = _read_sealed(index), described[index]
-            return bool(content) and tensors.exists() and file_digest(tensors) == content["digest"]
+            content, tensors = _described(index), described[index]
+            return bool(content) and tensors.is_file() and file_digest(tensors) == content["digest"]
 
         with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter lock
             damaged = [index for index, fine in zip(described, pool.map(intact, described), strict=True) if not fine]
         for index in damaged:
+            for path in (index, described[index]):
+                if path.is_dir():
+                    raise UserError(f"{path} is a folder, but the teacher cache has a file there. Move it away.")
             logger.warning("teacher cache: %s is damaged and will be built again", described[index])
             remove(index)
             remove(described[index])
@@ -222,15 +227,15 @@ def _plan(
 ) -> list[tuple[str, list[list[int]]]]:
     """Shards to build as (name, batches of indices). The plan is kept, so that a continued build is the same."""
     path = folder / f"plan-{fingerprint(keys, batch_size)}.json"
-    batches: list[list[int]] | None = _read_sealed(path).get("batches")
+    batches: list[list[int]] | None = _described(path).get("batches")
     if batches is None or any(keys[i] not in cache for i in _absent(keys, batches)):
         first = {key: i for i, key in reversed(list(enumerate(keys))) if key not in cache}
         missing = sorted(first.values())
         lengths = examples.lengths
         batches = [[missing[i] for i in b] for b in length_sorted_batches([lengths[i] for i in missing], batch_size)]
-        _write_sealed(path, {"batches": batches})
+        _describe(path, {"batches": batches})
     shards = [batches[start : start + SHARD_BATCHES] for start in range(0, len(batches), SHARD_BATCHES)]
-    return [(f"shard-{fingerprint([keys[i] for b in shard for i in b])}", shard) for shard in shards]
+    return [(_shard_name([keys[i] for b in shard for i in b]), shard) for shard in shards]
 
 
 def _absent(keys: list[str], batches: list[list[int]]) -> list[int]:
@@ -269,14 +274,14 @@ def _write_head(folder: Path, teacher: Any) -> None:
     with atomic_write(folder / "head.safetensors") as partial:
         save_file(tensors, partial)
     digest = file_digest(folder / "head.safetensors")
-    _write_sealed(folder / "meta.json", {"digest": digest, "scale": head.scale, "softcap": head.softcap})
+    _describe(folder / "meta.json", {"digest": digest, "scale": head.scale, "softcap": head.softcap})
 
 
 def _write_shard(folder: Path, name: str, states: Tensor, keys: list[str], lengths: list[int]) -> None:
     path = folder / f"{name}.safetensors"
     with atomic_write(path) as partial:
         save_file({"hidden": states.contiguous()}, partial)
-    _write_sealed(folder / f"{name}.json", {"digest": file_digest(path), "keys": keys, "lengths": lengths})
+    _describe(folder / f"{name}.json", {"digest": file_digest(path), "keys": keys, "lengths": lengths})
 
 
 def _check_disk(folder: Path, needed: int) -> None:

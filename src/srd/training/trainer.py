@@ -685,10 +685,9 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 def filter_rows(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     """Rewrite a JSON-lines log with the rows that ``keep`` accepts; a line torn by a kill is dropped."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            rows += [row] if isinstance(row, dict) else []
     with atomic_write(path) as partial:
         partial.write_text("".join(f"{json.dumps(row)}\n" for row in rows if keep(row)), encoding="utf-8")

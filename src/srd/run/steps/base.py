@@ -72,11 +72,16 @@ class Step:
         """What every command does once the step is done."""
 
 
+def key_of(run: Run, step: Step) -> str:
+    """What stands for all that decides a step's result, the steps before it having theirs."""
+    return fingerprint(step.name, [run.keys.get(name) for name in step.after(run.recipe)], *step.inputs(run))
+
+
 def do(run: Run, step: Step) -> None:
     """Do a step unless what it wrote is still there, made from the same inputs. ``run.keys`` gets its fingerprint."""
     if parallel.on_main(lambda: step.is_idle(run)):
         return
-    key = fingerprint(step.name, [run.keys.get(name) for name in step.after(run.recipe)], *step.inputs(run))
+    key = key_of(run, step)
     if not _is_kept(run, step, key) and not _is_taken(run, step, key):
         _make(run, step, key)
     run.keys[step.name] = key
@@ -126,6 +131,13 @@ def _is_taken(run: Run, step: Step, key: str) -> bool:
     return True
 
 
+def _fetch_unfinished(run: Run, step: Step, key: str) -> None:
+    """Bring the unfinished work of a step back from where another step has put it aside."""
+    places = [*step.outputs(run), *step.scratch(run)]
+    if run.manifest.interrupted(step.name, key) and len(run.manifest.places(step.name)) == len(places):
+        run.manifest.bring(step.name, places)
+
+
 def _clear_the_way(run: Run, step: Step, key: str) -> list[Path]:
     """Remove what the step wrote from other inputs, and put aside what other steps wrote in its places."""
     manifest, places = run.manifest, [*step.outputs(run), *step.scratch(run)]
@@ -138,6 +150,7 @@ def _clear_the_way(run: Run, step: Step, key: str) -> list[Path]:
 def _make(run: Run, step: Step, key: str) -> None:
     """Make a step, keep the time it takes, and note what it wrote."""
     manifest = run.manifest
+    parallel.on_main(lambda: _fetch_unfinished(run, step, key))
     parallel.on_main(lambda: manifest.begin(step.name, key, _clear_the_way(run, step, key)))
     console.print(f"[bold]• {step.name}[/]")
 

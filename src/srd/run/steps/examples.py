@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from srd.base import parallel
 from srd.base.errors import UserError
-from srd.base.files import fingerprint, read_json, write_json
+from srd.base.files import fingerprint, read_sealed, write_sealed
 from srd.base.tables import column, map_large, repeated, write_table
 from srd.data.corruption import corrupt
 from srd.data.examples import split_examples
@@ -91,14 +91,14 @@ def _taken_by_tasks(run: Run, data: list[Any]) -> str | None:
     if not recipe.evaluation.tasks or recipe.data.leaks == "warn":
         return None
     identity = fingerprint(data, recipe.seed, [task_identity(task) for task in recipe.evaluation.tasks])
-    noted = read_json(note, {}) if note.is_file() else {}
+    noted = read_sealed(note)
     if noted.get("identity") == identity:
         return noted["taken"] or None
     benchmarks = _benchmarks(recipe)
     ids = leaked_ids(_load_splits(recipe)["train"], benchmarks)
     taken = fingerprint(ids) if ids else ""
     if len(benchmarks) == len(recipe.evaluation.tasks):  # else some could not be read this time
-        write_json(note, {"identity": identity, "taken": taken})
+        write_sealed(note, {"identity": identity, "taken": taken})
     return taken or None
 
 

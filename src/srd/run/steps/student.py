@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from srd.base import parallel
-from srd.base.files import atomic_write, remove
+from srd.base.files import content_of, read_sealed, remove, write_sealed
 from srd.models.loading import load_model, save_model
 from srd.models.pruning import drop_layers
 from srd.recipe.schema import Recipe
@@ -44,8 +44,11 @@ class Student(Step):
         own = [model_identity(student)] if student.model else []
         if not is_made(run.recipe):
             return own
-        settings = [student.drop_layers, warm and warm.model_dump(exclude={"log_to"}), run.encoding, run.recipe.seed]
-        return [*own, student.dtype, *settings, plugins_identity(run.recipe) if warm else None]
+        found: list[Any] = [*own, student.dtype, student.drop_layers, run.encoding, run.recipe.seed]
+        if warm is not None:  # its checkpoints may be chosen by what they write
+            generation = run.recipe.generation.model_dump(exclude={"engine"})
+            found += [warm.model_dump(exclude={"log_to"}), generation, plugins_identity(run.recipe)]
+        return found
 
     def outputs(self, run: Run) -> list[Path]:
         if not is_made(run.recipe):
@@ -110,8 +113,8 @@ def _shorten(run: Run, target: Path) -> str | None:
     student = run.recipe.student
     if not student.drop_layers:
         return None
-    note = target.parent / "dropped.txt"
-    if parallel.is_main() and not (note.exists() and (target.exists() or run.files.start.exists())):
+    note = target.parent / "dropped.json"
+    if parallel.is_main() and not _is_shortened(note, target, run.files.start):
         source, options = (str(student.model), load_options(student)) if student.model else (
             run.teacher_source, {**run.teacher_options(), "dtype": "float32"})  # fmt: skip
         model = load_model(source, tokenizer=run.tokenizer, **options)
@@ -120,7 +123,13 @@ def _shorten(run: Run, target: Path) -> str | None:
         batches = [collate(rows[start : start + 8]) for start in range(0, len(rows), 8)]
         shorter, dropped = drop_layers(model, student.drop_layers, batches)
         save_model(shorter, run.tokenizer, target)
-        with atomic_write(note) as partial:
-            partial.write_text("; ".join(f"{stack} {layers}" for stack, layers in dropped.items()), encoding="utf-8")
+        told = "; ".join(f"{stack} {layers}" for stack, layers in dropped.items())
+        write_sealed(note, {"dropped": told, "content": content_of(target)})
     parallel.barrier()
-    return note.read_text(encoding="utf-8")
+    return str(read_sealed(note)["dropped"])
+
+
+def _is_shortened(note: Path, target: Path, moved: Path) -> bool:
+    """Whether an interrupted attempt has written the shortened model, here or where it was moved to, whole."""
+    content = read_sealed(note).get("content")
+    return content is not None and content in (content_of(target), content_of(moved))

@@ -54,7 +54,9 @@ class Teacher(Step):
         teacher = run.recipe.teacher
         if teacher.sft is None:
             return [model_identity(teacher)]
-        return [model_identity(teacher), teacher.sft.model_dump(), run.encoding, run.recipe.seed]
+        # Its checkpoints may be chosen by what they write.
+        settings = [teacher.sft.model_dump(exclude={"log_to"}), run.recipe.generation.model_dump(exclude={"engine"})]
+        return [model_identity(teacher), *settings, run.encoding, run.recipe.seed]
 
     def outputs(self, run: Run) -> list[Path]:
         return [run.files.teacher, run.files.log(self.label)] if run.recipe.teacher.sft else []
@@ -93,8 +95,8 @@ class TeacherText(Step):
         return max(t.method.longest_text() or 0 for t in recipe.student_trainings if t.teacher_writes)
 
     def inputs(self, run: Run) -> list[Any]:
-        engine = [run.recipe.generation.engine] if run.recipe.generation.engine != "transformers" else []
-        return [run.encoding, run.teacher_frame, self.longest(run.recipe), *engine]
+        generation = run.recipe.generation
+        return [run.encoding, run.teacher_frame, self.longest(run.recipe), generation.engine, generation.batch_size]
 
     def outputs(self, run: Run) -> list[Path]:
         return [run.files.teacher_text]

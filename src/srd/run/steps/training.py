@@ -8,7 +8,7 @@ from typing import Any
 from srd.base import parallel
 from srd.base.files import atomic_write
 from srd.recipe.schema import Recipe
-from srd.run.assemble import cache_dtype, training_of
+from srd.run.assemble import training_of
 from srd.run.context import Run
 from srd.run.costs import Facts, Phase, training_phase
 from srd.run.identity import plugins_identity
@@ -44,8 +44,6 @@ class Training(Step):
         recipe, config = run.recipe, run.recipe.arms[self.label]
         found: list[Any] = [config.model_dump(exclude={"log_to"}), run.encoding, recipe.seed]
         found += [recipe.generation.model_dump(exclude={"engine"}), plugins_identity(recipe)]
-        if needs_teacher(config):
-            found.append(cache_dtype(run) if recipe.cache.enabled is not False else None)
         return found
 
     def outputs(self, run: Run) -> list[Path]:
@@ -60,8 +58,8 @@ class Training(Step):
         if log in damaged:
             return [student, stages, log]
         hurt = [int(path.relative_to(stages).parts[0]) for path in damaged if path.is_relative_to(stages)]
-        later = [path for path in stages.iterdir() if int(path.name) >= min(hurt)] if hurt else []
-        return [student, *later]
+        places = {file.relative_to(stages).parts[0] for file in run.manifest.files(self.name, stages)}
+        return [student, *(stages / place for place in sorted(places) if hurt and int(place) >= min(hurt))]
 
     def cost(self, facts: Facts) -> Phase:
         training = facts.recipe.arms[self.label]
