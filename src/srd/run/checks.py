@@ -27,6 +27,8 @@ def check_recipe(models: RecipeModels) -> None:
     """Refuse models that do not fit each other, or what is asked of them, before a weight is loaded."""
     check_evaluation(models.recipe)
     check_libraries(models.recipe)
+    if models.recipe.generation.engine == "vllm":
+        _check_vllm(models)
     teacher, student = models.recipe.teacher, models.recipe.student
     for named in (teacher, student):
         if named.model:
@@ -36,8 +38,6 @@ def check_recipe(models: RecipeModels) -> None:
                 adapter=named.adapter,
                 trust_remote_code=named.trust_remote_code,
             )
-    if models.recipe.generation.engine == "vllm":
-        _check_vllm(models)
     get_template(models.recipe.data.template, models.tokenizer)
     configs = models.configs
     trainings = models.recipe.student_trainings
