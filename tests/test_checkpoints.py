@@ -267,7 +267,7 @@ HARM: list[tuple[str, str, Callable[[Path], Any], list[int]]] = [
     ("last metrics edited", "stages/1/metrics.json", lambda path: path.write_text(
         path.read_text().replace('"steps": ', '"steps": 9')), [1]),
     ("first metrics missing", "stages/0/metrics.json", Path.unlink, [0, 1]),
-    ("first model missing", "stages/0/model/model.safetensors", Path.unlink, []),  # nothing starts from it any more
+    ("first model missing", "stages/0/model/model.safetensors", Path.unlink, [0, 1]),
 ]  # fmt: skip
 
 
