@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
-import srd.training.stages
 from srd.base import parallel
 from srd.base.errors import UserError
 from srd.base.files import read_json
+from srd.training import stages
 from srd.training.settings import TrainingConfig
 from srd.training.stages import micro_batch_size
 from tests.conftest import TinyRun, logged
@@ -106,7 +106,7 @@ class _StoppedError(Exception):
 
 def begin_and_stop(run: TinyRun, folder: Path) -> None:
     """Begin a run and stop it within the second stage of its curriculum, past a checkpoint."""
-    original = srd.distillation._Report.on_step_end
+    original = stages._Report.on_step_end
 
     def on_step_end(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         original(self, args, state, control, **kwargs)
@@ -114,7 +114,7 @@ def begin_and_stop(run: TinyRun, folder: Path) -> None:
             raise _StoppedError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(srd.distillation._Report, "on_step_end", on_step_end)
+        patch.setattr(stages._Report, "on_step_end", on_step_end)
         with pytest.raises(_StoppedError):
             run.run(folder)
     assert list((folder / "stages" / "1").glob("checkpoint-*")), "stopped before the first checkpoint"
