@@ -67,7 +67,7 @@ def test_a_port_in_use(process: int, reason: str, tmp_path: Path) -> None:
             assert launched.returncode != 0
             assert re.search(rf"port: {port}.*address already in use", launched.stderr)
         started = {"RANK": f"{process}", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-        impatient = "from srd import cli, parallel; parallel.MEETING = 5; cli.main()"
+        impatient = "from srd import cli; from srd.base import parallel; parallel.MEETING = 5; cli.main()"
         alone = subprocess.run(
             [sys.executable, "-c", impatient, "run", str(recipe), "--run-dir", str(tmp_path / "run")],
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src"), **started,

@@ -30,7 +30,7 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130  # what shells give for Ctrl-C
-OTHERS_WAIT = 3.0  # seconds that a process other than the main one waits before it prints an error
+OTHERS_WAIT = 10.0  # seconds that a process other than the main one waits before it prints an error
 
 LARGEST_SEED = 2**32 - 1
 RANKED = "curriculum/ranked.parquet"
