@@ -2,7 +2,7 @@
 
 parallel_worker.py run RECIPE RUN_DIR [RECIPE RUN_DIR ...]      the whole flow of each recipe
 parallel_worker.py kill PLACE CALL PROCESS RECIPE RUN_DIR       SIGKILL of a process at its CALL-th call of PLACE
-parallel_worker.py check FOLDER                                 the helpers of srd.parallel, one report a process
+parallel_worker.py check FOLDER                                 the helpers of srd.base.parallel, one report a process
 """
 
 from __future__ import annotations
