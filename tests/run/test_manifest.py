@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from srd.base.errors import UserError
-from srd.base.files import known_digests
+from srd.base.files import digest_of, known_digests
 from srd.run.manifest import Manifest, SharedSteps
 
 
@@ -72,6 +72,17 @@ def test_a_copied_or_touched_directory_is_read_once_and_kept(tmp_path: Path) -> 
     again = Manifest(tmp_path / "copy")
     known_digests.clear()
     assert again.damaged("training") == [] and not known_digests, "nothing was hashed: the times are known now"
+
+
+def test_the_manifest_keeps_the_digests_of_its_own_inputs_alone(tmp_path: Path) -> None:
+    """A process that makes many runs, as a sweep does, has hashed the files of all of them."""
+    model, other = write(tmp_path / "model" / "weights", "large"), write(tmp_path / "other" / "weights", "large too")
+    digest_of(model), digest_of(other)
+    Manifest(tmp_path / "run", [tmp_path / "model"]).save()
+    assert list(json.loads((tmp_path / "run" / "manifest.json").read_text())["digests"]) == [str(model)]
+    known_digests.clear()
+    Manifest(tmp_path / "run")
+    assert list(known_digests) == [str(model)]
 
 
 def test_an_interrupted_step_keeps_its_time_and_another_starts_anew(tmp_path: Path) -> None:

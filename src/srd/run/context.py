@@ -86,7 +86,8 @@ class Run(RecipeModels):
         self._frames_told = False
         parallel.on_main(self._claim)
         _check_shared(folder)
-        self.manifest = parallel.together(lambda: Manifest(folder))
+        # By the main process, as there may be moves to finish.
+        self.manifest = parallel.on_main(lambda: Manifest(folder, named_paths(recipe).values()))
         self.warnings: list[str] = self.manifest.content["warnings"]
         self.manifest.content["versions"] = versions()
         self.manifest.content["machine"] = _machine()

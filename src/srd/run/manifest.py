@@ -36,13 +36,15 @@ class Manifest:
 
     Args:
         folder: The run directory.
+        inputs: Files and folders that the run reads; their digests are kept, so that large models are hashed once.
 
     Raises:
         UserError: neither of the two can be read, so that nobody can tell what the directory's files are.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, inputs: Iterable[Path] = ()) -> None:
         self.folder = folder
+        self.inputs = [str(path.absolute()) for path in inputs]
         self.path, self.copy = folder / "manifest.json", folder / ".manifest.json"
         self.content: dict[str, Any] = {"steps": {}, "warnings": [], "moves": [], "digests": {}, **self._read()}
         known_digests.update(self.content.pop("digests"))
@@ -69,8 +71,10 @@ class Manifest:
         return steps
 
     def save(self) -> None:
-        """Write the manifest, and its copy."""
-        content = {**self.content, "digests": dict(known_digests)}
+        """Write the manifest, and its copy; of all that this process has hashed, the digests of this run's inputs."""
+        below = tuple(place + os.sep for place in self.inputs)
+        inputs = [name for name in known_digests if name in self.inputs or name.startswith(below)]
+        content = {**self.content, "digests": {name: known_digests[name] for name in inputs}}
         for path in (self.path, self.copy):
             write_sealed(path, content)
 

@@ -36,7 +36,7 @@ class Step:
         return ()
 
     def inputs(self, run: Run) -> list[Any]:
-        """What else decides the result (JSON-like)."""
+        """What else decides the result (JSON-like). The main process alone is asked: it must not wait for others."""
         return []
 
     def outputs(self, run: Run) -> list[Path]:
@@ -81,7 +81,7 @@ def do(run: Run, step: Step) -> None:
     """Do a step unless what it wrote is still there, made from the same inputs. ``run.keys`` gets its fingerprint."""
     if parallel.on_main(lambda: step.is_idle(run)):
         return
-    key = key_of(run, step)
+    key = parallel.on_main(lambda: key_of(run, step))  # files are hashed by one process
     if not _is_kept(run, step, key) and not _is_taken(run, step, key):
         _make(run, step, key)
     run.keys[step.name] = key
