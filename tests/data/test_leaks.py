@@ -13,6 +13,7 @@ from srd.data.examples import examples_from_rows
 from srd.data.leaks import without_leaks
 from srd.recipe.reading import validate_recipe
 from srd.run.flow import advance
+from srd.run.steps import examples as examples_step
 from srd.run.steps.examples import read_splits
 from tests.conftest import TinyRun, close, steps_finished, write_rows
 
@@ -88,6 +89,19 @@ def test_without_leaks_nothing_changes() -> None:
     splits = {"train": rows("a", "a", "b"), "validation": rows("c"), "test": rows("d")}
     for action in ("error", "drop", "warn"):
         assert without_leaks(splits, {"task": rows("e")}, action) == splits
+
+
+def test_rows_and_tasks_are_read_once_for_fingerprint_and_files(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Any] = []
+    original = examples_step.load_source
+    monkeypatch.setattr(examples_step, "load_source", lambda *a, **n: (read.append(a), original(*a, **n))[1])
+    path = write_rows(tiny_run.folder / "gsm8k.jsonl", [{"question": "Question 5?", "answer": "#### 5"}])
+    run = tiny_run.set(evaluation__tasks=[{"name": "gsm8k", "path": str(path)}]).open()
+    advance(run, "examples")
+    close(run)
+    assert len(read) == 1
 
 
 def test_a_run_drops_before_it_trains(tiny_run: TinyRun) -> None:

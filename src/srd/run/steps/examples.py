@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class Examples(Step):
     """``examples/{train,validation,test}.parquet``."""
 
     name = "examples"
+    _kept: _Found | None = None
 
     def inputs(self, run: Run) -> list[Any]:
         data = run.recipe.data
@@ -48,7 +50,7 @@ class Examples(Step):
                 "leaks",
             }
         )
-        taken = parallel.on_main(lambda: _taken_by_tasks(run, [sources, settings]))
+        taken = _taken_by_tasks(run, self._found(run), [sources, settings])
         return [sources, settings, run.recipe.seed, *([taken] if taken else [])]
 
     def outputs(self, run: Run) -> list[Path]:
@@ -58,7 +60,8 @@ class Examples(Step):
         return check_count(parallel.on_main(lambda: self._write(run)))
 
     def _write(self, run: Run) -> Summary:
-        splits = read_splits(run.recipe, _benchmarks(run.recipe))
+        found = self._found(run)
+        splits = _prepared(run.recipe, dict(found.splits), found.benchmarks)
         ids = {name: column(splits[name], "id") for name in SPLITS}
         if len(twice := repeated(pa.chunked_array([chunk for name in SPLITS for chunk in ids[name].chunks]))):
             first, second, *_ = (name for name in SPLITS for _ in range(pc.sum(pc.equal(ids[name], twice[0])).as_py()))
@@ -68,7 +71,30 @@ class Examples(Step):
         return {name: len(splits[name]) for name in SPLITS}
 
     def open(self, run: Run) -> None:
+        self._kept = None
         parallel.on_main(lambda: map_large(self.outputs(run), run.files.mapped))
+
+    def _found(self, run: Run) -> _Found:
+        """What there is to make examples from, read once for fingerprint and files."""
+        self._kept = self._kept or _Found(run.recipe)
+        return self._kept
+
+
+class _Found:
+    """Rows by split, and the examples of the named tasks, each read when it is first asked for."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    @cached_property
+    def splits(self) -> dict[str, datasets.Dataset]:
+        """Train, validation and test, as they are read."""
+        return _load_splits(self.recipe)
+
+    @cached_property
+    def benchmarks(self) -> dict[str, datasets.Dataset]:
+        """By the key of the task in results."""
+        return _benchmarks(self.recipe)
 
 
 def check_count(sizes: Summary) -> Summary:
@@ -81,7 +107,7 @@ def check_count(sizes: Summary) -> Summary:
     return sizes
 
 
-def _taken_by_tasks(run: Run, data: list[Any]) -> str | None:
+def _taken_by_tasks(run: Run, found: _Found, data: list[Any]) -> str | None:
     """What stands for the training examples that the named tasks take away; None: they take none.
 
     A task that asks nothing of what is trained on leaves everything as it is. So what decides is the examples that a
@@ -94,10 +120,9 @@ def _taken_by_tasks(run: Run, data: list[Any]) -> str | None:
     noted = read_sealed(note)
     if noted.get("identity") == identity:
         return noted["taken"] or None
-    benchmarks = _benchmarks(recipe)
-    ids = leaked_ids(_load_splits(recipe)["train"], benchmarks)
+    ids = leaked_ids(found.splits["train"], found.benchmarks)
     taken = fingerprint(ids) if ids else ""
-    if len(benchmarks) == len(recipe.evaluation.tasks):  # else some could not be read this time
+    if len(found.benchmarks) == len(recipe.evaluation.tasks):  # else some could not be read this time
         write_sealed(note, {"identity": identity, "taken": taken})
     return taken or None
 
@@ -116,22 +141,27 @@ def _benchmarks(recipe: Recipe) -> dict[str, datasets.Dataset]:
     return found
 
 
-def read_splits(
-    recipe: Recipe, benchmarks: Mapping[str, datasets.Dataset] | None = None
+def read_splits(recipe: Recipe) -> dict[str, datasets.Dataset]:
+    """The examples of a recipe by split, the named tasks left aside."""
+    return _prepared(recipe, _load_splits(recipe), {})
+
+
+def _prepared(
+    recipe: Recipe, splits: dict[str, datasets.Dataset], benchmarks: Mapping[str, datasets.Dataset]
 ) -> dict[str, datasets.Dataset]:
-    """The examples of a recipe by split: read, split, limited, without leaks, and (where asked) corrupted.
+    """Rows by split, limited, without leaks, and (where asked) corrupted.
 
     Args:
         recipe: Says all of that.
+        splits: As they were read.
         benchmarks: What the models are evaluated on beside the test split, which is not to be trained on either.
     """
     data, seed = recipe.data, recipe.seed
-    splits = _load_splits(recipe)
     # The training data last: a limit counts what is left of it.
     limits = {"validation": data.validation_limit, "test": data.test_limit, "train": data.train_limit}
     for name, limit in limits.items():
         if name == "train":
-            splits = without_leaks(splits, benchmarks or {}, data.leaks)
+            splits = without_leaks(splits, benchmarks, data.leaks)
         if limit is not None and limit < len(splits[name]):
             chosen = np.sort(np.random.default_rng(seed).permutation(len(splits[name]))[:limit])
             splits[name] = splits[name].select(chosen)
