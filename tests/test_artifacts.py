@@ -168,6 +168,20 @@ def test_content_of_files_folders_and_nothing(tmp_path: Path) -> None:
     assert content_of(tmp_path / "nothing") is None
 
 
+def test_links_that_lead_in_a_circle_end(tmp_path: Path) -> None:
+    """Two of them, each way to follow doubling at every level, would take for ever."""
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    (data / "deep").mkdir(parents=True)
+    elsewhere.mkdir()
+    (data / "a.jsonl").write_text("a")
+    (elsewhere / "b.jsonl").write_text("b")
+    (data / "deep" / "up").symlink_to(data)
+    (data / "deep" / "same").symlink_to(data / "deep")
+    (data / "other").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(data)
+    assert list(content_of(data)) == ["a.jsonl", "other/b.jsonl"]
+
+
 @pytest.mark.parametrize("kind", ["folder", "link to a file", "link to nothing"])
 def test_a_folder_or_a_link_is_not_replaced_by_a_file(tmp_path: Path, kind: str) -> None:
     target, other = tmp_path / "out.parquet", tmp_path / "other"

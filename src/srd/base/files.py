@@ -207,10 +207,20 @@ def digest_of(path: Path) -> str:
 
 
 def walk(folder: Path) -> list[Path]:
-    """All files below a folder in the order of their names, hidden ones and Python's caches left out."""
+    """All files below a folder in the order of their names, hidden ones and Python's caches left out.
+
+    A link to a folder is followed, unless it leads back to a folder that it lies in.
+    """
     found = []
     for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
+        above = {os.path.realpath(each) for each in (Path(place), *Path(place).parents)}
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".")
+            and name != "__pycache__"
+            and not (os.path.islink(join := os.path.join(place, name)) and os.path.realpath(join) in above)
+        )
         found += [Path(place) / name for name in sorted(names) if not name.startswith(".")]
     return found
 

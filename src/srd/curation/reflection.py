@@ -81,7 +81,6 @@ def reflect(
     _refuse_below_one(batch_size=batch_size, max_new_tokens=max_new_tokens)
     if encoded is None:
         examples = as_examples(examples)
-    if encoded is None:
         encoder = Encoder(
             tokenizer,
             get_template(template, tokenizer),

@@ -10,7 +10,7 @@ from srd.base.errors import UserError, nearest
 from srd.data.templates import get_template
 from srd.models import vllm_engine
 from srd.models.architecture import check_lora_targets, position_limit
-from srd.models.loading import check_weights, load_generation_config, load_tokenizer
+from srd.models.loading import check_weights, load_generation_config
 from srd.models.pair import check_same_kind, check_same_tokenizer
 from srd.models.settings import ModelConfig
 from srd.models.sources import split_adapter
@@ -45,10 +45,7 @@ def check_recipe(models: RecipeModels) -> None:
     heard = any(training.needs_teacher or training.teacher_writes for training in trainings)
     if len(configs) == 2 and (heard or "teacher" in (models.recipe.evaluation.models or ["teacher"])):
         check_same_kind(*configs)
-        tokenizer = load_tokenizer(
-            teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code
-        )
-        check_same_tokenizer(tokenizer, models.tokenizer, (teacher.model, str(student.model)))
+        check_same_tokenizer(models.original_teacher_tokenizer, models.tokenizer, (teacher.model, str(student.model)))
         check_same_beginning(teacher, student, configs)
     assert models.width  # refuses vocabularies that share too few ids
     for config, model in zip(configs, (teacher.model, student.model), strict=False):

@@ -40,36 +40,34 @@ class RecipeModels:
     @cached_property
     def encoder(self) -> Encoder:
         """Turns examples into tokens."""
+        return self._encoder(self.tokenizer)
+
+    def _encoder(self, tokenizer: Any) -> Encoder:
         data = self.recipe.data
         return Encoder(
-            self.tokenizer,
-            get_template(data.template, self.tokenizer),
+            tokenizer,
+            get_template(data.template, tokenizer),
             max_length=data.max_length,
             max_prompt_length=data.max_prompt_length,
             encoder_decoder=self.encoder_decoder,
         )
 
     @cached_property
-    def teacher_tokenizer(self) -> Any:
-        """The tokenizer that came with the teacher; a teacher that this run tunes takes the student's."""
+    def original_teacher_tokenizer(self) -> Any:
+        """The tokenizer that came with the teacher."""
         teacher = self.recipe.teacher
-        if not self.recipe.student.model or teacher.sft:
-            return self.tokenizer
         return load_tokenizer(teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code)
+
+    @property
+    def teacher_tokenizer(self) -> Any:
+        """What the teacher reads and writes with: its own; a teacher that this run tunes takes the student's."""
+        shared = not self.recipe.student.model or self.recipe.teacher.sft
+        return self.tokenizer if shared else self.original_teacher_tokenizer
 
     @cached_property
     def teacher_encoder(self) -> Encoder:
         """What the teacher reads where it writes text: its own chat template, where it has one, in the same lengths."""
-        if not self.teacher_frame:
-            return self.encoder
-        data = self.recipe.data
-        return Encoder(
-            self.teacher_tokenizer,
-            get_template(data.template, self.teacher_tokenizer),
-            max_length=data.max_length,
-            max_prompt_length=data.max_prompt_length,
-            encoder_decoder=self.encoder_decoder,
-        )
+        return self._encoder(self.teacher_tokenizer) if self.teacher_frame else self.encoder
 
     @cached_property
     def teacher_frame(self) -> list[Any]:
