@@ -49,20 +49,14 @@ from srd.recipe.schema import Recipe
 from srd.report.page import build_report
 from srd.run.context import Run, versions
 from srd.run.flow import advance, training_steps
-from srd.run.folder import RunFolder
+from srd.run.folder import SPLITS, RunFolder
 from srd.sandbox.outside import Permission
 from srd.training.teacher_cache import DTYPES, TeacherCache, cache_folder
 from srd.training.teacher_cache import build_cache as keep_states
 from srd.training.trainer import make_collator
 
 RUNS = Path("runs")
-SPLITS = ("train", "validation", "test")
-NOTES = (
-    "architectures",
-    "dtype",
-    "torch_dtype",
-    "transformers_version",
-)  # what saving a model puts into its configuration
+NOTES = ("architectures", "dtype", "torch_dtype", "transformers_version")  # what saving puts into a configuration
 SOURCE_KEYS = ("path", "dataset")  # a mapping with one of these describes a source, as in a recipe
 
 

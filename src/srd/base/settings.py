@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from srd.base.limits import sampling_problem, temperature_problem
 
@@ -67,9 +67,22 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class Section(BaseModel):
-    """A part of the recipe: unknown keys are errors."""
+    """A part of the recipe: unknown keys are errors.
+
+    Attributes:
+        short_for: The key that a plain value in the place of the section stands for; empty: there is no short form.
+        plain: What counts as a plain value.
+    """
 
     model_config = ConfigDict(extra="forbid", validate_default=True, validate_assignment=False, allow_inf_nan=False)
+
+    short_for: ClassVar[str] = ""
+    plain: ClassVar[tuple[type, ...]] = (str,)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_plain_value(cls, value: Any) -> Any:
+        return {cls.short_for: value} if cls.short_for and isinstance(value, cls.plain) else value
 
     @classmethod
     def alternatives(cls) -> list[type[Section]]:

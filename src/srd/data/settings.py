@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -11,6 +11,9 @@ from srd.base.settings import Named, Section, each_once
 
 class SourceConfig(Section):
     """Where examples come from. A plain string is short for ``path``."""
+
+    short_for = "path"
+    plain = (str, list)
 
     path: Named | Annotated[list[Named], Field(min_length=1), AfterValidator(each_once)] | None = Field(
         None, description="file, list of files, hub name `owner/name`, or data-set name"
@@ -21,11 +24,6 @@ class SourceConfig(Section):
     columns: dict[str, str] = Field({}, description="our column name -> the column name in the file")
     limit: int | None = Field(None, ge=1, description="use the first so many examples")
     language_pair: str | None = Field(None, description="source-target languages for iwslt2017, such as en-de")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_string(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str | list) else value
 
     @model_validator(mode="after")
     def _names_something(self) -> Self:
@@ -51,6 +49,9 @@ class CorruptionConfig(Section):
 class DataConfig(Section):
     """The examples and how they become token sequences. A plain string is short for ``train``."""
 
+    short_for = "train"
+    plain = (str, list)
+
     train: SourceConfig = Field(description="training examples")
     validation: SourceConfig | None = Field(None, description="validation examples; else split off the training data")
     test: SourceConfig | None = Field(None, description="test examples; else split off the training data")
@@ -67,11 +68,6 @@ class DataConfig(Section):
     )
     bad_rows: Literal["error", "drop"] = Field("error", description="what happens to an example that cannot be scored")
     corruption: CorruptionConfig | None = Field(None, description="damage training responses on purpose")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_string(cls, value: Any) -> Any:
-        return {"train": value} if isinstance(value, str | list) else value
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Self:

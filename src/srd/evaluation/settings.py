@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from srd.base.settings import Named, SamplingTemperature, Section, Seed, each_once
 
 
 class TaskConfig(Section):
     """A benchmark to evaluate on, by its own decoding and seeds. A plain string is short for ``name``."""
+
+    short_for = "name"
 
     name: str = Field(description="dolly, self_inst, vicuna, sinst, uinst, gsm8k, mbpp, xsum, iwslt2017, pydocs")
     path: Named | None = Field(None, description="local file in the original format; none: from the hub")
@@ -23,11 +25,6 @@ class TaskConfig(Section):
     def key(self) -> str:
         """What it is called in the results."""
         return self.label or self.name
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_string(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
 
     @field_validator("name")
     @classmethod

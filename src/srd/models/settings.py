@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from srd.base.settings import Named, Precision, Section
 
 
 class ModelConfig(Section):
     """A pre-trained model. A plain string is short for ``model``."""
+
+    short_for = "model"
 
     model: Named = Field(description="hub name, local folder, GGUF file, or smollm2 (the one the demo uses)")
     revision: Named | None = Field(None, description="commit, branch or tag on the hub")
@@ -20,11 +22,6 @@ class ModelConfig(Section):
         None, description="sdpa, flash_attention_2, eager; none: the library's choice"
     )
     trust_remote_code: bool = Field(False, description="run Python code that the hub repository brings")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_string(cls, value: Any) -> Any:
-        return {"model": value} if isinstance(value, str) else value
 
 
 class LoraConfig(Section):
