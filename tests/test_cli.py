@@ -390,6 +390,14 @@ def test_run_directory_that_is_a_file(refuse: Callable[..., str], tmp_path: Path
     assert "is a file" in refuse()
 
 
+@pytest.mark.parametrize("place", ["/proc/nope", "taken"])
+def test_a_cache_folder_that_cannot_be_is_no_full_disk(refuse: Callable[..., str], tmp_path: Path, place: str) -> None:
+    (tmp_path / "taken").write_text("mine")
+    message = refuse(f"cache.dir={tmp_path / place}")  # an absolute place stays as it is
+    assert message.startswith("cannot use ") and place in message and "free" not in message
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
 # ---------------------------------------------------------------------------------------------------- a full disk
 
 

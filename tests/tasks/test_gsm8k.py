@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
@@ -92,3 +93,11 @@ def test_numbers_are_compared_by_value() -> None:
 def test_reference_without_a_number_is_an_error() -> None:
     with pytest.raises(UserError, match=r"reference 1 has no final number.*####"):
         get_task("gsm8k").score(["1"], Dataset.from_list([{"references": ["none"]}]))
+
+
+def test_a_reference_without_a_number_is_told_when_the_file_is_read(tmp_path: Path) -> None:
+    """And not by the evaluation, which comes after the training."""
+    path = tmp_path / "gsm8k.jsonl"
+    path.write_text('{"question": "How many?", "answer": "#### 3"}\n{"question": "And?", "answer": "some"}\n')
+    with pytest.raises(UserError, match=r"gsm8k\.jsonl:2: the reference has no final number"):
+        get_task("gsm8k").examples(path)

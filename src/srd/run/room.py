@@ -35,6 +35,8 @@ def check_room(run: Run, steps: Sequence[Step]) -> None:
     todo = [step for step in steps if "finished" not in run.manifest.steps.get(step.name, {})]
     if all(step.name in ("examples", "ranking") for step in todo):
         return
+    if run.recipe.cache.dir and any(step.name == "cache" for step in todo):
+        Path(run.recipe.cache.dir).expanduser().mkdir(parents=True, exist_ok=True)  # or it cannot be one
     facts = facts_of(run)
     costs = [step.cost(facts) for step in todo]
     shared = Path(run.recipe.cache.dir).expanduser() if run.recipe.cache.dir else run.folder

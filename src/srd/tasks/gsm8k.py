@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -124,6 +124,13 @@ def _value(match: re.Match[str]) -> Fraction | None:
     return -value if match["sign"] or match["sign_after"] else value
 
 
+def _expected(reference: str, what: str) -> Fraction:
+    number = final_number(reference)
+    if number is None:
+        raise UserError(f"{what} has no final number: expected a text that ends in '#### 18', found {reference!r:.80}")
+    return number
+
+
 @dataclass(frozen=True)
 class Gsm8kTask(Task):
     """Accuracy of the final number."""
@@ -134,6 +141,13 @@ class Gsm8kTask(Task):
         question = row.get("question", row.get("instruction"))
         return {"id": row.get("id"), "instruction": question, "output": references}
 
+    def scoring_columns(self, row: Row, place: str) -> dict[str, Any]:
+        """Take the references, each of which must come to a number: else no answer could be right."""
+        columns = super().scoring_columns(row, place)
+        for reference in columns["references"]:
+            _expected(reference, f"{place}: the reference")
+        return columns
+
     def score(self, predictions: Predictions, examples: Dataset, *, allow_code_execution: Permission = False) -> Scores:
         """Score one solution an example: ``accuracy``.
 
@@ -143,12 +157,7 @@ class Gsm8kTask(Task):
         answers = single_answers(predictions, examples, self.name)
         right = np.zeros(len(answers))
         for index, (answer, references) in enumerate(zip(answers, examples["references"], strict=True)):
-            expected = [final_number(reference) for reference in references]
-            if None in expected:
-                raise UserError(
-                    f"task 'gsm8k': reference {index + 1} has no final number: expected a text that ends in "
-                    f"'#### 18', found {references[expected.index(None)]!r:.80}"
-                )
+            expected = [_expected(reference, f"task 'gsm8k': reference {index + 1}") for reference in references]
             right[index] = final_number(answer) in expected
         per_example = {"accuracy": right}
         return Scores(means(per_example), per_example, self.primary)
