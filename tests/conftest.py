@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,15 @@ import torch
 
 from srd.base.console import set_up_logging
 from srd.base.files import read_json
+from srd.curation.fusion import FUSIONS
+from srd.curation.scores.base import SCORES
 from srd.recipe.reading import validate_recipe
 from srd.report.page import build_report
 from srd.run.context import Run
 from srd.run.flow import advance, run_all, training_steps
+from srd.tasks.base import TASKS
+from srd.training.divergences.base import DIVERGENCES
+from srd.training.methods.base import METHODS
 from tests.tiny import save_tiny
 
 ANIMALS = ("whale", "dolphin", "octopus", "particle", "apple", "function", "item", "sky", "box", "list")
@@ -86,6 +92,13 @@ class TinyRun:
             place[last] = value
         return self
 
+    def copy(self, run_dir: Path) -> TinyRun:
+        """The same run in another directory, with what it has made so far and a recipe of its own."""
+        copy = TinyRun.__new__(TinyRun)
+        copy.__dict__.update(self.__dict__, recipe=json.loads(json.dumps(self.recipe)), run_dir=run_dir)
+        shutil.copytree(self.run_dir, run_dir)
+        return copy
+
     def open(self, run_dir: Path | None = None) -> Run:
         """Claim the run directory, as one command does."""
         run = Run(validate_recipe(self.recipe, "tiny"), run_dir or self.run_dir)
@@ -140,6 +153,18 @@ def _few_threads() -> None:
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()  # the Trainer collects garbage at every end: the libraries' own objects need not be looked at again
+
+
+@pytest.fixture(autouse=True)
+def _plugins_end_with_their_test() -> Iterator[None]:
+    """Forget what a test registers; what comes with the library stays, since a module is imported once."""
+    registries = (SCORES, FUSIONS, METHODS, DIVERGENCES, TASKS)
+    before = [dict(registry._registered) for registry in registries]
+    yield
+    for registry, known in zip(registries, before, strict=True):
+        for name in {*registry._registered} - {*known, *registry._files}:
+            del registry._registered[name]
+        registry.aliases = {alias: name for alias, name in registry.aliases.items() if name in registry._registered}
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +37,10 @@ class AlwaysOnPolicy(srd.Method):
 
 
 @pytest.fixture
-def plugin(tmp_path: Path) -> Iterator[str]:
+def plugin(tmp_path: Path) -> str:
     path = tmp_path / "always.py"
     path.write_text(PLUGIN, encoding="utf-8")
-    before = dict(METHODS._registered)
-    yield str(path)
-    METHODS._registered.clear()
-    METHODS._registered.update(before)
+    return str(path)
 
 
 def test_what_each_method_says_it_does() -> None:

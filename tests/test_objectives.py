@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -58,14 +57,6 @@ def all_aliases() -> dict[str, str]:
         DIVERGENCES.get(name)
     assert len(DIVERGENCES.aliases) >= 10
     return DIVERGENCES.aliases
-
-
-@pytest.fixture
-def registry() -> Iterator[None]:
-    """Forget what a test has registered."""
-    before, aliases = dict(DIVERGENCES._registered), dict(DIVERGENCES.aliases)
-    yield
-    DIVERGENCES._registered, DIVERGENCES.aliases = before, aliases
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -338,7 +329,6 @@ def documented_example() -> str:
     return "\n".join(lines)
 
 
-@pytest.mark.usefixtures("registry")
 def test_the_documented_example_registers_a_divergence() -> None:
     exec(documented_example(), {"srd": srd})
     student, teacher = random_logits(6, 17)
@@ -355,7 +345,6 @@ def test_the_documented_example_registers_a_divergence() -> None:
     assert loss_scale("hellinger", 2.0, "paper") == 4.0
 
 
-@pytest.mark.usefixtures("registry")
 def test_a_registered_divergence_may_have_parameters() -> None:
     @srd.register_divergence("power", squared=False)
     def power(log_p: Tensor, log_q: Tensor, order: float = 2.0) -> Tensor:
@@ -370,7 +359,6 @@ def test_a_registered_divergence_may_have_parameters() -> None:
     assert loss_scale("power", 2.0, "paper") == 1.0
 
 
-@pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize("name", ["fkl", "kd", "tsrkl"])
 def test_a_taken_name_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"a divergence '{name}' already"):
@@ -378,14 +366,12 @@ def test_a_taken_name_is_refused(name: str) -> None:
     assert name in all_aliases() or DIVERGENCES.get(name).function is fkl.forward_kl
 
 
-@pytest.mark.usefixtures("registry")
 def test_registering_twice_is_refused() -> None:
     srd.register_divergence("mine")(lambda log_p, log_q: (log_p - log_q).abs().sum(-1))
     with pytest.raises(UserError, match="a divergence 'mine' already"):
         srd.register_divergence("mine")(lambda log_p, log_q: (log_p - log_q).square().sum(-1))
 
 
-@pytest.mark.usefixtures("registry")
 def test_a_parameter_without_default_is_refused() -> None:
     with pytest.raises(UserError, match=r"needs a default for its parameters \['share'\]"):
         srd.register_divergence("mine")(lambda log_p, log_q, share: (log_p - log_q).sum(-1) * share)
@@ -417,7 +403,6 @@ def test_logits_that_are_none(student: Any, teacher: Any, message: str) -> None:
     assert srd.divergence("fkl", torch.zeros(1, 3), torch.zeros(1, 3)).tolist() == [0.0]
 
 
-@pytest.mark.usefixtures("registry")
 def test_a_registration_says_aliases_and_ranges() -> None:
     @srd.register_divergence("scaled", aliases=["tscaled"], ranges={"factor": (0, 2)})
     def scaled(log_p: Tensor, log_q: Tensor, factor: float = 1.0) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import scipy.stats
 import srd
 from srd.base.errors import UserError
 from srd.base.plugins import import_plugin
-from srd.curation.scores.base import SCORES, asks_student
+from srd.curation.scores.base import asks_student
 
 # Ranked before scores were files: what a name means must not change.
 STORED = {
@@ -37,15 +36,6 @@ def some_rows() -> list[dict[str, Any]]:
         }
         for i in range(16)
     ]
-
-
-@pytest.fixture
-def scores_of_a_test() -> Iterator[None]:
-    """Forget what a test has registered."""
-    before = dict(SCORES._registered)
-    yield
-    SCORES._registered.clear()
-    SCORES._registered.update(before)
 
 
 @pytest.mark.parametrize("by", STORED)
@@ -110,7 +100,6 @@ def broken(inputs):
 """
 
 
-@pytest.mark.usefixtures("scores_of_a_test")
 def test_a_plugin_adds_scores(tmp_path: Path) -> None:
     (tmp_path / "plugin.py").write_text(PLUGIN, encoding="utf-8")
     import_plugin(str(tmp_path / "plugin.py"))

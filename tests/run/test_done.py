@@ -32,10 +32,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
 @pytest.fixture
 def again(done: TinyRun, tmp_path: Path) -> TinyRun:
     """The same run with inputs of its own, to be changed and run again."""
-    copy = TinyRun.__new__(TinyRun)
-    copy.__dict__.update(done.__dict__, recipe=json.loads(json.dumps(done.recipe)), run_dir=tmp_path / "run")
-    shutil.copytree(done.run_dir, copy.run_dir)
-    return copy
+    return done.copy(tmp_path / "run")
 
 
 def redone(tiny: TinyRun) -> set[str]:

@@ -18,7 +18,7 @@ from srd.data.examples import EXAMPLE_FEATURES
 from srd.data.settings import SourceConfig
 from srd.metrics.rouge import rouge_l, rouge_n
 from srd.metrics.text import bleu
-from srd.tasks.base import TASKS, benchmarks, get_task, load_source
+from srd.tasks.base import benchmarks, get_task, load_source
 
 MINILLM = [
     {
@@ -92,21 +92,17 @@ srd.register_task("sums")(dataclasses.replace(XSUM, name="sums", splits=()))
 def test_a_plugin_adds_a_data_set_and_a_benchmark(tmp_path: Path) -> None:
     (tmp_path / "plugin.py").write_text(PLUGIN)
     rows = written(tmp_path, [{"riddle": f"What is {n}?", "answer": str(n)} for n in range(3)])
-    before = dict(TASKS._registered)
-    try:
-        import_plugin(str(tmp_path / "plugin.py"))
-        splits = load_source(SourceConfig(path=str(rows), dataset="riddles"))
-        assert splits["test"]["instruction"][:] == ["What is 0?"]
-        assert splits["train"]["references"][:] == [["1"], ["2"]]
-        rows.write_text('{"question": "?"}\n')
-        with pytest.raises(UserError, match=":1: field 'riddle' is missing, found question; this is"):
-            load_source(SourceConfig(path=str(rows), dataset="riddles"))
-        reference = Dataset.from_list([{"references": ["A dog."]}])
-        assert get_task("sums").score(["A dog."], reference).metrics["rouge_l"] == 1
-        with pytest.raises(UserError, match=r"there is no task 'riddles'; .*sums"):
-            get_task("riddles")
-    finally:
-        TASKS._registered = before
+    import_plugin(str(tmp_path / "plugin.py"))
+    splits = load_source(SourceConfig(path=str(rows), dataset="riddles"))
+    assert splits["test"]["instruction"][:] == ["What is 0?"]
+    assert splits["train"]["references"][:] == [["1"], ["2"]]
+    rows.write_text('{"question": "?"}\n')
+    with pytest.raises(UserError, match=":1: field 'riddle' is missing, found question; this is"):
+        load_source(SourceConfig(path=str(rows), dataset="riddles"))
+    reference = Dataset.from_list([{"references": ["A dog."]}])
+    assert get_task("sums").score(["A dog."], reference).metrics["rouge_l"] == 1
+    with pytest.raises(UserError, match=r"there is no task 'riddles'; .*sums"):
+        get_task("riddles")
 
 
 def test_decoding_is_the_published_one() -> None:
