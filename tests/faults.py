@@ -73,6 +73,11 @@ def in_a_process_of_its_own(work: Callable[[], object]) -> tuple[int, str]:
     Returns:
         Its exit status (minus the signal, if one killed it) and the traceback of an exception.
     """
+    return ended(*begun(work))
+
+
+def begun(work: Callable[[], object]) -> tuple[int, int]:
+    """Begin something in a forked process; its number and where to read what it says."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -80,12 +85,19 @@ def in_a_process_of_its_own(work: Callable[[], object]) -> tuple[int, str]:
         status = 0
         try:
             work()
+        except SystemExit as end:
+            status = int(end.code or 0)
         except BaseException:
             os.write(writing, traceback.format_exc().encode()[-4000:])
             status = 1
         finally:
             os._exit(status)
     os.close(writing)
+    return child, reading
+
+
+def ended(child: int, reading: int) -> tuple[int, str]:
+    """Wait for a forked process."""
     with open(reading, encoding="utf-8") as file:
         said = file.read()
     _, state = os.waitpid(child, 0)

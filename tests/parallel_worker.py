@@ -1,8 +1,9 @@
-"""What the processes of `tests/test_parallel*.py` do; started by torchrun or accelerate, two at a time.
+"""What the processes of `tests/test_parallel*.py` do; started by torchrun or accelerate, or forked, two at a time.
 
 parallel_worker.py run RECIPE RUN_DIR [RECIPE RUN_DIR ...]      the whole flow of each recipe
 parallel_worker.py kill PLACE CALL PROCESS RECIPE RUN_DIR       SIGKILL of a process at its CALL-th call of PLACE
 parallel_worker.py check FOLDER                                 the helpers of srd.base.parallel, one report a process
+parallel_worker.py line WORD ...                                the command line
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 
 torch.set_num_threads(1)
 
-from accelerate.state import AcceleratorState, PartialState  # noqa: E402
+from accelerate.state import AcceleratorState, GradientState, PartialState  # noqa: E402
 from accelerate.utils import DeepSpeedPlugin, DistributedType  # noqa: E402
 
 
@@ -91,13 +92,13 @@ def kill(place: str, call: str, number: str, recipe: str, folder: str) -> None:
         return original(*args, **kwargs)
 
     setattr(owner, name, wrapped)
-    command_line(recipe, folder)
+    line("run", recipe, "--run-dir", folder)
 
 
-def command_line(recipe: str, folder: str) -> None:
+def line(*words: str) -> None:
     from srd.cli import main
 
-    sys.argv = ["srd", "run", recipe, "--run-dir", folder]
+    sys.argv = ["srd", *words]
     main()
 
 
@@ -129,13 +130,30 @@ def check(folder: str) -> None:
     Path(folder, f"{number}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
-def main() -> None:
+def as_process(number: int, port: int, said: Path, *arguments: str) -> None:
+    """Be one of two processes, as torchrun would start it, in a fork of a process that has worked alone.
+
+    What it says goes to a file.
+    """
+    from srd.base import parallel
+
+    signal.alarm(240)  # one may wait for another that has failed
+    sys.stderr = said.open("w", buffering=1, encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), 2)
+    place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    main(*arguments)
+    time.sleep(parallel.SETTLING)
+
+
+def main(command: str, *arguments: str) -> None:
     from srd.base import parallel
     from srd.training import teacher_cache
 
     teacher_cache.SHARD_BATCHES = 1  # so that every process has some
-    command, *arguments = sys.argv[1:]
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and command != "line":
         allow_fsdp_on_cpu()
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         allow_deepspeed_on_cpu()
@@ -143,9 +161,9 @@ def main() -> None:
         for recipe, folder in zip(arguments[::2], arguments[1::2], strict=True):
             run(recipe, folder)
     else:
-        {"kill": kill, "check": check}[command](*arguments)
+        {"kill": kill, "check": check, "line": line}[command](*arguments)
     parallel.leave()
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +25,8 @@ from srd.training import stages
 from srd.training.settings import TrainingConfig
 from srd.training.stages import micro_batch_size
 from tests.conftest import TinyRun, logged
+from tests.faults import begun, ended
+from tests.parallel_worker import as_process
 
 ROOT = Path(__file__).parent.parent
 CONFIGURATIONS = ROOT / "src" / "srd" / "accelerate"
@@ -51,8 +55,30 @@ def launch(*arguments: Any, configuration: str | None = None, port: int = 0) -> 
 
 
 def worker(*arguments: Any, configuration: str | None = None) -> None:
-    done = launch(ROOT / "tests" / "parallel_worker.py", *arguments, configuration=configuration)
-    assert done.returncode == 0, done.stderr[-4000:]
+    """Let two processes do what ``parallel_worker.py`` can: forked, or launched with a configuration of accelerate."""
+    if configuration:
+        done = launch(ROOT / "tests" / "parallel_worker.py", *arguments, configuration=configuration)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        statuses, said = forked(Path(folder), *arguments)
+    assert statuses == [0, 0], said
+
+
+def forked(folder: Path, *arguments: Any, numbers: tuple[int, ...] = (0, 1), port: int = 0) -> tuple[list[int], str]:
+    """Let two processes, or one of the two, do it without the time that Python takes to start.
+
+    Returns:
+        How each has ended, and what they have said.
+    """
+    port, words = port or free_port(), [str(argument) for argument in arguments]
+    files = [folder / f"{number}.said" for number in numbers]
+    processes = [
+        begun(functools.partial(as_process, number, port, file, *words))
+        for number, file in zip(numbers, files, strict=True)
+    ]
+    statuses, tracebacks = zip(*(ended(*process) for process in processes), strict=True)
+    return list(statuses), "".join([*(file.read_text(encoding="utf-8") for file in files), *tracebacks])
 
 
 def curriculum_and_on_policy(folder: Path, family: str) -> TinyRun:
@@ -62,11 +88,12 @@ def curriculum_and_on_policy(folder: Path, family: str) -> TinyRun:
     """
     folder.mkdir(parents=True)
     run = TinyRun(folder, family).set(
+        data__train_limit=24, generation={"max_new_tokens": 6, "batch_size": 8}, evaluation__seeds=[1],
         training={"epochs": 2, "batch_size": 8, "micro_batch_size": 2, "learning_rate": 2e-3, "evaluate_every": 0.5,
                   "curriculum": {"stages": 2, "select": 0.7}},
-        baselines={"gkd": {"method": {"name": "gkd", "max_new_tokens": 8}, "curriculum": None, "epochs": 1}},
+        baselines={"gkd": {"method": {"name": "gkd", "max_new_tokens": 4}, "curriculum": None, "epochs": 1}},
     )  # fmt: skip
-    learning = {"epochs": 8, "learning_rate": 5e-3, "batch_size": 8}
+    learning = {"epochs": 8, "learning_rate": 4e-3, "batch_size": 8}
     return run if family == "t5" else run.set(teacher__sft=learning, student__warm_start=learning)
 
 
@@ -177,17 +204,25 @@ def test_deepspeed_gives_the_same_losses_also_after_a_kill(configuration: str, a
         assert_same_run(alone[name].run_dir, folder, relative=1e-5)
 
 
-@pytest.mark.parametrize("configuration", [None, "ddp.yaml", "fsdp.yaml"])
-def test_the_command_line_under_every_launcher(
-    configuration: str | None, alone: dict[str, TinyRun], tmp_path: Path
-) -> None:
+def test_the_command_line_under_accelerate(alone: dict[str, TinyRun], tmp_path: Path) -> None:
+    """Torchrun and its command line: tests/test_parallel_faults.py."""
     recipe = alone["t5"].write_recipe()
-    done = launch("-m", "srd", "run", recipe, "--run-dir", tmp_path / "run", configuration=configuration)
+    done = launch("-m", "srd", "run", recipe, "--run-dir", tmp_path / "run", configuration="ddp.yaml")
     assert done.returncode == 0, done.stderr[-4000:]
     assert (tmp_path / "run" / "report" / "index.html").exists()
     assert_same_run(alone["t5"].run_dir, tmp_path / "run")
-    whole = "accelerate takes up FSDP on GPUs only"
-    assert (whole in " ".join(done.stderr.split())) == (configuration == "fsdp.yaml")
+    assert "accelerate takes up FSDP" not in done.stderr
+
+
+def test_sharding_without_a_gpu_is_said_to_be_none(
+    alone: dict[str, TinyRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    command = ("line", "run", alone["t5"].write_recipe(), "--run-dir", tmp_path / "run")
+    statuses, said = forked(tmp_path, *command)
+    assert statuses == [0, 0], said
+    assert "accelerate takes up FSDP on GPUs only" in " ".join(said.split())
+    assert_same_run(alone["t5"].run_dir, tmp_path / "run")
 
 
 def test_one_process_decides_and_all_hear_of_errors(tmp_path: Path) -> None:
