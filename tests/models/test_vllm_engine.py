@@ -7,11 +7,10 @@ tests ask the real one.
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -232,21 +231,19 @@ def test_an_engine_whose_process_dies_says_so(folder: str) -> None:
 
 @pytest.mark.usefixtures("mute_vllm")
 def test_a_killed_command_leaves_no_engine(folder: str) -> None:
-    program = f"""
-        import time
-        from srd.models.vllm_engine import VllmEngine
+    def command() -> None:
+        engine = VllmEngine(folder, 128)
+        started.send(engine._process.pid)
+        time.sleep(600)
 
-        if __name__ == "__main__":
-            engine = VllmEngine({folder!r}, 128)
-            print(engine._process.pid, flush=True)
-            time.sleep(600)
-    """
-    file = Path(folder) / "program.py"
-    file.write_text(textwrap.dedent(program), encoding="utf-8")
-    with subprocess.Popen([sys.executable, file], stdout=subprocess.PIPE, text=True) as command:
-        assert command.stdout is not None
-        engine = int(command.stdout.readline())
-        command.kill()
+    told, started = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=command)
+    process.start()
+    started.close()
+    engine = told.recv()
+    assert is_running(engine)
+    process.kill()
+    process.join()
     until = time.monotonic() + 20
     while is_running(engine) and time.monotonic() < until:
         time.sleep(0.1)
@@ -284,8 +281,8 @@ def test_a_run_that_vllm_cannot_serve_stops_before_any_work(make_tiny_run: Calla
 
 def assert_runs_agree(tiny: TinyRun) -> None:
     """The whole recipe by either engine: the same answers, scores, ranks and metrics."""
-    tiny.set(data__train_limit=16, evaluation__temperature=0)
-    tiny.set(baselines={"seqkd": {"method": "seqkd", "curriculum": None}})
+    tiny.set(data__train_limit=16, evaluation__temperature=0, evaluation__seeds=[1])
+    tiny.set(baselines={"seqkd": {"method": {"name": "seqkd", "max_new_tokens": 8}, "curriculum": None}})
     ours = tiny.run(tiny.folder / "transformers").folder
     theirs = tiny.set(generation__engine="vllm").run(tiny.folder / "vllm").folder
     found = agreement([ours, theirs])
