@@ -42,7 +42,9 @@ from srd.models.tokens import padding_id
 from srd.training.loss import LossSettings, head_loss
 from srd.training.rollouts import OnPolicy
 from srd.training.teacher_cache import TeacherCache, build_cache
-from srd.training.trainer import DistillTrainer, Teacher, Writing, make_collator
+from srd.training.teachers.cache import CachedTeacher
+from srd.training.teachers.live import LiveTeacher
+from srd.training.trainer import DistillTrainer, Writing, make_collator
 
 Result = dict[str, Any]
 HIDDEN = 576  # of SmolLM2-135M, for the cases that measure the loss path alone
@@ -143,7 +145,7 @@ def train_ours(
         batches,
         train_dataset=with_teacher(batches.examples, cache),
         objective=LossSettings("fkl", weight=weight),
-        teacher=Teacher(cache.head()),
+        teacher=CachedTeacher(cache.head()),
     )
 
 
@@ -156,7 +158,7 @@ def train_ours_on_policy(folder: str, profile: str, batch_size: int, steps: int,
         batches,
         train_dataset=batches.examples,
         objective=LossSettings("fkl"),
-        teacher=Teacher.live(_teacher()),
+        teacher=LiveTeacher(_teacher()),
         method=Writing(OnPolicy(1.0, SEED), Decoding(new_tokens, 1.0)),
     )
 
@@ -340,7 +342,7 @@ def profile_step(folder: str, profile: str, batch_size: int, steps: int) -> Resu
     """Where the time of a distillation step goes, by kind of work (shares of the profiled processor time)."""
     tokenizer, batches = _batches(folder, profile, batch_size, steps)
     cache = TeacherCache(_cache_folder(folder, profile, batch_size, "float32"))
-    options = {"objective": LossSettings("fkl", weight=0.8), "teacher": Teacher(cache.head())}
+    options = {"objective": LossSettings("fkl", weight=0.8), "teacher": CachedTeacher(cache.head())}
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
         _run_trainer(
             _student(folder), tokenizer, batches, train_dataset=with_teacher(batches.examples, cache), **options

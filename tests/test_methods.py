@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+from srd.base.errors import UserError
 from srd.base.files import read_json
 from srd.run.flow import advance
 from srd.run.steps import training as training_step
@@ -392,3 +393,30 @@ def test_the_teacher_writes_in_its_own_frame(make_tiny_run: MakeRun) -> None:
     close(again)
     (told,) = [warning for warning in again.warnings if "chat template of the teacher" in warning]
     assert str(tiny.teacher) in told and str(tiny.student) in told
+
+
+def test_a_teacher_from_a_plugin(tiny_run: TinyRun) -> None:
+    """It teaches what a model with such logits teaches, and with another teacher the training is made again."""
+    plugin = tiny_run.folder / "halved.py"
+    plugin.write_text(
+        "import srd\n\n@srd.register_teacher('halved')\nclass Halved(srd.LogitTeacher):\n"
+        "    def logits(self, batch):\n        return super().logits(batch) / 2\n"
+    )
+    model = AutoModelForCausalLM.from_pretrained(tiny_run.teacher)
+    model.lm_head.weight.data /= 2
+    model.save_pretrained(tiny_run.folder / "half")
+    AutoTokenizer.from_pretrained(tiny_run.teacher).save_pretrained(tiny_run.folder / "half")
+    tiny_run.set(training={"method": "kd", "epochs": 1, "batch_size": 8, "curriculum": None}, data__train_limit=16)
+
+    def distilled(teacher: Path, source: str) -> list[float]:
+        run = tiny_run.set(teacher={"model": str(teacher), "source": source}).train()
+        assert not (run.folder / "cache").exists()
+        return [row["kd_loss"] for row in logged(run.folder) if "kd_loss" in row]
+
+    plain = distilled(tiny_run.teacher, "live")
+    tiny_run.set(plugins=[str(plugin)])
+    halved = distilled(tiny_run.teacher, "halved")
+    assert halved == pytest.approx(distilled(tiny_run.folder / "half", "live"), rel=1e-5)
+    assert halved[0] != pytest.approx(plain[0], rel=1e-2)
+    with pytest.raises(UserError, match="unknown teacher 'halve'; did you mean 'halved'"):
+        distilled(tiny_run.teacher, "halve")

@@ -20,7 +20,9 @@ from srd.models.head import head_weights, response_hidden
 from srd.training import teacher_cache as module
 from srd.training.loss import LossSettings, head_loss
 from srd.training.teacher_cache import TeacherCache, build_cache, cache_bytes, cache_folder, example_key, open_verified
-from srd.training.trainer import Teacher, make_collator
+from srd.training.teachers.cache import CachedTeacher
+from srd.training.teachers.live import LiveTeacher
+from srd.training.trainer import make_collator
 from tests.test_trainer import encoded
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 
@@ -78,7 +80,7 @@ def test_the_loss_from_the_cache_is_the_live_one(family: str, objective: str, tm
         cached["teacher_hidden"], response_hidden(built.teacher, live).detach(), rtol=1e-5, atol=1e-5
     )
     losses = []
-    for teacher, batch in ((Teacher.live(built.teacher), live), (Teacher(built.cache.head()), cached)):
+    for teacher, batch in ((LiveTeacher(built.teacher), live), (CachedTeacher(built.cache.head()), cached)):
         hidden = response_hidden(student, batch).detach().requires_grad_()
         loss, _ = head_loss(
             hidden, head_weights(student), batch["targets"], LossSettings(objective, {}, 1.5, 0.7), torch.tensor(50),

@@ -23,7 +23,10 @@ from srd.models.tokens import padding_id
 from srd.training import trainer as trainer_module
 from srd.training.loss import LossSettings
 from srd.training.rollouts import AdaptiveOffPolicy, OnPolicy
-from srd.training.trainer import DistillTrainer, Teacher, Validation, Writing, make_collator, validation_loss, widen
+from srd.training.teachers.base import Teacher, TeacherSource
+from srd.training.teachers.cache import CachedTeacher
+from srd.training.teachers.live import LiveTeacher, live
+from srd.training.trainer import DistillTrainer, Validation, Writing, make_collator, validation_loss, widen
 from tests.test_objectives import naive
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -88,10 +91,10 @@ def run(
     student = student or tiny_model(family, seed=1)
     teacher_model = tiny_model(family, seed=2, hidden=48)
     collator = collator or make_collator(student, tokenizer)
-    teacher = teacher or Teacher.live(teacher_model)
+    teacher = teacher or LiveTeacher(teacher_model)
     source = InMemory(teacher_model, collator) if cached else None
     if cached:
-        teacher = Teacher(teacher.head)
+        teacher = CachedTeacher(teacher.head)
     rows: list[dict[str, Any]] = []
     recorder = Recorder()
     trainer = DistillTrainer(
@@ -224,7 +227,7 @@ def test_padding_rows_of_the_head_stay_untouched(tmp_path: Path) -> None:
     recorder = Recorder()
     trainer = DistillTrainer(
         student, arguments(tmp_path, 8, 1), train_dataset=encoded(8, tokenizer), processing_class=tokenizer,
-        objective=SETTINGS, teacher=Teacher.live(teacher, 410),
+        objective=SETTINGS, teacher=LiveTeacher(teacher, 410),
     )  # fmt: skip
     trainer.add_callback(recorder)
     trainer.train()
@@ -284,7 +287,7 @@ def test_a_resumed_training_ends_in_the_same_weights(tmp_path: Path) -> None:
         made = DistillTrainer(
             student, arguments(folder, 2, 2, num_train_epochs=2, save_strategy="steps", save_steps=2, max_grad_norm=1),
             train_dataset=encoded(19, tokenizer), processing_class=tokenizer, objective=SETTINGS,
-            teacher=Teacher.live(teacher), method=Writing(AdaptiveOffPolicy(0.8, capacity=9), Decoding(5, 1.0)),
+            teacher=LiveTeacher(teacher), method=Writing(AdaptiveOffPolicy(0.8, capacity=9), Decoding(5, 1.0)),
         )  # fmt: skip
         made.add_callback(Stop())
         return made
@@ -372,7 +375,7 @@ def test_adapters_on_half_precision_bases_get_the_whole_gradient(
         recorder = Recorder()
         trainer = DistillTrainer(
             adapted(kind), arguments(tmp_path, 64, 1, **more), train_dataset=encoded(64, tokenizer),
-            processing_class=tokenizer, objective=LossSettings("fkl", {}, 2.0), teacher=Teacher.live(teacher),
+            processing_class=tokenizer, objective=LossSettings("fkl", {}, 2.0), teacher=LiveTeacher(teacher),
         )  # fmt: skip
         trainer.add_callback(recorder)
         trainer.train()
@@ -399,7 +402,7 @@ def test_a_loss_that_is_not_finite_names_the_guilty(
 ) -> None:
     """Weights that became NaN after the model was tried out; and a loss that is NaN though all weights are finite."""
     models = {"student": tiny_model("llama", seed=1), "teacher": tiny_model("llama", seed=2)}
-    teacher = Teacher.live(models["teacher"])
+    teacher = LiveTeacher(models["teacher"])
     logit_rule(models["student"])
     message = r"the loss is nan at step 0 .*All weights of the student .* with the examples \['e\d"
     if guilty == "rows":
@@ -433,7 +436,9 @@ def test_models_whose_head_is_not_enough_train_on_their_own_logits(family: str, 
 
     def trained(odd: bool) -> tuple[Any, Any]:
         student, teacher = models(odd)
-        rows, gradients, _ = run(family, tmp_path / str(odd), student=student, teacher=Teacher.live(teacher))
+        rows, gradients, _ = run(
+            family, tmp_path / str(odd), student=student, teacher=live(TeacherSource(lambda: teacher, 400))
+        )
         return rows[0]["loss"], {name: value for name, value in gradients[0].items() if "norm" in name}
 
     (loss, gradient), (expected, other) = trained(True), trained(False)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from srd.training.divergences.base import register_divergence
     from srd.training.methods.base import Method, register_method
     from srd.training.rollouts import OnPolicy
+    from srd.training.teachers.base import LogitTeacher, register_teacher
     from srd.training.trainer import DistillTrainer
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ _HOMES = {
     "Curriculum": "srd.curation.curriculum",
     "Decoding": "srd.tasks.base",
     "DistillTrainer": "srd.training.trainer",
+    "LogitTeacher": "srd.training.teachers.base",
     "Method": "srd.training.methods.base",
     "OnPolicy": "srd.training.rollouts",
     "Result": "srd.api",
@@ -46,6 +48,7 @@ _HOMES = {
     "register_method": "srd.training.methods.base",
     "register_score": "srd.curation.scores.base",
     "register_task": "srd.tasks.base",
+    "register_teacher": "srd.training.teachers.base",
     "rouge_l": "srd.metrics.rouge",
 }
 
@@ -53,6 +56,7 @@ __all__ = [
     "Curriculum",
     "Decoding",
     "DistillTrainer",
+    "LogitTeacher",
     "Method",
     "OnPolicy",
     "Result",
@@ -71,6 +75,7 @@ __all__ = [
     "register_method",
     "register_score",
     "register_task",
+    "register_teacher",
     "rouge_l",
     "run",
 ]

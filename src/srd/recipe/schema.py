@@ -36,7 +36,17 @@ def _on_all_data(value: TrainingConfig | None) -> TrainingConfig | None:
 class TeacherConfig(ModelConfig):
     """The large model, and how it is fine-tuned first, if at all."""
 
+    source: Named | None = Field(
+        None, description="who gives the targets: live or one of a plugin; none: the cache where it can, else live"
+    )
     sft: TrainingConfig | None = Field(None, description="fine-tune the teacher on the training data first")
+
+    @field_validator("source")
+    @classmethod
+    def _is_no_cache(cls, value: str | None) -> str | None:
+        if value == "cache":
+            raise ValueError("cache is used wherever it can be, or always with cache.enabled: true. Remove source")
+        return value
 
     @field_validator("sft", mode="before")
     @classmethod
@@ -145,6 +155,10 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _cache_foresees(self) -> Self:
         taught = [training for training in self.arms.values() if training.needs_teacher]
+        if self.cache.enabled and self.teacher.source:
+            raise ValueError(
+                f"cache.enabled is true, but teacher.source is {self.teacher.source}, which reads no cache. Remove one"
+            )
         if self.cache.enabled and taught and all(training.on_policy for training in taught):
             raise ValueError(
                 f"cache.enabled is true, but {taught[-1].method.name} trains on text that the student is yet to write, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,6 @@ from srd.curation.scores.base import columns_of, scores_of
 from srd.data.batching import Collator, EncodedExamples
 from srd.models.architecture import count_parameters
 from srd.models.engines import ENGINES
-from srd.models.head import HeadWeights
 from srd.models.loading import load_config, load_generation_config, load_model
 from srd.models.tokens import padding_id, prefix_of
 from srd.run.context import Run
@@ -31,7 +31,7 @@ from srd.tasks.base import get_task
 from srd.training.settings import TrainingConfig
 from srd.training.stages import Training, check_disk
 from srd.training.teacher_cache import DTYPES, TeacherCache, cache_bytes, cache_folder
-from srd.training.trainer import Teacher
+from srd.training.teachers.base import TEACHERS, TeacherSource
 
 
 def parameters(source: str) -> int:
@@ -159,7 +159,9 @@ def training_of(
         run.tell_frames()
         cache = None if config.on_policy or "cache" not in run.keys else TeacherCache(place_of_cache(run))
         examples.teacher = cache
-        load_teacher = _teacher_loader(run, cache)
+        source = TeacherSource(lambda: load(run.teacher_source, run, run.teacher_options()), run.width, cache)
+        make = TEACHERS.get(run.recipe.teacher.source or ("cache" if cache is not None else "live"))
+        load_teacher = functools.partial(make, source)
     stages, again = _stages(run, config, examples, folder)
     run.files.log(label).parent.mkdir(exist_ok=True)
     with run.progress(label) as update:
@@ -204,16 +206,6 @@ def _teacher_responses(run: Run, config: TrainingConfig) -> datasets.Dataset:
         return {"tokens": row["tokens"][:longest], "ended": row["ended"] and len(row["tokens"]) < longest}
 
     return datasets.Dataset.from_list([cut(row) for row in answers], features=answers.features)
-
-
-def _teacher_loader(run: Run, cache: TeacherCache | None) -> Callable[[], Teacher]:
-    def load_teacher() -> Teacher:
-        if cache is not None:
-            head: HeadWeights = cache.head()
-            return Teacher(head.cut(run.width))
-        return Teacher.live(load(run.teacher_source, run, run.teacher_options()), run.width)
-
-    return load_teacher
 
 
 def _stages(

@@ -21,6 +21,7 @@ from srd.sandbox.outside import require_permission
 from srd.tasks.base import get_task
 from srd.training.libraries import check_installed
 from srd.training.settings import TrainingConfig
+from srd.training.teachers.base import TEACHERS
 
 
 def check_recipe(models: RecipeModels) -> None:
@@ -30,6 +31,7 @@ def check_recipe(models: RecipeModels) -> None:
     if models.recipe.generation.engine == "vllm":
         _check_vllm(models)
     teacher, student = models.recipe.teacher, models.recipe.student
+    TEACHERS.name_of(teacher.source or "live")
     for named in (teacher, student):
         if named.model:
             check_weights(

@@ -26,9 +26,9 @@ from srd.training.checkpoints import damage, last_checkpoint, list_files, readab
 from srd.training.loss import LossSettings
 from srd.training.rollouts import Rollouts
 from srd.training.settings import TrainingConfig
+from srd.training.teachers.base import Teacher
 from srd.training.trainer import (
     DistillTrainer,
-    Teacher,
     Validation,
     append_row,
     filter_rows,

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,8 @@ from srd.metrics.rouge import rouge_l_many
 from srd.models.finite import blame
 from srd.models.generation import Decoding, decode_batch, generate
 from srd.models.head import (
-    HeadWeights,
-    OwnLogits,
     head_is_enough,
     head_weights,
-    own_logits,
     response_hidden,
     response_logits,
     response_losses,
@@ -43,13 +40,7 @@ from srd.models.head import (
 from srd.models.loading import load_model
 from srd.models.pair import check_same_kind, head_width, shared_vocabulary
 from srd.models.reading import abilities
-from srd.models.sharding import (
-    check_sharding,
-    models_are_whole,
-    shard_for_inference,
-    shared_embeddings_together,
-    whole_model,
-)
+from srd.models.sharding import check_sharding, models_are_whole, shared_embeddings_together, whole_model
 from srd.models.tokens import decoder_prefix, padding_id, stop_token_ids
 from srd.training.checkpoints import forget_older, last_checkpoint, seal, step_of
 from srd.training.divergences.base import canonical_name, check_parameters
@@ -57,52 +48,13 @@ from srd.training.loss import LossParts, LossSettings, head_loss, logits_loss
 from srd.training.methods.base import METHODS, Method, any_method
 from srd.training.rollouts import Rollouts, replace_responses
 from srd.training.teacher_cache import TeacherCache
+from srd.training.teachers.base import Teacher, TeacherSource
+from srd.training.teachers.cache import CachedTeacher
+from srd.training.teachers.live import live
 
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "distillation.json"  # what a checkpoint of ours holds beside the Trainer's own files
-
-
-@dataclass
-class Teacher:
-    """What the loss needs of a teacher: its head, and the model itself where no cache foresees the text.
-
-    Attributes:
-        head: Cut to the ids that teacher and student share.
-        model: The live teacher; None where hidden states come with the batch.
-    """
-
-    head: HeadWeights
-    model: Any = None
-    _sharded: bool = field(default=False, init=False)
-
-    @classmethod
-    def live(cls, model: Any, width: int | None = None) -> Teacher:
-        """A teacher that runs in every step: its head, or its own logits where the head is not enough."""
-        model.eval().requires_grad_(False)
-        head = head_weights(model) if head_is_enough(model) else own_logits(model)
-        return cls(head.cut(width) if width else head, model)
-
-    def shard(self) -> None:
-        """Spread the live model's weights over the processes; the head stays whole on each."""
-        if self.model is not None and not self._sharded:
-            head = self.head
-            bias = None if head.bias is None else head.bias.detach().clone()
-            self.head = replace(head, weight=head.weight.detach().clone(), bias=bias)
-            shard_for_inference(self.model)
-            self._sharded = True
-
-    @torch.no_grad()
-    def hidden(self, batch: dict[str, Any]) -> Tensor:
-        """Last hidden states at the batch's response positions, ``[N, d]``, or its own logits ``[N, V]``."""
-        cached: Tensor | None = batch.get("teacher_hidden")
-        if cached is not None:
-            return cached
-        if self.model is None and not len(batch["targets"]):  # a micro-batch without examples
-            return torch.zeros(0, self.head.weight.shape[1], device=batch["targets"].device)
-        assert self.model is not None, "neither a teacher cache nor a live teacher"
-        own = isinstance(self.head, OwnLogits)
-        return response_logits(self.model, batch) if own else response_hidden(self.model, batch)
 
 
 @dataclass
@@ -194,7 +146,7 @@ class DistillTrainer(Trainer):
         self.teacher = _teacher(teacher, examples, model, tokenizer, args) if settings.objective else None
         if settings.objective and settings.weight > 0 and self.teacher is None:
             raise UserError(f"the objective '{settings.objective}' needs a teacher: give teacher=, or method='sft'")
-        if writing.rollouts is not None and self.teacher is not None and self.teacher.model is None:
+        if writing.rollouts is not None and self.teacher is not None and not self.teacher.reads_new_text:
             raise UserError("a teacher cache cannot foresee what the student writes. Give the teacher itself.")
         self.validation = validation = _validation(eval_dataset, tokenizer, model)
         self.collator = make_collator(model, tokenizer, self.teacher.model if self.teacher else None)
@@ -335,7 +287,8 @@ class DistillTrainer(Trainer):
         settings, reference = settings or self.settings, inputs.get("reference")
         teacher_hidden = teacher_head = None
         if settings.objective and self.teacher is not None:
-            teacher_hidden, teacher_head = self.teacher.hidden(inputs), self._teacher_head(inputs["targets"].device)
+            teacher_hidden = self.teacher.hidden(inputs)
+            teacher_head = self.teacher.head_on(inputs["targets"].device)
         width = teacher_head.vocabulary if teacher_head else None
         extra: dict[str, Any] = {"teacher_hidden": teacher_hidden, "teacher_head": teacher_head, "reference": reference}
         if self._head_is_reachable(core):
@@ -355,15 +308,6 @@ class DistillTrainer(Trainer):
                 return "The weights of the teacher are not finite: its output head."
             models |= {"teacher": self.teacher.model} if self.teacher.model is not None else {}
         return blame(models, inputs.get("ids", []))
-
-    def _teacher_head(self, device: torch.device) -> HeadWeights:
-        assert self.teacher is not None
-        head = self.teacher.head
-        if head.weight.device != device:
-            bias = None if head.bias is None else head.bias.to(device)
-            head = replace(head, weight=head.weight.to(device), bias=bias)
-            self.teacher.head = head
-        return head
 
     # --------------------------------------------------------------------------------------------------- validation
 
@@ -594,12 +538,13 @@ def _teacher(
             )
         examples.teacher = given
         head = given.head()
-        return Teacher(head.cut(min(head.vocabulary, head_width(student.config))))
+        return CachedTeacher(head.cut(min(head.vocabulary, head_width(student.config))))
     if given is student:
         raise UserError("teacher and student are one and the same object. Load the teacher apart.")
     model = load_model(str(given), tokenizer=tokenizer, role="teacher") if isinstance(given, str | Path) else given
     check_same_kind(model.config, student.config)
-    return Teacher.live(model.to(args.device), shared_vocabulary(model.config, student.config, tokenizer))
+    width = shared_vocabulary(model.config, student.config, tokenizer)
+    return live(TeacherSource(lambda: model.to(args.device), width))
 
 
 def use_one_device(args: TrainingArguments) -> None:

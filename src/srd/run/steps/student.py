@@ -47,7 +47,7 @@ class Student(Step):
         found: list[Any] = [*own, student.dtype, student.drop_layers, run.encoding, run.recipe.seed]
         if warm is not None:  # its checkpoints may be chosen by what they write
             generation = run.recipe.generation.model_dump(exclude={"engine"})
-            found += [warm.model_dump(exclude={"log_to"}), generation, plugins_identity(run.recipe)]
+            found += [warm.model_dump(exclude={"log_to"}), generation, *taught_by(run.recipe)]
         return found
 
     def outputs(self, run: Run) -> list[Path]:
@@ -95,12 +95,17 @@ def needs_teacher(training: Any) -> bool:
     return bool(training.needs_teacher or training.teacher_writes)
 
 
+def taught_by(recipe: Recipe) -> list[Any]:
+    """What else decides a training: the plugins, and who gives the teacher's targets where that is said."""
+    return [plugins_identity(recipe), *([recipe.teacher.source] if recipe.teacher.source else [])]
+
+
 def teaching_steps(recipe: Recipe, training: Any) -> list[str]:
     """The steps that bring the teacher's part to a training: its text, or its cache."""
     if training.teacher_writes:
         return ["teacher text"]
-    cached = training.needs_teacher and not training.on_policy and recipe.cache.enabled is not False
-    return ["cache"] if cached else []
+    wanted = recipe.cache.enabled is not False and not recipe.teacher.source
+    return ["cache"] if wanted and training.needs_teacher and not training.on_policy else []
 
 
 def runs_live(facts: Facts, training: Any) -> bool:

@@ -11,9 +11,8 @@ from srd.recipe.schema import Recipe
 from srd.run.assemble import training_of
 from srd.run.context import Run
 from srd.run.costs import Facts, Phase, training_phase
-from srd.run.identity import plugins_identity
 from srd.run.steps.base import Step, Summary
-from srd.run.steps.student import Student, needs_teacher, runs_live, teaching_steps
+from srd.run.steps.student import Student, needs_teacher, runs_live, taught_by, teaching_steps
 from srd.run.steps.teacher import Teacher
 from srd.training.stages import train
 
@@ -43,7 +42,7 @@ class Training(Step):
     def inputs(self, run: Run) -> list[Any]:
         recipe, config = run.recipe, run.recipe.arms[self.label]
         found: list[Any] = [config.model_dump(exclude={"log_to"}), run.encoding, recipe.seed]
-        found += [recipe.generation.model_dump(exclude={"engine"}), plugins_identity(recipe)]
+        found += [recipe.generation.model_dump(exclude={"engine"}), *taught_by(recipe)]
         return found
 
     def outputs(self, run: Run) -> list[Path]:

@@ -1,0 +1,1 @@
+"""Teachers: who says what the student should have thought of each token, a file each."""
