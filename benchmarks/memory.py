@@ -83,7 +83,7 @@ def reflect_rows(folder: Path, rows: int) -> None:
     from srd.base import tables
     from srd.curation.reflection import reflect
     from srd.data.encoding import Encoder
-    from srd.data.templates import get_template
+    from srd.data.templates.base import get_template
     from srd.models.vllm_engine import VllmEngine
 
     class Parrot(VllmEngine):

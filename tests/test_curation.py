@@ -18,7 +18,7 @@ from srd.data.batching import LengthBatches
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows
 from srd.data.settings import SourceConfig
-from srd.data.templates import get_template
+from srd.data.templates.base import get_template
 from srd.run import curate as curation
 from srd.run.curate import curate, curated
 from srd.run.flow import advance

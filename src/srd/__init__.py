@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from srd.curation.reflection import reflect
     from srd.curation.scores.base import register_score
     from srd.data.encoding import encode
+    from srd.data.templates.base import FormatTemplate, Template, register_template
     from srd.metrics.rouge import rouge_l
     from srd.tasks.base import Decoding, Scores, Task, register_task
     from srd.training.divergence import divergence
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Curriculum": "srd.curation.curriculum",
     "Decoding": "srd.tasks.base",
+    "FormatTemplate": "srd.data.templates.base",
     "DistillTrainer": "srd.training.trainer",
     "LogitTeacher": "srd.training.teachers.base",
     "Method": "srd.training.methods.base",
@@ -36,6 +38,7 @@ _HOMES = {
     "RunError": "srd.base.errors",
     "Scores": "srd.tasks.base",
     "Task": "srd.tasks.base",
+    "Template": "srd.data.templates.base",
     "UserError": "srd.base.errors",
     "build_cache": "srd.api",
     "distill": "srd.api",
@@ -49,6 +52,7 @@ _HOMES = {
     "register_score": "srd.curation.scores.base",
     "register_task": "srd.tasks.base",
     "register_teacher": "srd.training.teachers.base",
+    "register_template": "srd.data.templates.base",
     "rouge_l": "srd.metrics.rouge",
 }
 
@@ -56,6 +60,7 @@ __all__ = [
     "Curriculum",
     "Decoding",
     "DistillTrainer",
+    "FormatTemplate",
     "LogitTeacher",
     "Method",
     "OnPolicy",
@@ -63,6 +68,7 @@ __all__ = [
     "RunError",
     "Scores",
     "Task",
+    "Template",
     "UserError",
     "build_cache",
     "distill",
@@ -76,6 +82,7 @@ __all__ = [
     "register_score",
     "register_task",
     "register_teacher",
+    "register_template",
     "rouge_l",
     "run",
 ]

@@ -37,7 +37,7 @@ from srd.base.files import (
 from srd.data.batching import EncodedExamples
 from srd.data.encoding import Encoder, encode, is_encoded
 from srd.data.examples import as_examples, row_of
-from srd.data.templates import get_template
+from srd.data.templates.base import get_template
 from srd.evaluation.answers import Contender
 from srd.evaluation.answers import evaluate as answer_and_score
 from srd.evaluation.models import UNLIMITED, longest_prompt, read_benchmarks

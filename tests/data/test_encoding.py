@@ -16,7 +16,7 @@ from srd.base.errors import UserError
 from srd.data.batching import Collator
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows
-from srd.data.templates import get_template
+from srd.data.templates.base import get_template
 from srd.models.tokens import padding_id
 from tests.tiny import FAMILIES, tiny_tokenizer
 

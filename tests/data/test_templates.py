@@ -9,7 +9,7 @@ import pytest
 
 from srd.base.errors import UserError
 from srd.data.examples import examples_from_rows
-from srd.data.templates import Template, get_template
+from srd.data.templates.base import Template, get_template
 from tests.tiny import tiny_tokenizer
 
 WITH_INPUT = """Below is an instruction that describes a task, \

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows
-from srd.data.templates import get_template
+from srd.data.templates.base import get_template
 from srd.data.turns import turns_of, without_end
 from srd.models.tokens import stop_token_ids
 from tests.tiny import CHAT_TEMPLATE, tiny_model, tiny_tokenizer

@@ -24,7 +24,7 @@ from srd.base.tables import column, positions, reopened
 from srd.data.batching import TokenLists, length_sorted_batches
 from srd.data.encoding import Encoder
 from srd.data.examples import as_examples
-from srd.data.templates import get_template
+from srd.data.templates.base import get_template
 from srd.metrics.rouge import rouge_l_many
 from srd.models.generation import Decoding, answer_texts, decode_batch
 from srd.models.tokens import padding_id, stop_token_ids

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from srd.base.errors import UserError
 from srd.base.files import fingerprint
 from srd.data.examples import as_examples
-from srd.data.templates import PromptTemplate, Segment, Template, get_template
+from srd.data.templates.auto import PromptTemplate
+from srd.data.templates.base import Segment, Template, get_template
 from srd.data.turns import ControlText, turns_of
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from srd.base.files import fingerprint
 from srd.base.limits import sampling_problem
 from srd.base.locks import held
 from srd.data.encoding import Encoder
-from srd.data.templates import get_template
+from srd.data.templates.base import get_template
 from srd.evaluation.answers import Benchmark, Contender, compare, evaluate, read_benchmark
 from srd.evaluation.predictions import check_folder, clashing, predictions_path
 from srd.models.architecture import position_limit

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from srd.base.errors import UserError, nearest
-from srd.data.templates import get_template
+from srd.data.templates.base import get_template
 from srd.models import vllm_engine
 from srd.models.architecture import check_lora_targets, position_limit
 from srd.models.loading import check_weights, load_generation_config

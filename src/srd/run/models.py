@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from srd.data.encoding import Encoder
-from srd.data.templates import get_template
+from srd.data.templates.base import get_template
 from srd.data.turns import turns_of
 from srd.models.loading import load_config, load_tokenizer
 from srd.models.pair import shared_vocabulary

@@ -26,7 +26,7 @@ from srd.base.errors import UserError, nearest
 from srd.base.text import count, duration
 from srd.data.encoding import Encoder
 from srd.data.settings import SourceConfig
-from srd.data.templates import get_template
+from srd.data.templates.base import get_template
 from srd.models.loading import load_config, load_tokenizer
 from srd.models.settings import ModelConfig
 from srd.models.sources import SMOLLM2, split_adapter

@@ -1,0 +1,1 @@
+"""Prompt templates, a file each."""

@@ -1,0 +1,54 @@
+"""What suits each row: its chat template, its ready-made prompt, or Alpaca's wording."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from srd.data.templates.base import Example, Segment, Template, get_template, joined, register_template
+from srd.data.templates.chat import ChatTemplate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# The last line of a ready-made prompt, where it is short: "### Response:", "Answer:", "A:".
+ANSWER_MARKER = re.compile(r"\n\s*[^\n]{1,40}\s*\Z")
+
+
+class PromptTemplate(Template):
+    """The ready-made prompt of a row, as it is."""
+
+    name = "prompt"
+
+    def render(self, example: Example) -> list[Segment]:
+        """Return the prompt, cuttable but for a short last line, which marks that an answer follows."""
+        prompt = example["prompt"]
+        marker = ANSWER_MARKER.search(prompt)
+        cut = marker.start() if marker else len(prompt)
+        return joined([Segment(prompt[:cut], True), Segment(prompt[cut:], False)])
+
+
+@register_template("auto")
+class AutoTemplate(Template):
+    """Conversations through the chat template, ready-made prompts as they are, and all else as Alpaca."""
+
+    name = "auto"
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Keep the tokenizer, whose chat template is asked for when the first conversation comes."""
+        self._tokenizer = tokenizer
+        self._chat: ChatTemplate | None = None
+        self._prompt = PromptTemplate()
+        self._alpaca = get_template("alpaca", tokenizer)
+
+    def render(self, example: Example) -> list[Segment]:
+        """Return the prompt in the way that suits the row."""
+        return self.for_row(example).render(example)
+
+    def for_row(self, example: Example) -> Template:
+        """Return the template for this row; UserError where a conversation meets a tokenizer without one."""
+        if example["messages"]:
+            self._chat = self._chat or ChatTemplate(self._tokenizer)
+            return self._chat
+        # A row of plain text has neither prompt nor instruction, and its prompt is empty as it is.
+        return self._prompt if example["prompt"] or not example["instruction"] else self._alpaca

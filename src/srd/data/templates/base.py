@@ -1,0 +1,147 @@
+"""How an example is shown to a model: the text of the prompt, in pieces that say which of them may be cut.
+
+A prompt that is too long loses content, never its frame: a model that no longer sees "### Response:" does not
+know that it should answer. A template's name is a file of this folder, which registers how it is made of a tokenizer.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from string import Formatter
+from typing import TYPE_CHECKING, Any
+
+from srd.base.errors import UserError, nearest
+from srd.base.registry import Registry
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PLACES = ("instruction", "input")
+
+Example = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of a prompt.
+
+    Attributes:
+        text: what it says.
+        cuttable: whether it may be shortened where the prompt is too long.
+        cut_order: the cuttable piece with the lowest is shortened first, the next where that is used up.
+        content: whether somebody typed it, so that the words of a control token in it are just words; what
+            belongs to the frame, and a ready-made prompt, may hold control tokens.
+    """
+
+    text: str
+    cuttable: bool
+    cut_order: int = 0
+    content: bool = False
+
+
+class Template(ABC):
+    """Renders examples to prompts.
+
+    Attributes:
+        name: as in the configuration.
+        adds_special_tokens: whether the tokenizer should put its own special tokens around the text (False
+            where the text has them already). Of `auto` it depends on the row: ask `for_row(example)`.
+    """
+
+    name: str
+    adds_special_tokens: bool = True
+
+    @abstractmethod
+    def render(self, example: Example) -> list[Segment]:
+        """Return the prompt of one example in pieces; joined, they are the prompt."""
+
+    def for_row(self, example: Example) -> Template:
+        """Return the template that this row is rendered with: itself, except for `auto`."""
+        return self
+
+    def text(self, example: Example) -> str:
+        """Return the whole prompt of one example, uncut."""
+        return "".join(segment.text for segment in self.render(example))
+
+
+class FormatTemplate(Template):
+    """A text with the places `{instruction}` and `{input}`, in one wording with input and one without."""
+
+    def __init__(self, name: str, with_input: str, without_input: str) -> None:
+        """Parse the two wordings; UserError where one has an unknown place."""
+        self.name = name
+        self._with_input = _parse(with_input)
+        self._without_input = _parse(without_input)
+
+    def render(self, example: Example) -> list[Segment]:
+        """Return the frame, with the input to be cut first and then the instruction."""
+        parts = self._with_input if example["input"] else self._without_input
+        segments = []
+        for literal, field in parts:
+            segments.append(Segment(literal, False))
+            if field:
+                segments.append(Segment(example[field], True, cut_order=0 if field == "input" else 1, content=True))
+        return joined(segments)
+
+
+TEMPLATES: Registry[Callable[[PreTrainedTokenizerBase], Template]] = Registry("template", "srd.data.templates")
+register_template = TEMPLATES.register
+
+
+def get_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
+    """Return a template by name, or made from a text of one's own.
+
+    Args:
+        name: Of the registry (`auto`, `alpaca`, `chat`, `plain`), or a text with `{instruction}` and, where wanted,
+            `{input}` (`{{` and `}}` stand for braces).
+        tokenizer: the chat template is taken from it.
+
+    Raises:
+        UserError: an unknown name or place, or a tokenizer without a chat template.
+    """
+    if name in TEMPLATES.names():
+        return TEMPLATES.get(name)(tokenizer)
+    if "{" in name:
+        # Without a place of its own the input follows the instruction, as it must not get lost.
+        places = [field for _, field in _parse(name)]
+        with_input = name if "input" in places else name.replace("{instruction}", "{instruction}\n\n{input}")
+        return FormatTemplate(name, with_input, name)
+    raise UserError(
+        f"template: there is no template {name!r}; {nearest(name, TEMPLATES.names())}. "
+        "A text of your own must hold the place {instruction}."
+    )
+
+
+def _parse(text: str) -> list[tuple[str, str]]:
+    """Split a format text into (literal, field) pairs; the field after the last literal is empty."""
+    try:
+        parsed = list(Formatter().parse(text))
+    except ValueError as error:
+        raise UserError(
+            f"template {text!r}: {error}. Write {{{{ and }}}} for braces that are meant as such."
+        ) from error
+    parts = []
+    for literal, field, specification, conversion in parsed:
+        if field is not None and (field not in PLACES or specification or conversion):
+            raise UserError(
+                f"template {text!r}: there is no place {{{field}}}; {nearest(field, PLACES)}, "
+                "without any format. Write {{ and }} for braces that are meant as such."
+            )
+        parts.append((literal, field or ""))
+    fields = [field for _, field in parts]
+    if "instruction" not in fields:
+        raise UserError(f"template {text!r}: the place {{instruction}} is missing.")
+    return parts
+
+
+def joined(segments: Sequence[Segment]) -> list[Segment]:
+    """Drop empty pieces and join neighbours of one kind of frame, so that joints fall only around content."""
+    joined: list[Segment] = []
+    for segment in segments:
+        if joined and not any(part.cuttable or part.content for part in (segment, joined[-1])):
+            joined[-1] = Segment(joined[-1].text + segment.text, False)
+        elif segment.text:
+            joined.append(segment)
+    return joined
