@@ -115,14 +115,18 @@ class TinyRun:
             close(run)
         return run
 
-    def train(self, run_dir: Path | None = None) -> Run:
-        """Go as far as the trained students: no evaluation, no report."""
+    def advance(self, *wanted: str, run_dir: Path | None = None) -> Run:
+        """Go as far as these steps, or through all of them; no report."""
         run = self.open(run_dir)
         try:
-            advance(run, *training_steps(run.recipe))
+            advance(run, *wanted)
         finally:
             close(run)
         return run
+
+    def train(self, run_dir: Path | None = None) -> Run:
+        """Go as far as the trained students: no evaluation, no report."""
+        return self.advance(*training_steps(validate_recipe(self.recipe, "tiny")), run_dir=run_dir)
 
     def write_recipe(self) -> Path:
         """Write the recipe as a file for the command line (JSON is YAML)."""

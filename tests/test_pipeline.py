@@ -158,7 +158,7 @@ def test_running_again_keeps_every_step(again: TinyRun) -> None:
 
 def test_learning_rate_redoes_training_but_not_reflection(again: TinyRun) -> None:
     before = steps_finished(again.run_dir)
-    again.set(training__learning_rate=2e-3).run()
+    again.set(training__learning_rate=2e-3).advance()
     assert redone(again.run_dir, before) == {"train/kd", "train/srd", "evaluation"}
     rows = [(row["arm"], row["stage"], row["step"]) for row in logged(again.run_dir) if "loss" in row]
     assert len(rows) == len(set(rows))
@@ -166,14 +166,14 @@ def test_learning_rate_redoes_training_but_not_reflection(again: TinyRun) -> Non
 
 def test_another_teacher_redoes_the_cache(again: TinyRun, tmp_path: Path) -> None:
     before, folders = steps_finished(again.run_dir), set((again.run_dir / "cache").iterdir())
-    again.set(teacher=str(save_tiny(tmp_path / "other", "llama", layers=4, seed=9))).run()
+    again.set(teacher=str(save_tiny(tmp_path / "other", "llama", layers=4, seed=9))).advance()
     assert redone(again.run_dir, before) == {"teacher", "cache", "train/kd", "train/srd", "evaluation"}
     assert len(set((again.run_dir / "cache").iterdir()) - folders) == 1
 
 
 def test_another_student_redoes_reflection(again: TinyRun, tmp_path: Path) -> None:
     before = steps_finished(again.run_dir)
-    again.set(student=str(save_tiny(tmp_path / "other", "llama", layers=1, seed=9))).run()
+    again.set(student=str(save_tiny(tmp_path / "other", "llama", layers=1, seed=9))).advance()
     assert redone(again.run_dir, before) == {
         "student", "reflection", "ranking", "train/kd", "train/srd", "evaluation",
     }  # fmt: skip
@@ -181,21 +181,21 @@ def test_another_student_redoes_reflection(again: TinyRun, tmp_path: Path) -> No
 
 def test_select_redoes_only_what_is_curated(again: TinyRun) -> None:
     before = steps_finished(again.run_dir)
-    again.set(training__curriculum={"select": 0.5}).run()
+    again.set(training__curriculum={"select": 0.5}).advance()
     assert redone(again.run_dir, before) == {"ranking", "train/srd", "evaluation"}
 
 
 def test_another_template_asks_the_teacher_again(again: TinyRun) -> None:
     path = again.run_dir / "evaluation/predictions/teacher.test.1.scores.json"
     before = read_json(path)["fingerprint"]
-    again.set(data__template="Q: {instruction} {input}\nA:").run()
+    again.set(data__template="Q: {instruction} {input}\nA:").advance()
     assert read_json(path)["fingerprint"] != before
 
 
 def test_changed_rows_redo_everything_that_reads_them(again: TinyRun, tmp_path: Path) -> None:
     before = steps_finished(again.run_dir)
     rows = [{**row, "output": row["output"] + " Yes."} for row in tiny_rows()]
-    again.set(data__train=str(write_rows(tmp_path / "rows.jsonl", rows))).run()
+    again.set(data__train=str(write_rows(tmp_path / "rows.jsonl", rows))).advance()
     assert redone(again.run_dir, before) == set(before) - {"teacher", "student"}
 
 
@@ -203,7 +203,7 @@ def test_lost_file_is_made_again(again: TinyRun) -> None:
     before = steps_finished(again.run_dir)
     old = (again.run_dir / "curriculum/ranked.parquet").read_bytes()
     (again.run_dir / "curriculum/ranked.parquet").unlink()
-    again.run()
+    again.train()
     assert redone(again.run_dir, before) in ({"ranking"}, set())  # the same second may be noted again
     assert (again.run_dir / "curriculum/ranked.parquet").read_bytes() == old
 
@@ -212,7 +212,7 @@ def test_damaged_cache_shard_is_built_again(again: TinyRun) -> None:
     (shard,) = (again.run_dir / "cache").glob("*/shard-*.safetensors")
     intact = shard.read_bytes()
     shard.write_bytes(intact[:-8] + b"\0\0\xc0\x7f\0\0\xc0\x7f")
-    again.set(training__learning_rate=3e-3).run()
+    again.set(training__learning_rate=3e-3).train()
     assert shard.read_bytes() == intact
     assert any("damaged" in warning for warning in read_json(again.run_dir / "manifest.json")["warnings"])
 
@@ -222,20 +222,20 @@ def test_lost_cache_shard_is_built_again(again: TinyRun) -> None:
     intact = shard.read_bytes()
     shard.unlink()
     shard.with_suffix(".json").unlink()
-    again.set(training__learning_rate=3e-3).run()
+    again.set(training__learning_rate=3e-3).train()
     assert shard.read_bytes() == intact
 
 
 def test_moved_run_directory_keeps_its_steps(again: TinyRun, tmp_path: Path) -> None:
     before = steps_finished(again.run_dir)
     again.run_dir = again.run_dir.rename(tmp_path / "elsewhere")
-    again.run()
+    again.advance()
     assert steps_finished(again.run_dir) == before
 
 
 def test_two_runs_give_the_same_bytes(done: TinyRun, tmp_path: Path) -> None:
     run_dir = tmp_path / "second"
-    done.run(run_dir)
+    done.advance(run_dir=run_dir)
     for name in ("student/model.safetensors", "baselines/kd/student/model.safetensors", "curriculum/ranked.parquet",
                  "evaluation/metrics.json", "reflection/scores.parquet"):  # fmt: skip
         assert (run_dir / name).read_bytes() == (done.run_dir / name).read_bytes(), name
@@ -252,6 +252,7 @@ def test_run_directory_is_for_one_command_at_a_time(again: TinyRun) -> None:
 
 def test_teacher_sft_shortened_student_and_warm_start(tiny_run: TinyRun) -> None:
     quick = {"epochs": 1, "batch_size": 8}
+    tiny_run.set(data__train_limit=16, evaluation__seeds=[1])
     tiny_run.set(teacher={"model": str(tiny_run.teacher), "sft": quick})
     tiny_run.set(student={"drop_layers": 2, "warm_start": {**quick, "method": "kd"}})
     run = tiny_run.run()
@@ -268,11 +269,11 @@ def test_teacher_sft_shortened_student_and_warm_start(tiny_run: TinyRun) -> None
 
 
 def test_shared_cache_serves_a_second_run(tiny_run: TinyRun, tmp_path: Path) -> None:
-    tiny_run.set(cache__dir=str(tmp_path / "shared"))
-    tiny_run.run()
+    tiny_run.set(cache__dir=str(tmp_path / "shared"), training__curriculum=None)
+    tiny_run.train()
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "shared").rglob("shard-*")}
-    tiny_run.set(seed=0, training__objective="rkl").run(tmp_path / "second")
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "shared").rglob("shard-*")} == kept
+    tiny_run.set(seed=0, training__objective="rkl").train(tmp_path / "second")
+    assert kept and {path: path.stat().st_mtime_ns for path in (tmp_path / "shared").rglob("shard-*")} == kept
     assert not (tmp_path / "second" / "cache").exists()
 
 
@@ -280,7 +281,7 @@ def test_live_teacher_gives_the_losses_of_the_cache(done: TinyRun, tmp_path: Pat
     recipe = json.loads(json.dumps(done.recipe))
     done.set(cache__enabled=False)
     try:
-        done.run(tmp_path / "live")
+        done.train(tmp_path / "live")
     finally:
         done.recipe = recipe
     assert not (tmp_path / "live/cache").exists()
@@ -329,13 +330,13 @@ def test_evaluation_on_two_files_of_a_named_task_beside_the_test_split(
     easy, hard = write_rows(tmp_path / "easy.jsonl", rows[:2]), write_rows(tmp_path / "hard.jsonl", rows[2:])
     before = steps_finished(again.run_dir)
     tasks = [{"name": "gsm8k", "path": str(easy)}, {"name": "gsm8k", "path": str(hard), "label": "hard"}]
-    again.set(evaluation__tasks=tasks).run()
+    again.set(evaluation__tasks=tasks).advance()
     assert redone(again.run_dir, before) == {"evaluation"}
     metrics = read_json(again.run_dir / "evaluation/metrics.json")
     assert list(metrics["srd"]) == ["test", "gsm8k", "hard"]
     assert set(metrics["srd"]["gsm8k"]) == {"accuracy"}
     details = read_json(again.run_dir / "evaluation/details.json")["tasks"]
     assert [details[key]["examples"] for key in ("gsm8k", "hard")] == [2, 1]
-    again.set(evaluation__tasks=[]).run()
+    again.set(evaluation__tasks=[]).advance()
     left = {path.name.split(".")[1] for path in (again.run_dir / "evaluation/predictions").glob("*.*.*")}
     assert left == {"test"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from srd.base.errors import UserError
 from srd.base.files import file_digest, read_json
 from srd.run.flow import check_written, planned_steps
 from srd.run.steps.base import key_of
+from srd.tasks.base import TASKS
 
 SRD = {"epochs": 1, "batch_size": 8, "learning_rate": 3e-3, "curriculum": {"stages": 2}}
 
@@ -35,8 +37,8 @@ def again(done: TinyRun, tmp_path: Path) -> TinyRun:
     return done.copy(tmp_path / "run")
 
 
-def redone(tiny: TinyRun) -> set[str]:
-    """Run again; the steps that were made."""
+def redone(tiny: TinyRun, *wanted: str) -> set[str]:
+    """Go through these steps again, or through all of them; those that were made."""
     steps = read_json(tiny.run_dir / "manifest.json")["steps"]
     for step in steps.values():
         step["finished"] = "before"
@@ -44,7 +46,7 @@ def redone(tiny: TinyRun) -> set[str]:
     run.manifest.content["steps"] = steps
     run.manifest.save()
     run._lock.close()
-    tiny.run()
+    tiny.advance(*wanted)
     return {name for name, said in steps_finished(tiny.run_dir).items() if not said.startswith("before")}
 
 
@@ -217,16 +219,19 @@ def test_a_folder_a_pattern_and_home_are_read_as_content(
     shutil.copy(again.rows, home / "data" / "train.jsonl")
     for name in ("~/data", "~/data/train.jsonl"):
         shutil.copy(again.rows, home / "data" / "train.jsonl")
-        again.set(data__train=name).run()
-        assert redone(again) == set()
+        again.set(data__train=name).advance("reflection")
+        assert redone(again, "reflection") == set()
         edit_rows(again, home / "data" / "train.jsonl")
-        assert "examples" in redone(again), name
+        assert redone(again, "reflection") == {"examples", "reflection"}, name
 
 
-def test_an_edited_benchmark_is_answered_again(again: TinyRun, tmp_path: Path) -> None:
+def test_an_edited_benchmark_is_answered_again(again: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = TASKS.get("gsm8k")
+    short = dataclasses.replace(task, decoding=dataclasses.replace(task.decoding, max_new_tokens=4))
+    monkeypatch.setitem(TASKS._registered, "gsm8k", short)
     row = {"question": "How many apples?", "answer": "12 in all.\n#### 12"}
     path = write_rows(tmp_path / "gsm8k.jsonl", [row] * 2)
-    again.set(evaluation__tasks=[{"name": "gsm8k", "path": str(path)}]).run()
+    again.set(evaluation__tasks=[{"name": "gsm8k", "path": str(path)}]).advance()
     assert redone(again) == set()
     write_rows(path, [row] * 3)
     assert redone(again) == {"evaluation"}
@@ -239,17 +244,17 @@ def test_every_file_of_a_model_counts(again: TinyRun, tmp_path: Path, name: str)
     student = tmp_path / "student"
     shutil.copytree(again.student, student)
     (student / "modeling_x.py").write_text("A = 1")
-    again.set(student=str(student)).run()
+    again.set(student=str(student)).train()
     (student / "README.md").write_text("about it")
-    assert redone(again) == set()
+    assert redone(again, "train/srd") == set()
     text = (student / name).read_text(encoding="utf-8")
     (student / name).write_text(text + "\n# changed" if name.endswith(".py") else text.rstrip()[:-1] + " \n}")
-    assert {"student", "reflection", "train/srd"} <= redone(again)
+    assert {"student", "reflection", "train/srd"} <= redone(again, "train/srd")
 
 
 def test_a_changed_chat_template_makes_everything_again(make_tiny_run: Callable[..., TinyRun]) -> None:
     tiny = make_tiny_run("qwen2")
-    tiny.set(data__template="chat", training=SRD, evaluation__seeds=[1]).run()
+    tiny.set(data__template="chat", training=SRD, evaluation__seeds=[1]).advance()
     for folder in (tiny.teacher, tiny.student):
         path = folder / "chat_template.jinja"
         path.write_text(path.read_text(encoding="utf-8").replace("assistant", "helper"), encoding="utf-8")
@@ -262,7 +267,7 @@ def test_a_changed_plugin_makes_trainings_again(again: TinyRun, tmp_path: Path) 
     plugin, beside = tmp_path / "mine.py", tmp_path / "mine_too.py"
     beside.write_text("X = 1\n")
     plugin.write_text("import sys\nsys.path.insert(0, __file__.rpartition('/')[0])\nimport mine_too\n")
-    again.set(plugins=[str(plugin)]).run()
+    again.set(plugins=[str(plugin)]).advance()
     assert redone(again) == set()
     beside.write_text("X = 2\n")
     assert redone(again) == {"train/srd", "evaluation"}
@@ -325,7 +330,7 @@ def test_files_of_the_user_are_neither_removed_nor_read(again: TinyRun) -> None:
 def test_a_model_changed_in_place_is_another_model(again: TinyRun, tmp_path: Path) -> None:
     teacher = tmp_path / "teacher"
     save_tiny(teacher, "llama", layers=4, seed=1)
-    again.set(teacher=str(teacher)).run()
+    again.set(teacher=str(teacher)).advance()
     assert redone(again) == set()
     save_tiny(teacher, "llama", layers=4, seed=3)
     assert redone(again) == {"teacher", "cache", "train/srd", "evaluation"}
