@@ -15,7 +15,6 @@ from srd.run.context import Run
 from srd.run.flow import run_all
 from tests.conftest import close, logged
 
-
 #: Fewer and shorter answers than the recipe asks for; models, methods and steps are its own.
 LESS = [
     "data.train_limit=8", "data.validation_limit=2", "data.test_limit=4", "generation.max_new_tokens=12",

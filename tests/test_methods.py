@@ -46,10 +46,11 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_plain_and_with_curriculum(tiny_run: TinyRun, method: str) -> None:
     plain = {"curriculum": None, "epochs": 2}
-    tiny_run.set(training__method=METHODS[method], baselines={"plain": plain})
+    tiny_run.set(training__method=METHODS[method], training__curriculum={"stages": 2}, baselines={"plain": plain})
+    tiny_run.set(data__train_limit=16)
     run = tiny_run.train()
     start = weights(tiny_run.student)
-    for folder, steps in ((run.folder, 1 + 2 + 3), (run.folder / "baselines/plain", 2 * 4)):
+    for folder, steps in ((run.folder, 1 + 2), (run.folder / "baselines/plain", 2 * 2)):
         trained = weights(folder / "student")
         assert sum(read_json(path)["steps"] for path in folder.glob("stages/*/metrics.json")) == steps
         assert all(torch.isfinite(value).all() for value in trained.values())
@@ -96,7 +97,7 @@ def test_seqkd_trains_on_what_the_teacher_wrote(tiny_run: TinyRun, monkeypatch: 
 
 
 def test_the_teachers_text_survives_a_second_run(tiny_run: TinyRun) -> None:
-    tiny_run.set(training__method=METHODS["seqkd"], training__curriculum=None).train()
+    tiny_run.set(training__method=METHODS["seqkd"], training__curriculum=None, data__train_limit=16).train()
     before = steps_finished(tiny_run.run_dir)
     tiny_run.train()
     assert steps_finished(tiny_run.run_dir) == before
@@ -176,20 +177,20 @@ LORA = {"r": 4, "alpha": 8, "dropout": 0.1}
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
 def test_lora_merged(make_tiny_run: MakeRun, family: str) -> None:
     tiny = make_tiny_run(family)
-    tiny.set(training__lora=LORA, training__learning_rate=5e-3)
-    run = tiny.train()
+    tiny.set(training__lora=LORA, training__learning_rate=5e-3, training__curriculum={"stages": 2})
+    run = tiny.set(data__train_limit=16).train()
     auto = AutoModelForSeq2SeqLM if family == "t5" else AutoModelForCausalLM
     start, trained = auto.from_pretrained(tiny.student), auto.from_pretrained(run.folder / "student")
     assert not (run.folder / "student/adapter_config.json").exists()
     changed = [name for name, value in start.state_dict().items() if not torch.equal(value, trained.state_dict()[name])]
     assert changed and all("attn" in name or "attention" in name.lower() for name in changed)
-    for stage in range(3):
+    for stage in range(2):
         assert (run.folder / f"stages/{stage}/model/adapter_model.safetensors").exists()
 
 
 def test_lora_adapter_beside_its_base(tiny_run: TinyRun) -> None:
     tiny_run.set(training__lora={**LORA, "merge": False}, training__learning_rate=5e-3, evaluation__seeds=[1])
-    run = tiny_run.run()
+    run = tiny_run.set(data__train_limit=16, training__curriculum={"stages": 2}).run()
     assert (run.folder / "student/adapter_model.safetensors").exists()
     assert not (run.folder / "student/model.safetensors").exists()
     model = AutoModelForCausalLM.from_pretrained(run.folder / "student")
@@ -221,12 +222,12 @@ def test_teacher_as_base_plus_adapter(make_tiny_run: MakeRun) -> None:
     """A teacher's adapter is merged on loading and counts: it is another teacher than its base."""
     first = make_tiny_run()
     first.set(training__lora={**LORA, "merge": False}, training__method="sft", training__curriculum=None,
-              training__learning_rate=5e-2)  # fmt: skip
+              training__learning_rate=5e-2, data__train_limit=16)  # fmt: skip
     adapter = first.train().folder / "student"
     runs = []
     for teacher in ({"model": str(first.student), "adapter": str(adapter)}, {"model": str(first.student)}):
         tiny = make_tiny_run()
-        tiny.set(teacher=teacher, training__curriculum=None)
+        tiny.set(teacher=teacher, training__curriculum=None, data__train_limit=16)
         runs.append(tiny.train())
     kept = [read_json(run.folder / "manifest.json")["steps"]["teacher"]["fingerprint"] for run in runs]
     assert kept[0] != kept[1]
@@ -236,55 +237,56 @@ def test_teacher_as_base_plus_adapter(make_tiny_run: MakeRun) -> None:
 # --------------------------------------------------------------------------------------------- memory and precision
 
 
-@pytest.mark.parametrize("lora", [None, LORA])
-def test_gradient_checkpointing_changes_nothing(make_tiny_run: MakeRun, lora: dict[str, Any] | None) -> None:
-    found = []
-    for on in (False, True):
-        tiny = make_tiny_run()
-        adapters = {**lora, "dropout": 0.0} if lora else None
-        tiny.set(training__gradient_checkpointing=on, training__lora=adapters, training__curriculum=None)
-        tiny.set(training__learning_rate=5e-3)
-        found.append(losses(tiny.train().folder, "kd"))
-    assert found[0] == pytest.approx(found[1], rel=1e-4)
+PLAIN = {"learning_rate": 5e-3}
+ADAPTED = {**PLAIN, "lora": {**LORA, "dropout": 0.0}}
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": PLAIN,
+    "plain-checkpointed": {**PLAIN, "gradient_checkpointing": True},
+    "plain-in-micro-batches": {**PLAIN, "micro_batch_size": 2},
+    "plain-in-bfloat16": {**PLAIN, "precision": "bfloat16"},
+    "adapted": ADAPTED,
+    "adapted-checkpointed": {**ADAPTED, "gradient_checkpointing": True},
+}
 
 
-def test_micro_batches_change_nothing(make_tiny_run: MakeRun) -> None:
-    found = []
-    for size in (8, 2):
-        tiny = make_tiny_run()
-        tiny.set(training__micro_batch_size=size, training__curriculum=None, training__epochs=2)
-        found.append(losses(tiny.train().folder, "kd"))
-    assert found[1] == pytest.approx(found[0], rel=1e-4)
+@pytest.fixture(scope="module")
+def ways(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """Plain distillation in several ways, from the same examples and the same cache; read only."""
+    tiny = TinyRun(tmp_path_factory.mktemp("ways"))
+    tiny.set(training__curriculum=None, training__precision="float32", baselines=WAYS).train()
+    return tiny
 
 
-def test_bfloat16_autocast_is_close_to_float32(make_tiny_run: MakeRun) -> None:
-    found = []
-    for precision in ("float32", "bfloat16"):
-        tiny = make_tiny_run()
-        tiny.set(training__precision=precision, training__curriculum=None)
-        run = tiny.train()
-        found.append(losses(run.folder, "kd"))
-        assert {value.dtype for value in weights(run.folder / "student").values()} == {torch.float32}
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("plain", "plain-checkpointed"), ("plain", "plain-in-micro-batches"), ("adapted", "adapted-checkpointed")],
+)
+def test_what_saves_memory_changes_nothing(ways: TinyRun, one: str, other: str) -> None:
+    assert len(losses(ways.run_dir, one)) == 2  # of four steps
+    assert losses(ways.run_dir, other) == pytest.approx(losses(ways.run_dir, one), rel=1e-4)
+
+
+def test_bfloat16_autocast_is_close_to_float32(ways: TinyRun) -> None:
+    for way in ("plain", "plain-in-bfloat16"):
+        kept = weights(ways.run_dir / "baselines" / way / "student").values()
+        assert {value.dtype for value in kept} == {torch.float32}
+    found = [losses(ways.run_dir, way) for way in ("plain", "plain-in-bfloat16")]
     assert found[0] != found[1]
     assert found[1] == pytest.approx(found[0], rel=0.05)
 
 
-def test_teacher_in_bfloat16_beside_a_float32_student(make_tiny_run: MakeRun) -> None:
-    found = []
-    for dtype in ("float32", "bfloat16"):
-        tiny = make_tiny_run()
-        tiny.set(teacher={"model": str(tiny.teacher), "dtype": dtype}, training__curriculum=None)
-        run = tiny.train()
-        (head,) = run.folder.glob("cache/*/head.safetensors")
+def test_teacher_in_bfloat16_beside_a_float32_student(ways: TinyRun, tiny_run: TinyRun) -> None:
+    tiny_run.set(teacher={"model": str(tiny_run.teacher), "dtype": "bfloat16"}, training__curriculum=None).train()
+    for dtype, folder in (("float32", ways.run_dir), ("bfloat16", tiny_run.run_dir)):
+        (head,) = folder.glob("cache/*/head.safetensors")
         assert load_file(head)["weight"].dtype == getattr(torch, dtype)
-        (shard,) = run.folder.glob("cache/*/shard-*.safetensors")
+        (shard,) = folder.glob("cache/*/shard-*.safetensors")
         assert load_file(shard)["hidden"].dtype == getattr(torch, dtype)
-        found.append(losses(run.folder, "kd"))
-    assert found[1] == pytest.approx(found[0], rel=0.05)
+    assert losses(tiny_run.run_dir, "kd") == pytest.approx(losses(ways.run_dir, "kd"), rel=0.05)
 
 
 def test_another_teacher_dtype_redoes_what_the_teacher_says(tiny_run: TinyRun) -> None:
-    tiny_run.set(training__curriculum=None, cache__dtype="float32").train()
+    tiny_run.set(training__curriculum=None, data__train_limit=16, cache__dtype="float32").train()
     first = losses(tiny_run.run_dir, "kd")
     tiny_run.set(teacher={"model": str(tiny_run.teacher), "dtype": "bfloat16"}).train()
     assert losses(tiny_run.run_dir, "kd") != first
@@ -307,6 +309,7 @@ def test_a_divergence_from_a_plugin(tiny_run: TinyRun) -> None:
     plugin = tiny_run.folder / "my_divergence.py"
     plugin.write_text(PLUGIN.format(name="tiny_hellinger"))
     tiny_run.set(plugins=[str(plugin)], training__objective={"name": "tiny_hellinger", "factor": 2.0})
+    tiny_run.set(training__curriculum=None)
     run = tiny_run.train()
     assert run.recipe.training.objective.parameters == {"factor": 2.0}
     rows = [row["kd_loss"] for row in logged(run.folder) if "kd_loss" in row]
@@ -342,7 +345,7 @@ def test_a_saved_adapter_is_a_student_or_teacher_by_itself(make_tiny_run: MakeRu
     """The folder that `lora.merge: false` leaves names its base, so that the next run can start from it."""
     first = make_tiny_run()
     first.set(training__lora={**LORA, "merge": False}, training__learning_rate=5e-3, evaluation__seeds=[1])
-    folder = first.run().folder / "student"
+    folder = first.set(training__curriculum=None, data__train_limit=16).train().folder / "student"
     second = make_tiny_run()
     second.set(student=str(folder), teacher=str(folder), training__curriculum=None, evaluation__seeds=[1])
     metrics = read_json(second.run().folder / "evaluation/metrics.json")
