@@ -85,7 +85,10 @@ def map_large(paths: list[Path], folder: Path) -> None:
 def open_mapped(path: Path, folder: Path) -> datasets.Dataset:
     """Open a parquet file: through the memory map that `map_large` made, or in memory where there is none."""
     mapped = _mapped(path, folder)
-    return datasets.Dataset.from_file(str(mapped)) if mapped.exists() else datasets.Dataset(pq.read_table(path))
+    if mapped.exists():
+        return datasets.Dataset.from_file(str(mapped))
+    # With a name of its own; else one is made from all of the bytes.
+    return datasets.Dataset(pq.read_table(path), fingerprint=digest_of(path))
 
 
 def reopened(rows: datasets.Dataset) -> datasets.Dataset:
