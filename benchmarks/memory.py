@@ -84,7 +84,7 @@ def reflect_rows(folder: Path, rows: int) -> None:
     from srd.curation.reflection import reflect
     from srd.data.encoding import Encoder
     from srd.data.templates.base import get_template
-    from srd.models.vllm_engine import VllmEngine
+    from srd.models.engines.vllm import VllmEngine
 
     class Parrot(VllmEngine):
         """Answers with the beginning of the prompt."""

@@ -23,8 +23,9 @@ from srd.models.tokens import padding_id
 from srd.training import trainer as trainer_module
 from srd.training.loss import LossSettings
 from srd.training.rollouts import AdaptiveOffPolicy, OnPolicy
-from srd.training.teachers.base import Teacher, TeacherSource
+from srd.training.teachers.base import TeacherSource
 from srd.training.teachers.cache import CachedTeacher
+from srd.training.teachers.common import Teacher
 from srd.training.teachers.live import LiveTeacher, live
 from srd.training.trainer import DistillTrainer, Validation, Writing, make_collator, validation_loss, widen
 from tests.test_objectives import naive

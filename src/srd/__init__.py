@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from srd.training.divergences.base import register_divergence
     from srd.training.methods.base import Method, register_method
     from srd.training.rollouts import OnPolicy
-    from srd.training.teachers.base import LogitTeacher, register_teacher
+    from srd.training.teachers.base import register_teacher
+    from srd.training.teachers.common import LogitTeacher
     from srd.training.trainer import DistillTrainer
 
 __version__ = "0.1.0"
@@ -31,7 +32,7 @@ _HOMES = {
     "Decoding": "srd.tasks.base",
     "FormatTemplate": "srd.data.templates.base",
     "DistillTrainer": "srd.training.trainer",
-    "LogitTeacher": "srd.training.teachers.base",
+    "LogitTeacher": "srd.training.teachers.common",
     "Method": "srd.training.methods.base",
     "OnPolicy": "srd.training.rollouts",
     "Result": "srd.api",

@@ -28,10 +28,10 @@ from transformers import GenerationConfig
 
 from srd.base.errors import RunError, UserError
 from srd.curation.reflection import reflect
-from srd.models import vllm_engine
+from srd.models.engines import vllm as vllm_engine
+from srd.models.engines.vllm import VllmEngine
 from srd.models.generation import Decoding, generate
 from srd.models.loading import load_config, load_model, load_tokenizer
-from srd.models.vllm_engine import VllmEngine
 from srd.run.steps import training as training_step
 from tests.conftest import TinyRun, steps_finished, tiny_rows
 from tests.tiny import save_tiny
@@ -272,7 +272,7 @@ def test_a_run_that_vllm_cannot_serve_stops_before_any_work(make_tiny_run: Calla
     for run, problem in (
         (make_tiny_run("t5"), "decoder-only"),
         (make_tiny_run().set(student__adapter="somewhere"), "takes no adapter"),
-        (make_tiny_run().set(data__max_length=1024), "one token of vLLM's"),
+        (make_tiny_run().set(data__max_length=1024), "what vllm writes behind it"),
     ):
         with pytest.raises(UserError, match=problem):
             run.set(generation__engine="vllm").run()

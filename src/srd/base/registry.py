@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 from srd.base.errors import UserError, nearest
 
 T = TypeVar("T")
-NO_NAMES = ("base",)  # files of a package that are no names
+NO_NAMES = ("base", "common")  # files of a package that are no names
 
 
 class Registry(Generic[T]):

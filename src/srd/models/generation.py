@@ -46,7 +46,7 @@ class Decoding:
 
 @runtime_checkable
 class Engine(Protocol):
-    """What stands where a model does and decodes batches by itself (see `srd.models.engines`)."""
+    """What stands where a model does and decodes batches by itself (see `srd.models.engines.base`)."""
 
     def decode_batch(
         self,

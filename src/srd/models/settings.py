@@ -34,13 +34,3 @@ class LoraConfig(Section):
         None, description="module names; else the family's usual"
     )
     merge: bool = Field(True, description="merge into the saved student; else save the adapter beside its base")
-
-
-class GenerationConfig(Section):
-    """How text is generated in reflection, validation and evaluation."""
-
-    engine: Literal["transformers", "vllm"] = Field(
-        "transformers", description="vllm is an extra: pip install 'srd[vllm]'"
-    )
-    batch_size: int = Field(32, ge=1, description="prompts generated at once")
-    max_new_tokens: int = Field(256, ge=1, description="longest response")

@@ -14,9 +14,11 @@ from srd.base.settings import LONGEST_NAME, FolderName, Named, Section, Seed, ea
 from srd.curation.settings import CurriculumConfig, ReflectionConfig
 from srd.data.settings import DataConfig
 from srd.evaluation.settings import EvaluationConfig
-from srd.models.settings import GenerationConfig, ModelConfig
+from srd.models.engines.base import GenerationConfig
+from srd.models.settings import ModelConfig
 from srd.recipe.merging import merge
 from srd.training.settings import CacheConfig, TrainingConfig
+from srd.training.teachers.base import TEACHERS
 
 
 def _fine_tuning(value: Any) -> Any:
@@ -46,7 +48,7 @@ class TeacherConfig(ModelConfig):
     def _is_no_cache(cls, value: str | None) -> str | None:
         if value == "cache":
             raise ValueError("cache is used wherever it can be, or always with cache.enabled: true. Remove source")
-        return value
+        return value if value is None else TEACHERS.name_of(value)
 
     @field_validator("sft", mode="before")
     @classmethod

@@ -23,7 +23,7 @@ from srd.curation.reflection import forget_batches, reflect
 from srd.curation.scores.base import columns_of, scores_of
 from srd.data.batching import Collator, EncodedExamples
 from srd.models.architecture import count_parameters
-from srd.models.engines import ENGINES
+from srd.models.engines.base import ENGINES
 from srd.models.loading import load_config, load_generation_config, load_model
 from srd.models.tokens import padding_id, prefix_of
 from srd.run.context import Run
@@ -47,10 +47,9 @@ def load(source: str, run: Run, options: dict[str, Any]) -> Any:
 
 
 def load_writer(source: str, run: Run, options: dict[str, Any]) -> Any:
-    """A model that only writes: by transformers, or by vLLM where the recipe says so."""
-    if run.recipe.generation.engine == "transformers":
-        return load(source, run, options)
-    return ENGINES[run.recipe.generation.engine](source, _longest_text(run), options)
+    """A model that only writes, by the recipe's engine."""
+    engine = ENGINES.get(run.recipe.generation.engine)
+    return engine.load(source, _longest_text(run), options, lambda: load(source, run, options))
 
 
 def _longest_text(run: Run) -> int:

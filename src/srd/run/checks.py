@@ -8,12 +8,11 @@ from typing import Any
 
 from srd.base.errors import UserError, nearest
 from srd.data.templates.base import get_template
-from srd.models import vllm_engine
 from srd.models.architecture import check_lora_targets, position_limit
+from srd.models.engines.base import ENGINES
 from srd.models.loading import check_weights, load_generation_config
 from srd.models.pair import check_same_kind, check_same_tokenizer
 from srd.models.settings import ModelConfig
-from srd.models.sources import split_adapter
 from srd.models.tokens import prefix_of
 from srd.recipe.schema import Recipe
 from srd.run.models import RecipeModels
@@ -21,17 +20,14 @@ from srd.sandbox.outside import require_permission
 from srd.tasks.base import get_task
 from srd.training.libraries import check_installed
 from srd.training.settings import TrainingConfig
-from srd.training.teachers.base import TEACHERS
 
 
 def check_recipe(models: RecipeModels) -> None:
     """Refuse models that do not fit each other, or what is asked of them, before a weight is loaded."""
     check_evaluation(models.recipe)
     check_libraries(models.recipe)
-    if models.recipe.generation.engine == "vllm":
-        _check_vllm(models)
     teacher, student = models.recipe.teacher, models.recipe.student
-    TEACHERS.name_of(teacher.source or "live")
+    ENGINES.get(models.recipe.generation.engine).check(models.encoder_decoder, (teacher, student))
     for named in (teacher, student):
         if named.model:
             check_weights(
@@ -82,22 +78,6 @@ def check_libraries(recipe: Recipe) -> None:
             check_installed(field, training.optimizer, training.log_to)
 
 
-def _check_vllm(models: RecipeModels) -> None:
-    """Refuse what the vLLM engine cannot do, before the training that may come before its first answer."""
-    vllm_engine.check_installed()
-    if models.encoder_decoder:
-        raise UserError(
-            f"generation.engine=vllm serves decoder-only models, which '{models.recipe.teacher.model}' is not. "
-            "Set generation.engine=transformers."
-        )
-    for model in (models.recipe.teacher, models.recipe.student):
-        if model.model and (model.adapter or split_adapter(model.model)[1]):
-            raise UserError(
-                f"generation.engine=vllm takes no adapter, but model '{model.model}' has one. Merge it into the model "
-                "first, or set generation.engine=transformers."
-            )
-
-
 def _check_lengths(models: RecipeModels, config: Any, model: str) -> None:
     """Refuse sequences that are longer than a model's positions."""
     longest = position_limit(config)
@@ -112,8 +92,9 @@ def _lengths(recipe: Recipe) -> Iterator[tuple[int, str, str]]:
     """The sequences that a run makes: length, what it is, and what makes it shorter."""
     data, prompt = recipe.data, "data.max_prompt_length"
     yield data.max_length, "data.max_length", "data.max_length"
-    if recipe.generation.engine == "vllm":  # which writes at least one token behind whatever it scores
-        yield data.max_length + 1, "data.max_length plus one token of vLLM's", "data.max_length"
+    engine = recipe.generation.engine
+    if behind := ENGINES.get(engine).writes_behind:
+        yield data.max_length + behind, f"data.max_length plus what {engine} writes behind it", "data.max_length"
     answers = {
         "generation.max_new_tokens": recipe.generation.max_new_tokens,
         "reflection.max_new_tokens": recipe.reflection.max_new_tokens,

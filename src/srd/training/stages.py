@@ -26,7 +26,7 @@ from srd.training.checkpoints import damage, last_checkpoint, list_files, readab
 from srd.training.loss import LossSettings
 from srd.training.rollouts import Rollouts
 from srd.training.settings import TrainingConfig
-from srd.training.teachers.base import Teacher
+from srd.training.teachers.common import Teacher
 from srd.training.trainer import (
     DistillTrainer,
     Validation,

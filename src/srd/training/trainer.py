@@ -48,8 +48,9 @@ from srd.training.loss import LossParts, LossSettings, head_loss, logits_loss
 from srd.training.methods.base import METHODS, Method, any_method
 from srd.training.rollouts import Rollouts, replace_responses
 from srd.training.teacher_cache import TeacherCache
-from srd.training.teachers.base import Teacher, TeacherSource
+from srd.training.teachers.base import TeacherSource
 from srd.training.teachers.cache import CachedTeacher
+from srd.training.teachers.common import Teacher
 from srd.training.teachers.live import live
 
 logger = logging.getLogger(__name__)

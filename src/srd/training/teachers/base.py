@@ -1,6 +1,6 @@
-"""What a teacher is to the loss: at every response position either its logits, or what its head turns into them.
+"""The registry of teachers: what makes a `srd.training.teachers.common.Teacher` of a recipe's teacher.
 
-To add one, register what makes it from a recipe's teacher; `LogitTeacher` is the shortest way::
+To add one, register a subclass of `srd.LogitTeacher`::
 
     @srd.register_teacher("cautious")
     class Cautious(srd.LogitTeacher):
@@ -13,18 +13,10 @@ The recipe then says ``teacher.source: cautious``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import Any
 
 from srd.base.registry import Registry
-from srd.models.head import HeadWeights, own_logits, response_logits
-from srd.models.sharding import shard_for_inference
-
-if TYPE_CHECKING:
-    from srd.training.teacher_cache import TeacherCache
 
 
 @dataclass(frozen=True)
@@ -34,91 +26,14 @@ class TeacherSource:
     Attributes:
         load: Gives the recipe's teacher model, fine-tuned where the recipe says so.
         width: How many token ids teacher and student share.
-        cache: The teacher's hidden states for the training examples; None: there are none.
+        cache: The teacher's hidden states for the training examples (`srd.training.teacher_cache.TeacherCache`); None:
+            there are none.
     """
 
     load: Callable[[], Any]
     width: int
-    cache: TeacherCache | None = None
+    cache: Any = None
 
 
-class Teacher:
-    """What the loss asks of a teacher.
-
-    Args:
-        head: Turns what `hidden` gives into logits, over the ids that teacher and student share.
-        model: Frozen here; None for a teacher that is no model of this process.
-
-    Attributes:
-        reads_new_text: Whether it can be asked about text that the student writes while it trains.
-    """
-
-    reads_new_text: ClassVar[bool] = True
-
-    def __init__(self, head: HeadWeights, model: Any = None) -> None:
-        self.head, self.model = head, model
-        self._is_sharded = False
-        if model is not None:
-            model.eval().requires_grad_(False)
-
-    def hidden(self, batch: dict[str, Any]) -> Tensor:
-        """What enters the head at the batch's response positions, ``[N, d]``; see `srd.data.batching.Collator`."""
-        raise NotImplementedError
-
-    def head_on(self, device: torch.device) -> HeadWeights:
-        """The head, moved to a device at its first use there."""
-        if self.head.weight.device != device:
-            bias = None if self.head.bias is None else self.head.bias.to(device)
-            self.head = replace(self.head, weight=self.head.weight.to(device), bias=bias)
-        return self.head
-
-    def shard(self) -> None:
-        """Spread a model's weights over the processes; the head stays whole on each."""
-        if self.model is not None and not self._is_sharded:
-            bias = None if self.head.bias is None else self.head.bias.detach().clone()
-            self.head = replace(self.head, weight=self.head.weight.detach().clone(), bias=bias)
-            shard_for_inference(self.model)
-            self._is_sharded = True
-
-
-class LogitTeacher(Teacher):
-    """A teacher that gives logits: those of its model, unless a subclass says otherwise.
-
-    Args:
-        source: Of the recipe.
-    """
-
-    def __init__(self, source: TeacherSource) -> None:
-        model = source.load()
-        super().__init__(own_logits(model).cut(source.width), model)
-
-    def logits(self, batch: dict[str, Any]) -> Tensor:
-        """Logits at the batch's response positions, ``[N, V]``.
-
-        Args:
-            batch: ``input_ids [B, L]``, ``attention_mask``, ``index [N]`` (the positions, in ``[B · L]``) and
-                ``targets [N]``; of an encoder-decoder also ``decoder_input_ids``.
-        """
-        return response_logits(self.model, batch)
-
-    @torch.no_grad()
-    def hidden(self, batch: dict[str, Any]) -> Tensor:
-        return self.logits(batch)
-
-
-TEACHERS: Registry[Callable[[TeacherSource], Teacher]] = Registry("teacher", "srd.training.teachers")
-T = TypeVar("T", bound=Callable[[TeacherSource], Teacher])
-
-
-def register_teacher(name: str) -> Callable[[T], T]:
-    """Register what makes a teacher of a `TeacherSource`: ``teacher.source`` of a recipe takes the name.
-
-    Raises:
-        UserError: the name is taken.
-    """
-
-    def decorate(make: T) -> T:
-        TEACHERS.register(name)(make)
-        return make
-
-    return decorate
+TEACHERS: Registry[Callable[[TeacherSource], Any]] = Registry("teacher", "srd.training.teachers")
+register_teacher = TEACHERS.register

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from srd.base.errors import UserError
-from srd.training.teachers.base import Teacher, TeacherSource, register_teacher
+from srd.training.teachers.base import TeacherSource, register_teacher
+from srd.training.teachers.common import Teacher
 
 
 class CachedTeacher(Teacher):

