@@ -97,7 +97,7 @@ WRONG_VALUES = {
                 "{drop_layers: true}",
                 "{drop_layers: [a]}", "{drop_layers: 1.5}", "{drop_layers: 2, revision: x}", "{drop_layers: 0}",
                 "{drop_layers: 2, adapter: x}", "{drop_layers: 2, trust_remote_code: true}"],
-    "data": ["''", "3", "[]", "['']", "{}", "null", "[a, a]", "{train: {path: x, language_pair: xx}}",
+    "data": ["''", "3", "[]", "['']", "{}", "null", "[a, a]",
              "{train: {path: x, limit: 0}}", "{train: {path: x, limit: 1.0}}", "{train: {path: x, columns: [a]}}",
              "{train: {path: x, columns: {a: 1}}}", "{train: {path: x, format: xml}}", "{train: {path: x, split: ''}}",
              "{train: {dataset: ''}}", "{train: {path: {a: b}}}", "{train: x, validation_size: true}",

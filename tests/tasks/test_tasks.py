@@ -18,7 +18,8 @@ from srd.data.examples import EXAMPLE_FEATURES
 from srd.data.settings import SourceConfig
 from srd.metrics.rouge import rouge_l, rouge_n
 from srd.metrics.text import bleu
-from srd.tasks.base import benchmarks, get_task, load_source
+from srd.tasks.base import benchmarks, data_set_of, get_task, load_source
+from tests.conftest import TinyRun
 
 MINILLM = [
     {
@@ -184,3 +185,15 @@ def test_text_metrics() -> None:
         get_task("dolly").score(["one"], examples)
     with pytest.raises(UserError, match="not several samples"):
         get_task("dolly").score([["one"], ["two"]], examples)
+
+
+@pytest.mark.parametrize("named", [{"path": "rows.jsonl"}, {"dataset": "dolly"}])
+def test_languages_of_what_does_not_translate(named: dict[str, str], tiny_run: TinyRun) -> None:
+    """Refused before a row is read, as `srd plan` does too."""
+    with pytest.raises(UserError, match=r"language_pair \('en-de'\) is for data sets that translate"):
+        data_set_of(SourceConfig(**named, language_pair="en-de"))
+    with pytest.raises(UserError, match="language_pair"):
+        tiny_run.set(data__test={"path": str(tiny_run.rows), "language_pair": "en-de"}).run()
+    assert not (tiny_run.run_dir / "examples").exists()
+    known = data_set_of(SourceConfig(dataset="iwslt2017", language_pair="en-de"))
+    assert known is not None and known.name == "iwslt2017"

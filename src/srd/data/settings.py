@@ -23,18 +23,18 @@ class SourceConfig(Section):
     format: Literal["auto", "jsonl", "json", "csv", "parquet"] = Field("auto", description="format of the file")
     columns: dict[str, str] = Field({}, description="our column name -> the column name in the file")
     limit: int | None = Field(None, ge=1, description="use the first so many examples")
-    language_pair: str | None = Field(None, description="source-target languages for iwslt2017, such as en-de")
+    language_pair: Named | None = Field(None, description="languages of a data set that translates, such as en-de")
 
     @model_validator(mode="after")
     def _names_something(self) -> Self:
         if not self.path and not self.dataset:
             raise ValueError("names no data: give `path` (a file or hub name) or `dataset`")
-        if self.language_pair is not None and "iwslt2017" not in (self.dataset, self.path):
-            raise ValueError(
-                f"language_pair ({self.language_pair!r}) is for the data set iwslt2017 alone, and this is another one. "
-                "Remove it"
-            )
         return self
+
+    @property
+    def paths(self) -> list[str]:
+        """Files, or one name."""
+        return [self.path] if isinstance(self.path, str) else self.path or []
 
 
 class CorruptionConfig(Section):

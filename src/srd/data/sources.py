@@ -123,7 +123,7 @@ def load_source(
 def _resolve(source: SourceConfig, known: Mapping[str, Known]) -> tuple[Known | None, list[Path]]:
     """Find out what is meant: the named data set, if any, and the local files; neither for a hub name."""
     name = source.dataset
-    texts = [source.path] if isinstance(source.path, str) else list(source.path or [])
+    texts = source.paths
     if name is None and len(texts) == 1 and texts[0] in known:
         name, texts = texts[0], []
     if name is not None and name not in known:

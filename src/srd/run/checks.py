@@ -17,13 +17,16 @@ from srd.models.tokens import prefix_of
 from srd.recipe.schema import Recipe
 from srd.run.models import RecipeModels
 from srd.sandbox.outside import require_permission
-from srd.tasks.base import get_task
+from srd.tasks.base import data_set_of, get_task
 from srd.training.libraries import check_installed
 from srd.training.settings import TrainingConfig
 
 
 def check_recipe(models: RecipeModels) -> None:
     """Refuse models that do not fit each other, or what is asked of them, before a weight is loaded."""
+    data = models.recipe.data
+    for source in filter(None, (data.train, data.validation, data.test)):
+        data_set_of(source)
     check_evaluation(models.recipe)
     check_libraries(models.recipe)
     teacher, student = models.recipe.teacher, models.recipe.student

@@ -15,7 +15,7 @@ from srd.evaluation.settings import TaskConfig
 from srd.models.settings import ModelConfig
 from srd.models.sources import model_fingerprint
 from srd.recipe.schema import Recipe
-from srd.tasks.base import get_task
+from srd.tasks.base import data_set_of, get_task
 
 
 def name_content(name: str, kind: str = "dataset", revision: str | None = None) -> Any:
@@ -48,8 +48,8 @@ def source_identity(source: SourceConfig | None) -> Any:
     """What decides the rows of a source: its settings, and the content of what it names."""
     if source is None:
         return None
-    paths = [source.path] if isinstance(source.path, str) else source.path or []
-    made_here = "pydocs" in (*paths, source.dataset)  # from the running Python's own documentation
+    known, paths = data_set_of(source), source.paths
+    made_here = known is not None and known.home is None  # from the running Python
     contents = [platform.python_version()] if made_here else [name_content(path) for path in paths]
     settings = source.model_dump(exclude={"path"})
     names = [Path(path).name for path in paths]  # ids that are made up carry the file's name

@@ -36,22 +36,12 @@ from srd.run.costs import DataFacts, Facts, Phase, Size, shortened, shown_bytes,
 from srd.run.flow import planned_steps
 from srd.run.models import RecipeModels
 from srd.run.steps.examples import read_splits
-from srd.tasks.base import data_sets
+from srd.tasks.base import data_set_of, data_sets
 
 #: An A100 at about half of its peak in 16 bit.
 A100_FLOPS_PER_SECOND = 1.5e14
 SAMPLE = 10_000  # training examples that are tokenised
 CONNECT_SECONDS = 3.0
-
-#: Rows by split, and mean tokens of prompt (in its frame) and response, of data sets that are not at hand.
-KNOWN_SIZES: dict[str, tuple[dict[str, int], float, float]] = {
-    "alpaca": ({"train": 51_974}, 70, 65),
-    "dolly": ({"train": 14_011, "validation": 1000}, 120, 90),
-    "gsm8k": ({"train": 7473, "test": 1319}, 90, 110),
-    "iwslt2017": ({"train": 206_112, "validation": 888, "test": 8079}, 40, 30),
-    "mbpp": ({"train": 374, "validation": 90, "test": 500}, 150, 70),
-    "xsum": ({"train": 204_045, "validation": 11_332, "test": 11_334}, 470, 28),
-}
 
 #: Dimensions of the shipped recipes' models, for planning without a network.
 KNOWN_CONFIGS: dict[str, dict[str, Any]] = {
@@ -225,24 +215,25 @@ def read_data(recipe: Recipe, notes: list[str], encoder_decoder: bool) -> DataFa
 
 
 def _is_local(source: SourceConfig) -> bool:
-    paths = [source.path] if isinstance(source.path, str) else source.path or []
-    if "pydocs" in (source.dataset, *paths):
+    known = data_set_of(source)
+    if known is not None and known.home is None:  # made from the running Python
         return True
-    return bool(paths) and all(Path(path).expanduser().exists() for path in paths)
+    return bool(source.paths) and all(Path(path).expanduser().exists() for path in source.paths)
 
 
 def _estimated_data(recipe: Recipe, notes: list[str]) -> DataFacts:
     """Sizes of the known data sets, which are not downloaded for a plan."""
     source = recipe.data.train
-    name = source.dataset or (source.path if isinstance(source.path, str) else "")
-    by_hub = {task.home.repository: task.name for task in data_sets().values() if task.home}
-    name = by_hub.get(str(name), str(name))
-    if name not in KNOWN_SIZES:
+    name = source.dataset or ", ".join(source.paths)
+    known = {task.name: task for task in data_sets().values() if task.size}
+    by_hub = {task.home.repository: task.name for task in known.values() if task.home}
+    name = by_hub.get(name, name)
+    if name not in known:
         raise UserError(
             f"data.train: how large '{name}' is is not known before it is downloaded. Give a local file, or one of the "
-            f"data sets whose size is known; {nearest(name, KNOWN_SIZES)}"
+            f"data sets whose size is known; {nearest(name, known)}"
         )
-    counts, prompt, response = KNOWN_SIZES[name]
+    counts, prompt, response = known[name].size  # type: ignore[misc]
     notes.append(
         f"'{name}' is not read: {counts['train']:,} examples of about {prompt + response:.0f} tokens are assumed"
     )

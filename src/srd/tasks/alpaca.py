@@ -23,5 +23,6 @@ ALPACA = AlpacaTask(
     source="Taori et al. 2023, Stanford Alpaca",
     training=Hub("tatsu-lab/alpaca"),
     splits=("train",),
+    size=({"train": 51_974}, 70, 65),
 )
 register_task("alpaca")(ALPACA)

@@ -105,6 +105,8 @@ class Task:
         reference_fields: fields that may hold the reference, the first one present counts.
         runs_code: scoring runs generated programs, and needs permission.
         takes_samples: scoring takes several answers an example (pass@k).
+        size: of the training data on the hub, for plans: rows by split, mean tokens of a prompt in its frame and of a
+            response; None: not known.
     """
 
     name: str
@@ -120,6 +122,7 @@ class Task:
     reference_fields: tuple[str, ...] = REFERENCE_FIELDS
     runs_code: bool = False
     takes_samples: bool = False
+    size: tuple[dict[str, int], float, float] | None = None
 
     # ------------------------------------------------------------------------------------------------- training data
 
@@ -287,10 +290,27 @@ def get_task(name: str) -> Task:
     return directed
 
 
+def data_set_of(source: SourceConfig) -> Task | None:
+    """The data set that a source names, if it names one.
+
+    Raises:
+        UserError: a pair of languages is asked of something that does not translate.
+    """
+    names = (source.dataset, *source.paths)
+    task = next((TASKS.get(name) for name in names if name in TASKS.names()), None)
+    if source.language_pair and (task is None or task.in_direction(source.language_pair) is task):
+        raise UserError(
+            f"language_pair ({source.language_pair!r}) is for data sets that translate, such as iwslt2017, and this "
+            "is none. Remove it."
+        )
+    return task
+
+
 def load_source(source: SourceConfig, *, seed: int = 0) -> DatasetDict | Dataset:
     """Load training examples from files, the hub or a data set known by name (see `srd.data.sources`)."""
     from srd.data import sources
 
+    data_set_of(source)
     return sources.load_source(source, known=data_sets(), seed=seed)
 
 

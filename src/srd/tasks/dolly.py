@@ -28,5 +28,6 @@ DOLLY = DollyTask(
     hub=Hub("MiniLLM/dolly", split="train", file="valid.jsonl"),
     training=Hub("databricks/databricks-dolly-15k"),
     splits=("train", "validation"),
+    size=({"train": 14_011, "validation": 1000}, 120, 90),
 )
 register_task("dolly")(DOLLY)

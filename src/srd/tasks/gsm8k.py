@@ -171,6 +171,7 @@ GSM8K = Gsm8kTask(
     primary="accuracy",
     hub=Hub("openai/gsm8k", "main"),
     splits=("train", "test"),
+    size=({"train": 7473, "test": 1319}, 90, 110),
     decoding=Decoding(max_new_tokens=512),
     reference_fields=("answer", "references", "output", "ground_truth"),
 )

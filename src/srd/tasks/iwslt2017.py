@@ -156,6 +156,7 @@ IWSLT2017 = Iwslt2017Task(
     decoding=Decoding(max_new_tokens=256),
     reference_fields=("references", "output"),
     splits=PUBLISHED,
+    size=({"train": 206_112, "validation": 888, "test": 8079}, 40, 30),
 )
 IWSLT2017 = replace(IWSLT2017.in_direction(IWSLT2017.pair), named=False)
 register_task("iwslt2017")(IWSLT2017)

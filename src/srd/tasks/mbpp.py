@@ -250,6 +250,7 @@ MBPP = MbppTask(
     primary="pass@1",
     hub=Hub("google-research-datasets/mbpp", "full"),
     splits=(*PUBLISHED, "prompt"),
+    size=({"train": 374, "validation": 90, "test": 500}, 150, 70),
     decoding=Decoding(max_new_tokens=512),
     runs_code=True,
     takes_samples=True,

@@ -71,6 +71,7 @@ XSUM = XsumTask(
     primary="rouge_l",
     hub=Hub("EdinburghNLP/xsum", revision=CONVERTED),
     splits=PUBLISHED,
+    size=({"train": 204_045, "validation": 11_332, "test": 11_334}, 470, 28),
     decoding=Decoding(max_new_tokens=64),
     reference_fields=("summary", "references", "output"),
 )

@@ -508,13 +508,13 @@ def _loss_settings(objective: Any, temperature: float, weight: float, uses_teach
     return LossSettings(name, parameters, temperature, weight) if uses_teacher else LossSettings()
 
 
-def _writing(method: Any, seed: int) -> tuple[Writing, bool]:
+def _writing(given: Any, seed: int) -> tuple[Writing, bool]:
     """How the student writes by a method, and whether the teacher is asked."""
-    if isinstance(method, Writing):
-        return method, True
+    if isinstance(given, Writing):
+        return given, True
     try:
-        given = {"name": method} if isinstance(method, str) else method
-        named = any_method().validate_python(dict(given) if isinstance(given, Mapping) else given)
+        settings = {"name": given} if isinstance(given, str) else given
+        named = any_method().validate_python(dict(settings) if isinstance(settings, Mapping) else settings)
     except ValidationError as error:
         raise UserError(f"method: {error.errors()[0]['msg']}; known are {', '.join(METHODS.names())}") from error
     if named.text == "teacher":
