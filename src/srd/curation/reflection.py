@@ -81,14 +81,20 @@ def reflect(
     _refuse_below_one(batch_size=batch_size, max_new_tokens=max_new_tokens)
     if encoded is None:
         examples = as_examples(examples)
-        encoder = Encoder(
-            tokenizer,
-            get_template(template, tokenizer),
-            max_length=max_length,
-            max_prompt_length=max_prompt_length,
+        encoded = Encoder(
+            tokenizer, get_template(template, tokenizer), max_length=max_length, max_prompt_length=max_prompt_length,
             encoder_decoder=bool(model.config.is_encoder_decoder),
-        )
-        encoded = encoder.encode(examples)
+        ).encode(examples)  # fmt: skip
+    return _reflect_on_all(
+        model, tokenizer, examples, encoded, max_new_tokens, batch_size, folder, progress or (lambda done, total: None)
+    )
+
+
+def _reflect_on_all(
+    model: Any, tokenizer: Any, examples: Any, encoded: datasets.Dataset, max_new_tokens: int, batch_size: int,
+    folder: Path | None, progress: Callable[[int, int], None],
+) -> datasets.Dataset:  # fmt: skip
+    """Batch by batch, each process its own; what ``folder`` holds already is not done again."""
     batches = length_sorted_batches(TokenLists(encoded.data.column("prompt_ids")).lengths.tolist(), batch_size)
     parts: dict[int, dict[str, list[Any]]] = {}
     mine = range(parallel.process() if folder else 0, len(batches), parallel.processes() if folder else 1)
@@ -110,8 +116,7 @@ def reflect(
             else:
                 write_sealed(path, {"made_from": made_from, **part})
         done += len(batches[number])
-        if progress:
-            progress(done, total)
+        progress(done, total)
     model.train(was_training)
     if folder is None:
         tables = [pa.Table.from_pydict(parts[number], schema=SCHEMA) for number in mine]

@@ -146,7 +146,6 @@ def evaluate(
     Raises:
         UserError: a folder stands where a file is to go.
     """
-    contents = {benchmark.key: _content(benchmark) for benchmark in benchmarks}
     plan = [
         (contender, benchmark, seed, predictions_path(folder, contender.name, benchmark.key, seed))
         for contender in contenders
@@ -155,6 +154,25 @@ def evaluate(
     ]
     paths = [path for *_, path in plan]
     parallel.on_main(partial(refuse_folders, folder, paths))
+    by_seed = _answer_all(plan, batch_size, scoring or {}, shared, progress)
+    results: dict[str, Any] = {}
+    details: dict[str, Any] = {}
+    for contender, benchmark in itertools.product(contenders, benchmarks):
+        scores = by_seed[contender.name, benchmark.key]
+        results.setdefault(contender.name, {})[benchmark.key] = summarise(scores)
+        details[benchmark.key] = describe(benchmark, next(iter(scores.values())).get("details", {}))
+    if parallel.is_main():
+        finish(folder, paths, results, {"tasks": details, "versions": versions()})
+    return results
+
+
+def _answer_all(
+    plan: list[tuple[Contender, Benchmark, int, Path]], batch_size: int, scoring: dict[str, Any], shared: Path | None,
+    progress: Callable[[str, int, int], None] | None,
+) -> dict[tuple[str, str], dict[int, dict[str, Any]]]:  # fmt: skip
+    """Make and score the answers that are missing, a model at a time; the scores by model, benchmark and seed."""
+    asked = {benchmark.key: benchmark for _, benchmark, *_ in plan}
+    contents = {key: _content(benchmark) for key, benchmark in asked.items()}
     by_seed: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for contender, parts in itertools.groupby(plan, key=lambda part: part[0]):
         loaded: tuple[Any, Encoder] | None = None
@@ -166,20 +184,12 @@ def evaluate(
             if not parallel.on_main(partial(_has_answers, path, identity, shared)):
                 loaded = loaded or contender.load()
                 texts = _answer(loaded, benchmark, seed, batch_size, contender.name, progress)
-                _write_predictions(path, benchmark, texts, identity, scoring or {})
+                _write_predictions(path, benchmark, texts, identity, scoring)
                 _give(path, identity, shared)
             parallel.barrier()
             by_seed.setdefault((contender.name, benchmark.key), {})[seed] = read_json(scores_path(path))
         del loaded
-    results: dict[str, Any] = {}
-    details: dict[str, Any] = {}
-    for contender, benchmark in itertools.product(contenders, benchmarks):
-        scores = by_seed[contender.name, benchmark.key]
-        results.setdefault(contender.name, {})[benchmark.key] = summarise(scores)
-        details[benchmark.key] = describe(benchmark, next(iter(scores.values())).get("details", {}))
-    if parallel.is_main():
-        finish(folder, paths, results, {"tasks": details, "versions": versions()})
-    return results
+    return by_seed
 
 
 def _content(benchmark: Benchmark) -> str:

@@ -79,15 +79,17 @@ def evaluate_models(
     if batch_size < 1:
         raise UserError(f"--batch-size is {batch_size}, but at least one prompt is answered at a time")
     benchmarks = read_benchmarks(
-        tasks,
-        limit=limit,
-        seeds=seeds,
-        template=template,
-        max_new_tokens=max_new_tokens,
-        samples=samples,
-        temperature=temperature,
-        allow_code_execution=allow_code_execution,
-    )
+        tasks, limit=limit, seeds=seeds, template=template, max_new_tokens=max_new_tokens, samples=samples,
+        temperature=temperature, allow_code_execution=allow_code_execution,
+    )  # fmt: skip
+    return _evaluate_in(folder, models, benchmarks, batch_size, max_prompt_length, allow_code_execution)
+
+
+def _evaluate_in(
+    folder: Path, models: Sequence[str], benchmarks: list[Benchmark], batch_size: int, max_prompt_length: int | None,
+    allow_code_execution: Permission,
+) -> dict[str, Any]:  # fmt: skip
+    """Evaluate, and compare, in a folder that is ours for as long as it takes."""
     answer_length = max(benchmark.decoding.max_new_tokens for benchmark in benchmarks)
     names = short_names(models)
     contenders = [_contender(model, names[model], answer_length, max_prompt_length) for model in models]

@@ -1,0 +1,50 @@
+"""The house rules that no tool checks: rooms that stay small, functions that fit a screen, few arguments."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[1] / "src" / "srd"
+LONGEST_FUNCTION = 60  # lines, docstring included
+MOST_ARGUMENTS = 10  # of a constructor, without self
+
+#: Lines of Python in each room. A change that needs more raises the number here and says in its commit what for.
+BUDGETS = {
+    "base": 1650, "metrics": 640, "data": 2640, "models": 3080, "tasks": 1560, "sandbox": 1060, "curation": 770,
+    "training": 3160, "evaluation": 990, "recipe": 460, "run": 3310, "report": 1790, "api": 430, "sweep": 980,
+    "cli": 500, "__init__": 110, "__main__": 5,
+}  # fmt: skip
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield f"{path.relative_to(SOURCE)}:{node.lineno} {node.name}", node
+
+
+def test_functions_fit_a_screen() -> None:
+    found = {place: (node.end_lineno or 0) - node.lineno + 1 for place, node in functions()}
+    assert len(found) > 1000
+    assert {place: lines for place, lines in found.items() if lines > LONGEST_FUNCTION} == {}
+
+
+def test_constructors_take_few_arguments() -> None:
+    found = {
+        place: len(node.args.posonlyargs + node.args.args + node.args.kwonlyargs) - 1
+        for place, node in functions()
+        if node.name == "__init__"
+    }
+    assert len(found) > 20
+    assert {place: count for place, count in found.items() if count > MOST_ARGUMENTS} == {}
+
+
+def test_rooms_keep_to_their_budgets() -> None:
+    found = dict.fromkeys(BUDGETS, 0)
+    for path in SOURCE.rglob("*.py"):
+        room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+        found[room] += len(path.read_text(encoding="utf-8").splitlines())
+    assert {room: lines for room, lines in found.items() if lines > BUDGETS[room]} == {}
+    assert all(lines > 0.9 * BUDGETS[room] for room, lines in found.items()), "a room has shrunk: lower its budget"
