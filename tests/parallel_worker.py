@@ -1,4 +1,4 @@
-"""What the processes of `tests/test_parallel*.py` do; started by torchrun or accelerate, or forked, two at a time.
+"""What the processes of `tests/run/test_parallel*.py` do; started by torchrun or accelerate, or forked, two at a time.
 
 parallel_worker.py run RECIPE RUN_DIR [RECIPE RUN_DIR ...]      the whole flow of each recipe
 parallel_worker.py kill PLACE CALL PROCESS RECIPE RUN_DIR       SIGKILL of a process at its CALL-th call of PLACE

@@ -24,8 +24,8 @@ from srd.models.head import (
     response_losses,
 )
 from srd.training.trainer import make_collator
-from tests.test_trainer import encoded
 from tests.tiny import ENCODER_DECODER, FAMILIES, tiny_model, tiny_tokenizer
+from tests.training.test_trainer import encoded
 
 
 def batch_for(family: str, count: int = 5) -> tuple[Any, dict[str, Any]]:

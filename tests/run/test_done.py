@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import TinyRun, steps_finished, tiny_rows, write_rows
-from tests.tiny import save_tiny
 
 from srd.base.errors import UserError
 from srd.base.files import file_digest, read_json
 from srd.run.flow import check_written, planned_steps
 from srd.run.steps.base import key_of
 from srd.tasks.base import TASKS
+from tests.conftest import TinyRun, steps_finished, tiny_rows, write_rows
+from tests.tiny import save_tiny
 
 SRD = {"epochs": 1, "batch_size": 8, "learning_rate": 3e-3, "curriculum": {"stages": 2}}
 

@@ -24,7 +24,7 @@ from srd.curation.reflection import forget_batches, ranking_warnings, reflect
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows
 from srd.data.templates.base import get_template
-from tests.test_generation import plain_scores, theirs
+from tests.models.test_generation import plain_scores, theirs
 from tests.tiny import tiny_model, tiny_tokenizer
 
 WORDS = [

@@ -11,8 +11,8 @@ import pytest
 
 from srd.base import parallel
 from tests.conftest import TinyRun
-from tests.test_parallel import ROOT, forked, launch, worker
-from tests.test_resume import SRD, assert_same
+from tests.run.test_parallel import ROOT, forked, launch, worker
+from tests.run.test_resume import SRD, assert_same
 
 PATIENCE = 60  # seconds from a kill to the end of all
 

@@ -11,7 +11,7 @@ from srd.recipe.schema import Recipe
 from srd.report.tables import Cell, Column, Table, to_markdown
 from srd.training.settings import TrainingConfig
 
-PAGES = Path(__file__).resolve().parent.parent / "docs" / "recipes"
+PAGES = Path(__file__).resolve().parents[2] / "docs" / "recipes"
 FAMILIES = ("gpt2", "openllama2", "qwen2.5-math", "qwen2.5-coder", "t5", "mt5")
 METHODS = ("teacher", "sft", "seqkd", "gkd", "kd", "srd")
 

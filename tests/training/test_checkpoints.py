@@ -27,8 +27,8 @@ from srd.training.rollouts import AdaptiveOffPolicy
 from srd.training.stages import load_student
 from srd.training.trainer import DistillTrainer, Validation, Writing, append_row
 from tests.conftest import TinyRun
-from tests.test_trainer import arguments, encoded
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.training.test_trainer import arguments, encoded
 
 
 @pytest.fixture(autouse=True)

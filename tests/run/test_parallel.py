@@ -28,7 +28,7 @@ from tests.conftest import TinyRun, logged
 from tests.faults import begun, ended
 from tests.parallel_worker import as_process
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIGURATIONS = ROOT / "src" / "srd" / "accelerate"
 TOLERANCE = 1e-5
 
@@ -205,7 +205,7 @@ def test_deepspeed_gives_the_same_losses_also_after_a_kill(configuration: str, a
 
 
 def test_the_command_line_under_accelerate(alone: dict[str, TinyRun], tmp_path: Path) -> None:
-    """Torchrun and its command line: tests/test_parallel_faults.py."""
+    """Torchrun and its command line: tests/run/test_parallel_faults.py."""
     recipe = alone["t5"].write_recipe()
     done = launch("-m", "srd", "run", recipe, "--run-dir", tmp_path / "run", configuration="ddp.yaml")
     assert done.returncode == 0, done.stderr[-4000:]

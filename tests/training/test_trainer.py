@@ -28,8 +28,8 @@ from srd.training.teachers.cache import CachedTeacher
 from srd.training.teachers.common import Teacher
 from srd.training.teachers.live import LiveTeacher, live
 from srd.training.trainer import DistillTrainer, Validation, Writing, make_collator, validation_loss, widen
-from tests.test_objectives import naive
 from tests.tiny import tiny_model, tiny_tokenizer
+from tests.training.test_divergences import naive
 
 SETTINGS = LossSettings("jsd", {}, 2.0, 0.6)
 

@@ -23,8 +23,8 @@ from srd.training.teacher_cache import TeacherCache, build_cache, cache_bytes, c
 from srd.training.teachers.cache import CachedTeacher
 from srd.training.teachers.live import LiveTeacher
 from srd.training.trainer import make_collator
-from tests.test_trainer import encoded
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
+from tests.training.test_trainer import encoded
 
 
 class Built(NamedTuple):

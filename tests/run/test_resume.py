@@ -27,7 +27,7 @@ from srd.training.trainer import STATE_FILE, DistillTrainer, Trainer
 from tests.conftest import TinyRun, close, logged
 from tests.faults import Places, disk_full, fail_at_every_place, kill_at_every_place
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TIMES = {"seconds", "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos"}
 # The checkpoints lie within the epochs, so that the order of the batches is resumed too.
 STAGES = {"stages": 2}

@@ -16,7 +16,7 @@ from srd.models.head import HeadWeights
 from srd.training import loss as loss_module
 from srd.training.divergences.base import loss_scale
 from srd.training.loss import LossSettings, head_loss, logits_loss
-from tests.test_objectives import NAMES, naive
+from tests.training.test_divergences import NAMES, naive
 
 CONVENTIONS = ("paper", "all", "none")
 
