@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 import srd
 from srd.base.errors import UserError
@@ -199,5 +198,19 @@ def test_missing_columns() -> None:
     ],
 )
 def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(UserError, match=message):
         Curriculum(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stages": 0}, r"Curriculum\(stages=0\): Input should be greater than or equal to 1"),
+        ({"stage": 3}, r"Curriculum\(stage=3\): Extra inputs are not permitted"),
+        ({"weight": [0, 2]}, "weight must be within 0 and 1"),
+        ({"score": "fuse"}, "unknown score 'fuse'"),
+    ],
+)
+def test_a_wrong_setting_is_one_message(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        srd.Curriculum(**settings)

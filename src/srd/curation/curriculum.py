@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+from pydantic import ValidationError
 
 from srd.base.errors import UserError
 from srd.curation.settings import CurriculumConfig
@@ -55,7 +56,19 @@ class Curriculum(CurriculumConfig):
     >>> ranked = [{"id": name, "rank": place} for place, name in enumerate("abcd")]
     >>> [stage.ids for stage in Curriculum(stages=3, select=0.75).split(ranked)]
     [['a'], ['a', 'b'], ['a', 'b', 'c']]
+
+    Raises:
+        UserError: an unknown setting, or a value out of its range.
     """
+
+    def __init__(self, **settings: Any) -> None:
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            mistake = error.errors()[0]
+            name = ".".join(str(part) for part in mistake["loc"][:1])
+            given = f"{name}={settings.get(name)!r}" if name else ""
+            raise UserError(f"Curriculum({given}): {mistake['msg']}") from error
 
     def arrange(self, ranked: Any) -> list[str]:
         """The kept ids in the order in which the stages take them up."""
