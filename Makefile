@@ -10,7 +10,7 @@ demo: $(VENV)/.demo
 	$(BIN)/srd demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup
 
 check: $(VENV)/.test
 	$(BIN)/ruff check src tests benchmarks

@@ -31,6 +31,7 @@ from tests.parallel_worker import as_process
 ROOT = Path(__file__).parents[2]
 CONFIGURATIONS = ROOT / "src" / "srd" / "accelerate"
 TOLERANCE = 1e-5
+pytestmark = pytest.mark.xdist_group("parallel")  # one worker makes what all of these compare with
 
 
 def free_port() -> int:

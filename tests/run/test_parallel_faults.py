@@ -15,6 +15,7 @@ from tests.run.test_parallel import ROOT, forked, launch, worker
 from tests.run.test_resume import SRD, assert_same
 
 PATIENCE = 60  # seconds from a kill to the end of all
+pytestmark = pytest.mark.xdist_group("parallel faults")  # one worker makes what all of these compare with
 
 
 @pytest.fixture(scope="module")
