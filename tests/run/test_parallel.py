@@ -94,7 +94,7 @@ def curriculum_and_on_policy(folder: Path, family: str) -> TinyRun:
                   "curriculum": {"stages": 2, "select": 0.7}},
         baselines={"gkd": {"method": {"name": "gkd", "max_new_tokens": 4}, "curriculum": None, "epochs": 1}},
     )  # fmt: skip
-    learning = {"epochs": 8, "learning_rate": 4e-3, "batch_size": 8}
+    learning = {"epochs": 6, "learning_rate": 4e-3, "batch_size": 8}
     return run if family == "t5" else run.set(teacher__sft=learning, student__warm_start=learning)
 
 

@@ -25,7 +25,8 @@ from srd.training import stages, teacher_cache, trainer
 from srd.training.checkpoints import seal
 from srd.training.trainer import STATE_FILE, DistillTrainer, Trainer
 from tests.conftest import TinyRun, close, logged
-from tests.faults import Places, disk_full, fail_at_every_place, kill_at_every_place
+from tests.faults import Places, disk_full, fail_at_every_place, in_a_process_of_its_own, kill_at_every_place
+from tests.parallel_worker import line
 
 ROOT = Path(__file__).parents[2]
 TIMES = {"seconds", "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos"}
@@ -33,8 +34,10 @@ TIMES = {"seconds", "train_runtime", "train_samples_per_second", "train_steps_pe
 STAGES = {"stages": 2}
 SRD = {"epochs": 2, "batch_size": 4, "evaluate_every": 0.5, "learning_rate": 3e-3, "curriculum": STAGES}
 PLAIN = {**SRD, "select_by": "loss", "curriculum": None, "micro_batch_size": 2}
+SHORT = {"epochs": 1, "batch_size": 4, "learning_rate": 3e-3, "curriculum": STAGES}  # every kind of file, once or twice
 VARIANTS: dict[str, dict[str, Any]] = {
     "srd": SRD,
+    "short": SHORT,
     "plain": PLAIN,
     "lora": {**PLAIN, "lora": {"r": 4, "alpha": 8, "dropout": 0.3}},
     "reflect-again": {**SRD, "curriculum": {**STAGES, "reflect_again": True, "order": "fresh"}},
@@ -60,7 +63,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tin
             made[variant] = TinyRun(tmp_path_factory.mktemp(variant))
             made[variant].set(training=VARIANTS[variant], generation={"max_new_tokens": 4, "batch_size": 4},
                               data__train_limit=16, evaluation__seeds=[1])  # fmt: skip
-            made[variant].run() if variant == "srd" else made[variant].train()
+            made[variant].run() if variant in ("srd", "short") else made[variant].train()
         return made[variant]
 
     return get
@@ -121,7 +124,7 @@ def interrupt(
 @pytest.mark.parametrize(("moment", "half"), [("replace", 0), ("done", 1)])
 def test_killed_at_every_write(undisturbed: Callable[[str], TinyRun], tmp_path: Path, moment: str, half: int) -> None:
     """A new process continues each time, to be killed at the next file: before or after it gets its name, in turn."""
-    tiny, run_dir = undisturbed("srd"), tmp_path / "run"
+    tiny, run_dir = undisturbed("short"), tmp_path / "run"
     kills = kill_at_every_place(lambda: tiny.run(run_dir), Places(run_dir, (moment,), half))
     assert kills > 15
     assert_same(run_dir, tiny.run_dir)
@@ -153,7 +156,7 @@ def test_killed_where_libraries_write(
 
 def test_a_disk_full_at_every_write(undisturbed: Callable[[str], TinyRun], tmp_path: Path) -> None:
     """Each time one message that names the file, and the same command continues."""
-    tiny, run_dir = undisturbed("srd"), tmp_path / "run"
+    tiny, run_dir = undisturbed("short"), tmp_path / "run"
     places = Places(run_dir, ("begin",))
     said = fail_at_every_place(lambda: tiny.run(run_dir), places, disk_full)
     assert len(said) > 40
@@ -176,7 +179,7 @@ def test_nothing_that_keeps_time_needs_a_step(
     assert_same(tmp_path / "run", tiny.run_dir)
 
 
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "srd"])
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name not in ("srd", "short")])
 def test_every_kind_of_training_resumes(
     undisturbed: Callable[[str], TinyRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variant: str
 ) -> None:
@@ -273,8 +276,7 @@ def test_two_real_kills(undisturbed: Callable[[str], TinyRun], tmp_path: Path) -
         assert process.wait() == -signal.SIGKILL
         steps = read_json(run_dir / "manifest.json")["steps"]
         assert [name for name, step in steps.items() if "finished" not in step], "it was killed within a step"
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr
+    assert in_a_process_of_its_own(lambda: line("run", str(recipe), "--run-dir", str(run_dir))) == (0, "")
     assert_same(run_dir, tiny.run_dir)
 
 

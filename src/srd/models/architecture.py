@@ -47,6 +47,9 @@ def auto_class(config: PreTrainedConfig) -> Any:
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
+_counted: dict[str, dict[str, int]] = {}  # configuration -> its parameters: a run asks many times
+
+
 def count_parameters(config: PreTrainedConfig) -> dict[str, int]:
     """Count a model's parameters from its configuration, without memory for any of them.
 
@@ -54,6 +57,13 @@ def count_parameters(config: PreTrainedConfig) -> dict[str, int]:
         ``total``; ``embedding`` (input embedding); ``head`` (output weights and bias, 0 where it is the
         embedding); ``layers`` (everything else: blocks, norms, positions).
     """
+    key = f"{type(config).__qualname__} {config.to_json_string()}"
+    if key not in _counted:
+        _counted[key] = _count(config)
+    return dict(_counted[key])
+
+
+def _count(config: PreTrainedConfig) -> dict[str, int]:
     model = _without_weights(config)
     embedding = model.get_input_embeddings()
     head = model.get_output_embeddings()

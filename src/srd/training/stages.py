@@ -387,7 +387,7 @@ class _Report(TrainerCallback):
 
 
 def _forget_rows(training: Training, stage: Stage, checkpoint: Path | None) -> None:
-    """Drop logged rows of steps that are taken again."""
+    """Drop logged rows of steps that are taken again, and the last one, which the Trainer logs at every end."""
     if not parallel.is_main():
         return
     step = step_of(checkpoint)
@@ -395,7 +395,7 @@ def _forget_rows(training: Training, stage: Stage, checkpoint: Path | None) -> N
     def keep(row: dict[str, Any]) -> bool:
         if row.get("arm") != training.label or row["stage"] < stage.index:
             return True
-        return bool(row["stage"] == stage.index and row["step"] <= step)
+        return row["stage"] == stage.index and row["step"] <= step and "train_runtime" not in row
 
     for path in (training.log_file, training.metrics_file):
         filter_rows(path, keep)
