@@ -180,7 +180,9 @@ def pydocs_splits(seed: int, *, validation: float = 0.1, test: float = 0.1) -> D
 
 def _parsed_entries() -> Iterator[_Entry]:
     root = Path(sysconfig.get_paths()["stdlib"])
-    paths = [path for path in root.rglob("*.py") if "site-packages" not in path.parts]
+    # Of the library alone: what is installed beside it is many times as much.
+    places = [root / name for name in sys.stdlib_module_names]
+    paths = [path for place in places for path in (place.with_suffix(".py"), *place.rglob("*.py")) if path.is_file()]
     modules = {name: path for path in paths if (name := _module_name(path.relative_to(root))) is not None}
     if not modules:
         raise RunError(f"data set 'pydocs' needs the sources of the standard library, but {root} has none")
