@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,18 +101,27 @@ def kill_in_every_step(recipe: Path, run_dir: Path, wait: float) -> list[str]:
         assert process.returncode == -signal.SIGKILL, said
 
 
-def kill_at_random(recipe: Path, run_dir: Path, times: int, longest: float, seed: int) -> int:
-    """Kill the command at random moments; how often it was still running then."""
-    draw, hit = random.Random(seed), 0
-    for _ in range(times):
+def kill_at_random(recipe: Path, whole: Path, run_dir: Path, times: int, longest: float, seed: int) -> bool:
+    """Kill the command at random moments; a run that has come to its end is compared, and the next begins.
+
+    Returns:
+        Whether every run had the bytes of the one that was never killed.
+    """
+    draw, hit, same = random.Random(seed), 0, True
+    while hit < times:
         process = start(recipe, run_dir)
         try:
-            process.communicate(timeout=draw.uniform(0.2, longest))
+            _, said = process.communicate(timeout=draw.uniform(0.2, longest))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.communicate()
-            hit += 1
-    return hit
+            hit += process.returncode == -signal.SIGKILL
+        else:
+            assert process.returncode == 0, said
+            same &= digests(whole) == digests(run_dir)
+            shutil.rmtree(run_dir)
+    finish(recipe, run_dir)
+    return same and digests(whole) == digests(run_dir)
 
 
 def digests(run_dir: Path) -> dict[str, str]:
@@ -136,12 +146,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         folder = Path(name)
         recipe = prepare(folder, options.rows)
         seconds = finish(recipe, folder / "whole")
+        whole, run_dir = folder / "whole", folder / "killed"
         if options.random:
-            killed: Any = kill_at_random(recipe, folder / "killed", options.random, seconds, options.seed)
-            finish(recipe, folder / "killed")
+            killed: Any = options.random
+            same = kill_at_random(recipe, whole, run_dir, options.random, seconds, options.seed)
         else:
-            killed = kill_in_every_step(recipe, folder / "killed", options.wait)
-        same = digests(folder / "whole") == digests(folder / "killed")
+            killed = kill_in_every_step(recipe, run_dir, options.wait)
+            same = digests(whole) == digests(run_dir)
         result = {"rows": options.rows, "seconds": round(seconds, 1), "killed": killed, "same": same}
     print(json.dumps(result))
     if options.output:
