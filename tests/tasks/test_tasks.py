@@ -18,8 +18,9 @@ from srd.data.examples import EXAMPLE_FEATURES
 from srd.data.settings import SourceConfig
 from srd.metrics.rouge import rouge_l, rouge_n
 from srd.metrics.text import bleu
+from srd.run.identity import source_identity
 from srd.tasks.base import benchmarks, data_set_of, get_task, load_source
-from tests.conftest import TinyRun
+from tests.conftest import TinyRun, write_rows
 
 MINILLM = [
     {
@@ -197,3 +198,16 @@ def test_languages_of_what_does_not_translate(named: dict[str, str], tiny_run: T
     assert not (tiny_run.run_dir / "examples").exists()
     known = data_set_of(SourceConfig(dataset="iwslt2017", language_pair="en-de"))
     assert known is not None and known.name == "iwslt2017"
+
+
+def test_a_folder_called_as_a_benchmark_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a benchmark there is nothing to train on: other rows in the folder are other rows."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vicuna").mkdir()
+    found = []
+    for answer in ("one", "two"):
+        write_rows(tmp_path / "vicuna" / "train.jsonl", [{"instruction": "Say it.", "output": answer}])
+        source = SourceConfig(path="vicuna")
+        assert data_set_of(source) is None
+        found.append((source_identity(source), load_source(source)["train"]["references"][:]))
+    assert found[0][0] != found[1][0] and found[1][1] == [["two"]]

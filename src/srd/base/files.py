@@ -206,6 +206,10 @@ def digest_of(path: Path) -> str:
     return str(known[3])
 
 
+def _leads_back(path: Path) -> bool:
+    return path.is_symlink() and path.resolve() in {above.resolve() for above in path.parents}
+
+
 def walk(folder: Path) -> list[Path]:
     """All files below a folder in the order of their names, hidden ones and Python's caches left out.
 
@@ -213,14 +217,8 @@ def walk(folder: Path) -> list[Path]:
     """
     found = []
     for place, folders, names in os.walk(folder, followlinks=True):
-        above = {os.path.realpath(each) for each in (Path(place), *Path(place).parents)}
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".")
-            and name != "__pycache__"
-            and not (os.path.islink(join := os.path.join(place, name)) and os.path.realpath(join) in above)
-        )
+        wanted = (name for name in folders if not name.startswith(".") and name != "__pycache__")
+        folders[:] = sorted(name for name in wanted if not _leads_back(Path(place, name)))
         found += [Path(place) / name for name in sorted(names) if not name.startswith(".")]
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -35,6 +36,10 @@ class SourceConfig(Section):
     def paths(self) -> list[str]:
         """Files, or one name."""
         return [self.path] if isinstance(self.path, str) else self.path or []
+
+    def data_set(self, known: Container[str]) -> str | None:
+        """The data set that is meant, of those known by name: a path that is one's name is no file."""
+        return self.dataset or next((path for path in self.paths if len(self.paths) == 1 and path in known), None)
 
 
 class CorruptionConfig(Section):

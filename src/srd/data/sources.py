@@ -122,10 +122,8 @@ def load_source(
 
 def _resolve(source: SourceConfig, known: Mapping[str, Known]) -> tuple[Known | None, list[Path]]:
     """Find out what is meant: the named data set, if any, and the local files; neither for a hub name."""
-    name = source.dataset
-    texts = source.paths
-    if name is None and len(texts) == 1 and texts[0] in known:
-        name, texts = texts[0], []
+    name = source.data_set(known)
+    texts = [text for text in source.paths if source.dataset or text != name]
     if name is not None and name not in known:
         raise UserError(f"dataset: there is no data set {name!r}; {nearest(name, known)}.")
     if name is None and len(texts) == 1 and _is_hub_name(texts[0]):

@@ -296,8 +296,8 @@ def data_set_of(source: SourceConfig) -> Task | None:
     Raises:
         UserError: a pair of languages is asked of something that does not translate.
     """
-    names = (source.dataset, *source.paths)
-    task = next((TASKS.get(name) for name in names if name in TASKS.names()), None)
+    known = data_sets()
+    task = known.get(source.data_set(known) or "")
     if source.language_pair and (task is None or task.in_direction(source.language_pair) is task):
         raise UserError(
             f"language_pair ({source.language_pair!r}) is for data sets that translate, such as iwslt2017, and this "
