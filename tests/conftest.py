@@ -94,10 +94,16 @@ class TinyRun:
 
     def copy(self, run_dir: Path) -> TinyRun:
         """The same run in another directory, with what it has made so far and a recipe of its own."""
-        copy = TinyRun.__new__(TinyRun)
-        copy.__dict__.update(self.__dict__, recipe=json.loads(json.dumps(self.recipe)), run_dir=run_dir)
+        copy = self.twin()
+        copy.run_dir = run_dir
         shutil.copytree(self.run_dir, run_dir)
         return copy
+
+    def twin(self) -> TinyRun:
+        """The same models and rows, with a recipe of its own."""
+        twin = TinyRun.__new__(TinyRun)
+        twin.__dict__.update(self.__dict__, recipe=json.loads(json.dumps(self.recipe)))
+        return twin
 
     def open(self, run_dir: Path | None = None) -> Run:
         """Claim the run directory, as one command does."""

@@ -30,8 +30,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "Curriculum": "srd.curation.curriculum",
     "Decoding": "srd.tasks.base",
-    "FormatTemplate": "srd.data.templates.base",
     "DistillTrainer": "srd.training.trainer",
+    "FormatTemplate": "srd.data.templates.base",
     "LogitTeacher": "srd.training.teachers.common",
     "Method": "srd.training.methods.base",
     "OnPolicy": "srd.training.rollouts",

@@ -43,7 +43,8 @@ def test_a_killed_process_under_torchrun(
     lost = "stopped by the launcher" if place == "reflection" else "is lost|stopped by the launcher"
     assert re.search(rf"{survivor}.*({lost}).*\n?.*The same command continues", killed.stderr), killed.stderr
     assert "[rank" not in killed.stderr, "a traceback"
-    worker("line", "run", recipe, "--run-dir", folder)
+    done = launch("-m", "srd", "run", recipe, "--run-dir", folder)
+    assert done.returncode == 0, done.stderr[-4000:]
     assert_same(folder, undisturbed.run_dir)
     assert (folder / "report" / "index.html").exists()
 
@@ -62,10 +63,10 @@ def test_a_killed_process_is_missed_by_the_other(process: int, undisturbed: Tiny
 
 def test_fewer_examples_than_processes(tmp_path: Path) -> None:
     recipe = TinyRun(tmp_path).set(data__train_limit=1).write_recipe()
-    statuses, said = forked(tmp_path, "line", "run", recipe, "--run-dir", tmp_path / "run")
-    assert said.count("2 processes are more than the 1 training examples") == 2  # no launcher stops the second in time
-    assert statuses == [2, 2]
-    assert "Traceback" not in said
+    done = launch("-m", "srd", "run", recipe, "--run-dir", tmp_path / "run")
+    assert done.stderr.count("2 processes are more than the 1 training examples") == 1
+    assert "exitcode  : 2" in done.stderr
+    assert "[rank" not in done.stderr, "a traceback"
 
 
 @pytest.mark.parametrize(("process", "reason"), [(0, "address already in use"), (1, "no answer in 5 seconds")])

@@ -242,8 +242,7 @@ def test_a_stopped_step_of_other_settings_begins_anew(
 ) -> None:
     """What a killed training with another learning rate left behind must not be gone on with."""
     tiny = undisturbed("srd")
-    other = TinyRun.__new__(TinyRun)
-    other.__dict__.update(tiny.__dict__, recipe={**tiny.recipe, "training": {**SRD, "learning_rate": 1e-4}})
+    other = tiny.twin().set(training={**SRD, "learning_rate": 1e-4})
     interrupt(monkeypatch, other.run, tmp_path / "run", DistillTrainer, "training_step", 6)
     tiny.run(tmp_path / "run")
     assert_same(tmp_path / "run", tiny.run_dir)
@@ -317,8 +316,7 @@ def test_an_interrupted_switch_goes_on_where_it_was(
     """Plain distillation is killed, SRD takes its place, and plain distillation goes on from its checkpoint."""
     tiny, other, run_dir = undisturbed("srd"), undisturbed("plain"), tmp_path / "run"
     shutil.copytree(tiny.run_dir, run_dir)
-    plain = TinyRun.__new__(TinyRun)
-    plain.__dict__.update(tiny.__dict__, recipe={**tiny.recipe, "training": PLAIN})
+    plain = tiny.twin().set(training=PLAIN)
     interrupt(monkeypatch, plain.train, run_dir, stages, "save_model", 1)
     tiny.train(run_dir)
     with monkeypatch.context() as patched:
