@@ -419,6 +419,7 @@ def test_a_teacher_from_a_plugin(tiny_run: TinyRun) -> None:
     plain = distilled(tiny_run.teacher, "live")
     tiny_run.set(plugins=[str(plugin)])
     halved = distilled(tiny_run.teacher, "halved")
+    assert distilled(tiny_run.teacher, "live") == plain  # with the same plugins: the source alone has changed
     assert halved == pytest.approx(distilled(tiny_run.folder / "half", "live"), rel=1e-5)
     assert halved[0] != pytest.approx(plain[0], rel=1e-2)
     with pytest.raises(UserError, match="unknown teacher 'halve'; did you mean 'halved'"):
