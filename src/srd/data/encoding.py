@@ -12,13 +12,16 @@ from transformers import PreTrainedTokenizerBase
 from srd.base.errors import UserError
 from srd.base.files import fingerprint
 from srd.data.examples import as_examples
-from srd.data.templates.auto import PromptTemplate
 from srd.data.templates.base import Segment, Template, get_template
 from srd.data.turns import ControlText, turns_of
 
 logger = logging.getLogger(__name__)
 
 Pieces = list[tuple[str, bool]]  # a text in pieces with whether each is content, which holds no control tokens
+
+
+def _pieces(segments: list[Segment]) -> Pieces:
+    return [(segment.text, segment.content) for segment in segments]
 
 
 class Encoder:
@@ -83,7 +86,7 @@ class Encoder:
 
     def _prompts(self, rows: Sequence[dict[str, Any]]) -> tuple[list[list[int]], list[Pieces], list[bool]]:
         segments = [self.template.render(row) for row in rows]
-        texts = [[(segment.text, segment.content) for segment in parts] for parts in segments]
+        texts = [_pieces(parts) for parts in segments]
         special, names = self._special(rows), [row["id"] for row in rows]
         ids = self._ids(texts, special, names)
         for row, pieces in zip(rows, texts, strict=True):
@@ -139,7 +142,7 @@ class Encoder:
         response is what comes after the prompt's own tokens; where the two run into each other it stands alone.
         """
         names, nothing = [row["id"] for row in rows], [False] * len(rows)
-        references: list[Pieces] = [[(row["references"][0], not self._ready_made(row))] for row in rows]
+        references = [_pieces(self.template.response(row)) for row in rows]
         alone = self._ids(references, nothing, names)
         if not self.encoder_decoder:
             both = [prompt + reference for prompt, reference in zip(prompts, references, strict=True)]
@@ -148,16 +151,13 @@ class Encoder:
             ):
                 if ids[: len(prompt)] == prompt and len(ids) > len(prompt):
                     alone[i] = ids[len(prompt) :]
-        closed = [self._closed(*parts) for parts in zip(rows, prompt_ids, alone, strict=True)]
+        closed = [self._closed(*parts) for parts in zip(rows, prompt_ids, references, alone, strict=True)]
         return self._fitted(closed, prompt_ids)
 
-    def _ready_made(self, row: dict[str, Any]) -> bool:
-        """Whether a row brings its prompt and completion as a model reads them, control tokens and all."""
-        return isinstance(self.template.for_row(row), PromptTemplate)
-
-    def _closed(self, row: dict[str, Any], prompt: list[int], response: list[int]) -> list[int]:
-        """A response with what closes it; a ready-made one may bring that itself, with a line break behind."""
-        ends = [i for i, token in enumerate(response) if token in self.turns.stops] if self._ready_made(row) else []
+    def _closed(self, row: dict[str, Any], prompt: list[int], pieces: Pieces, response: list[int]) -> list[int]:
+        """A response with what closes it; a frame may bring that itself, a ready-made one with a line break behind."""
+        own = bool(pieces) and not pieces[-1][1]
+        ends = [i for i, token in enumerate(response) if token in self.turns.stops] if own else []
         if ends and not self._text(response[ends[-1] + 1 :]).strip():
             return response[: ends[-1] + 1]
         return [*response, *self._closing(row, prompt)]
@@ -182,6 +182,23 @@ class Encoder:
         fitted, cut = self._fitted(closed, prompts)
         return fitted, [short or not over for short, over in zip(cut, ended, strict=True)]
 
+    def encode_rows(
+        self, rows: Sequence[dict[str, Any]], written: dict[str, list[Any]] | None = None
+    ) -> dict[str, list[Any]]:
+        """What `encode` gives of some rows, without their ids. It needs no model, so that a row can be tried by it.
+
+        Raises:
+            UserError: a row cannot be encoded: its template refuses it, or its frame is too long. Names it, and why.
+        """
+        prompt_ids, pieces, cut = self._prompts(rows)
+        if written is None:
+            response_ids, response_cut = self._responses(rows, prompt_ids, pieces)
+        else:
+            response_ids, response_cut = self._written(rows, prompt_ids, written["tokens"], written["ended"])
+        return {
+            "prompt_ids": prompt_ids, "response_ids": response_ids, "prompt_cut": cut, "response_cut": response_cut,
+        }  # fmt: skip
+
     def encode(
         self,
         examples: datasets.Dataset,
@@ -202,21 +219,10 @@ class Encoder:
 
         def encode_batch(batch: dict[str, list[Any]], positions: list[int]) -> dict[str, list[Any]]:
             rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-            prompt_ids, pieces, cut = self._prompts(rows)
-            if written is None:
-                response_ids, response_cut = self._responses(rows, prompt_ids, pieces)
-            else:
-                texts = written[positions]
-                response_ids, response_cut = self._written(rows, prompt_ids, texts["tokens"], texts["ended"])
+            encoded = self.encode_rows(rows, None if written is None else written[positions])
             if progress:
                 progress(positions[-1] + 1, len(examples))
-            return {
-                "id": batch["id"],
-                "prompt_ids": prompt_ids,
-                "response_ids": response_ids,
-                "prompt_cut": cut,
-                "response_cut": response_cut,
-            }
+            return {"id": batch["id"], **encoded}
 
         encoded = examples.map(
             encode_batch,

@@ -2,7 +2,8 @@
 
 A response is closed by what the model's own frame closes it with: in a conversation by the token that the chat
 template writes behind an assistant's message, elsewhere by the tokenizer's end of sequence. Both are stop tokens
-wherever text is written. Text that was cut at its limit has no end.
+wherever text is written, and so is what the template writes behind the call of a tool. Text that was cut at its limit
+has no end.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 # What a stretch of text is read behind: SentencePiece puts a space before a text, but none behind a control token.
 GUARDS = ("", "\n")
 ASKED, ANSWERED, ASKED_AGAIN = "QzAsked", "QzAnswered", "QzAskedAgain"
+TOOL = {"type": "function", "function": {"name": ASKED, "description": "", "parameters": {}}}
+CALL = {"id": "QzCalled0", "type": "function", "function": {"name": ASKED, "arguments": {"a": ANSWERED}}}
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Turns:
         behind: what it puts behind every text by itself.
         end: closes a response where there is no chat template in play: the end of sequence.
         chat_end: closes a response in a conversation.
+        call_end: closes one that calls a tool.
         opening: what the chat template writes to ask for an answer; empty where that is no control token.
         control: every control token by its text.
     """
@@ -40,13 +44,20 @@ class Turns:
     behind: tuple[int, ...]
     end: tuple[int, ...]
     chat_end: tuple[int, ...]
+    call_end: tuple[int, ...]
     opening: tuple[int, ...]
     control: dict[str, int]
 
     @property
     def stops(self) -> set[int]:
         """The tokens that end what a model writes."""
-        return {self.end[-1], self.chat_end[-1]}
+        return {self.end[-1], self.chat_end[-1], *self.call_end[-1:]}
+
+    @property
+    def stop_texts(self) -> re.Pattern[str]:
+        """What those tokens look like in a template's text."""
+        texts = [text for text, token in self.control.items() if token in self.stops and text]
+        return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))))
 
     def framed(self, ids: Sequence[int], *, special: bool, encoder_decoder: bool) -> list[int]:
         """A prompt's tokens with what the tokenizer puts around a text, once.
@@ -85,14 +96,16 @@ def _turns_of(tokenizer: PreTrainedTokenizerBase, chat_template: str, end: int) 
     control |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     added = set(control.values()) | set(tokenizer.added_tokens_decoder)
     chat_end = _chat_end(tokenizer, added) if tokenizer.chat_template else []
+    call_end = _call_end(tokenizer, {end, *chat_end[-1:]}, set(control.values())) if tokenizer.chat_template else []
     opening = _opening(tokenizer) if tokenizer.chat_template else []
-    if chat_end:  # an end of turn is a control token, whatever the tokenizer's files say
-        control[str(tokenizer.convert_ids_to_tokens(chat_end[-1]))] = chat_end[-1]
+    for last in (*chat_end[-1:], *call_end):  # an end of turn is a control token, whatever the tokenizer's files say
+        control[str(tokenizer.convert_ids_to_tokens(last))] = last
     return Turns(
         before=tuple(before),
         behind=tuple(behind),
         end=(end,),
         chat_end=tuple(chat_end or [end]),
+        call_end=tuple(call_end),
         opening=tuple(opening if added & set(opening) else []),
         control=control,
     )
@@ -119,7 +132,7 @@ def _chat_end(tokenizer: Any, added: set[int]) -> list[int]:
     return found
 
 
-def _behind_answer(tokenizer: Any, messages: list[dict[str, str]], added: set[int]) -> list[int]:
+def _behind_answer(tokenizer: Any, messages: list[dict[str, Any]], added: set[int]) -> list[int]:
     text = _rendered(tokenizer, messages)
     if ANSWERED not in text:
         return []
@@ -132,13 +145,22 @@ def _behind_answer(tokenizer: Any, messages: list[dict[str, str]], added: set[in
     return []
 
 
+def _call_end(tokenizer: Any, usual: set[int], control: set[int]) -> list[int]:
+    """The control token that ends the call of a tool, where that is not one of the usual ends."""
+    asking: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    talk = [{"role": "user", "content": ASKED}, asking]
+    text = _rendered(tokenizer, talk, tools=[TOOL])
+    behind = _ids(tokenizer, text.rpartition(ANSWERED)[2].rstrip()) if ANSWERED in text else []
+    return behind[-1:] if control & set(behind[-1:]) and not usual & set(behind) else []
+
+
 def _opening(tokenizer: Any) -> list[int]:
     talk = [{"role": "user", "content": ASKED}]
     without, asking = _rendered(tokenizer, talk), _rendered(tokenizer, talk, add_generation_prompt=True)
     return _ids(tokenizer, asking[len(without) :]) if asking.startswith(without) else []
 
 
-def _rendered(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> str:
+def _rendered(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) -> str:
     """The text of a conversation; empty where the template refuses so plain a one."""
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, **options))

@@ -27,6 +27,10 @@ class PromptTemplate(Template):
         cut = marker.start() if marker else len(prompt)
         return joined([Segment(prompt[:cut], True), Segment(prompt[cut:], False)])
 
+    def response(self, example: Example) -> list[Segment]:
+        """Return the completion, which may hold control tokens, the one that closes it among them."""
+        return [Segment(example["references"][0], False)]
+
 
 @register_template("auto")
 class AutoTemplate(Template):
@@ -44,6 +48,10 @@ class AutoTemplate(Template):
     def render(self, example: Example) -> list[Segment]:
         """Return the prompt in the way that suits the row."""
         return self.for_row(example).render(example)
+
+    def response(self, example: Example) -> list[Segment]:
+        """Return the response in that way too."""
+        return self.for_row(example).response(example)
 
     def for_row(self, example: Example) -> Template:
         """Return the template for this row; UserError where a conversation meets a tokenizer without one."""

@@ -57,6 +57,13 @@ class Template(ABC):
     def render(self, example: Example) -> list[Segment]:
         """Return the prompt of one example in pieces; joined, they are the prompt."""
 
+    def response(self, example: Example) -> list[Segment]:
+        """Return the first reference in pieces, as it follows the prompt.
+
+        Where the last piece is part of the frame, it may bring what closes the response; else the encoder closes it.
+        """
+        return [Segment(example["references"][0], False, content=True)]
+
     def for_row(self, example: Example) -> Template:
         """Return the template that this row is rendered with: itself, except for `auto`."""
         return self
