@@ -65,6 +65,13 @@ def test_tasks(write: Any, task: str, prediction: str, reference: dict[str, Any]
     assert result == {**expected, "count": 1}
 
 
+def test_other_scripts_are_scored_by_their_words_and_that_is_said(write: Any, caplog: Any) -> None:
+    predictions = write("p.jsonl", [{"text": "我爱北京"}, {"text": "a b"}])
+    result = score_files(predictions, write("r.jsonl", [{"output": "我爱上海"}, {"output": "a c"}]))
+    assert result == {"rouge_l": 50.0, "exact_match": 0.0, "count": 2, "rouge_words": "unicode"}
+    assert [record.message.count("counts words by script") for record in caplog.records] == [1]
+
+
 def test_translation_carries_signatures(write: Any) -> None:
     rows = [{"translation": {"en": "x", "de": "der Hund ist groß"}}]
     result = score_files(write("p.jsonl", [{"text": "der Hund ist groß"}]), write("r.jsonl", rows), "iwslt2017")

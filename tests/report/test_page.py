@@ -66,6 +66,15 @@ def test_page_is_whole_and_self_contained(whole_run: Path) -> None:
     assert "prefers-color-scheme: dark" in text
 
 
+def test_scores_by_script_are_named(whole_run: Path, tmp_path: Path) -> None:
+    assert "by script" not in read_page(whole_run)
+    other = tmp_path / "other"
+    shutil.copytree(whole_run, other)
+    details = {"tasks": {"test": {"scoring": {"rouge_words": "unicode"}}, "gsm8k": {"scoring": {}}}}
+    write_text(other / "evaluation/details.json", json.dumps(details))
+    assert "ROUGE of test counts words by script" in read_page(other)
+
+
 def test_difficulty_map_draws_every_example(whole_run: Path) -> None:
     text = build_report(whole_run).read_text(encoding="utf-8")
     titles = re.findall(r"<title>#\d+ train-\d+: ROUGE-L", text)

@@ -16,7 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from srd.base.errors import UserError
 from srd.base.files import read_json
 from srd.data.encoding import Encoder
+from srd.run.assemble import reflect_on
 from srd.run.curate import curate
+from srd.run.steps.evaluation import Evaluation, benchmarks
+from srd.run.steps.reflection import Reflection
+from srd.run.steps.training import Training
 from srd.tasks.base import TASKS
 from tests.conftest import TinyRun, close, logged, steps_finished, tiny_rows, write_rows
 from tests.tiny import save_tiny
@@ -340,3 +344,20 @@ def test_evaluation_on_two_files_of_a_named_task_beside_the_test_split(
     again.set(evaluation__tasks=[]).advance()
     left = {path.name.split(".")[1] for path in (again.run_dir / "evaluation/predictions").glob("*.*.*")}
     assert left == {"test"}
+
+
+def test_one_reading_of_rouge_for_a_whole_run(done: TinyRun, tiny_run: TinyRun, tmp_path: Path) -> None:
+    """A test set in another script decides for every step; a run in Latin script has the step keys it always had."""
+    test = write_rows(tmp_path / "test.jsonl", [{"instruction": "Кто это?", "output": "Это большой кит."}] * 2)
+    run = tiny_run.set(data__test=str(test)).advance("examples")
+    config = run.recipe.training
+    assert run.words == run.validation(config).words == "unicode"
+    assert benchmarks(run)[0].task.reading(run.split("train")) == {"rouge_words": "unicode"}
+    assert [step.inputs(run)[-1] for step in (Reflection(), Training("srd"), Evaluation())] == ["unicode"] * 3
+    assert [message.count("counts words by script") for message in run.warnings] == [1]
+    model = AutoModelForCausalLM.from_pretrained(tiny_run.student)
+    kept = reflect_on(run, model.eval(), tmp_path / "batches")
+    assert len(kept) == len(run.split("train"))
+    latin = done.open()
+    assert (latin.words, latin.reading(), latin.reading(config)) == ("rouge-score", [], [])
+    close(latin)

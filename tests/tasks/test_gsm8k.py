@@ -14,6 +14,15 @@ from srd.tasks.gsm8k import final_number
 
 SOLUTIONS = [
     ("2+2 = <<2+2=4>>4\n#### 4", 4),
+    ("<think>The answer is 5.\n#### 5</think>\nThe answer is 4.", 4),
+    ("<think>#### 5</think> 4 <think>6", 4),
+    ("<THINKING>\n#### 5\n</THINKING>\\boxed{4}", 4),
+    ("[THINK]5[/THINK]It is 4.", 4),
+    ("#### 5? No, 6.\n</think>\n\n#### 4", 4),
+    ("<think>5 <think>6</think> 7</think> 4", 4),
+    ("<|begin_of_thought|>5<|end_of_thought|> so 4", 4),
+    ("<think>\nThe answer is 4", None),
+    ("if 3 < think > 2, then 4", 4),
     ("#### 1,234,500", 1_234_500),
     ("#### 1,00,000", 100_000),
     ("#### -5", -5),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset
@@ -34,10 +36,48 @@ RIGHT, WRONG = "def add(a, b):\n    return a + b\n", "def add(a, b):\n    return
         (f"Here it is.\n\n{RIGHT}\nThis adds two numbers.", RIGHT + "\n"),
         (f"{RIGHT}def broken(", RIGHT),
         ("no code at all", "no code at all"),
+        (f"<think>\n```python\n{WRONG}```\n</think>\n{RIGHT}", "\n" + RIGHT),
+        (f"```python\n{WRONG}```\nno, wait</think>```python\n{RIGHT}```", RIGHT),
+        (f"<think>```python\n{RIGHT}```", ""),
+        (f"1. Like this:\n   ```python\n{textwrap.indent(RIGHT, '   ')}   ```\n2. Done.", RIGHT),
+        (f"~~~py\n{RIGHT}~~~", RIGHT),
+        (f"``` {{.python}}\n{RIGHT}```", RIGHT),
     ],
 )
 def test_extract_program(text: str, program: str) -> None:
     assert extract_program(text) == program
+
+
+def fenced(*blocks: str) -> str:
+    return "\n".join(f"then\n```python\n{block}\n```" for block in blocks)
+
+
+# Answers of several blocks, whose function g must return 3.
+TOGETHER = {
+    "a helper first": fenced("def h():\n    return 3", "def g():\n    return h()"),
+    "a helper last": fenced("def g():\n    return h()", "def h():\n    return 3"),
+    "imports and constants apart": fenced("import math", "N = 9", "def g():\n    return math.isqrt(N)"),
+    "the last definition": fenced("def g():\n    return 1", "def g():\n    return 3"),
+    "a draft whose own test fails": fenced("def g():\n    return 1\nassert g() == 3", "def g():\n    return 3"),
+    "examples that would fail": fenced("def g():\n    return 3", "print(g(1))\ng(2)\nassert g() == 4\ninput()"),
+    "a program's start": fenced("def g():\n    return 3", "if __name__ == '__main__':\n    print(1 / 0)"),
+    "a loop over examples": fenced("def g():\n    return 3", "for x in (1, 2):\n    print(g(x))"),
+    "commands and outputs": fenced("pip install x", "def g():\n    return 3", ">>> g()\n3", "3", "[1, 2]", "{'a': b}"),
+    "the future late": fenced("def h():\n    return 3", "from __future__ import annotations\ndef g():\n    return h()"),
+    "a block that is broken": fenced("def g(:", "def g():\n    return 3"),
+    "a class in a list": fenced("   class A:\n       x = 3", "   def g():\n       return A.x"),
+    "calls that matter": fenced("import sys\nsys.setrecursionlimit(2000)", "def g():\n    return 3"),
+    "an optional import": fenced("try:\n    import x\nexcept ImportError:\n    x = 3", "def g():\n    return x"),
+    "a name for a function": fenced("def h():\n    return 3", "g = h"),
+    "a decorator": fenced("import functools\n@functools.cache\ndef h():\n    return 3", "async def a(): pass\ng = h"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TOGETHER)
+def test_blocks_are_taken_together(case: str) -> None:
+    names: dict[str, Any] = {}
+    exec(extract_program(TOGETHER[case]), names)
+    assert names["g"]() == 3
 
 
 def test_examples_are_the_test_split_with_tests_in_the_prompt(tmp_path: Path) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
 from srd.base import parallel
@@ -26,6 +27,7 @@ from srd.data.encoding import Encoder
 from srd.data.examples import as_examples
 from srd.data.templates.base import get_template
 from srd.metrics.rouge import rouge_l_many
+from srd.metrics.scripts import Words, choose_words, words_note
 from srd.models.generation import Decoding, answer_texts, decode_batch
 from srd.models.tokens import padding_id, stop_token_ids
 
@@ -49,6 +51,7 @@ def reflect(
     max_prompt_length: int = 256,
     max_new_tokens: int = 256,
     batch_size: int = 32,
+    words: Words | None = None,
     folder: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> datasets.Dataset:
@@ -66,6 +69,7 @@ def reflect(
         max_prompt_length: Longest prompt.
         max_new_tokens: Longest answer (greedy decoding).
         batch_size: Prompts at once.
+        words: How ROUGE-L reads texts, as in `srd.rouge_l`; None: as the references of all examples ask for.
         folder: Keeps every finished batch here, so that a killed reflection goes on where it was; None: memory only.
         progress: Called with examples done and examples to do.
 
@@ -86,13 +90,26 @@ def reflect(
             encoder_decoder=bool(model.config.is_encoder_decoder),
         ).encode(examples)  # fmt: skip
     return _reflect_on_all(
-        model, tokenizer, examples, encoded, max_new_tokens, batch_size, folder, progress or (lambda done, total: None)
-    )
+        model, tokenizer, examples, encoded, max_new_tokens, batch_size, words or words_of(examples), folder,
+        progress or (lambda done, total: None),
+    )  # fmt: skip
+
+
+def words_of(examples: datasets.Dataset) -> Words:
+    """How ROUGE-L reads the references of examples, looked at a piece at a time."""
+    references = column(examples, "references")
+    pieces = (piece for chunk in references.chunks for piece in _pieces(chunk))
+    count = pc.sum(pc.list_value_length(references)).as_py() or 0
+    return choose_words((texts for piece in pieces for texts in piece.to_pylist()), count)
+
+
+def _pieces(chunk: pa.Array) -> Iterator[pa.Array]:
+    return (chunk.slice(start, MAPPED_ROWS) for start in range(0, len(chunk), MAPPED_ROWS))
 
 
 def _reflect_on_all(
     model: Any, tokenizer: Any, examples: Any, encoded: datasets.Dataset, max_new_tokens: int, batch_size: int,
-    folder: Path | None, progress: Callable[[int, int], None],
+    words: Words, folder: Path | None, progress: Callable[[int, int], None],
 ) -> datasets.Dataset:  # fmt: skip
     """Batch by batch, each process its own; what ``folder`` holds already is not done again."""
     batches = length_sorted_batches(TokenLists(encoded.data.column("prompt_ids")).lengths.tolist(), batch_size)
@@ -107,10 +124,11 @@ def _reflect_on_all(
             tokens, texts = reopened(encoded), reopened(examples).select_columns("references")
         path = folder / f"batch-{number:07d}.json" if folder else None
         chosen = tokens[batches[number]]
-        made_from = fingerprint(chosen["id"], chosen["prompt_ids"], chosen["response_ids"], max_new_tokens)
+        decided = [chosen["id"], chosen["prompt_ids"], chosen["response_ids"], max_new_tokens]
+        made_from = fingerprint(*decided, *words_note(words).values())
         if path is None or read_sealed(path).get("made_from") != made_from:
             references = texts[batches[number]]["references"]
-            part = _reflect_batch(model, tokenizer, references, chosen, max_new_tokens)
+            part = _reflect_batch(model, tokenizer, references, chosen, max_new_tokens, words)
             if path is None:
                 parts[number] = part
             else:
@@ -133,7 +151,7 @@ def _refuse_below_one(**settings: int) -> None:
 
 
 def _reflect_batch(
-    model: Any, tokenizer: Any, references: list[list[str]], chosen: dict[str, list[Any]], longest: int
+    model: Any, tokenizer: Any, references: list[list[str]], chosen: dict[str, list[Any]], longest: int, words: Words
 ) -> dict[str, list[Any]]:
     stop = stop_token_ids(model, tokenizer)
     tokens, losses = decode_batch(
@@ -147,7 +165,7 @@ def _reflect_batch(
         references=chosen["response_ids"],
     )
     responses = answer_texts(tokenizer, tokens, stop)
-    scores = rouge_l_many(responses, references)
+    scores = rouge_l_many(responses, references, words)
     return {"id": chosen["id"], "response": responses, "rouge_l": scores.tolist(), "ce": losses}
 
 

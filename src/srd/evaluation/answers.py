@@ -29,6 +29,7 @@ from srd.evaluation.predictions import (
     write_answers,
 )
 from srd.metrics.common import FloatArray
+from srd.metrics.scripts import BY_SCRIPT
 from srd.metrics.statistics import paired_bootstrap
 from srd.models.generation import Decoding, generate
 from srd.sandbox.outside import Permission
@@ -88,6 +89,8 @@ def read_benchmark(
     if task.runs_code:
         find = partial(task.judgeable, examples, allow_code_execution=allow_code_execution)
         examples = examples.select(parallel.on_main(find))
+    if task.reading(examples):
+        log.warning("%s: %s", label or name, BY_SCRIPT)
     return Benchmark(
         label or name,
         task,
@@ -196,7 +199,7 @@ def _content(benchmark: Benchmark) -> str:
     """Hash of what is asked and expected, and of the task that scores it."""
     examples, task = benchmark.examples, benchmark.task
     columns = {name: list(examples[name]) for name in examples.column_names}
-    return fingerprint(type(task).__qualname__, task.name, task.title, columns)
+    return fingerprint(type(task).__qualname__, task.name, task.title, columns, *task.reading(examples).values())
 
 
 def _has_answers(path: Path, identity: str, shared: Path | None) -> bool:

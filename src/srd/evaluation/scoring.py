@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ from datasets import Dataset
 
 from srd.base.errors import UserError
 from srd.data.sources import read_rows
+from srd.metrics.scripts import BY_SCRIPT
 from srd.sandbox.outside import Permission, require_permission
 from srd.tasks.base import Task, get_task
 
 # Fields that hold the id of a row; MBPP calls it `task_id`.
 ID_FIELDS = ("id", "task_id")
 SHOWN = 3
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def score_files(
 
     Returns:
         The task's metrics as percentages, unrounded, ``count``, and how the numbers came about where a task
-        says so (``signatures``, ``isolation``).
+        says so (``signatures``, ``isolation``, ``rouge_words``).
 
     Raises:
         UserError: a file that cannot be read, counts or ids that do not match, a row without text or
@@ -66,8 +70,10 @@ def score_files(
     answers, expected = _read(Path(predictions)), _read(Path(references))
     answers = _matched(answers, expected, Path(predictions), Path(references))
     texts = [_text(answer, chosen) for answer in answers]
-    columns = [chosen.scoring_columns(reference.row, reference.place) for reference in expected]
-    scores = chosen.score(texts, Dataset.from_list(columns), allow_code_execution=allow_code_execution)
+    examples = Dataset.from_list([chosen.scoring_columns(row.row, row.place) for row in expected])
+    if chosen.reading(examples):
+        log.warning("%s: %s", references, BY_SCRIPT)
+    scores = chosen.score(texts, examples, allow_code_execution=allow_code_execution)
     percentages = {name: 100 * value for name, value in scores.metrics.items()}
     left_out = scores.details.get("not_counted", {}).get("count", 0)
     return {**percentages, "count": len(expected) - left_out, **scores.details}

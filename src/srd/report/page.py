@@ -95,6 +95,7 @@ def comparison_section(run: RunFiles, models: list[Model]) -> dict[str, Any]:
         "yardstick": yardstick(primary) if primary else "",
         "comparisons": [to_html(table) for table in tables if len(table.columns) > 1],
         "compared": bool(models),
+        "by_script": [task for task, own in run.details.get("tasks", {}).items() if "rouge_words" in own["scoring"]],
         "intervals": to_html(intervals) if intervals else None,
         "alone": len([model for model in models if model.key not in GIVEN_MODELS]) == 1,
     }

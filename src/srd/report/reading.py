@@ -6,7 +6,7 @@ import json
 import math
 import shlex
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class RunFiles:
         metrics: What trainings logged, in the order of logging.
         evaluation: Model -> task -> metric -> mean, std, seeds, in percent.
         comparisons: Paired differences and their intervals, in points.
+        details: How the scores of each task came about.
     """
 
     run_dir: Path
@@ -55,6 +56,7 @@ class RunFiles:
     metrics: list[Row]
     evaluation: dict[str, dict[str, dict[str, Row]]]
     comparisons: list[Row]
+    details: Row = field(default_factory=dict)
 
     @property
     def files(self) -> RunFolder:
@@ -144,6 +146,7 @@ def read_run(run_dir: Path) -> RunFiles:
         metrics=read_json_lines(files.metrics),
         evaluation=read_file(files.results, _json, {}),
         comparisons=read_file(files.comparisons, _json, []),
+        details=read_file(files.details, _json, {}),
     )
 
 

@@ -114,6 +114,7 @@ def reflect_on(run: Run, model: Any, folder: Path) -> datasets.Dataset:
             encoded=run.token_ids("train"),
             max_new_tokens=longest_answer(run),
             batch_size=run.recipe.generation.batch_size,
+            words=run.words,
             folder=folder,
             progress=update,
         )

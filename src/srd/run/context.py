@@ -8,6 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,14 @@ from srd.base.locks import lock
 from srd.base.tables import column, open_mapped, reopened
 from srd.base.yaml_text import read_yaml
 from srd.curation.curriculum import Curriculum
+from srd.curation.reflection import words_of
 from srd.data.batching import EncodedExamples
+from srd.metrics.scripts import BY_SCRIPT, EXTENDED, PUBLISHED, Words, words_note
 from srd.models.generation import Decoding
 from srd.models.settings import ModelConfig
 from srd.recipe.reading import write_recipe
 from srd.recipe.schema import Recipe
-from srd.run.folder import RunFolder
+from srd.run.folder import SPLITS, RunFolder
 from srd.run.identity import named_paths
 from srd.run.manifest import Manifest, SharedSteps
 from srd.run.models import RecipeModels
@@ -146,6 +149,20 @@ class Run(RecipeModels):
         """The examples of a split."""
         return open_mapped(self.files.examples(name), self.files.mapped)
 
+    @cached_property
+    def words(self) -> Words:
+        """How ROUGE-L reads the texts of this run, in every step and for every model: as any of its splits asks for."""
+        found = {words_of(self.split(name)) for name in SPLITS}
+        if EXTENDED not in found:
+            return PUBLISHED
+        logger.warning(BY_SCRIPT)
+        return EXTENDED
+
+    def reading(self, config: TrainingConfig | None = None) -> list[str]:
+        """What stands for `words` in the fingerprint of a step, or of a training that is chosen by ROUGE-L."""
+        matters = config is None or config.select_by == "rouge_l"
+        return [*words_note(self.words).values()] if matters else []
+
     # ------------------------------------------------------------------------------------------------------- seeds
 
     def seed_of(self, config: TrainingConfig) -> int:
@@ -232,6 +249,7 @@ class Run(RecipeModels):
             Decoding(generation.max_new_tokens),
             generation.batch_size,
             generate=config.select_by == "rouge_l",
+            words=self.words,
         )
 
 

@@ -36,6 +36,7 @@ class RunFolder:
         self.evaluation = root / "evaluation"
         self.results = self.evaluation / "metrics.json"
         self.comparisons = self.evaluation / "comparisons.json"
+        self.details = self.evaluation / "details.json"
         self.train_samples = self.evaluation / "train_samples.jsonl"
         self.report = root / "report" / "index.html"
 

@@ -217,6 +217,10 @@ class Task:
         """Return the positions of the examples whose answers can be judged: all, for most tasks."""
         return list(range(len(examples)))
 
+    def reading(self, examples: Dataset) -> dict[str, str]:
+        """How texts are read where these examples ask for another way than the published one; part of the details."""
+        return {}
+
     def score(self, predictions: Predictions, examples: Dataset, *, allow_code_execution: Permission = False) -> Scores:
         """Score one answer an example, in the order of ``examples``, which needs the scoring columns only.
 

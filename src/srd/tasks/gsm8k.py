@@ -4,7 +4,8 @@ Which number is final: the one after the first ``####`` (or after ``A:`` at the 
 published model solutions write it), else in the last ``\boxed{}``, else after the last "the answer is", else
 the last number of the text. Where a box or an answer is a calculation, "20 - 5 = 15", its result counts.
 In GSM8K's own notation, with ``<<3+4=7>>`` annotations, a solution without its marker is unfinished and
-has no answer. Numbers are compared by value: 1,000.00 = 1000.
+has no answer. Numbers are compared by value: 1,000.00 = 1000. What the model only thought, between ``<think>``
+and ``</think>``, is left out first.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 
 from srd.base.errors import UserError
 from srd.sandbox.outside import Permission
+from srd.tasks._thoughts import without_thoughts
 from srd.tasks.base import (
     Decoding,
     Hub,
@@ -73,6 +75,7 @@ def final_number(text: str) -> Fraction | None:
     >>> final_number("She earns $1,234.50 a week.\n#### 1,234.50")
     Fraction(2469, 2)
     """
+    text = without_thoughts(text)
     for marker in (MARKER, ANSWER_LINE):
         for match in marker.finditer(text):
             number = MARKED_NUMBER.match(text, match.end())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from srd.metrics.rouge import rouge_l_many
+from srd.metrics.scripts import Words, choose_words, words_note
 from srd.metrics.text import exact_match_many
 from srd.sandbox.outside import Permission
 from srd.tasks.base import Predictions, Scores, Task, means, register_task, single_answers
@@ -16,17 +17,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InstructionTask(Task):
-    """A task scored with ROUGE-L and exact match, the way Super-NaturalInstructions and MiniLLM do it."""
+    """A task scored with ROUGE-L and exact match, the way Super-NaturalInstructions and MiniLLM do it.
+
+    Attributes:
+        words: How ROUGE-L reads texts (`srd.metrics.scripts`); None: as the references ask for.
+    """
+
+    words: Words | None = None
+
+    def reading(self, examples: Dataset) -> dict[str, str]:
+        """Say where ROUGE-L goes by script: ``{"rouge_words": "unicode"}``."""
+        return words_note(self.words or choose_words(examples["references"][:]))
 
     def score(self, predictions: Predictions, examples: Dataset, *, allow_code_execution: Permission = False) -> Scores:
         """Score one answer an example: ``rouge_l`` and ``exact_match``, each against the best reference."""
         answers = single_answers(predictions, examples, self.name)
         references = examples["references"][:]
+        words = self.words or choose_words(references)
         per_example = {
-            "rouge_l": rouge_l_many(answers, references),
+            "rouge_l": rouge_l_many(answers, references, words),
             "exact_match": exact_match_many(answers, references),
         }
-        return Scores(means(per_example), per_example, self.primary)
+        return Scores(means(per_example), per_example, self.primary, words_note(words))
 
 
 INSTRUCTION = InstructionTask(

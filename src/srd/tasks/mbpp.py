@@ -7,6 +7,7 @@ import builtins
 import importlib
 import logging
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from srd.sandbox.outside import (
     require_permission,
     run_programs,
 )
+from srd.tasks._thoughts import without_thoughts
 from srd.tasks.base import PUBLISHED, Decoding, Hub, Predictions, Row, Scores, Task, check_counts, means, register_task
 
 if TYPE_CHECKING:
@@ -42,7 +44,10 @@ SHOWN = 5
 # Functions that tests use as helpers.
 _MODULES = ("collections", "decimal", "fractions", "functools", "itertools", "math", "operator", "re", "statistics")
 HELPERS = {name for module in _MODULES for name in dir(importlib.import_module(module)) if not name.startswith("_")}
-FENCE = re.compile(r"```[ \t]*[\w+-]*[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL)
+FENCE = re.compile(r"(?P<fence>```|~~~)[ \t]*[\w+#.-]*(?:[ \t{][^\n`]*)?\r?\n(?P<code>.*?)(?:(?P=fence)|\Z)", re.DOTALL)
+DEFINITION = re.compile(r"^\s*(def|class) ", re.MULTILINE)
+DEFINING = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
+SHOWING = (ast.Expr, ast.Assert, ast.If, ast.For, ast.While, ast.With, ast.Try)
 BEGIN_DONE = re.compile(r"\[BEGIN\](.*?)(?:\[DONE\]|\Z)", re.DOTALL)
 CODE_LINE = re.compile(r"^(?:(?:def|class|import|from|async)\b|@)", re.MULTILINE)
 # Longer texts are not searched for the part that parses, which takes quadratic time.
@@ -50,14 +55,15 @@ LONGEST_SEARCHED = 20_000
 
 
 def extract_program(text: str) -> str:
-    """Take the program out of a model's answer.
+    """Take the program out of a model's answer, its thoughts left out.
 
-    This is the first fenced block that defines something (else the first fenced block), the text between
-    [BEGIN] and [DONE], or else the text itself: from its first line of code on, as far as it is valid Python.
+    This is the fenced blocks together, the text between [BEGIN] and [DONE], or else the text itself: from its first
+    line of code on, as far as it is valid Python.
     """
-    blocks: list[str] = FENCE.findall(text)
+    text = without_thoughts(text)
+    blocks = [match["code"] for match in FENCE.finditer(text)]
     if blocks:
-        return next((block for block in blocks if re.search(r"^\s*(def|class) ", block, re.MULTILINE)), blocks[0])
+        return _joined(blocks)
     between = BEGIN_DONE.search(text)
     if between:
         return between[1].strip("\r\n")
@@ -70,6 +76,35 @@ def extract_program(text: str) -> str:
         if _is_valid(program):
             return program
     return text
+
+
+def _joined(blocks: list[str]) -> str:
+    """Make one program of an answer's fenced blocks, in their order, so that the last definition of a name counts.
+
+    Blocks that are no Python (commands, outputs) are left out, and of several that are also the statements that only
+    show the program at work: an example that fails makes no program wrong.
+    """
+    dedented = [block if _is_valid(block) else textwrap.dedent(block) for block in blocks]  # in a list it is indented
+    programs = [program for program in dedented if _is_valid(program)]
+    if len(programs) < 2:
+        return programs[0] if programs else next((block for block in blocks if DEFINITION.search(block)), blocks[0])
+    nodes = [node for program in programs for node in ast.parse(program).body]
+    names = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    kept = [node for node in nodes if not _only_shows(node, names)]
+    kept.sort(key=lambda node: not (isinstance(node, ast.ImportFrom) and node.module == "__future__"))
+    return ast.unparse(ast.Module(kept, []))
+
+
+def _only_shows(statement: ast.stmt, names: set[str]) -> bool:
+    """Whether a statement defines nothing, and asserts, is a bare value, or runs or prints what is defined."""
+    if not isinstance(statement, SHOWING):
+        return False
+    nodes = list(ast.walk(statement))
+    if any(isinstance(node, DEFINING) for node in nodes):
+        return False
+    used = {node.id for node in nodes if isinstance(node, ast.Name)}
+    bare = isinstance(statement, ast.Expr) and not isinstance(statement.value, ast.Call)
+    return bare or isinstance(statement, ast.Assert) or not used.isdisjoint({*names, "print", "input", "__name__"})
 
 
 def _is_valid(program: str) -> bool:

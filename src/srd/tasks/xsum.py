@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from srd.base.errors import UserError
 from srd.metrics.rouge import rouge_l_many, rouge_n_many
+from srd.metrics.scripts import choose_words, words_note
 from srd.sandbox.outside import Permission
 from srd.tasks.base import (
     CONVERTED,
@@ -51,16 +52,21 @@ class XsumTask(Task):
             raise UserError(f"{place}: field 'document' or 'summary' is blank: remove the row")
         return converted
 
+    def reading(self, examples: Dataset) -> dict[str, str]:
+        """Say where ROUGE goes by script: ``{"rouge_words": "unicode"}``."""
+        return words_note(choose_words(examples["references"][:]))
+
     def score(self, predictions: Predictions, examples: Dataset, *, allow_code_execution: Permission = False) -> Scores:
         """Score one summary an example: ``rouge_1``, ``rouge_2`` and ``rouge_l``, F1 with stemming."""
         answers = single_answers(predictions, examples, self.name)
         references = examples["references"][:]
+        words = choose_words(references)
         per_example = {
-            "rouge_1": rouge_n_many(answers, references, 1),
-            "rouge_2": rouge_n_many(answers, references, 2),
-            "rouge_l": rouge_l_many(answers, references),
+            "rouge_1": rouge_n_many(answers, references, 1, words),
+            "rouge_2": rouge_n_many(answers, references, 2, words),
+            "rouge_l": rouge_l_many(answers, references, words),
         }
-        return Scores(means(per_example), per_example, self.primary)
+        return Scores(means(per_example), per_example, self.primary, words_note(words))
 
 
 XSUM = XsumTask(

@@ -28,6 +28,7 @@ from srd.base.files import atomic_write, disk_errors, read_json, remove, write_j
 from srd.data.batching import Collator, EncodedExamples, LengthBatches, length_sorted_batches
 from srd.data.encoding import encode, is_encoded
 from srd.metrics.rouge import rouge_l_many
+from srd.metrics.scripts import Words
 from srd.models.finite import blame
 from srd.models.generation import Decoding, decode_batch, generate
 from srd.models.head import (
@@ -68,6 +69,7 @@ class Validation:
         decoding: Greedy by default.
         batch_size: Prompts at once.
         generate: Off: the loss only (cheap; for fine-tuning a teacher).
+        words: How ROUGE-L reads texts (`srd.metrics.scripts`); None: as the references ask for.
     """
 
     examples: EncodedExamples
@@ -75,6 +77,7 @@ class Validation:
     decoding: Decoding = field(default_factory=Decoding)
     batch_size: int = 32
     generate: bool = True
+    words: Words | None = None
 
 
 @dataclass
@@ -332,7 +335,7 @@ class DistillTrainer(Trainer):
                     batch_size=validation.batch_size,
                     share=True,
                 )
-                scores = rouge_l_many(answers, validation.references)
+                scores = rouge_l_many(answers, validation.references, validation.words)
                 metrics[f"{metric_key_prefix}_rouge_l"] = float(scores.mean())
         for name, value in metrics.items():
             if not math.isfinite(value):  # no checkpoint is better or worse than it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from srd.run.costs import Facts, Phase, inference_memory
 from srd.run.identity import plugins_identity, task_identity
 from srd.run.steps.base import Step, Summary
 from srd.tasks.base import get_task
+from srd.tasks.instruction import InstructionTask
 
 
 class Evaluation(Step):
@@ -44,7 +46,7 @@ class Evaluation(Step):
         tasks = [task_identity(task) for task in recipe.evaluation.tasks]
         settings = recipe.evaluation.model_dump(exclude={"tasks"})
         generation, frames = recipe.generation.model_dump(), [run.encoding, run.teacher_frame]
-        return [settings, tasks, *frames, generation, plugins_identity(recipe)]
+        return [settings, tasks, *frames, generation, plugins_identity(recipe), *run.reading()]
 
     def outputs(self, run: Run) -> list[Path]:
         return [run.files.evaluation / name for name in SUMMARIES]
@@ -118,7 +120,9 @@ def benchmarks(run: Run) -> list[Benchmark]:
     if settings.limit and settings.limit < len(test):
         test = test.select(range(settings.limit))
     decoding = Decoding(generation.max_new_tokens, settings.temperature, settings.top_p)
-    own = Benchmark("test", get_task("instruction"), test, decoding, seeds)
+    instruction = get_task("instruction")
+    assert isinstance(instruction, InstructionTask)
+    own = Benchmark("test", replace(instruction, words=run.words), test, decoding, seeds)
     allow = settings.allow_code_execution
     tasks = [
         read_benchmark(task.name, task.path, label=task.label, limit=task.limit, allow_code_execution=allow)
@@ -148,5 +152,5 @@ def _answer_training_samples(run: Run) -> None:
     )
     with atomic_write(run.files.train_samples) as partial, open(partial, "w", encoding="utf-8") as file:
         for row, text in zip(rows, texts, strict=True):
-            score = rouge_l(text, row["references"])
+            score = rouge_l(text, row["references"], words=run.words)
             file.write(json.dumps({"id": row["id"], "model": arm, "text": text, "rouge_l": score}) + "\n")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from srd.curation.reflection import ranking_warnings
+from srd.metrics.scripts import words_note
 from srd.recipe.schema import Recipe
 from srd.run.assemble import keep_scores, load_writer, longest_answer, mean_scores, reflect_on
 from srd.run.context import Run
@@ -25,7 +26,8 @@ class Reflection(Step):
         return ("examples", "student")
 
     def inputs(self, run: Run) -> list[Any]:
-        return [run.encoding, longest_answer(run), run.recipe.generation.model_dump()]
+        generation = run.recipe.generation.model_dump()
+        return [run.encoding, longest_answer(run), generation, *run.reading()]
 
     def outputs(self, run: Run) -> list[Path]:
         return [run.files.scores]
@@ -46,6 +48,6 @@ class Reflection(Step):
         scores = reflect_on(run, model, run.files.batches)
         for warning in ranking_warnings(scores):
             logger.warning(warning)
-        summary = mean_scores(scores)
+        summary = {**mean_scores(scores), **words_note(run.words)}
         keep_scores(scores, run.files.scores, run.files.batches)
         return summary

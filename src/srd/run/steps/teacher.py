@@ -56,7 +56,7 @@ class Teacher(Step):
             return [model_identity(teacher)]
         # Its checkpoints may be chosen by what they write.
         settings = [teacher.sft.model_dump(exclude={"log_to"}), run.recipe.generation.model_dump(exclude={"engine"})]
-        return [model_identity(teacher), *settings, run.encoding, run.recipe.seed]
+        return [model_identity(teacher), *settings, run.encoding, run.recipe.seed, *run.reading(teacher.sft)]
 
     def outputs(self, run: Run) -> list[Path]:
         return [run.files.teacher, run.files.log(self.label)] if run.recipe.teacher.sft else []

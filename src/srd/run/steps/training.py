@@ -43,7 +43,7 @@ class Training(Step):
         recipe, config = run.recipe, run.recipe.arms[self.label]
         found: list[Any] = [config.model_dump(exclude={"log_to"}), run.encoding, recipe.seed]
         found += [recipe.generation.model_dump(exclude={"engine"}), *taught_by(recipe)]
-        return found
+        return [*found, *run.reading(config)]
 
     def outputs(self, run: Run) -> list[Path]:
         return [run.files.student(self.label), run.files.stages(self.label), run.files.log(self.label)]
