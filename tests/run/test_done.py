@@ -167,7 +167,7 @@ DECIDES: list[tuple[dict[str, Any], set[str]]] = [
     ({"generation__max_new_tokens": 7}, {"teacher", "teacher text", "cache", "reflection", "ranking", *TRAININGS}),
     ({"teacher__sft__epochs": 2}, {"teacher", "teacher text", "cache", *TRAININGS}),
     ({"student__dtype": "bfloat16"}, {"student", "reflection", "ranking", *TRAININGS}),
-    ({"data__template": "alpaca"}, {*BEFORE, *TRAININGS} - {"examples", "student"}),
+    ({"data__template": "Say: {instruction}"}, {*BEFORE, *TRAININGS} - {"examples", "student"}),
     ({"data__test_size": 5}, {*BEFORE, *TRAININGS} - {"student"}),
     ({"data__bad_rows": "drop"}, {*BEFORE, *TRAININGS} - {"examples", "student"}),
 ]

@@ -199,6 +199,20 @@ class Encoder:
             "prompt_ids": prompt_ids, "response_ids": response_ids, "prompt_cut": cut, "response_cut": response_cut,
         }  # fmt: skip
 
+    def refused(self, rows: Sequence[dict[str, Any]]) -> dict[int, UserError]:
+        """Which examples cannot be made tokens of, by their positions, and why."""
+
+        def try_out(some: Sequence[dict[str, Any]]) -> UserError | None:
+            try:
+                self.encode_rows(some)
+            except UserError as error:
+                return error
+            return None
+
+        if try_out(rows) is None:
+            return {}
+        return {position: error for position, row in enumerate(rows) if (error := try_out([row])) is not None}
+
     def encode(
         self,
         examples: datasets.Dataset,

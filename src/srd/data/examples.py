@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from srd.base.errors import UserError
 from srd.base.tables import column, repeated
+from srd.data.bad_rows import BadRows, Check, without_refused
 from srd.data.rows import as_table, row_dicts, with_ids
 
 EXAMPLE_FEATURES = Features(
@@ -67,13 +68,16 @@ def examples_from_rows(rows: Iterable[Mapping[str, Any]], origin: str, *, id_pre
         A dataset with exactly the columns of `EXAMPLE_FEATURES`, in the order of the rows.
 
     Raises:
-        UserError: a row is of no accepted shape, a field is empty or of the wrong type, an id is used twice,
-            or there are no rows.
+        UserError: rows are of no accepted shape, fields are empty or of the wrong type (all of them together), an id
+            is used twice, or there are no rows.
     """
-    builder = ExampleBuilder(origin, id_prefix)
+    bad = BadRows()
+    builder = ExampleBuilder(origin, id_prefix, bad)
     for number, row in enumerate(rows, start=1):
         builder.add(row, f"{origin}: row {number}")
-    return builder.finish()
+    examples = builder.finish()
+    bad.settle()
+    return examples
 
 
 def as_examples(rows: Any) -> Dataset:
@@ -94,13 +98,19 @@ class ExampleBuilder:
 
     The ids are the rows' own if every row has one; otherwise `<prefix>-<hash of the content>`, with `-2`,
     `-3`, … for content that was there before.
+
+    Args:
+        origin: named in errors.
+        id_prefix: begins the ids.
+        bad: takes the rows that cannot become examples.
+        check: says which examples cannot be used.
     """
 
-    def __init__(self, origin: str, id_prefix: str) -> None:
-        """Start empty; `origin` is named in errors, `id_prefix` begins the ids."""
+    def __init__(self, origin: str, id_prefix: str, bad: BadRows, check: Check | None = None) -> None:
         self.origin = origin
         self.id_prefix = id_prefix
-        self.count = 0
+        self.bad = bad
+        self.check = check
         self._pending: list[dict[str, Any]] = []
         self._digests = array("Q")
         self._with_id = self._without_id = ""  # the first row of each kind
@@ -109,18 +119,27 @@ class ExampleBuilder:
 
     def add(self, row: Mapping[str, Any], place: str) -> None:
         """Recognise one row; `place` (file and line) is named in errors."""
-        example = example_from_row(row, place)
-        self._digests.append(content_hash(example))
-        self._pending.append({**example, "id": self._own_id(row.get("id"), place), "place": place})
-        self.count += 1
+        try:
+            example = example_from_row(row, place)
+            self._pending.append({**example, "id": _own_id(row.get("id"), place), "place": place})
+        except UserError as error:
+            self.bad.add(place, row, error)
         if len(self._pending) == CHUNK_ROWS:
             self._flush()
 
+    def has(self, count: int | None) -> bool:
+        """Whether there are so many examples (None: never)."""
+        if count is not None and len(self._digests) + len(self._pending) >= count:
+            self._flush()
+        return count is not None and len(self._digests) >= count
+
     def finish(self) -> Dataset:
         """Return the dataset; UserError where there are no rows or two rows have one id."""
-        if not self.count:
-            raise UserError(f"{self.origin}: there are no rows in it. Give a source with at least one row.")
         self._flush()
+        if not self._digests:
+            if self.bad.count:
+                raise self.bad.nothing_left(self.origin)
+            raise UserError(f"{self.origin}: there are no rows in it. Give a source with at least one row.")
         self._stream.close()
         self._file.flush()
         mapped = pa.py_buffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
@@ -142,29 +161,43 @@ class ExampleBuilder:
         table = table.select(list(EXAMPLE_FEATURES)).replace_schema_metadata(EXAMPLE_FEATURES.arrow_schema.metadata)
         return Dataset(InMemoryTable(table), fingerprint=name.hexdigest())
 
-    def _own_id(self, value: Any, place: str) -> str | None:
-        if value is None or value == "":
-            self._without_id = self._without_id or place
-            return None
-        self._with_id = self._with_id or place
-        if isinstance(value, bool) or not isinstance(value, str | int):
-            raise UserError(f"{place}: field 'id' is {_kind(value)}, expected text or a whole number.")
-        return _text(str(value), place, "id")
-
     def _content_ids(self) -> pa.ChunkedArray:
         digests = np.frombuffer(self._digests, np.uint64)
         times = _occurrences(digests)
         chunks = []
-        for start in range(0, self.count, CHUNK_ROWS):
+        for start in range(0, len(digests), CHUNK_ROWS):
             pairs = zip(digests[start : start + CHUNK_ROWS], times[start : start + CHUNK_ROWS], strict=True)
-            names = [f"{self.id_prefix}-{digest:016x}" + (f"-{time}" if time > 1 else "") for digest, time in pairs]
+            names = [self._content_id(digest) + (f"-{time}" if time > 1 else "") for digest, time in pairs]
             chunks.append(pa.array(names, pa.string()))
         return pa.chunked_array(chunks)
 
     def _flush(self) -> None:
-        if self._pending:
-            self._stream.write_batch(pa.RecordBatch.from_pylist(self._pending, schema=FILE_SCHEMA))
-            self._pending = []
+        """Put down the examples that can be used."""
+        pending, self._pending = self._pending, []
+        digests = [content_hash(example) for example in pending]
+        named = [
+            {**example, "id": example["id"] or self._content_id(digest)}
+            for example, digest in zip(pending, digests, strict=True)
+        ]
+        kept = without_refused(named, [example["place"] for example in pending], self.check, self.bad)
+        for example in (pending[position] for position in kept):
+            self._with_id = self._with_id or (example["place"] if example["id"] else "")
+            self._without_id = self._without_id or ("" if example["id"] else example["place"])
+        self._digests.extend(digests[position] for position in kept)
+        if kept:
+            rows = [pending[position] for position in kept]
+            self._stream.write_batch(pa.RecordBatch.from_pylist(rows, schema=FILE_SCHEMA))
+
+    def _content_id(self, digest: int) -> str:
+        return f"{self.id_prefix}-{digest:016x}"
+
+
+def _own_id(value: Any, place: str) -> str | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise UserError(f"{place}: field 'id': expected text or a whole number, found {_kind(value)}.")
+    return _text(str(value), place, "id")
 
 
 def _refuse_repeated_ids(table: pa.Table) -> None:
@@ -291,11 +324,11 @@ def _parse_messages(value: Any, place: str, field: str) -> list[dict[str, str]]:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{place}: field {field!r} is text but not usable JSON ({error}).") from error
     if not isinstance(value, list) or not value:
-        raise UserError(f"{place}: field {field!r} is {_kind(value)}, expected a list of messages.")
+        raise UserError(f"{place}: field {field!r}: expected a list of messages, found {_kind(value)}.")
     turns = []
     for index, message in enumerate(value):
         if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
-            raise UserError(f"{place}: {field}[{index}] is {_kind(message)}, expected {{role, content}}.")
+            raise UserError(f"{place}: {field}[{index}]: expected {{role, content}}, found {_kind(message)}.")
         if message["role"] not in ROLES:
             raise UserError(
                 f"{place}: {field}[{index}].role is {message['role']!r}, expected one of {', '.join(ROLES)}."
@@ -317,7 +350,7 @@ def _references(value: Any, place: str, field: str) -> list[str]:
 
 def _text(value: Any, place: str, field: str) -> str:
     if not isinstance(value, str):
-        raise UserError(f"{place}: field {field!r} is {_kind(value)}, expected text.")
+        raise UserError(f"{place}: field {field!r}: expected text, found {_kind(value)}.")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:

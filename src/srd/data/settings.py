@@ -71,7 +71,9 @@ class DataConfig(Section):
     leaks: Literal["error", "drop", "warn"] = Field(
         "drop", description="what happens to training prompts that are also in validation, test or a named task"
     )
-    bad_rows: Literal["error", "drop"] = Field("error", description="what happens to an example that cannot be scored")
+    bad_rows: Literal["error", "drop"] = Field(
+        "error", description="what happens to rows that cannot become examples, and to examples that cannot be scored"
+    )
     corruption: CorruptionConfig | None = Field(None, description="damage training responses on purpose")
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
@@ -22,13 +23,15 @@ from datasets import Dataset, DatasetDict
 from srd.base.console import progress_bar
 from srd.base.errors import UserError, nearest
 from srd.base.failures import first_line, reading
+from srd.data.bad_rows import BadRows, Check, RowError, without_refused
 from srd.data.examples import ROW_FIELDS, ExampleBuilder
 
 if TYPE_CHECKING:
     from srd.data.settings import SourceConfig
 
 Row = dict[str, Any]
-PlacedRow = tuple[str, Row]  # where the row stands, and the row
+Line = tuple[int, Row | RowError]
+PlacedRow = tuple[str, Row | RowError]  # where the row stands, and the row, or why it cannot be read
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +90,30 @@ class Known(Protocol):
 # ---------------------------------------------------------------------------------------------------- loading
 
 
+@dataclass(frozen=True)
+class _Rules:
+    """What one source is read with.
+
+    Attributes:
+        source: what is read.
+        named: the data set whose format it has, if it is one known by name.
+        bad: takes the rows that cannot become examples.
+        check: says which examples cannot be used.
+    """
+
+    source: SourceConfig
+    named: Known | None
+    bad: BadRows
+    check: Check | None
+
+
 def load_source(
-    source: SourceConfig, *, known: Mapping[str, Known] = MappingProxyType({}), seed: int = 0
+    source: SourceConfig,
+    *,
+    known: Mapping[str, Known] = MappingProxyType({}),
+    seed: int = 0,
+    bad: BadRows | None = None,
+    check: Check | None = None,
 ) -> DatasetDict | Dataset:
     """Load examples from a file, several files, a folder, the hub, or a data set known by name.
 
@@ -98,13 +123,16 @@ def load_source(
             in that data set's original format. `limit` counts per split.
         known: the data sets known by name.
         seed: splits data sets that are made on the spot.
+        bad: takes the rows that cannot become examples; none: they are an error.
+        check: says which examples cannot be used.
 
     Returns:
         One dataset for plain files and where `split` is given, else one per split.
 
     Raises:
-        UserError: no such file, hub data set, split or column; an unreachable hub; a row that is no example.
+        UserError: no such file, hub data set, split or column; an unreachable hub; rows that are no examples.
     """
+    own, bad = bad is None, bad or BadRows()
     named, paths = _resolve(source, known)
     if named is not None and named.home is None:
         if paths:
@@ -113,11 +141,22 @@ def load_source(
             )
         made = named.make(seed)
         assert made is not None
-        return _choose_split(_limited(made, source.limit), source.split, f"dataset {named.name!r}")
-    named = named.in_direction(source.language_pair or None) if named else None
-    if paths:
-        return _load_files(source, named, paths)
-    return _load_hub(source, named, sorted(known))
+        splits = {name: _checked(rows, check, bad) for name, rows in _limited(made, source.limit).items()}
+        found = _choose_split(splits, source.split, f"dataset {named.name!r}")
+    else:
+        named = named.in_direction(source.language_pair or None) if named else None
+        rules = _Rules(source, named, bad, check)
+        found = _load_files(rules, paths) if paths else _load_hub(rules, sorted(known))
+    if own:
+        bad.settle()
+    return found
+
+
+def _checked(rows: Dataset, check: Check | None, bad: BadRows) -> Dataset:
+    """The examples that can be used."""
+    examples = list(rows)
+    kept = without_refused(examples, [f"example {example['id']!r}" for example in examples], check, bad)
+    return rows if len(kept) == len(rows) else rows.select(kept)
 
 
 def _resolve(source: SourceConfig, known: Mapping[str, Known]) -> tuple[Known | None, list[Path]]:
@@ -160,7 +199,8 @@ def _remedy(known: Sequence[str]) -> str:
     return f"Give an existing file, a hub name 'owner/name', or one of the data sets {', '.join(known)}."
 
 
-def _load_files(source: SourceConfig, named: Known | None, paths: Sequence[Path]) -> DatasetDict | Dataset:
+def _load_files(rules: _Rules, paths: Sequence[Path]) -> DatasetDict | Dataset:
+    source, named = rules.source, rules.named
     origin = ", ".join(map(str, paths))
     prefix = named.name if named else paths[0].stem
     is_folder = len(paths) == 1 and paths[0].is_dir()
@@ -168,7 +208,7 @@ def _load_files(source: SourceConfig, named: Known | None, paths: Sequence[Path]
     built: dict[str, Dataset] = {}
     for split, group in files.items():
         rows = itertools.chain.from_iterable(_placed_rows(path, source.format) for path in group)
-        built.update(_build(source, named, rows, split, origin, prefix))
+        built.update(_build(rules, rows, split, origin, prefix))
     return _choose_split(built, source.split, origin)
 
 
@@ -187,7 +227,8 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
     return files
 
 
-def _load_hub(source: SourceConfig, named: Known | None, known: Sequence[str]) -> DatasetDict | Dataset:
+def _load_hub(rules: _Rules, known: Sequence[str]) -> DatasetDict | Dataset:
+    source, named = rules.source, rules.named
     home = named.home if named else None
     name = home.full_name if home else str(source.path)
     match = HUB_NAME.fullmatch(name)
@@ -215,42 +256,42 @@ def _load_hub(source: SourceConfig, named: Known | None, known: Sequence[str]) -
     for split in wanted:
         rows = ((f"{name} {split}: row {number}", row) for number, row in enumerate(published[split], start=1))
         prefix = named.name if named else str(repository).partition("/")[2]
-        built.update(_build(source, named, rows, "" if len(names) == 1 else split, name, prefix))
+        built.update(_build(rules, rows, "" if len(names) == 1 else split, name, prefix))
     if "" in built:
         built = {names[0]: built[""]}
     return _choose_split(built, source.split, name)
 
 
-def _build(
-    source: SourceConfig,
-    named: Known | None,
-    rows: Iterable[PlacedRow],
-    split: str,
-    origin: str,
-    prefix: str,
-) -> dict[str, Dataset]:
+def _build(rules: _Rules, rows: Iterable[PlacedRow], split: str, origin: str, prefix: str) -> dict[str, Dataset]:
     """Turn the rows of one split into examples; "" is data in one piece, which a data set may divide."""
+    source, named, bad = rules.source, rules.named, rules.bad
     _check_columns(source.columns, named)
     builders: dict[str, ExampleBuilder] = {}
     skipped = 0
     for number, (place, row) in enumerate(_counted(rows)):
-        row = _renamed(row, source.columns, place)
-        divided = named.split_of(number, row, place) if named and not split else None
-        target = split if divided is None else divided
-        converted = named.convert(row, place) if named else row
+        try:
+            if isinstance(row, RowError):
+                raise row
+            renamed = _renamed(row, source.columns, place)
+            divided = named.split_of(number, renamed, place) if named and not split else None
+            converted = named.convert(renamed, place) if named else renamed
+        except UserError as error:
+            bad.add(place, row, error)
+            continue
         if converted is None:
             skipped += 1
             continue
+        target = split if divided is None else divided
         if target not in builders:
-            builders[target] = ExampleBuilder(origin, prefix)
-        builder = builders[target]
-        if source.limit is None or builder.count < source.limit:
-            builder.add(converted, place)
+            builders[target] = ExampleBuilder(origin, prefix, bad, rules.check)
+        if not builders[target].has(source.limit):
+            builders[target].add(converted, place)
         elif divided is None:
             break
     if skipped:
         log.warning("%s: %d rows without a text were left out", origin, skipped)
-    return {name: builder.finish() for name, builder in (builders or {split: ExampleBuilder(origin, prefix)}).items()}
+    builders = builders or {split: ExampleBuilder(origin, prefix, bad)}
+    return {name: builder.finish() for name, builder in builders.items()}
 
 
 def _counted(rows: Iterable[PlacedRow]) -> Iterator[PlacedRow]:
@@ -314,7 +355,20 @@ def read_rows(path: str | Path, format: str = "auto") -> Iterator[tuple[int, Row
     Raises:
         UserError: no such file, an unknown format, or content that is not of that format, with file and line.
     """
-    path = _existing(str(path))
+    for line, row in _lines(_existing(str(path)), format):
+        if isinstance(row, RowError):
+            raise row
+        yield line, row
+
+
+def _placed_rows(path: Path, format: str) -> Iterator[PlacedRow]:
+    unit = " row " if _file_format(path, format) == "parquet" else ""
+    for line, row in _lines(path, format):
+        yield f"{path}:{unit}{line}", row
+
+
+def _lines(path: Path, format: str) -> Iterator[Line]:
+    """The rows of a file; one that cannot be read is an error in its place, where those behind it can."""
     if path.is_dir():
         raise UserError(f"{path}: this is a folder, expected a file.")
     if not path.is_file():
@@ -322,12 +376,6 @@ def read_rows(path: str | Path, format: str = "auto") -> Iterator[tuple[int, Row
     kind = _file_format(path, format)
     with reading(path, kind):
         yield from READERS[kind](path)
-
-
-def _placed_rows(path: Path, format: str) -> Iterator[PlacedRow]:
-    unit = " row " if _file_format(path, format) == "parquet" else ""
-    for line, row in read_rows(path, format):
-        yield f"{path}:{unit}{line}", row
 
 
 def _file_format(path: Path, format: str) -> str:
@@ -365,25 +413,32 @@ def _json_reason(error: Exception) -> str:
     return "it holds a number of thousands of digits" if "digits" in str(error) else str(error)
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[int, Row]]:
+def _read_jsonl(path: Path) -> Iterator[Line]:
     with open(path, "rb") as file:
         for line, content in enumerate(file, start=1):
-            text = _decoded(content.removeprefix(b"\xef\xbb\xbf") if line == 1 else content, f"{path}:{line}")
-            if not text.strip():
-                continue
-            try:
-                row = DECODER.decode(text)
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{path}:{line}: not valid JSON ({error.msg} at column {error.colno}): {_shown(text)}. "
-                    "In a JSONL file every line is one object."
-                ) from error
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}:{line}: not usable JSON: {_json_reason(error)}.") from error
-            yield line, _checked_row(row, f"{path}:{line}")
+            content = content.removeprefix(b"\xef\xbb\xbf") if line == 1 else content
+            if content.strip():
+                yield line, _decoded_row(content, f"{path}:{line}")
 
 
-def _read_json(path: Path) -> Iterator[tuple[int, Row]]:
+def _decoded_row(content: bytes, place: str) -> Row | RowError:
+    """The object in a line of JSON lines."""
+    text = content.decode("utf-8", "replace")
+    try:
+        return _checked_row(DECODER.decode(content.decode("utf-8")), place)
+    except UnicodeDecodeError as error:
+        return RowError(f"{place}: not UTF-8 ({error.reason} at byte {error.start}). Convert the file.", text)
+    except json.JSONDecodeError as error:
+        return RowError(
+            f"{place}: not valid JSON ({error.msg} at column {error.colno}): {_shown(text)}. "
+            "In a JSONL file every line is one object.",
+            text,
+        )
+    except (ValueError, RecursionError) as error:
+        return RowError(f"{place}: not usable JSON: {_json_reason(error)}.", text)
+
+
+def _read_json(path: Path) -> Iterator[Line]:
     """Decode one element at a time, so that the rows of a large array do not all exist at once."""
     text = _decoded(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), str(path))
     space = re.compile(r"\s*")
@@ -419,7 +474,7 @@ def _skip(space: re.Pattern[str], text: str, position: int) -> int:
     return match.end()
 
 
-def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
+def _read_csv(path: Path) -> Iterator[Line]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
@@ -430,12 +485,8 @@ def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
                 twice = next(name for place, name in enumerate(names) if name in names[:place])
                 raise UserError(f"{path}:1: the column {twice!r} is there twice. Rename or remove one.")
             for row in reader:
-                if None in row or None in row.values():
-                    raise UserError(
-                        f"{path}:{start}: the row has not as many values as the first line has names "
-                        f"({len(names)}: {', '.join(names)}). Quote values that hold commas or line breaks."
-                    )
-                yield start, row
+                uneven = None in row or None in row.values()
+                yield start, _uneven(row, names, f"{path}:{start}") if uneven else row
                 start = reader.line_num + 1
         except csv.Error as error:
             raise UserError(f"{path}:{reader.line_num}: not valid CSV ({error}).") from error
@@ -443,7 +494,15 @@ def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
             raise UserError(f"{path}:{reader.line_num + 1}: not UTF-8 ({error.reason}). Convert the file.") from error
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[int, Row]]:
+def _uneven(row: Row, names: list[str], place: str) -> RowError:
+    return RowError(
+        f"{place}: the row has not as many values as the first line has names ({len(names)}: {', '.join(names)}). "
+        "Quote values that hold commas or line breaks.",
+        ", ".join(str(value) for value in row.values()),
+    )
+
+
+def _read_parquet(path: Path) -> Iterator[Line]:
     try:
         with parquet.ParquetFile(path) as file:
             number = itertools.count(1)
@@ -461,10 +520,11 @@ def _decoded(content: bytes, place: str) -> str:
         raise UserError(f"{place}: not UTF-8 ({error.reason} at byte {error.start}). Convert the file.") from error
 
 
-def _checked_row(row: Any, place: str) -> Row:
-    if not isinstance(row, dict):
-        raise UserError(f"{place}: the row is {type(row).__name__} {_shown(json.dumps(row))}, expected an object.")
-    return row
+def _checked_row(row: Any, place: str) -> Row | RowError:
+    if isinstance(row, dict):
+        return row
+    text = json.dumps(row)
+    return RowError(f"{place}: expected an object for the row, found {type(row).__name__} {_shown(text)}.", text)
 
 
 def _shown(text: str) -> str:
@@ -472,7 +532,7 @@ def _shown(text: str) -> str:
     return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
-READERS: dict[str, Callable[[Path], Iterator[tuple[int, Row]]]] = {
+READERS: dict[str, Callable[[Path], Iterator[Line]]] = {
     "jsonl": _read_jsonl,
     "json": _read_json,
     "csv": _read_csv,

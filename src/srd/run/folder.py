@@ -24,6 +24,8 @@ class RunFolder:
         self.metrics = root / "metrics.jsonl"
         self.mapped = root / ".mapped"
         self.leaks = root / ".leaks.json"
+        self.bad_rows = root / ".bad_rows.json"
+        self.dropped = root / "examples" / "dropped.jsonl"
         self.teacher = root / "teacher"
         self.teacher_work = root / "teacher-sft"
         self.start = root / "start"

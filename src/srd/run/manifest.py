@@ -196,7 +196,8 @@ class Manifest:
         have = self.steps[step].get("places", [])
         if have != wanted:
             self.make_room(step, [path for path, name in zip(places, wanted, strict=True) if name not in have])
-            self._move(step, dict(zip(have, wanted, strict=True)))
+            self._move(step, dict(zip(have, wanted, strict=False)))  # it may have come to write more than it did
+            self.steps[step]["places"] = wanted
 
     def _move(self, step: str, names: dict[str, str]) -> None:
         """Move files and folders of a step; noted before it is done, so that a kill in between is made up for."""

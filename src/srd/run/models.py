@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+from srd.base.errors import UserError
 from srd.data.encoding import Encoder
 from srd.data.templates.base import get_template
 from srd.data.turns import turns_of
@@ -80,6 +82,23 @@ class RecipeModels:
             for one, turns in ((own, turns_of(own)), (shared, turns_of(shared)))
         ]
         return frames[0] if frames[0] != frames[1] else []
+
+    def refused(self, rows: Sequence[dict[str, Any]]) -> dict[int, UserError]:
+        """Which examples cannot be made tokens of, in the student's frame or the teacher's: by position, and why.
+
+        These encoders are not those that encode, which count what they meet and tell it.
+        """
+        found = {}
+        for encoder in self._trial_encoders:
+            found.update(
+                {position: error for position, error in encoder.refused(rows).items() if position not in found}
+            )
+        return found
+
+    @cached_property
+    def _trial_encoders(self) -> list[Encoder]:
+        tokenizers = [self.tokenizer, *([self.teacher_tokenizer] if self.teacher_frame else [])]
+        return [self._encoder(tokenizer) for tokenizer in tokenizers]
 
     @property
     def encoding(self) -> list[Any]:

@@ -183,24 +183,18 @@ def read_data(recipe: Recipe, notes: list[str], encoder_decoder: bool) -> DataFa
     sources = [source for source in (recipe.data.train, recipe.data.validation, recipe.data.test) if source]
     if not all(_is_local(source) for source in sources):
         return _estimated_data(recipe, notes)
-    splits = read_splits(recipe)
+    encoder = _encoder(recipe, encoder_decoder)
+    splits = read_splits(recipe, encoder.with_template(recipe.data.template).refused if encoder else None)
     count, train = len(splits["train"]), splits["train"]
     if count > SAMPLE:
         notes.append(f"tokens are counted on {SAMPLE:,} of {count:,} training examples")
         train = train.select(np.sort(np.random.default_rng(recipe.seed).permutation(count)[:SAMPLE]))
-    named = recipe.student if recipe.student.model else recipe.teacher
-    if not Path(str(named.model)).expanduser().exists() and named.model != "smollm2" and not hub_is_reachable():
+    if encoder is None:
         notes.append("the tokenizer is not at hand: tokens are estimated as a quarter of the characters")
         rows = list(train)
         prompt = math.fsum(len(r["instruction"]) + len(r["input"]) + len(r["messages"]) for r in rows) / 4 / len(rows)
         response = math.fsum(len(r["references"][0]) for r in rows) / 4 / len(rows) + 1
         return _data_facts(recipe, {name: len(split) for name, split in splits.items()}, prompt, response)
-    tokenizer = load_tokenizer(str(named.model), revision=named.revision, trust_remote_code=named.trust_remote_code)
-    data = recipe.data
-    encoder = Encoder(
-        tokenizer, get_template(data.template, tokenizer), max_length=data.max_length,
-        max_prompt_length=data.max_prompt_length, encoder_decoder=encoder_decoder,
-    )  # fmt: skip
     encoded = encoder.encode(train)
     prompt, response = (sum(map(len, encoded[column])) / len(train) for column in ("prompt_ids", "response_ids"))
     return DataFacts(
@@ -212,6 +206,18 @@ def read_data(recipe: Recipe, notes: list[str], encoder_decoder: bool) -> DataFa
         round(response * count),
         count <= SAMPLE,
     )
+
+
+def _encoder(recipe: Recipe, encoder_decoder: bool) -> Encoder | None:
+    """What makes tokens of the examples; None where the tokenizer is not at hand."""
+    named, data = recipe.student if recipe.student.model else recipe.teacher, recipe.data
+    if not Path(str(named.model)).expanduser().exists() and named.model != "smollm2" and not hub_is_reachable():
+        return None
+    tokenizer = load_tokenizer(str(named.model), revision=named.revision, trust_remote_code=named.trust_remote_code)
+    return Encoder(
+        tokenizer, get_template(data.template, tokenizer), max_length=data.max_length,
+        max_prompt_length=data.max_prompt_length, encoder_decoder=encoder_decoder,
+    )  # fmt: skip
 
 
 def _is_local(source: SourceConfig) -> bool:

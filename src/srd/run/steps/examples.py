@@ -17,13 +17,14 @@ from srd.base import parallel
 from srd.base.errors import UserError
 from srd.base.files import fingerprint, read_sealed, write_sealed
 from srd.base.tables import column, map_large, repeated, write_table
+from srd.data.bad_rows import BadRows, Check
 from srd.data.corruption import corrupt
 from srd.data.examples import split_examples
 from srd.data.leaks import leaked_ids, without_leaks
 from srd.recipe.schema import Recipe
 from srd.run.context import Run
 from srd.run.folder import SPLITS
-from srd.run.identity import source_identity, task_identity
+from srd.run.identity import plugins_identity, source_identity, task_identity
 from srd.run.steps.base import Step, Summary
 from srd.tasks.base import get_task, load_source
 
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class Examples(Step):
-    """``examples/{train,validation,test}.parquet``."""
+    """``examples/{train,validation,test}.parquet``, and ``examples/dropped.jsonl`` where rows were left out."""
 
     name = "examples"
     _kept: _Found | None = None
@@ -50,11 +51,13 @@ class Examples(Step):
                 "leaks",
             }
         )
-        taken = _taken_by_tasks(run, self._found(run), [sources, settings])
-        return [sources, settings, run.recipe.seed, *([taken] if taken else [])]
+        found = self._found(run)
+        dropped = _dropped(run, found, [sources, settings])
+        taken = _taken_by_tasks(run, found, [sources, settings, *dropped])
+        return [sources, settings, run.recipe.seed, *dropped, *([taken] if taken else [])]
 
     def outputs(self, run: Run) -> list[Path]:
-        return [run.files.examples(name) for name in SPLITS]
+        return [*(run.files.examples(name) for name in SPLITS), run.files.dropped]
 
     def make(self, run: Run) -> Summary:
         return check_count(parallel.on_main(lambda: self._write(run)))
@@ -68,28 +71,34 @@ class Examples(Step):
             raise UserError(f"the id '{twice[0]}' is in {first} and in {second}: ids must be unique.")
         for name in SPLITS:
             write_table(splits[name], run.files.examples(name))
-        return {name: len(splits[name]) for name in SPLITS}
+        sizes = {name: len(splits[name]) for name in SPLITS}
+        if found.bad.count:
+            found.bad.write(run.files.dropped)
+            sizes["dropped"] = found.bad.count
+        return sizes
 
     def open(self, run: Run) -> None:
         self._kept = None
-        parallel.on_main(lambda: map_large(self.outputs(run), run.files.mapped))
+        parallel.on_main(lambda: map_large([run.files.examples(name) for name in SPLITS], run.files.mapped))
 
     def _found(self, run: Run) -> _Found:
         """What there is to make examples from, read once for fingerprint and files."""
-        self._kept = self._kept or _Found(run.recipe)
+        self._kept = self._kept or _Found(run.recipe, run.refused)
         return self._kept
 
 
 class _Found:
     """Rows by split, and the examples of the named tasks, each read when it is first asked for."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, check: Check | None) -> None:
         self.recipe = recipe
+        self.check = check
+        self.bad = BadRows(recipe.data.bad_rows)
 
     @cached_property
     def splits(self) -> dict[str, datasets.Dataset]:
-        """Train, validation and test, as they are read."""
-        return _load_splits(self.recipe)
+        """Train, validation and test, as they are read, without the rows that cannot be used."""
+        return _load_splits(self.recipe, self.bad, self.check)
 
     @cached_property
     def benchmarks(self) -> dict[str, datasets.Dataset]:
@@ -105,6 +114,21 @@ def check_count(sizes: Summary) -> Summary:
             "Start fewer processes, or give more examples."
         )
     return sizes
+
+
+def _dropped(run: Run, found: _Found, data: list[Any]) -> list[str]:
+    """What stands for the rows that are left out, as they cannot be used; nothing where all can be.
+
+    Template, tokenizer and lengths leave everything as it is where no row is refused for them. What was left out is
+    noted, for the data and the frames it was found with.
+    """
+    identity = fingerprint(data, run.encoding, run.teacher_frame, plugins_identity(run.recipe))
+    noted = read_sealed(run.files.bad_rows)
+    if noted.get("identity") != identity:
+        found.splits  # noqa: B018 - reads the rows
+        noted = {"identity": identity, "dropped": found.bad.digest}
+        write_sealed(run.files.bad_rows, noted)
+    return [noted["dropped"]] if noted["dropped"] else []
 
 
 def _taken_by_tasks(run: Run, found: _Found, data: list[Any]) -> str | None:
@@ -141,9 +165,14 @@ def _benchmarks(recipe: Recipe) -> dict[str, datasets.Dataset]:
     return found
 
 
-def read_splits(recipe: Recipe) -> dict[str, datasets.Dataset]:
-    """The examples of a recipe by split, the named tasks left aside."""
-    return _prepared(recipe, _load_splits(recipe), {})
+def read_splits(recipe: Recipe, check: Check | None = None) -> dict[str, datasets.Dataset]:
+    """The examples of a recipe by split, the named tasks left aside.
+
+    Args:
+        recipe: Says where they are.
+        check: Says which of them cannot be used.
+    """
+    return _prepared(recipe, _load_splits(recipe, BadRows(recipe.data.bad_rows), check), {})
 
 
 def _prepared(
@@ -170,15 +199,16 @@ def _prepared(
     return splits
 
 
-def _load_splits(recipe: Recipe) -> dict[str, datasets.Dataset]:
+def _load_splits(recipe: Recipe, bad: BadRows, check: Check | None) -> dict[str, datasets.Dataset]:
     """Train, validation and test: as the source has them, as the recipe names them, or split off by id."""
     data, seed = recipe.data, recipe.seed
-    loaded = load_source(data.train, seed=seed)
+    loaded = load_source(data.train, seed=seed, bad=bad, check=check)
     splits = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
     for name, source in (("validation", data.validation), ("test", data.test)):
         if source is not None:
-            other = load_source(source, seed=seed)
+            other = load_source(source, seed=seed, bad=bad, check=check)
             splits[name] = other.get(name, next(iter(other.values()))) if isinstance(other, dict) else other
+    bad.settle()
     if "train" not in splits:
         found = " and ".join(f"{name} ({len(rows)})" for name, rows in sorted(splits.items()))
         raise UserError(

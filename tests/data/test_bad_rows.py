@@ -1,0 +1,135 @@
+"""Rows that cannot become examples are found all together, and told by reason."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srd.base.errors import UserError
+from srd.data.bad_rows import BadRows
+from srd.data.encoding import Encoder
+from srd.data.examples import examples_from_rows
+from srd.data.settings import SourceConfig
+from srd.data.templates.base import get_template
+from srd.tasks.base import load_source
+from tests.tiny import tiny_tokenizer
+
+GOOD = {"instruction": "Name the whale.", "output": "The whale."}
+
+
+def talk(*roles: str) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": "The sky is blue."} for role in roles]}
+
+
+TURNS = talk("user", "assistant")["messages"]
+#: Lines of a file, each with what its reason says; None: nothing is wrong with it.
+LINES: list[tuple[str, str | None]] = [
+    (json.dumps(GOOD), None),
+    (json.dumps({**GOOD, "output": ""}), "'output' holds an empty response"),
+    (json.dumps({**GOOD, "output": None}), "no question with an answer"),
+    (json.dumps({**GOOD, "output": 7}), "expected text, found int 7"),
+    (json.dumps({**GOOD, "instruction": " "}), "'instruction' is empty"),
+    (json.dumps({**GOOD, "id": 1.5}), "found float 1.5"),
+    (json.dumps({**GOOD, "output": 12}), "expected text, found int 12"),
+    ("{broken", "not valid JSON"),
+    ("[1, 2]", "expected an object"),
+    (json.dumps(talk("user", "assistant")), None),
+    (json.dumps(talk("user", "user")), "no assistant message"),
+    (json.dumps(talk("critic", "assistant")), "'critic'"),
+    (json.dumps(talk("user", "user", "assistant")), "turns must alternate"),  # the template says so
+    (json.dumps({"prompt": "Why? " * 9 + "\nAnswer:", "completion": "So."}), None),
+    (json.dumps({"messages": [{"role": "system", "content": "Be kind. " * 30}, *TURNS]}),
+     "the frame of the prompt alone has"),
+    (json.dumps(GOOD), None),
+]  # fmt: skip
+TEMPLATE = (
+    "{% for m in messages %}{% if loop.index0 and m.role == messages[loop.index0 - 1].role %}"
+    "{{ raise_exception('turns must alternate') }}{% endif %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def encoder() -> Encoder:
+    tokenizer = tiny_tokenizer("qwen2")
+    tokenizer.chat_template = TEMPLATE
+    return Encoder(tokenizer, get_template("auto", tokenizer), max_length=128, max_prompt_length=96)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(line + "\n" for line, _ in LINES))
+    return path
+
+
+def read(path: Path, action: Any, **fields: Any) -> tuple[Any, BadRows]:
+    bad = BadRows(action)
+    rows = load_source(SourceConfig(path=str(path), **fields), bad=bad, check=encoder().refused)
+    bad.settle()
+    return rows, bad
+
+
+def test_all_are_found_and_told_by_reason(path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        read(path, "error")
+    told = str(caught.value)
+    wrong = [reason for _, reason in LINES if reason]
+    assert told.startswith(f"{len(wrong)} of {len(LINES)} rows cannot become examples")
+    assert f"2 × {path}:4, {path}:7: field 'output': expected text" in told
+    for line, (_, reason) in enumerate(LINES, start=1):
+        assert bool(re.search(f":{line}[,:]", told)) == bool(reason)
+        assert reason is None or reason in told or "int 12" in reason
+    assert "data.bad_rows=drop" in told
+
+
+def test_dropped_rows_are_listed(path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        rows, bad = read(path, "drop")
+    assert len(rows) == bad.good == sum(reason is None for _, reason in LINES)
+    assert f"{bad.count} of {len(LINES)} rows cannot become examples and are left out" in caplog.text
+    bad.write(tmp_path / "dropped.jsonl")
+    records = {record["place"]: record for record in map(json.loads, (tmp_path / "dropped.jsonl").open())}
+    expected = {f"{path}:{line}": reason for line, (_, reason) in enumerate(LINES, start=1) if reason}
+    assert set(records) == set(expected)
+    assert all(reason in records[place]["reason"] for place, reason in expected.items())
+    assert records[f"{path}:2"]["row"] == "Name the whale." and records[f"{path}:8"]["row"] == "{broken"
+    assert records[f"{path}:13"]["id"].startswith("rows-")
+
+
+def test_places_are_three_and_reasons_are_few() -> None:
+    rows = [GOOD, *({"instruction": "a", "output": n} for n in range(5)), *({"messages": [n]} for n in range(4))]
+    with pytest.raises(UserError) as caught:
+        examples_from_rows(rows, "memory")
+    assert "5 × memory: row 2, memory: row 3, memory: row 4, …: field 'output'" in str(caught.value)
+    assert "4 × memory: row 7, memory: row 8, memory: row 9, …: messages[0]" in str(caught.value)
+    with pytest.raises(UserError, match="18 other reasons"):
+        examples_from_rows([GOOD, *({f"{name}": "x"} for name in "abcdefghijklmnopqrstuvwxyzABCD")], "memory")
+
+
+def test_a_limit_counts_what_can_be_used(path: Path) -> None:
+    rows, bad = read(path, "drop", limit=3)
+    assert len(rows) == 3 and bad.count == 11 and rows[2]["prompt"].startswith("Why?")
+
+
+def test_a_source_without_one_usable_row_is_refused_either_way(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"task": "a", "solution": "b"}\n' * 5)
+    for action in ("error", "drop"):
+        with pytest.raises(UserError, match=r"none of its rows can become an example(.|\n)*5 × .*columns") as caught:
+            read(path, action)
+        assert "bad_rows" not in str(caught.value)
+    rows, _ = read(path, "drop", columns={"instruction": "task", "output": "solution"})
+    assert len(rows) == 5
+
+
+def test_what_stands_for_the_dropped_rows(path: Path, tmp_path: Path) -> None:
+    digest = read(path, "drop")[1].digest
+    (tmp_path / "elsewhere").mkdir()
+    assert read(path.rename(tmp_path / "elsewhere" / "rows.jsonl"), "drop")[1].digest == digest
+    assert read(tmp_path / "elsewhere" / "rows.jsonl", "drop", limit=3)[1].digest not in ("", digest)
+    assert BadRows().digest == ""

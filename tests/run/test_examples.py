@@ -1,0 +1,72 @@
+"""The examples step: rows that cannot be used are refused or left out there, before a model is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from srd.base.errors import UserError
+from srd.run.plan import make_plan
+from srd.run.steps import examples as step
+from srd.run.steps.base import do
+from srd.run.steps.examples import Examples
+from tests.conftest import TinyRun, close, tiny_rows, write_rows
+
+TALK = [{"role": "user", "content": "Name the whale."}, {"role": "assistant", "content": "The whale."}]
+BAD: list[dict[str, Any]] = [
+    {"instruction": "Name the whale.", "output": ""},
+    {"messages": [{"role": "system", "content": "Be kind. " * 40}, *TALK]},
+]
+
+
+def make(tiny: TinyRun) -> dict[str, Any]:
+    """Do the step; what the manifest says of it."""
+    run = tiny.open()
+    try:
+        do(run, Examples())
+        return dict(run.manifest.steps["examples"])
+    finally:
+        close(run)
+
+
+@pytest.fixture
+def tiny(make_tiny_run: Callable[..., TinyRun]) -> TinyRun:
+    tiny = make_tiny_run("qwen2").set(data__template="auto", data__max_prompt_length=128, data__max_length=200)
+    write_rows(tiny.rows, [*tiny_rows(), *BAD])
+    return tiny
+
+
+def test_bad_rows_are_refused_with_a_remedy_that_works(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    for ask in (make, lambda tiny: make_plan(tiny.open().recipe)):
+        with pytest.raises(UserError, match=r"2 of 42 rows(.|\n)*data.bad_rows=drop"):
+            ask(tiny)
+    entry = make(tiny.set(data__bad_rows="drop"))
+    assert entry["summary"] == {"train": 32, "validation": 4, "test": 4, "dropped": 2}
+    assert "examples/dropped.jsonl" in entry["outputs"]
+    dropped = [json.loads(line) for line in (tiny.run_dir / "examples/dropped.jsonl").open()]
+    assert [record["place"] for record in dropped] == [f"{tiny.rows}:41", f"{tiny.rows}:42"]
+    monkeypatch.setattr(step, "load_source", None)  # nothing is read again
+    assert make(tiny) == entry
+
+
+def test_frames_matter_where_they_refuse_a_row_and_nowhere_else(tiny: TinyRun) -> None:
+    before = make(tiny.set(data__bad_rows="drop"))
+    assert make(tiny.set(data__max_length=190))["finished"] == before["finished"]
+    assert make(tiny.set(data__max_prompt_length=400, data__max_length=500))["summary"]["dropped"] == 1
+    write_rows(tiny.rows, tiny_rows())
+    clean = make(tiny.set(data__bad_rows="error"))
+    assert "dropped" not in clean["summary"] and not (tiny.run_dir / "examples/dropped.jsonl").exists()
+    assert make(tiny.set(data__bad_rows="drop", data__template="plain"))["fingerprint"] == clean["fingerprint"]
+
+
+def test_a_step_that_wrote_less_in_an_earlier_version_is_kept(tiny: TinyRun) -> None:
+    write_rows(tiny.rows, tiny_rows())
+    before = make(tiny)
+    run = tiny.open()
+    del run.manifest.steps["examples"]["places"][-1]
+    run.manifest.save()
+    close(run)
+    assert make(tiny) == before
