@@ -187,7 +187,7 @@ def rank_command(
         Path | None, typer.Option("-o", "--output", help="Where to write: .parquet, .csv or .jsonl.")
     ] = None,
     k: Annotated[float, typer.Option(min=0, max=1e9, help="Constant of the rank fusion.")] = 60,
-    by: Annotated[str, typer.Option(help="fused, rouge_l, ce, length, random, or several: NAME,NAME.")] = "fused",
+    by: Annotated[str, typer.Option(help="fused, rouge_l, ce, eos, pmi, … random, or several: NAME,NAME.")] = "fused",
     fusion: Annotated[str, typer.Option(help="Of several scores: rrf, mean_rank or max_rank.")] = "rrf",
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="For --by random.")] = 0,
     drop_bad: Annotated[bool, typer.Option("--drop-bad", help="Drop rows with a score that is not finite.")] = False,

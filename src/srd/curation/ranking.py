@@ -54,9 +54,9 @@ def rank(
             ``datasets.Dataset`` (also after ``select`` or ``filter``), a pandas or polars frame, a pyarrow table, or a
             list of dicts. One row is ranked 1; no row is an error.
         k: The constant of reciprocal rank fusion.
-        by: What decides: ``fused`` (``rouge_l`` and ``ce``), or for ablations ``rouge_l``, ``ce``, ``length`` (short
-            references first; needs the column ``length``), ``random``, or a score that you registered; several
-            names are fused.
+        by: What decides: ``fused`` (``rouge_l`` and ``ce``), or ``rouge_l``, ``ce``, ``length`` (short references
+            first; needs the column ``length``), ``random``, another of ``srd/curation/scores`` with its columns, or a
+            score that you registered; several names are fused.
         fusion: How several scores are fused: ``rrf``, ``mean_rank`` or ``max_rank`` of their ranks.
         seed: For ``random``.
         bad_rows: A score that is not finite is an error, or the row is dropped with a warning.

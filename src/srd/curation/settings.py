@@ -11,7 +11,7 @@ from srd.base.errors import UserError
 from srd.base.limits import LARGEST_K, temperature_problem
 from srd.base.settings import Section
 from srd.curation.fusion import FUSIONS
-from srd.curation.scores.base import scores_of
+from srd.curation.scores.base import measured_needs, scores_of
 
 Order = Literal["easy_to_hard", "hard_to_easy", "random", "fresh"]
 
@@ -33,7 +33,9 @@ class CurriculumConfig(BaseModel):
     stages: int = Field(3, ge=1, le=100, description="stage i trains on the easiest (i+1)/stages of what is kept")
     select: float = Field(0.75, gt=0, le=1, description="share of the data that is kept, the easiest")
     score: str | list[str] = Field(
-        "fused", description="what ranks: fused, rouge_l, ce, length, random, one that you registered, or several"
+        "fused",
+        description="what ranks: fused (rouge_l and ce), rouge_l, ce, eos, pmi, ifd, match, gap, near_copy, length, "
+        "random, one that you registered, or several",
     )
     fusion: str = Field("rrf", description="how several scores are fused: rrf, mean_rank, max_rank")
     order: Order = Field(
@@ -56,6 +58,16 @@ class CurriculumConfig(BaseModel):
     @classmethod
     def _fusion_is_known(cls, value: str) -> str:
         return FUSIONS.name_of(value)
+
+    @model_validator(mode="after")
+    def _can_reflect_again(self) -> Self:
+        if self.reflect_again and (needs := measured_needs(self.score)):
+            names = sorted(score.name for score in scores_of(self.score) if score.needs & needs)
+            raise ValueError(
+                f"reflect_again ranks by what a reflection gives (rouge_l, ce, length), not by {', '.join(names)}. "
+                "Remove one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _schedules_fit(self) -> Self:

@@ -15,7 +15,7 @@ METRIC_NAMES = {
 }  # fmt: skip
 STEP_NAMES = {
     "examples": "Reading examples", "teacher": "Teacher", "student": "Student", "cache": "Teacher cache",
-    "reflection": "Reflection", "ranking": "Ranking", "evaluation": "Evaluation",
+    "reflection": "Reflection", "measures": "Other scores", "ranking": "Ranking", "evaluation": "Evaluation",
 }  # fmt: skip
 
 

@@ -13,17 +13,20 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 
 from srd.base import parallel
 from srd.base.files import fingerprint, is_sealed, seal
 from srd.base.tables import column, positions, write_table
 from srd.curation.curriculum import Curriculum, Stage
+from srd.curation.likelihoods import Pairs, pair_losses
 from srd.curation.ranking import rank
 from srd.curation.reflection import forget_batches, reflect
 from srd.curation.scores.base import columns_of, scores_of
 from srd.data.batching import Collator, EncodedExamples
 from srd.models.architecture import count_parameters
 from srd.models.engines.base import ENGINES
+from srd.models.head import cross_entropy
 from srd.models.loading import load_config, load_generation_config, load_model
 from srd.models.tokens import padding_id, prefix_of
 from srd.run.context import Run
@@ -133,14 +136,44 @@ def keep_scores(scores: datasets.Dataset, path: Path, batches: Path) -> None:
 def ranked_scores(run: Run, curriculum: Curriculum, path: Path | None = None) -> datasets.Dataset:
     """Rank by what a curriculum goes by; ``path``: other scores than those of the starting student."""
     table = datasets.Dataset(pq.read_table(path or run.files.scores, columns=["id", "rouge_l", "ce"]))
-    if "length" in columns_of(scores_of(curriculum.score)):
+    columns = columns_of(scores_of(curriculum.score))
+    if "length" in columns:
         examples = run.encoded("train")
         lengths = {name: len(response) for name, response in zip(examples.ids, examples.responses, strict=True)}
         table = table.add_column("length", [lengths[name] for name in table["id"]])
+    if more := [name for name in columns if name not in table.column_names]:
+        measured = datasets.Dataset(pq.read_table(run.files.measures, columns=["id", *more]))
+        measured = measured.select(positions(column(table, "id"), measured)).select_columns(more)
+        table = datasets.concatenate_datasets([table, measured], axis=1)
     return rank(
         table, k=curriculum.k, by=curriculum.score, fusion=curriculum.fusion, seed=curriculum.seed,
         bad_rows=run.recipe.data.bad_rows,
     )  # fmt: skip
+
+
+def teacher_losses(run: Run, folder: Path) -> NDArray[np.float64]:
+    """The teacher's mean nats a token of each training response, ``[N]``: from its cache where there is one.
+
+    Args:
+        run: The run.
+        folder: Keeps what is done, where the teacher has to read.
+    """
+    examples = run.encoded("train")
+    if "cache" not in run.keys:
+        model = load(run.teacher_source, run, run.teacher_options())
+        rows = np.arange(len(examples))
+        pairs = Pairs(examples.prompts, examples.responses, np.stack([rows, rows], 1))
+        with run.progress("teacher reads") as update:
+            totals, _ = pair_losses(
+                model, run.tokenizer, pairs, batch_size=run.recipe.generation.batch_size, folder=folder, progress=update
+            )
+        return totals / np.maximum([len(response) for response in examples.responses], 1)
+    cache = TeacherCache(place_of_cache(run))
+    head, means = cache.head().cut(run.width), []
+    for prompt, response in zip(examples.prompts, examples.responses, strict=True):
+        nats = cross_entropy(cache.hidden(prompt, response), head, torch.tensor(response, dtype=torch.long))
+        means.append(float(nats.double().sum()) / max(1, len(response)))
+    return np.array(means)
 
 
 # ------------------------------------------------------------------------------------------------------- one training

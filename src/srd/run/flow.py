@@ -11,6 +11,7 @@ from srd.run.room import check_room
 from srd.run.steps.base import Step, do, needed_steps
 from srd.run.steps.evaluation import Evaluation
 from srd.run.steps.examples import Examples
+from srd.run.steps.measures import Measures
 from srd.run.steps.ranking import Ranking
 from srd.run.steps.reflection import Reflection
 from srd.run.steps.student import Student
@@ -27,6 +28,7 @@ def steps_of(recipe: Recipe) -> list[Step]:
         Cache(),
         Student(),
         Reflection(),
+        Measures(),
         Ranking(),
         *(Training(label) for label in recipe.arms),
         Evaluation(),

@@ -34,6 +34,8 @@ class RunFolder:
         self.cache = root / "cache"
         self.scores = root / "reflection" / "scores.parquet"
         self.batches = root / "reflection" / "batches"
+        self.measures = root / "reflection" / "measures.parquet"
+        self.measured = root / "reflection" / "measured"
         self.ranked = root / "curriculum" / "ranked.parquet"
         self.evaluation = root / "evaluation"
         self.results = self.evaluation / "metrics.json"

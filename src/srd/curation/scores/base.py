@@ -23,9 +23,17 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Values = NDArray[np.float64]
-#: What a score may need, and the column of the scores' table that holds it.
-NEEDS = {"answers": "rouge_l", "losses": "ce", "lengths": "length"}
-FROM_REFLECTION = frozenset({"answers", "losses"})  # what only the student can say
+#: What a score may need, and the column of the scores' table that holds it: ROUGE-L of the student's answer; mean nats
+#: a token of the reference; its tokens; nats of its end; nats of all of it behind an empty prompt; mean nats, the end
+#: left out, behind other rows' prompts; the teacher's mean nats a token; the greatest likeness to another row.
+NEEDS = {
+    "answers": "rouge_l", "losses": "ce", "lengths": "length", "endings": "end_nll", "unprompted": "unprompted_nll",
+    "mismatched": "mismatched_nll", "teacher": "teacher_ce", "likeness": "likeness",
+}  # fmt: skip
+FROM_REFLECTION = frozenset({"answers", "losses"})  # what the reflection says
+#: What takes forward passes of its own, and how many over the responses.
+PASSES = {"endings": 1.0, "unprompted": 1.0, "mismatched": 3.0}
+FROM_STUDENT = FROM_REFLECTION | PASSES.keys()  # what only the student can say
 #: Names for several scores that are fused.
 TOGETHER = {"fused": ("rouge_l", "ce")}
 
@@ -83,8 +91,8 @@ def register_score(
     Args:
         name: The name in recipes and for `srd.rank`.
         harder: Whether a high or a low value means a hard example.
-        needs: ``answers`` (``inputs["rouge_l"]``), ``losses`` (``inputs["ce"]``), ``lengths`` (``inputs["length"]``,
-            tokens of the reference).
+        needs: Of `NEEDS`, such as ``answers`` (``inputs["rouge_l"]``), ``losses`` (``inputs["ce"]``) or ``lengths``
+            (``inputs["length"]``, tokens of the reference).
         drawn: Whether the function follows ``inputs.seed``.
 
     Raises:
@@ -128,5 +136,10 @@ def columns_of(scores: Iterable[Score]) -> list[str]:
 
 
 def asks_student(by: str | Sequence[str]) -> bool:
-    """Whether ranking by this needs the student's reflection."""
-    return any(score.needs & FROM_REFLECTION for score in scores_of(by))
+    """Whether ranking by this needs the student."""
+    return any(score.needs & FROM_STUDENT for score in scores_of(by))
+
+
+def measured_needs(by: str | Sequence[str]) -> set[str]:
+    """What ranking by this needs beside the reflection and the rows themselves."""
+    return {need for score in scores_of(by) for need in score.needs} - FROM_REFLECTION - {"lengths"}

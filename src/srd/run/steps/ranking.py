@@ -14,6 +14,7 @@ from srd.recipe.schema import Recipe
 from srd.run.assemble import ranked_scores
 from srd.run.context import Run
 from srd.run.steps.base import Step, Summary
+from srd.run.steps.measures import measuring_steps
 
 
 class Ranking(Step):
@@ -22,7 +23,8 @@ class Ranking(Step):
     name = "ranking"
 
     def after(self, recipe: Recipe) -> tuple[str, ...]:
-        return ("reflection",)
+        curriculum = recipe.training.curriculum
+        return ("reflection", *(measuring_steps(curriculum.score) if curriculum else ()))
 
     def curriculum(self, run: Run) -> Curriculum:
         """The main training's curriculum; the paper's where it has none."""

@@ -12,6 +12,7 @@ from srd.run.assemble import training_of
 from srd.run.context import Run
 from srd.run.costs import Facts, Phase, training_phase
 from srd.run.steps.base import Step, Summary
+from srd.run.steps.measures import measuring_steps
 from srd.run.steps.student import Student, needs_teacher, runs_live, taught_by, teaching_steps
 from srd.run.steps.teacher import Teacher
 from srd.training.stages import train
@@ -36,7 +37,7 @@ class Training(Step):
         if needs_teacher(training):
             steps += ["teacher", *teaching_steps(recipe, training)]
         if training.curriculum is not None:
-            steps.append("reflection")
+            steps += ["reflection", *measuring_steps(training.curriculum.score)]
         return tuple(steps)
 
     def inputs(self, run: Run) -> list[Any]:

@@ -1,0 +1,323 @@
+"""How likely a model finds responses: behind their own prompt, behind none, and behind prompts of other rows.
+
+Every number comes from the same kind of work: a prompt, a response, and the nats of its tokens. So all that is asked
+for is put into one list of pairs, sorted by length, and worked off batch by batch. What several scores need is there
+once: one pass over (prompt, response) gives both its loss and the loss of its end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from srd.base import parallel
+from srd.base.errors import RunError, UserError
+from srd.base.files import fingerprint, read_sealed, remove, write_sealed
+from srd.curation.scores.base import PASSES
+from srd.data.batching import Collator, TokenLists
+from srd.data.encoding import Encoder
+from srd.models.finite import blame, non_finite_tensor
+from srd.models.head import response_losses
+from srd.models.tokens import decoder_prefix, padding_id
+
+Floats = NDArray[np.float64]
+Progress = Callable[[int, int], None]
+
+OTHERS = int(PASSES["mismatched"])  # prompts of other rows that a response is read behind
+
+
+# -------------------------------------------------------------------------------------------------- pairs, in batches
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Responses behind prompts.
+
+    Attributes:
+        prompts: Token ids.
+        responses: Token ids.
+        which: Of each pair the places of its prompt and its response, ``[P, 2]``.
+    """
+
+    prompts: Sequence[list[int]]
+    responses: Sequence[list[int]]
+    which: NDArray[np.int64]
+
+    def batches(self, size: int) -> list[NDArray[np.int64]]:
+        """Places in ``which`` of pairs of similar length, longest first."""
+        lengths = _lengths(self.prompts)[self.which[:, 0]] + _lengths(self.responses)[self.which[:, 1]]
+        order = np.argsort(-lengths, kind="stable")
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+    def rows(self, places: NDArray[np.int64]) -> list[dict[str, list[int]]]:
+        """Some of the pairs, as a collator takes them."""
+        return [
+            {"prompt_ids": self.prompts[prompt], "response_ids": self.responses[response]}
+            for prompt, response in self.which[places]
+        ]
+
+
+def _lengths(lists: Sequence[list[int]]) -> NDArray[np.int64]:
+    return lists.lengths if isinstance(lists, TokenLists) else np.array([len(ids) for ids in lists], dtype=np.int64)
+
+
+def pair_losses(
+    model: Any,
+    tokenizer: Any,
+    pairs: Pairs,
+    *,
+    batch_size: int = 32,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[Floats, Floats]:
+    """Negative log-likelihood of responses.
+
+    Args:
+        model: A causal or sequence-to-sequence language model; its mode is restored afterwards.
+        tokenizer: Of that model.
+        pairs: What is read.
+        batch_size: Pairs in one forward pass.
+        folder: Keeps every finished batch, so that killed work goes on where it was and processes share it; None:
+            memory only, and each process does all of it.
+        progress: Called with pairs done and pairs to do.
+
+    Returns:
+        Of each pair the nats of all tokens, and of the last token, ``[P]`` both. NaN where the model gives none; 0 for
+        a response without tokens.
+
+    Raises:
+        RunError: the model's weights are not finite.
+    """
+    collator = Collator(padding_id(tokenizer), decoder_prefix(model) or None)
+    batches = pairs.batches(batch_size)
+    found: dict[int, Mapping[str, list[float]]] = {}
+    mine = range(parallel.process() if folder else 0, len(batches), parallel.processes() if folder else 1)
+    training = model.training
+    model.eval()
+    try:
+        for done, number in enumerate(mine):
+            rows = pairs.rows(batches[number])
+            path = folder / f"batch-{number:07d}.json" if folder else None
+            made_from = fingerprint(rows)
+            kept = read_sealed(path) if path else {}
+            if kept.get("made_from") != made_from:
+                found[number] = _read(model, collator, rows)
+                if path:
+                    write_sealed(path, {"made_from": made_from, **found.pop(number)})
+            if progress:
+                progress(done + 1, len(mine))
+    finally:
+        model.train(training)
+    parallel.barrier() if folder else None
+    totals, lasts = np.zeros(len(pairs.which)), np.zeros(len(pairs.which))
+    for number, places in enumerate(batches):
+        part = read_sealed(folder / f"batch-{number:07d}.json") if folder else found[number]
+        totals[places], lasts[places] = part["totals"], part["lasts"]
+    return totals, lasts
+
+
+@torch.no_grad()
+def _read(model: Any, collator: Collator, rows: list[dict[str, list[int]]]) -> dict[str, list[float]]:
+    device = next(model.parameters()).device
+    batch = {name: value.to(device) for name, value in collator(rows).items()}
+    nats = response_losses(model, batch).double().cpu().numpy()
+    if not np.isfinite(nats).all() and non_finite_tensor(model):
+        raise RunError(f"the model gives logits that are not finite. {blame({'model': model})}")
+    ends = np.cumsum([len(row["response_ids"]) for row in rows])
+    parts = np.split(nats, ends[:-1])
+    return {
+        "totals": [float(part.sum()) for part in parts],
+        "lasts": [float(part[-1]) if len(part) else 0.0 for part in parts],
+    }
+
+
+# ----------------------------------------------------------------------------------------------- what scores ask for
+
+
+class Joined(Sequence[list[int]]):
+    """Sequences of token lists, one behind the other, each left where it is."""
+
+    def __init__(self, *parts: Sequence[list[int]]) -> None:
+        self.parts = parts
+        self.starts = np.cumsum([0, *map(len, parts)])
+        self.lengths = np.concatenate([_lengths(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: Any) -> Any:
+        part = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return self.parts[part][int(index - self.starts[part])]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Encoded rows, and the empty prompts in their frames.
+
+    Attributes:
+        ids: Of the rows.
+        prompts: Token ids.
+        responses: Token ids.
+        ended: Whether each response has its end; one that was cut to fit has none.
+        blank: Empty prompts, token ids.
+        empty: Which of them has each row's frame, ``[N]``.
+    """
+
+    ids: list[str]
+    prompts: Sequence[list[int]]
+    responses: Sequence[list[int]]
+    ended: NDArray[np.bool_]
+    blank: list[list[int]]
+    empty: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, encoder: Encoder, examples: datasets.Dataset, encoded: datasets.Dataset | None = None) -> Tokens:
+        """Encode examples, unless they are encoded already."""
+        encoded = encoder.encode(examples) if encoded is None else encoded
+        lists = (TokenLists(encoded.data.column(name)) for name in ("prompt_ids", "response_ids"))
+        ended = ~np.asarray(encoded["response_cut"], dtype=bool)
+        return cls(list(encoded["id"]), *lists, ended, *blank_prompts(encoder, examples))
+
+    @property
+    def lengths(self) -> Floats:
+        """Tokens of each response, ``[N]``."""
+        return _lengths(self.responses).astype(np.float64)
+
+
+def groups_for(tokens: Tokens, needs: Collection[str], others: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """The pairs that some needs take, by the kind of prompt; prompts are those of the rows, then the empty ones."""
+    rows = np.arange(len(tokens.ids))
+    groups = {}
+    if {"losses", "endings"} & set(needs):
+        groups["own"] = np.stack([rows, rows], 1)
+    if "unprompted" in needs:
+        groups["unprompted"] = np.stack([len(rows) + tokens.empty, rows], 1)
+    if "mismatched" in needs:
+        groups["mismatched"] = np.stack([others.ravel(), np.repeat(rows, others.shape[1])], 1)
+    return groups
+
+
+Found = dict[str, tuple[Floats, Floats]]  # by group: nats of all tokens and of the last one
+
+
+def read_groups(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    responses: Sequence[list[int]],
+    groups: Mapping[str, NDArray[np.int64]],
+    **options: Any,
+) -> Found:
+    """`pair_losses` of several groups of pairs at once."""
+    which = np.concatenate([np.zeros((0, 2), np.int64), *groups.values()])
+    totals, lasts = pair_losses(model, tokenizer, Pairs(prompts, responses, which), **options)
+    cuts = np.cumsum([len(each) for each in groups.values()])[:-1]
+    return dict(zip(groups, zip(np.split(totals, cuts), np.split(lasts, cuts), strict=True), strict=True))
+
+
+def columns_from(found: Found, lengths: Floats, ended: NDArray[np.bool_]) -> dict[str, Floats]:
+    """What was read, in the columns of the scores' table (see `likelihoods`), ``[N]`` each."""
+    columns = {"length": lengths}
+    if "own" in found:
+        total, last = found["own"]
+        columns |= {"ce": total / np.maximum(lengths, 1), "end_nll": np.where(ended, last, 0.0)}
+    if "unprompted" in found:
+        columns["unprompted_nll"] = found["unprompted"][0]
+    if "mismatched" in found:
+        total, last = (values.reshape(len(lengths), -1) for values in found["mismatched"])
+        without_end = total - np.where(ended[:, None], last, 0.0)
+        # Where nobody asks anything else, nothing speaks against a row.
+        own = columns["ce"] * lengths - columns["end_nll"] if "ce" in columns else np.zeros(len(lengths))
+        columns["mismatched_nll"] = without_end.mean(1) if without_end.shape[1] else own
+    return columns
+
+
+def likelihoods(
+    model: Any,
+    encoder: Encoder,
+    examples: datasets.Dataset,
+    needs: Collection[str],
+    *,
+    encoded: datasets.Dataset | None = None,
+    **options: Any,
+) -> dict[str, Floats]:
+    """What scores need to know of a model's likelihoods, one forward pass for each pair of prompt and response.
+
+    Args:
+        model: Reads.
+        encoder: Turns examples into tokens; of the model's tokenizer.
+        examples: Rows of the example schema.
+        needs: Of ``losses``, ``endings``, ``unprompted``, ``mismatched`` (`srd.curation.scores.base.NEEDS`).
+        encoded: The examples as the encoder gives them; None: encoded here.
+        options: ``batch_size``, ``folder`` and ``progress`` of `pair_losses`.
+
+    Returns:
+        By column, ``[N]`` each: ``length`` (tokens), ``ce`` (mean nats a token), ``end_nll`` (nats of the end; 0 of a
+        response that was cut to fit, which has none), ``unprompted_nll`` (nats of the response behind an empty prompt
+        in the same frame), ``mismatched_nll`` (mean nats, the end left out, behind `OTHERS` prompts of other rows).
+        Of `ce`, `end_nll` and `mismatched_nll` the first two come with each other and with the third.
+    """
+    needs = {*needs, *({"losses"} if "mismatched" in needs else ())}
+    tokens = Tokens.of(encoder, examples, encoded)
+    others = other_prompts(tokens.ids, tokens.prompts, OTHERS) if "mismatched" in needs else np.zeros((0, 0), np.int64)
+    groups = groups_for(tokens, needs, others)
+    prompts = Joined(tokens.prompts, tokens.blank)
+    found = read_groups(model, encoder.tokenizer, prompts, tokens.responses, groups, **options)
+    return columns_from(found, tokens.lengths, tokens.ended)
+
+
+def blank_prompts(encoder: Encoder, examples: datasets.Dataset) -> tuple[list[list[int]], NDArray[np.int64]]:
+    """Empty prompts in the frames of the rows: the token ids of each, and which of them belongs to each row, ``[N]``.
+
+    Where the frame has no token of its own, the prompt is what the tokenizer begins a text with.
+    """
+    kinds = np.zeros(len(examples), dtype=np.int64)
+    for number, name in enumerate(("messages", "prompt"), start=1):
+        kinds[np.array([bool(text) for text in examples[name]]) & (kinds == 0)] = number
+    nothing = {"id": "empty", "instruction": "", "input": "", "messages": "", "prompt": "", "corruption": ""}
+    shapes = [{"instruction": ""}, {"messages": json.dumps([{"role": "user", "content": ""}])}, {"prompt": ""}]
+    used = [_blank(encoder, {**nothing, "references": [""], **shapes[kind]}) for kind in np.unique(kinds)]
+    return used, np.searchsorted(np.unique(kinds), kinds)
+
+
+def _blank(encoder: Encoder, row: dict[str, Any]) -> list[int]:
+    try:
+        (ids,), _, _ = encoder.prompts([row])
+    except UserError:  # a prompt without tokens
+        start = encoder.tokenizer.bos_token_id
+        ids = [encoder.tokenizer.eos_token_id if start is None else start]
+    return ids
+
+
+def other_prompts(ids: Sequence[str], prompts: Sequence[list[int]], count: int) -> NDArray[np.int64]:
+    """For each row the places of ``count`` rows that each ask something else, drawn by its id, ``[N, count]``.
+
+    The draw depends on the ids and on what is asked, not on the order of the rows. Where fewer things are asked, there
+    are fewer columns.
+    """
+    first: dict[bytes, int] = {}  # what is asked -> the row with the smallest id that asks it
+    asked = [hashlib.blake2b(np.asarray(prompts[i], np.int64).tobytes()).digest() for i in range(len(ids))]
+    for row in sorted(range(len(ids)), key=lambda row: ids[row]):
+        first.setdefault(asked[row], row)
+    place = {question: number for number, question in enumerate(first)}
+    rows, count = list(first.values()), max(0, min(count, len(first) - 1))
+    chosen = np.zeros((len(ids), count), dtype=np.int64)
+    for row, name in enumerate(ids):
+        drawn = random.Random(name).sample(range(len(rows) - 1), count)
+        chosen[row] = [rows[number + (number >= place[asked[row]])] for number in drawn]
+    return chosen
+
+
+def forget(folder: Path) -> None:
+    """Delete the finished batches once what they came to is written."""
+    remove(folder)

@@ -1,0 +1,11 @@
+"""Whether the response belongs to its prompt, by contrast with other prompts."""
+
+from __future__ import annotations
+
+from srd.curation.scores.base import ScoreInputs, Values, register_score
+
+
+@register_score("match", harder="low", needs=["losses", "lengths", "endings", "mismatched"])
+def match(inputs: ScoreInputs) -> Values:
+    """ℓ(y|x_k), averaged over prompts of other rows, less ℓ(y|x): nats, the end left out; low where it belongs elsewhere."""
+    return inputs["mismatched_nll"] - (inputs["ce"] * inputs["length"] - inputs["end_nll"])

@@ -1,0 +1,128 @@
+"""Near copies: found whatever they are copies of, and nothing else is taken for one."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from srd.curation import copies
+from srd.curation.copies import copies_of, near_copies
+from srd.data.corruption import corrupt
+from srd.data.examples import examples_from_rows
+
+WORDS = [f"{first}{last}" for first in ("ka", "lo", "mi", "ne", "su") for last in ("ran", "tel", "vos", "dip", "gum")]
+
+
+def rows(count: int, seed: int = 0, words: int = 14) -> list[dict[str, Any]]:
+    draw = random.Random(seed)
+    return [
+        {"id": f"{seed}-{i:03d}", "instruction": " ".join(draw.choices(WORDS, k=8)),
+         "output": " ".join(draw.choices(WORDS, k=words))}
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def examples(listed: list[dict[str, Any]]) -> Dataset:
+    return examples_from_rows(listed, "rows")
+
+
+def jaccard(one: str, other: str) -> float:
+    """By the definition, on words that a space divides."""
+    grams = [{tuple(words[i : i + 3]) for i in range(len(words) - 2)} for words in (one.split(), other.split())]
+    return len(grams[0] & grams[1]) / len(grams[0] | grams[1])
+
+
+def test_similarity_by_its_definition() -> None:
+    listed = rows(30)
+    for i in range(10):  # a word less, a word more, two texts in one
+        words = listed[i]["output"].split()
+        text = " ".join([*words[: i + 1], *words[i + 2 :]] if i % 2 else [*words[:i], "new", *words[i:]])
+        listed.append({**listed[i], "id": f"copy-{i}", "output": text})
+    for i in range(10):
+        listed[30 + i]["instruction"] = f"Say: {listed[i]['instruction']}"  # else asking the same would say more
+    found = near_copies(examples(listed))
+    texts = [f"{row['instruction']} {row['output']}" for row in listed]
+    best = [max(jaccard(text, other) for j, other in enumerate(texts) if j != i) for i, text in enumerate(texts)]
+    assert 0.7 < min(best[30:]) < 0.8 < max(best[30:])
+    assert found.likeness == pytest.approx([value if value >= 0.8 else 0 for value in best])
+    assert found.spare(np.zeros(40)).sum() == sum(value >= 0.8 for value in best[30:])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("The sky is blue because air scatters light.", "the SKY is blue - because air scatters light", True),
+        ("yes", "no", False),
+        ("yes", "Yes.", True),
+        ("天空是蓝色的因为空气散射光线所以看起来是蓝的。", "天空是蓝色的，因为空气散射光线所以看起来是蓝的", True),
+        ("天空是蓝色的因为空气散射光线所以看起来是蓝的。", "大海很深并且里面生活着很多的鱼和其他各种动物。", False),
+        ("Небо синее потому что воздух рассеивает свет", "небо синее, потому что воздух рассеивает свет!", True),
+        ("🙂", "🙃", False),
+    ],
+)  # fmt: skip
+def test_what_is_a_copy(one: str, other: str, alike: bool) -> None:
+    question = "What do people see when they look up on a fine day in the early summer of the year?"
+    pair = [{"instruction": question, "output": text} for text in (one, other)]
+    assert (near_copies(examples(pair)).likeness > 0).tolist() == [alike, alike]
+
+
+def test_a_frame_is_no_likeness() -> None:
+    """Rows that share a long instruction and differ in a short input are no copies; those that share all of it are."""
+    frame = "Say whether the following review of a film is friendly or not friendly and answer with just one word:"
+    listed = [{"instruction": f"{frame} {row['output']}", "output": "friendly"} for row in rows(200, words=5)]
+    assert not near_copies(examples(listed)).likeness.any()
+    twice = near_copies(examples([*listed[:100], *listed[:50]]))
+    assert twice.spare(np.zeros(150)).sum() == 50
+
+
+def test_many_copies_of_one_row_are_one_group() -> None:
+    listed = [*rows(5), *({"id": f"same-{i}", "instruction": "a b c d e f", "output": f"g h i j k l m {i}"} for i in range(300))]
+    found = near_copies(examples(listed))
+    worse = np.arange(305.0)[::-1]
+    assert found.spare(worse).sum() == 299 and not found.spare(worse)[304]
+
+
+def test_chains_are_split() -> None:
+    """Each is like the next, the first is not like the last: not all of them go."""
+    text = [f"w{i}" for i in range(60)]
+    chain = [{"id": f"c{i}", "instruction": "q", "output": " ".join(text[3 * i : 3 * i + 30])} for i in range(8)]
+    found = near_copies(examples(chain))
+    assert (found.likeness > 0).all()
+    assert 1 < len(np.unique(found.groups)) < 8
+
+
+def test_the_one_that_stays() -> None:
+    found = near_copies(examples([{"instruction": "a b c d", "output": "e f g h"}] * 3 + [{"instruction": "x", "output": "y"}]))
+    assert found.spare(np.array([2.0, 1.0, 3.0, 9.0])).tolist() == [True, False, True, False]
+    assert found.spare(np.array([np.inf, 1.0, 1.0, 9.0])).tolist() == [True, False, True, False]
+    assert found.spare(np.zeros(4)).tolist() == [False, True, True, False]
+
+
+def test_damage_that_duplicates_is_found() -> None:
+    """The corruption's own near copies: recall, and no clean row that has no copy."""
+    clean = examples(rows(240, words=20))
+    damaged = corrupt(clean, 0.25, ["duplicated"], seed=1)
+    spare = near_copies(damaged).spare(np.zeros(240))
+    copied = np.array(damaged["corruption"]) != ""
+    assert spare.sum() == copied.sum()
+    assert not near_copies(clean).likeness.any()
+
+
+def test_copies_of_rows_that_are_held_out() -> None:
+    train, held_out = rows(40), rows(20, seed=1)
+    train[3] = {**held_out[5], "id": "leak", "instruction": held_out[5]["instruction"].replace(" ", "  ").upper()}
+    train[9] = train[8]  # copies within the training rows are not asked about
+    train[9] = {**train[9], "id": "copy"}
+    likeness = copies_of(examples(train), examples(held_out))
+    assert np.flatnonzero(likeness).tolist() == [3]
+
+
+def test_empty_texts_are_no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies, "CHUNK_ROWS", 2)
+    listed = [{"instruction": "?", "output": mark} for mark in ("...", "!!", "...")] + rows(4)
+    listed = [{**row, "id": str(i)} for i, row in enumerate(listed)]
+    assert not near_copies(examples(listed)).likeness.any()

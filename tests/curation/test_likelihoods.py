@@ -1,0 +1,149 @@
+"""Scores that ask a model: each against its definition in float64, and what has no value by itself has a defined one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import srd
+from srd.base.errors import UserError
+from srd.curation import likelihoods as module
+from srd.curation.likelihoods import OTHERS, likelihoods, other_prompts
+from srd.curation.scores.base import SCORES, measured_needs
+from srd.data.encoding import Encoder
+from srd.data.examples import examples_from_rows
+from srd.data.templates.base import get_template
+from tests.tiny import tiny_model, tiny_tokenizer
+
+ROWS = [
+    {"instruction": "Why is the sky blue?", "output": "Small particles scatter blue light."},
+    {"instruction": "Name three animals.", "input": "in the sea", "output": "whale, dolphin, octopus"},
+    {"instruction": "How many apples are there?", "output": "12"},
+    {"instruction": "What does the function return?", "output": "the number of items in the list " * 3},
+    {"instruction": "Why is the sky blue?", "output": "Because of the air."},
+    {"instruction": "Question:", "output": "Answer:"},
+]
+NEEDS = ("losses", "endings", "unprompted", "mismatched")
+
+
+def encoder_for(family: str, template: str = "plain", **lengths: int) -> Encoder:
+    tokenizer = tiny_tokenizer(family)
+    return Encoder(tokenizer, get_template(template, tokenizer), encoder_decoder=family in ("t5", "mt5"), **lengths)
+
+
+def nats(model: Any, prompt: list[int], response: list[int]) -> list[float]:
+    """−log p of each token of a response, by a plain pass over one row."""
+    if model.config.is_encoder_decoder:
+        start = [model.config.decoder_start_token_id]
+        logits = model(input_ids=torch.tensor([prompt]), decoder_input_ids=torch.tensor([start + response[:-1]])).logits
+        logits = logits[0]
+    else:
+        logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+    logits = logits.detach().double().numpy()
+    logits -= logits.max(-1, keepdims=True)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return [-log_p[place, token] for place, token in enumerate(response)]
+
+
+@pytest.mark.parametrize(("family", "template"), [("llama", "alpaca"), ("qwen2", "chat"), ("t5", "plain")])
+def test_every_score_by_its_definition(family: str, template: str) -> None:
+    model, encoder = tiny_model(family, seed=3).double(), encoder_for(family, template)
+    examples = examples_from_rows(ROWS, "rows")
+    encoded = encoder.encode(examples)
+    table = likelihoods(model, encoder, examples, NEEDS, batch_size=4)
+    prompts, responses = encoded["prompt_ids"][:], encoded["response_ids"][:]
+    (blank,), _, _ = encoder.prompts([{**examples[0], "instruction": "", "input": "", "messages": ""}])
+    others = other_prompts(encoded["id"][:], prompts, OTHERS)
+    expected: dict[str, list[float]] = {name: [] for name in ("ce", "eos", "pmi", "ifd", "match")}
+    for row, response in enumerate(responses):
+        own, alone = nats(model, prompts[row], response), nats(model, blank, response)
+        elsewhere = [sum(nats(model, prompts[other], response)[:-1]) for other in others[row]]
+        expected["ce"].append(sum(own) / len(own))
+        expected["eos"].append(own[-1])
+        expected["pmi"].append(sum(alone) - sum(own))
+        expected["ifd"].append(sum(own) / sum(alone))
+        expected["match"].append(sum(elsewhere) / OTHERS - sum(own[:-1]))
+    for name, values in expected.items():
+        assert SCORES.get(name).compute(table) == pytest.approx(values, rel=1e-9, abs=1e-9), name  # type: ignore[arg-type]
+
+
+def test_what_a_score_asks_for_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert measured_needs(["ce", "eos", "pmi", "ifd"]) == {"endings", "unprompted"}
+    assert measured_needs("fused") == measured_needs("length") == set()
+    read: list[int] = []
+    own = module.response_losses
+    monkeypatch.setattr(module, "response_losses", lambda m, b: read.append(len(b["input_ids"])) or own(m, b))
+    examples, encoder = examples_from_rows(ROWS, "rows"), encoder_for("llama")
+    for needs, passes in ((["losses", "endings"], 1), (NEEDS, 2 + OTHERS)):
+        read.clear()
+        likelihoods(tiny_model("llama"), encoder, examples, needs)
+        assert sum(read) == passes * len(ROWS)
+
+
+def test_defined_where_there_is_little_to_read() -> None:
+    """A response of one token, one that was cut and has no end, a prompt of no tokens, and rows that all ask alike."""
+    model = tiny_model("llama", seed=3)
+    rows = [{"instruction": "a", "output": "."}, {"instruction": "b", "output": "the list " * 40},
+            {"prompt": "", "completion": "running text"}]  # fmt: skip
+    encoder = encoder_for("llama", "auto", max_length=120, max_prompt_length=100)
+    table = likelihoods(model, encoder, examples_from_rows(rows, "rows"), NEEDS)
+    assert all(np.isfinite(values).all() for values in table.values())
+    assert table["end_nll"][1] == 0.0 and (table["end_nll"][[0, 2]] > 0).all()
+    pmi = SCORES.get("pmi").compute(table)  # type: ignore[arg-type]
+    assert pmi[2] == pytest.approx(0, abs=1e-4)  # its prompt is the empty one
+    alike = examples_from_rows([{"instruction": "a", "output": word} for word in ("one", "two")], "rows")
+    table = likelihoods(model, encoder, alike, NEEDS)
+    assert SCORES.get("match").compute(table) == pytest.approx([0, 0])  # type: ignore[arg-type]
+    certain = {"ce": np.array([0.0, 1.0]), "length": np.ones(2), "unprompted_nll": np.zeros(2)}
+    assert np.isfinite(SCORES.get("ifd").compute(certain)).all()  # type: ignore[arg-type]
+
+
+def test_other_prompts_ask_something_else_and_follow_the_ids() -> None:
+    ids, prompts = [f"e{i}" for i in range(40)], [[i % 8] for i in range(40)]
+    drawn = other_prompts(ids, prompts, 3)
+    asked = np.array([[prompts[other][0] for other in row] for row in drawn])
+    assert all(len({*row, prompt[0]}) == 4 for row, prompt in zip(asked.tolist(), prompts, strict=True))
+    order = np.random.default_rng(0).permutation(40)
+    again = other_prompts([ids[i] for i in order], [prompts[i] for i in order], 3)
+    assert [[ids[order[other]] for other in row] for row in again] == [[ids[other] for other in drawn[i]] for i in order]
+    assert other_prompts(["a", "b"], [[1], [2]], 3).tolist() == [[1], [0]]
+    assert other_prompts(["a", "b"], [[1], [1]], 3).shape == (2, 0)
+
+
+def test_killed_reading_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples, encoder, model = examples_from_rows(ROWS, "rows"), encoder_for("llama"), tiny_model("llama")
+    whole = likelihoods(model, encoder, examples, NEEDS, batch_size=4)
+    folder, read, own = tmp_path / "batches", [], module.response_losses
+
+    def killed(model: Any, batch: Any) -> Any:
+        if len(read) == 3:
+            raise KeyboardInterrupt
+        read.append(1)
+        return own(model, batch)
+
+    monkeypatch.setattr(module, "response_losses", killed)
+    with pytest.raises(KeyboardInterrupt):
+        likelihoods(model, encoder, examples, NEEDS, batch_size=4, folder=folder)
+    assert len(list(folder.glob("batch-*"))) == 3
+    read.clear()
+    monkeypatch.setattr(module, "response_losses", lambda *a: read.append(1) or own(*a))
+    again = likelihoods(model, encoder, examples, NEEDS, batch_size=4, folder=folder)
+    assert len(read) == -(-5 * len(ROWS) // 4) - 3
+    assert all((again[name] == whole[name]).all() for name in whole)
+    shutil.rmtree(folder)
+
+
+def test_scores_rank_a_table_and_name_what_is_missing() -> None:
+    rows = [{"id": f"e{i}", "rouge_l": 0.5, "ce": 2.0, "length": 4, "unprompted_nll": 8.0 + i} for i in range(5)]
+    assert srd.rank(rows, by="pmi")["id"][:] == ["e4", "e3", "e2", "e1", "e0"]
+    assert srd.rank(rows, by="ifd")["id"][:] == ["e4", "e3", "e2", "e1", "e0"]
+    with pytest.raises(UserError, match=r"lack the columns \['end_nll', 'mismatched_nll'\]"):
+        srd.rank(rows, by="match")
+    gaps = [{**row, "teacher_ce": 1.0 + i / 4, "likeness": i / 5, "end_nll": 5.0 - i} for i, row in enumerate(rows)]
+    for name, easiest in (("gap", "e0"), ("near_copy", "e0"), ("eos", "e4")):
+        assert srd.rank(gaps, by=name)["id"][0] == easiest, name
