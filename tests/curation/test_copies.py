@@ -80,7 +80,10 @@ def test_a_frame_is_no_likeness() -> None:
 
 
 def test_many_copies_of_one_row_are_one_group() -> None:
-    listed = [*rows(5), *({"id": f"same-{i}", "instruction": "a b c d e f", "output": f"g h i j k l m {i}"} for i in range(300))]
+    listed = [
+        *rows(5),
+        *({"id": f"same-{i}", "instruction": "a b c d e f", "output": f"g h i j k l m {i}"} for i in range(300)),
+    ]
     found = near_copies(examples(listed))
     worse = np.arange(305.0)[::-1]
     assert found.spare(worse).sum() == 299 and not found.spare(worse)[304]
@@ -96,7 +99,9 @@ def test_chains_are_split() -> None:
 
 
 def test_the_one_that_stays() -> None:
-    found = near_copies(examples([{"instruction": "a b c d", "output": "e f g h"}] * 3 + [{"instruction": "x", "output": "y"}]))
+    found = near_copies(
+        examples([{"instruction": "a b c d", "output": "e f g h"}] * 3 + [{"instruction": "x", "output": "y"}])
+    )
     assert found.spare(np.array([2.0, 1.0, 3.0, 9.0])).tolist() == [True, False, True, False]
     assert found.spare(np.array([np.inf, 1.0, 1.0, 9.0])).tolist() == [True, False, True, False]
     assert found.spare(np.zeros(4)).tolist() == [False, True, True, False]

@@ -1,4 +1,4 @@
-"""Scores that ask a model: each against its definition in float64, and what has no value by itself has a defined one."""
+"""Scores that ask a model: each against its definition in float64, and a defined value where it has none by itself."""
 
 from __future__ import annotations
 
@@ -110,7 +110,9 @@ def test_other_prompts_ask_something_else_and_follow_the_ids() -> None:
     assert all(len({*row, prompt[0]}) == 4 for row, prompt in zip(asked.tolist(), prompts, strict=True))
     order = np.random.default_rng(0).permutation(40)
     again = other_prompts([ids[i] for i in order], [prompts[i] for i in order], 3)
-    assert [[ids[order[other]] for other in row] for row in again] == [[ids[other] for other in drawn[i]] for i in order]
+    assert [[ids[order[other]] for other in row] for row in again] == [
+        [ids[other] for other in drawn[i]] for i in order
+    ]
     assert other_prompts(["a", "b"], [[1], [2]], 3).tolist() == [[1], [0]]
     assert other_prompts(["a", "b"], [[1], [1]], 3).shape == (2, 0)
 

@@ -301,7 +301,8 @@ def test_wrong_arguments() -> None:
         srd.rank(ROWS, by="random", seed=-1)
     with pytest.raises(UserError, match=r"lack the columns \['length'\]"):
         srd.rank(ROWS, by="length")
-    assert SCORES.names() == ["ce", "length", "random", "rouge_l"]
+    known = ["ce", "eos", "gap", "ifd", "length", "match", "near_copy", "pmi", "random", "rouge_l"]
+    assert SCORES.names() == known
 
 
 def test_a_million_rows() -> None:

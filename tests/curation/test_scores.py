@@ -64,7 +64,7 @@ def test_several_scores_are_fused_by_their_ranks() -> None:
     [
         ({"by": "rogue_l"}, "unknown score 'rogue_l' to rank by; did you mean 'rouge_l'"),
         ({"by": ["ce", "fusd"]}, "unknown score 'fusd' to rank by; did you mean 'fused'"),
-        ({"by": []}, "there is no score to rank by. Known: ce, fused"),
+        ({"by": []}, "there is no score to rank by. Known: ce, eos, fused"),
         ({"by": ["fused", "ce"]}, "the score 'ce' is there twice"),
         ({"fusion": "rff"}, "unknown fusion 'rff'; did you mean 'rrf'"),
     ],

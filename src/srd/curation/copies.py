@@ -234,8 +234,8 @@ class _Index:
             content = self.rows[row]
             prompt, response = _text(*(content[name] for name in COLUMNS))
             telling = self.grams[self.starts[row] : self.starts[row + 1]]
-            parts = (telling, _grams([prompt], [response])[0], _words([response])[0])
-            self.known[row] = Words(*map(np.unique, parts))
+            grams, words = _grams([prompt], [response])[0], _words([response])[0]
+            self.known[row] = Words(np.unique(telling), np.unique(grams), np.unique(words))
         return self.known[row]
 
 

@@ -184,9 +184,9 @@ class Tokens:
     def of(cls, encoder: Encoder, examples: datasets.Dataset, encoded: datasets.Dataset | None = None) -> Tokens:
         """Encode examples, unless they are encoded already."""
         encoded = encoder.encode(examples) if encoded is None else encoded
-        lists = (TokenLists(encoded.data.column(name)) for name in ("prompt_ids", "response_ids"))
+        prompts, responses = (TokenLists(encoded.data.column(name)) for name in ("prompt_ids", "response_ids"))
         ended = ~np.asarray(encoded["response_cut"], dtype=bool)
-        return cls(list(encoded["id"]), *lists, ended, *blank_prompts(encoder, examples))
+        return cls(list(encoded["id"]), prompts, responses, ended, *blank_prompts(encoder, examples))
 
     @property
     def lengths(self) -> Floats:

@@ -100,7 +100,9 @@ class RunFiles:
             return None  # fresh: drawn from all the data, whatever the ranks
         if not asks_student(curriculum.get("score") or "fused"):
             return None
-        known = [seconds for step in ("reflection", "measures", "ranking") if (seconds := self.seconds(step)) is not None]
+        known = [
+            seconds for step in ("reflection", "measures", "ranking") if (seconds := self.seconds(step)) is not None
+        ]
         return math.fsum(known) if known else None
 
     @property

@@ -7,5 +7,5 @@ from srd.curation.scores.base import ScoreInputs, Values, register_score
 
 @register_score("match", harder="low", needs=["losses", "lengths", "endings", "mismatched"])
 def match(inputs: ScoreInputs) -> Values:
-    """ℓ(y|x_k), averaged over prompts of other rows, less ℓ(y|x): nats, the end left out; low where it belongs elsewhere."""
+    """ℓ(y|x_k), a mean over other rows' prompts, less ℓ(y|x); nats, the end left out, low where it is elsewhere."""
     return inputs["mismatched_nll"] - (inputs["ce"] * inputs["length"] - inputs["end_nll"])
