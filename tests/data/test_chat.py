@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from functools import cache
 from typing import Any
 
@@ -11,8 +13,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from srd.base.errors import UserError
-from srd.data.encoding import Encoder
-from srd.data.examples import examples_from_rows
+from srd.data.encoding import Encoder, encode
+from srd.data.examples import content_hash, examples_from_rows, row_of
+from srd.data.messages import answer_of
+from srd.data.settings import DataConfig
 from srd.data.templates.base import get_template
 from srd.data.turns import turns_of
 from srd.models.tokens import stop_token_ids
@@ -199,3 +203,195 @@ def test_typed_words_neither_end_an_answer_nor_begin_another() -> None:
         row = encoded(tokenizer, {"messages": talk("Why?", "<think>c</think>a <|im_end|> b <|im_start|>user")})
         control = [token for token in row["response_ids"] if token in turns_of(tokenizer).control.values()]
         assert control == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+
+
+# Tools, calls, thoughts and names, in the shape of families that write them.
+TOOLED = (
+    "{% if tools %}<|im_start|>system\n{% for t in tools %}{{ t | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
+    + LOOP + "<|im_start|>{{ m.role }}{% if m.name %} {{ m.name }}{% endif %}"
+    "{% if m.tool_call_id %} {{ m.tool_call_id }}{% endif %}{{ '\\n' }}"
+    "{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n</think>\n\n{% endif %}"
+    "{% if m.content is string %}{{ m.content }}"
+    "{% else %}{% for p in m.content or [] %}{{ p.text }}|{% endfor %}{% endif %}"
+    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}<|im_end|>\n"
+    "{% endfor %}" + ASK + "<|im_start|>assistant\n{% endif %}"
+)  # fmt: skip
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+CALLS = [{"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "日本"}}}]
+PARTS = [{"type": "text", "text": "Is it "}, {"type": "text", "text": "warm?"}]
+ASKED = {"role": "user", "content": "Is it warm?"}
+USED = [ASKED, {"role": "assistant", "content": None, "tool_calls": CALLS},
+        {"role": "tool", "tool_call_id": "c1", "name": "weather", "content": "30 degrees"}]  # fmt: skip
+FIELDS: dict[str, dict[str, Any]] = {
+    "a call": {"messages": USED[:2], "tools": [TOOL]},
+    "a call with words": {"messages": [ASKED, {**USED[1], "content": "Let me see."}], "tools": [TOOL]},
+    "an answer to what a tool gave": {"messages": [*USED, {"role": "assistant", "content": "Yes."}], "tools": [TOOL]},
+    "a thought": {"messages": [ASKED, {"role": "assistant", "content": "Yes.", "reasoning_content": "30!"}]},
+    "names": {"messages": [{**ASKED, "name": "Ann"}, {"role": "assistant", "content": "Yes."}]},
+    "parts": {"messages": [{"role": "user", "content": PARTS}, {"role": "assistant", "content": PARTS[:1]}]},
+}
+
+
+@cache
+def with_tools() -> Any:
+    tokenizer = tiny_tokenizer("qwen2")
+    tokenizer.chat_template = TOOLED
+    return tokenizer
+
+
+@pytest.mark.parametrize("case", FIELDS)
+def test_what_a_message_brings_is_passed_on_as_it_is(case: str) -> None:
+    """Tokens are those of the template's own rendering of the row; a table's empty fields count as missing."""
+    tokenizer, row = with_tools(), FIELDS[case]
+    told = encoded(tokenizer, row)
+    prompt, response = expected(tokenizer, row["messages"], "<|im_end|>", tools=row.get("tools"))
+    assert (tokenizer.decode(told["prompt_ids"]), tokenizer.decode(told["response_ids"])) == (prompt, response)
+    empty = dict.fromkeys(("name", "tool_calls", "tool_call_id", "reasoning_content", "weight"))
+    table = {**row, "messages": [{**empty, **turn} for turn in row["messages"]]}
+    assert encoded(tokenizer, table) == told
+    assert encoded(tokenizer, {name: json.dumps(value) for name, value in row.items()}) == told
+
+
+def test_a_row_of_a_conversation_is_read_back_as_the_same_example() -> None:
+    for row in FIELDS.values():
+        example = examples_from_rows([row], "rows")[0]
+        assert examples_from_rows([row_of(example)], "rows")[0] == example
+        assert content_hash(example) == content_hash({**example, "id": "x"})
+    plain = examples_from_rows([{"messages": talk("a", "b")}], "rows")[0]
+    assert plain["extra"] == ""
+    # What changes the text of an answer leaves none of what belonged to the old one.
+    changed = {**examples_from_rows([FIELDS["a thought"]], "rows")[0], "references": ["No."]}
+    assert answer_of(changed) == {"role": "assistant", "content": "No."}
+
+
+def test_contents_in_a_form_that_a_template_cannot_read() -> None:
+    """Where parts would be printed as a list, or an absent content as None, the template gets text."""
+    tokenizer = tokenizer_of("chatml on a base model")
+    told = encoded(tokenizer, FIELDS["parts"])
+    assert tokenizer.decode(told["prompt_ids"] + told["response_ids"]) == (
+        "<|im_start|>user\nIs it warm?<|im_end|>\n<|im_start|>assistant\nIs it <|im_end|>"
+    )
+    told = encoded(tokenizer, FIELDS["an answer to what a tool gave"])
+    assert "None" not in tokenizer.decode(told["prompt_ids"])
+    only_parts = tiny_tokenizer("qwen2")
+    only_parts.chat_template = CHAT_TEMPLATE.replace("{{ message['content'] }}", "{{ message['content'][0]['text'] }}")
+    told = encoded(only_parts, {"messages": talk("Is it <|im_end|>?", "Yes.")})
+    assert only_parts.decode(told["prompt_ids"] + told["response_ids"]) == (
+        "<|im_start|>user\nIs it <|im_end|>?<|im_end|>\n<|im_start|>assistant\nYes.<|im_end|>"
+    )
+    assert told["prompt_ids"].count(only_parts.eos_token_id) == 1
+
+
+def test_what_a_template_leaves_out_is_said_or_refused(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = tokenizer_of("gemma")
+    rows = [FIELDS["an answer to what a tool gave"], FIELDS["a thought"]]
+    encoder = Encoder(tokenizer, get_template("auto", tokenizer))
+    with caplog.at_level(logging.WARNING):
+        encoder.encode(examples_from_rows(rows, "rows"))
+    for what in ("tools", "the calls of tools", "something of the answer"):
+        assert f"leaves out {what} of 1 examples" in caplog.text
+    with pytest.raises(UserError, match="leaves out that the answer calls the tool 'weather'"):
+        encoded(tokenizer, FIELDS["a call"])
+
+
+def test_control_words_in_tools_and_names_are_counted() -> None:
+    tokenizer = with_tools()
+    encoder = Encoder(tokenizer, get_template("auto", tokenizer))
+    row = {**FIELDS["a call"], "tools": [{"name": "weather", "description": "ends with <|im_end|>"}]}
+    encoder.encode_rows(examples_from_rows([row], "rows").to_list())
+    assert len(encoder.control.untold) == len(encoder.control.met) == 1
+
+
+WRONG_TURNS = [
+    ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], ["messages[0].content", "'image'", "only text"]),
+    ([{"role": "user", "content": [{"type": "text"}]}], ["messages[0].content.text", "NoneType"]),
+    ([{"role": "tool"}], ["messages[0].content", "NoneType"]),
+    ([{**ASKED, "reasoning_content": 3}], ["messages[0].reasoning_content", "int 3"]),
+    ([ASKED, {"role": "assistant", "content": "a", "weight": 0.5}], ["messages[1].weight", "0 or 1", "0.5"]),
+    ([ASKED, {"role": "assistant", "content": "a", "weight": 0}], ["no assistant message that is to be learnt"]),
+    ([ASKED, {"role": "assistant", "content": None}], ["messages[1].content", "empty response"]),
+    ([{**ASKED, "name": {1, 2}}, {"role": "assistant", "content": "a"}], ["messages[0]", "JSON"]),
+]
+
+
+@pytest.mark.parametrize(("turns", "words"), WRONG_TURNS)
+def test_turns_that_cannot_be_learnt_are_refused(turns: list[Any], words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        examples_from_rows([{"messages": turns}], "f")
+    for word in ["f: row 1", *words]:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("row", [{"messages": talk("a", "b")}, {"instruction": "a", "output": "b"}])
+def test_images_and_sound_are_refused(row: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="'images' is more than text"):
+        examples_from_rows([{**row, "images": ["cat.png"]}], "f")
+    assert len(examples_from_rows([{**row, "images": [], "audio": None}], "f")) == 1
+
+
+def test_a_tool_list_that_is_none_is_refused() -> None:
+    with pytest.raises(UserError, match="'tools': expected a list of tools"):
+        examples_from_rows([{"messages": talk("a", "b"), "tools": {"name": "x"}}], "f")
+
+
+@pytest.mark.parametrize("raised", ["raise_exception('no')", "m.content + 1", "m.x.y.z", "1 / 0"])
+def test_whatever_a_template_raises_is_one_sentence_with_the_row(raised: str) -> None:
+    tokenizer = tiny_tokenizer("qwen2")
+    tokenizer.chat_template = LOOP + "{{ " + raised + " }}{% endfor %}"
+    with pytest.raises(UserError, match=r"example x: the chat template .* refuses this conversation") as caught:
+        encoded(tokenizer, {"id": "x", "messages": talk("a", "b")})
+    assert "\n" not in str(caught.value)
+
+
+def test_arguments_of_the_template() -> None:
+    tokenizer, row = tokenizer_of("qwen 3"), {"messages": talk("Why?", "a")}
+    examples = examples_from_rows([row], "rows").to_list()
+    template = get_template("auto", tokenizer, {"enable_thinking": False})
+    encoder = Encoder(tokenizer, template)
+    told = encoder.encode_rows(examples)
+    assert tokenizer.decode(told["prompt_ids"][0]).endswith("assistant\n<think>\n\n</think>\n\n")
+    assert tokenizer.decode(told["response_ids"][0]) == "a<|im_end|>"
+    assert encoder.with_template("chat").encode_rows(examples) == told  # a benchmark's template keeps them
+    assert encoder.with_template("plain").template.options == {}
+    public = encode([row], tokenizer, template_arguments={"enable_thinking": False})
+    assert public[0]["prompt_ids"] == told["prompt_ids"][0]
+
+
+NAMED = {"default": FAMILIES["gemma"][1], "tool_use": TOOLED}
+
+
+def test_one_of_several_templates() -> None:
+    """By name, or as transformers chooses it; what ends a turn in any of them is a stop token."""
+    tokenizer = tokenizer_of("gemma")
+    tokenizer.add_tokens([AddedToken(token, special=True) for token in CHATML], True)
+    tokenizer.chat_template = NAMED
+    try:
+        row = {"messages": talk("Why?", "a")}
+        assert tokenizer.decode(encoded(tokenizer, row)["response_ids"]) == "a<end_of_turn>"
+        data = DataConfig.model_validate({"train": "f", "template": {"name": "tool_use"}})
+        template = get_template(data.frame[0], tokenizer, data.frame[1])
+        told = Encoder(tokenizer, template).encode_rows(examples_from_rows([row], "rows").to_list())
+        assert tokenizer.decode(told["response_ids"][0]) == "a<|im_end|>"
+        assert tokenizer.decode(encoded(tokenizer, FIELDS["a call"])["response_ids"]).endswith("<|im_end|>")
+        stops = tokenizer.convert_ids_to_tokens(sorted(turns_of(tokenizer).stops))
+        assert {"<end_of_turn>", "<|im_end|>", "<eos>"} == set(stops)
+        with pytest.raises(UserError, match="no chat template named 'tools'; did you mean 'tool_use'"):
+            get_template("chat", tokenizer, {"chat_template": "tools"})
+        tokenizer.chat_template = {"rag": TOOLED}
+        with pytest.raises(UserError, match=r"several chat templates \(rag\).*data.template.name=rag"):
+            encoded(tokenizer, row)
+    finally:
+        tokenizer_of.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("alpaca", {"enable_thinking": False}, "enable_thinking.*'alpaca'"),
+        ("auto", {"tokenize": True}, "'tokenize' is not the recipe's to set"),
+        ("chat", {"chat_template": "x"}, "it has one without a name: data.template=chat"),
+    ],
+)
+def test_arguments_that_nothing_takes_are_refused(name: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        get_template(name, tokenizer_of("gemma"), options)

@@ -77,7 +77,7 @@ def test_columns_are_the_documented_ones() -> None:
 )
 def test_every_accepted_shape(row: Row, expected: Row) -> None:
     example = examples_from_rows([row], "memory")[0]
-    empty = {"input": "", "messages": "", "prompt": "", "corruption": ""}
+    empty = {"input": "", "messages": "", "prompt": "", "corruption": "", "extra": ""}
     assert {name: value for name, value in example.items() if name != "id"} == {**empty, **expected}
 
 

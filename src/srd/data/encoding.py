@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from srd.base.errors import UserError
 from srd.base.files import fingerprint
 from srd.data.examples import as_examples
-from srd.data.templates.base import Segment, Template, get_template
+from srd.data.messages import texts_beside
+from srd.data.templates.base import Segment, Template, get_template, takes_options
 from srd.data.turns import ControlText, turns_of
 
 logger = logging.getLogger(__name__)
@@ -51,15 +52,16 @@ class Encoder:
         self.encoder_decoder = encoder_decoder
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no end-of-sequence token, so that a student could never learn to stop")
-        self.turns = turns_of(tokenizer)
-        self.control = ControlText(tokenizer)
+        self.turns = turns_of(tokenizer, template.options)
+        self.control = ControlText(tokenizer, self.turns)
         self._told_control = False
+        self._told_left_out: dict[str, int] = {}
 
     def with_template(self, name: str) -> Encoder:
         """The same encoder with another template, by name or as a text of one's own."""
         return Encoder(
             self.tokenizer,
-            get_template(name, self.tokenizer),
+            get_template(name, self.tokenizer, self.template.options if takes_options(name) else None),
             max_length=self.max_length,
             max_prompt_length=self.max_prompt_length,
             encoder_decoder=self.encoder_decoder,
@@ -90,9 +92,12 @@ class Encoder:
         special, names = self._special(rows), [row["id"] for row in rows]
         ids = self._ids(texts, special, names)
         for row, pieces in zip(rows, texts, strict=True):
-            # A template that rewrites a conversation leaves no piece to be read as text.
-            if self.control.found(row["messages"]) and not any(own and self.control.found(t) for t, own in pieces):
-                self.control.note(row["id"], row["messages"])
+            # A template that rewrites a conversation leaves no piece to be read as text, nor do names and tools.
+            typed = self.control.found(row["messages"]) and not any(own and self.control.found(t) for t, own in pieces)
+            beside = texts_beside(row) if self.control.found(row["messages"] + (row.get("extra") or "")) else []
+            beside = [text for text in beside if self.control.found(text)]
+            if typed or beside:
+                self.control.note(row["id"], row["messages"], *beside)
                 self.control.untold.add(row["id"])
         cut = [len(tokens) > self.max_prompt_length for tokens in ids]
         for index in [i for i, too_long in enumerate(cut) if too_long]:
@@ -272,6 +277,13 @@ class Encoder:
                 "%d of %d responses were cut %sto fit %d tokens; they have no end of sequence",
                 answers, len(encoded), "where they were written, or " if written else "", self.max_length,
             )  # fmt: skip
+        for what, names in self.template.left_out.items():
+            if len(names) > self._told_left_out.get(what, 0):
+                self._told_left_out[what] = len(names)
+                logger.warning(
+                    "the chat template leaves out %s of %d examples (the first is %r): no model will see them",
+                    what, len(names), next(iter(names)),
+                )  # fmt: skip
         if control.met and not self._told_control:
             self._told_control = True
             untold = f"; in {len(control.untold)} of them the tokenizer cannot tell them from the token"
@@ -289,6 +301,7 @@ def encode(
     max_length: int = 512,
     max_prompt_length: int = 256,
     encoder_decoder: bool = False,
+    template_arguments: Mapping[str, Any] | None = None,
 ) -> datasets.Dataset:
     """Rows as token ids, prompt and response apart, as they are trained on.
 
@@ -300,6 +313,8 @@ def encode(
         max_length: Longest prompt and response, in tokens; a longer response is cut.
         max_prompt_length: Longest prompt; a longer one loses content, not its frame.
         encoder_decoder: The models are of that kind.
+        template_arguments: Further arguments of the chat template, such as ``{"enable_thinking": False}``;
+            ``chat_template`` names one of several.
 
     Returns:
         ``id, prompt_ids, response_ids, prompt_cut, response_cut, references``, in the order of ``rows``.
@@ -314,7 +329,7 @@ def encode(
     examples = as_examples(rows)
     encoder = Encoder(
         tokenizer,
-        get_template(template, tokenizer),
+        get_template(template, tokenizer, template_arguments),
         max_length=max_length,
         max_prompt_length=max_prompt_length,
         encoder_decoder=encoder_decoder,

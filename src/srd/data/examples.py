@@ -25,6 +25,17 @@ from numpy.typing import NDArray
 from srd.base.errors import UserError
 from srd.base.tables import column, repeated
 from srd.data.bad_rows import BadRows, Check, without_refused
+from srd.data.messages import (
+    answer_of,
+    conversation_of,
+    extra_of,
+    kind,
+    plain_text,
+    read_messages,
+    read_tools,
+    refuse_media,
+    text_of,
+)
 from srd.data.rows import as_table, row_dicts, with_ids
 
 EXAMPLE_FEATURES = Features(
@@ -36,6 +47,7 @@ EXAMPLE_FEATURES = Features(
         "prompt": Value("string"),
         "references": List(Value("string")),
         "corruption": Value("string"),
+        "extra": Value("string"),
     }
 )
 
@@ -51,7 +63,6 @@ ACCEPTED_SHAPES = (
     "instruction + output or response (with input or context where there is one), "
     "prompt + completion or response, question + answer, messages (a conversation)"
 )
-ROLES = ("system", "user", "assistant", "tool")
 CHUNK_ROWS = 10_000
 FILE_SCHEMA = pa.schema([*EXAMPLE_FEATURES.arrow_schema, pa.field("place", pa.string())])
 
@@ -87,7 +98,7 @@ def as_examples(rows: Any) -> Dataset:
         UserError: as `examples_from_rows`.
     """
     columns = getattr(rows, "column_names", None)
-    if isinstance(rows, Dataset) and set(EXAMPLE_FEATURES) <= set(columns or ()):
+    if isinstance(rows, Dataset) and set(EXAMPLE_FEATURES) - {"extra"} <= set(columns or ()):
         with_ids(as_table(rows.select_columns("id"), ["id"], "examples"), "examples")
         return rows
     return examples_from_rows(row_dicts(rows, "examples"), "examples")
@@ -196,8 +207,8 @@ def _own_id(value: Any, place: str) -> str | None:
     if value is None or value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise UserError(f"{place}: field 'id': expected text or a whole number, found {_kind(value)}.")
-    return _text(str(value), place, "id")
+        raise UserError(f"{place}: field 'id': expected text or a whole number, found {kind(value)}.")
+    return text_of(str(value), place, "id")
 
 
 def _refuse_repeated_ids(table: pa.Table) -> None:
@@ -222,7 +233,8 @@ def _occurrences(values: NDArray[np.uint64]) -> NDArray[np.int64]:
 
 def content_hash(example: Mapping[str, Any]) -> int:
     """Hash prompt side and references of an example to 64 bits."""
-    return _hash([example[name] for name in ("instruction", "input", "messages", "prompt", "references")])
+    content = [example[name] for name in ("instruction", "input", "messages", "prompt", "references")]
+    return _hash([*content, *filter(None, [example.get("extra")])])
 
 
 def _hash(parts: Any) -> int:
@@ -239,24 +251,26 @@ def example_from_row(row: Mapping[str, Any], place: str) -> dict[str, Any]:
         UserError: names `place`, the field, and what is expected.
     """
     present = {name: value for name, value in row.items() if value is not None}
+    refuse_media(present, place)
     if "messages" in present:
-        return _from_messages(present["messages"], place, "messages")
+        return _from_messages(present["messages"], present.get("tools"), place, "messages")
     if isinstance(present.get("prompt"), list):
         turns = [*present["prompt"], *_as_turns(_first(present, ANSWER_FIELDS["prompt"], place), place)]
-        return _from_messages(turns, place, "prompt")
+        return _from_messages(turns, present.get("tools"), place, "prompt")
     question, answer = _question_and_answer(present, place)
-    text = _text(present[question], place, question)
+    text = text_of(present[question], place, question)
     if not text.strip() and question != "prompt":
         raise UserError(f"{place}: field {question!r} is empty. Fill it in, or remove the row.")
     context = next((name for name in CONTEXT_FIELDS if name in present), None)
     is_prompt = question == "prompt"
     return {
         "instruction": text,
-        "input": "" if context is None or is_prompt else _text(present[context], place, context),
+        "input": "" if context is None or is_prompt else text_of(present[context], place, context),
         "messages": "",
         "prompt": text if is_prompt else "",
         "references": _references(_all_answers(present, answer), place, answer),
         "corruption": "",
+        "extra": "",
     }
 
 
@@ -294,76 +308,45 @@ def _first(row: Mapping[str, Any], names: Sequence[str], place: str) -> Any:
 def _as_turns(answer: Any, place: str) -> list[Any]:
     if isinstance(answer, list):
         return answer
-    return [{"role": "assistant", "content": _text(answer, place, "completion")}]
+    return [{"role": "assistant", "content": text_of(answer, place, "completion")}]
 
 
-def _from_messages(value: Any, place: str, field: str) -> dict[str, Any]:
-    """Take the last assistant message as the answer, and what comes before it as the conversation."""
-    turns = _parse_messages(value, place, field)
+def _from_messages(value: Any, tools: Any, place: str, field: str) -> dict[str, Any]:
+    """Take the last assistant message that is to be learnt as the answer, what comes before as the conversation."""
+    turns = read_messages(value, place, field)
     answers = [index for index, turn in enumerate(turns) if turn["role"] == "assistant"]
     if not answers:
         raise UserError(f"{place}: field {field!r} has no assistant message, which would be the answer.")
-    conversation = turns[: answers[-1]]
-    users = [turn["content"] for turn in conversation if turn["role"] == "user"]
+    learnt = [index for index in answers if turns[index].get("train", True)]
+    if not learnt:
+        raise UserError(f"{place}: field {field!r} has no assistant message that is to be learnt.")
+    conversation, answer = turns[: learnt[-1]], turns[learnt[-1]]
+    users = [plain_text(turn) for turn in conversation if turn["role"] == "user"]
     if not users:
         raise UserError(f"{place}: field {field!r} has no user message before the last assistant message.")
+    text = plain_text(answer)
+    extra: dict[str, Any] = {"tools": read_tools(tools, place)} if tools else {}
+    if answer != {"role": "assistant", "content": text}:
+        extra["answer"] = answer
     return {
         "instruction": users[-1],
         "input": "",
         "messages": json.dumps(conversation, ensure_ascii=False),
         "prompt": "",
-        "references": _references(turns[answers[-1]]["content"], place, f"{field}[{answers[-1]}].content"),
+        "references": _references(text, place, f"{field}[{learnt[-1]}].content"),
         "corruption": "",
+        "extra": json.dumps(extra, ensure_ascii=False) if extra else "",
     }
-
-
-def _parse_messages(value: Any, place: str, field: str) -> list[dict[str, str]]:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{place}: field {field!r} is text but not usable JSON ({error}).") from error
-    if not isinstance(value, list) or not value:
-        raise UserError(f"{place}: field {field!r}: expected a list of messages, found {_kind(value)}.")
-    turns = []
-    for index, message in enumerate(value):
-        if not isinstance(message, Mapping) or "role" not in message or "content" not in message:
-            raise UserError(f"{place}: {field}[{index}]: expected {{role, content}}, found {_kind(message)}.")
-        if message["role"] not in ROLES:
-            raise UserError(
-                f"{place}: {field}[{index}].role is {message['role']!r}, expected one of {', '.join(ROLES)}."
-            )
-        content = _text(message["content"], place, f"{field}[{index}].content")
-        turns.append({"role": str(message["role"]), "content": content})
-    return turns
 
 
 def _references(value: Any, place: str, field: str) -> list[str]:
     values = value if isinstance(value, list) else [value]
     if not values:
         raise UserError(f"{place}: field {field!r} is an empty list. Give at least one reference answer.")
-    references = [_text(item, place, field) for item in values]
+    references = [text_of(item, place, field) for item in values]
     if not all(reference.strip() for reference in references):
         raise UserError(f"{place}: field {field!r} holds an empty response. Fill it in, or remove the row.")
     return references
-
-
-def _text(value: Any, place: str, field: str) -> str:
-    if not isinstance(value, str):
-        raise UserError(f"{place}: field {field!r}: expected text, found {_kind(value)}.")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{place}: field {field!r} holds half a surrogate pair at character {error.start}, which is no "
-            "valid text. Repair the escape sequence in the file."
-        ) from error
-    return value
-
-
-def _kind(value: Any) -> str:
-    shown = repr(value)
-    return f"{type(value).__name__} {shown if len(shown) <= 60 else shown[:57] + '...'}"
 
 
 def split_examples(examples: Dataset, validation: int | float, test: int | float, seed: int) -> DatasetDict:
@@ -451,12 +434,12 @@ def row_of(example: Mapping[str, Any]) -> dict[str, Any]:
     references = example["references"]
     content: dict[str, Any]
     if example["messages"]:
-        content = {"messages": [*json.loads(example["messages"]), {"role": "assistant", "content": references[0]}]}
+        content = {"messages": [*conversation_of(example), answer_of(example)], "tools": extra_of(example).get("tools")}
     elif example["prompt"]:
         content = {"prompt": example["prompt"], "completion": references[0]}
     else:
         content = {"instruction": example["instruction"], "input": example["input"], "output": references[0]}
-        content = {name: text for name, text in content.items() if text}
+    content = {name: value for name, value in content.items() if value or name in ("prompt", "completion")}
     if len(references) > 1:
         content["references"] = list(references)
     return {"id": example["id"], **content}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -51,6 +51,12 @@ class CorruptionConfig(Section):
     ] = Field(["swapped"], description="what is done to them, in equal parts")
 
 
+class ChatTemplateConfig(Section):
+    """One of several chat templates of a tokenizer."""
+
+    name: Named = Field(description="name of the chat template, such as tool_use")
+
+
 class DataConfig(Section):
     """The examples and how they become token sequences. A plain string is short for ``train``."""
 
@@ -65,7 +71,13 @@ class DataConfig(Section):
     train_limit: int | None = Field(None, ge=1, description="keep so many training examples, after the split")
     validation_limit: int | None = Field(None, ge=1, description="keep so many validation examples")
     test_limit: int | None = Field(None, ge=1, description="keep so many test examples")
-    template: Named = Field("auto", description="auto, alpaca, chat, plain, or a text with {instruction} and {input}")
+    template: Named | ChatTemplateConfig = Field(
+        "auto",
+        description="auto, alpaca, chat, plain, a text with {instruction} and {input}, or {name: …} of a chat template",
+    )
+    template_arguments: dict[str, Any] = Field(
+        {}, description="further arguments of the chat template, such as {enable_thinking: false}"
+    )
     max_length: int = Field(512, ge=8, description="prompt and response, in tokens; a longer response is cut")
     max_prompt_length: int = Field(256, ge=4, description="prompt in tokens; a longer one loses content, not its frame")
     leaks: Literal["error", "drop", "warn"] = Field(
@@ -84,3 +96,10 @@ class DataConfig(Section):
                 f"max_length ({self.max_length})"
             )
         return self
+
+    @property
+    def frame(self) -> tuple[str, dict[str, Any]]:
+        """Name and options of the template, as `srd.data.templates.base.get_template` takes them."""
+        if isinstance(self.template, ChatTemplateConfig):
+            return "chat", {**self.template_arguments, "chat_template": self.template.name}
+        return self.template, self.template_arguments

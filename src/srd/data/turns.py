@@ -8,10 +8,11 @@ has no end.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -38,6 +39,7 @@ class Turns:
         call_end: closes one that calls a tool.
         opening: what the chat template writes to ask for an answer; empty where that is no control token.
         control: every control token by its text.
+        others: what else ends a turn in another of the tokenizer's chat templates, where it has several.
     """
 
     before: tuple[int, ...]
@@ -47,11 +49,12 @@ class Turns:
     call_end: tuple[int, ...]
     opening: tuple[int, ...]
     control: dict[str, int]
+    others: frozenset[int] = frozenset()
 
     @property
     def stops(self) -> set[int]:
         """The tokens that end what a model writes."""
-        return {self.end[-1], self.chat_end[-1], *self.call_end[-1:]}
+        return {self.end[-1], self.chat_end[-1], *self.call_end[-1:], *self.others}
 
     @property
     def stop_texts(self) -> re.Pattern[str]:
@@ -78,9 +81,15 @@ class Turns:
         return self.chat_end if chat or (self.opening and _ends(prompt, self.opening)) else self.end
 
 
-def turns_of(tokenizer: PreTrainedTokenizerBase) -> Turns:
-    """What this tokenizer and its chat template put around texts."""
-    return _turns_of(tokenizer, str(getattr(tokenizer, "chat_template", None)), tokenizer.eos_token_id)
+def turns_of(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any] | None = None) -> Turns:
+    """What this tokenizer and its chat template put around texts.
+
+    Args:
+        tokenizer: Has them.
+        options: Further arguments of the chat template; ``chat_template`` names one of several.
+    """
+    key = json.dumps(options or {}, sort_keys=True, default=str)
+    return _turns_of(tokenizer, str(getattr(tokenizer, "chat_template", None)), tokenizer.eos_token_id, key)
 
 
 def without_end(tokens: Sequence[int], stops: Sequence[int] | set[int]) -> tuple[list[int], bool]:
@@ -89,15 +98,25 @@ def without_end(tokens: Sequence[int], stops: Sequence[int] | set[int]) -> tuple
     return list(tokens[:-1] if ended else tokens), ended
 
 
-@lru_cache(maxsize=8)
-def _turns_of(tokenizer: PreTrainedTokenizerBase, chat_template: str, end: int) -> Turns:
+@lru_cache(maxsize=16)
+def _turns_of(tokenizer: PreTrainedTokenizerBase, chat_template: str, end: int, options: str) -> Turns:
+    own = _of_one_template(tokenizer, end, json.loads(options))
+    names = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
+    others = [_of_one_template(tokenizer, end, {"chat_template": name}) for name in names]
+    control = {text: token for turns in (*others, own) for text, token in turns.control.items()}
+    return replace(own, control=control, others=frozenset(token for turns in others for token in turns.stops))
+
+
+def _of_one_template(tokenizer: Any, end: int, options: dict[str, Any]) -> Turns:
     before, behind = _around(tokenizer)
     control = {str(token): index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     control |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     added = set(control.values()) | set(tokenizer.added_tokens_decoder)
-    chat_end = _chat_end(tokenizer, added) if tokenizer.chat_template else []
-    call_end = _call_end(tokenizer, {end, *chat_end[-1:]}, set(control.values())) if tokenizer.chat_template else []
-    opening = _opening(tokenizer) if tokenizer.chat_template else []
+    chat_end, call_end, opening = [], [], []
+    if tokenizer.chat_template:
+        chat_end = _chat_end(tokenizer, added, options)
+        call_end = _call_end(tokenizer, {end, *chat_end[-1:]}, set(control.values()), options)
+        opening = _opening(tokenizer, options)
     for last in (*chat_end[-1:], *call_end):  # an end of turn is a control token, whatever the tokenizer's files say
         control[str(tokenizer.convert_ids_to_tokens(last))] = last
     return Turns(
@@ -120,11 +139,11 @@ def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
     return [token for token in framed[:1] if token == tokenizer.bos_token_id], []
 
 
-def _chat_end(tokenizer: Any, added: set[int]) -> list[int]:
+def _chat_end(tokenizer: Any, added: set[int], options: dict[str, Any]) -> list[int]:
     """What the chat template writes behind an assistant's message, up to the first control token."""
     talk = [{"role": "user", "content": ASKED}, {"role": "assistant", "content": ANSWERED}]
-    last = _behind_answer(tokenizer, talk, added)
-    middle = _behind_answer(tokenizer, [*talk, {"role": "user", "content": ASKED_AGAIN}], added)
+    last = _behind_answer(tokenizer, talk, added, options)
+    middle = _behind_answer(tokenizer, [*talk, {"role": "user", "content": ASKED_AGAIN}], added, options)
     # Behind the last message may stand what asks for another answer; behind one in the middle stands its end only.
     found = last if not middle or last[-1:] == [tokenizer.eos_token_id] else middle
     if not found:
@@ -132,8 +151,10 @@ def _chat_end(tokenizer: Any, added: set[int]) -> list[int]:
     return found
 
 
-def _behind_answer(tokenizer: Any, messages: list[dict[str, Any]], added: set[int]) -> list[int]:
-    text = _rendered(tokenizer, messages)
+def _behind_answer(
+    tokenizer: Any, messages: list[dict[str, Any]], added: set[int], options: dict[str, Any]
+) -> list[int]:
+    text = _rendered(tokenizer, messages, **options)
     if ANSWERED not in text:
         return []
     behind = text.rpartition(ANSWERED)[2].partition(ASKED_AGAIN)[0]
@@ -145,18 +166,19 @@ def _behind_answer(tokenizer: Any, messages: list[dict[str, Any]], added: set[in
     return []
 
 
-def _call_end(tokenizer: Any, usual: set[int], control: set[int]) -> list[int]:
+def _call_end(tokenizer: Any, usual: set[int], control: set[int], options: dict[str, Any]) -> list[int]:
     """The control token that ends the call of a tool, where that is not one of the usual ends."""
     asking: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [CALL]}
     talk = [{"role": "user", "content": ASKED}, asking]
-    text = _rendered(tokenizer, talk, tools=[TOOL])
+    text = _rendered(tokenizer, talk, tools=[TOOL], **options)
     behind = _ids(tokenizer, text.rpartition(ANSWERED)[2].rstrip()) if ANSWERED in text else []
     return behind[-1:] if control & set(behind[-1:]) and not usual & set(behind) else []
 
 
-def _opening(tokenizer: Any) -> list[int]:
+def _opening(tokenizer: Any, options: dict[str, Any]) -> list[int]:
     talk = [{"role": "user", "content": ASKED}]
-    without, asking = _rendered(tokenizer, talk), _rendered(tokenizer, talk, add_generation_prompt=True)
+    without = _rendered(tokenizer, talk, **options)
+    asking = _rendered(tokenizer, talk, add_generation_prompt=True, **options)
     return _ids(tokenizer, asking[len(without) :]) if asking.startswith(without) else []
 
 
@@ -194,10 +216,9 @@ class ControlText:
         first: the first such word and where it was.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Take the control tokens of a tokenizer."""
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, turns: Turns) -> None:
+        """Take the control tokens of a tokenizer, the ends of turns among them."""
         self._tokenizer = tokenizer
-        turns = turns_of(tokenizer)
         self._control = turns.control
         # An unknown character is no control token, unless the end of sequence stands for it (GPT-2).
         self._forbidden = set(self._control.values()) - ({tokenizer.unk_token_id} - turns.stops)

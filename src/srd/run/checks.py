@@ -39,7 +39,8 @@ def check_recipe(models: RecipeModels) -> None:
                 adapter=named.adapter,
                 trust_remote_code=named.trust_remote_code,
             )
-    get_template(models.recipe.data.template, models.tokenizer)
+    name, options = models.recipe.data.frame
+    get_template(name, models.tokenizer, options)
     configs = models.configs
     trainings = models.recipe.student_trainings
     # The student's tokenizer also reads for the teacher where the teacher writes or is evaluated.

@@ -207,7 +207,8 @@ class Run(RecipeModels):
         if self._frames_told or str(own.chat_template) == str(shared.chat_template):
             return
         chats = pc.any(pc.not_equal(column(self.split("train"), "messages"), "")).as_py()
-        if self.recipe.data.template == "chat" or (chats and self.recipe.data.template == "auto"):
+        template, _ = self.recipe.data.frame
+        if template == "chat" or (chats and template == "auto"):
             self._frames_told = True
             logger.warning(
                 "the chat template of the teacher (%s) is not the student's (%s): what the teacher says of each token "

@@ -46,9 +46,10 @@ class RecipeModels:
 
     def _encoder(self, tokenizer: Any) -> Encoder:
         data = self.recipe.data
+        name, options = data.frame
         return Encoder(
             tokenizer,
-            get_template(data.template, tokenizer),
+            get_template(name, tokenizer, options),
             max_length=data.max_length,
             max_prompt_length=data.max_prompt_length,
             encoder_decoder=self.encoder_decoder,
@@ -104,7 +105,9 @@ class RecipeModels:
     def encoding(self) -> list[Any]:
         """What decides how text becomes tokens, for fingerprints: the template's text and the tokenizer itself."""
         data = self.recipe.data
-        return [data.template, data.max_length, data.max_prompt_length, data.bad_rows, self.tokenizer_identity]
+        name, options = data.frame
+        template = [name, options] if options else name
+        return [template, data.max_length, data.max_prompt_length, data.bad_rows, self.tokenizer_identity]
 
     @cached_property
     def tokenizer_identity(self) -> str:

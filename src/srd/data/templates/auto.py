@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from srd.data.templates.base import Example, Segment, Template, get_template, joined, register_template
 from srd.data.templates.chat import ChatTemplate
@@ -37,13 +38,20 @@ class AutoTemplate(Template):
     """Conversations through the chat template, ready-made prompts as they are, and all else as Alpaca."""
 
     name = "auto"
+    takes_options = True
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any] | None = None) -> None:
         """Keep the tokenizer, whose chat template is asked for when the first conversation comes."""
         self._tokenizer = tokenizer
-        self._chat: ChatTemplate | None = None
+        self.options = dict(options or {})
+        self._chat = ChatTemplate(tokenizer, options) if options else None
         self._prompt = PromptTemplate()
         self._alpaca = get_template("alpaca", tokenizer)
+
+    @property
+    def left_out(self) -> Mapping[str, dict[str, None]]:  # type: ignore[override]
+        """What the chat template does not write."""
+        return self._chat.left_out if self._chat else {}
 
     def render(self, example: Example) -> list[Segment]:
         """Return the prompt in the way that suits the row."""
@@ -56,7 +64,7 @@ class AutoTemplate(Template):
     def for_row(self, example: Example) -> Template:
         """Return the template for this row; UserError where a conversation meets a tokenizer without one."""
         if example["messages"]:
-            self._chat = self._chat or ChatTemplate(self._tokenizer)
+            self._chat = self._chat or ChatTemplate(self._tokenizer, self.options)
             return self._chat
         # A row of plain text has neither prompt nor instruction, and its prompt is empty as it is.
         return self._prompt if example["prompt"] or not example["instruction"] else self._alpaca

@@ -10,7 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from string import Formatter
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from srd.base.errors import UserError, nearest
 from srd.base.registry import Registry
@@ -48,10 +49,17 @@ class Template(ABC):
         name: as in the configuration.
         adds_special_tokens: whether the tokenizer should put its own special tokens around the text (False
             where the text has them already). Of `auto` it depends on the row: ask `for_row(example)`.
+        takes_options: whether the tokenizer's chat template has a part in this, which may take further arguments:
+            it is then made of a tokenizer and these.
+        options: those arguments.
+        left_out: what the chat template does not write though the rows have it, with the ids of the examples.
     """
 
     name: str
     adds_special_tokens: bool = True
+    takes_options: ClassVar[bool] = False
+    options: Mapping[str, Any] = MappingProxyType({})
+    left_out: Mapping[str, dict[str, None]] = MappingProxyType({})
 
     @abstractmethod
     def render(self, example: Example) -> list[Segment]:
@@ -93,21 +101,29 @@ class FormatTemplate(Template):
         return joined(segments)
 
 
-TEMPLATES: Registry[Callable[[PreTrainedTokenizerBase], Template]] = Registry("template", "srd.data.templates")
+TEMPLATES: Registry[Callable[..., Template]] = Registry("template", "srd.data.templates")
 register_template = TEMPLATES.register
 
 
-def get_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
+def get_template(name: str, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any] | None = None) -> Template:
     """Return a template by name, or made from a text of one's own.
 
     Args:
         name: Of the registry (`auto`, `alpaca`, `chat`, `plain`), or a text with `{instruction}` and, where wanted,
             `{input}` (`{{` and `}}` stand for braces).
         tokenizer: the chat template is taken from it.
+        options: further arguments of the chat template (``enable_thinking``); ``chat_template`` names one of several.
 
     Raises:
-        UserError: an unknown name or place, or a tokenizer without a chat template.
+        UserError: an unknown name or place, a tokenizer without a chat template, or options that nothing takes.
     """
+    if takes_options(name):
+        return TEMPLATES.get(name)(tokenizer, options)
+    if options:
+        raise UserError(
+            f"data.template_arguments ({', '.join(options)}) are for the chat template, which data.template={name!r} "
+            "does not use. Leave them out, or choose template 'auto' or 'chat'."
+        )
     if name in TEMPLATES.names():
         return TEMPLATES.get(name)(tokenizer)
     if "{" in name:
@@ -119,6 +135,11 @@ def get_template(name: str, tokenizer: PreTrainedTokenizerBase) -> Template:
         f"template: there is no template {name!r}; {nearest(name, TEMPLATES.names())}. "
         "A text of your own must hold the place {instruction}."
     )
+
+
+def takes_options(name: str) -> bool:
+    """Whether a template renders conversations with the tokenizer's chat template."""
+    return name in TEMPLATES.names() and getattr(TEMPLATES.get(name), "takes_options", False)
 
 
 def _parse(text: str) -> list[tuple[str, str]]:

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import json
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from jinja2.exceptions import TemplateError
 
-from srd.base.errors import UserError
+from srd.base.errors import UserError, nearest
+from srd.data.messages import REASONING, Message, answer_of, conversation_of, extra_of, plain_text
 from srd.data.templates.base import Example, Segment, Template, joined, register_template
-from srd.data.turns import turns_of
+from srd.data.turns import CALL, TOOL, turns_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Message = dict[str, Any]
 Part = tuple[str, bool]  # a text, and whether it may be cut
-Slot = tuple[dict[str, Any], str, list[Part]]  # where a text of a message stands, and its parts
+Slot = tuple[Message, str, list[Part]]  # where a text of a message stands, and its parts
 SHOWN = 200  # characters of a text in a message
+PROBE = "QzProbe"
 
 
 @register_template("chat")
@@ -30,20 +34,28 @@ class ChatTemplate(Template):
 
     name = "chat"
     adds_special_tokens = False
+    takes_options = True
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Take the template of a tokenizer; UserError where it has none."""
-        if not getattr(tokenizer, "chat_template", None):
-            raise UserError(
-                f"template 'chat': the tokenizer {tokenizer.name_or_path!r} has no chat template. "
-                "Choose template 'alpaca' or 'plain', or a model that was tuned for conversation."
-            )
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any] | None = None) -> None:
+        """Take the template of a tokenizer.
+
+        Args:
+            tokenizer: Has it.
+            options: Further arguments of the template; ``chat_template`` names one of several.
+
+        Raises:
+            UserError: it has none, or none of that name, or an option is not the user's to set.
+        """
         self._tokenizer = tokenizer
+        self.options = dict(options or {})
+        self.left_out: dict[str, dict[str, None]] = {}
+        _check(tokenizer, self.options)
 
     def render(self, example: Example) -> list[Segment]:
         """Return the rendered conversation; messages are cuttable, oldest first, but no system messages."""
-        messages, asked = _conversation(example)
+        messages, asked = self._conversation(example)
         text = self._apply(messages, example)
+        self._look_for_tools(text, example)
         if (segments := self._marked(messages, asked, text, example)) is not None:
             return segments
         # Templates that rewrite messages (dropping a model's thoughts, say) leave the last one as it is.
@@ -63,24 +75,39 @@ class ChatTemplate(Template):
         Raises:
             UserError: the conversation with its answer does not go on from the prompt.
         """
-        messages, _ = _conversation(example)
-        whole = [*messages, _answer(example)]
+        messages, _ = self._conversation(example)
+        whole = [*messages, *self._suited([answer_of(example)])]
         prompt, text = self._apply(messages, example), self._apply(whole, example, ask=False)
         if not text.startswith(prompt):
             raise UserError(self._parted(prompt, text, example))
         segments = self._marked(whole, None, text, example, answer_only=True)
         if segments is None:
             segments = self._rewritten(whole, text, len(prompt), example)
-        return self._ended(_behind(segments, len(prompt)))
+        answer = joined(_behind(segments, len(prompt)))
+        calls = whole[-1].get("tool_calls") or []
+        if names := [name for name in map(_name, calls) if name not in "".join(piece.text for piece in answer)]:
+            raise UserError(
+                f"example {example['id']}: the chat template of the tokenizer leaves out that the answer calls the "
+                f"tool {names[0]!r}. Choose a model whose template writes tools, or leave the row out."
+            )
+        return self._ended(answer, calls=bool(calls))
 
-    def _ended(self, segments: list[Segment]) -> list[Segment]:
-        """The pieces of an answer up to the token that ends the turn; without the frame behind it where none does."""
-        if segments and not segments[-1].content:
-            last = segments[-1].text
-            end = turns_of(self._tokenizer).stop_texts.search(last)
-            kept = "" if len(segments) > 1 else last
-            segments[-1] = Segment(last[: end.end()] if end else kept, False)
-        return joined(segments)
+    def _ended(self, segments: list[Segment], *, calls: bool) -> list[Segment]:
+        """The pieces of an answer up to the token that ends the turn; without the frame behind it where none does.
+
+        That token is the first one behind the content. Behind a tool's call, whose arguments are in the frame, it is
+        the first of those that stand at the end.
+        """
+        if not segments or segments[-1].content:
+            return segments
+        last = segments[-1].text
+        ends = list(turns_of(self._tokenizer, self.options).stop_texts.finditer(last))
+        within = calls or len(segments) == 1
+        place = len(ends) - 1 if within else 0
+        while within and place > 0 and not last[ends[place - 1].end() : ends[place].start()].strip():
+            place -= 1
+        kept = last[: ends[place].end()] if ends else last if within else ""
+        return joined([*segments[:-1], Segment(kept, False)])
 
     def _rewritten(self, whole: Sequence[Message], text: str, start: int, example: Example) -> list[Segment]:
         """The pieces of a conversation whose answer a template rewrites, by where it begins and what ends it."""
@@ -89,9 +116,12 @@ class ChatTemplate(Template):
             holder[key] = mark
         tail = self._apply(marked, example, ask=False).rpartition(mark)[2]
         end = len(text) - len(tail) if text[start:].endswith(tail) else start
-        return joined(
-            [Segment(text[:start], False), Segment(text[start:end], False, content=True), Segment(text[end:], False)]
-        )
+        pieces = [
+            Segment(text[:start], False),
+            Segment(text[start:end], False, content=True),
+            Segment(text[end:], False),
+        ]
+        return joined(pieces)
 
     def _marked(
         self, messages: Sequence[Message], asked: list[Part] | None, text: str, example: Example, *,
@@ -110,6 +140,7 @@ class ChatTemplate(Template):
         for strip in (False, True):
             marked = copy.deepcopy(list(messages))
             contents: list[Segment] = []
+            needed: list[bool] = []
             for holder, key, parts in _slots(marked[-1:] if answer_only else marked, asked):
                 inside = ""
                 for place, (part, cuttable) in enumerate(parts):
@@ -119,33 +150,102 @@ class ChatTemplate(Template):
                     inside += f"{mark}{len(contents)}Q"
                     part = part.lstrip() if strip and place == 0 else part
                     part = part.rstrip() if strip and place == len(parts) - 1 else part
+                    needed.append(answer_only or key not in REASONING)
                     contents.append(Segment(part, cuttable, cut_order=len(contents), content=True))
                 holder[key] = inside
             pieces = re.split(f"{mark}([0-9]+)Q", self._apply(marked, example, ask=not answer_only))
             segments = joined(
                 [contents[int(piece)] if place % 2 else Segment(piece, False) for place, piece in enumerate(pieces)]
             )
+            found = set(map(int, pieces[1::2]))
+            if any(own and place not in found for place, own in enumerate(needed)):
+                self._leaves_out("something of the answer" if answer_only else "messages", example)
             if "".join(segment.text for segment in segments) == text:
                 return segments
         return None
 
+    def _look_for_tools(self, text: str, example: Example) -> None:
+        calls = itertools.chain.from_iterable(turn.get("tool_calls") or [] for turn in conversation_of(example))
+        for what, tools in (("tools", extra_of(example).get("tools", [])), ("the calls of tools", calls)):
+            if any(_name(tool) not in text for tool in tools):
+                self._leaves_out(what, example)
+
+    def _leaves_out(self, what: str, example: Example) -> None:
+        self.left_out.setdefault(what, {})[example["id"]] = None
+
+    def _conversation(self, example: Example) -> tuple[list[Message], list[Part] | None]:
+        """The messages of a row before its answer, and the parts of the last one where it has several."""
+        if example["messages"]:
+            return self._suited(conversation_of(example)), None
+        instruction, context = example["instruction"], example["input"]
+        asked = [(f"{instruction}\n\n", False), (context, True)] if context else [(instruction, True)]
+        return self._suited([{"role": "user", "content": "".join(text for text, _ in asked)}]), asked
+
+    def _suited(self, messages: Sequence[Message]) -> list[Message]:
+        """Messages as they are, but for a content in a form that this template cannot read."""
+        suited = []
+        for message in messages:
+            kept = {key: value for key, value in message.items() if key != "train"}
+            content = kept["content"]
+            if isinstance(content, list) and not self._reads_parts:
+                kept["content"] = plain_text({"content": content})
+            elif isinstance(content, str) and self._wants_parts:
+                kept["content"] = [{"type": "text", "text": content}]
+            elif content is None and not self._reads_null:
+                kept["content"] = ""
+            suited.append(kept)
+        return suited
+
+    @cached_property
+    def _reads_parts(self) -> bool:
+        """Whether a list of text parts is read, and not printed as the list it is."""
+        text = self._probe([{"type": "text", "text": PROBE}])
+        return PROBE in text and "'type'" not in text
+
+    @cached_property
+    def _wants_parts(self) -> bool:
+        """Whether a content is only read as a list of parts."""
+        return self._reads_parts and PROBE not in self._probe(PROBE)
+
+    @cached_property
+    def _reads_null(self) -> bool:
+        """Whether an absent content beside the call of a tool is not written as a word."""
+        text = self._probe("a", [{"role": "assistant", "content": None, "tool_calls": [CALL]}])
+        return bool(text) and "None" not in text
+
+    def _probe(self, content: Any, more: Sequence[Message] = ()) -> str:
+        messages = [{"role": "user", "content": content}, *more]
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages, tools=[TOOL] if more else None, tokenize=False, **self.options
+            )
+        except Exception:  # a template is a program of its author's and may raise anything
+            return ""
+        return str(text)
+
     def _apply(self, messages: Sequence[Message], example: Example, *, ask: bool = True) -> str:
         """The text of messages, with or without what asks for an answer behind them."""
+        tools = extra_of(example).get("tools")
         try:
-            text = self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=ask, tokenize=False)
-        except TemplateError as error:
+            text = self._tokenizer.apply_chat_template(
+                list(messages), tools=tools, add_generation_prompt=ask, tokenize=False, **self.options
+            )
+        except MemoryError:
+            raise
+        except Exception as error:  # a template is a program of its author's and may raise anything
             roles = ", ".join(message["role"] for message in messages)
+            kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
             raise UserError(
                 f"example {example['id']}: the chat template of the tokenizer refuses this conversation "
-                f"(roles: {roles}): {error}. Change the messages, or choose another template."
+                f"(roles: {roles}): {kind}{' '.join(str(error).split())[:SHOWN]}. Change the messages, or choose "
+                "another template."
             ) from error
         return str(text)
 
     def _parted(self, prompt: str, whole: str, example: Example) -> str:
         """Say that an answer does not follow its prompt."""
-        same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(prompt, whole, strict=False)))
-        start = max(0, same - SHOWN // 2)
-        shown = [repr(text[start : same + SHOWN]) for text in (prompt, whole)]
+        same = len(os.path.commonprefix([prompt, whole]))  # noqa: RUF071 - of texts, not of paths
+        shown = [repr(text[max(0, same - SHOWN // 2) : same + SHOWN]) for text in (prompt, whole)]
         return (
             f"example {example['id']}: with the chat template of the tokenizer {self._tokenizer.name_or_path!r} an "
             f"answer does not follow its prompt. The prompt is …{shown[0]}, the conversation with its answer "
@@ -153,24 +253,49 @@ class ChatTemplate(Template):
         )
 
 
-def _conversation(example: Example) -> tuple[list[Message], list[Part] | None]:
-    """The messages of a row before its answer, and the parts of the last one where it has several."""
-    if example["messages"]:
-        return json.loads(example["messages"]), None
-    instruction, context = example["instruction"], example["input"]
-    asked = [(f"{instruction}\n\n", False), (context, True)] if context else [(instruction, True)]
-    return [{"role": "user", "content": "".join(text for text, _ in asked)}], asked
-
-
-def _answer(example: Example) -> Message:
-    return {"role": "assistant", "content": example["references"][0]}
+def _check(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> None:
+    """Refuse a tokenizer without such a template, and arguments that are not the user's to set."""
+    found, wanted = getattr(tokenizer, "chat_template", None), options.get("chat_template")
+    called = f"the tokenizer {tokenizer.name_or_path!r}"
+    if not found:
+        raise UserError(
+            f"template 'chat': {called} has no chat template. "
+            "Choose template 'alpaca' or 'plain', or a model that was tuned for conversation."
+        )
+    names = list(found) if isinstance(found, dict) else []
+    if wanted is not None and wanted not in names:
+        has = nearest(wanted, names) if names else "it has one without a name: data.template=chat"
+        raise UserError(f"data.template: {called} has no chat template named {wanted!r}; {has}.")
+    if names and wanted is None and "default" not in names:
+        raise UserError(
+            f"data.template: {called} has several chat templates ({', '.join(names)}) and none is the default. Choose "
+            f"one: data.template.name={names[0]}"
+        )
+    ours = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters} - {"kwargs"}
+    for name in options:
+        if name in ours and name != "chat_template":
+            raise UserError(f"data.template_arguments: {name!r} is not the recipe's to set. Leave it out.")
 
 
 def _slots(messages: Sequence[Message], asked: list[Part] | None) -> Iterator[Slot]:
     """Where the texts of messages stand."""
     for place, message in enumerate(messages, start=1):
-        last = asked if place == len(messages) else None
-        yield message, "content", last or [(message["content"], message["role"] != "system")]
+        cuttable = message["role"] not in ("system", "developer")
+        for key in REASONING:
+            if isinstance(message.get(key), str):
+                yield message, key, [(message[key], cuttable)]
+        content = message["content"]
+        if isinstance(content, list):
+            yield from ((part, "text", [(part["text"], cuttable)]) for part in content)
+        elif isinstance(content, str):
+            last = asked if place == len(messages) else None
+            yield message, "content", last or [(content, cuttable)]
+
+
+def _name(tool: Any) -> str:
+    """What a tool is called, in its description or its call."""
+    tool = tool.get("function", tool) if isinstance(tool, Mapping) else {}
+    return str(tool.get("name", "")) if isinstance(tool, Mapping) else ""
 
 
 def _mark(messages: Sequence[Message]) -> str:
