@@ -184,7 +184,7 @@ def read_data(recipe: Recipe, notes: list[str], encoder_decoder: bool) -> DataFa
     if not all(_is_local(source) for source in sources):
         return _estimated_data(recipe, notes)
     encoder = _encoder(recipe, encoder_decoder)
-    splits = read_splits(recipe, encoder.with_template(recipe.data.template).refused if encoder else None)
+    splits = read_splits(recipe, encoder.with_template(recipe.data.frame[0]).refused if encoder else None)
     count, train = len(splits["train"]), splits["train"]
     if count > SAMPLE:
         notes.append(f"tokens are counted on {SAMPLE:,} of {count:,} training examples")
@@ -215,7 +215,7 @@ def _encoder(recipe: Recipe, encoder_decoder: bool) -> Encoder | None:
         return None
     tokenizer = load_tokenizer(str(named.model), revision=named.revision, trust_remote_code=named.trust_remote_code)
     return Encoder(
-        tokenizer, get_template(data.template, tokenizer), max_length=data.max_length,
+        tokenizer, get_template(data.frame[0], tokenizer, data.frame[1]), max_length=data.max_length,
         max_prompt_length=data.max_prompt_length, encoder_decoder=encoder_decoder,
     )  # fmt: skip
 
