@@ -101,7 +101,7 @@ def test_every_accepted_shape(row: Row, expected: Row) -> None:
         ({"messages": "not json"}, ["row 2", "'messages'", "JSON"]),
         ({"messages": CHAT[:2]}, ["row 2", "'messages'", "no assistant"]),
         ({"messages": CHAT[2:3]}, ["row 2", "'messages'", "no user"]),
-        ({"messages": [{"role": "human", "content": "a"}]}, ["messages[0].role", "'human'", "user"]),
+        ({"messages": [{"role": "critic", "content": "a"}]}, ["messages[0].role", "'critic'", "user"]),
         ({"messages": [{"role": "user", "content": None}]}, ["messages[0].content", "NoneType"]),
         ({"messages": ["hello"]}, ["messages[0]", "'hello'"]),
     ],

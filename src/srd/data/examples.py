@@ -12,6 +12,7 @@ import json
 import mmap
 import tempfile
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ from srd.data.messages import (
     text_of,
 )
 from srd.data.rows import as_table, row_dicts, with_ids
+from srd.data.shapes import CONTEXTS, PAIRS, pair_of, recognised
 
 EXAMPLE_FEATURES = Features(
     {
@@ -51,17 +53,10 @@ EXAMPLE_FEATURES = Features(
     }
 )
 
-# Question field -> the answer fields that may go with it, in order of preference.
-ANSWER_FIELDS: dict[str, tuple[str, ...]] = {
-    "instruction": ("output", "response"),
-    "prompt": ("completion", "response", "output"),
-    "question": ("answer",),
-}
-CONTEXT_FIELDS = ("input", "context")
-ROW_FIELDS = frozenset({"id", "messages", *ANSWER_FIELDS, *CONTEXT_FIELDS, *sum(ANSWER_FIELDS.values(), ())})
+ANSWER_FIELDS = dict(PAIRS)
 ACCEPTED_SHAPES = (
-    "instruction + output or response (with input or context where there is one), "
-    "prompt + completion or response, question + answer, messages (a conversation)"
+    "instruction + output or response (with input or context where there is one), prompt + completion or response, "
+    "question + answer, messages or conversations"
 )
 CHUNK_ROWS = 10_000
 FILE_SCHEMA = pa.schema([*EXAMPLE_FEATURES.arrow_schema, pa.field("place", pa.string())])
@@ -122,6 +117,7 @@ class ExampleBuilder:
         self.id_prefix = id_prefix
         self.bad = bad
         self.check = check
+        self.shapes: Counter[str] = Counter()  # how many rows have which
         self._pending: list[dict[str, Any]] = []
         self._digests = array("Q")
         self._with_id = self._without_id = ""  # the first row of each kind
@@ -131,8 +127,10 @@ class ExampleBuilder:
     def add(self, row: Mapping[str, Any], place: str) -> None:
         """Recognise one row; `place` (file and line) is named in errors."""
         try:
+            title, row = recognised(row, place)
             example = example_from_row(row, place)
             self._pending.append({**example, "id": _own_id(row.get("id"), place), "place": place})
+            self.shapes[title] += 1
         except UserError as error:
             self.bad.add(place, row, error)
         if len(self._pending) == CHUNK_ROWS:
@@ -261,7 +259,7 @@ def example_from_row(row: Mapping[str, Any], place: str) -> dict[str, Any]:
     text = text_of(present[question], place, question)
     if not text.strip() and question != "prompt":
         raise UserError(f"{place}: field {question!r} is empty. Fill it in, or remove the row.")
-    context = next((name for name in CONTEXT_FIELDS if name in present), None)
+    context = next((name for name in CONTEXTS if name in present and name != question), None)
     is_prompt = question == "prompt"
     return {
         "instruction": text,
@@ -281,21 +279,15 @@ def _all_answers(row: Mapping[str, Any], answer: str) -> Any:
 
 
 def _question_and_answer(row: Mapping[str, Any], place: str) -> tuple[str, str]:
-    candidates = [
-        (question, answer)
-        for question, answers in ANSWER_FIELDS.items()
-        for answer in answers
-        if question in row and answer in row
-    ]
-    if not candidates:
+    pair = pair_of(row)
+    if pair is None:
         found = ", ".join(sorted(map(str, row))) or "nothing"
         raise UserError(
             f"{place}: no question with an answer in this row. Fields found: {found}. "
             f"Expected one of: {ACCEPTED_SHAPES}. Other names can be mapped with 'columns', "
             "for example `columns: {instruction: task, output: solution}`."
         )
-    filled = [pair for pair in candidates if not isinstance(row[pair[0]], str) or row[pair[0]].strip()]
-    return (filled or candidates)[0]
+    return pair
 
 
 def _first(row: Mapping[str, Any], names: Sequence[str], place: str) -> Any:

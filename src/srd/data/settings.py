@@ -17,12 +17,17 @@ class SourceConfig(Section):
     plain = (str, list)
 
     path: Named | Annotated[list[Named], Field(min_length=1), AfterValidator(each_once)] | None = Field(
-        None, description="file, list of files, hub name `owner/name`, or data-set name"
+        None, description="file, list of files, pattern, folder, hub name `owner/name`, or data-set name"
     )
     dataset: Named | None = Field(None, description="name of a known data set whose original format the file has")
-    split: Named | None = Field(None, description="split of a hub data set")
-    format: Literal["auto", "jsonl", "json", "csv", "parquet"] = Field("auto", description="format of the file")
-    columns: dict[str, str] = Field({}, description="our column name -> the column name in the file")
+    config: Named | None = Field(None, description="one of the configurations of a folder or a hub data set")
+    split: Named | None = Field(None, description="split of a folder or a hub data set")
+    format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "arrow"] = Field(
+        "auto", description="format of the files; auto: by their content and ending"
+    )
+    columns: dict[str, str] = Field(
+        {}, description="our name of a column, a turn's field or a role -> that in the file"
+    )
     limit: int | None = Field(None, ge=1, description="use the first so many examples")
     language_pair: Named | None = Field(None, description="languages of a data set that translates, such as en-de")
 

@@ -6,6 +6,7 @@ The steps are those that a run goes through (`srd.run.flow.planned_steps`); each
 from __future__ import annotations
 
 import functools
+import glob
 import math
 import os
 import socket
@@ -224,7 +225,7 @@ def _is_local(source: SourceConfig) -> bool:
     known = data_set_of(source)
     if known is not None and known.home is None:  # made from the running Python
         return True
-    return bool(source.paths) and all(Path(path).expanduser().exists() for path in source.paths)
+    return bool(source.paths) and all(Path(path).expanduser().exists() or glob.has_magic(path) for path in source.paths)
 
 
 def _estimated_data(recipe: Recipe, notes: list[str]) -> DataFacts:

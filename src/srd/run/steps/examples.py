@@ -211,9 +211,10 @@ def _load_splits(recipe: Recipe, bad: BadRows, check: Check | None) -> dict[str,
     bad.settle()
     if "train" not in splits:
         found = " and ".join(f"{name} ({len(rows)})" for name, rows in sorted(splits.items()))
+        nearest = min(splits, key=lambda name: ("train" not in name, name))
         raise UserError(
             f"data.train has no training rows, only {found} (of Dolly the first 1000 rows are validation). "
-            f"Give more rows, or train on these: data.train.split={min(splits)}"
+            f"Give more rows, or train on these: data.train.split={nearest}"
         )
     missing = {
         name: size

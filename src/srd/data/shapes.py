@@ -1,0 +1,293 @@
+"""Rows in the shapes that people have, brought into the few that become examples.
+
+A shape is a line of `SHAPES`: how it is called, which rows have it, and what becomes of them. What comes out is
+``messages`` (turns with a role and a content, ``tools`` beside them), or a question and its answer (`PAIRS`) with what
+the question is about (`CONTEXTS`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from srd.base.errors import UserError, nearest
+
+Row = Mapping[str, Any]
+
+CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog")
+SYSTEM = ("system", "system_prompt")
+# The questions and the answers that go with them, in order of preference.
+PAIRS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("instruction", ("output", "response")),
+    ("prompt", ("completion", "response", "output")),
+    ("question", ("answer", "response")),
+    ("query", ("response", "answer", "output")),
+    ("problem", ("solution", "answer")),
+    ("input", ("output", "response")),
+)
+CONTEXTS = ("input", "context")
+OPTIONAL = ("id", "tools", "history", *SYSTEM, *CONTEXTS)  # what one row may have and another not
+TURN_FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "weight")
+ROLE_NAMES = ("user", "assistant", "tool")
+ROW_FIELDS = frozenset(
+    {"id", "tools", "history", "references", *CONVERSATIONS, *SYSTEM, *CONTEXTS}
+    | {name for question, answers in PAIRS for name in (question, *answers)}
+)
+#: Who speaks, as other tools call them.
+SPEAKERS = {
+    **dict.fromkeys(("human", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "bing", "bard", "claude"), "assistant"),
+    **dict.fromkeys(("observation", "tool_response", "function_response"), "tool"),
+    **{name: name for name in ("system", "user", "assistant", "tool")},
+}
+CALLS = ("function_call", "tool_call")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A shape of rows.
+
+    Attributes:
+        title: as it is said.
+        fits: whether a row, without its nulls, has it.
+        native: what becomes of it.
+    """
+
+    title: str
+    fits: Callable[[Row], bool]
+    native: Callable[[Row, str], Row] = lambda row, place: row
+
+
+def recognised(row: Row, place: str) -> tuple[str, Row]:
+    """What shape a row has, and the row as it becomes an example; as it is where it has none.
+
+    Raises:
+        UserError: something in it is not what its shape says.
+    """
+    present = {name: value for name, value in row.items() if value is not None}
+    for shape in SHAPES:
+        if shape.fits(present):
+            return shape.title, shape.native(present, place)
+    return "", row
+
+
+# ------------------------------------------------------------------------------------------------------ conversations
+
+
+def _turns(row: Row) -> list[Any] | None:
+    """The turns of a row that is a conversation, as they are."""
+    value = next((row[name] for name in CONVERSATIONS if name in row), None)
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    return value if isinstance(value, list) else None
+
+
+def _is_share_gpt(row: Row) -> bool:
+    return any(isinstance(turn, Mapping) and "from" in turn for turn in _turns(row) or [])
+
+
+def _is_conversation(row: Row) -> bool:
+    return any(name in row for name in CONVERSATIONS)
+
+
+def _conversation(row: Row, place: str) -> Row:
+    """A conversation with its turns as ``messages``, a system prompt that stands beside them in front."""
+    turns = _turns(row)
+    if turns is None:  # no list: for what reads `messages` to say
+        return {**row, "messages": next(row[name] for name in CONVERSATIONS if name in row)}
+    messages = [_turn(turn, f"{place}: turn {number}") for number, turn in enumerate(turns, start=1)]
+    system = _system(row)
+    if system and not (messages and isinstance(messages[0], Mapping) and messages[0].get("role") == "system"):
+        messages = [{"role": "system", "content": system}, *messages]
+    kept = {name: row[name] for name in row if name not in (*CONVERSATIONS, *SYSTEM)}
+    return {**kept, "messages": messages}
+
+
+def _turn(turn: Any, place: str) -> Any:
+    """A turn with `role` and `content`, whoever it calls them so."""
+    if not isinstance(turn, Mapping):
+        return turn
+    speaker = turn.get("role") or turn.get("from")
+    known = str(speaker).lower()
+    rest = {name: value for name, value in turn.items() if name not in ("role", "from", "content", "value")}
+    content = turn["content"] if turn.get("content") is not None else turn.get("value")
+    if known in CALLS:
+        return {"role": "assistant", "tool_calls": _calls(content, place), **rest}
+    if speaker is None:
+        return turn
+    return {"role": SPEAKERS.get(known, speaker), "content": content, **rest}
+
+
+def _calls(value: Any, place: str) -> list[dict[str, Any]]:
+    """What a turn calls: one function or several, as JSON."""
+    try:
+        listed = json.loads(value) if isinstance(value, str) else value
+        calls = listed if isinstance(listed, list) else [listed]
+        return [
+            {"type": "function", "function": {"name": call["name"], "arguments": _arguments(call)}} for call in calls
+        ]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{place}: the call of a function is to be JSON with `name` and `arguments`, found {value!r:.60}."
+        ) from error
+
+
+def _arguments(call: Mapping[str, Any]) -> Any:
+    arguments = call.get("arguments", call.get("parameters", {}))
+    return json.loads(arguments) if isinstance(arguments, str) else arguments
+
+
+# --------------------------------------------------------------------------------------------- questions and answers
+
+
+def pair_of(row: Row) -> tuple[str, str] | None:
+    """The fields of a row that hold its question and its answer; one that is not empty is preferred."""
+    found = [(question, name) for question, names in PAIRS for name in names if question in row and name in row]
+    filled = [pair for pair in found if not isinstance(row[pair[0]], str) or row[pair[0]].strip()]
+    return next(iter([*filled, *found]), None)
+
+
+def _system(row: Row) -> Any:
+    return next((row[name] for name in SYSTEM if row.get(name)), None)
+
+
+def _is_pair_with_more(row: Row) -> bool:
+    return pair_of(row) is not None and bool(_system(row) or _history(row)) and not isinstance(row.get("prompt"), list)
+
+
+def _history(row: Row) -> Any:
+    value = row.get("history")
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def _with_more(row: Row, place: str) -> Row:
+    """A question with a system prompt, with turns that came before, or both: a conversation."""
+    pair = pair_of(row)
+    assert pair is not None
+    question, answer = (row[name] for name in pair)
+    context = next((row[name] for name in CONTEXTS if row.get(name) and name not in pair), None)
+    if isinstance(answer, list):
+        raise UserError(
+            f"{place}: field {pair[1]!r} holds several answers, beside a system prompt or a history. Keep one of them."
+        )
+    system, history = _system(row), _history(row) or []
+    turns = [{"role": "system", "content": system}] if system else []
+    if not isinstance(history, list):
+        raise UserError(f"{place}: field 'history': expected a list of pairs, found {history!r:.60}.")
+    for before in history:
+        turns += _before(before, place)
+    asked = f"{question}\n\n{context}" if context else question
+    turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+    kept = {name: row[name] for name in ("id", "tools") if name in row}
+    return {**kept, "messages": turns}
+
+
+def _before(value: Any, place: str) -> list[Any]:
+    """Turns of a history: a question with its answer, or one turn."""
+    if isinstance(value, Mapping):
+        return [_turn(value, place)]
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise UserError(f"{place}: field 'history': expected pairs of question and answer, found {value!r:.60}.")
+    return [{"role": "user", "content": value[0]}, {"role": "assistant", "content": value[1]}]
+
+
+def _is_pair_of(question: str) -> Callable[[Row], bool]:
+    def fits(row: Row) -> bool:
+        pair = pair_of(row)
+        return pair is not None and pair[0] == question
+
+    return fits
+
+
+SHAPES = (
+    Shape("conversations as ShareGPT has them (from, value)", _is_share_gpt, _conversation),
+    Shape("conversations (role, content)", _is_conversation, _conversation),
+    Shape("conversations in the prompt", lambda row: isinstance(row.get("prompt"), list)),
+    Shape("instructions with a system prompt or a history", _is_pair_with_more, _with_more),
+    Shape("instructions with answers", _is_pair_of("instruction")),
+    Shape("prompts with completions", _is_pair_of("prompt")),
+    *(Shape(f"{question} with {' or '.join(answers)}", _is_pair_of(question)) for question, answers in PAIRS[2:]),
+)
+
+
+# ------------------------------------------------------------------------------------------------------------ columns
+
+
+class Columns:
+    """Names of our fields for those that a file has, of a row and of the turns in it.
+
+    A name of ours may be a field of a row (theirs may lie deeper: `data.question`), a field of a turn (`role`,
+    `content`), or a role (`user`, `assistant`), whose name in the file is given.
+
+    Args:
+        names: ours -> theirs.
+        known: whether a row is of a data set known by name, whose fields are its own.
+    """
+
+    def __init__(self, names: Mapping[str, str], *, known: bool = False) -> None:
+        self._met: set[str] = set()
+        self._missing: dict[str, UserError] = {}
+        ours = {*ROW_FIELDS, *TURN_FIELDS, *ROLE_NAMES}
+        for name in names if not known else ():
+            if name not in ours:
+                raise UserError(f"columns: there is no column {name!r}; {nearest(name, ours)}.")
+        self._turn = {} if known else {name: their for name, their in names.items() if name in TURN_FIELDS}
+        self._roles = {} if known else {their: name for name, their in names.items() if name in ROLE_NAMES}
+        inside = {*self._turn, *self._roles.values()}
+        self._row = {name: their for name, their in names.items() if name not in inside}
+
+    def renamed(self, row: Row, place: str) -> Row:
+        """A row with our names; what is not named stays as it is.
+
+        Raises:
+            UserError: it has no field of a name that is given.
+        """
+        found = {name: value for name, value in row.items() if name not in self._row.values()}
+        for ours, theirs in self._row.items():
+            try:
+                found[ours] = _at(row, theirs, f"{place}: columns.{ours}")
+                self._met.add(ours)
+            except UserError as error:
+                if ours not in OPTIONAL:
+                    raise
+                self._missing.setdefault(ours, error)
+        row = found
+        if not (self._turn or self._roles):
+            return row
+        turns = _turns(row)
+        return row if turns is None else {**row, "messages": [self._renamed_turn(turn) for turn in turns]}
+
+    def check(self) -> None:
+        """All rows have been seen: refuse a field that some rows may lack where all have lacked it."""
+        for ours in self._missing.keys() - self._met:
+            raise self._missing[ours]
+
+    def _renamed_turn(self, turn: Any) -> Any:
+        if not isinstance(turn, Mapping):
+            return turn
+        others = {name: value for name, value in turn.items() if name not in self._turn.values()}
+        turn = {**others, **{ours: turn[theirs] for ours, theirs in self._turn.items() if theirs in turn}}
+        speaker = "role" if "role" in turn else "from"
+        return {**turn, speaker: self._roles.get(turn.get(speaker), turn.get(speaker))} if self._roles else turn
+
+
+def _at(row: Row, name: str, what: str) -> Any:
+    """A field, which may lie in others."""
+    if name in row:
+        return row[name]
+    value: Any = row
+    for part in name.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            raise UserError(f"{what}: there is no column {name!r}; {nearest(name, map(str, row))}.")
+        value = value[part]
+    return value

@@ -1,0 +1,165 @@
+"""Rows as people have them become conversations, or questions with answers."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srd.base.errors import UserError
+from srd.data.settings import SourceConfig
+from srd.data.shapes import Columns, recognised
+from srd.tasks.base import load_source
+
+Row = dict[str, Any]
+USER = {"role": "user", "content": "Weather?"}
+CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "sky"}}}
+CALLING = {"role": "assistant", "tool_calls": [CALL]}
+SEEN = {"role": "tool", "content": "blue"}
+DONE = {"role": "assistant", "content": "It is blue."}
+KIND = {"role": "system", "content": "Be kind."}
+
+
+def said(speaker: str, value: Any, **more: Any) -> Row:
+    return {"from": speaker, "value": value, **more}
+
+
+ASKED, ANSWERED = said("human", "Weather?"), said("gpt", "It is blue.")
+CALLED = said("function_call", json.dumps({"name": "look", "arguments": {"at": "sky"}}))
+
+#: A row, the messages it becomes, and a word of how its shape is called.
+CONVERSATIONS: list[tuple[Row, list[Row], str]] = [
+    ({"conversations": [ASKED, ANSWERED]}, [USER, DONE], "ShareGPT"),
+    ({"conversations": json.dumps([ASKED, ANSWERED])}, [USER, DONE], "ShareGPT"),
+    ({"conversation": [said("user", "Weather?"), said("chatgpt", "It is blue.")]}, [USER, DONE], "ShareGPT"),
+    ({"messages": [said("Human", "Weather?"), said("GPT", "It is blue.")]}, [USER, DONE], "ShareGPT"),
+    ({"system": "Be kind.", "conversations": [ASKED, ANSWERED]}, [KIND, USER, DONE], "ShareGPT"),
+    ({"system": "x", "conversations": [said("system", "Be kind."), ASKED, ANSWERED]}, [KIND, USER, DONE], "ShareGPT"),
+    ({"system": "", "conversations": [ASKED, ANSWERED]}, [USER, DONE], "ShareGPT"),
+    ({"conversations": [ASKED, CALLED, said("observation", "blue"), ANSWERED]}, [USER, CALLING, SEEN, DONE],
+     "ShareGPT"),
+    ({"conversations": [ASKED, CALLED, said("tool", "blue"), ANSWERED]}, [USER, CALLING, SEEN, DONE], "ShareGPT"),
+    ({"conversations": [ASKED, said("function_call", json.dumps([{"name": "look", "arguments": '{"at": "sky"}'}]))]},
+     [USER, CALLING], "ShareGPT"),
+    ({"conversations": [USER, DONE]}, [USER, DONE], "role"),
+    ({"messages": [USER, CALLING, SEEN, DONE]}, [USER, {**CALLING, "content": None}, SEEN, DONE], "role"),
+    ({"messages": [USER, {**DONE, "weight": 0}]}, [USER, {**DONE, "weight": 0}], "role"),
+    ({"instruction": "Weather?", "system": "Be kind.", "output": "It is blue."}, [KIND, USER, DONE], "system prompt"),
+    ({"system_prompt": "Be kind.", "question": "Weather?", "response": "It is blue."}, [KIND, USER, DONE],
+     "system prompt"),
+    ({"instruction": "And now?", "input": "At sea.", "output": "Grey.", "history": [["Weather?", "It is blue."]]},
+     [USER, DONE, {"role": "user", "content": "And now?\n\nAt sea."}, {"role": "assistant", "content": "Grey."}],
+     "history"),
+    ({"instruction": "So?", "output": "Yes.", "history": json.dumps([USER, DONE])},
+     [USER, DONE, {"role": "user", "content": "So?"}, {"role": "assistant", "content": "Yes."}], "history"),
+    ({"prompt": "Weather?", "system": "Be kind.", "response": "It is blue."}, [KIND, USER, DONE], "system prompt"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "messages", "title"), CONVERSATIONS)
+def test_conversations(row: Row, messages: list[Row], title: str) -> None:
+    shape, native = recognised({**row, "id": 7, "tools": "[]", "nothing": None}, "here")
+    assert native["messages"] == messages
+    assert title in shape
+    assert native["id"] == 7 and native["tools"] == "[]"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Say", "input": "a", "output": "b", "system": "", "history": []},
+        {"instruction": "Say", "input": "a", "output": "b", "system": None, "history": None},
+        {"instruction": "Say", "input": "a", "output": "b", "history": "[]"},
+        {"query": "Say", "input": "a", "response": "b"},
+        {"problem": "Say", "context": "a", "solution": "b"},
+        {"question": "Say", "context": "a", "response": "b"},
+    ],
+)
+def test_questions_with_answers(row: Row, tmp_path: Path) -> None:
+    (example,) = load(tmp_path, [row])
+    assert (example["instruction"], example["input"], example["references"]) == ("Say", "a", ["b"])
+    assert example["messages"] == example["prompt"] == ""
+
+
+def test_an_input_may_be_the_question(tmp_path: Path) -> None:
+    for row in ({"input": "Say", "output": "b"}, {"instruction": "", "input": "Say", "output": "b"}):
+        (example,) = load(tmp_path, [row])
+        assert (example["instruction"], example["input"], example["references"]) == ("Say", "", ["b"])
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"conversations": [ASKED, said("function_call", "look()"), ANSWERED]}, ["turn 2", "JSON", "look()"]),
+        ({"conversations": [said("critic", "No."), ANSWERED]}, ["'critic'"]),
+        ({"conversations": "hello"}, ["messages"]),
+        ({"conversations": 7}, ["messages", "int 7"]),
+        ({"instruction": "a", "output": "b", "history": "before"}, ["'history'", "before"]),
+        ({"instruction": "a", "output": "b", "history": [["only"]]}, ["'history'", "only"]),
+        ({"instruction": "a", "output": ["b", "c"], "system": "d"}, ["'output'", "several answers"]),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path: Path, row: Row, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, [row])
+    for word in [f"{tmp_path / 'rows.jsonl'}:1", *words]:
+        assert word in str(caught.value)
+
+
+def load(folder: Path, rows: list[Row], **fields: Any) -> list[Row]:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return list(load_source(SourceConfig(path=str(path), **fields)))  # type: ignore[arg-type]
+
+
+def test_mixed_rows_are_all_read_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"conversations": [ASKED, ANSWERED]}] * 3 + [{"instruction": "a", "output": "b"}] * 2
+    with caplog.at_level(logging.INFO, "srd"):
+        assert len(load(tmp_path, rows)) == 5
+    (told,) = caplog.messages
+    assert told.startswith(f"{tmp_path / 'rows.jsonl'}: JSON lines: 3 conversations as ShareGPT has them")
+    assert told.endswith("2 instructions with answers")
+
+
+@pytest.mark.parametrize(
+    ("columns", "row"),
+    [
+        ({"instruction": "task", "output": "solved", "input": "about"}, {"task": "Say", "about": "a", "solved": "b"}),
+        ({"instruction": "q.text", "output": "a.0", "input": "q.at"}, {"q": {"text": "Say", "at": "a"}, "a.0": "b"}),
+        ({"instruction": "output", "output": "instruction"}, {"output": "Say", "input": "a", "instruction": "b"}),
+    ],
+)  # fmt: skip
+def test_columns_of_rows(tmp_path: Path, columns: dict[str, str], row: Row) -> None:
+    (example,) = load(tmp_path, [row], columns=columns)
+    assert (example["instruction"], example["input"], example["references"]) == ("Say", "a", ["b"])
+
+
+@pytest.mark.parametrize(
+    ("columns", "row"),
+    [
+        ({"messages": "dialog", "role": "who", "content": "what"},
+         {"dialog": [{"who": "user", "what": "Weather?"}, {"who": "assistant", "what": "It is blue."}]}),
+        ({"role": "who", "content": "what", "user": "Patient", "assistant": "Doctor"},
+         {"conversations": [{"who": "Patient", "what": "Weather?"}, {"who": "Doctor", "what": "It is blue."}]}),
+        ({"user": "me", "assistant": "you", "messages": "log.turns"},
+         {"log": {"turns": [said("me", "Weather?"), said("you", "It is blue.")]}}),
+    ],
+)  # fmt: skip
+def test_columns_inside_conversations(columns: dict[str, str], row: Row) -> None:
+    assert recognised(Columns(columns).renamed(row, "here"), "here")[1]["messages"] == [USER, DONE]
+
+
+def test_columns_that_are_not_there(tmp_path: Path) -> None:
+    rows: list[Row] = [{"task": "a", "answer": "b", "about": "c"}, {"task": "a", "answer": "b"}]
+    columns = {"instruction": "task", "output": "answer", "input": "about"}
+    assert [row["input"] for row in load(tmp_path, rows, columns=columns)] == ["c", ""]
+    for wrong, near in (
+        ({"input": "abuot"}, "'about'"),
+        ({"instruction": "tsk"}, "'task'"),
+        ({"instrucion": "a"}, "'instruction'"),
+    ):
+        with pytest.raises(UserError, match=f"columns.*did you mean {near}"):
+            load(tmp_path, rows, columns={**columns, **wrong})
