@@ -84,6 +84,26 @@ def test_questions_with_answers(row: Row, tmp_path: Path) -> None:
     assert example["messages"] == example["prompt"] == ""
 
 
+def test_a_prompt_may_be_a_conversation(tmp_path: Path) -> None:
+    for answer in ("It is blue.", [DONE], [ANSWERED]):
+        (example,) = load(tmp_path, [{"prompt": [ASKED], "completion": answer, "system": "Be kind."}])
+        assert json.loads(example["messages"]) == [KIND, USER] and example["references"] == ["It is blue."]
+
+
+def test_an_empty_conversation_beside_a_question_is_none(tmp_path: Path) -> None:
+    rows: list[Row] = [
+        {"instruction": "Say", "output": "b", "messages": []},
+        {"messages": [USER, DONE], "output": None},
+    ]
+    assert [row["references"] for row in load(tmp_path, rows)] == [["b"], ["It is blue."]]
+
+
+def test_pictures_are_refused_in_every_shape(tmp_path: Path) -> None:
+    for row in ({"conversations": [ASKED, ANSWERED]}, {"instruction": "a", "output": "b", "system": "c"}):
+        with pytest.raises(UserError, match="'images' is more than text"):
+            load(tmp_path, [{**row, "images": ["a.png"]}])
+
+
 def test_an_input_may_be_the_question(tmp_path: Path) -> None:
     for row in ({"input": "Say", "output": "b"}, {"instruction": "", "input": "Say", "output": "b"}):
         (example,) = load(tmp_path, [row])

@@ -67,6 +67,8 @@ def recognised(row: Row, place: str) -> tuple[str, Row]:
         UserError: something in it is not what its shape says.
     """
     present = {name: value for name, value in row.items() if value is not None}
+    if pair_of(present):  # a table of rows of several shapes has an empty conversation in the others
+        present = {name: value for name, value in present.items() if value or name not in CONVERSATIONS}
     for shape in SHAPES:
         if shape.fits(present):
             return shape.title, shape.native(present, place)
@@ -100,12 +102,26 @@ def _conversation(row: Row, place: str) -> Row:
     turns = _turns(row)
     if turns is None:  # no list: for what reads `messages` to say
         return {**row, "messages": next(row[name] for name in CONVERSATIONS if name in row)}
+    kept = {name: row[name] for name in row if name not in (*CONVERSATIONS, *SYSTEM)}
+    return {**kept, "messages": _with_system(row, turns, place)}
+
+
+def _prompt_of_turns(row: Row, place: str) -> Row:
+    """The same where the prompt is a conversation, and the completion its next turns or their text."""
+    kept = {name: row[name] for name in row if name not in SYSTEM}
+    answers = {
+        name: [_turn(turn, f"{place}: {name}") for turn in row[name]]
+        for name in dict(PAIRS)["prompt"]
+        if isinstance(row.get(name), list)
+    }
+    return {**kept, **answers, "prompt": _with_system(row, row["prompt"], place)}
+
+
+def _with_system(row: Row, turns: list[Any], place: str) -> list[Any]:
     messages = [_turn(turn, f"{place}: turn {number}") for number, turn in enumerate(turns, start=1)]
     system = _system(row)
-    if system and not (messages and isinstance(messages[0], Mapping) and messages[0].get("role") == "system"):
-        messages = [{"role": "system", "content": system}, *messages]
-    kept = {name: row[name] for name in row if name not in (*CONVERSATIONS, *SYSTEM)}
-    return {**kept, "messages": messages}
+    has_own = bool(messages) and isinstance(messages[0], Mapping) and messages[0].get("role") == "system"
+    return [{"role": "system", "content": system}, *messages] if system and not has_own else messages
 
 
 def _turn(turn: Any, place: str) -> Any:
@@ -188,7 +204,7 @@ def _with_more(row: Row, place: str) -> Row:
         turns += _before(before, place)
     asked = f"{question}\n\n{context}" if context else question
     turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-    kept = {name: row[name] for name in ("id", "tools") if name in row}
+    kept = {name: row[name] for name in row if name not in (*pair, *CONTEXTS, *SYSTEM, "history", "references")}
     return {**kept, "messages": turns}
 
 
@@ -212,7 +228,7 @@ def _is_pair_of(question: str) -> Callable[[Row], bool]:
 SHAPES = (
     Shape("conversations as ShareGPT has them (from, value)", _is_share_gpt, _conversation),
     Shape("conversations (role, content)", _is_conversation, _conversation),
-    Shape("conversations in the prompt", lambda row: isinstance(row.get("prompt"), list)),
+    Shape("conversations in the prompt", lambda row: isinstance(row.get("prompt"), list), _prompt_of_turns),
     Shape("instructions with a system prompt or a history", _is_pair_with_more, _with_more),
     Shape("instructions with answers", _is_pair_of("instruction")),
     Shape("prompts with completions", _is_pair_of("prompt")),
