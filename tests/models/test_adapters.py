@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +17,12 @@ from srd.models.adapters import (
     add_lora,
     base_model,
     load_adapter,
-    merge_adapter,
 )
+from srd.models.architecture import check_lora
 from srd.models.loading import load_model, save_model
+from srd.models.merging import merge_adapter
 from srd.models.tokens import stop_token_ids
+from tests.models.test_every_family import tiny_config
 from tests.tiny import ENCODER_DECODER, FAMILIES, save_tiny, tiny_model, tiny_tokenizer
 
 IDS = torch.tensor([[5, 9, 200, 130, 77]])
@@ -44,9 +48,17 @@ def trained(family: str, **changes: object) -> torch.nn.Module:
     return adapted
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("targets", [None, "all-linear"])
-def test_merging_keeps_the_logits(family: str, targets: str | None, tmp_path: Path) -> None:
+ON_HEAD = [
+    ("qwen2", ["lm_head"]), ("qwen2", ["embed_tokens", "q_proj"]), ("qwen2", ["embed_tokens", "lm_head"]),
+    ("gemma2", ["lm_head"]), ("llama", ["lm_head"]), ("gpt2", ["lm_head"]), ("t5", ["lm_head"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "targets"),
+    [*((family, targets) for targets in (None, "all-linear") for family in FAMILIES), *ON_HEAD],
+)
+def test_merging_keeps_the_logits(family: str, targets: str | list[str] | None, tmp_path: Path) -> None:
     adapted = trained(family, targets=targets)
     plain = logits(tiny_model(family), family)
     with_adapter = logits(adapted, family)
@@ -57,6 +69,13 @@ def test_merging_keeps_the_logits(family: str, targets: str | None, tmp_path: Pa
     save_model(merged, tiny_tokenizer(family), tmp_path / "merged")
     again = load_model(str(tmp_path / "merged"))
     torch.testing.assert_close(logits(again, family), with_adapter, atol=1e-4, rtol=1e-4)
+
+
+def test_a_merge_that_says_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapted = trained("llama")
+    monkeypatch.setattr(adapted.base_model, "merge_and_unload", lambda **_: adapted.unload())
+    with pytest.raises(UserError, match=r"gives other logits than beside them.*lora\.merge: false"):
+        merge_adapter(adapted)
 
 
 def count_trainable(model: nn.Module) -> int:
@@ -103,6 +122,25 @@ def test_the_model_inside_is_reached() -> None:
 def test_a_target_that_matches_nothing_names_the_nearest() -> None:
     with pytest.raises(UserError, match=r"'query_proj'.*did you mean 'q_proj'.*v_proj"):
         add_lora(tiny_model("llama"), settings(targets=["v_proj", "query_proj"]))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("mamba", {"targets": None}, "no default for architecture 'mamba'. Use 'all-linear', or a list of: dt_proj"),
+        ("mamba", {"targets": "all-linear"}, None),
+        ("mamba", {"targets": ["out_proj"]}, "'mamba' cannot be adapted so: .*out_proj.* Use 'all-linear', or a list"),
+        ("mamba", {"targets": ["dt_proj", "in_proj", "x_proj"]}, None),
+        ("qwen3_moe", {"targets": "all-linear"}, "lora.dropout is 0.1, but .* take no dropout. Set lora.dropout: 0"),
+        ("qwen3_moe", {"targets": "all-linear", "dropout": 0.0}, None),
+        ("granitemoehybrid", {"targets": "all-linear"}, None),
+        ("lfm2", {"targets": ["q_projector"]}, "no module of the model is called 'q_projector'; did you mean 'q_proj'"),
+    ],
+)
+def test_what_can_be_adapted_is_known_without_weights(family: str, changes: Any, message: str | None) -> None:
+    config, lora = tiny_config(family), settings(**{"dropout": 0.1, **changes})
+    with contextlib.nullcontext() if message is None else pytest.raises(UserError, match=message):
+        check_lora(config, lora)
 
 
 class NewKindConfig(LlamaConfig):

@@ -1,11 +1,13 @@
-"""Every kind of family: its head gives its own logits, and what it answers is what reading each text alone gives.
+"""Every kind of family: what is done in batches is what reading each text alone gives.
 
-Prompts of different length share batches, rows stop early, references are scored in between. The oracle is the model's
-plain forward pass over one text at a time, from the beginning for every token: no batch, no padding, no state.
+Prompts of different length share batches, rows stop early, references are scored in between, a teacher's cache is
+built, and a loss goes back through it all. The oracle is the model's plain forward pass over one text at a time: no
+batch, no padding, no state.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,16 +21,26 @@ from transformers import (
 )
 
 from srd.base.errors import UserError
-from srd.data.batching import Collator
+from srd.data.batching import Collator, EncodedExamples
 from srd.models.architecture import auto_class
 from srd.models.generation import Decoding, decode_batch
-from srd.models.head import head_is_enough, logit_rule, model_inputs, response_logits, response_losses
+from srd.models.head import (
+    head_is_enough,
+    head_weights,
+    logit_rule,
+    own_logits,
+    response_hidden,
+    response_logits,
+)
 from srd.models.reading import Abilities, abilities
 from srd.models.tokens import decoder_prefix
+from srd.training.loss import LossSettings, head_loss, logits_loss
+from srd.training.teacher_cache import build_cache
 
+WIDTH = 64
 # What makes a model tiny, by whatever name a family calls it.
 TINY: dict[str, Any] = {
-    "vocab_size": 64, "hidden_size": 32, "d_model": 32, "n_embd": 32, "num_hidden_layers": 2, "num_layers": 2,
+    "vocab_size": WIDTH, "hidden_size": 32, "d_model": 32, "n_embd": 32, "num_hidden_layers": 2, "num_layers": 2,
     "n_layer": 2, "encoder_layers": 2, "decoder_layers": 2, "num_decoder_layers": 2, "num_attention_heads": 4,
     "num_heads": 4, "n_head": 4, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_key_value_heads": 2,
     "intermediate_size": 64, "d_ff": 64, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "head_dim": 8, "d_kv": 8,
@@ -36,13 +48,14 @@ TINY: dict[str, Any] = {
     "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
     "shared_expert_intermediate_size": 16, "mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16,
     "mamba_dt_rank": 4, "state_size": 8, "mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 8,
-    "n_groups": 1, "mamba_chunk_size": 8, "chunk_size": 8, "src_vocab_size": 64, "tgt_vocab_size": 64,
-    "decoder_vocab_size": 64, "langs": ["en", "de"],
+    "n_groups": 1, "mamba_chunk_size": 8, "chunk_size": 8, "src_vocab_size": WIDTH, "tgt_vocab_size": WIDTH,
+    "decoder_vocab_size": WIDTH, "langs": ["en", "de"],
     "linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 8,
     "linear_value_head_dim": 8, "lru_width": 32, "attention_window_size": 16, "sliding_window": 16,
     "attention_hidden_size": 32, "dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0,
 }  # fmt: skip
 LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
+ROUTED = {"output_router_logits": True}
 CONV = {"layer_types": ["conv", "full_attention"]}
 STATELESS = Abilities(None, padding=False)
 CACHED = Abilities("past_key_values")
@@ -50,7 +63,8 @@ RECURRENT = Abilities("cache_params")
 # Family: what it needs beside, and what was measured when this was written. Less is slower and as right.
 FAMILIES: dict[str, tuple[dict[str, Any], Abilities]] = {
     # plain attention, and what families do to their logits
-    "llama": ({}, CACHED), "qwen3_moe": ({}, CACHED), "bloom": ({}, CACHED), "mistral": ({}, CACHED),
+    "llama": ({}, CACHED), "qwen3_moe": (ROUTED, CACHED), "mixtral": (ROUTED, CACHED),
+    "bloom": ({}, CACHED), "mistral": ({}, CACHED),
     "gemma2": ({"final_logit_softcapping": 3.0}, CACHED), "gemma3_text": ({}, CACHED),
     "cohere": ({"logit_scale": 0.3}, CACHED), "granite": ({"logits_scaling": 2.5}, CACHED),
     "hyperclovax": ({"logits_scaling": 2.5}, CACHED), "nanochat": ({}, CACHED),
@@ -60,14 +74,14 @@ FAMILIES: dict[str, tuple[dict[str, Any], Abilities]] = {
     "qwen3_next": (LINEAR, CACHED), "qwen3_5_text": (LINEAR, CACHED), "olmo_hybrid": (LINEAR, CACHED),
     "lfm2": ({**CONV, "full_attn_idxs": [1]}, CACHED),
     "falcon_h1": ({"mamba_d_ssm": 64, "lm_head_multiplier": 0.3}, CACHED),
-    "granitemoehybrid": ({"layer_types": ["mamba", "attention"]}, CACHED),
-    "jamba": ({"attn_layer_period": 2, "attn_layer_offset": 1}, CACHED),
+    "granitemoehybrid": ({"layer_types": ["mamba", "attention"], **ROUTED}, CACHED),
+    "jamba": ({"attn_layer_period": 2, "attn_layer_offset": 1, **ROUTED}, CACHED),
     "bamba": ({"attn_layer_indices": [1]}, CACHED),
     "zamba2": ({"layers_block_type": ["mamba", "hybrid"], "n_mamba_heads": 4, "num_key_value_heads": 4}, CACHED),
     "nemotron_h": ({"layers_block_type": ["mamba", "attention"]}, CACHED),
     "minimax": (LINEAR, Abilities("past_key_values", padding=False, leaving=False)),
     # recurrent only
-    "mamba": ({}, RECURRENT), "mamba2": ({"head_dim": 16}, RECURRENT), "rwkv": ({}, STATELESS),
+    "mamba": ({}, RECURRENT), "mamba2": ({"head_dim": 16}, RECURRENT), "rwkv": ({"rescale_every": 1}, STATELESS),
     "recurrent_gemma": ({"block_types": ["recurrent", "attention"], "logits_soft_cap": 3.0}, STATELESS),
     "xlstm": ({"output_logit_soft_cap": 3.0}, STATELESS),
     # encoder-decoders
@@ -87,11 +101,11 @@ def tiny_config(family: str) -> PreTrainedConfig:
     return kind(**{**{name: value for name, value in TINY.items() if name in known}, **own})
 
 
-def tiny_of(family: str) -> Any:
+def tiny_of(family: str, seed: int = 1) -> Any:
     config = tiny_config(family)
     known = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if config.is_encoder_decoder else MODEL_FOR_CAUSAL_LM_MAPPING
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
+        torch.manual_seed(seed)
         model = known[type(config)](config)
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -99,11 +113,14 @@ def tiny_of(family: str) -> Any:
     return model.eval()
 
 
-PROMPTS = [[5, 9, 33], [40, 41, 42, 43, 44, 45, 46], [7], [50, 12, 13], [20, 21, 60, 61, 62]]
-REFERENCES = [[11, 12, 2], [2], [13, 14, 15, 16, 2], [30, 2], [31, 32, 33, 2]]
+PROMPTS = [[5, 9, 33], [40, 41, 42, 43, 44, 45, 46], [7]]
+REFERENCES = [[11, 12, 2], [2], [13, 14, 15, 16, 2]]
+ROWS = {"id": list("abc"), "prompt_ids": PROMPTS, "response_ids": REFERENCES}
+LONGEST = 4
+# Both parts of the loss, so that what comes of the teacher's cache counts, and so does the reference.
+LOSS = LossSettings(objective="fkl", weight=0.5)
 
 
-@torch.no_grad()
 def alone(model: Any, prompt: list[int], answer: list[int]) -> Tensor:
     """Logits behind the prompt and behind each token of the answer ``[1 + len(answer), V]``."""
     if model.config.is_encoder_decoder:
@@ -115,33 +132,58 @@ def alone(model: Any, prompt: list[int], answer: list[int]) -> Tensor:
     return logits[0, len(prompt) - 1 :].float()
 
 
-def greedy(model: Any, prompt: list[int], stop: list[int], longest: int) -> list[int]:
-    answer: list[int] = []
-    while len(answer) < longest and not (answer and answer[-1] in stop):
-        answer.append(int(alone(model, prompt, answer)[-1].argmax()))
-    return answer
+def is_greedy(model: Any, prompt: list[int], answer: list[int], stop: int) -> bool:
+    """Whether an answer is what the model says itself, ended by the first stop token or by its length."""
+    best = alone(model, prompt, answer).argmax(-1)[:-1].tolist()
+    ended = stop in answer[:1] or len(answer) == LONGEST or answer[-1] == stop
+    return answer == best and ended and stop not in answer[:-1]
+
+
+def loss_with_teacher(student: Any, teacher: Any, folder: Path) -> Tensor:
+    """The training's loss of all rows in one batch, with what the teacher's cache keeps where one can be built."""
+    collator = Collator(0, decoder_prefix(student) if student.config.is_encoder_decoder else None)
+    examples = EncodedExamples(ROWS)
+    batch = collator([examples[i] for i in range(len(PROMPTS))])
+    targets, one = batch["targets"], torch.tensor(1)
+    if head_is_enough(teacher):
+        cache = build_cache(folder, lambda: teacher, examples, collator, batch_size=2)
+        hidden = torch.cat([cache.hidden(*pair) for pair in zip(PROMPTS, REFERENCES, strict=True)])
+        taught = {"teacher_hidden": hidden, "teacher_head": cache.head()}
+        return head_loss(response_hidden(student, batch), head_weights(student), targets, LOSS, one, **taught)[0]
+    with pytest.raises(UserError, match=r"no cache can keep them. Set cache.enabled=false"):
+        build_cache(folder, lambda: teacher, examples, collator)
+    taught = {"teacher_hidden": response_logits(teacher, batch).detach(), "teacher_head": own_logits(teacher)}
+    return logits_loss(response_logits(student, batch), WIDTH, targets, LOSS, one, **taught)[0]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_answers_scores_and_losses_are_those_of_each_text_alone(family: str) -> None:
-    model = tiny_of(family)
-    stop = greedy(model, PROMPTS[0], [], 2)[-1:]  # at least one row leaves early
-    expected = [greedy(model, prompt, stop, 6) for prompt in PROMPTS]
-    names = [str(i) for i in range(len(PROMPTS))]
-    answers, scores = decode_batch(model, PROMPTS, names, Decoding(6), stop, 0, references=REFERENCES)
-    assert answers == expected
-    pairs = zip(PROMPTS, REFERENCES, strict=True)
-    losses = [nn.functional.cross_entropy(alone(model, p, r)[:-1], torch.tensor(r), reduction="none") for p, r in pairs]
-    assert scores == pytest.approx([float(loss.mean()) for loss in losses], rel=1e-4, abs=1e-5)
-    prefix = decoder_prefix(model) if model.config.is_encoder_decoder else None
-    rows = [{"prompt_ids": p, "response_ids": r} for p, r in zip(PROMPTS, REFERENCES, strict=True)]
-    batch = Collator(0, prefix)(rows)
-    with torch.no_grad():
-        torch.testing.assert_close(response_losses(model, batch), torch.cat(losses), rtol=1e-4, atol=1e-4)
-        own = model(**model_inputs(batch), use_cache=False).logits.flatten(0, 1)[batch["index"]]
-        torch.testing.assert_close(response_logits(model, batch), own, rtol=1e-4, atol=1e-4)
-    assert head_is_enough(model) == (family not in OWN_LOGITS)
-    assert abilities(model) == FAMILIES[family][1]
+def test_what_is_done_in_batches_is_what_each_text_alone_gives(family: str, tmp_path: Path) -> None:
+    """Answers, scores, the loss with its gradient, and the teacher's cache."""
+    student, teacher = tiny_of(family), tiny_of(family, seed=2)
+    before = {name: weight.clone() for name, weight in student.state_dict().items()}
+    pairs = list(zip(PROMPTS, REFERENCES, strict=True))
+    assert logit_rule(student).head == head_is_enough(teacher) == (family not in OWN_LOGITS)
+    stop = int(alone(student, PROMPTS[0], [])[-1].argmax())  # one row at least leaves early
+    answers, scores = decode_batch(student, PROMPTS, ROWS["id"], Decoding(LONGEST), [stop], 0, references=REFERENCES)
+    assert all(is_greedy(student, *pair, stop) for pair in zip(PROMPTS, answers, strict=True))
+    assert abilities(student) == FAMILIES[family][1]
+
+    own = [alone(student, *pair)[:-1].log_softmax(-1) for pair in pairs]
+    losses = [-one[range(len(text)), text] for one, text in zip(own, REFERENCES, strict=True)]
+    assert scores == pytest.approx([loss.mean().item() for loss in losses], abs=1e-5)
+
+    loss = loss_with_teacher(student, teacher, tmp_path)
+    theirs = torch.cat([alone(teacher, *pair)[:-1] for pair in pairs]).log_softmax(-1).detach()
+    gap = nn.functional.kl_div(torch.cat(own), theirs, reduction="sum", log_target=True)
+    expected = (torch.cat(losses).sum() + gap) / 2
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    weights = [weight for weight in student.parameters() if weight.requires_grad]
+    gradients, plain = (torch.autograd.grad(each, weights, allow_unused=True) for each in (loss, expected))
+    largest = max(float(each.abs().max()) for each in plain if each is not None)
+    for one, other in zip(gradients, plain, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or float((one - other).abs().max()) < 1e-4 * largest
+    assert all(torch.equal(weight, before[name]) for name, weight in student.state_dict().items())
 
 
 def test_the_rules_that_are_found() -> None:
@@ -179,4 +221,4 @@ def test_a_family_that_cannot_be_decoded_is_refused() -> None:
 
     model.forward = forward
     with pytest.raises(UserError, match=r"cannot be decoded here.*another family"):
-        decode_batch(model, PROMPTS, list("abcde"), Decoding(3), [2], 0)
+        decode_batch(model, PROMPTS, ROWS["id"], Decoding(3), [2], 0)

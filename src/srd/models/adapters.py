@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) through peft: adding, loading, merging."""
+"""Low-rank adapters (LoRA, arXiv 2106.09685) through peft: adding and loading."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings) -> PeftModel:
     """Freeze ``model`` and put trainable low-rank adapters on the modules that ``settings.targets`` names.
 
     ``targets`` are module names or endings of them (``q_proj``, ``mlp.down_proj``), ``"all-linear"`` for
-    every linear layer but the output head, or None for what peft chooses for the architecture.
+    every linear layer but the output head and the outputs of state-space mixers, or None for what peft chooses for the
+    architecture. The model may lie on the meta device, to see whether it can be done.
 
     Raises:
-        UserError: a target matches no module, or none is given and peft knows no default for the
-            architecture.
+        UserError: a target matches no module, none is given and peft knows no default for the architecture, or peft
+            cannot adapt a module.
     """
     targets = settings.targets
     if isinstance(targets, list):
@@ -38,26 +39,47 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings) -> PeftModel:
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft takes floats too
         lora_dropout=settings.dropout,
         target_modules=targets,
+        exclude_modules=(_mixer_outputs(model) or None) if targets == "all-linear" else None,
         task_type=TaskType.SEQ_2_SEQ_LM if model.config.is_encoder_decoder else TaskType.CAUSAL_LM,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     try:
-        adapted = get_peft_model(model, config)
-    except ValueError as error:
-        if targets is not None:
-            raise
-        raise UserError(
-            f"lora.targets: peft has no default for architecture '{model.config.model_type}'. "
-            f"Use 'all-linear', or a list of: {', '.join(_linear_names(model))}"
-        ) from error
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"Model has `tie_word_embeddings")  # untied before it is merged
+            adapted = get_peft_model(model, config)
+    except (ValueError, TypeError) as error:
+        raise UserError(_refusal(model, settings, error)) from error
     assert isinstance(adapted, PeftModel)
     return adapted
 
 
+def _refusal(model: PreTrainedModel, settings: LoraSettings, error: Exception) -> str:
+    """Why peft does not adapt a model, and what would help."""
+    names = f"'all-linear', or a list of: {', '.join(_linear_names(model))}"
+    if settings.targets is None and "target_modules" in str(error):
+        return f"lora.targets: peft has no default for architecture '{model.config.model_type}'. Use {names}"
+    if settings.dropout and "dropout" in str(error):
+        return (
+            f"lora.dropout is {settings.dropout:g}, but the targets are experts whose weights lie in one tensor, and "
+            "their adapters take no dropout. Set lora.dropout: 0, or choose other lora.targets."
+        )
+    return f"lora.targets: architecture '{model.config.model_type}' cannot be adapted so: {error} Use {names}"
+
+
+def _mixer_outputs(model: nn.Module) -> list[str]:
+    """Output layers of state-space mixers, whose kernels read the weight itself, so that no adapter would be seen."""
+    names = {name for name, _ in model.named_modules()}
+    return sorted(
+        name for name in names if name.endswith(".out_proj") and f"{name.removesuffix('out_proj')}conv1d" in names
+    )
+
+
 def _linear_names(model: nn.Module) -> list[str]:
-    """Last parts of the names of all linear modules, such as ``q_proj``."""
+    """Last parts of the names of the linear modules that adapters are for, such as ``q_proj``."""
     linear = (nn.Linear, Conv1D)
-    return sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, linear)})
+    left_out = {"lm_head", *(name.rpartition(".")[2] for name in _mixer_outputs(model))}
+    named = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, linear)}
+    return sorted(named - left_out)
 
 
 def check_targets(model: nn.Module, targets: list[str]) -> None:
@@ -121,17 +143,6 @@ def load_adapter(
         odd = sorted(saved ^ places)
         raise UserError(f"adapter '{source}' does not fit the model: {len(odd)} tensors, such as '{odd[0]}'. {remedy}")
     return adapted.eval() if not trainable else adapted
-
-
-def merge_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """Add the adapter to the weights and return the plain model; a plain one comes back as it is."""
-    if not isinstance(model, PeftModel):
-        return model
-    merged = model.merge_and_unload(safe_merge=True)
-    assert isinstance(merged, PreTrainedModel)
-    for parameter in merged.parameters():
-        parameter.requires_grad_(True)
-    return merged
 
 
 def base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:

@@ -15,8 +15,9 @@ from transformers import (
 )
 
 from srd.base.errors import UserError
-from srd.models.adapters import check_targets
+from srd.models.adapters import add_lora
 from srd.models.guard import guarded
+from srd.models.settings import LoraConfig
 
 # Masked language models that transformers lists among those that generate; each says so in its own forward pass.
 SEES_WHAT_FOLLOWS = {
@@ -95,9 +96,11 @@ def position_limit(config: PreTrainedConfig) -> int | None:
     return min((limit for limit in limits if isinstance(limit, int)), default=None)
 
 
-def check_lora_targets(config: PreTrainedConfig, targets: list[str]) -> None:
-    """Refuse LoRA targets that match no module, before a weight is loaded."""
-    check_targets(_without_weights(config), targets)
+def check_lora(config: PreTrainedConfig, settings: LoraConfig) -> None:
+    """Refuse adapters that cannot be put on a model, before a weight is loaded: they are put on one without weights."""
+    model = _without_weights(config)
+    with torch.device("meta"):
+        add_lora(model, settings)
 
 
 def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:

@@ -40,6 +40,16 @@ def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
     return {name: batch[name] for name in MODEL_INPUTS if name in batch}
 
 
+def logits_alone(model: Any) -> dict[str, bool]:
+    """What asks a model for its logits and nothing beside, whatever its configuration asks for.
+
+    A mixture of experts with ``output_router_logits`` would work out a loss of its routing, for which it wants to see
+    the whole text at once.
+    """
+    config = base_model(model).config.get_text_config()
+    return {"output_router_logits": False} if getattr(config, "output_router_logits", False) else {}
+
+
 # --------------------------------------------------------------------------------------------- what the head does
 
 
@@ -127,6 +137,7 @@ def logit_rule(model: Any) -> LogitRule:
     core = base_model(model)
     rule = _rules.get(core)
     if rule is None:
+        hold_weights(core)
         with in_evaluation(core):
             rule = _rules[core] = _measure(core)
         if not rule.head:
@@ -156,6 +167,27 @@ def probe_ids(model: Any, length: int, shift: int = 0) -> list[int]:
     return [(7919 * (place + 1) + 613 * shift) % width for place in range(length)]
 
 
+def probe_logits(model: Any) -> Tensor:
+    """A model's own logits at the real positions of the batch that models are measured with, ``[N, V]``."""
+    batch = _probe(base_model(model))
+    logits: Tensor = _forward(model, batch).logits
+    return logits.flatten(0, 1)[batch["index"]].float()
+
+
+def hold_weights(model: nn.Module) -> None:
+    """Keep a family from dividing weights of its own whenever it is evaluated.
+
+    RWKV does so for half precision, and takes it back in training: what is saved, copied or adapted in between would
+    be another model.
+    """
+    module: Any
+    for module in model.modules():
+        if hasattr(module, "_rescale_layers"):
+            was, module.training = module.training, True
+            module._rescale_layers()  # as they were, if they have been divided
+            module.training, module.config.rescale_every = was, 0
+
+
 def _probe(model: Any) -> dict[str, Tensor]:
     """A padded batch of several rows, with ``index`` of its real positions."""
     device = next(model.parameters()).device
@@ -175,7 +207,7 @@ def _measure(model: Any) -> LogitRule:
     head = model.get_output_embeddings()
     handle = head.register_forward_pre_hook(lambda module, args: seen.append(args[0])) if head is not None else None
     try:
-        logits = model(**model_inputs(batch), use_cache=False).logits
+        logits = _forward(model, batch).logits
     finally:
         if handle is not None:
             handle.remove()
@@ -214,7 +246,7 @@ def _selected(model: Any, batch: dict[str, Any], hidden: Tensor) -> Tensor | Non
     """What the model makes of these inputs of its head, ``[n, V]``; None where it cannot be given them."""
     try:
         with _before_head(model, lambda _: hidden[None]):
-            logits: Tensor = model(**model_inputs(batch), use_cache=False).logits
+            logits: Tensor = _forward(model, batch).logits
     except (RuntimeError, ValueError, IndexError):  # it counts on as many positions as it has read
         return None
     return logits[0].float() if logits.shape[:-1] == (1, len(hidden)) else None
@@ -350,6 +382,11 @@ def _logits(core: nn.Module, forward: Callable[[], Any], index: Tensor) -> Tenso
     return logits.flatten(0, 1)[index] if whole else logits[0][: len(index)]
 
 
+def _forward(model: Any, batch: dict[str, Any], core: Any = None) -> Any:
+    """Run a model over a collated batch, keeping no state."""
+    return model(**model_inputs(batch), use_cache=False, **logits_alone(core or model))
+
+
 def response_hidden(model: nn.Module, batch: dict[str, Any], *, core: nn.Module | None = None) -> Tensor:
     """Run the model up to its head.
 
@@ -361,17 +398,17 @@ def response_hidden(model: nn.Module, batch: dict[str, Any], *, core: nn.Module 
     Returns:
         Hidden states at the response positions ``[N, d]``, with their graph.
     """
-    return _hidden(core or model, lambda: model(**model_inputs(batch), use_cache=False), batch["index"])
+    return _hidden(core or model, lambda: _forward(model, batch, core), batch["index"])
 
 
 def response_logits(model: nn.Module, batch: dict[str, Any], *, core: nn.Module | None = None) -> Tensor:
     """Logits at the response positions ``[N, V]`` by the model's own head, whatever it is wrapped in."""
-    return _logits(core or model, lambda: model(**model_inputs(batch), use_cache=False), batch["index"])
+    return _logits(core or model, lambda: _forward(model, batch, core), batch["index"])
 
 
 def response_losses(model: Any, batch: dict[str, Any]) -> Tensor:
     """Cross-entropy of each target of a collated batch, in nats, ``[N]``."""
-    return token_losses(model, lambda: model(**model_inputs(batch), use_cache=False), batch["index"], batch["targets"])
+    return token_losses(model, lambda: _forward(model, batch), batch["index"], batch["targets"])
 
 
 def token_losses(model: Any, forward: Callable[[], Any], index: Tensor, targets: Tensor) -> Tensor:

@@ -27,13 +27,13 @@ from srd.models.adapters import (
     ADAPTER_WEIGHTS,
     adapter_folder,
     load_adapter,
-    merge_adapter,
 )
 from srd.models.architecture import auto_class, generating
 from srd.models.finite import set_name
 from srd.models.gguf import check_gguf, converted_folder
 from srd.models.guard import guarded
 from srd.models.head import logit_rule
+from srd.models.merging import merge_adapter
 from srd.models.sources import SMOLLM2, gguf_file, resolve_source, split_adapter
 from srd.models.tokens import let_stop_tokens_learn, set_generation_tokens
 from srd.models.weights import check_names, check_report, read_headers, weight_files

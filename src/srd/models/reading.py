@@ -23,7 +23,15 @@ from srd.base.errors import UserError
 from srd.data.batching import Collator, pad_left, pad_right
 from srd.models.adapters import base_model
 from srd.models.finite import blame, name_of
-from srd.models.head import in_evaluation, probe_ids, response_losses, same_logits, token_losses
+from srd.models.head import (
+    hold_weights,
+    in_evaluation,
+    logits_alone,
+    probe_ids,
+    response_losses,
+    same_logits,
+    token_losses,
+)
 from srd.models.tokens import decoder_prefix
 
 logger = logging.getLogger(__name__)
@@ -63,6 +71,7 @@ class Reader:
         self.prompts = prompts
         self.encoder_decoder = bool(model.config.is_encoder_decoder)
         known = inspect.signature(base_model(model).forward).parameters
+        self.alone = logits_alone(model)
         self.last_only = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
         self.takes_positions = "position_ids" in known
         self.device = next(model.parameters()).device
@@ -104,7 +113,7 @@ class Reader:
             arguments["position_ids"] = (mask.cumsum(-1) - 1).clamp_(min=0)[:, -ids.shape[1] :]
         if self.able.state != STATES[0]:  # a recurrent state holds no places that a mask could cover
             mask = mask[:, -ids.shape[1] :]
-        output = self.model(input_ids=ids, attention_mask=mask, **arguments)
+        output = self.model(input_ids=ids, attention_mask=mask, **arguments, **self.alone)
         self.state = getattr(output, self.able.state) if self.able.state and arguments["use_cache"] else None
         return output.logits[:, -1]
 
@@ -118,6 +127,7 @@ class Reader:
             decoder_input_ids=ids,
             use_cache=self.able.state is not None,
             **state,
+            **self.alone,
         )
         self.state = getattr(output, self.able.state) if self.able.state else None
         return output.logits[:, -1]
@@ -169,7 +179,7 @@ class Reader:
                 positions = {"position_ids": (full.cumsum(-1) - 1).clamp_(min=0)[:, -ids.shape[1] :]}
             return self.model(
                 input_ids=ids.to(self.device), attention_mask=full, past_key_values=self.state, use_cache=True,
-                **positions,
+                **positions, **self.alone,
             )  # fmt: skip
 
         index = valid.flatten().nonzero()[:, 0]
@@ -200,6 +210,7 @@ class Reader:
                 attention_mask=self.mask,
                 decoder_input_ids=ids.to(self.device),
                 use_cache=False,
+                **self.alone,
             )
 
         losses = token_losses(self.model, forward, index, targets[valid.bool()].to(self.device))
@@ -226,6 +237,7 @@ def abilities(model: Any) -> Abilities:
     core = base_model(model)
     able = _abilities.get(core)
     if able is None:
+        hold_weights(core)
         with in_evaluation(model):
             able = _abilities[core] = _measure(model)
         if able.state is None:
@@ -280,7 +292,7 @@ def _inputs(model: Any, text: list[int], length: int) -> dict[str, Tensor]:
 def _alone(model: Any, texts: list[list[int]], lengths: Sequence[int]) -> Tensor:
     """Logits at the end of each prompt and after each of two more tokens, without batch or state, ``[rows, 3, V]``."""
     rows = [
-        model(**_inputs(model, text, length), use_cache=False).logits[0, -3:]
+        model(**_inputs(model, text, length), use_cache=False, **logits_alone(model)).logits[0, -3:]
         for text, length in zip(texts, lengths, strict=True)
     ]
     return torch.stack(rows).float()

@@ -8,7 +8,7 @@ from typing import Any
 
 from srd.base.errors import UserError, nearest
 from srd.data.templates.base import get_template
-from srd.models.architecture import check_lora_targets, position_limit
+from srd.models.architecture import check_lora, position_limit
 from srd.models.engines.base import ENGINES
 from srd.models.loading import check_weights, load_generation_config
 from srd.models.pair import check_same_kind, check_same_tokenizer
@@ -53,8 +53,8 @@ def check_recipe(models: RecipeModels) -> None:
     for config, model in zip(configs, (teacher.model, student.model), strict=False):
         _check_lengths(models, config, str(model))
     for training, config in [(teacher.sft, configs[0]), *((training, configs[-1]) for training in trainings)]:
-        if training is not None and training.lora is not None and isinstance(training.lora.targets, list):
-            check_lora_targets(config, training.lora.targets)
+        if training is not None and training.lora is not None:
+            check_lora(config, training.lora)
 
 
 def check_same_beginning(teacher: ModelConfig, student: ModelConfig, configs: list[Any]) -> None:

@@ -19,8 +19,9 @@ from srd.base.errors import RunError, UserError
 from srd.base.files import disk_errors, fingerprint, read_json, remove, write_json
 from srd.curation.curriculum import Stage
 from srd.data.batching import EncodedExamples
-from srd.models.adapters import add_lora, load_adapter, merge_adapter
+from srd.models.adapters import add_lora, load_adapter
 from srd.models.loading import load_model, save_model
+from srd.models.merging import merge_adapter
 from srd.models.sharding import is_sharded, models_are_whole, whole_weights
 from srd.training.checkpoints import damage, last_checkpoint, list_files, readable_json, step_of
 from srd.training.loss import LossSettings
