@@ -116,9 +116,20 @@ def test_who_writes_the_batches(
         references.append(1.0 if mask is None else float(mask.mean()))
         return original(self, model, inputs, items)
 
+    answers: list[list[int]] = []
+    write = DistillTrainer._write
+
+    def writing(self: DistillTrainer, rows: list[dict[str, Any]]) -> list[list[int]]:
+        answers.extend(written := write(self, rows))
+        return written
+
     monkeypatch.setattr(DistillTrainer, "loss_of", spy)
+    monkeypatch.setattr(DistillTrainer, "_write", writing)
     tiny_run.set(training__method=METHODS[method], training__curriculum=None, training__weight=0.5)
-    tiny_run.set(training__epochs=1).train()
+    run = tiny_run.set(training__epochs=1).train()
+    told = [row["cut_answers"] for row in logged(run.folder) if "cut_answers" in row]
+    cut = [answer[-1] != run.tokenizer.eos_token_id for answer in answers]
+    assert (sum(told) / len(told) == pytest.approx(sum(cut) / len(cut))) if answers else not told
     assert len(references) == 4 and set(references) <= {0.0, 1.0}
     if by_student is not None:
         assert references.count(0.0) == by_student

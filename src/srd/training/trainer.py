@@ -27,6 +27,7 @@ from srd.base.errors import RunError, UserError
 from srd.base.files import atomic_write, disk_errors, read_json, remove, write_json
 from srd.data.batching import Collator, EncodedExamples, LengthBatches, length_sorted_batches
 from srd.data.encoding import encode, is_encoded
+from srd.data.turns import without_end
 from srd.metrics.rouge import rouge_l_many
 from srd.metrics.scripts import Words
 from srd.models.finite import blame
@@ -186,6 +187,8 @@ class DistillTrainer(Trainer):
         self.add_callback(_FirstValidation(self))
         self._parts: list[tuple[Tensor, Tensor]] = []
         self._parts_since = 0
+        self._written = [0, 0]  # answers of the student since the last log, and how many of them were cut
+        self._told_cut = False
         self.validation_seconds = 0.0
         self._seconds_before, self._started = 0.0, time.perf_counter()
 
@@ -248,7 +251,10 @@ class DistillTrainer(Trainer):
                     width=len(self.tokenizer),
                 )
                 answers += written
+            stops = stop_token_ids(student, self.tokenizer)
             student.train()
+        self._written[0] += len(answers)
+        self._written[1] += sum(not without_end(answer, stops)[1] for answer in answers)
         return answers
 
     @contextlib.contextmanager
@@ -368,10 +374,27 @@ class DistillTrainer(Trainer):
             ce, kd = (sums / steps).tolist()
             logs = {**logs, "ce_loss": ce, "kd_loss": kd}
             self._parts.clear()
+        if "loss" in logs and self.rollouts is not None:
+            logs = {**logs, **self._cut_share()}
         super().log(logs, start_time)
         if self.log_row is not None and self.is_world_process_zero():
             times = {"seconds": round(self.seconds, 3)}
             self.log_row({"step": self.state.global_step, "epoch": self.state.epoch, **logs, **times})
+
+    def _cut_share(self) -> dict[str, float]:
+        """The share of the student's answers since the last log that were cut where they were written."""
+        counts = torch.tensor(self._written, device=self.args.device)
+        if self.args.world_size > 1:
+            counts = self.accelerator.reduce(counts, "sum")
+        self._written = [0, 0]
+        written, cut = counts.tolist()
+        if cut > written / 2 and not self._told_cut:
+            self._told_cut = True
+            logger.warning(
+                "%d of %d answers of the student were cut at %d tokens: it learns no end from them. A higher "
+                "max_new_tokens of the method lets more of them end.", cut, written, self.rollout_decoding.max_new_tokens,
+            )  # fmt: skip
+        return {"cut_answers": cut / written} if written else {}
 
     # -------------------------------------------------------------------------------------------------- checkpoints
 
