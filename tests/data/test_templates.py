@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from srd.base.errors import UserError
+from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows
 from srd.data.templates.base import Template, get_template
 from tests.tiny import tiny_tokenizer
@@ -168,3 +169,55 @@ def test_plain_text_has_an_empty_prompt() -> None:
     row = example(prompt="", completion="Once upon a time")
     assert template("auto").text(row) == ""
     assert json.loads(json.dumps(row["references"])) == ["Once upon a time"]
+
+
+HISTORY = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "Hi"},
+    {"role": "user", "content": "Bye"},
+]
+# What a template without roles makes of it; <e> ends an answer.
+TALKS = [
+    ("plain", "gpt2", "Be brief.\n\nHello\nHi<|endoftext|>\n\nBye\n"),
+    ("Q: {instruction}\nA:", "llama", "Be brief.\n\nQ: Hello\nA:Hi</s>\n\nQ: Bye\nA:"),
+    ("<|im_start|>user\n{instruction}<|im_end|>\n<|im_start|>assistant\n", "qwen2",
+     "Be brief.\n\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nHi<|im_end|>\n\n"
+     "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n"),
+    ("alpaca", "gpt2", "Be brief.\n\n" + WITHOUT_INPUT.replace("Add the numbers.", "Hello") + "Hi<|endoftext|>\n\n"
+     + WITHOUT_INPUT.replace("Add the numbers.", "Bye")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "family", "text"), TALKS)
+def test_a_conversation_in_a_template_without_roles(name: str, family: str, text: str) -> None:
+    """The system prompt and earlier turns are rendered in; what came first is cut first, and no frame."""
+    tokenizer, row = tiny_tokenizer(family), conversation(HISTORY)
+    found = get_template(name, tokenizer)
+    assert found.text(row) == text and cuttable(found, row) == ["Hello", "Hi", "Bye"]
+    told = Encoder(tokenizer, found, max_prompt_length=400).encode_rows([row])
+    assert tokenizer.decode(told["prompt_ids"][0], skip_special_tokens=False).removeprefix("<s>") == text
+    end = tokenizer.eos_token_id
+    assert told["prompt_ids"][0].count(end) == text.count(tokenizer.eos_token)
+    assert told["response_ids"][0] == [*tokenizer("x", add_special_tokens=False)["input_ids"], end]
+
+
+@pytest.mark.parametrize(
+    ("turns", "words"),
+    [
+        ([HISTORY[1], HISTORY[1]], "in turn, not the roles user, user"),
+        ([HISTORY[1], HISTORY[2], HISTORY[0], HISTORY[1]], "user, assistant, system, user"),
+        ([HISTORY[1], {**HISTORY[2], "reasoning_content": "b"}, HISTORY[3]], "no place for reasoning_content"),
+        ([HISTORY[1], {**HISTORY[2], "tool_calls": [{}]}, HISTORY[3]], "no place for tool_calls"),
+        ([HISTORY[1], HISTORY[2], {"role": "tool", "content": "a"}], "user, assistant, tool"),
+    ],
+)
+def test_what_a_template_without_roles_cannot_say_is_refused(turns: list[dict[str, Any]], words: str) -> None:
+    with pytest.raises(UserError, match=f"example .*the template 'plain'.*{words}.*data.template=chat"):
+        template("plain").render(conversation(turns))
+    row = example(messages=[HISTORY[1], {**HISTORY[2], "reasoning_content": "b"}])
+    with pytest.raises(UserError, match="no place for reasoning_content"):
+        template("plain").render(row)
+    row = example(messages=HISTORY[1:3], tools=[{"name": "a"}])
+    with pytest.raises(UserError, match="no place for tools"):
+        template("plain").render(row)

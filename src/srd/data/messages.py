@@ -16,7 +16,9 @@ from srd.base.errors import UserError
 Message = dict[str, Any]
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+SYSTEM = ("system", "developer")
 ASSISTANT = "assistant"
+CALLS = ("tool_calls", "function_call")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 CONTENTS = ("content", *REASONING)
 # Fields by which exports say whether a turn is learnt: 1 and true say yes.

@@ -392,7 +392,8 @@ class DistillTrainer(Trainer):
             self._told_cut = True
             logger.warning(
                 "%d of %d answers of the student were cut at %d tokens: it learns no end from them. A higher "
-                "max_new_tokens of the method lets more of them end.", cut, written, self.rollout_decoding.max_new_tokens,
+                "max_new_tokens of the method lets more of them end.",
+                cut, written, self.rollout_decoding.max_new_tokens,
             )  # fmt: skip
         return {"cut_answers": cut / written} if written else {}
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from srd.data.templates.base import FormatTemplate, register_template
+from typing import TYPE_CHECKING
+
+from srd.data.templates.base import FormatTemplate, end_of, register_template
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # The wording of Stanford Alpaca (Apache-2.0), which MiniLLM's data files and all published results use.
 WITH_INPUT = (
@@ -16,4 +21,7 @@ WITHOUT_INPUT = (
     "### Instruction:\n{instruction}\n\n### Response:\n"
 )
 
-register_template("alpaca")(lambda tokenizer: FormatTemplate("alpaca", WITH_INPUT, WITHOUT_INPUT))
+
+@register_template("alpaca")
+def _alpaca(tokenizer: PreTrainedTokenizerBase) -> FormatTemplate:
+    return FormatTemplate("alpaca", WITH_INPUT, WITHOUT_INPUT, end=end_of(tokenizer))

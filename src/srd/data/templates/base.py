@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from srd.base.errors import UserError, nearest
 from srd.base.registry import Registry
+from srd.data.messages import CALLS, REASONING, SYSTEM, conversation_of, extra_of, plain_text
+from srd.data.turns import turns_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,23 +84,70 @@ class Template(ABC):
 
 
 class FormatTemplate(Template):
-    """A text with the places `{instruction}` and `{input}`, in one wording with input and one without."""
+    """A text with the places `{instruction}` and `{input}`, in one wording with input and one without.
 
-    def __init__(self, name: str, with_input: str, without_input: str) -> None:
-        """Parse the two wordings; UserError where one has an unknown place."""
+    Of a conversation it writes what came before in the same way: the system prompt first, then each question in its
+    frame with its answer, what ends an answer, and an empty line.
+    """
+
+    def __init__(self, name: str, with_input: str, without_input: str, *, end: str = "") -> None:
+        """Parse the two wordings; UserError where one has an unknown place. ``end`` is what ends an earlier answer."""
         self.name = name
         self._with_input = _parse(with_input)
         self._without_input = _parse(without_input)
+        self._end = end
 
     def render(self, example: Example) -> list[Segment]:
-        """Return the frame, with the input to be cut first and then the instruction."""
-        parts = self._with_input if example["input"] else self._without_input
+        """Return the frame, with earlier turns to be cut first, then the input, then the instruction.
+
+        Raises:
+            UserError: a conversation of other turns than questions and answers.
+        """
+        system, before, question = _turns_of_text(example, self.name)
+        segments = [Segment(system, False, content=True), Segment("\n\n" if system else "", False)]
+        for place, (asked, answer) in enumerate(before, start=-2 * len(before)):
+            segments += self._framed(asked, "", 2 * place)
+            segments.append(Segment(answer, True, 2 * place + 1, content=True))
+            segments.append(Segment(f"{self._end}\n\n", False))
+        return joined([*segments, *self._framed(question, example["input"])])
+
+    def _framed(self, instruction: str, context: str, first: int = 0) -> list[Segment]:
         segments = []
-        for literal, field in parts:
+        for literal, field in self._with_input if context else self._without_input:
             segments.append(Segment(literal, False))
             if field:
-                segments.append(Segment(example[field], True, cut_order=0 if field == "input" else 1, content=True))
-        return joined(segments)
+                text, order = (context, first) if field == "input" else (instruction, first + 1)
+                segments.append(Segment(text, True, cut_order=order, content=True))
+        return segments
+
+
+def _turns_of_text(example: Example, name: str) -> tuple[str, list[tuple[str, str]], str]:
+    """The system prompt, the questions that were answered with their answers, and the one that is asked.
+
+    Raises:
+        UserError: there is more in the conversation than that.
+    """
+    turns = conversation_of(example)
+    if not turns:
+        return "", [], example["instruction"]
+    extra = extra_of(example)
+    more = {key for turn in (*turns, extra.get("answer", {})) for key in turn if key in CALLS or key in REASONING}
+    if more or extra.get("tools"):
+        what = ", ".join(sorted(more)) or "tools"
+        raise UserError(
+            f"example {example['id']}: the template {name!r} has no place for {what}. Choose data.template=chat, or "
+            "leave the row out."
+        )
+    start = next(place for place, turn in enumerate(turns) if turn["role"] not in SYSTEM)
+    roles = [turn["role"] for turn in turns[start:]]
+    if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
+        raise UserError(
+            f"example {example['id']}: the template {name!r} takes questions and answers in turn, not the roles "
+            f"{', '.join(roles)}. Choose data.template=chat, or leave the row out."
+        )
+    *before, question = [plain_text(turn) for turn in turns[start:]]
+    system = "\n\n".join(plain_text(turn) for turn in turns[:start])
+    return system, list(zip(before[::2], before[1::2], strict=True)), question
 
 
 TEMPLATES: Registry[Callable[..., Template]] = Registry("template", "srd.data.templates")
@@ -130,11 +179,19 @@ def get_template(name: str, tokenizer: PreTrainedTokenizerBase, options: Mapping
         # Without a place of its own the input follows the instruction, as it must not get lost.
         places = [field for _, field in _parse(name)]
         with_input = name if "input" in places else name.replace("{instruction}", "{instruction}\n\n{input}")
-        return FormatTemplate(name, with_input, name)
+        return FormatTemplate(name, with_input, name, end=end_of(tokenizer, _parse(name)[-1][0]))
     raise UserError(
         f"template: there is no template {name!r}; {nearest(name, TEMPLATES.names())}. "
         "A text of your own must hold the place {instruction}."
     )
+
+
+def end_of(tokenizer: PreTrainedTokenizerBase, frame: str = "") -> str:
+    """The text of what ends an answer behind a frame that ends so."""
+    if tokenizer.eos_token_id is None:
+        return ""
+    ids = tokenizer(frame, add_special_tokens=False)["input_ids"]
+    return str(tokenizer.decode(list(turns_of(tokenizer).closing(ids, chat=False))))
 
 
 def takes_options(name: str) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2.exceptions import TemplateError
 
 from srd.base.errors import UserError, nearest
-from srd.data.messages import REASONING, Message, answer_of, conversation_of, extra_of, plain_text
+from srd.data.messages import REASONING, SYSTEM, Message, answer_of, conversation_of, extra_of, plain_text
 from srd.data.templates.base import Example, Segment, Template, joined, register_template
 from srd.data.turns import CALL, TOOL, turns_of
 
@@ -280,7 +280,7 @@ def _check(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> No
 def _slots(messages: Sequence[Message], asked: list[Part] | None) -> Iterator[Slot]:
     """Where the texts of messages stand."""
     for place, message in enumerate(messages, start=1):
-        cuttable = message["role"] not in ("system", "developer")
+        cuttable = message["role"] not in SYSTEM
         for key in REASONING:
             if isinstance(message.get(key), str):
                 yield message, key, [(message[key], cuttable)]
