@@ -34,6 +34,7 @@ class Encoder:
         max_length: Longest prompt and response together, in tokens.
         max_prompt_length: Longest prompt. A longer one loses content; the frame around the answer stays.
         encoder_decoder: The prompt goes to an encoder, the response to a decoder, each with its own length.
+        prompts_only: For a model that only writes: responses stay empty, and no template needs to render one.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class Encoder:
         max_length: int = 512,
         max_prompt_length: int = 256,
         encoder_decoder: bool = False,
+        prompts_only: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.template = template
         self.max_length = max_length
         self.max_prompt_length = max_prompt_length
         self.encoder_decoder = encoder_decoder
+        self.prompts_only = prompts_only
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no end-of-sequence token, so that a student could never learn to stop")
         self.turns = turns_of(tokenizer, template.options)
@@ -65,6 +68,7 @@ class Encoder:
             max_length=self.max_length,
             max_prompt_length=self.max_prompt_length,
             encoder_decoder=self.encoder_decoder,
+            prompts_only=self.prompts_only,
         )
 
     def _ids(self, texts: list[Pieces], special: list[bool], names: list[str]) -> list[list[int]]:
@@ -196,9 +200,11 @@ class Encoder:
             UserError: a row cannot be encoded: its template refuses it, or its frame is too long. Names it, and why.
         """
         prompt_ids, pieces, cut = self._prompts(rows)
-        if written is None:
+        response_ids: list[list[int]] = [[] for _ in rows]
+        response_cut = [False for _ in rows]
+        if written is None and not self.prompts_only:
             response_ids, response_cut = self._responses(rows, prompt_ids, pieces)
-        else:
+        elif written is not None:
             response_ids, response_cut = self._written(rows, prompt_ids, written["tokens"], written["ended"])
         return {
             "prompt_ids": prompt_ids, "response_ids": response_ids, "prompt_cut": cut, "response_cut": response_cut,

@@ -44,7 +44,7 @@ class RecipeModels:
         """Turns examples into tokens."""
         return self._encoder(self.tokenizer)
 
-    def _encoder(self, tokenizer: Any) -> Encoder:
+    def _encoder(self, tokenizer: Any, *, prompts_only: bool = False) -> Encoder:
         data = self.recipe.data
         name, options = data.frame
         return Encoder(
@@ -53,6 +53,7 @@ class RecipeModels:
             max_length=data.max_length,
             max_prompt_length=data.max_prompt_length,
             encoder_decoder=self.encoder_decoder,
+            prompts_only=prompts_only,
         )
 
     @cached_property
@@ -70,7 +71,7 @@ class RecipeModels:
     @cached_property
     def teacher_encoder(self) -> Encoder:
         """What the teacher reads where it writes text: its own chat template, where it has one, in the same lengths."""
-        return self._encoder(self.teacher_tokenizer) if self.teacher_frame else self.encoder
+        return self._encoder(self.teacher_tokenizer, prompts_only=True) if self.teacher_frame else self.encoder
 
     @cached_property
     def teacher_frame(self) -> list[Any]:
@@ -98,8 +99,8 @@ class RecipeModels:
 
     @cached_property
     def _trial_encoders(self) -> list[Encoder]:
-        tokenizers = [self.tokenizer, *([self.teacher_tokenizer] if self.teacher_frame else [])]
-        return [self._encoder(tokenizer) for tokenizer in tokenizers]
+        teachers = [self._encoder(self.teacher_tokenizer, prompts_only=True)] if self.teacher_frame else []
+        return [self._encoder(self.tokenizer), *teachers]
 
     @property
     def encoding(self) -> list[Any]:
