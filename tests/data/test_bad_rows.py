@@ -31,7 +31,7 @@ TURNS = talk("user", "assistant")["messages"]
 LINES: list[tuple[str, str | None]] = [
     (json.dumps(GOOD), None),
     (json.dumps({**GOOD, "output": ""}), "'output' holds an empty response"),
-    (json.dumps({**GOOD, "output": None}), "no question with an answer"),
+    (json.dumps({**GOOD, "output": None}), "Fields found: instruction; null: output."),
     (json.dumps({**GOOD, "output": 7}), "expected text, found int 7"),
     (json.dumps({**GOOD, "instruction": " "}), "'instruction' is empty"),
     (json.dumps({**GOOD, "id": 1.5}), "found float 1.5"),

@@ -255,7 +255,7 @@ def example_from_row(row: Mapping[str, Any], place: str) -> dict[str, Any]:
     if isinstance(present.get("prompt"), list):
         turns = [*present["prompt"], *_as_turns(_first(present, ANSWER_FIELDS["prompt"], place), place)]
         return _from_messages(turns, present.get("tools"), place, "prompt")
-    question, answer = _question_and_answer(present, place)
+    question, answer = _question_and_answer(present, [name for name in row if name not in present], place)
     text = text_of(present[question], place, question)
     if not text.strip() and question != "prompt":
         raise UserError(f"{place}: field {question!r} is empty. Fill it in, or remove the row.")
@@ -278,12 +278,13 @@ def _all_answers(row: Mapping[str, Any], answer: str) -> Any:
     return references if isinstance(references, list) and references[:1] == [row[answer]] else row[answer]
 
 
-def _question_and_answer(row: Mapping[str, Any], place: str) -> tuple[str, str]:
+def _question_and_answer(row: Mapping[str, Any], nulls: Sequence[str], place: str) -> tuple[str, str]:
     pair = pair_of(row)
     if pair is None:
-        found = ", ".join(sorted(map(str, row))) or "nothing"
+        fields = ", ".join(sorted(map(str, row))) or "nothing"
+        null = f"; null: {', '.join(sorted(map(str, nulls)))}" if nulls else ""
         raise UserError(
-            f"{place}: no question with an answer in this row. Fields found: {found}. "
+            f"{place}: no question with an answer in this row. Fields found: {fields}{null}. "
             f"Expected one of: {ACCEPTED_SHAPES}. Other names can be mapped with 'columns', "
             "for example `columns: {instruction: task, output: solution}`."
         )

@@ -256,7 +256,7 @@ def _row_in(content: bytes, place: str) -> Row | RowError:
         return RowError(f"{place}: not UTF-8 ({error.reason} at byte {error.start}). {CONVERT}", text)
     except json.JSONDecodeError as error:
         return RowError(
-            f"{place}: not valid JSON ({error.msg} at column {error.colno}): {_shown(text)}. "
+            f"{place}: not valid JSON ({error.msg}, column {error.colno}): {_shown(text)}. "
             "In a JSONL file every line is one object.",
             text,
         )
@@ -349,7 +349,7 @@ class _Json:
             value, end = DECODER.raw_decode(self.text, self.position)
         except json.JSONDecodeError as error:
             raise UserError(
-                f"{self.path}:{error.lineno}: not valid JSON ({error.msg} at column {error.colno})."
+                f"{self.path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno})."
             ) from error
         except (ValueError, RecursionError) as error:
             raise UserError(f"{self.path}:{self.line}: not usable JSON: {_json_reason(error)}.") from error

@@ -176,7 +176,7 @@ def _resolve(source: SourceConfig, known: Mapping[str, Known]) -> tuple[Known | 
     texts = [text for text in source.paths if source.dataset or text != name]
     if name is not None and name not in known:
         raise UserError(f"dataset: there is no data set {name!r}; {nearest(name, known)}.")
-    if name is None and len(texts) == 1 and _is_hub_name(texts[0]):
+    if name is None and len(texts) == 1 and is_hub_name(texts[0]):
         return None, []
     if name is None and not texts:
         raise UserError("the data source is empty: give `path` (files or a hub name) or `dataset`.")
@@ -184,7 +184,8 @@ def _resolve(source: SourceConfig, known: Mapping[str, Known]) -> tuple[Known | 
     return known[name] if name else None, paths
 
 
-def _is_hub_name(text: str) -> bool:
+def is_hub_name(text: str) -> bool:
+    """Whether a name is one on the hub, and no file or folder, there or not."""
     path = Path(text)
     is_file = path.exists() or is_data(path) or path.parent.exists() or text.startswith((".", "~"))
     return not is_file and HUB_NAME.fullmatch(text) is not None

@@ -6,7 +6,6 @@ The steps are those that a run goes through (`srd.run.flow.planned_steps`); each
 from __future__ import annotations
 
 import functools
-import glob
 import math
 import os
 import socket
@@ -27,6 +26,7 @@ from srd.base.errors import UserError, nearest
 from srd.base.text import count, duration
 from srd.data.encoding import Encoder
 from srd.data.settings import SourceConfig
+from srd.data.sources import is_hub_name
 from srd.data.templates.base import get_template
 from srd.models.loading import load_config, load_tokenizer
 from srd.models.settings import ModelConfig
@@ -225,7 +225,8 @@ def _is_local(source: SourceConfig) -> bool:
     known = data_set_of(source)
     if known is not None and known.home is None:  # made from the running Python
         return True
-    return bool(source.paths) and all(Path(path).expanduser().exists() or glob.has_magic(path) for path in source.paths)
+    named = [path for path in source.paths if source.dataset or known is None]
+    return bool(named) and not any(is_hub_name(path) for path in named)
 
 
 def _estimated_data(recipe: Recipe, notes: list[str]) -> DataFacts:
