@@ -133,3 +133,28 @@ def test_what_stands_for_the_dropped_rows(path: Path, tmp_path: Path) -> None:
     assert read(path.rename(tmp_path / "elsewhere" / "rows.jsonl"), "drop")[1].digest == digest
     assert read(tmp_path / "elsewhere" / "rows.jsonl", "drop", limit=3)[1].digest not in ("", digest)
     assert BadRows().digest == ""
+
+
+@pytest.mark.parametrize("template", ["auto", "alpaca", "plain"])
+def test_what_is_tried_out_is_what_encoding_refuses(template: str) -> None:
+    """Without tokens, by frames, and yet the same rows with the same words."""
+    tokenizer = tiny_tokenizer("qwen2")
+    rows = [{"instruction": "Why? " * length, "input": "So. " * (length % 3), "output": "a"} for length in (1, 20, 90)]
+    systems = [
+        {"messages": [{"role": "system", "content": "Be kind. " * n}, *TURNS]} for n in (1, 5, 9, 12, 13, 14, 15, 40)
+    ]
+    prompts = [{"prompt": text, "completion": "b"} for text in (" ", "a\n" + "b" * 200, "Why? " * 90 + "\nAnswer:")]
+    examples = list(examples_from_rows([*rows, *prompts, *(systems if template == "auto" else [])], "memory"))
+    refused = 0
+    for longest in (8, 40, 64, 96):
+        made = Encoder(tokenizer, get_template(template, tokenizer), max_length=128, max_prompt_length=longest)
+        expected = {}
+        for position, example in enumerate(examples):
+            try:
+                made.encode_rows([example])
+            except UserError as error:
+                expected[position] = str(error)
+        for _ in range(2):
+            assert {position: str(error) for position, error in made.refused(examples).items()} == expected
+        refused += len(expected)
+    assert refused or template == "plain"

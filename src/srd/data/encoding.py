@@ -58,6 +58,7 @@ class Encoder:
         self.turns = turns_of(tokenizer, template.options)
         self.control = ControlText(tokenizer, self.turns)
         self._told_control = False
+        self._fitting: set[int] = set()  # frames of prompts that are known to fit
         self._told_left_out: dict[str, int] = {}
 
     def with_template(self, name: str) -> Encoder:
@@ -212,17 +213,32 @@ class Encoder:
 
     def refused(self, rows: Sequence[dict[str, Any]]) -> dict[int, UserError]:
         """Which examples cannot be made tokens of, by their positions, and why."""
-
-        def try_out(some: Sequence[dict[str, Any]]) -> UserError | None:
+        found = {}
+        for position, row in enumerate(rows):
             try:
-                self.encode_rows(some)
+                self._try_out(row)
             except UserError as error:
-                return error
-            return None
+                found[position] = error
+        return found
 
-        if try_out(rows) is None:
-            return {}
-        return {position: error for position, row in enumerate(rows) if (error := try_out([row])) is not None}
+    def _try_out(self, row: dict[str, Any]) -> None:
+        """Refuse a row that `encode_rows` would refuse, most of them without tokens.
+
+        A template refuses while it renders. A prompt is too long where it still is with all of its content cut: that
+        is, where its frame is, which many rows have in common.
+        """
+        segments = self.template.render(row)
+        if not self.prompts_only:
+            self.template.response(row)
+        frame = [("", False) if segment.cuttable else (segment.text, segment.content) for segment in segments]
+        special = self._special([row])
+        known = hash((tuple(frame), *special))
+        if known not in self._fitting:
+            (ids,) = self._ids([frame], special, [row["id"]])
+            if 0 < len(ids) <= self.max_prompt_length:
+                self._fitting.add(known)
+            elif ids or not any(segment.text.strip() for segment in segments):
+                self.encode_rows([row])
 
     def encode(
         self,

@@ -15,6 +15,7 @@ from typing import Any
 from srd.base.errors import UserError, nearest
 
 Row = Mapping[str, Any]
+Pair = tuple[str, str]  # the fields of a question and of its answer
 
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog")
 SYSTEM = ("system", "system_prompt")
@@ -51,12 +52,12 @@ class Shape:
 
     Attributes:
         title: as it is said.
-        fits: whether a row, without its nulls, has it.
+        fits: whether a row, without its nulls, has it; beside the row stands what `pair_of` says of it.
         native: what becomes of it.
     """
 
     title: str
-    fits: Callable[[Row], bool]
+    fits: Callable[[Row, Pair | None], bool]
     native: Callable[[Row, str], Row] = lambda row, place: row
 
 
@@ -67,10 +68,11 @@ def recognised(row: Row, place: str) -> tuple[str, Row]:
         UserError: something in it is not what its shape says.
     """
     present = {name: value for name, value in row.items() if value is not None}
-    if pair_of(present):  # a table of rows of several shapes has an empty conversation in the others
+    pair = pair_of(present)
+    if pair:  # a table of rows of several shapes has an empty conversation in the others
         present = {name: value for name, value in present.items() if value or name not in CONVERSATIONS}
     for shape in SHAPES:
-        if shape.fits(present):
+        if shape.fits(present, pair):
             return shape.title, shape.native(present, place)
     return "", row
 
@@ -89,12 +91,14 @@ def _turns(row: Row) -> list[Any] | None:
     return value if isinstance(value, list) else None
 
 
-def _is_share_gpt(row: Row) -> bool:
-    return any(isinstance(turn, Mapping) and "from" in turn for turn in _turns(row) or [])
+def _is_share_gpt(row: Row, pair: Pair | None) -> bool:
+    return _is_conversation(row, pair) and any(
+        isinstance(turn, Mapping) and "from" in turn for turn in _turns(row) or []
+    )
 
 
-def _is_conversation(row: Row) -> bool:
-    return any(name in row for name in CONVERSATIONS)
+def _is_conversation(row: Row, pair: Pair | None) -> bool:
+    return not row.keys().isdisjoint(CONVERSATIONS)
 
 
 def _conversation(row: Row, place: str) -> Row:
@@ -161,9 +165,9 @@ def _arguments(call: Mapping[str, Any]) -> Any:
 # --------------------------------------------------------------------------------------------- questions and answers
 
 
-def pair_of(row: Row) -> tuple[str, str] | None:
+def pair_of(row: Row) -> Pair | None:
     """The fields of a row that hold its question and its answer; one that is not empty is preferred."""
-    found = [(question, name) for question, names in PAIRS for name in names if question in row and name in row]
+    found = [(question, name) for question, names in PAIRS if question in row for name in names if name in row]
     filled = [pair for pair in found if not isinstance(row[pair[0]], str) or row[pair[0]].strip()]
     return next(iter([*filled, *found]), None)
 
@@ -172,8 +176,8 @@ def _system(row: Row) -> Any:
     return next((row[name] for name in SYSTEM if row.get(name)), None)
 
 
-def _is_pair_with_more(row: Row) -> bool:
-    return pair_of(row) is not None and bool(_system(row) or _history(row)) and not isinstance(row.get("prompt"), list)
+def _is_pair_with_more(row: Row, pair: Pair | None) -> bool:
+    return pair is not None and bool(_system(row) or _history(row))
 
 
 def _history(row: Row) -> Any:
@@ -217,18 +221,14 @@ def _before(value: Any, place: str) -> list[Any]:
     return [{"role": "user", "content": value[0]}, {"role": "assistant", "content": value[1]}]
 
 
-def _is_pair_of(question: str) -> Callable[[Row], bool]:
-    def fits(row: Row) -> bool:
-        pair = pair_of(row)
-        return pair is not None and pair[0] == question
-
-    return fits
+def _is_pair_of(question: str) -> Callable[[Row, Pair | None], bool]:
+    return lambda row, pair: pair is not None and pair[0] == question
 
 
 SHAPES = (
     Shape("conversations as ShareGPT has them (from, value)", _is_share_gpt, _conversation),
     Shape("conversations (role, content)", _is_conversation, _conversation),
-    Shape("conversations in the prompt", lambda row: isinstance(row.get("prompt"), list), _prompt_of_turns),
+    Shape("conversations in the prompt", lambda row, pair: isinstance(row.get("prompt"), list), _prompt_of_turns),
     Shape("instructions with a system prompt or a history", _is_pair_with_more, _with_more),
     Shape("instructions with answers", _is_pair_of("instruction")),
     Shape("prompts with completions", _is_pair_of("prompt")),
