@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+
+gc.disable()  # the libraries' objects stay: nothing is gained by looking through them while they are made
+
 import json
 import os
 import shutil
@@ -161,7 +164,7 @@ def steps_finished(run_dir: Path) -> dict[str, str]:
 @pytest.fixture(autouse=True, scope="session")
 def _few_threads() -> None:
     torch.set_num_threads(1)
-    gc.collect()
+    gc.enable()
     gc.freeze()  # the Trainer collects garbage at every end: the libraries' own objects need not be looked at again
 
 

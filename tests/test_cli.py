@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 from srd import cli
-from srd.base import console, files
+from srd.base import console
 from srd.base.files import read_json
 from srd.run.context import Run
-from srd.run.steps import examples, training
+from srd.run.steps import training
 from srd.training import stages
 from tests.conftest import TinyRun, logged, steps_finished, tiny_rows, write_rows
 from tests.tiny import save_tiny
@@ -425,16 +425,15 @@ def test_disk_too_small_for_the_checkpoints(
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
-        (examples, "write_table"),
-        (files, "replace"),
         (stages.DistillTrainer, "_save_optimizer_and_scheduler"),
         (stages, "append_row"),
     ],
-    ids=["examples", "any file", "checkpoint", "log"],
+    ids=["checkpoint", "log"],
 )
 def test_disk_full_while_writing(
     srd: Command, shared: TinyRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, owner: Any, name: str
 ) -> None:
+    """Where a library writes, or a row is added; every file of our own: tests/run/test_resume.py."""
     original, calls = getattr(owner, name), [0]
 
     def fills_up(*arguments: Any, **named: Any) -> Any:

@@ -31,7 +31,12 @@ def finite_losses(run_dir: Path, arm: str) -> list[float]:
 def test_whole_flow_with_kd_and_srd(make_tiny_run: MakeRun, family: str) -> None:
     tiny = make_tiny_run(family)
     tiny.set(baselines={"kd": {"curriculum": None}}, training__objective="srkl", training__curriculum={"stages": 2})
+    tiny.set(student={"drop_layers": 2})  # of the teacher's four
     run = tiny.set(data__train_limit=16, evaluation__seeds=[1]).advance()
+    teacher, student = (read_json(path / "config.json") for path in (tiny.teacher, run.folder / "student"))
+    names = [name for name in ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers") if name in teacher]
+    assert names and all(student[name] == teacher[name] - 2 for name in names)
+    assert any((run.folder / "student").glob("*.safetensors"))
     metrics = read_json(run.folder / "evaluation/metrics.json")
     assert set(metrics) == {"teacher", "student", "kd", "srd"}
     finite_losses(run.folder, "kd")
@@ -45,18 +50,6 @@ def test_whole_flow_with_kd_and_srd(make_tiny_run: MakeRun, family: str) -> None
         input_ids=prompt["input_ids"], attention_mask=prompt["attention_mask"], max_new_tokens=4, do_sample=False
     )
     assert answer.shape[0] == 1 and answer.numel() > 1
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_student_made_by_dropping_layers(make_tiny_run: MakeRun, family: str) -> None:
-    tiny = make_tiny_run(family)
-    tiny.set(student={"drop_layers": 2}, data__train_limit=16, training__curriculum={"stages": 1})
-    run = tiny.train()
-    teacher, student = (read_json(path / "config.json") for path in (tiny.teacher, run.folder / "student"))
-    names = [name for name in ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers") if name in teacher]
-    assert names and all(student[name] == teacher[name] - 2 for name in names)
-    assert any((run.folder / "student").glob("*.safetensors"))
-    finite_losses(run.folder, "srd")
 
 
 def test_t5_with_every_divergence(make_tiny_run: MakeRun) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -25,10 +23,17 @@ from srd.training import stages, teacher_cache, trainer
 from srd.training.checkpoints import seal
 from srd.training.trainer import STATE_FILE, DistillTrainer, Trainer
 from tests.conftest import TinyRun, close, logged
-from tests.faults import Places, disk_full, fail_at_every_place, in_a_process_of_its_own, kill_at_every_place
+from tests.faults import (
+    Places,
+    begun,
+    disk_full,
+    ended,
+    fail_at_every_place,
+    in_a_process_of_its_own,
+    kill_at_every_place,
+)
 from tests.parallel_worker import line
 
-ROOT = Path(__file__).parents[2]
 TIMES = {"seconds", "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos"}
 # The checkpoints lie within the epochs, so that the order of the batches is resumed too.
 STAGES = {"stages": 2}
@@ -260,19 +265,16 @@ def test_a_checkpoint_that_another_kind_of_training_wrote_is_refused(
         tiny.train(tmp_path / "run")
 
 
-@pytest.mark.slow
 def test_two_real_kills(undisturbed: Callable[[str], TinyRun], tmp_path: Path) -> None:
-    """SIGKILL to the command itself, once in the first steps and once in the second stage; then the same command."""
+    """SIGKILL to the command, once in the first steps and once in the second stage; then the same command."""
     tiny = undisturbed("srd")
     run_dir, recipe = tmp_path / "run", tiny.write_recipe()
-    command = [sys.executable, "-m", "srd", "run", str(recipe), "--run-dir", str(run_dir)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    for begun in (run_dir / "reflection", run_dir / "stages" / "1"):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while not begun.exists() and process.poll() is None:
+    for begins in (run_dir / "reflection", run_dir / "stages" / "1"):
+        process, reading = begun(lambda: line("run", str(recipe), "--run-dir", str(run_dir)))
+        while not begins.exists() and os.waitpid(process, os.WNOHANG) == (0, 0):
             time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        os.kill(process, signal.SIGKILL)
+        assert ended(process, reading) == (-signal.SIGKILL, "")
         steps = read_json(run_dir / "manifest.json")["steps"]
         assert [name for name, step in steps.items() if "finished" not in step], "it was killed within a step"
     assert in_a_process_of_its_own(lambda: line("run", str(recipe), "--run-dir", str(run_dir))) == (0, "")
