@@ -2,15 +2,20 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-all check bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/srd demo
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup
+	$(PYTEST) -m "not slow"
+
+# Also the cases that cost a start of several programs, or that only repeat a kind on other models.
+test-all: $(VENV)/.test
+	$(PYTEST)
 
 check: $(VENV)/.test
 	$(BIN)/ruff check src tests benchmarks

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import gc
-
-gc.disable()  # the libraries' objects stay: nothing is gained by looking through them while they are made
-
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +139,13 @@ class TinyRun:
         path = self.folder / "tiny.yaml"
         path.write_text(json.dumps(self.recipe), encoding="utf-8")
         return path
+
+
+def in_turn(cases: Iterable[Any], *quick: Any) -> list[Any]:
+    """Cases of one kind, of which ``make test`` runs the ``quick`` ones, and ``make test-all`` every one."""
+    found = list(cases)
+    assert set(quick) <= set(found), "a case that is to be quick is none of them"
+    return [case if case in quick else pytest.param(case, marks=pytest.mark.slow) for case in found]
 
 
 def close(run: Run) -> None:

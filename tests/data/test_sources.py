@@ -244,6 +244,7 @@ def test_other_named_data_sets(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert "did you mean 'xsum'" in message(dataset="xsun")
 
 
+@pytest.mark.xdist_group("pydocs")
 def test_pydocs_by_name() -> None:
     splits = load_splits(path="pydocs", limit=5)
     assert {name: len(split) for name, split in splits.items()} == {"train": 5, "validation": 5, "test": 5}

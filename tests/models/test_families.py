@@ -15,7 +15,7 @@ from srd.base.files import read_json
 from srd.run.assemble import collator
 from srd.run.flow import advance
 from srd.training.divergences.base import DIVERGENCES
-from tests.conftest import TinyRun, logged
+from tests.conftest import TinyRun, in_turn, logged
 from tests.tiny import DECODER_ONLY, ENCODER_DECODER, FAMILIES
 
 MakeRun = Callable[..., TinyRun]
@@ -27,7 +27,7 @@ def finite_losses(run_dir: Path, arm: str) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", in_turn(FAMILIES, "gpt2", "t5"))
 def test_whole_flow_with_kd_and_srd(make_tiny_run: MakeRun, family: str) -> None:
     tiny = make_tiny_run(family)
     tiny.set(baselines={"kd": {"curriculum": None}}, training__objective="srkl", training__curriculum={"stages": 2})

@@ -160,33 +160,11 @@ def test_running_again_keeps_every_step(again: TinyRun) -> None:
                            "evaluation"}  # fmt: skip
 
 
-def test_learning_rate_redoes_training_but_not_reflection(again: TinyRun) -> None:
-    before = steps_finished(again.run_dir)
-    again.set(training__learning_rate=2e-3).advance()
-    assert redone(again.run_dir, before) == {"train/kd", "train/srd", "evaluation"}
-    rows = [(row["arm"], row["stage"], row["step"]) for row in logged(again.run_dir) if "loss" in row]
-    assert len(rows) == len(set(rows))
-
-
 def test_another_teacher_redoes_the_cache(again: TinyRun, tmp_path: Path) -> None:
     before, folders = steps_finished(again.run_dir), set((again.run_dir / "cache").iterdir())
     again.set(teacher=str(save_tiny(tmp_path / "other", "llama", layers=4, seed=9))).advance()
     assert redone(again.run_dir, before) == {"teacher", "cache", "train/kd", "train/srd", "evaluation"}
     assert len(set((again.run_dir / "cache").iterdir()) - folders) == 1
-
-
-def test_another_student_redoes_reflection(again: TinyRun, tmp_path: Path) -> None:
-    before = steps_finished(again.run_dir)
-    again.set(student=str(save_tiny(tmp_path / "other", "llama", layers=1, seed=9))).advance()
-    assert redone(again.run_dir, before) == {
-        "student", "reflection", "ranking", "train/kd", "train/srd", "evaluation",
-    }  # fmt: skip
-
-
-def test_select_redoes_only_what_is_curated(again: TinyRun) -> None:
-    before = steps_finished(again.run_dir)
-    again.set(training__curriculum={"select": 0.5}).advance()
-    assert redone(again.run_dir, before) == {"ranking", "train/srd", "evaluation"}
 
 
 def test_another_template_asks_the_teacher_again(again: TinyRun) -> None:

@@ -22,7 +22,7 @@ from srd.run import context
 from srd.training import stages, teacher_cache, trainer
 from srd.training.checkpoints import seal
 from srd.training.trainer import STATE_FILE, DistillTrainer, Trainer
-from tests.conftest import TinyRun, close, logged
+from tests.conftest import TinyRun, close, in_turn, logged
 from tests.faults import (
     Places,
     begun,
@@ -184,7 +184,10 @@ def test_nothing_that_keeps_time_needs_a_step(
     assert_same(tmp_path / "run", tiny.run_dir)
 
 
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if name not in ("srd", "short")])
+@pytest.mark.parametrize(
+    "variant",
+    in_turn([name for name in VARIANTS if name not in ("srd", "short")], "lora", "reflect-again", "distillm"),
+)
 def test_every_kind_of_training_resumes(
     undisturbed: Callable[[str], TinyRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variant: str
 ) -> None:

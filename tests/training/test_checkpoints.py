@@ -26,7 +26,7 @@ from srd.training.loss import LossSettings
 from srd.training.rollouts import AdaptiveOffPolicy
 from srd.training.stages import load_student
 from srd.training.trainer import DistillTrainer, Validation, Writing, append_row
-from tests.conftest import TinyRun
+from tests.conftest import TinyRun, in_turn
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.test_trainer import arguments, encoded
 
@@ -258,24 +258,24 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     return tiny
 
 
-HARM: list[tuple[str, str, Callable[[Path], Any], list[int]]] = [
-    ("nothing", "stages/1/model/config.json", lambda path: path, []),
-    ("last model cut", "stages/1/model/model.safetensors", lambda path: path.write_bytes(b"cut"), [1]),
-    ("last model flipped", "stages/1/model/model.safetensors", flip, [1]),
-    ("last tokenizer missing", "stages/1/model/tokenizer.json", Path.unlink, [1]),
-    ("last metrics garbage", "stages/1/metrics.json", lambda path: path.write_bytes(b"\xff{"), [1]),
-    ("last metrics edited", "stages/1/metrics.json", lambda path: path.write_text(
+HARM: dict[str, tuple[str, Callable[[Path], Any], list[int]]] = {
+    "nothing": ("stages/1/model/config.json", lambda path: path, []),
+    "last model cut": ("stages/1/model/model.safetensors", lambda path: path.write_bytes(b"cut"), [1]),
+    "last model flipped": ("stages/1/model/model.safetensors", flip, [1]),
+    "last tokenizer missing": ("stages/1/model/tokenizer.json", Path.unlink, [1]),
+    "last metrics garbage": ("stages/1/metrics.json", lambda path: path.write_bytes(b"\xff{"), [1]),
+    "last metrics edited": ("stages/1/metrics.json", lambda path: path.write_text(
         path.read_text().replace('"steps": ', '"steps": 9')), [1]),
-    ("first metrics missing", "stages/0/metrics.json", Path.unlink, [0, 1]),
-    ("first model missing", "stages/0/model/model.safetensors", Path.unlink, [0, 1]),
-]  # fmt: skip
+    "first metrics missing": ("stages/0/metrics.json", Path.unlink, [0, 1]),
+    "first model missing": ("stages/0/model/model.safetensors", Path.unlink, [0, 1]),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("place", "harm", "again"), [case[1:] for case in HARM], ids=[case[0] for case in HARM])
+@pytest.mark.parametrize("what", in_turn(HARM, "nothing", "last model flipped", "first metrics missing"))
 def test_a_damaged_stage_is_trained_again(
-    place: str, harm: Callable[[Path], Any], again: list[int], trained: TinyRun, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    what: str, trained: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, harm, again = HARM[what]
     run_dir = tmp_path / "run"
     shutil.copytree(trained.folder / "killed", run_dir)
     harm(run_dir / place)
