@@ -177,6 +177,7 @@ def keys_of(tiny: TinyRun, folder: Path) -> dict[str, str]:
     """What stands for every step of a run, without making one."""
     run = tiny.open(folder)
     shutil.copytree(tiny.teacher, run.files.teacher)  # as if it were tuned
+    shutil.copytree(tiny.run_dir / "examples", run.files.examples("train").parent)
     try:
         for step in planned_steps(run.recipe):
             run.keys[step.name] = key_of(run, step)
@@ -257,7 +258,7 @@ def test_a_changed_chat_template_makes_everything_again(make_tiny_run: Callable[
     tiny.set(data__template="chat", training=SRD, evaluation__seeds=[1]).advance()
     for folder in (tiny.teacher, tiny.student):
         path = folder / "chat_template.jinja"
-        path.write_text(path.read_text(encoding="utf-8").replace("assistant", "helper"), encoding="utf-8")
+        path.write_text(path.read_text(encoding="utf-8").replace("<|im_start|>", "<|im_start|> "), encoding="utf-8")
     assert redone(tiny) == {"teacher", "cache", "student", "reflection", "ranking", "train/srd", "evaluation"}
 
 

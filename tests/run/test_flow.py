@@ -71,7 +71,7 @@ def test_run_directory_holds_exactly_the_contract(done: TinyRun) -> None:
     (cache,) = (done.run_dir / "cache").iterdir()
     cached = {path.name for path in cache.iterdir()}
     expected = {
-        ".lock", "manifest.json", ".manifest.json", "metrics.jsonl", "logs/kd.jsonl", "logs/srd.jsonl",
+        ".lock", ".bad_rows.json", "manifest.json", ".manifest.json", "metrics.jsonl", "logs/kd.jsonl", "logs/srd.jsonl",
         "recipe.yaml", "report/index.html",
         *(f"examples/{name}.parquet" for name in ("train", "validation", "test")),
         "reflection/scores.parquet", "curriculum/ranked.parquet",
