@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from srd.base.errors import RunError, UserError
+from srd.models.packages import missing_of
 
 # What the machine lacks, not the model: whoever reports full disks and the like says it.
 MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -32,7 +33,8 @@ def guarded(source: str, kind: str = "model") -> Iterator[None]:
     except (UserError, RunError):
         raise
     except ImportError as error:
-        raise UserError(f"{kind} '{source}' needs a package that is missing. {first_lines(error)}") from error
+        told = f"{first_lines(error)}{missing_of(error)}"
+        raise UserError(f"{kind} '{source}' needs a package that is missing. {told}") from error
     except OSError as error:
         if error.errno in MACHINE:
             raise

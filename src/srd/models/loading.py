@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AutoHfQuantizer
 
 from srd.base.errors import UserError
 from srd.base.files import atomic_folder
@@ -31,9 +31,11 @@ from srd.models.adapters import (
 from srd.models.architecture import auto_class, generating
 from srd.models.finite import set_name
 from srd.models.gguf import check_gguf, converted_folder
-from srd.models.guard import guarded
+from srd.models.guard import first_lines, guarded
 from srd.models.head import logit_rule
 from srd.models.merging import merge_adapter
+from srd.models.packages import Missing, check_packages, is_installed, missing_packages, quantisation
+from srd.models.settings import ModelConfig
 from srd.models.sources import SMOLLM2, gguf_file, resolve_source, split_adapter
 from srd.models.tokens import let_stop_tokens_learn, set_generation_tokens
 from srd.models.weights import check_names, check_report, read_headers, weight_files
@@ -73,14 +75,39 @@ def _check_config(source: str, config: PreTrainedConfig) -> None:
     dtype = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     if not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise UserError(f"model '{source}': config.json says dtype '{dtype}', which is none. Use float32 or bfloat16.")
-    quantised = getattr(config, "quantization_config", None)
-    method = quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", None)
-    name = str(getattr(method, "value", method))
-    if quantised is not None and name not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+    method = quantisation(config)
+    if method is not None and method not in (*AUTO_QUANTIZATION_CONFIG_MAPPING, "bitsandbytes"):
         raise UserError(
-            f"model '{source}': quantization_config in config.json names the method '{name}', which this version of "
+            f"model '{source}': quantization_config in config.json names the method '{method}', which this version of "
             f"transformers does not know. Known: {', '.join(sorted(AUTO_QUANTIZATION_CONFIG_MAPPING))}."
         )
+
+
+def packages_missing(named: ModelConfig) -> list[Missing]:
+    """What a model of a recipe needs and does not find here: nothing is loaded, so that all of it can be told.
+
+    Raises:
+        UserError: its configuration cannot be read, or this machine cannot load weights that are quantised so.
+    """
+    source, _ = split_adapter(str(named.model))
+    if source.endswith(".gguf") or source == SMOLLM2:
+        known = is_installed("gguf") or converted_folder(gguf_file(source)).is_dir()
+        return [] if known else [Missing(f"model '{source}': its file", ("gguf",))]
+    config = load_config(source, revision=named.revision, trust_remote_code=named.trust_remote_code)
+    folder = _weights_folder(source, named.revision)
+    missing = missing_packages(source, folder, config, attn_implementation=named.attn_implementation)
+    method = quantisation(config)
+    if method is not None and not missing:
+        try:
+            AutoHfQuantizer.from_config(config.quantization_config, pre_quantized=True).validate_environment(
+                dtype=None, device_map=None, weights_only=True
+            )
+        except Exception as error:
+            raise UserError(
+                f"model '{source}': its weights are quantised ('{method}'), and this machine cannot load them: "
+                f"{first_lines(error)} Give the model as it was before."
+            ) from error
+    return missing
 
 
 def load_generation_config(
@@ -131,6 +158,8 @@ def load_tokenizer(
         raise UserError(
             f"model '{source}': the folder has no tokenizer. Save it there: tokenizer.save_pretrained(folder)"
         )
+    if Path(place).is_dir():  # the library's own message names any of the packages that it tried
+        check_packages(missing_packages(source, Path(place), None))
     with guarded(source):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             place, revision=revision, trust_remote_code=trust_remote_code

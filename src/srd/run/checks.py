@@ -10,7 +10,8 @@ from srd.base.errors import UserError, nearest
 from srd.data.templates.base import get_template
 from srd.models.architecture import check_lora, position_limit
 from srd.models.engines.base import ENGINES
-from srd.models.loading import check_weights, load_generation_config
+from srd.models.loading import check_weights, load_generation_config, packages_missing
+from srd.models.packages import Missing, check_packages, quantisation
 from srd.models.pair import check_same_kind, check_same_tokenizer
 from srd.models.settings import ModelConfig
 from srd.models.tokens import prefix_of
@@ -29,6 +30,7 @@ def check_recipe(models: RecipeModels) -> None:
         data_set_of(source)
     check_evaluation(models.recipe)
     check_libraries(models.recipe)
+    check_packages(missing_packages(models.recipe))
     teacher, student = models.recipe.teacher, models.recipe.student
     ENGINES.get(models.recipe.generation.engine).check(models.encoder_decoder, (teacher, student))
     for named in (teacher, student):
@@ -53,8 +55,27 @@ def check_recipe(models: RecipeModels) -> None:
     for config, model in zip(configs, (teacher.model, student.model), strict=False):
         _check_lengths(models, config, str(model))
     for training, config in [(teacher.sft, configs[0]), *((training, configs[-1]) for training in trainings)]:
-        if training is not None and training.lora is not None:
-            check_lora(config, training.lora)
+        if training is not None:
+            _check_trainable(training, config)
+
+
+def _check_trainable(training: TrainingConfig, config: Any) -> None:
+    """Refuse adapters that cannot be put on a model, and quantised weights that would be trained or added to."""
+    method, name = quantisation(config), getattr(config, "_name_or_path", "") or config.model_type
+    if method is not None and (training.lora is None or training.lora.merge):
+        remedy = "Set lora: {merge: false} for this training" if training.lora is None else "Set lora.merge: false"
+        what = "cannot be trained themselves" if training.lora is None else "no adapter can be added to exactly"
+        raise UserError(
+            f"model '{name}': its weights are quantised ('{method}'), which {what}. {remedy}, or give the model as it "
+            "was before."
+        )
+    if training.lora is not None:
+        check_lora(config, training.lora)
+
+
+def missing_packages(recipe: Recipe) -> list[Missing]:
+    """What the models of a recipe need and do not find here, each with the command that installs it."""
+    return [missing for named in (recipe.teacher, recipe.student) if named.model for missing in packages_missing(named)]
 
 
 def check_same_beginning(teacher: ModelConfig, student: ModelConfig, configs: list[Any]) -> None:
