@@ -71,8 +71,8 @@ def test_run_directory_holds_exactly_the_contract(done: TinyRun) -> None:
     (cache,) = (done.run_dir / "cache").iterdir()
     cached = {path.name for path in cache.iterdir()}
     expected = {
-        ".lock", ".bad_rows.json", "manifest.json", ".manifest.json", "metrics.jsonl", "logs/kd.jsonl", "logs/srd.jsonl",
-        "recipe.yaml", "report/index.html",
+        ".lock", ".bad_rows.json", "manifest.json", ".manifest.json", "metrics.jsonl",
+        "logs/kd.jsonl", "logs/srd.jsonl", "recipe.yaml", "report/index.html",
         *(f"examples/{name}.parquet" for name in ("train", "validation", "test")),
         "reflection/scores.parquet", "curriculum/ranked.parquet",
         *(f"evaluation/{name}" for name in ("metrics.json", "comparisons.json", "details.json", "train_samples.jsonl",
