@@ -99,6 +99,7 @@ def test_dropped_rows_are_listed(path: Path, tmp_path: Path, caplog: pytest.LogC
     assert all(reason in records[place]["reason"] for place, reason in expected.items())
     assert records[f"{path}:2"]["row"] == "Name the whale." and records[f"{path}:8"]["row"] == "{broken"
     assert records[f"{path}:13"]["id"].startswith("rows-")
+    assert records[f"{path}:13"]["row"] == "The sky is blue. The sky is blue."
 
 
 def test_places_are_three_and_reasons_are_few() -> None:

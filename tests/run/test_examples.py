@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from srd.base.errors import UserError
+from srd.recipe.reading import validate_recipe
+from srd.run.context import Run
 from srd.run.plan import make_plan
 from srd.run.steps import examples as step
 from srd.run.steps.base import do
@@ -40,7 +43,7 @@ def tiny(make_tiny_run: Callable[..., TinyRun]) -> TinyRun:
 
 
 def test_bad_rows_are_refused_with_a_remedy_that_works(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    for ask in (make, lambda tiny: make_plan(tiny.open().recipe)):
+    for ask in (make, lambda tiny: make_plan(validate_recipe(tiny.recipe, "tiny"))):
         with pytest.raises(UserError, match=r"2 of 42 rows(.|\n)*data.bad_rows=drop"):
             ask(tiny)
     entry = make(tiny.set(data__bad_rows="drop"))
@@ -60,6 +63,25 @@ def test_frames_matter_where_they_refuse_a_row_and_nowhere_else(tiny: TinyRun) -
     clean = make(tiny.set(data__bad_rows="error"))
     assert "dropped" not in clean["summary"] and not (tiny.run_dir / "examples/dropped.jsonl").exists()
     assert make(tiny.set(data__bad_rows="drop", data__template="plain"))["fingerprint"] == clean["fingerprint"]
+
+
+def test_a_named_task_is_asked_in_full_or_not_at_all(tiny: TinyRun, tmp_path: Path) -> None:
+    write_rows(tiny.rows, tiny_rows())
+    assert make(tiny.set(data__bad_rows="drop"))["summary"]["train"] == 32
+    path = write_rows(tmp_path / "asked.jsonl", [tiny_rows()[0], {**BAD[1], "output": "The whale."}])
+    tiny.set(evaluation__tasks=[{"name": "instruction", "path": str(path)}])
+    for ask in (make, lambda tiny: make_plan(validate_recipe(tiny.recipe, "tiny"))):
+        with pytest.raises(UserError, match=r"instruction: 1 of 2 examples cannot be asked(.|\n)*max_prompt_length"):
+            ask(tiny)
+
+
+def test_runs_of_a_sweep_look_at_the_rows_once(tiny: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        run = Run(validate_recipe(tiny.set(data__bad_rows="drop").recipe, "tiny"), tmp_path / name, tmp_path / "shared")
+        do(run, Examples())
+        close(run)
+        assert (tmp_path / name / "examples/dropped.jsonl").exists()
+        monkeypatch.setattr(step, "load_source", None)
 
 
 def test_a_step_that_wrote_less_in_an_earlier_version_is_kept(tiny: TinyRun) -> None:

@@ -25,6 +25,7 @@ Check = Callable[[Sequence[dict[str, Any]]], Mapping[int, UserError]]
 CHECKED_ROWS = 1_000  # examples that are looked at together
 SHOWN_PLACES = 3
 SHOWN_REASONS = 12
+NAMES = ("id", "role", "from", "type")  # fields that tell nothing of what a row says
 FIRST_WORDS = 100  # characters of a row that a list of dropped ones shows
 #: What differs between messages about the same fault: what was found, lists and objects, long quotations, numbers.
 DIFFERS = re.compile(r"found .*?(?=\. [A-Z]|\.?$)|\(.*?\)|\[.*?\]|\{.*?\}|'[^']{30,}'|\d+", re.DOTALL)
@@ -98,7 +99,7 @@ class BadRows:
 
     def nothing_left(self, origin: str) -> UserError:
         """What is wrong with a source none of whose rows can become an example."""
-        return UserError(f"{origin}: none of its rows can become an example.\n{self._told()}")
+        return UserError(f"{origin}: none of its rows can become an example.\n{self.told()}")
 
     def settle(self) -> None:
         """All rows have been looked at: refuse the bad ones, or say what goes on without them.
@@ -111,10 +112,10 @@ class BadRows:
         found = f"{self.count:,} of {self.good + self.count:,} rows cannot become examples"
         if self.action == "error":
             raise UserError(
-                f"{found}.\n{self._told()}\nMend or remove them; or data.bad_rows=drop goes on without them, and lists "
+                f"{found}.\n{self.told()}\nMend or remove them; or data.bad_rows=drop goes on without them, and lists "
                 "them in examples/dropped.jsonl."
             )
-        logger.warning("%s and are left out (examples/dropped.jsonl).\n%s", found, self._told())
+        logger.warning("%s and are left out (examples/dropped.jsonl).\n%s", found, self.told())
 
     def write(self, path: Path) -> None:
         """Write what was left out, as JSON lines: place, id, reason, and the first words of the row."""
@@ -122,7 +123,7 @@ class BadRows:
         with atomic_write(path) as partial, open(partial, "wb") as file:
             shutil.copyfileobj(self._records, file)
 
-    def _told(self) -> str:
+    def told(self) -> str:
         """A line for every reason, the most frequent first."""
         reasons = sorted(self._reasons.values(), key=lambda reason: -reason.count)
         lines = [
@@ -145,7 +146,8 @@ def without_refused(
             found = check(rows[start : start + CHECKED_ROWS])
             refused.update({start + position: error for position, error in found.items()})
     for position, error in sorted(refused.items()):
-        bad.add(places[position], rows[position], error, rows[position]["id"])
+        row = rows[position]
+        bad.add(places[position], [row["instruction"], row["input"], row["references"]], error, row["id"])
     bad.good += len(rows) - len(refused)
     return [position for position in range(len(rows)) if position not in refused]
 
@@ -161,9 +163,13 @@ def _line(record: dict[str, Any]) -> bytes:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """The texts in a row, those of its fields one after the other."""
+    """The texts in a row, those of its fields one after the other, but for names and kinds."""
     if isinstance(value, str):
         yield value[:FIRST_WORDS]
-    elif isinstance(value, Mapping | list):
-        for inner in value.values() if isinstance(value, Mapping) else value:
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            if name not in NAMES:
+                yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
             yield from _texts(inner)

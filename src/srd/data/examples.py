@@ -127,8 +127,8 @@ class ExampleBuilder:
     def add(self, row: Mapping[str, Any], place: str) -> None:
         """Recognise one row; `place` (file and line) is named in errors."""
         try:
-            title, row = recognised(row, place)
-            example = example_from_row(row, place)
+            title, native = recognised(row, place)
+            example = example_from_row(native, place)
             self._pending.append({**example, "id": _own_id(row.get("id"), place), "place": place})
             self.shapes[title] += 1
         except UserError as error:

@@ -17,9 +17,9 @@ from srd.base import parallel
 from srd.base.errors import UserError
 from srd.base.files import fingerprint, read_sealed, write_sealed
 from srd.base.tables import column, map_large, repeated, write_table
-from srd.data.bad_rows import BadRows, Check
+from srd.data.bad_rows import BadRows, Check, without_refused
 from srd.data.corruption import corrupt
-from srd.data.examples import split_examples
+from srd.data.examples import EXAMPLE_FEATURES, split_examples
 from srd.data.leaks import leaked_ids, without_leaks
 from srd.recipe.schema import Recipe
 from srd.run.context import Run
@@ -122,13 +122,28 @@ def _dropped(run: Run, found: _Found, data: list[Any]) -> list[str]:
     Template, tokenizer and lengths leave everything as it is where no row is refused for them. What was left out is
     noted, for the data and the frames it was found with.
     """
-    identity = fingerprint(data, run.encoding, run.teacher_frame, plugins_identity(run.recipe))
-    noted = read_sealed(run.files.bad_rows)
+    tasks = [task_identity(task) for task in run.recipe.evaluation.tasks]
+    identity = fingerprint(data, run.encoding, run.teacher_frame, plugins_identity(run.recipe), *tasks)
+    note = run.shared.folder / f"bad_rows-{identity}.json" if run.shared else run.files.bad_rows
+    noted = read_sealed(note)
     if noted.get("identity") != identity:
         found.splits  # noqa: B018 - reads the rows
+        check_benchmarks(found.benchmarks, run.refused)
         noted = {"identity": identity, "dropped": found.bad.digest}
-        write_sealed(run.files.bad_rows, noted)
+        if len(found.benchmarks) == len(tasks):  # else some could not be read this time
+            write_sealed(note, noted)
     return [noted["dropped"]] if noted["dropped"] else []
+
+
+def check_benchmarks(benchmarks: Mapping[str, datasets.Dataset], check: Check) -> None:
+    """Refuse tasks with examples that no model could be asked: a score is that of all of them."""
+    for name, rows in benchmarks.items():
+        bad, examples = BadRows(), list(rows.select_columns(list(EXAMPLE_FEATURES)))
+        without_refused(examples, [f"example '{example['id']}'" for example in examples], check, bad)
+        if bad.count:
+            raise UserError(
+                f"evaluation.tasks: {name}: {bad.count:,} of {len(rows):,} examples cannot be asked.\n{bad.told()}"
+            )
 
 
 def _taken_by_tasks(run: Run, found: _Found, data: list[Any]) -> str | None:
@@ -166,13 +181,16 @@ def _benchmarks(recipe: Recipe) -> dict[str, datasets.Dataset]:
 
 
 def read_splits(recipe: Recipe, check: Check | None = None) -> dict[str, datasets.Dataset]:
-    """The examples of a recipe by split, the named tasks left aside.
+    """The examples of a recipe by split, the named tasks left aside, but for examples that could not be asked.
 
     Args:
         recipe: Says where they are.
         check: Says which of them cannot be used.
     """
-    return _prepared(recipe, _load_splits(recipe, BadRows(recipe.data.bad_rows), check), {})
+    splits = _load_splits(recipe, BadRows(recipe.data.bad_rows), check)
+    if check is not None:
+        check_benchmarks(_benchmarks(recipe), check)
+    return _prepared(recipe, splits, {})
 
 
 def _prepared(
