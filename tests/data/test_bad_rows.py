@@ -68,7 +68,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def read(path: Path, action: Any, **fields: Any) -> tuple[Any, BadRows]:
-    bad = BadRows(action)
+    bad = BadRows(action, of_recipe=True)
     rows = load_source(SourceConfig(path=str(path), **fields), bad=bad, check=encoder().refused)
     bad.settle()
     return rows, bad
@@ -106,6 +106,7 @@ def test_places_are_three_and_reasons_are_few() -> None:
     rows = [GOOD, *({"instruction": "a", "output": n} for n in range(5)), *({"messages": [n]} for n in range(4))]
     with pytest.raises(UserError) as caught:
         examples_from_rows(rows, "memory")
+    assert "bad_rows" not in str(caught.value)  # here it is no recipe's to set
     assert "5 × memory: row 2, memory: row 3, memory: row 4, …: field 'output'" in str(caught.value)
     assert "4 × memory: row 7, memory: row 8, memory: row 9, …: messages[0]" in str(caught.value)
     with pytest.raises(UserError, match="18 other reasons"):

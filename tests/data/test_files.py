@@ -129,6 +129,10 @@ def test_rows_without_ids_are_called_the_same_however_they_are_compressed(tmp_pa
 
 def test_one_object_is_one_row(tmp_path: Path) -> None:
     row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "tools": [{"a": 1}]}
+    asked = {"query": "a", "response": "b", "tools": [{"a": 1}]}
+    for name in ("a.json", "a.jsonl"):
+        (tmp_path / name).write_text(json.dumps(asked))
+        assert [got for _, got in read_rows(tmp_path / name)] == [asked]
     for content in (json.dumps(row), json.dumps(row, indent=1), json.dumps({**row, "tools": []})):
         (tmp_path / "a.json").write_text(content)
         assert [got["messages"] for _, got in read_rows(tmp_path / "a.json")] == [row["messages"]]
@@ -151,6 +155,7 @@ BROKEN: list[tuple[str, bytes, list[str]]] = [
     ("a.jsonl", bytes(range(256)) * 9, ["a.jsonl", "binary"]),
     ("a.csv", b"\x00\x01\x02" * 99, ["a.csv", "binary"]),
     ("a.jsonl", b"PK\x03\x04" + b"x" * 99, ["a.jsonl", "zip", "Unpack"]),
+    ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", ["a.parquet", "git lfs pull"]),
     ("a.bin", bytes(range(256)), ["'.bin'", "format"]),
     ("a.txt", b"Once upon a time", ["'.txt'", "Once upon", "format"]),
     ("a.json", pretty({"train": ROWS, "test": ROWS}), ["train, test", "file of its own"]),

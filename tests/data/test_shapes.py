@@ -84,6 +84,18 @@ def test_questions_with_answers(row: Row, tmp_path: Path) -> None:
     assert example["messages"] == example["prompt"] == ""
 
 
+def test_tools_are_kept_in_every_shape(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "look", "parameters": {}}}
+    for row in (
+        {"conversations": [ASKED, ANSWERED], "tools": json.dumps([tool])},
+        {"messages": [USER, DONE], "functions": [tool["function"]]},
+        {"query": "Weather?", "response": "It is blue.", "tools": [tool]},
+        {"prompt": [USER], "completion": [DONE], "tools": [tool]},
+    ):
+        (example,) = load(tmp_path, [row])
+        assert json.loads(example["extra"])["tools"] == [tool] and json.loads(example["messages"]) == [USER]
+
+
 def test_a_prompt_may_be_a_conversation(tmp_path: Path) -> None:
     for answer in ("It is blue.", [DONE], [ANSWERED]):
         (example,) = load(tmp_path, [{"prompt": [ASKED], "completion": answer, "system": "Be kind."}])
@@ -163,6 +175,8 @@ def test_columns_of_rows(tmp_path: Path, columns: dict[str, str], row: Row) -> N
         ({"messages": "dialog", "role": "who", "content": "what"},
          {"dialog": [{"who": "user", "what": "Weather?"}, {"who": "assistant", "what": "It is blue."}]}),
         ({"role": "who", "content": "what", "user": "Patient", "assistant": "Doctor"},
+         {"conversations": [{"who": "Patient", "what": "Weather?"}, {"who": "Doctor", "what": "It is blue."}]}),
+        ({"from": "who", "value": "what", "human": "Patient", "gpt": "Doctor"},
          {"conversations": [{"who": "Patient", "what": "Weather?"}, {"who": "Doctor", "what": "It is blue."}]}),
         ({"user": "me", "assistant": "you", "messages": "log.turns"},
          {"log": {"turns": [said("me", "Weather?"), said("you", "It is blue.")]}}),

@@ -57,14 +57,15 @@ class BadRows:
 
     Args:
         action: ``error`` refuses them when all have been looked at; ``drop`` goes on without them.
+        of_recipe: whether they are a recipe's, whose ``data.bad_rows`` is the action.
 
     Attributes:
         good: how many rows became examples.
         count: how many cannot.
     """
 
-    def __init__(self, action: Literal["error", "drop"] = "error") -> None:
-        self.action = action
+    def __init__(self, action: Literal["error", "drop"] = "error", *, of_recipe: bool = False) -> None:
+        self.action, self.of_recipe = action, of_recipe
         self.good = self.count = 0
         self._reasons: dict[str, _Reason] = {}
         self._digest = hashlib.blake2b(digest_size=16)
@@ -111,10 +112,8 @@ class BadRows:
             return
         found = f"{self.count:,} of {self.good + self.count:,} rows cannot become examples"
         if self.action == "error":
-            raise UserError(
-                f"{found}.\n{self.told()}\nMend or remove them; or data.bad_rows=drop goes on without them, and lists "
-                "them in examples/dropped.jsonl."
-            )
+            remedy = "; or data.bad_rows=drop goes on without them, and lists them in examples/dropped.jsonl"
+            raise UserError(f"{found}.\n{self.told()}\nMend or remove them{remedy if self.of_recipe else ''}.")
         logger.warning("%s and are left out (examples/dropped.jsonl).\n%s", found, self.told())
 
     def write(self, path: Path) -> None:

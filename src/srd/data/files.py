@@ -31,6 +31,7 @@ Line = tuple[int, Row | RowError]  # where a row starts, and the row, or why it 
 HEAD = 4096  # bytes that tell what a file is
 BATCH_ROWS = 1_000
 SPACE = re.compile(r"\s*")
+LISTS_OF_A_ROW = ("tools", "functions", "history", "references")  # hold objects that are no rows
 DELIMITERS = (",", ";", "\t", "|")
 
 
@@ -108,6 +109,8 @@ def _by_content(path: Path, head: bytes, named: str | None) -> str | None:
     told = next((name for name, kind in FORMATS.items() if kind.starts and head.startswith(kind.starts)), None)
     if told is not None:
         return told
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path}: this is no data but a pointer of Git LFS to it. Fetch it with `git lfs pull`.")
     encoding = encoding_of(head)
     if encoding is None and named in TEXTS:
         raise UserError(f"{path}: this is no text but a binary file, which begins with {head[:20]!r}.")
@@ -125,7 +128,7 @@ def _lines_or_one_value(path: Path, named: str | None) -> str:
         json.loads(first)
     except (ValueError, RecursionError):
         return "jsonl" if named == "jsonl" and first.strip() != b"{" else "json"
-    return "jsonl" if next(lines, None) is not None else "json"
+    return "jsonl" if named == "jsonl" or next(lines, None) is not None else "json"
 
 
 def ending(path: Path) -> str:
@@ -398,7 +401,7 @@ class _Json:
             self.take(":", behind="after a name")
             place, value = self.position, self.value()
             if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-                found[name] = place
+                found.update({name: place} if name not in LISTS_OF_A_ROW else {})
                 is_row = is_row or any({"role", "from"} & row.keys() for row in value)
             closed = self.take(",", "}", behind="after a value") == "}"
         alone, self.position = not self.next, start

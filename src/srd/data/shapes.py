@@ -29,11 +29,11 @@ PAIRS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("input", ("output", "response")),
 )
 CONTEXTS = ("input", "context")
-OPTIONAL = ("id", "tools", "history", *SYSTEM, *CONTEXTS)  # what one row may have and another not
-TURN_FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "weight")
-ROLE_NAMES = ("user", "assistant", "tool")
+OPTIONAL = ("id", "tools", "functions", "history", *SYSTEM, *CONTEXTS)  # what one row may have and another not
+TURN_FIELDS = ("role", "from", "content", "value", "name", "tool_calls", "tool_call_id", "reasoning_content", "weight")
+ROLE_NAMES = ("user", "assistant", "tool", "human", "gpt")
 ROW_FIELDS = frozenset(
-    {"id", "tools", "history", "references", *CONVERSATIONS, *SYSTEM, *CONTEXTS}
+    {"id", "tools", "functions", "history", "references", *CONVERSATIONS, *SYSTEM, *CONTEXTS}
     | {name for question, answers in PAIRS for name in (question, *answers)}
 )
 #: Who speaks, as other tools call them.
@@ -106,8 +106,10 @@ def _conversation(row: Row, place: str) -> Row:
     turns = _turns(row)
     if turns is None:  # no list: for what reads `messages` to say
         return {**row, "messages": next(row[name] for name in CONVERSATIONS if name in row)}
-    kept = {name: row[name] for name in row if name not in (*CONVERSATIONS, *SYSTEM)}
-    return {**kept, "messages": _with_system(row, turns, place)}
+    kept = {name: row[name] for name in row if name not in (*CONVERSATIONS, *SYSTEM, "functions")}
+    functions = [{"type": "function", "function": function} for function in _listed(row, "functions") or []]
+    tools = {"tools": functions} if functions and not row.get("tools") else {}
+    return {**kept, **tools, "messages": _with_system(row, turns, place)}
 
 
 def _prompt_of_turns(row: Row, place: str) -> Row:
@@ -177,30 +179,29 @@ def _system(row: Row) -> Any:
 
 
 def _is_pair_with_more(row: Row, pair: Pair | None) -> bool:
-    return pair is not None and bool(_system(row) or _history(row))
+    return pair is not None and bool(_system(row) or _listed(row, "history") or _listed(row, "tools"))
 
 
-def _history(row: Row) -> Any:
-    value = row.get("history")
-    if not isinstance(value, str):
-        return value
+def _listed(row: Row, name: str) -> Any:
+    """A field that is a list, or JSON of one."""
+    value = row.get(name)
     try:
-        return json.loads(value)
+        return json.loads(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
         return value
 
 
 def _with_more(row: Row, place: str) -> Row:
-    """A question with a system prompt, with turns that came before, or both: a conversation."""
+    """A question with a system prompt, turns that came before, or tools: a conversation."""
     pair = pair_of(row)
     assert pair is not None
     question, answer = (row[name] for name in pair)
     context = next((row[name] for name in CONTEXTS if row.get(name) and name not in pair), None)
     if isinstance(answer, list):
         raise UserError(
-            f"{place}: field {pair[1]!r} holds several answers, beside a system prompt or a history. Keep one of them."
+            f"{place}: field {pair[1]!r} holds several answers, beside a system prompt, a history or tools. Keep one."
         )
-    system, history = _system(row), _history(row) or []
+    system, history = _system(row), _listed(row, "history") or []
     turns = [{"role": "system", "content": system}] if system else []
     if not isinstance(history, list):
         raise UserError(f"{place}: field 'history': expected a list of pairs, found {history!r:.60}.")
@@ -229,7 +230,7 @@ SHAPES = (
     Shape("conversations as ShareGPT has them (from, value)", _is_share_gpt, _conversation),
     Shape("conversations (role, content)", _is_conversation, _conversation),
     Shape("conversations in the prompt", lambda row, pair: isinstance(row.get("prompt"), list), _prompt_of_turns),
-    Shape("instructions with a system prompt or a history", _is_pair_with_more, _with_more),
+    Shape("instructions with a system prompt, a history or tools", _is_pair_with_more, _with_more),
     Shape("instructions with answers", _is_pair_of("instruction")),
     Shape("prompts with completions", _is_pair_of("prompt")),
     *(Shape(f"{question} with {' or '.join(answers)}", _is_pair_of(question)) for question, answers in PAIRS[2:]),
@@ -258,8 +259,8 @@ class Columns:
             if name not in ours:
                 raise UserError(f"columns: there is no column {name!r}; {nearest(name, ours)}.")
         self._turn = {} if known else {name: their for name, their in names.items() if name in TURN_FIELDS}
-        self._roles = {} if known else {their: name for name, their in names.items() if name in ROLE_NAMES}
-        inside = {*self._turn, *self._roles.values()}
+        self._roles = {} if known else {their: SPEAKERS[name] for name, their in names.items() if name in ROLE_NAMES}
+        inside = () if known else (*TURN_FIELDS, *ROLE_NAMES)
         self._row = {name: their for name, their in names.items() if name not in inside}
 
     def renamed(self, row: Row, place: str) -> Row:

@@ -232,7 +232,7 @@ def _files(source: SourceConfig, named: Known | None, paths: Sequence[Path]) -> 
         return _saved(folder, source.config, named)
     if folder is not None:
         found, prefix = files_of(folder, source.config), folder.stem
-    elif any(glob.has_magic(text) and not Path(text).exists() for text in source.paths):
+    elif any(glob.has_magic(text) and not Path(text).expanduser().exists() for text in source.paths):
         found, prefix = by_name(paths, _root(source.paths)), paths[0].absolute().parent.name
     else:
         found, prefix = Found({"": list(paths)}), Path(bare_name(paths[0])).stem

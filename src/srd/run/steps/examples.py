@@ -93,7 +93,7 @@ class _Found:
     def __init__(self, recipe: Recipe, check: Check | None) -> None:
         self.recipe = recipe
         self.check = check
-        self.bad = BadRows(recipe.data.bad_rows)
+        self.bad = BadRows(recipe.data.bad_rows, of_recipe=True)
 
     @cached_property
     def splits(self) -> dict[str, datasets.Dataset]:
@@ -187,7 +187,7 @@ def read_splits(recipe: Recipe, check: Check | None = None) -> dict[str, dataset
         recipe: Says where they are.
         check: Says which of them cannot be used.
     """
-    splits = _load_splits(recipe, BadRows(recipe.data.bad_rows), check)
+    splits = _load_splits(recipe, BadRows(recipe.data.bad_rows, of_recipe=True), check)
     if check is not None:
         check_benchmarks(_benchmarks(recipe), check)
     return _prepared(recipe, splits, {})
