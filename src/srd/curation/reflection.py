@@ -63,7 +63,8 @@ def reflect(
         examples: Rows such as ``{"instruction": …, "output": …}`` in a list of dicts, a ``datasets.Dataset`` (also
             after ``select`` or ``filter``), a pandas or polars frame; or a ``datasets.Dataset`` of the example schema.
         encoded: The examples as token ids, as `srd.data.encoding.Encoder.encode` gives them; None: encoded here,
-            with the three settings that follow.
+            with the three settings that follow. Where earlier answers of a conversation are learnt, each turn is
+            reflected on, and a row's scores are their means, weighted by tokens.
         template: Prompt template, as in recipes.
         max_length: Longest prompt and reference, in tokens.
         max_prompt_length: Longest prompt.
@@ -89,10 +90,67 @@ def reflect(
             tokenizer, get_template(template, tokenizer), max_length=max_length, max_prompt_length=max_prompt_length,
             encoder_decoder=bool(model.config.is_encoder_decoder),
         ).encode(examples)  # fmt: skip
-    return _reflect_on_all(
-        model, tokenizer, examples, encoded, max_new_tokens, batch_size, words or words_of(examples), folder,
+    asked, tokens = examples, encoded
+    if "earlier" in encoded.column_names:
+        tokens = turns_apart(encoded, examples, tokenizer)
+        asked = tokens.select_columns(["id", "references"])
+    scores = _reflect_on_all(
+        model, tokenizer, asked, tokens, max_new_tokens, batch_size, words or words_of(examples), folder,
         progress or (lambda done, total: None),
     )  # fmt: skip
+    return scores if tokens is encoded else turns_together(scores, tokens, examples)
+
+
+def turns_apart(encoded: datasets.Dataset, examples: datasets.Dataset, tokenizer: Any) -> datasets.Dataset:
+    """A row for each turn that is learnt: ``id`` of its own, ``of`` (the example's), its tokens and its reference."""
+
+    def apart(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        found: dict[str, list[Any]] = {name: [] for name in ("id", "of", "prompt_ids", "response_ids", "references")}
+        for name, prompt, response, earlier, references in zip(*batch.values(), strict=True):
+            for start, end in zip(earlier[::2], earlier[1::2], strict=True):
+                text = tokenizer.decode(prompt[start:end], skip_special_tokens=True)
+                turn = (f"{name}@{start}", name, prompt[:start], prompt[start:end], [text])
+                for column_of, value in zip(found.values(), turn, strict=True):
+                    column_of.append(value)
+            for column_of, value in zip(found.values(), (name, name, prompt, response, references), strict=True):
+                column_of.append(value)
+        return found
+
+    rows = encoded.select_columns(["id", "prompt_ids", "response_ids", "earlier"])
+    rows = datasets.concatenate_datasets([rows, examples.select_columns("references")], axis=1)
+    turns = rows.map(
+        apart,
+        batched=True,
+        remove_columns=rows.column_names,
+        load_from_cache_file=False,
+        new_fingerprint=fingerprint("turns", encoded._fingerprint),
+        features=datasets.Features(
+            {
+                "id": datasets.Value("string"),
+                "of": datasets.Value("string"),
+                "prompt_ids": encoded.features["prompt_ids"],
+                "response_ids": encoded.features["response_ids"],
+                "references": examples.features["references"],
+            }
+        ),
+    )
+    return turns
+
+
+def turns_together(scores: datasets.Dataset, turns: datasets.Dataset, examples: datasets.Dataset) -> datasets.Dataset:
+    """The scores of examples from those of their turns: means weighted by tokens, and the answers one after another."""
+    lengths = pc.list_value_length(turns.data.column("response_ids")).to_numpy().astype(np.float64)
+    numbered = pc.index_in(turns.data.column("of"), value_set=column(examples, "id").combine_chunks()).to_numpy()
+    tokens = np.bincount(numbered, lengths, len(examples))
+    means = {
+        name: np.bincount(numbered, lengths * np.asarray(scores[name], np.float64), len(examples)) / tokens
+        for name in ("rouge_l", "ce")
+    }
+    answers: list[list[str]] = [[] for _ in range(len(examples))]
+    for number, response in zip(numbered.tolist(), scores["response"], strict=True):
+        answers[number].append(response)
+    texts = ["\n\n".join(own) for own in answers]
+    return datasets.Dataset(pa.table({"id": column(examples, "id"), "response": texts, **means}, schema=SCHEMA))
 
 
 def words_of(examples: datasets.Dataset) -> Words:

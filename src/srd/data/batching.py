@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, overload
 
 import datasets
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+Spans = list[tuple[int, int]]
+
 IGNORED = -100  # label of positions that do not count, as in transformers
 POOL = 64  # batches sorted by length together: enough for little padding, few enough to stay random
 
@@ -20,8 +22,8 @@ POOL = 64  # batches sorted by length together: enough for little padding, few e
 class HiddenSource(Protocol):
     """Where the teacher's hidden states come from, by token ids."""
 
-    def hidden(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Tensor:
-        """The teacher's last hidden states at the response positions, ``[len(response_ids), d]``."""
+    def hidden(self, prompt_ids: Sequence[int], response_ids: Sequence[int], earlier: Sequence[int] = ()) -> Tensor:
+        """The teacher's last hidden states at all positions that are learnt, ``[N, d]`` (see `learnt_spans`)."""
         ...
 
 
@@ -151,11 +153,23 @@ class TokenLists(Sequence[list[int]]):
         return TokenLists(self._column, self._order[np.asarray(rows, dtype=np.int64)])
 
 
+def learnt_spans(row: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Where the tokens that are learnt stand in prompt and response together: first and behind the last of each answer.
+
+    Args:
+        row: ``prompt_ids``, ``response_ids``, and ``earlier`` where answers within the prompt are learnt, too: their
+            spans in it, one behind the other.
+    """
+    prompt, earlier = len(row["prompt_ids"]), row.get("earlier") or []
+    return [*zip(earlier[::2], earlier[1::2], strict=True), (prompt, prompt + len(row["response_ids"]))]
+
+
 class EncodedExamples(Dataset[dict[str, Any]]):
     """Encoded examples as a torch data set, with the teacher's hidden states where there is a cache.
 
     Args:
         rows: ``id, prompt_ids, response_ids`` of `srd.data.encoding.Encoder.encode`, left where they are; or lists.
+            ``earlier`` says where answers within the prompt are learnt, too.
         teacher: The teacher cache, or None.
     """
 
@@ -163,16 +177,23 @@ class EncodedExamples(Dataset[dict[str, Any]]):
         self.ids: list[str] = list(rows["id"])
         self.prompts: Sequence[list[int]] = _token_lists(rows, "prompt_ids")
         self.responses: Sequence[list[int]] = _token_lists(rows, "response_ids")
+        columns = rows.column_names if isinstance(rows, datasets.Dataset) else rows
+        self.earlier: Sequence[list[int]] | None = _token_lists(rows, "earlier") if "earlier" in columns else None
         self.teacher = teacher
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def tokens(self, index: int) -> dict[str, list[int]]:
+        """The token ids of an example, as `Collator` takes them."""
+        row = {"prompt_ids": self.prompts[index], "response_ids": self.responses[index]}
+        return row if self.earlier is None else {**row, "earlier": self.earlier[index]}
+
     def __getitem__(self, index: int) -> dict[str, Any]:
-        prompt, response = self.prompts[index], self.responses[index]
-        row: dict[str, Any] = {"id": self.ids[index], "prompt_ids": prompt, "response_ids": response}
+        tokens = self.tokens(index)
+        row: dict[str, Any] = {"id": self.ids[index], **tokens}
         if self.teacher is not None:
-            row["teacher_hidden"] = self.teacher.hidden(prompt, response)
+            row["teacher_hidden"] = self.teacher.hidden(*tokens.values())
         return row
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
@@ -185,15 +206,25 @@ class EncodedExamples(Dataset[dict[str, Any]]):
         return [p + r for p, r in zip(_lengths(self.prompts), _lengths(self.responses), strict=True)]
 
     @property
+    def learnt(self) -> list[int]:
+        """Tokens of each example that are learnt."""
+        responses = _lengths(self.responses)
+        if self.earlier is None:
+            return responses
+        return [sum(spans[1::2]) - sum(spans[::2]) + own for spans, own in zip(self.earlier, responses, strict=True)]
+
+    @property
     def response_tokens(self) -> int:
         """Tokens of all responses."""
-        return sum(_lengths(self.responses))
+        return sum(self.learnt)
 
     def subset(self, ids: Sequence[str]) -> EncodedExamples:
         """The examples with these ids, in this order."""
         position = {name: index for index, name in enumerate(self.ids)}
         chosen = [position[name] for name in ids]
         tokens = {"prompt_ids": _take(self.prompts, chosen), "response_ids": _take(self.responses, chosen)}
+        if self.earlier is not None:
+            tokens["earlier"] = _take(self.earlier, chosen)
         return EncodedExamples({"id": list(ids), **tokens}, self.teacher)
 
 
@@ -239,44 +270,50 @@ class Collator:
         self.packed = packed
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        prompts = [list(row["prompt_ids"]) for row in rows]
-        responses = [list(row["response_ids"]) for row in rows]
-        if not rows:  # a process without examples takes part in the step with one that counts nothing
-            prompts, responses = [[self.pad_id]], [[]]
+        # A process without examples takes part in the step with one that counts nothing.
+        rows = rows or [{"prompt_ids": [self.pad_id], "response_ids": []}]
         make = self._decoder_only if self.decoder_start_id is None else self._encoder_decoder
-        batch = (self._in_one_row if self.packed else make)(prompts, responses)
-        batch["targets"] = torch.tensor([token for response in responses for token in response], dtype=torch.long)
+        texts = [[*row["prompt_ids"], *row["response_ids"]] for row in rows]
+        spans = [learnt_spans(row) for row in rows]
+        batch = self._in_one_row(texts, spans) if self.packed else make(texts, spans)
+        learnt = [
+            token for text, own in zip(texts, spans, strict=True) for start, end in own for token in text[start:end]
+        ]
+        batch["targets"] = torch.tensor(learnt, dtype=torch.long)
         hidden = [row["teacher_hidden"] for row in rows if row.get("teacher_hidden") is not None]
         if hidden:
             batch["teacher_hidden"] = torch.cat(hidden)
         return batch
 
-    def _decoder_only(self, prompts: list[list[int]], responses: list[list[int]]) -> dict[str, Any]:
-        sequences = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
-        ids, mask = pad_right(sequences, self.pad_id)
+    def _decoder_only(self, texts: list[list[int]], spans: list[Spans]) -> dict[str, Any]:
+        ids, mask = pad_right(texts, self.pad_id)
         labels, index = torch.full_like(ids, IGNORED), []
         width = ids.shape[1]
-        for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            start, end = len(prompt), len(prompt) + len(response)
-            labels[row, start:end] = torch.tensor(response, dtype=torch.long)
-            index.append(torch.arange(row * width + start - 1, row * width + end - 1))
+        for row, own in enumerate(spans):
+            for start, end in own:
+                labels[row, start:end] = ids[row, start:end]
+                index.append(torch.arange(row * width + start - 1, row * width + end - 1))
         return {"input_ids": ids, "attention_mask": mask, "labels": labels, "index": torch.cat(index)}
 
-    def _in_one_row(self, prompts: list[list[int]], responses: list[list[int]]) -> dict[str, Any]:
+    def _in_one_row(self, texts: list[list[int]], spans: list[Spans]) -> dict[str, Any]:
         ids: list[int] = []
         labels: list[int] = []
         positions: list[int] = []
         index: list[int] = []
-        for prompt, response in zip(prompts, responses, strict=True):
-            begin, end = len(ids) + len(prompt), len(ids) + len(prompt) + len(response)
-            index += range(begin - 1, end - 1)
-            ids += [*prompt, *response]
-            labels += [*[IGNORED] * len(prompt), *response]
-            positions += range(len(prompt) + len(response))
+        for text, own in zip(texts, spans, strict=True):
+            learnt = [IGNORED] * len(text)
+            for start, end in own:
+                learnt[start:end] = text[start:end]
+                index += range(len(ids) + start - 1, len(ids) + end - 1)
+            ids += text
+            labels += learnt
+            positions += range(len(text))
         row = {"input_ids": ids, "position_ids": positions, "labels": labels}
         return {**{name: torch.tensor([values]) for name, values in row.items()}, "index": torch.tensor(index).long()}
 
-    def _encoder_decoder(self, prompts: list[list[int]], responses: list[list[int]]) -> dict[str, Any]:
+    def _encoder_decoder(self, texts: list[list[int]], spans: list[Spans]) -> dict[str, Any]:
+        prompts = [text[: own[-1][0]] for text, own in zip(texts, spans, strict=True)]
+        responses = [text[own[-1][0] :] for text, own in zip(texts, spans, strict=True)]
         start = self.decoder_start_id
         assert start is not None
         prefix = [start] if isinstance(start, int) else list(start)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from itertools import takewhile
+from typing import Any, Literal
 
 import datasets
 from transformers import PreTrainedTokenizerBase
@@ -25,6 +26,26 @@ def _pieces(segments: list[Segment]) -> Pieces:
     return [(segment.text, segment.content) for segment in segments]
 
 
+def _up_to(pieces: Pieces, whole: Pieces, span: tuple[int, int]) -> list[Pieces]:
+    """A prompt up to the beginning and up to the end of an answer in it; nothing where the answer was cut.
+
+    Args:
+        pieces: Of the prompt as it is read.
+        whole: Of the prompt before it was cut.
+        span: Of the answer in the whole text.
+    """
+    found: list[Pieces] = [[], []]
+    begin = 0
+    for (text, content), (uncut, _) in zip(pieces, whole, strict=True):
+        if text != uncut and begin < span[1] and begin + len(uncut) > span[0]:
+            return []
+        for part, place in zip(found, span, strict=True):
+            if begin < place:
+                part.append((text if text != uncut else text[: place - begin], content))
+        begin += len(uncut)
+    return found
+
+
 class Encoder:
     """Turns examples into prompt and response token ids, the same way for training, reflection and evaluation.
 
@@ -34,6 +55,7 @@ class Encoder:
         max_length: Longest prompt and response together, in tokens.
         max_prompt_length: Longest prompt. A longer one loses content; the frame around the answer stays.
         encoder_decoder: The prompt goes to an encoder, the response to a decoder, each with its own length.
+        train_on: ``last``: the answer; ``all``: earlier answers of its conversation, too.
         prompts_only: For a model that only writes: responses stay empty, and no template needs to render one.
     """
 
@@ -45,6 +67,7 @@ class Encoder:
         max_length: int = 512,
         max_prompt_length: int = 256,
         encoder_decoder: bool = False,
+        train_on: Literal["last", "all"] = "last",
         prompts_only: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
@@ -52,9 +75,15 @@ class Encoder:
         self.max_length = max_length
         self.max_prompt_length = max_prompt_length
         self.encoder_decoder = encoder_decoder
+        self.train_on = train_on
         self.prompts_only = prompts_only
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no end-of-sequence token, so that a student could never learn to stop")
+        if train_on == "all" and encoder_decoder:
+            raise UserError(
+                "data.train_on is all, but an encoder-decoder writes one answer, and its encoder reads the others. Set "
+                "data.train_on=last."
+            )
         self.turns = turns_of(tokenizer, template.options)
         self.control = ControlText(tokenizer, self.turns)
         self._told_control = False
@@ -69,6 +98,7 @@ class Encoder:
             max_length=self.max_length,
             max_prompt_length=self.max_prompt_length,
             encoder_decoder=self.encoder_decoder,
+            train_on=self.train_on,
             prompts_only=self.prompts_only,
         )
 
@@ -192,6 +222,29 @@ class Encoder:
         fitted, cut = self._fitted(closed, prompts)
         return fitted, [short or not over for short, over in zip(cut, ended, strict=True)]
 
+    def _earlier(
+        self, rows: Sequence[dict[str, Any]], prompt_ids: list[list[int]], prompts: list[Pieces]
+    ) -> list[list[int]]:
+        """Where the tokens of earlier answers stand in the prompts: first and behind the last, one after the other.
+
+        An answer that lost some of its text with the prompt's content is not learnt.
+        """
+        ends: list[tuple[int, Pieces]] = []  # the row, and its prompt up to where an answer begins or ends
+        for row, (example, pieces) in enumerate(zip(rows, prompts, strict=True)):
+            if spans := self.template.earlier(example):
+                whole = _pieces(self.template.render(example))
+                for span in spans:
+                    ends += [(row, part) for part in _up_to(pieces, whole, span)]
+        special = self._special(rows)
+        ids = self._ids(
+            [pieces for _, pieces in ends], [special[row] for row, _ in ends], [rows[row]["id"] for row, _ in ends]
+        )
+        found: list[list[int]] = [[] for _ in rows]
+        for (row, _), tokens in zip(ends, ids, strict=True):
+            same = zip(tokens, prompt_ids[row], strict=False)
+            found[row].append(sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], same)))
+        return found
+
     def encode_rows(
         self, rows: Sequence[dict[str, Any]], written: dict[str, list[Any]] | None = None
     ) -> dict[str, list[Any]]:
@@ -207,9 +260,10 @@ class Encoder:
             response_ids, response_cut = self._responses(rows, prompt_ids, pieces)
         elif written is not None:
             response_ids, response_cut = self._written(rows, prompt_ids, written["tokens"], written["ended"])
-        return {
-            "prompt_ids": prompt_ids, "response_ids": response_ids, "prompt_cut": cut, "response_cut": response_cut,
-        }  # fmt: skip
+        columns: dict[str, list[Any]] = {"prompt_ids": prompt_ids, "response_ids": response_ids}
+        if self.train_on == "all":  # what a model has written is learnt alone
+            columns["earlier"] = [[] for _ in rows] if written else self._earlier(rows, prompt_ids, pieces)
+        return {**columns, "prompt_cut": cut, "response_cut": response_cut}
 
     def refused(self, rows: Sequence[dict[str, Any]]) -> dict[int, UserError]:
         """Which examples cannot be made tokens of, by their positions, and why."""
@@ -273,18 +327,22 @@ class Encoder:
             load_from_cache_file=False,
             # Names the file; the library would hash all that the function holds, and cannot hash a progress bar.
             new_fingerprint=fingerprint("tokens", examples._fingerprint, written is not None),
-            features=datasets.Features(
-                {
-                    "id": datasets.Value("string"),
-                    "prompt_ids": datasets.List(datasets.Value("int32")),
-                    "response_ids": datasets.List(datasets.Value("int32")),
-                    "prompt_cut": datasets.Value("bool"),
-                    "response_cut": datasets.Value("bool"),
-                }
-            ),
+            features=self._features,
         )
         self._tell(encoded, written=written is not None)
         return encoded
+
+    @property
+    def _features(self) -> datasets.Features:
+        tokens = ("prompt_ids", "response_ids", *(["earlier"] if self.train_on == "all" else []))
+        return datasets.Features(
+            {
+                "id": datasets.Value("string"),
+                **{name: datasets.List(datasets.Value("int32")) for name in tokens},
+                "prompt_cut": datasets.Value("bool"),
+                "response_cut": datasets.Value("bool"),
+            }
+        )
 
     def _tell(self, encoded: datasets.Dataset, *, written: bool) -> None:
         """Say how many prompts and responses are not whole, and how many texts look like control tokens."""
@@ -324,6 +382,7 @@ def encode(
     max_prompt_length: int = 256,
     encoder_decoder: bool = False,
     template_arguments: Mapping[str, Any] | None = None,
+    train_on: Literal["last", "all"] = "last",
 ) -> datasets.Dataset:
     """Rows as token ids, prompt and response apart, as they are trained on.
 
@@ -337,9 +396,11 @@ def encode(
         encoder_decoder: The models are of that kind.
         template_arguments: Further arguments of the chat template, such as ``{"enable_thinking": False}``;
             ``chat_template`` names one of several.
+        train_on: ``last``: the answer; ``all``: earlier answers of a conversation, too.
 
     Returns:
-        ``id, prompt_ids, response_ids, prompt_cut, response_cut, references``, in the order of ``rows``.
+        ``id, prompt_ids, response_ids, prompt_cut, response_cut, references``, in the order of ``rows``; with ``all``
+        also ``earlier``, where earlier answers stand in the prompt: first token and behind the last, in a row.
 
     Raises:
         UserError: no rows, rows that are no examples (named), or lengths that leave no room for a response.
@@ -355,6 +416,7 @@ def encode(
         max_length=max_length,
         max_prompt_length=max_prompt_length,
         encoder_decoder=encoder_decoder,
+        train_on=train_on,
     )
     references = examples.select_columns("references")
     return datasets.concatenate_datasets([encoder.encode(examples), references], axis=1)

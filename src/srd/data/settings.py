@@ -83,6 +83,9 @@ class DataConfig(Section):
     template_arguments: dict[str, Any] = Field(
         {}, description="further arguments of the chat template, such as {enable_thinking: false}"
     )
+    train_on: Literal["last", "all"] = Field(
+        "last", description="which answers of a conversation are learnt: the last, or all assistant turns at once"
+    )
     max_length: int = Field(512, ge=8, description="prompt and response, in tokens; a longer response is cut")
     max_prompt_length: int = Field(256, ge=4, description="prompt in tokens; a longer one loses content, not its frame")
     leaks: Literal["error", "drop", "warn"] = Field(

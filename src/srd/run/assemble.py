@@ -170,8 +170,9 @@ def teacher_losses(run: Run, folder: Path) -> NDArray[np.float64]:
         return totals / np.maximum([len(response) for response in examples.responses], 1)
     cache = TeacherCache(place_of_cache(run))
     head, means = cache.head().cut(run.width), []
-    for prompt, response in zip(examples.prompts, examples.responses, strict=True):
-        nats = cross_entropy(cache.hidden(prompt, response), head, torch.tensor(response, dtype=torch.long))
+    for index, response in enumerate(examples.responses):
+        hidden = cache.hidden(*examples.tokens(index).values())[-len(response) :]
+        nats = cross_entropy(hidden, head, torch.tensor(response, dtype=torch.long))
         means.append(float(nats.double().sum()) / max(1, len(response)))
     return np.array(means)
 

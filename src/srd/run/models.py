@@ -53,6 +53,7 @@ class RecipeModels:
             max_length=data.max_length,
             max_prompt_length=data.max_prompt_length,
             encoder_decoder=self.encoder_decoder,
+            train_on=data.train_on,
             prompts_only=prompts_only,
         )
 
@@ -107,7 +108,9 @@ class RecipeModels:
         """What decides how text becomes tokens, for fingerprints: the template's text and the tokenizer itself."""
         data = self.recipe.data
         name, options = data.frame
-        template = [name, options] if options else name
+        template: Any = [name, options] if options else name
+        if data.train_on != "last":
+            template = [template, data.train_on]
         return [template, data.max_length, data.max_prompt_length, data.bad_rows, self.tokenizer_identity]
 
     @cached_property

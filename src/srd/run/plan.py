@@ -24,6 +24,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from srd.base.errors import UserError, nearest
 from srd.base.text import count, duration
+from srd.data.batching import EncodedExamples
 from srd.data.encoding import Encoder
 from srd.data.settings import SourceConfig
 from srd.data.sources import is_hub_name
@@ -197,7 +198,9 @@ def read_data(recipe: Recipe, notes: list[str], encoder_decoder: bool) -> DataFa
         response = math.fsum(len(r["references"][0]) for r in rows) / 4 / len(rows) + 1
         return _data_facts(recipe, {name: len(split) for name, split in splits.items()}, prompt, response)
     encoded = encoder.encode(train)
-    prompt, response = (sum(map(len, encoded[column])) / len(train) for column in ("prompt_ids", "response_ids"))
+    examples = EncodedExamples(encoded)
+    response = examples.response_tokens / len(train)
+    prompt = (sum(examples.lengths) - examples.response_tokens) / len(train)
     return DataFacts(
         count,
         len(splits["validation"]),
@@ -217,7 +220,7 @@ def _encoder(recipe: Recipe, encoder_decoder: bool) -> Encoder | None:
     tokenizer = load_tokenizer(str(named.model), revision=named.revision, trust_remote_code=named.trust_remote_code)
     return Encoder(
         tokenizer, get_template(data.frame[0], tokenizer, data.frame[1]), max_length=data.max_length,
-        max_prompt_length=data.max_prompt_length, encoder_decoder=encoder_decoder,
+        max_prompt_length=data.max_prompt_length, encoder_decoder=encoder_decoder, train_on=data.train_on,
     )  # fmt: skip
 
 

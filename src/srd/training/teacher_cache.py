@@ -34,7 +34,7 @@ from torch import Tensor
 from srd.base import parallel
 from srd.base.errors import RunError, UserError
 from srd.base.files import atomic_write, file_digest, fingerprint, read_sealed, remove, write_sealed
-from srd.data.batching import Collator, EncodedExamples, length_sorted_batches
+from srd.data.batching import Collator, EncodedExamples, learnt_spans, length_sorted_batches
 from srd.models.finite import blame
 from srd.models.head import HeadWeights, head_weights, response_hidden
 
@@ -45,10 +45,15 @@ SHARD_BATCHES = 16  # a killed build loses at most this much work of one process
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def example_key(prompt_ids: Sequence[int], response_ids: Sequence[int]) -> str:
-    """Name of an example in the cache: a hash of its token ids."""
+def example_key(prompt_ids: Sequence[int], response_ids: Sequence[int], earlier: Sequence[int] = ()) -> str:
+    """Name of an example in the cache: a hash of its token ids, and of where earlier answers are learnt."""
     text = f"{','.join(map(str, prompt_ids))}|{','.join(map(str, response_ids))}"
+    text += f"|{','.join(map(str, earlier))}" if earlier else ""
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _keys(examples: EncodedExamples) -> list[str]:
+    return [example_key(*examples.tokens(i).values()) for i in range(len(examples))]
 
 
 def cache_bytes(tokens: int, hidden_size: int, dtype: torch.dtype) -> int:
@@ -104,15 +109,15 @@ class TeacherCache:
 
     def holds(self, examples: EncodedExamples) -> bool:
         """Whether every one of these examples is in the cache."""
-        return all(example_key(p, r) in self for p, r in zip(examples.prompts, examples.responses, strict=True))
+        return all(key in self for key in _keys(examples))
 
-    def hidden(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Tensor:
-        """The teacher's last hidden states at an example's response positions, ``[len(response_ids), d]``.
+    def hidden(self, prompt_ids: Sequence[int], response_ids: Sequence[int], earlier: Sequence[int] = ()) -> Tensor:
+        """The teacher's last hidden states where an example is learnt, ``[N, d]``; the response's are the last of them.
 
         Raises:
             KeyError: the example is not in the cache.
         """
-        place = self.places[example_key(prompt_ids, response_ids)]
+        place = self.places[example_key(prompt_ids, response_ids, earlier)]
         shard = self._open.get(place.shard)
         if shard is None:
             opened = safe_open(self.folder / f"{place.shard}.safetensors", framework="pt")
@@ -195,7 +200,7 @@ def build_cache(
     """
     folder.mkdir(parents=True, exist_ok=True)
     cache = open_verified(folder)
-    keys = [example_key(p, r) for p, r in zip(examples.prompts, examples.responses, strict=True)]
+    keys, learnt = _keys(examples), examples.learnt
     shards = parallel.on_main(lambda: _plan(folder, cache, keys, examples, batch_size))
     done_before = parallel.on_main(lambda: {path.stem for path in folder.glob("shard-*.json")})
     todo = [(name, batches) for name, batches in shards if name not in done_before]
@@ -204,7 +209,7 @@ def build_cache(
         teacher = load_teacher()
         stored = next(teacher.parameters()).dtype if dtype == "auto" else DTYPES[dtype]
         _write_head(folder, teacher)
-        tokens = sum(len(examples.responses[i]) for _, batches in todo for batch in batches for i in batch)
+        tokens = sum(learnt[i] for _, batches in todo for batch in batches for i in batch)
         _check_disk(folder, cache_bytes(tokens, head_weights(teacher).weight.shape[1], stored))
         total = sum(len(batch) for _, batches in mine for batch in batches)
         done = 0
@@ -216,7 +221,7 @@ def build_cache(
                 if progress:
                     progress(done, total)
             _write_shard(folder, name, torch.cat(states), [keys[i] for b in batches for i in b],
-                         [len(examples.responses[i]) for b in batches for i in b])  # fmt: skip
+                         [learnt[i] for b in batches for i in b])  # fmt: skip
         del teacher
     parallel.barrier()
     return TeacherCache(folder)
@@ -247,13 +252,13 @@ def _absent(keys: list[str], batches: list[list[int]]) -> list[int]:
 @torch.no_grad()
 def _teacher_states(teacher: Any, examples: EncodedExamples, batch: list[int], collator: Collator) -> Tensor:
     device = next(teacher.parameters()).device
-    rows = [{"prompt_ids": examples.prompts[i], "response_ids": examples.responses[i]} for i in batch]
+    rows = [examples.tokens(i) for i in batch]
     tensors = {name: value.to(device) for name, value in collator(rows).items()}
     states = response_hidden(teacher, tensors)
     if not torch.isfinite(states).all():
         bad, start = [], 0
-        for i in batch:
-            end = start + len(examples.responses[i])
+        for i, row in zip(batch, rows, strict=True):
+            end = start + sum(end - first for first, end in learnt_spans(row))
             if not torch.isfinite(states[start:end]).all():
                 bad.append(examples.ids[i])
             start = end

@@ -633,8 +633,7 @@ def validation_loss(model: Any, validation: Validation, collator: Collator) -> f
     sums: list[tuple[float, int]] = []
     batches = length_sorted_batches(examples.lengths, validation.batch_size)
     for rows in batches[parallel.process() :: parallel.processes()]:
-        plain = [{"prompt_ids": examples.prompts[i], "response_ids": examples.responses[i]} for i in rows]
-        batch = {name: value.to(device) for name, value in collator(plain).items()}
+        batch = {name: value.to(device) for name, value in collator([examples.tokens(i) for i in rows]).items()}
         losses = response_losses(model, batch)
         sums.append((float(losses.double().sum()), len(losses)))
     model.train(training)

@@ -61,6 +61,10 @@ class AutoTemplate(Template):
         """Return the response in that way too."""
         return self.for_row(example).response(example)
 
+    def earlier(self, example: Example) -> list[tuple[int, int]]:
+        """Return where earlier answers stand in a conversation."""
+        return self.for_row(example).earlier(example)
+
     def for_row(self, example: Example) -> Template:
         """Return the template for this row; UserError where a conversation meets a tokenizer without one."""
         if example["messages"]:

@@ -74,6 +74,10 @@ class Template(ABC):
         """
         return [Segment(example["references"][0], False, content=True)]
 
+    def earlier(self, example: Example) -> list[tuple[int, int]]:
+        """Return where earlier answers that are learnt stand in the prompt's text, what ends them included."""
+        return []
+
     def for_row(self, example: Example) -> Template:
         """Return the template that this row is rendered with: itself, except for `auto`."""
         return self
@@ -103,13 +107,28 @@ class FormatTemplate(Template):
         Raises:
             UserError: a conversation of other turns than questions and answers.
         """
+        return joined([segment for segment, _ in self._pieces(example)])
+
+    def earlier(self, example: Example) -> list[tuple[int, int]]:
+        """Return where earlier answers stand."""
+        learnt = [turn.get("train", True) for turn in conversation_of(example) if turn["role"] == "assistant"]
+        found, start = [], 0
+        for segment, is_answer in self._pieces(example):
+            if is_answer:
+                found.append((start, start + len(segment.text) + len(self._end)))
+            start += len(segment.text)
+        return [span for span, own in zip(found, learnt, strict=True) if own]
+
+    def _pieces(self, example: Example) -> list[tuple[Segment, bool]]:
+        """The pieces of a prompt, and whether each is an earlier answer."""
         system, before, question = _turns_of_text(example, self.name)
-        segments = [Segment(system, False, content=True), Segment("\n\n" if system else "", False)]
+        pieces = [Segment(system, False, content=True), Segment("\n\n" if system else "", False)]
+        found = [(piece, False) for piece in pieces]
         for place, (asked, answer) in enumerate(before, start=-2 * len(before)):
-            segments += self._framed(asked, "", 2 * place)
-            segments.append(Segment(answer, True, 2 * place + 1, content=True))
-            segments.append(Segment(f"{self._end}\n\n", False))
-        return joined([*segments, *self._framed(question, example["input"])])
+            found += [(piece, False) for piece in self._framed(asked, "", 2 * place)]
+            found.append((Segment(answer, True, 2 * place + 1, content=True), True))
+            found.append((Segment(f"{self._end}\n\n", False), False))
+        return [*found, *((piece, False) for piece in self._framed(question, example["input"]))]
 
     def _framed(self, instruction: str, context: str, first: int = 0) -> list[Segment]:
         segments = []

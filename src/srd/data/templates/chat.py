@@ -92,6 +92,44 @@ class ChatTemplate(Template):
             )
         return self._ended(answer, calls=bool(calls))
 
+    def earlier(self, example: Example) -> list[tuple[int, int]]:
+        """Return where the template has written earlier answers that are learnt, up to what ends each turn.
+
+        Raises:
+            UserError: it writes one elsewhere than behind what asks for it.
+        """
+        turns, segments = conversation_of(example), self.render(example)
+        messages, text = self._suited(turns), "".join(segment.text for segment in segments)
+        found, slots = [], 0
+        for place, turn in enumerate(turns):
+            slots += sum(
+                bool(part.strip()) for *_, parts in _slots(messages[place : place + 1], None) for part, _ in parts
+            )
+            if turn["role"] != "assistant" or not turn.get("train", True):
+                continue
+            prompt = self._apply(messages[:place], example)
+            if not text.startswith(prompt):
+                raise UserError(self._parted(prompt, text, example, "data.train_on=last"))
+            found.append((len(prompt), self._end_behind(segments, len(prompt), slots - 1)))
+        return found
+
+    def _end_behind(self, segments: list[Segment], start: int, slot: int) -> int:
+        """Where a turn ends whose last content is the one with this number: behind the token that ends it, if any."""
+        begin, content = 0, False
+        for segment in segments:
+            end = begin + len(segment.text)
+            content = content or (segment.content and segment.cut_order == slot and end > start)
+            if end > start and not segment.content:
+                stop = self._stops.search(segment.text, max(0, start - begin))
+                if stop or content:
+                    return begin + (stop.end() if stop else 0)
+            begin = end
+        return begin
+
+    @cached_property
+    def _stops(self) -> re.Pattern[str]:
+        return turns_of(self._tokenizer, self.options).stop_texts
+
     def _ended(self, segments: list[Segment], *, calls: bool) -> list[Segment]:
         """The pieces of an answer up to the token that ends the turn; without the frame behind it where none does.
 
@@ -101,7 +139,7 @@ class ChatTemplate(Template):
         if not segments or segments[-1].content:
             return segments
         last = segments[-1].text
-        ends = list(turns_of(self._tokenizer, self.options).stop_texts.finditer(last))
+        ends = list(self._stops.finditer(last))
         within = calls or len(segments) == 1
         place = len(ends) - 1 if within else 0
         while within and place > 0 and not last[ends[place - 1].end() : ends[place].start()].strip():
@@ -242,14 +280,14 @@ class ChatTemplate(Template):
             ) from error
         return str(text)
 
-    def _parted(self, prompt: str, whole: str, example: Example) -> str:
+    def _parted(self, prompt: str, whole: str, example: Example, remedy: str = "data.template=plain") -> str:
         """Say that an answer does not follow its prompt."""
         same = len(os.path.commonprefix([prompt, whole]))  # noqa: RUF071 - of texts, not of paths
         shown = [repr(text[max(0, same - SHOWN // 2) : same + SHOWN]) for text in (prompt, whole)]
         return (
             f"example {example['id']}: with the chat template of the tokenizer {self._tokenizer.name_or_path!r} an "
             f"answer does not follow its prompt. The prompt is …{shown[0]}, the conversation with its answer "
-            f"…{shown[1]}. Mend the template (chat_template.jinja beside the model), or choose data.template=plain."
+            f"…{shown[1]}. Mend the template (chat_template.jinja beside the model), or choose {remedy}."
         )
 
 
