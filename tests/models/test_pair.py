@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+import torch
 from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM
 
 from srd.base.errors import UserError
 from srd.models.pair import check_same_kind, check_same_tokenizer, head_width, shared_vocabulary
+from srd.recipe.reading import validate_recipe
+from srd.run.plan import make_plan
+from tests.conftest import TinyRun, tiny_rows, write_rows
 from tests.tiny import tiny_config, tiny_tokenizer
 
 
@@ -58,8 +65,47 @@ def test_a_head_narrower_than_the_tokenizer_is_refused() -> None:
     with pytest.raises(UserError, match="the student's output head has 399 rows, but the tokenizer has 400 tokens"):
         shared_vocabulary(tiny_config("qwen2"), tiny_config("qwen2", vocab_size=399), tokenizer)
     tokenizer.add_tokens(["<extra>"])
-    with pytest.raises(UserError, match="the teacher's output head has 400 rows"):
+    with pytest.raises(UserError, match=r"the student's output head has 400 rows.*resize_token_embeddings\(401\)"):
         shared_vocabulary(tiny_config("qwen2"), tiny_config("qwen2"), tokenizer)
+    assert shared_vocabulary(tiny_config("qwen2"), tiny_config("qwen2", vocab_size=416), tokenizer) == 400
+
+
+@pytest.fixture
+def more_tokens(make_tiny_run: Callable[..., TinyRun]) -> TinyRun:
+    """A student with two tokens that its teacher has not, one of which it would always write."""
+    tiny = make_tiny_run("qwen2", student={"vocab_size": 416})
+    tokenizer = tiny_tokenizer("qwen2")
+    tokenizer.add_tokens(["<extra>", "<other>"])
+    tokenizer.save_pretrained(tiny.student)
+    model = AutoModelForCausalLM.from_pretrained(tiny.student)
+    with torch.no_grad():
+        weight = model.get_input_embeddings().weight
+        weight[400], weight[401] = 100 * weight[5], -100 * weight[5]
+    model.save_pretrained(tiny.student)
+    return tiny.set(data__train_limit=8, training__curriculum=None, generation__max_new_tokens=3)
+
+
+def test_a_token_more_in_the_student_is_fine_where_no_text_has_it(more_tokens: TinyRun) -> None:
+    run = more_tokens.set(training__method={"name": "gkd", "max_new_tokens": 3, "student_share": 1.0}).train()
+    assert (run.known_to_teacher, run.width) == (400, 400)
+
+
+def test_a_token_more_in_the_student_is_refused_in_a_text(more_tokens: TinyRun) -> None:
+    rows = [
+        *tiny_rows(),
+        {"instruction": "Which?", "output": "An <extra> one."},
+        {"instruction": "<extra>?", "output": "."},
+    ]
+    write_rows(more_tokens.rows, rows)
+    told = (
+        r"2 of 42 rows cannot .*its response has '<extra>' \(id 400\), a token of the student's .* the teacher does not"
+    )
+    recipe = validate_recipe(more_tokens.recipe, "tiny")
+    for refused in (lambda: make_plan(recipe), lambda: more_tokens.advance("examples")):
+        with pytest.raises(UserError, match=f"(?s){told}"):
+            refused()
+    dropped = more_tokens.set(data__bad_rows="drop").advance("examples")
+    assert dropped.files.dropped.read_text(encoding="utf-8").count("<extra>") == 4  # in the reason and in the row
 
 
 def test_kinds_do_not_mix() -> None:

@@ -6,6 +6,8 @@ loaded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from srd.base.errors import UserError
@@ -92,19 +94,45 @@ def shared_vocabulary(
 ) -> int:
     """Return V, the number of leading ids that both heads have, at which both distributions are compared.
 
-    Heads of one family may differ in padding rows (Qwen2.5: 151936 and 152064), which no token id reaches.
+    Heads of one family may differ in padding rows (Qwen2.5: 151936 and 152064), which no token id reaches. A student
+    may have tokens that its teacher has not, as long as no text has them: see `check_read`.
+
+    Args:
+        teacher_config: Of the teacher.
+        student_config: Of the student.
+        tokenizer: The student's.
 
     Raises:
-        UserError: a head is narrower than the tokenizer, so that some token has no logit.
+        UserError: the student's head is narrower than its tokenizer, so that some token has no logit.
     """
-    widths = {"teacher": head_width(teacher_config), "student": head_width(student_config)}
-    tokens = max(tokenizer.get_vocab().values()) + 1
-    for owner, width in widths.items():
-        if width < tokens:
+    width, tokens = head_width(student_config), token_count(tokenizer)
+    if width < tokens:
+        raise UserError(
+            f"the student's output head has {width} rows, but the tokenizer has {tokens} tokens. It belongs "
+            "to another model, or tokens were added to it without resizing the student's embeddings: "
+            f"model.resize_token_embeddings({tokens}), and save it again."
+        )
+    return min(head_width(teacher_config), width)
+
+
+def token_count(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Ids that a tokenizer may give, from 0 on."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def check_read(
+    name: str, prompt: Sequence[int], response: Sequence[int], width: int, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Refuse an example with a token that the student has and the teacher has not: it could be neither read nor taught.
+
+    Raises:
+        UserError: with the token and where it is.
+    """
+    for part, ids in (("prompt", prompt), ("response", response)):
+        token = next((token for token in ids if token >= width), None)
+        if token is not None:
             raise UserError(
-                f"the {owner}'s output head has {width} rows, but the tokenizer has {tokens} tokens. The "
-                "tokenizer "
-                f"belongs to another model, or tokens were added to it without resizing the {owner}'s "
-                "embeddings."
+                f"example '{name}': its {part} has {tokenizer.convert_ids_to_tokens(token)!r} (id {token}), a token of "
+                f"the student's tokenizer that the teacher does not have: its vocabulary ends at {width}. Leave the "
+                "token out of the data or of the chat template, or give a teacher that has it."
             )
-    return min(widths.values())

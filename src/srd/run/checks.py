@@ -45,9 +45,7 @@ def check_recipe(models: RecipeModels) -> None:
     get_template(name, models.tokenizer, options)
     configs = models.configs
     trainings = models.recipe.student_trainings
-    # The student's tokenizer also reads for the teacher where the teacher writes or is evaluated.
-    heard = any(training.needs_teacher or training.teacher_writes for training in trainings)
-    if len(configs) == 2 and (heard or "teacher" in (models.recipe.evaluation.models or ["teacher"])):
+    if len(configs) == 2 and models.asks_teacher:
         check_same_kind(*configs)
         check_same_tokenizer(models.original_teacher_tokenizer, models.tokenizer, (teacher.model, str(student.model)))
         check_same_beginning(teacher, student, configs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,7 @@ from srd.data.encoding import Encoder
 from srd.data.templates.base import get_template
 from srd.data.turns import turns_of
 from srd.models.loading import load_config, load_tokenizer
-from srd.models.pair import shared_vocabulary
+from srd.models.pair import check_read, head_width, shared_vocabulary, token_count
 from srd.models.settings import ModelConfig
 from srd.models.tokens import tokenizer_identity
 from srd.recipe.schema import Recipe
@@ -96,7 +96,35 @@ class RecipeModels:
             found.update(
                 {position: error for position, error in encoder.refused(rows).items() if position not in found}
             )
+        if self.known_to_teacher is not None:
+            found |= self._unread(rows, self.known_to_teacher, found)
         return found
+
+    def _unread(self, rows: Sequence[dict[str, Any]], width: int, but: Collection[int]) -> dict[int, UserError]:
+        """Which other examples have a token that the teacher has not."""
+        found = {}
+        for position, row in enumerate(rows):
+            if position not in but:
+                encoded = self._trial_encoders[0].encode_rows([row])
+                try:
+                    (prompt,), (response,) = encoded["prompt_ids"], encoded["response_ids"]
+                    check_read(row["id"], prompt, response, width, self.tokenizer)
+                except UserError as error:
+                    found[position] = error
+        return found
+
+    @cached_property
+    def known_to_teacher(self) -> int | None:
+        """How many ids the teacher has, where it is asked and the tokenizer has more; else None."""
+        width = head_width(self.configs[0])
+        return width if self.asks_teacher and width < token_count(self.tokenizer) else None
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether the teacher reads what the student's tokenizer gives: it teaches, writes or is evaluated."""
+        trainings = self.recipe.student_trainings
+        heard = any(training.needs_teacher or training.teacher_writes for training in trainings)
+        return heard or "teacher" in (self.recipe.evaluation.models or ["teacher"])
 
     @cached_property
     def _trial_encoders(self) -> list[Encoder]:

@@ -176,7 +176,7 @@ def read_config(model: ModelConfig, notes: list[str]) -> PreTrainedConfig:
     )
 
 
-def read_data(recipe: Recipe, notes: list[str], encoder_decoder: bool) -> DataFacts:
+def read_data(recipe: Recipe, notes: list[str], encoder_decoder: bool, models: RecipeModels | None = None) -> DataFacts:
     """Count examples and tokens where the data and the tokenizer are at hand; else estimate them, and say so.
 
     Raises:
@@ -186,7 +186,8 @@ def read_data(recipe: Recipe, notes: list[str], encoder_decoder: bool) -> DataFa
     if not all(_is_local(source) for source in sources):
         return _estimated_data(recipe, notes)
     encoder = _encoder(recipe, encoder_decoder)
-    splits = read_splits(recipe, encoder.with_template(recipe.data.frame[0]).refused if encoder else None)
+    trial = encoder.with_template(recipe.data.frame[0]) if encoder else None  # it tells nothing
+    splits = read_splits(recipe, models.refused if models else trial.refused if trial else None)
     count, train = len(splits["train"]), splits["train"]
     if count > SAMPLE:
         notes.append(f"tokens are counted on {SAMPLE:,} of {count:,} training examples")
@@ -274,15 +275,17 @@ def _data_facts(
 # ----------------------------------------------------------------------------------------------------- the arithmetic
 
 
-def check_what_is_at_hand(recipe: Recipe, notes: list[str]) -> None:
-    """Refuse what `srd run` would refuse, as far as the models are at hand."""
+def check_what_is_at_hand(recipe: Recipe, notes: list[str]) -> RecipeModels | None:
+    """Refuse what `srd run` would refuse, as far as the models are at hand; the models, if they are."""
     named = [str(model.model) for model in (recipe.teacher, recipe.student) if model.model]
     if all(_is_local_model(name) for name in named) or hub_is_reachable():
-        check_recipe(RecipeModels(recipe))
-    else:
-        check_evaluation(recipe)
-        check_libraries(recipe)
-        notes.append("the models are not at hand: whether they fit each other is not checked")
+        models = RecipeModels(recipe)
+        check_recipe(models)
+        return models
+    check_evaluation(recipe)
+    check_libraries(recipe)
+    notes.append("the models are not at hand: whether they fit each other is not checked")
+    return None
 
 
 def _is_local_model(name: str) -> bool:
@@ -323,8 +326,9 @@ def make_plan(recipe: Recipe, *, devices: int = 1, flops_per_second: float = A10
     if recipe.student.drop_layers:
         student_config = shortened(student_config, recipe.student.drop_layers)
     teacher, student = size_of(teacher_config), size_of(student_config)
-    check_what_is_at_hand(recipe, notes)
-    facts = Facts(recipe, teacher, student, read_data(recipe, notes, teacher.encoder_decoder), devices)
+    models = check_what_is_at_hand(recipe, notes)
+    data = read_data(recipe, notes, teacher.encoder_decoder, models)
+    facts = Facts(recipe, teacher, student, data, devices)
     steps = planned_steps(recipe)
     caches = any(step.name == "cache" for step in steps)
     if caches and not facts.cache_fits:

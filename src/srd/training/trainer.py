@@ -40,7 +40,7 @@ from srd.models.head import (
     response_losses,
 )
 from srd.models.loading import load_model
-from srd.models.pair import check_same_kind, head_width, shared_vocabulary
+from srd.models.pair import check_read, check_same_kind, head_width, shared_vocabulary, token_count
 from srd.models.reading import abilities
 from srd.models.sharding import check_sharding, models_are_whole, shared_embeddings_together, whole_model
 from srd.models.tokens import decoder_prefix, padding_id, stop_token_ids
@@ -237,6 +237,8 @@ class DistillTrainer(Trainer):
             seed=self.args.seed + self.state.global_step,
         )
         answers: list[list[int]] = []
+        # What the teacher could not read is not written.
+        width = min(len(self.tokenizer), self.teacher.head.vocabulary) if self.teacher else len(self.tokenizer)
         with self.whole_student() as student:
             student.eval()
             for start in range(0, len(rows), self.args.per_device_train_batch_size):
@@ -248,7 +250,7 @@ class DistillTrainer(Trainer):
                     decoding,
                     stop_token_ids(student, self.tokenizer),
                     padding_id(self.tokenizer),
-                    width=len(self.tokenizer),
+                    width=width,
                 )
                 answers += written
             stops = stop_token_ids(student, self.tokenizer)
@@ -566,13 +568,23 @@ def _teacher(
             )
         examples.teacher = given
         head = given.head()
-        return CachedTeacher(head.cut(min(head.vocabulary, head_width(student.config))))
+        width = min(head.vocabulary, head_width(student.config))
+        _check_read(examples, width, tokenizer)
+        return CachedTeacher(head.cut(width))
     if given is student:
         raise UserError("teacher and student are one and the same object. Load the teacher apart.")
     model = load_model(str(given), tokenizer=tokenizer, role="teacher") if isinstance(given, str | Path) else given
     check_same_kind(model.config, student.config)
     width = shared_vocabulary(model.config, student.config, tokenizer)
+    _check_read(examples, width, tokenizer)
     return live(TeacherSource(lambda: model.to(args.device), width))
+
+
+def _check_read(examples: EncodedExamples, width: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse examples with tokens that the teacher has not."""
+    if width < token_count(tokenizer):
+        for name, prompt, response in zip(examples.ids, examples.prompts, examples.responses, strict=True):
+            check_read(name, prompt, response, width, tokenizer)
 
 
 def use_one_device(args: TrainingArguments) -> None:

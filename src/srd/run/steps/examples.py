@@ -123,7 +123,8 @@ def _dropped(run: Run, found: _Found, data: list[Any]) -> list[str]:
     noted, for the data and the frames it was found with.
     """
     tasks = [task_identity(task) for task in run.recipe.evaluation.tasks]
-    identity = fingerprint(data, run.encoding, run.teacher_frame, plugins_identity(run.recipe), *tasks)
+    known = [run.known_to_teacher] if run.known_to_teacher else []
+    identity = fingerprint(data, run.encoding, run.teacher_frame, plugins_identity(run.recipe), *tasks, *known)
     note = run.shared.folder / f"bad_rows-{identity}.json" if run.shared else run.files.bad_rows
     noted = read_sealed(note)
     if noted.get("identity") != identity:
