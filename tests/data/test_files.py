@@ -248,6 +248,14 @@ def test_what_a_folder_leaves_out_is_said(tmp_path: Path, caplog: pytest.LogCapt
     assert "1 files are left out" in caplog.text and "more.jsonl" in caplog.text
 
 
+def test_a_link_to_nothing_is_called_that(tmp_path: Path) -> None:
+    folder = put(tmp_path / "set", {"train-0.jsonl": 3})
+    (folder / "train-1.jsonl").symlink_to("gone.jsonl")
+    for path in (folder, folder / "train-1.jsonl"):
+        with pytest.raises(UserError, match=r"train-1\.jsonl: this link leads to gone\.jsonl, where nothing is"):
+            sizes(path)
+
+
 CONFIGS = """---
 license: mit
 configs:
@@ -299,6 +307,10 @@ def test_patterns(tmp_path: Path) -> None:
     assert sizes(f"{tmp_path}/d/*") == {"train": 8, "test": 16}  # not all mixed up
     both = SourceConfig(path=[f"{tmp_path}/a-*", f"{tmp_path}/b/c/a-2.jsonl"])
     assert len(load_source(both)) == 7
+    twice = SourceConfig(path=[f"{tmp_path}/a-*", f"{tmp_path}/a-[01].jsonl"])
+    assert len(load_source(twice)) == 3
+    with pytest.raises(UserError, match=r"d: a folder among several paths. .*d/\*\*/\*\.jsonl"):
+        load_source(SourceConfig(path=[f"{tmp_path}/a-*", f"{tmp_path}/d"]))
     with pytest.raises(UserError, match=r"no file matches '.*c-\*'"):
         sizes(f"{tmp_path}/c-*")
     with pytest.raises(UserError, match=r"config \('en'\) is for folders"):

@@ -76,6 +76,7 @@ def test_conversations(row: Row, messages: list[Row], title: str) -> None:
         {"query": "Say", "input": "a", "response": "b"},
         {"problem": "Say", "context": "a", "solution": "b"},
         {"question": "Say", "context": "a", "response": "b"},
+        {"Question": "Say", "CONTEXT": "a", " Answer ": "b"},
     ],
 )
 def test_questions_with_answers(row: Row, tmp_path: Path) -> None:
@@ -114,6 +115,12 @@ def test_pictures_are_refused_in_every_shape(tmp_path: Path) -> None:
     for row in ({"conversations": [ASKED, ANSWERED]}, {"instruction": "a", "output": "b", "system": "c"}):
         with pytest.raises(UserError, match="'images' is more than text"):
             load(tmp_path, [{**row, "images": ["a.png"]}])
+
+
+def test_ids_are_texts_or_whole_numbers_under_any_capitals(tmp_path: Path) -> None:
+    rows: list[Row] = [{"Id": "a", "Input": "x", "Output": "y"}, {"id": 7, "input": "x", "output": "y"},
+                       {"id": 8.0, "query": "x", "response": "y"}]  # fmt: skip
+    assert [row["id"] for row in load(tmp_path, rows)] == ["a", "7", "8"]
 
 
 def test_an_input_may_be_the_question(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ class ExampleBuilder:
         try:
             title, native = recognised(row, place)
             example = example_from_row(native, place)
-            self._pending.append({**example, "id": _own_id(row.get("id"), place), "place": place})
+            self._pending.append({**example, "id": _own_id(native.get("id"), place), "place": place})
             self.shapes[title] += 1
         except UserError as error:
             self.bad.add(place, row, error)
@@ -204,6 +204,8 @@ class ExampleBuilder:
 def _own_id(value: Any, place: str) -> str | None:
     if value is None or value == "":
         return None
+    if isinstance(value, float) and value.is_integer():  # as tables have whole numbers where some are missing
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise UserError(f"{place}: field 'id': expected text or a whole number, found {kind(value)}.")
     return text_of(str(value), place, "id")

@@ -66,7 +66,12 @@ def files_of(folder: Path, config: str | None = None) -> Found:
 
 
 def _named(folder: Path) -> Found:
-    return by_name([path for path in walk(folder) if is_data(path) and path.is_file()], folder)
+    files = [path for path in walk(folder) if is_data(path)]
+    if dead := next((path for path in files if not path.exists()), None):
+        raise UserError(
+            f"{dead}: this link leads to {dead.readlink()}, where nothing is. Download the file, or remove it."
+        )
+    return by_name([path for path in files if path.is_file()], folder)
 
 
 def by_name(files: Iterable[Path], folder: Path) -> Found:

@@ -21,6 +21,9 @@ ASSISTANT = "assistant"
 CALLS = ("tool_calls", "function_call")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 CONTENTS = ("content", *REASONING)
+NAMES = (
+    "Other names can be mapped with 'columns', for example `columns: {role: who, content: says, assistant: Doctor}`."
+)
 # Fields by which exports say whether a turn is learnt: 1 and true say yes.
 MASKS = ("train", "weight", "loss_mask")
 # Columns of a row that holds more than text.
@@ -55,11 +58,11 @@ def _from_json(value: Any, place: str, field: str) -> Any:
 
 def _message(message: Any, place: str, name: str) -> Message:
     if not isinstance(message, Mapping) or "role" not in message:
-        raise UserError(f"{place}: {name}: expected {{role, content}}, found {kind(message)}.")
+        raise UserError(f"{place}: {name}: expected {{role, content}}, found {kind(message)}. {NAMES}")
     # A field that is null counts as missing: tables have one for every row.
     kept = {str(key): value for key, value in message.items() if value is not None and key not in MASKS}
     if message["role"] not in ROLES:
-        raise UserError(f"{place}: {name}.role is {message['role']!r}, expected one of {', '.join(ROLES)}.")
+        raise UserError(f"{place}: {name}.role is {message['role']!r}, expected one of {', '.join(ROLES)}. {NAMES}")
     if "content" in kept or message["role"] != ASSISTANT:
         kept["content"] = _content(kept.get("content"), place, f"{name}.content")
     else:  # one that calls a tool, most often

@@ -67,13 +67,14 @@ def recognised(row: Row, place: str) -> tuple[str, Row]:
     Raises:
         UserError: something in it is not what its shape says.
     """
-    present = {name: value for name, value in row.items() if value is not None}
-    pair = pair_of(present)
-    if pair:  # a table of rows of several shapes has an empty conversation in the others
-        present = {name: value for name, value in present.items() if value or name not in CONVERSATIONS}
-    for shape in SHAPES:
-        if shape.fits(present, pair):
-            return shape.title, shape.native(present, place)
+    for names in (row.keys(), [str(name).strip().lower() for name in row]):  # `Question` is a question, too
+        present = {name: value for name, value in zip(names, row.values(), strict=True) if value is not None}
+        pair = pair_of(present)
+        if pair:  # a table of rows of several shapes has an empty conversation in the others
+            present = {name: value for name, value in present.items() if value or name not in CONVERSATIONS}
+        for shape in SHAPES:
+            if shape.fits(present, pair):
+                return shape.title, shape.native(present, place)
     return "", row
 
 
@@ -233,7 +234,10 @@ SHAPES = (
     Shape("instructions with a system prompt, a history or tools", _is_pair_with_more, _with_more),
     Shape("instructions with answers", _is_pair_of("instruction")),
     Shape("prompts with completions", _is_pair_of("prompt")),
-    *(Shape(f"{question} with {' or '.join(answers)}", _is_pair_of(question)) for question, answers in PAIRS[2:]),
+    Shape("questions with answers", _is_pair_of("question")),
+    Shape("queries with responses", _is_pair_of("query")),
+    Shape("problems with solutions", _is_pair_of("problem")),
+    Shape("inputs with outputs", _is_pair_of("input")),
 )
 
 

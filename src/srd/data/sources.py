@@ -180,7 +180,7 @@ def _resolve(source: SourceConfig, known: Mapping[str, Known]) -> tuple[Known | 
         return None, []
     if name is None and not texts:
         raise UserError("the data source is empty: give `path` (files or a hub name) or `dataset`.")
-    paths = [path for text in texts for path in _existing(text, sorted(known))]
+    paths = list(dict.fromkeys(path for text in texts for path in _existing(text, sorted(known))))
     return known[name] if name else None, paths
 
 
@@ -196,6 +196,8 @@ def _existing(text: str, known: Sequence[str] = ()) -> list[Path]:
     path = Path(text).expanduser()
     if path.exists():
         return [path]
+    if path.is_symlink():
+        raise UserError(f"{text}: this link leads to {path.readlink()}, where nothing is. {_remedy(())}")
     if glob.has_magic(text):
         found = matching(path.parent, path.name)
         if not found:
@@ -223,6 +225,10 @@ def _remedy(known: Sequence[str]) -> str:
 def _files(source: SourceConfig, named: Known | None, paths: Sequence[Path]) -> _Rows:
     """The rows of files and folders."""
     folder = paths[0] if len(paths) == 1 and paths[0].is_dir() else None
+    if folder is None and (below := next((path for path in paths if path.is_dir()), None)) is not None:
+        raise UserError(
+            f"{below}: a folder among several paths. Name the files in it, as in {below / '**' / '*.jsonl'}."
+        )
     origin = ", ".join(source.paths)
     if source.config is not None and folder is None:
         raise UserError(
