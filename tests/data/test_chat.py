@@ -188,6 +188,14 @@ def test_an_answer_that_does_not_follow_its_prompt_is_refused_with_both_texts() 
         assert word in str(caught.value)
     row = encoded(tokenizer, {"messages": talk("Why?", "<think>b</think>So.")}, "plain")
     assert tokenizer.decode(row["response_ids"]) == "<think>b</think>So.<eos>"
+    tokenizer.chat_template = OPENS.replace(
+        "<{{ m.role }}>",
+        "<{{ m.role }}>{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}</think>{% endif %}",
+    )
+    with pytest.raises(UserError, match="or give the answers their reasoning_content"):
+        encoded(tokenizer, {"messages": talk("Why?", "So.")})
+    row = encoded(tokenizer, {"messages": [*talk("Why?"), {**talk("", "So.")[1], "reasoning_content": "b"}]})
+    assert tokenizer.decode(row["response_ids"]) == "b</think>So.<eos>"
     # One that does not touch what was said has nothing to double.
     tokenizer.chat_template = OPENS.replace(".split('</think>')[-1]", "")
     row = encoded(tokenizer, {"messages": talk("Why?", "<think>\nb</think>So.")})
@@ -289,9 +297,39 @@ def test_what_a_template_leaves_out_is_said_or_refused(caplog: pytest.LogCapture
     with caplog.at_level(logging.WARNING):
         encoder.encode(examples_from_rows(rows, "rows"))
     for what in ("tools", "the calls of tools", "something of the answer"):
-        assert f"leaves out {what} of 1 examples" in caplog.text
+        assert f"leaves out {what}: 1 examples, the first is" in caplog.text
     with pytest.raises(UserError, match="leaves out that the answer calls the tool 'weather'"):
         encoded(tokenizer, FIELDS["a call"])
+
+
+# Answers are closed by what opens the next turn: a question, or what a tool gave.
+NEXT_TURN = (
+    LOOP + "<|{{ 'observation' if m.role == 'tool' else m.role }}|>{{ m.content or '' }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function.name }} {{ c.function.arguments }}</call>{% endfor %}{% endfor %}"
+    + ASK + "<|assistant|>{% endif %}"
+)  # fmt: skip
+
+
+def test_a_call_is_closed_by_what_opens_the_result_of_the_tool() -> None:
+    tokenizer = tiny_tokenizer("gemma2")
+    words = ["<|user|>", "<|assistant|>", "<|observation|>"]
+    tokenizer.add_tokens([AddedToken(word, special=True) for word in words], True)
+    tokenizer.chat_template = NEXT_TURN
+    call = {**CALLS[0], "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
+    told = encoded(tokenizer, {"messages": [ASKED, {"role": "assistant", "tool_calls": [call]}], "tools": [TOOL]})
+    assert tokenizer.decode(told["response_ids"]) == 'weather {"city": "Oslo"}</call><|observation|>'
+    assert tokenizer.decode(encoded(tokenizer, {"messages": talk("a", "b")})["response_ids"]) == "b<|user|>"
+    stops = tokenizer.convert_ids_to_tokens(sorted(turns_of(tokenizer).stops))
+    assert set(stops) == {"<|user|>", "<|observation|>", "<eos>"}
+
+
+def test_arguments_that_a_template_quotes_once_more_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = with_tools()
+    call = {**CALLS[0], "function": {"name": "weather", "arguments": '{"city": "日本"}'}}
+    row = {"messages": [ASKED, {"role": "assistant", "tool_calls": [call]}], "tools": [TOOL]}
+    with caplog.at_level(logging.WARNING):
+        encode([row, {**row, "messages": FIELDS["a call"]["messages"]}], tokenizer)
+    assert "quotes the arguments of calls, which are JSON text and no objects, once more: 1 examples" in caplog.text
 
 
 def test_control_words_in_tools_and_names_are_counted() -> None:

@@ -88,7 +88,7 @@ class Encoder:
         self.control = ControlText(tokenizer, self.turns)
         self._told_control = False
         self._fitting: set[int] = set()  # frames of prompts that are known to fit
-        self._told_left_out: dict[str, int] = {}
+        self._told_notes: dict[str, int] = {}
 
     def with_template(self, name: str) -> Encoder:
         """The same encoder with another template, by name or as a text of one's own."""
@@ -357,12 +357,11 @@ class Encoder:
                 "%d of %d responses were cut %sto fit %d tokens; they have no end of sequence",
                 answers, len(encoded), "where they were written, or " if written else "", self.max_length,
             )  # fmt: skip
-        for what, names in self.template.left_out.items():
-            if len(names) > self._told_left_out.get(what, 0):
-                self._told_left_out[what] = len(names)
+        for what, names in self.template.notes.items():
+            if len(names) > self._told_notes.get(what, 0):
+                self._told_notes[what] = len(names)
                 logger.warning(
-                    "the chat template leaves out %s of %d examples (the first is %r): no model will see them",
-                    what, len(names), next(iter(names)),
+                    "the chat template %s: %d examples, the first is %r", what, len(names), next(iter(names))
                 )  # fmt: skip
         if control.met and not self._told_control:
             self._told_control = True

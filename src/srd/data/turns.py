@@ -24,7 +24,11 @@ logger = logging.getLogger(__name__)
 GUARDS = ("", "\n")
 ASKED, ANSWERED, ASKED_AGAIN = "QzAsked", "QzAnswered", "QzAskedAgain"
 TOOL = {"type": "function", "function": {"name": ASKED, "description": "", "parameters": {}}}
-CALL = {"id": "QzCalled0", "type": "function", "function": {"name": ASKED, "arguments": {"a": ANSWERED}}}
+CALL: dict[str, Any] = {
+    "id": "QzCalled0",
+    "type": "function",
+    "function": {"name": ASKED, "arguments": {"a": ANSWERED}},
+}
 
 
 @dataclass(frozen=True)
@@ -167,12 +171,24 @@ def _behind_answer(
 
 
 def _call_end(tokenizer: Any, usual: set[int], control: set[int], options: dict[str, Any]) -> list[int]:
-    """The control token that ends the call of a tool, where that is not one of the usual ends."""
-    asking: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [CALL]}
-    talk = [{"role": "user", "content": ASKED}, asking]
-    text = _rendered(tokenizer, talk, tools=[TOOL], **options)
+    """The control token that ends the call of a tool, where that is not one of the usual ends.
+
+    It stands behind the call, or opens the result of the tool.
+    """
+    text = later = ""
+    for arguments in (CALL["function"]["arguments"], json.dumps(CALL["function"]["arguments"])):
+        call = {**CALL, "function": {**CALL["function"], "arguments": arguments}}
+        asking: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [call]}
+        talk = [{"role": "user", "content": ASKED}, asking]
+        result = {"role": "tool", "tool_call_id": CALL["id"], "name": ASKED, "content": ASKED_AGAIN}
+        text = text or _rendered(tokenizer, talk, tools=[TOOL], **options)
+        later = later or _rendered(tokenizer, [*talk, result], tools=[TOOL], **options)
     behind = _ids(tokenizer, text.rpartition(ANSWERED)[2].rstrip()) if ANSWERED in text else []
-    return behind[-1:] if control & set(behind[-1:]) and not usual & set(behind) else []
+    if usual & set(behind) or control & set(behind[-1:]):
+        return [] if usual & set(behind) else behind[-1:]
+    between = later.rpartition(ANSWERED)[2].partition(ASKED_AGAIN)[0] if ANSWERED in later else ""
+    found = next((token for token in _ids(tokenizer, between) if token in control - {tokenizer.bos_token_id}), None)
+    return [] if found is None or found in usual else [found]
 
 
 def _opening(tokenizer: Any, options: dict[str, Any]) -> list[int]:

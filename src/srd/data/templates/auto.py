@@ -49,9 +49,9 @@ class AutoTemplate(Template):
         self._alpaca = get_template("alpaca", tokenizer)
 
     @property
-    def left_out(self) -> Mapping[str, dict[str, None]]:  # type: ignore[override]
-        """What the chat template does not write."""
-        return self._chat.left_out if self._chat else {}
+    def notes(self) -> Mapping[str, dict[str, None]]:  # type: ignore[override]
+        """What the chat template does to rows that it should not."""
+        return self._chat.notes if self._chat else {}
 
     def render(self, example: Example) -> list[Segment]:
         """Return the prompt in the way that suits the row."""

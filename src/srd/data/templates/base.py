@@ -54,14 +54,14 @@ class Template(ABC):
         takes_options: whether the tokenizer's chat template has a part in this, which may take further arguments:
             it is then made of a tokenizer and these.
         options: those arguments.
-        left_out: what the chat template does not write though the rows have it, with the ids of the examples.
+        notes: what the chat template does to rows that it should not, with the ids of the examples.
     """
 
     name: str
     adds_special_tokens: bool = True
     takes_options: ClassVar[bool] = False
     options: Mapping[str, Any] = MappingProxyType({})
-    left_out: Mapping[str, dict[str, None]] = MappingProxyType({})
+    notes: Mapping[str, dict[str, None]] = MappingProxyType({})
 
     @abstractmethod
     def render(self, example: Example) -> list[Segment]:

@@ -17,7 +17,7 @@ from jinja2.exceptions import TemplateError
 from srd.base.errors import UserError, nearest
 from srd.data.messages import REASONING, SYSTEM, Message, answer_of, conversation_of, extra_of, plain_text
 from srd.data.templates.base import Example, Segment, Template, joined, register_template
-from srd.data.turns import CALL, TOOL, turns_of
+from srd.data.turns import CALL, TOOL, Turns, turns_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,7 +48,7 @@ class ChatTemplate(Template):
         """
         self._tokenizer = tokenizer
         self.options = dict(options or {})
-        self.left_out: dict[str, dict[str, None]] = {}
+        self.notes: dict[str, dict[str, None]] = {}
         _check(tokenizer, self.options)
 
     def render(self, example: Example) -> list[Segment]:
@@ -79,12 +79,18 @@ class ChatTemplate(Template):
         whole = [*messages, *self._suited([answer_of(example)])]
         prompt, text = self._apply(messages, example), self._apply(whole, example, ask=False)
         if not text.startswith(prompt):
-            raise UserError(self._parted(prompt, text, example))
+            thought = {**whole[-1], "reasoning_content": PROBE}
+            helps = self._apply([*messages, thought], example, ask=False).startswith(prompt)
+            remedy = "give the answers their reasoning_content" if helps else "choose data.template=plain"
+            raise UserError(self._parted(prompt, text, example, remedy))
         segments = self._marked(whole, None, text, example, answer_only=True)
         if segments is None:
             segments = self._rewritten(whole, text, len(prompt), example)
         answer = joined(_behind(segments, len(prompt)))
         calls = whole[-1].get("tool_calls") or []
+        given = [arguments for arguments in map(_arguments, calls) if isinstance(arguments, str)]
+        if any(json.dumps(arguments, ensure_ascii=False) in text for arguments in given):
+            self._note("quotes the arguments of calls, which are JSON text and no objects, once more", example)
         if names := [name for name in map(_name, calls) if name not in "".join(piece.text for piece in answer)]:
             raise UserError(
                 f"example {example['id']}: the chat template of the tokenizer leaves out that the answer calls the "
@@ -109,7 +115,7 @@ class ChatTemplate(Template):
                 continue
             prompt = self._apply(messages[:place], example)
             if not text.startswith(prompt):
-                raise UserError(self._parted(prompt, text, example, "data.train_on=last"))
+                raise UserError(self._parted(prompt, text, example, "set data.train_on=last"))
             found.append((len(prompt), self._end_behind(segments, len(prompt), slots - 1)))
         return found
 
@@ -126,9 +132,13 @@ class ChatTemplate(Template):
             begin = end
         return begin
 
+    @property
+    def _turns(self) -> Turns:
+        return turns_of(self._tokenizer, self.options)
+
     @cached_property
     def _stops(self) -> re.Pattern[str]:
-        return turns_of(self._tokenizer, self.options).stop_texts
+        return self._turns.stop_texts
 
     def _ended(self, segments: list[Segment], *, calls: bool) -> list[Segment]:
         """The pieces of an answer up to the token that ends the turn; without the frame behind it where none does.
@@ -145,6 +155,8 @@ class ChatTemplate(Template):
         while within and place > 0 and not last[ends[place - 1].end() : ends[place].start()].strip():
             place -= 1
         kept = last[: ends[place].end()] if ends else last if within else ""
+        if calls and not ends:  # closed by what opens the tool's result
+            kept += "".join(self._tokenizer.convert_ids_to_tokens(list(self._turns.call_end)))
         return joined([*segments[:-1], Segment(kept, False)])
 
     def _rewritten(self, whole: Sequence[Message], text: str, start: int, example: Example) -> list[Segment]:
@@ -197,19 +209,19 @@ class ChatTemplate(Template):
             )
             found = set(map(int, pieces[1::2]))
             if any(own and place not in found for place, own in enumerate(needed)):
-                self._leaves_out("something of the answer" if answer_only else "messages", example)
+                self._note(f"leaves out {'something of the answer' if answer_only else 'messages'}", example)
             if "".join(segment.text for segment in segments) == text:
                 return segments
         return None
 
     def _look_for_tools(self, text: str, example: Example) -> None:
-        calls = itertools.chain.from_iterable(turn.get("tool_calls") or [] for turn in conversation_of(example))
+        calls = [call for turn in conversation_of(example) for call in turn.get("tool_calls") or []]
         for what, tools in (("tools", extra_of(example).get("tools", [])), ("the calls of tools", calls)):
             if any(_name(tool) not in text for tool in tools):
-                self._leaves_out(what, example)
+                self._note(f"leaves out {what}", example)
 
-    def _leaves_out(self, what: str, example: Example) -> None:
-        self.left_out.setdefault(what, {})[example["id"]] = None
+    def _note(self, what: str, example: Example) -> None:
+        self.notes.setdefault(what, {})[example["id"]] = None
 
     def _conversation(self, example: Example) -> tuple[list[Message], list[Part] | None]:
         """The messages of a row before its answer, and the parts of the last one where it has several."""
@@ -280,14 +292,14 @@ class ChatTemplate(Template):
             ) from error
         return str(text)
 
-    def _parted(self, prompt: str, whole: str, example: Example, remedy: str = "data.template=plain") -> str:
+    def _parted(self, prompt: str, whole: str, example: Example, remedy: str) -> str:
         """Say that an answer does not follow its prompt."""
         same = len(os.path.commonprefix([prompt, whole]))  # noqa: RUF071 - of texts, not of paths
         shown = [repr(text[max(0, same - SHOWN // 2) : same + SHOWN]) for text in (prompt, whole)]
         return (
             f"example {example['id']}: with the chat template of the tokenizer {self._tokenizer.name_or_path!r} an "
             f"answer does not follow its prompt. The prompt is …{shown[0]}, the conversation with its answer "
-            f"…{shown[1]}. Mend the template (chat_template.jinja beside the model), or choose {remedy}."
+            f"…{shown[1]}. Mend the template (chat_template.jinja beside the model), or {remedy}."
         )
 
 
@@ -328,6 +340,12 @@ def _slots(messages: Sequence[Message], asked: list[Part] | None) -> Iterator[Sl
         elif isinstance(content, str):
             last = asked if place == len(messages) else None
             yield message, "content", last or [(content, cuttable)]
+
+
+def _arguments(call: Any) -> Any:
+    """What a tool is called with."""
+    function = call.get("function", call) if isinstance(call, Mapping) else {}
+    return function.get("arguments") if isinstance(function, Mapping) else None
 
 
 def _name(tool: Any) -> str:
