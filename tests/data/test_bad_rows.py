@@ -137,8 +137,10 @@ def test_what_stands_for_the_dropped_rows(path: Path, tmp_path: Path) -> None:
     assert BadRows().digest == ""
 
 
-@pytest.mark.parametrize("template", ["auto", "alpaca", "plain"])
-def test_what_is_tried_out_is_what_encoding_refuses(template: str) -> None:
+@pytest.mark.parametrize(
+    ("template", "train_on"), [("auto", "last"), ("auto", "all"), ("alpaca", "last"), ("plain", "last")]
+)
+def test_what_is_tried_out_is_what_encoding_refuses(template: str, train_on: Any) -> None:
     """Without tokens, by frames, and yet the same rows with the same words."""
     tokenizer = tiny_tokenizer("qwen2")
     rows = [{"instruction": "Why? " * length, "input": "So. " * (length % 3), "output": "a"} for length in (1, 20, 90)]
@@ -146,10 +148,22 @@ def test_what_is_tried_out_is_what_encoding_refuses(template: str) -> None:
         {"messages": [{"role": "system", "content": "Be kind. " * n}, *TURNS]} for n in (1, 5, 9, 12, 13, 14, 15, 40)
     ]
     prompts = [{"prompt": text, "completion": "b"} for text in (" ", "a\n" + "b" * 200, "Why? " * 90 + "\nAnswer:")]
-    examples = list(examples_from_rows([*rows, *prompts, *(systems if template == "auto" else [])], "memory"))
+    # An answer that is no more the last does not stand behind what asked for it.
+    tokenizer.chat_template = "{% if messages|length > 2 %}Long.{% endif %}" + TEMPLATE
+    talks = [talk(*["user", "assistant"] * turns) for turns in (2, 3)] + [
+        talk("user", "user", "assistant", "assistant")
+    ]
+    examples = list(
+        examples_from_rows(
+            [*rows, *prompts, *(talks if template == "auto" else []), *(systems if template == "auto" else [])],
+            "memory",
+        )
+    )
     refused = 0
     for longest in (8, 40, 64, 96):
-        made = Encoder(tokenizer, get_template(template, tokenizer), max_length=128, max_prompt_length=longest)
+        made = Encoder(
+            tokenizer, get_template(template, tokenizer), max_length=128, max_prompt_length=longest, train_on=train_on
+        )
         expected = {}
         for position, example in enumerate(examples):
             try:

@@ -276,6 +276,14 @@ def test_hub_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "did you mean 'train'" in message(path="owner/name", split="trian")
 
 
+def test_configurations_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = fake_hub(monkeypatch, {"train_sft": ROWS, "test_sft": ROWS[:1]})
+    assert len(load(path="owner/name", config="en", split="train_sft")) == 3
+    assert len(load(path="owner/name:en", config="en", split="train_sft")) == 3
+    assert calls == [("owner/name", "en", None, False)] * 2
+    assert "'en', and config another: 'de'. Remove one" in message(path="owner/name:en", config="de")
+
+
 def test_named_data_sets_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[Row] = [{"translation": {"en": "Good day", "de": "Guten Tag"}}]
     calls = fake_hub(monkeypatch, {"train": rows, "test": rows})

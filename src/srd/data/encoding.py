@@ -282,8 +282,6 @@ class Encoder:
         is, where its frame is, which many rows have in common.
         """
         segments = self.template.render(row)
-        if not self.prompts_only:
-            self.template.response(row)
         frame = [("", False) if segment.cuttable else (segment.text, segment.content) for segment in segments]
         special = self._special([row])
         known = hash((tuple(frame), *special))
@@ -293,6 +291,10 @@ class Encoder:
                 self._fitting.add(known)
             elif ids or not any(segment.text.strip() for segment in segments):
                 self.encode_rows([row])
+        if not self.prompts_only:
+            self.template.response(row)
+        if self.train_on == "all":
+            self.template.earlier(row)
 
     def encode(
         self,
