@@ -89,6 +89,7 @@ def test_tools_are_kept_in_every_shape(tmp_path: Path) -> None:
     tool = {"type": "function", "function": {"name": "look", "parameters": {}}}
     for row in (
         {"conversations": [ASKED, ANSWERED], "tools": json.dumps([tool])},
+        {"conversations": [ASKED, ANSWERED], "tools": json.dumps([tool["function"]])},
         {"messages": [USER, DONE], "functions": [tool["function"]]},
         {"query": "Weather?", "response": "It is blue.", "tools": [tool]},
         {"prompt": [USER], "completion": [DONE], "tools": [tool]},

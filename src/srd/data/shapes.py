@@ -113,6 +113,17 @@ def _conversation(row: Row, place: str) -> Row:
     return {**kept, **tools, "messages": _with_system(row, turns, place)}
 
 
+def _share_gpt(row: Row, place: str) -> Row:
+    """A conversation whose tools may be bare functions: they become tools as chat templates read them."""
+    found, tools = _conversation(row, place), _listed(row, "tools")
+    if not isinstance(tools, list) or not tools:
+        return found
+    bare = [isinstance(tool, Mapping) and "name" in tool and "function" not in tool for tool in tools]
+    pairs = zip(tools, bare, strict=True)
+    whole = [{"type": "function", "function": tool} if is_bare else tool for tool, is_bare in pairs]
+    return {**found, "tools": whole}
+
+
 def _prompt_of_turns(row: Row, place: str) -> Row:
     """The same where the prompt is a conversation, and the completion its next turns or their text."""
     kept = {name: row[name] for name in row if name not in SYSTEM}
@@ -228,7 +239,7 @@ def _is_pair_of(question: str) -> Callable[[Row, Pair | None], bool]:
 
 
 SHAPES = (
-    Shape("conversations as ShareGPT has them (from, value)", _is_share_gpt, _conversation),
+    Shape("conversations as ShareGPT has them (from, value)", _is_share_gpt, _share_gpt),
     Shape("conversations (role, content)", _is_conversation, _conversation),
     Shape("conversations in the prompt", lambda row, pair: isinstance(row.get("prompt"), list), _prompt_of_turns),
     Shape("instructions with a system prompt, a history or tools", _is_pair_with_more, _with_more),
