@@ -154,12 +154,13 @@ def _folder(path: Path) -> Path:
 
 
 def _step(name: str, recipe: str, overrides: list[str] | None, run_dir: Path | None) -> Any:
-    from srd.run.flow import advance, training_steps
+    from srd.run.flow import advance, cleaned_steps, training_steps
 
     run = open_run(recipe, overrides, run_dir)
     if name == "report":
         return run, write_report(run)
-    advance(run, *(training_steps(run.recipe) if name == "training" else [name]))
+    wanted = {"training": training_steps, "cleaned": cleaned_steps}
+    advance(run, *(wanted[name](run.recipe) if name in wanted else [name]))
     return run, None
 
 
@@ -167,6 +168,17 @@ def _step(name: str, recipe: str, overrides: list[str] | None, run_dir: Path | N
 def sft(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = None) -> None:
     """Fine-tune the recipe's teacher (if it says so)."""
     _step("teacher", recipe, overrides, run_dir)
+
+
+@app.command("clean")
+def clean_command(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = None) -> None:
+    """Find the training rows that are wrong; drop, soften or repair them if the recipe says so, else only mark them."""
+    from srd.recipe.reading import load_recipe
+
+    if load_recipe(recipe, overrides or []).data.cleaning.action == "off":
+        overrides = [*(overrides or []), "data.cleaning.action=report"]
+    run, _ = _step("cleaned", recipe, overrides, run_dir)
+    _echo(run.files.marked)
 
 
 @app.command("reflect")

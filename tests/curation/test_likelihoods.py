@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from srd.curation.scores.base import SCORES, measured_needs
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows
 from srd.data.templates.base import get_template
+from srd.models.reading import Reader, abilities
 from tests.tiny import tiny_model, tiny_tokenizer
 
 ROWS = [
@@ -50,9 +50,13 @@ def nats(model: Any, prompt: list[int], response: list[int]) -> list[float]:
     return [-log_p[place, token] for place, token in enumerate(response)]
 
 
-@pytest.mark.parametrize(("family", "template"), [("llama", "alpaca"), ("qwen2", "chat"), ("t5", "plain")])
+@pytest.mark.parametrize(
+    ("family", "template"), [("llama", "alpaca"), ("qwen2", "chat"), ("gemma2", "plain"), ("t5", "plain")]
+)
 def test_every_score_by_its_definition(family: str, template: str) -> None:
-    model, encoder = tiny_model(family, seed=3).double(), encoder_for(family, template)
+    model, encoder = tiny_model(family, seed=3), encoder_for(family, template)
+    exact = family != "gemma2"  # its masks are not made for float64
+    model = model.double() if exact else model
     examples = examples_from_rows(ROWS, "rows")
     encoded = encoder.encode(examples)
     table = likelihoods(model, encoder, examples, NEEDS, batch_size=4)
@@ -68,21 +72,25 @@ def test_every_score_by_its_definition(family: str, template: str) -> None:
         expected["pmi"].append(sum(alone) - sum(own))
         expected["ifd"].append(sum(own) / sum(alone))
         expected["match"].append(sum(elsewhere) / OTHERS - sum(own[:-1]))
+    tolerance = {"rel": 1e-9, "abs": 1e-9} if exact else {"rel": 1e-4, "abs": 1e-4}
     for name, values in expected.items():
-        assert SCORES.get(name).compute(table) == pytest.approx(values, rel=1e-9, abs=1e-9), name  # type: ignore[arg-type]
+        assert SCORES.get(name).compute(table) == pytest.approx(values, **tolerance), name  # type: ignore[arg-type]
 
 
 def test_what_a_score_asks_for_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measured_needs(["ce", "eos", "pmi", "ifd"]) == {"endings", "unprompted"}
     assert measured_needs("fused") == measured_needs("length") == set()
-    read: list[int] = []
-    own = module.response_losses
-    monkeypatch.setattr(module, "response_losses", lambda m, b: read.append(len(b["input_ids"])) or own(m, b))
-    examples, encoder = examples_from_rows(ROWS, "rows"), encoder_for("llama")
-    for needs, passes in ((["losses", "endings"], 1), (NEEDS, 2 + OTHERS)):
-        read.clear()
-        likelihoods(tiny_model("llama"), encoder, examples, needs)
-        assert sum(read) == passes * len(ROWS)
+    responses: list[int] = []
+    prompts: list[int] = []
+    behind, prefill = Reader.behind, Reader.prefill
+    monkeypatch.setattr(Reader, "behind", lambda *a: responses.append(len(a[3])) or behind(*a))
+    monkeypatch.setattr(Reader, "prefill", lambda *a: prompts.append(len(a[0].prompts)) or prefill(*a))
+    examples, encoder, model = examples_from_rows(ROWS, "rows"), encoder_for("llama"), tiny_model("llama")
+    abilities(model)  # is measured once
+    for needs, passes, blank in ((["losses", "endings"], 1, 0), (NEEDS, 2 + OTHERS, 1)):
+        responses.clear(), prompts.clear()
+        likelihoods(model, encoder, examples, needs)
+        assert (sum(responses), sum(prompts)) == (passes * len(ROWS), len(ROWS) + blank)
 
 
 def test_defined_where_there_is_little_to_read() -> None:
@@ -119,25 +127,24 @@ def test_other_prompts_ask_something_else_and_follow_the_ids() -> None:
 
 def test_killed_reading_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     examples, encoder, model = examples_from_rows(ROWS, "rows"), encoder_for("llama"), tiny_model("llama")
-    whole = likelihoods(model, encoder, examples, NEEDS, batch_size=4)
-    folder, read, own = tmp_path / "batches", [], module.response_losses
+    whole = likelihoods(model, encoder, examples, NEEDS, batch_size=2)
+    folder, read, own = tmp_path / "blocks", [], module._read
 
-    def killed(model: Any, batch: Any) -> Any:
-        if len(read) == 3:
+    def killed(*given: Any) -> Any:
+        if len(read) == 2:
             raise KeyboardInterrupt
         read.append(1)
-        return own(model, batch)
+        return own(*given)
 
-    monkeypatch.setattr(module, "response_losses", killed)
+    monkeypatch.setattr(module, "_read", killed)
     with pytest.raises(KeyboardInterrupt):
-        likelihoods(model, encoder, examples, NEEDS, batch_size=4, folder=folder)
-    assert len(list(folder.glob("batch-*"))) == 3
+        likelihoods(model, encoder, examples, NEEDS, batch_size=2, folder=folder)
+    assert len(list(folder.glob("block-*"))) == 2
     read.clear()
-    monkeypatch.setattr(module, "response_losses", lambda *a: read.append(1) or own(*a))
-    again = likelihoods(model, encoder, examples, NEEDS, batch_size=4, folder=folder)
-    assert len(read) == -(-5 * len(ROWS) // 4) - 3
+    monkeypatch.setattr(module, "_read", lambda *given: read.append(1) or own(*given))
+    again = likelihoods(model, encoder, examples, NEEDS, batch_size=2, folder=folder)
+    assert len(read) == len(list(folder.glob("block-*"))) - 2 > 0
     assert all((again[name] == whole[name]).all() for name in whole)
-    shutil.rmtree(folder)
 
 
 def test_scores_rank_a_table_and_name_what_is_missing() -> None:

@@ -12,6 +12,11 @@ def sample_evenly(rows: pa.Table, limit: int) -> pa.Table:
     return rows.take(np.linspace(0, len(rows) - 1, limit).round().astype(int)) if len(rows) > limit else rows
 
 
+def ranked_rows(table: pa.Table) -> pa.Table:
+    """The rows of a ranking that were ranked, and not dropped before as wrong."""
+    return table.filter(pc.is_finite(table["rouge_l"]))
+
+
 def examples_to_show(ranked: pa.Table, count: int = 4) -> dict[str, list[str]]:
     """Choose the training examples that the report prints, so that the student can answer just these.
 

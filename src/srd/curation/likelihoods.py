@@ -1,14 +1,16 @@
 """How likely a model finds responses: behind their own prompt, behind none, and behind prompts of other rows.
 
 Every number comes from the same kind of work: a prompt, a response, and the nats of its tokens. So all that is asked
-for is put into one list of pairs, sorted by length, and worked off batch by batch. What several scores need is there
-once: one pass over (prompt, response) gives both its loss and the loss of its end.
+for is put into one list of pairs. A prompt is read once for all responses that are read behind it, and those of similar
+length share a batch. What several scores need is there once: one pass over (prompt, response) gives both its loss and
+the loss of its end.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,19 +26,20 @@ from srd.base import parallel
 from srd.base.errors import RunError, UserError
 from srd.base.files import fingerprint, read_sealed, remove, write_sealed
 from srd.curation.scores.base import PASSES
-from srd.data.batching import Collator, TokenLists
+from srd.data.batching import TokenLists, length_sorted_batches
 from srd.data.encoding import Encoder
 from srd.models.finite import blame, non_finite_tensor
-from srd.models.head import response_losses
-from srd.models.tokens import decoder_prefix, padding_id
+from srd.models.reading import Reader, abilities, groups
+from srd.models.tokens import padding_id
 
 Floats = NDArray[np.float64]
 Progress = Callable[[int, int], None]
 
+RESPONSES = 8  # in a block, for each of its prompts
 OTHERS = int(PASSES["mismatched"])  # prompts of other rows that a response is read behind
 
 
-# -------------------------------------------------------------------------------------------------- pairs, in batches
+# --------------------------------------------------------------------------------------------------- pairs, in blocks
 
 
 @dataclass(frozen=True)
@@ -53,18 +56,24 @@ class Pairs:
     responses: Sequence[list[int]]
     which: NDArray[np.int64]
 
-    def batches(self, size: int) -> list[NDArray[np.int64]]:
-        """Places in ``which`` of pairs of similar length, longest first."""
-        lengths = _lengths(self.prompts)[self.which[:, 0]] + _lengths(self.responses)[self.which[:, 1]]
-        order = np.argsort(-lengths, kind="stable")
-        return [order[start : start + size] for start in range(0, len(order), size)]
+    def tokens(self, places: NDArray[np.int64]) -> list[tuple[list[int], list[int]]]:
+        """Some of the pairs, as token ids."""
+        return [(self.prompts[prompt], self.responses[response]) for prompt, response in self.which[places].tolist()]
 
-    def rows(self, places: NDArray[np.int64]) -> list[dict[str, list[int]]]:
-        """Some of the pairs, as a collator takes them."""
-        return [
-            {"prompt_ids": self.prompts[prompt], "response_ids": self.responses[response]}
-            for prompt, response in self.which[places]
-        ]
+    def blocks(self, size: int) -> list[NDArray[np.int64]]:
+        """Places in ``which``, in blocks of at most so many prompts of similar length, which are read once a block."""
+        lengths, prompts = _lengths(self.prompts), self.which[:, 0]
+        order = np.lexsort((_lengths(self.responses)[self.which[:, 1]], prompts, -lengths[prompts]))
+        blocks: list[list[int]] = []
+        seen: set[int] = set()
+        for place in order.tolist():
+            prompt = int(prompts[place])
+            if not blocks or (prompt not in seen and len(seen) == size) or len(blocks[-1]) == RESPONSES * size:
+                blocks.append([])
+                seen = set()
+            blocks[-1].append(place)
+            seen.add(prompt)
+        return [np.array(block, dtype=np.int64) for block in blocks]
 
 
 def _lengths(lists: Sequence[list[int]]) -> NDArray[np.int64]:
@@ -86,8 +95,8 @@ def pair_losses(
         model: A causal or sequence-to-sequence language model; its mode is restored afterwards.
         tokenizer: Of that model.
         pairs: What is read.
-        batch_size: Pairs in one forward pass.
-        folder: Keeps every finished batch, so that killed work goes on where it was and processes share it; None:
+        batch_size: Prompts, and then responses, in one forward pass.
+        folder: Keeps every finished block, so that killed work goes on where it was and processes share it; None:
             memory only, and each process does all of it.
         progress: Called with pairs done and pairs to do.
 
@@ -98,47 +107,56 @@ def pair_losses(
     Raises:
         RunError: the model's weights are not finite.
     """
-    collator = Collator(padding_id(tokenizer), decoder_prefix(model) or None)
-    batches = pairs.batches(batch_size)
+    blocks = pairs.blocks(batch_size)
     found: dict[int, Mapping[str, list[float]]] = {}
-    mine = range(parallel.process() if folder else 0, len(batches), parallel.processes() if folder else 1)
+    mine = range(parallel.process() if folder else 0, len(blocks), parallel.processes() if folder else 1)
     training = model.training
     model.eval()
     try:
         for done, number in enumerate(mine):
-            rows = pairs.rows(batches[number])
-            path = folder / f"batch-{number:07d}.json" if folder else None
-            made_from = fingerprint(rows)
+            path = folder / f"block-{number:07d}.json" if folder else None
+            made_from = fingerprint(pairs.tokens(blocks[number])) if path else ""
             kept = read_sealed(path) if path else {}
-            if kept.get("made_from") != made_from:
-                found[number] = _read(model, collator, rows)
-                if path:
-                    write_sealed(path, {"made_from": made_from, **found.pop(number)})
+            if not path or kept.get("made_from") != made_from:
+                found[number] = _read(model, tokenizer, pairs, blocks[number], batch_size)
+            if path and number in found:
+                write_sealed(path, {"made_from": made_from, **found.pop(number)})
             if progress:
                 progress(done + 1, len(mine))
     finally:
         model.train(training)
     parallel.barrier() if folder else None
     totals, lasts = np.zeros(len(pairs.which)), np.zeros(len(pairs.which))
-    for number, places in enumerate(batches):
-        part = read_sealed(folder / f"batch-{number:07d}.json") if folder else found[number]
+    for number, places in enumerate(blocks):
+        part = read_sealed(folder / f"block-{number:07d}.json") if folder else found[number]
         totals[places], lasts[places] = part["totals"], part["lasts"]
     return totals, lasts
 
 
 @torch.no_grad()
-def _read(model: Any, collator: Collator, rows: list[dict[str, list[int]]]) -> dict[str, list[float]]:
-    device = next(model.parameters()).device
-    batch = {name: value.to(device) for name, value in collator(rows).items()}
-    nats = response_losses(model, batch).double().cpu().numpy()
-    if not np.isfinite(nats).all() and non_finite_tensor(model):
+def _read(
+    model: Any, tokenizer: Any, pairs: Pairs, block: NDArray[np.int64], batch_size: int
+) -> dict[str, list[float]]:
+    """Read a block's prompts once, and behind them its responses, those of similar length together."""
+    nats: list[list[float]] = [[] for _ in block]
+    asked, able = sorted(set(pairs.which[block, 0].tolist())), abilities(model)
+    texts = [pairs.prompts[prompt] for prompt in asked]
+    for some in groups(texts, able):
+        reader = Reader(model, [texts[i] for i in some], padding_id(tokenizer), able)
+        logits = reader.prefill()
+        row_of = {asked[i]: row for row, i in enumerate(some)}
+        responses = {place: pairs.responses[pairs.which[pair, 1]] for place, pair in enumerate(block.tolist())
+                     if int(pairs.which[pair, 0]) in row_of}  # fmt: skip
+        filled = [place for place, response in responses.items() if response]
+        for batch in length_sorted_batches([len(responses[place]) for place in filled], batch_size):
+            places = [filled[i] for i in batch]
+            rows = torch.tensor([row_of[int(pairs.which[block[place], 0])] for place in places], device=reader.device)
+            for place, found in zip(places, reader.behind(logits, rows, [responses[p] for p in places]), strict=True):
+                nats[place] = found
+    totals, lasts = [math.fsum(each) for each in nats], [each[-1] if each else 0.0 for each in nats]
+    if not all(map(math.isfinite, totals)) and non_finite_tensor(model):
         raise RunError(f"the model gives logits that are not finite. {blame({'model': model})}")
-    ends = np.cumsum([len(row["response_ids"]) for row in rows])
-    parts = np.split(nats, ends[:-1])
-    return {
-        "totals": [float(part.sum()) for part in parts],
-        "lasts": [float(part[-1]) if len(part) else 0.0 for part in parts],
-    }
+    return {"totals": totals, "lasts": lasts}
 
 
 # ----------------------------------------------------------------------------------------------- what scores ask for

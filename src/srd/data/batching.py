@@ -180,6 +180,7 @@ class EncodedExamples(Dataset[dict[str, Any]]):
         columns = rows.column_names if isinstance(rows, datasets.Dataset) else rows
         self.earlier: Sequence[list[int]] | None = _token_lists(rows, "earlier") if "earlier" in columns else None
         self.teacher = teacher
+        self.soft: frozenset[str] = frozenset()  # ids of examples without cross-entropy
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -192,6 +193,8 @@ class EncodedExamples(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         tokens = self.tokens(index)
         row: dict[str, Any] = {"id": self.ids[index], **tokens}
+        if row["id"] in self.soft:
+            row["soft"] = True
         if self.teacher is not None:
             row["teacher_hidden"] = self.teacher.hidden(*tokens.values())
         return row
@@ -225,7 +228,9 @@ class EncodedExamples(Dataset[dict[str, Any]]):
         tokens = {"prompt_ids": _take(self.prompts, chosen), "response_ids": _take(self.responses, chosen)}
         if self.earlier is not None:
             tokens["earlier"] = _take(self.earlier, chosen)
-        return EncodedExamples({"id": list(ids), **tokens}, self.teacher)
+        examples = EncodedExamples({"id": list(ids), **tokens}, self.teacher)
+        examples.soft = self.soft
+        return examples
 
 
 def _token_lists(rows: Any, column: str) -> Sequence[list[int]]:
@@ -253,7 +258,8 @@ class Collator:
     - ``index [N]``: the response positions whose logits count, in the flattened ``[B · L]`` (decoder) positions,
     - ``targets [N]``: the token each of them must predict, end of sequence included,
     - ``labels [B, L]``: the same as transformers has it (`IGNORED` elsewhere), for counting,
-    - ``teacher_hidden [N, d]``: where the data set has a teacher cache.
+    - ``teacher_hidden [N, d]``: where the data set has a teacher cache,
+    - ``reference [N]``: where there are examples without cross-entropy, 0 for their tokens and 1 for the others.
 
     Args:
         pad_id: Any valid id; it never counts.
@@ -280,6 +286,10 @@ class Collator:
             token for text, own in zip(texts, spans, strict=True) for start, end in own for token in text[start:end]
         ]
         batch["targets"] = torch.tensor(learnt, dtype=torch.long)
+        if any(row.get("soft") for row in rows):
+            counts = [sum(end - start for start, end in own) for own in spans]
+            weights = [float(not row.get("soft")) for row, count in zip(rows, counts, strict=True) for _ in range(count)]
+            batch["reference"] = torch.tensor(weights)
         hidden = [row["teacher_hidden"] for row in rows if row.get("teacher_hidden") is not None]
         if hidden:
             batch["teacher_hidden"] = torch.cat(hidden)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from srd.base.settings import Named, Section, each_once
 
@@ -62,6 +62,36 @@ class ChatTemplateConfig(Section):
     name: Named = Field(description="name of the chat template, such as tool_use")
 
 
+class CleaningConfig(Section):
+    """Find the training rows that are wrong, before anything is trained. A plain value is short for ``action``."""
+
+    short_for = "action"
+    plain = (str, bool)
+
+    action: Literal["off", "report", "drop", "soften", "repair"] = Field(
+        "off",
+        description="what happens to wrong rows; report: they are only marked; soften: no cross-entropy on them; "
+        "repair: the teacher answers anew",
+    )
+    find: Annotated[list[Named], AfterValidator(each_once)] = Field(
+        ["empty", "looping", "eos", "match", "ce", "near_copy"],
+        description="detectors, of several that mark a row the first says why; pmi is cheaper than match",
+    )
+    keep: Named | None = Field(None, description="file of ids that are right, whatever is found")
+    drop: Named | None = Field(None, description="file of ids that are wrong")
+    most: float = Field(0.5, gt=0, le=1, description="where a larger share is marked, the run stops")
+
+    @field_validator("action", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        return "off" if value is False else value  # as YAML reads it
+
+    @property
+    def changes_rows(self) -> bool:
+        """Whether what is trained on is other than what was read."""
+        return self.action not in ("off", "report")
+
+
 class DataConfig(Section):
     """The examples and how they become token sequences. A plain string is short for ``train``."""
 
@@ -95,6 +125,7 @@ class DataConfig(Section):
         "error", description="what happens to rows that cannot become examples, and to examples that cannot be scored"
     )
     corruption: CorruptionConfig | None = Field(None, description="damage training responses on purpose")
+    cleaning: CleaningConfig = Field(CleaningConfig(), description="find wrong rows before any training")
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> Self:

@@ -8,6 +8,7 @@ once for every model, on three short texts, against the plain forward pass of ea
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import logging
 from collections.abc import Sequence
@@ -160,11 +161,38 @@ class Reader:
         lengths = torch.tensor([len(reference) for reference in references], device=self.device)
         return [float(value) for value in total / lengths]
 
+    def behind(self, first_logits: Tensor, rows: Tensor, references: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Nats of each token of references behind some of the prompts, one prompt as often as there are references.
+
+        Args:
+            first_logits: What `prefill` returned.
+            rows: The prompt of each reference, ``[R]``.
+            references: Token ids, at least one each.
+        """
+        part = copy.copy(self)
+        part.prompts = [self.prompts[row] for row in rows.tolist()]
+        part.mask, part.ids, part.written = self.mask[rows], self.ids[rows], self.written[rows]
+        if self.encoder_decoder:
+            part.encoded = copy.copy(self.encoded)
+            part.encoded.last_hidden_state = self.encoded.last_hidden_state[rows]
+            losses, places = part._decoder_losses(references)
+        elif self.can_forget:
+            part.state = DynamicCache()
+            for number, layer in enumerate(self.state.layers):
+                part.state.update(layer.keys[rows], layer.values[rows], number)
+            losses, places = part._continued_losses(first_logits[rows], references)
+        else:
+            losses, places = part._fresh_losses(references)
+        order = torch.argsort(places, stable=True)  # each row's tokens are in their order
+        lengths = [len(reference) for reference in references]
+        return [part.tolist() for part in losses[order].double().split(lengths)]
+
     def _continued_losses(self, first_logits: Tensor, references: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Losses ``[N]`` of all reference tokens and their rows, behind the prompts that were read already."""
         lengths = torch.tensor([len(reference) for reference in references], device=self.device)
         first = torch.tensor([reference[0] for reference in references], device=self.device)
-        start = torch.logsumexp(first_logits.float(), -1) - first_logits.float().gather(-1, first[:, None])[:, 0]
+        logits = first_logits if first_logits.dtype == torch.float64 else first_logits.float()
+        start = torch.logsumexp(logits, -1) - logits.gather(-1, first[:, None])[:, 0]
         places = torch.arange(len(references), device=self.device)
         if lengths.max() == 1:
             return start, places

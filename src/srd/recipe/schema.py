@@ -11,6 +11,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from srd.base.settings import LONGEST_NAME, FolderName, Named, Section, Seed, each_once
+from srd.curation.detectors.base import DETECTORS
 from srd.curation.settings import CurriculumConfig, ReflectionConfig
 from srd.data.settings import DataConfig
 from srd.evaluation.settings import EvaluationConfig
@@ -166,6 +167,12 @@ class Recipe(Section):
                 f"cache.enabled is true, but {taught[-1].method.name} trains on text that the student is yet to write, "
                 "which no cache can hold. Leave cache.enabled out, or use method kd"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _detectors_are_there(self) -> Self:
+        for name in self.data.cleaning.find:
+            DETECTORS.name_of(name)
         return self
 
     @property

@@ -16,6 +16,7 @@ import yaml  # type: ignore[import-untyped]
 from pyarrow import compute
 
 from srd.base.errors import UserError
+from srd.curation.inspect import ranked_rows
 from srd.curation.scores.base import asks_student
 from srd.run.folder import RunFolder
 
@@ -144,7 +145,7 @@ def read_run(run_dir: Path) -> RunFiles:
         recipe_text=recipe_text,
         recipe=recipe if isinstance(recipe, dict) else {},
         manifest=read_file(files.manifest, _json, {}),
-        ranked=ranked.sort_by("rank") if len(ranked) else RANKED.empty_table(),
+        ranked=ranked_rows(ranked).sort_by("rank") if len(ranked) else RANKED.empty_table(),
         metrics=read_json_lines(files.metrics),
         evaluation=read_file(files.results, _json, {}),
         comparisons=read_file(files.comparisons, _json, []),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
@@ -151,6 +153,25 @@ def ranked_scores(run: Run, curriculum: Curriculum, path: Path | None = None) ->
     )  # fmt: skip
 
 
+def with_marks(run: Run, laid_out: datasets.Dataset) -> datasets.Dataset:
+    """The ranking with what the cleaning has found: of every row, also of those that were dropped and have no rank."""
+    marks = pq.read_table(run.files.marked).drop_columns(["response_before", "response_after"])
+    ranked = laid_out.with_format("arrow")[:]
+    gone = marks.filter(pc.invert(pc.is_in(marks["id"], value_set=ranked["id"].combine_chunks()))).select(["id"])
+    rest = {
+        "rank": pa.array(np.arange(len(ranked) + 1, len(ranked) + len(gone) + 1)),
+        "kept": pa.array(np.zeros(len(gone), bool)),
+        "stage": pa.array(np.full(len(gone), -1, np.int32)),
+        **{name: pa.array(np.full(len(gone), np.nan)) for name in ("rouge_l", "ce", "rank_rouge", "rank_ce", "rrf")},
+    }
+    table = pa.concat_tables([ranked, pa.table({"id": gone["id"], **rest}).select(ranked.column_names)])
+    place = pc.index_in(table["id"], value_set=marks["id"].combine_chunks())
+    found = marks.take(place)
+    for name in (name for name in found.column_names if name not in table.column_names):
+        table = table.append_column(name, found[name])
+    return datasets.Dataset(table.combine_chunks())
+
+
 def teacher_losses(run: Run, folder: Path) -> NDArray[np.float64]:
     """The teacher's mean nats a token of each training response, ``[N]``: from its cache where there is one.
 
@@ -197,6 +218,10 @@ def training_of(
         make = TEACHERS.get(run.recipe.teacher.source or ("cache" if cache is not None else "live"))
         load_teacher = functools.partial(make, source)
     stages, again = _stages(run, config, examples, folder)
+    if config.method.text != "teacher" and (soft := run.soft_rows()):
+        examples.soft = frozenset(soft)
+        if not config.needs_teacher:  # there is nothing but cross-entropy
+            stages = [replace(stage, ids=[name for name in stage.ids if name not in soft]) for stage in stages]
     run.files.log(label).parent.mkdir(exist_ok=True)
     with run.progress(label) as update:
         yield Training(

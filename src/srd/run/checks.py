@@ -31,6 +31,7 @@ def check_recipe(models: RecipeModels) -> None:
     check_evaluation(models.recipe)
     check_libraries(models.recipe)
     check_packages(missing_packages(models.recipe))
+    check_cleaning(models.recipe)
     teacher, student = models.recipe.teacher, models.recipe.student
     ENGINES.get(models.recipe.generation.engine).check(models.encoder_decoder, (teacher, student))
     for named in (teacher, student):
@@ -90,6 +91,14 @@ def check_same_beginning(teacher: ModelConfig, student: ModelConfig, configs: li
             f"'{student.model}' with {begin[1]}. Set decoder_start_token_id and forced_bos_token_id alike in the "
             "generation_config.json of both."
         )
+
+
+def check_cleaning(recipe: Recipe) -> None:
+    """Refuse files of ids that are not there, before the reading that they come after."""
+    for field in ("keep", "drop"):
+        name = getattr(recipe.data.cleaning, field)
+        if name and not Path(name).expanduser().is_file():
+            raise UserError(f"data.cleaning.{field}: there is no file '{name}'. Check the path.")
 
 
 def check_libraries(recipe: Recipe) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import datasets
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 
 from srd.base import parallel
@@ -85,6 +86,7 @@ class Run(RecipeModels):
         self.shared = SharedSteps(shared, folder) if shared else None
         self.keys: dict[str, str] = {}  # fingerprints of the steps that this command has been through
         self.clock: Clock | None = None  # of the step that is being made
+        self.cleaned: Path | None = None  # the training rows, once they were cleaned
         self._encoded: dict[str, datasets.Dataset] = {}
         self._frames_told = False
         parallel.on_main(self._claim)
@@ -145,9 +147,21 @@ class Run(RecipeModels):
 
     # ------------------------------------------------------------------------------------------------------- files
 
-    def split(self, name: str) -> datasets.Dataset:
-        """The examples of a split."""
-        return open_mapped(self.files.examples(name), self.files.mapped)
+    def split(self, name: str, *, cleaned: bool = True) -> datasets.Dataset:
+        """The examples of a split; of the training rows those that were cleaned, once they are."""
+        path = self.cleaned if name == "train" and cleaned and self.cleaned else self.files.examples(name)
+        return open_mapped(path, self.files.mapped)
+
+    def soft_rows(self) -> set[str]:
+        """Training rows that keep their text and lose their cross-entropy: in doubt, and not dropped."""
+        if self.cleaned is None or self.recipe.data.cleaning.action != "soften":
+            return set()
+        marks = pq.read_table(self.files.marked, columns=["id", "wrong"])
+        return set(marks.filter(marks["wrong"])["id"].to_pylist()) & set(self.split("train")["id"])
+
+    def forget_tokens(self) -> None:
+        """Read the training rows anew where they are next asked for."""
+        self._encoded.pop("train", None)
 
     @cached_property
     def words(self) -> Words:

@@ -9,6 +9,7 @@ from srd.run.checks import check_recipe
 from srd.run.context import Run
 from srd.run.room import check_room
 from srd.run.steps.base import Step, do, needed_steps
+from srd.run.steps.cleaning import Cleaning, Likelihoods, Repair, cleaning_steps
 from srd.run.steps.evaluation import Evaluation
 from srd.run.steps.examples import Examples
 from srd.run.steps.measures import Measures
@@ -23,7 +24,10 @@ def steps_of(recipe: Recipe) -> list[Step]:
     """All steps that a run of a recipe may go through, in their order."""
     return [
         Examples(),
+        Likelihoods(),
+        Cleaning(),
         Teacher(),
+        Repair(),
         TeacherText(),
         Cache(),
         Student(),
@@ -42,7 +46,8 @@ def planned_steps(recipe: Recipe, *wanted: str) -> list[Step]:
         recipe: The recipe.
         wanted: The steps that are asked for; none: all that the recipe needs.
     """
-    return needed_steps(steps_of(recipe), recipe, wanted or ("evaluation",))
+    reported = ("cleaning",) if recipe.data.cleaning.action == "report" else ()
+    return needed_steps(steps_of(recipe), recipe, wanted or (*reported, "evaluation"))
 
 
 def advance(run: Run, *wanted: str) -> None:
@@ -74,6 +79,11 @@ def check_written(run: Run) -> None:
                 "srd run makes it again; or choose another --run-dir."
             )
     write_metrics(run)
+
+
+def cleaned_steps(recipe: Recipe) -> list[str]:
+    """Names of the steps that mark wrong rows and change them."""
+    return [*(cleaning_steps(recipe) or ("cleaning",))]
 
 
 def training_steps(recipe: Recipe) -> list[str]:

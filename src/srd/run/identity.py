@@ -109,6 +109,7 @@ def named_paths(recipe: Recipe) -> dict[str, Path]:
     for role, model in (("teacher", recipe.teacher), ("student", recipe.student)):
         found.update({f"{role}.model": model.model, f"{role}.adapter": model.adapter})
     found.update({f"evaluation.tasks[{i}].path": task.path for i, task in enumerate(recipe.evaluation.tasks)})
+    found.update({f"data.cleaning.{field}": getattr(data.cleaning, field) for field in ("keep", "drop")})
     found.update({f"plugins[{i}]": name for i, name in enumerate(recipe.plugins)})
     paths = {field: Path(str(name)).expanduser() for field, name in found.items() if name}
     return {field: path for field, path in paths.items() if path.exists()}

@@ -15,7 +15,7 @@ from srd.base import parallel
 from srd.base.console import progress_bar
 from srd.base.files import atomic_write, fingerprint
 from srd.base.tables import positions
-from srd.curation.inspect import examples_to_show
+from srd.curation.inspect import examples_to_show, ranked_rows
 from srd.data.encoding import Encoder
 from srd.evaluation.answers import Benchmark, Contender, compare, evaluate, read_benchmark
 from srd.evaluation.predictions import SUMMARIES, evaluation_files
@@ -27,6 +27,7 @@ from srd.run.context import Run
 from srd.run.costs import Facts, Phase, inference_memory
 from srd.run.identity import plugins_identity, task_identity
 from srd.run.steps.base import Step, Summary
+from srd.run.steps.cleaning import cleaning_steps
 from srd.tasks.base import get_task
 from srd.tasks.instruction import InstructionTask
 
@@ -39,7 +40,14 @@ class Evaluation(Step):
 
     def after(self, recipe: Recipe) -> tuple[str, ...]:
         ranking = ("ranking",) if recipe.training.curriculum is not None else ()
-        return ("examples", "teacher", "student", *ranking, *(f"train/{label}" for label in recipe.arms))
+        return (
+            "examples",
+            *cleaning_steps(recipe),
+            "teacher",
+            "student",
+            *ranking,
+            *(f"train/{label}" for label in recipe.arms),
+        )
 
     def inputs(self, run: Run) -> list[Any]:
         recipe = run.recipe
@@ -141,7 +149,9 @@ def _answer_training_samples(run: Run) -> None:
     """Let the final student answer the training prompts that the report shows."""
     if "ranking" not in run.keys or not parallel.is_main():
         return
-    shown = [name for names in examples_to_show(pq.read_table(run.files.ranked)).values() for name in names]
+    shown = [
+        name for names in examples_to_show(ranked_rows(pq.read_table(run.files.ranked))).values() for name in names
+    ]
     train = run.split("train")
     rows = train.select(np.sort(positions(shown, train))).to_list()
     prompts, _, _ = run.encoder.prompts(rows)

@@ -19,6 +19,7 @@ from srd.run.assemble import load, teacher_losses
 from srd.run.context import Run
 from srd.run.costs import Facts, Phase, inference_memory
 from srd.run.steps.base import Step, Summary
+from srd.run.steps.cleaning import cleaning_steps
 from srd.run.steps.student import teaching_steps
 
 
@@ -28,7 +29,7 @@ class Measures(Step):
     name = "measures"
 
     def after(self, recipe: Recipe) -> tuple[str, ...]:
-        needs, steps = needs_of(recipe), ["examples"]
+        needs, steps = needs_of(recipe), ["examples", *cleaning_steps(recipe)]
         if needs & PASSES.keys():
             steps.append("student")
         if "teacher" in needs:

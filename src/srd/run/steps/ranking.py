@@ -11,9 +11,10 @@ from srd.base import parallel
 from srd.base.tables import write_table
 from srd.curation.curriculum import Curriculum
 from srd.recipe.schema import Recipe
-from srd.run.assemble import ranked_scores
+from srd.run.assemble import ranked_scores, with_marks
 from srd.run.context import Run
 from srd.run.steps.base import Step, Summary
+from srd.run.steps.cleaning import cleaning_steps
 from srd.run.steps.measures import measuring_steps
 
 
@@ -24,7 +25,8 @@ class Ranking(Step):
 
     def after(self, recipe: Recipe) -> tuple[str, ...]:
         curriculum = recipe.training.curriculum
-        return ("reflection", *(measuring_steps(curriculum.score) if curriculum else ()))
+        marking = ("cleaning", *cleaning_steps(recipe)) if recipe.data.cleaning.action != "off" else ()
+        return ("reflection", *(measuring_steps(curriculum.score) if curriculum else ()), *dict.fromkeys(marking))
 
     def curriculum(self, run: Run) -> Curriculum:
         """The main training's curriculum; the paper's where it has none."""
@@ -41,6 +43,7 @@ class Ranking(Step):
         curriculum = self.curriculum(run)
         laid_out = curriculum.assign(ranked_scores(run, curriculum))
         if parallel.is_main():
-            write_table(laid_out, run.files.ranked)
+            marked = run.recipe.data.cleaning.action != "off"
+            write_table(with_marks(run, laid_out) if marked else laid_out, run.files.ranked)
         kept = np.asarray(laid_out["kept"])
         return {"kept": int(np.sum(kept)), "dropped": int(np.sum(~kept))}

@@ -13,6 +13,7 @@ from srd.run.assemble import keep_scores, load_writer, longest_answer, mean_scor
 from srd.run.context import Run
 from srd.run.costs import Facts, Phase, inference_memory
 from srd.run.steps.base import Step, Summary
+from srd.run.steps.cleaning import cleaning_steps
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ class Reflection(Step):
     name = "reflection"
 
     def after(self, recipe: Recipe) -> tuple[str, ...]:
-        return ("examples", "student")
+        return ("examples", *cleaning_steps(recipe), "student")
 
     def inputs(self, run: Run) -> list[Any]:
         generation = run.recipe.generation.model_dump()

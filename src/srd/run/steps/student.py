@@ -16,6 +16,7 @@ from srd.run.context import Run, load_options
 from srd.run.costs import Facts, Phase, training_phase
 from srd.run.identity import model_identity, plugins_identity
 from srd.run.steps.base import Step, Summary
+from srd.run.steps.cleaning import cleaning_steps
 from srd.training.stages import train
 from srd.training.trainer import make_collator
 
@@ -32,7 +33,7 @@ class Student(Step):
         student, warm = recipe.student, recipe.student.warm_start
         if not is_made(recipe):
             return ()
-        steps = ["examples"]
+        steps = ["examples", *cleaning_steps(recipe)]
         if student.model is None or (warm is not None and needs_teacher(warm)):
             steps.append("teacher")
         if warm is not None:

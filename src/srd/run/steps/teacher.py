@@ -31,6 +31,7 @@ from srd.run.context import Run, load_options
 from srd.run.costs import Facts, Phase, one_pass, training_phase
 from srd.run.identity import model_identity
 from srd.run.steps.base import Step, Summary
+from srd.run.steps.cleaning import cleaning_steps
 from srd.training.stages import train
 from srd.training.teacher_cache import build_cache
 
@@ -48,7 +49,7 @@ class Teacher(Step):
     label = "teacher_sft"
 
     def after(self, recipe: Recipe) -> tuple[str, ...]:
-        return ("examples",) if recipe.teacher.sft else ()
+        return ("examples", *cleaning_steps(recipe, repaired=False)) if recipe.teacher.sft else ()
 
     def inputs(self, run: Run) -> list[Any]:
         teacher = run.recipe.teacher
@@ -88,7 +89,7 @@ class TeacherText(Step):
     name = "teacher text"
 
     def after(self, recipe: Recipe) -> tuple[str, ...]:
-        return ("examples", "teacher")
+        return ("examples", *cleaning_steps(recipe), "teacher")
 
     def longest(self, recipe: Recipe) -> int:
         """Tokens of an answer: the most that any training asks for."""
@@ -149,7 +150,7 @@ class Cache(Step):
     shares = False  # a sweep's runs have one cache folder
 
     def after(self, recipe: Recipe) -> tuple[str, ...]:
-        return ("examples", "teacher")
+        return ("examples", *cleaning_steps(recipe), "teacher")
 
     def is_idle(self, run: Run) -> bool:
         needed = needed_cache_bytes(run)

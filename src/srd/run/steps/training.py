@@ -12,6 +12,7 @@ from srd.run.assemble import training_of
 from srd.run.context import Run
 from srd.run.costs import Facts, Phase, training_phase
 from srd.run.steps.base import Step, Summary
+from srd.run.steps.cleaning import cleaning_steps
 from srd.run.steps.measures import measuring_steps
 from srd.run.steps.student import Student, needs_teacher, runs_live, taught_by, teaching_steps
 from srd.run.steps.teacher import Teacher
@@ -33,7 +34,7 @@ class Training(Step):
 
     def after(self, recipe: Recipe) -> tuple[str, ...]:
         training = recipe.arms[self.label]
-        steps = ["examples", "student"]
+        steps = ["examples", *cleaning_steps(recipe), "student"]
         if needs_teacher(training):
             steps += ["teacher", *teaching_steps(recipe, training)]
         if training.curriculum is not None:

@@ -1,0 +1,87 @@
+"""From what score on is a row more likely wrong than right, when nobody knows how many are wrong?
+
+We can make the damage that we look for. The scores of self-made damage are those that wrong rows have; the data's own
+scores are a mixture of theirs and of the clean rows'. Behind every threshold the data has at least the wrong rows that
+lie there, so ``share ≤ P(data beyond) / P(damage beyond)``, and the least of these ratios bounds the share (Blanchard
+et al. 2010; Elkan and Noto 2008). With it, ``share · damage density > ½ · data density`` is where a row is more likely
+wrong, and the threshold that wins most by that rule needs no densities, only counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+FEWEST = 20  # rows, and self-made damage, below which nothing is said
+CANNOT_TELL = 0.75  # the area under the curve below which a detector says nothing
+WEAK = 0.9  # and that below which it must be surer
+LEAST_SHARE, LEAST_SHARE_IF_WEAK = 0.05, 0.1
+MARKED = 0.5  # how likely wrong a row is that is marked
+IN_REACH = 0.6  # share of the damage beyond every threshold that bounds the share: few rows beyond say little
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a detector can do on this data.
+
+    Attributes:
+        auc: How often self-made damage scores worse than a row of the data, ½ being chance. Rows that are wrong
+            already count against it.
+        share: The share of wrong rows that the scores allow.
+        threshold: Rows that score at least this badly are wrong; infinite where none is.
+        rows: Of the data.
+        damaged: Self-made.
+    """
+
+    auc: float
+    share: float
+    threshold: float
+    rows: int
+    damaged: int
+
+    @property
+    def can_tell(self) -> bool:
+        """Whether it is worth asking."""
+        return min(self.rows, self.damaged) >= FEWEST and self.auc >= CANNOT_TELL
+
+
+def calibrate(values: Floats, damaged: Floats) -> Calibration:
+    """Find out from what score on rows are wrong.
+
+    Args:
+        values: Scores of the data, high where they are bad, ``[N]``.
+        damaged: Scores of self-made damage, ``[M]``.
+    """
+    values, damaged = np.sort(values[np.isfinite(values)]), np.sort(damaged[np.isfinite(damaged)])
+    counts = len(values), len(damaged)
+    if min(counts) < FEWEST:
+        return Calibration(float("nan"), 0.0, float("inf"), *counts)
+    below = np.searchsorted(values, damaged, "left") + np.searchsorted(values, damaged, "right")
+    auc = float(below.mean() / (2 * len(values)))
+    share = _share(values, damaged)
+    least = LEAST_SHARE if auc >= WEAK else LEAST_SHARE_IF_WEAK
+    marks = auc >= CANNOT_TELL and share >= least
+    return Calibration(auc, share, _threshold(values, damaged, share) if marks else float("inf"), *counts)
+
+
+def _beyond(scores: Floats, thresholds: Floats) -> Floats:
+    """The share of scores at or beyond each threshold; the scores are sorted."""
+    return 1 - np.searchsorted(scores, thresholds, "left") / len(scores)
+
+
+def _share(values: Floats, damaged: Floats) -> float:
+    thresholds = np.unique(damaged)
+    beyond = _beyond(damaged, thresholds)
+    ratios = (_beyond(values, thresholds) / beyond)[beyond >= IN_REACH]
+    return float(min(1.0, ratios.min()))
+
+
+def _threshold(values: Floats, damaged: Floats, share: float) -> float:
+    """Where ``share · P(damage beyond) − MARKED · P(data beyond)`` is greatest; of equals the mildest."""
+    thresholds = np.append(np.unique(values), np.inf)
+    won = share * _beyond(damaged, thresholds) - MARKED * _beyond(values, thresholds)
+    return float(thresholds[len(won) - 1 - int(np.argmax(won[::-1]))])

@@ -1,0 +1,246 @@
+"""Which rows are wrong: by rules, by contrasts calibrated on self-made damage, and as copies of other rows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from srd.curation.calibration import Calibration, calibrate
+from srd.curation.copies import COPY, copies_of, near_copies
+from srd.curation.damage import chosen_rows, damaged
+from srd.curation.detectors.base import DETECTORS, HELD_OUT, NAMED, Detector
+from srd.curation.likelihoods import (
+    OTHERS,
+    Found,
+    Joined,
+    Progress,
+    Tokens,
+    columns_from,
+    groups_for,
+    other_prompts,
+    read_groups,
+)
+from srd.curation.scores.base import SCORES, ScoreInputs
+from srd.data.encoding import Encoder
+
+Floats = NDArray[np.float64]
+Columns = dict[str, Floats]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found.
+
+    Attributes:
+        ids: Of the rows.
+        scores: A column for each detector, as it scores.
+        why: The detector that marks each row, ``named``, ``held_out``, or nothing, ``[N]``.
+        calibrations: Of the contrasts.
+    """
+
+    ids: list[str]
+    scores: Columns
+    why: NDArray[np.object_]
+    calibrations: dict[str, Calibration] = field(default_factory=dict)
+
+    @property
+    def wrong(self) -> NDArray[np.bool_]:
+        """Whether each row is marked, ``[N]``."""
+        return self.why != ""
+
+    def counts(self) -> dict[str, int]:
+        """Rows by reason, the most frequent first."""
+        names, counts = np.unique(self.why[self.wrong].astype(str), return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        return {str(names[i]): int(counts[i]) for i in order}
+
+    def columns(self) -> dict[str, Any]:
+        """``id``, the scores, ``wrong`` and ``why``."""
+        return {"id": self.ids, **self.scores, "wrong": self.wrong, "why": pa.array(self.why, pa.string())}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The model that contrasts ask.
+
+    Attributes:
+        model: Has not been trained on the rows.
+        encoder: In the frame that the model knows.
+        batch_size: Pairs in one forward pass.
+        folder: Keeps what was read.
+        progress: Is told of it.
+    """
+
+    model: Any
+    encoder: Encoder
+    batch_size: int = 32
+    folder: Path | None = None
+    progress: Progress | None = None
+
+    def read(self, prompts: Any, responses: Any, groups: Mapping[str, NDArray[np.int64]]) -> Found:
+        """Nats of responses behind prompts, by group; see `srd.curation.likelihoods.pair_losses`."""
+        return read_groups(
+            self.model, self.encoder.tokenizer, prompts, responses, groups, batch_size=self.batch_size,
+            folder=self.folder, progress=self.progress,
+        )  # fmt: skip
+
+
+def find_wrong(
+    examples: Dataset,
+    detectors: Sequence[str],
+    *,
+    reads: Reads | None = None,
+    held_out: Dataset | None = None,
+    keep: Collection[str] = (),
+    drop: Collection[str] = (),
+) -> Findings:
+    """Mark the rows that are wrong.
+
+    Args:
+        examples: Training rows, of the example schema.
+        detectors: Their names; of several that mark a row the first says why.
+        reads: What the model has read for them (`read_for`); needed where there is a contrast among them.
+        held_out: Validation and test rows, which ``near_copy`` compares with.
+        keep: Ids that are right whatever is said of them.
+        drop: Ids that are wrong.
+
+    Returns:
+        Scores, marks and reasons, in the order of the rows.
+    """
+    chosen = [DETECTORS.get(name) for name in detectors]
+    ids = list(examples["id"])
+    kept, named = np.isin(ids, list(keep)), np.isin(ids, list(drop))
+    scores: Columns = {}
+    calibrations: dict[str, Calibration] = {}
+    why = np.full(len(ids), "", dtype=object)
+    for detector in reversed(chosen):  # the first has the last word
+        if detector.damage is not None:
+            assert reads is not None, "contrasts ask a model"
+            scores[detector.name], wrong, calibrations[detector.name] = _contrast(detector, reads)
+        elif detector.rule is not None:
+            scores[detector.name] = _by_rule(detector, examples)
+            wrong = scores[detector.name] >= detector.least
+        else:
+            continue
+        why[wrong] = detector.name
+    why[kept], why[named] = "", NAMED
+    if any(detector.name == "near_copy" for detector in chosen):
+        copies = near_copies(examples)
+        scores["near_copy"] = copies.likeness
+        # Of a group one stays: one that is not wrong, and of those the one that the model finds likeliest.
+        nats = reads.rows["ce"] if reads is not None else np.zeros(len(ids))
+        worse = np.select([kept, why != ""], [np.full(len(ids), -np.inf), np.full(len(ids), np.inf)], nats)
+        why[copies.spare(worse) & (why == "") & ~kept] = "near_copy"
+        if held_out is not None and len(held_out):
+            scores[HELD_OUT] = copies_of(examples, held_out)
+            why[(scores[HELD_OUT] >= COPY) & ~named & ~kept] = HELD_OUT
+    in_order = {name: scores[name] for name in (*detectors, HELD_OUT) if name in scores}
+    return Findings(ids, in_order, why, {name: calibrations[name] for name in detectors if name in calibrations})
+
+
+def _by_rule(detector: Detector, examples: Dataset) -> Floats:
+    assert detector.rule is not None
+    parts = [
+        detector.rule([(references or [""])[0] for references in batch["references"]])
+        for batch in examples.select_columns("references").iter(10_000)
+    ]
+    return np.concatenate(parts)
+
+
+# ---------------------------------------------------------------------------------------------------------- contrasts
+
+ROWS = ""  # the kind of what is no damage, in the table of what was read
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a model has read for contrasts.
+
+    Attributes:
+        rows: Columns that scores need, of the rows, ``[N]`` each.
+        damage: The same of self-made damage, by its kind.
+    """
+
+    rows: Columns
+    damage: dict[str, Columns]
+
+    def table(self) -> pa.Table:
+        """All of it, with the kind of damage beside each row."""
+        parts = [(ROWS, self.rows), *self.damage.items()]
+        tables = [pa.table({"kind": pa.array([kind] * len(each["ce"])), **each}) for kind, each in parts]
+        return pa.concat_tables(tables, promote_options="default")
+
+    @classmethod
+    def of(cls, table: pa.Table) -> Reads:
+        """What `table` has put together."""
+        columns = {}
+        for kind in dict.fromkeys(table["kind"].to_pylist()):
+            part = table.filter(pc.equal(table["kind"], kind)).drop_columns(["kind"])
+            filled = [name for name in part.column_names if part[name].null_count < max(1, len(part))]
+            columns[kind] = {name: part[name].to_numpy() for name in filled}
+        return cls(columns.pop(ROWS), columns)
+
+
+def work_for(detectors: Sequence[str]) -> tuple[set[str], set[str]]:
+    """What detectors need a model to read: the needs of their scores, and kinds of damage."""
+    contrasts = [each for each in map(DETECTORS.get, detectors) if each.damage is not None]
+    needs = {need for each in contrasts for need in SCORES.get(each.name).needs}
+    return {"losses", *needs}, {str(each.damage) for each in contrasts}
+
+
+def read_for(examples: Dataset, detectors: Sequence[str], reader: Reader, seed: int) -> Reads:
+    """Let a model read the rows and the damage that is made of them: one list of work for all detectors.
+
+    Args:
+        examples: Training rows, of the example schema.
+        detectors: Their names.
+        reader: The model.
+        seed: Of the damage.
+    """
+    needs, kinds = work_for(detectors)
+    tokens = Tokens.of(reader.encoder, examples)
+    rows = chosen_rows(tokens.ids, seed)
+    # The last of the other prompts makes the damage: the response is compared with the same others as its own row.
+    others = other_prompts(tokens.ids, tokens.prompts, OTHERS + 1)
+    groups = groups_for(tokens, needs, others[:, :-1])
+    if "swapped" in kinds and others.shape[1] > 1:
+        groups["swapped"] = np.stack([others[rows, -1], rows], 1)
+    made, responses = {}, [tokens.responses]
+    for kind in sorted(kinds - {"swapped"}):
+        damage, places = damaged(examples, rows, kind, seed)
+        if len(places):
+            made[kind] = Tokens.of(reader.encoder, damage)
+            groups[kind] = np.stack([places, sum(map(len, responses)) + np.arange(len(places))], 1)
+            responses.append(made[kind].responses)
+    prompts = Joined(tokens.prompts, tokens.blank)
+    found = reader.read(prompts, Joined(*responses), groups)
+    own = {name: found[name] for name in found if name in ("own", "unprompted", "mismatched")}
+    table = columns_from(own, tokens.lengths, tokens.ended)
+    columns = {kind: columns_from({"own": found[kind]}, each.lengths, each.ended) for kind, each in made.items()}
+    if "swapped" in found:
+        losses = columns_from({"own": found["swapped"]}, tokens.lengths[rows], tokens.ended[rows])
+        columns["swapped"] = {**{name: values[rows] for name, values in table.items()}, **losses}
+    return Reads(table, columns)
+
+
+def _contrast(detector: Detector, reads: Reads) -> tuple[Floats, NDArray[np.bool_], Calibration]:
+    """A detector's scores, the rows that it marks, and how it was calibrated."""
+    score, sign = SCORES.get(detector.name), bad_end(detector.name)
+    values = np.asarray(score.compute(ScoreInputs(pa.table(reads.rows))), dtype=np.float64)
+    damage = reads.damage.get(str(detector.damage))
+    wrong = np.zeros(0) if damage is None else np.asarray(score.compute(ScoreInputs(pa.table(damage))))
+    calibration = calibrate(sign * values, sign * wrong)
+    return values, sign * values >= calibration.threshold, calibration
+
+
+def bad_end(score: str) -> float:
+    """1 where high values of a score are bad, else −1."""
+    return 1.0 if SCORES.get(score).harder == "high" else -1.0

@@ -1,0 +1,1 @@
+"""Detectors of wrong rows, a file each."""

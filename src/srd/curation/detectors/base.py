@@ -1,0 +1,80 @@
+"""What a detector is: it says which rows are wrong, for one kind of damage each.
+
+There are two kinds. A *rule* looks at the response and marks what has at least a value (`register_rule`). A *contrast*
+takes a score, is shown damage that was made of the user's own rows, and works out from that where wrong begins
+(`register_contrast`). Kinds of damage are disjoint, so the detectors are never fused: a row is wrong if one says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from srd.base.registry import Registry
+
+Damage = Literal["swapped", "cut", "garbled"]
+Rule = Callable[[Sequence[str]], NDArray[np.float64]]
+
+#: What is said of a row that no detector has marked: the user has, or it repeats one that is held out.
+NAMED, HELD_OUT = "named", "held_out"
+REASONS = {NAMED: "are named in data.cleaning.drop", HELD_OUT: "nearly repeat a validation or test row"}
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A registered detector.
+
+    Attributes:
+        name: Its name in recipes; of a contrast that of its score.
+        reason: What is wrong with the rows that it marks: what "these rows …" goes on with.
+        damage: What a contrast is shown.
+        rule: Of a rule: a value for each response.
+        least: Of a rule: the value from which on a row is wrong.
+    """
+
+    name: str
+    reason: str
+    damage: Damage | None = None
+    rule: Rule | None = None
+    least: float = 0.0
+
+
+DETECTORS: Registry[Detector] = Registry("detector", "srd.curation.detectors")
+
+
+def register_rule(name: str, reason: str, *, least: float) -> Callable[[Rule], Rule]:
+    """Register ``function(responses) -> values``: rows with at least the value ``least`` are wrong.
+
+    Raises:
+        UserError: the name is taken.
+    """
+
+    def decorate(function: Rule) -> Rule:
+        DETECTORS.register(name)(Detector(name, reason, rule=function, least=least))
+        return function
+
+    return decorate
+
+
+def register_contrast(score: str, reason: str, *, damage: Damage) -> None:
+    """Register a detector by a score of that name, which is calibrated on self-made damage.
+
+    Args:
+        score: A registered score.
+        reason: What is wrong with the rows that it marks.
+        damage: ``swapped`` (the response of another row), ``cut`` (at a random word) or ``garbled`` (its words in
+            random order).
+
+    Raises:
+        UserError: the name is taken.
+    """
+    DETECTORS.register(score)(Detector(score, reason, damage=damage))
+
+
+def reason_of(why: str) -> str:
+    """What is wrong with a row, in a few words."""
+    return REASONS[why] if why in REASONS else DETECTORS.get(why).reason

@@ -1,0 +1,78 @@
+"""A new response for a row that is wrong: of what the teacher answers, what no detector marks and the student likes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from srd.curation.cleaning import Columns, Reader, bad_end, work_for
+from srd.curation.detectors.base import DETECTORS
+from srd.curation.likelihoods import OTHERS, Joined, Tokens, columns_from, groups_for, other_prompts
+from srd.curation.scores.base import SCORES, ScoreInputs
+
+SAMPLES, TEMPERATURE = 4, 0.7  # beside the greedy answer
+
+
+def candidates_read(
+    examples: Dataset, rows: NDArray[np.int64], candidates: Dataset, detectors: Sequence[str], reader: Reader
+) -> Columns:
+    """What scores need of candidates, read behind their rows' prompts and behind the same other prompts as the rows.
+
+    Args:
+        examples: All training rows.
+        rows: The row of each candidate, ``[C]``.
+        candidates: These rows with the candidates as their responses.
+        detectors: Names.
+        reader: The model that read the rows.
+    """
+    needs, _ = work_for(detectors)
+    all_rows, tokens = Tokens.of(reader.encoder, examples), Tokens.of(reader.encoder, candidates)
+    others = other_prompts(all_rows.ids, all_rows.prompts, OTHERS + 1)[rows, :-1]
+    groups = groups_for(tokens, needs, others)
+    groups["own"] = np.stack([rows, np.arange(len(rows))], 1)
+    if "unprompted" in groups:
+        groups["unprompted"][:, 0] += len(all_rows.ids) - len(rows)  # behind the prompts of all rows
+    found = reader.read(Joined(all_rows.prompts, tokens.blank), tokens.responses, groups)
+    return columns_from(found, tokens.lengths, tokens.ended)
+
+
+def passing(
+    candidates: Dataset, read: Columns, thresholds: Mapping[str, float], detectors: Sequence[str]
+) -> NDArray[np.bool_]:
+    """Which candidates no detector marks, ``[C]``.
+
+    Args:
+        candidates: Rows with the candidates as their responses.
+        read: What scores need of them.
+        thresholds: Of the contrasts, in the direction in which they are bad.
+        detectors: Names.
+    """
+    fine = np.ones(len(candidates), dtype=bool)
+    responses = [references[0] for references in candidates["references"]]
+    for detector in map(DETECTORS.get, detectors):
+        if detector.rule is not None and len(responses):
+            fine &= detector.rule(responses) < detector.least
+        elif detector.damage is not None:
+            values = np.asarray(SCORES.get(detector.name).compute(ScoreInputs(pa.table(read))))
+            fine &= bad_end(detector.name) * values < thresholds.get(detector.name, math.inf)
+    return fine
+
+
+def chosen(rows: NDArray[np.int64], fine: NDArray[np.bool_], nats: NDArray[np.float64]) -> dict[int, int]:
+    """For each row that has a candidate that is fine, the one with the fewest nats a token (GRAPE, arXiv 2502.04194).
+
+    Args:
+        rows: The row of each candidate, ``[C]``.
+        fine: Whether it may be taken, ``[C]``.
+        nats: The student's mean nats a token, ``[C]``.
+    """
+    best: dict[int, int] = {}
+    for candidate in np.argsort(nats, kind="stable").tolist():
+        if fine[candidate]:
+            best.setdefault(int(rows[candidate]), candidate)
+    return best

@@ -1,0 +1,425 @@
+"""The cleaning: what an untrained model reads of the rows, which of them are wrong, and what becomes of those.
+
+Three steps, so that what is asked for anew is no more than what has changed: the reading, which takes forward passes;
+the marking, which takes none; and the repair, which comes after the teacher.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from srd.base import parallel
+from srd.base.console import console
+from srd.base.errors import UserError
+from srd.base.files import content_of, fingerprint, read_json, read_sealed, remove, write_json, write_sealed
+from srd.base.tables import map_large, read_table, write_table
+from srd.base.text import shorten
+from srd.curation.cleaning import Findings, Reader, Reads, find_wrong, read_for, work_for
+from srd.curation.damage import MOST
+from srd.curation.detectors.base import DETECTORS, HELD_OUT, NAMED, reason_of
+from srd.curation.likelihoods import forget
+from srd.curation.repair import SAMPLES, TEMPERATURE, candidates_read, chosen, passing
+from srd.curation.scores.base import PASSES
+from srd.data.encoding import Encoder
+from srd.data.turns import without_end
+from srd.models.generation import Decoding, generate_tokens
+from srd.models.settings import ModelConfig
+from srd.models.tokens import stop_token_ids
+from srd.recipe.schema import Recipe
+from srd.run.assemble import load, load_writer
+from srd.run.context import Run, load_options
+from srd.run.costs import Facts, Phase, inference_memory
+from srd.run.identity import model_identity
+from srd.run.steps.base import Step, Summary
+
+logger = logging.getLogger(__name__)
+
+#: Rows that are dropped whatever the action: their text is right, but there once or not to be trained on.
+SUPERFLUOUS = ("near_copy", HELD_OUT)
+SHOWN = 3  # rows of each reason in a message
+
+
+def reading_model(recipe: Recipe) -> ModelConfig:
+    """The model that reads: the student as it comes, before anything is done to it; else the teacher."""
+    return recipe.student if recipe.student.model else recipe.teacher
+
+
+def reading_encoder(run: Run) -> Encoder:
+    """What it reads: the frame that it knows."""
+    return run.encoder.with_template("chat") if run.tokenizer.chat_template else run.encoder
+
+
+def reader_of(run: Run, folder: Path, progress: Any) -> Reader:
+    """The model that reads, loaded."""
+    named = reading_model(run.recipe)
+    model = load(str(named.model), run, load_options(named))
+    return Reader(model, reading_encoder(run), run.recipe.generation.batch_size, folder, progress)
+
+
+class Likelihoods(Step):
+    """``cleaning/likelihoods.parquet``: of the rows, and of damage that is made of them."""
+
+    name = "likelihoods"
+
+    def after(self, recipe: Recipe) -> tuple[str, ...]:
+        return ("examples",)
+
+    def inputs(self, run: Run) -> list[Any]:
+        needs, kinds = work_for(run.recipe.data.cleaning.find)
+        frame = [run.encoding, bool(run.tokenizer.chat_template)]
+        batch_size, seed = run.recipe.generation.batch_size, run.recipe.seed
+        return [sorted(needs), sorted(kinds), model_identity(reading_model(run.recipe)), frame, batch_size, seed]
+
+    def outputs(self, run: Run) -> list[Path]:
+        return [run.files.likelihoods]
+
+    def scratch(self, run: Run) -> list[Path]:
+        return [run.files.likelihoods_work]
+
+    def cost(self, facts: Facts) -> Phase:
+        """Each need is a pass over the responses behind some prompt, and so is each kind of damage, on some rows."""
+        return _reading_phase(self.name, facts, facts.data.train)
+
+    def make(self, run: Run) -> Summary:
+        rows, settings = run.split("train"), run.recipe.data.cleaning
+        with run.progress("likelihoods") as update:
+            reads = read_for(rows, settings.find, reader_of(run, run.files.likelihoods_work, update), run.recipe.seed)
+        if parallel.is_main():
+            write_table(datasets.Dataset(reads.table()), run.files.likelihoods)
+            forget(run.files.likelihoods_work)
+        parallel.barrier()
+        return {"examples": len(rows), **{kind: len(columns["ce"]) for kind, columns in reads.damage.items()}}
+
+
+class Cleaning(Step):
+    """``cleaning/rows.parquet``, ``cleaning/cleaned.parquet`` and ``cleaning/detectors.json``."""
+
+    name = "cleaning"
+
+    def after(self, recipe: Recipe) -> tuple[str, ...]:
+        asks = any(DETECTORS.get(name).damage for name in recipe.data.cleaning.find)
+        return ("examples", *([Likelihoods.name] if asks else []))
+
+    def inputs(self, run: Run) -> list[Any]:
+        settings = run.recipe.data.cleaning
+        files = [content_of(Path(name).expanduser()) if name else None for name in (settings.keep, settings.drop)]
+        return [settings.model_dump(exclude={"keep", "drop"}), files, run.recipe.data.leaks]
+
+    def outputs(self, run: Run) -> list[Path]:
+        places = [*_places(run), run.files.detectors]
+        return places if run.recipe.data.cleaning.changes_rows else [places[0], places[2]]
+
+    def make(self, run: Run) -> Summary:
+        return parallel.on_main(lambda: self._mark(run))
+
+    def _mark(self, run: Run) -> Summary:
+        settings, rows = run.recipe.data.cleaning, run.split("train")
+        asks = Likelihoods.name in self.after(run.recipe)
+        found = find_wrong(
+            rows, settings.find,
+            reads=Reads.of(pq.read_table(run.files.likelihoods)) if asks else None,
+            held_out=_held_out(run),
+            keep=named_ids("keep", settings.keep, rows), drop=named_ids("drop", settings.drop, rows),
+        )  # fmt: skip
+        _judge_leaks(run, found)
+        _tell(found)
+        _check_share(run, found, rows)
+        table = pa.table(found.columns())
+        before = [row["references"][0] if wrong else None for row, wrong in _with(rows, found.wrong)]
+        kept = ~found.wrong | (_softened(found.why) if settings.action == "soften" else False)
+        after = [text if soft else None for text, soft in zip(before, kept, strict=True)]
+        marked, cleaned = _places(run)
+        _write_rows(table, np.zeros(len(rows), bool), before, after, marked)
+        write_json(run.files.detectors, {name: vars(each) for name, each in found.calibrations.items()})
+        if settings.changes_rows:
+            write_table(rows.select(np.flatnonzero(kept)), cleaned)
+        return {"rows": len(rows), "wrong": int(found.wrong.sum())}
+
+    def open(self, run: Run) -> None:
+        if run.recipe.data.cleaning.changes_rows:
+            take_cleaned(run, _places(run)[1])
+
+
+class Repair(Step):
+    """``cleaning/rows.parquet`` and ``cleaning/cleaned.parquet`` once the teacher has answered for wrong rows."""
+
+    name = "repair"
+
+    def after(self, recipe: Recipe) -> tuple[str, ...]:
+        return ("examples", Likelihoods.name, Cleaning.name, "teacher")
+
+    def inputs(self, run: Run) -> list[Any]:
+        generation = run.recipe.generation
+        return [run.encoding, run.teacher_frame, generation.model_dump()]
+
+    def outputs(self, run: Run) -> list[Path]:
+        return [run.files.marked, run.files.cleaned]
+
+    def scratch(self, run: Run) -> list[Path]:
+        return [run.files.repair_work]
+
+    def cost(self, facts: Facts) -> Phase:
+        """As if a tenth of the rows were wrong: the teacher answers each five times, and the answers are read."""
+        share, answers = 0.1, SAMPLES + 1
+        teacher, reading = facts.teacher, _reading_phase(self.name, facts, int(share * answers * facts.data.train))
+        flops = share * answers * teacher.forward(facts.prompt, facts.response)
+        memory = max(inference_memory(teacher, facts), reading.memory)
+        return Phase(
+            self.name, teacher_passes=share * answers, student_passes=reading.student_passes,
+            tokens=reading.tokens + share * answers * (facts.prompt + facts.response),
+            flops=flops + reading.flops, memory=memory,
+        )  # fmt: skip
+
+    def make(self, run: Run) -> Summary:
+        rows, marks = run.split("train", cleaned=False), pq.read_table(_places(run)[0])
+        why = np.asarray(marks["why"].to_pylist(), dtype=object)
+        wrong = np.flatnonzero((why != "") & ~np.isin(why, SUPERFLUOUS))
+        texts = _answers(run, rows, wrong) if len(wrong) else []
+        owners = np.array([row for row, _ in texts], dtype=np.int64)
+        new = _chosen(run, rows, owners, [text for _, text in texts]) if texts else {}
+        if parallel.is_main():
+            repaired = np.isin(np.arange(len(rows)), list(new))
+            after = [new.get(row) for row in range(len(rows))]
+            columns = [
+                name for name in marks.column_names if name not in ("repaired", "response_before", "response_after")
+            ]
+            _write_rows(marks.select(columns), repaired, marks["response_before"].to_pylist(), after, run.files.marked)
+            write_table(_with_responses(rows, new).select(np.flatnonzero((why == "") | repaired)), run.files.cleaned)
+            remove(run.files.repair_work)
+        parallel.barrier()
+        return {"wrong": int((why != "").sum()), "repaired": len(new), "dropped": int((why != "").sum()) - len(new)}
+
+    def open(self, run: Run) -> None:
+        take_cleaned(run, run.files.cleaned)
+
+
+# ------------------------------------------------------------------------------------------------------------- marking
+
+
+def _places(run: Run) -> list[Path]:
+    """Where the marks and the cleaned rows are written; where a repair is to come, it writes those that count."""
+    files = run.files
+    if run.recipe.data.cleaning.action != "repair":
+        return [files.marked, files.cleaned]
+    return [files.unrepaired / "rows.parquet", files.unrepaired / "unmarked.parquet"]
+
+
+def cleaning_steps(recipe: Recipe, *, repaired: bool = True) -> tuple[str, ...]:
+    """The steps that change the training rows, which those that read them come after.
+
+    Args:
+        recipe: The recipe.
+        repaired: False: for what comes before the repair.
+    """
+    if not recipe.data.cleaning.changes_rows:
+        return ()
+    return (Cleaning.name, *((Repair.name,) if repaired and recipe.data.cleaning.action == "repair" else ()))
+
+
+def take_cleaned(run: Run, path: Path) -> None:
+    """Let all that follows train on these rows: what decides its result is the rows, however they came about."""
+    parallel.on_main(lambda: map_large([path], run.files.mapped))
+    run.cleaned = path
+    run.forget_tokens()
+
+
+def _held_out(run: Run) -> datasets.Dataset | None:
+    """The rows that models are chosen and compared by, where training on copies of them is not allowed."""
+    return datasets.concatenate_datasets([run.split("validation"), run.split("test")])
+
+
+def _judge_leaks(run: Run, found: Findings) -> None:
+    """Rows that copy one that is held out: dropped, only told of, or refused, as data.leaks says of equal prompts."""
+    leaks, copied = run.recipe.data.leaks, found.why == HELD_OUT
+    if not copied.any():
+        return
+    told = f"{copied.sum()} of {len(copied)} training rows are near copies of a validation or test row"
+    if leaks == "error":
+        raise UserError(f"data.leaks: {told}. Remove them from the files, or set data.leaks to drop or warn.")
+    if leaks == "warn":
+        logger.warning("%s. What a model scores there is no measure of what it has learnt (data.leaks).", told)
+        found.why[copied] = ""
+
+
+def _softened(why: NDArray[np.object_]) -> NDArray[np.bool_]:
+    """Which marked rows keep their text and lose their cross-entropy."""
+    return (why != "") & ~np.isin(why, (*SUPERFLUOUS, NAMED, "empty"))
+
+
+def named_ids(field: str, name: str | None, rows: datasets.Dataset) -> list[str]:
+    """The ids in a user's file: a line each, or the column ``id`` of a table.
+
+    Raises:
+        UserError: there is no such file, it has no ids, or none of them is a training row's.
+    """
+    if name is None:
+        return []
+    path = Path(name).expanduser()
+    if path.suffix in (".parquet", ".csv", ".jsonl"):
+        table = read_table(path)
+        if "id" not in table.column_names:
+            raise UserError(f"data.cleaning.{field}: {path} has no column 'id'; it has {table.column_names}")
+        ids = [str(value) for value in table["id"].to_pylist()]
+    elif path.is_file():
+        ids = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    else:
+        raise UserError(f"data.cleaning.{field}: there is no file '{path}'. Check the path.")
+    known = set(rows["id"])
+    strange = [each for each in ids if each not in known]
+    if ids and len(strange) == len(ids):
+        raise UserError(
+            f"data.cleaning.{field}: none of the {len(ids)} ids in {path} is a training row's; the first is "
+            f"'{ids[0]}', and the first training row is '{rows['id'][0]}'."
+        )
+    if strange:
+        logger.warning("data.cleaning.%s: %d of %d ids in %s are no training row's (the first: '%s')",
+                       field, len(strange), len(ids), path, strange[0])  # fmt: skip
+    return ids
+
+
+def _tell(found: Findings) -> None:
+    """A line for each reason, and one for each detector that cannot tell."""
+    for name, each in found.calibrations.items():
+        if not each.can_tell:
+            why = (f"it tells only {100 * each.auc:.0f} % of damage of its own from your rows"
+                   if each.auc == each.auc else "there are too few rows to try it on")  # fmt: skip
+            logger.warning("cleaning: '%s' cannot tell which rows %s: %s", name, reason_of(name), why)
+    for why, count in found.counts().items():
+        power = found.calibrations.get(why)
+        told = f" (it tells {100 * power.auc:.0f} % of its own damage from these rows)" if power else ""
+        console.print(
+            f"  {count:,} of {len(found.ids):,} rows {reason_of(why)} [dim]\\[{why}][/]{told}", highlight=False
+        )
+    if not found.wrong.any():
+        console.print(f"  none of {len(found.ids):,} rows is marked", highlight=False)
+
+
+def _check_share(run: Run, found: Findings, rows: datasets.Dataset) -> None:
+    """Refuse to go on where more rows are marked than can be believed, or all of them."""
+    settings = run.recipe.data.cleaning
+    share = float(found.wrong.mean())
+    if not settings.changes_rows or share <= settings.most < 1 or (share < 1 and settings.most == 1):
+        return
+    shown = []
+    for why, count in found.counts().items():
+        places = np.flatnonzero(found.why == why)[:SHOWN]
+        shown.append(f"\n  {count} {reason_of(why)} ({why}):")
+        shown += [
+            f"\n    {row['id']}: {shorten(' '.join(str(row['instruction']).split()), 60)} → "
+            f"{shorten(' '.join(row['references'][0].split()), 60)}"
+            for row in rows.select(places)
+        ]
+    raise UserError(
+        f"cleaning marks {100 * share:.0f} % of the {len(rows)} training rows, more than data.cleaning.most "
+        f"({settings.most:g}) allows:{''.join(shown)}\nLook at them: data.cleaning.action=report writes "
+        f"{run.files.marked.relative_to(run.folder)} and changes nothing. Then leave a detector out "
+        "(data.cleaning.find=[…]), name rows that are right (data.cleaning.keep=FILE), or, if they are wrong, raise "
+        "data.cleaning.most."
+    )
+
+
+def _with(rows: datasets.Dataset, flags: NDArray[np.bool_]) -> Any:
+    """Rows beside their flags; a row that is not flagged is not read."""
+    chosen = iter(rows.select(np.flatnonzero(flags)))
+    return ((next(chosen) if flag else None, flag) for flag in flags.tolist())
+
+
+def _write_rows(
+    marks: pa.Table, repaired: NDArray[np.bool_], before: list[str | None], after: list[str | None], path: Path
+) -> None:
+    """Write what was found of each row; texts of marked rows alone, ``response_after`` none where it was dropped."""
+    texts = {"response_before": pa.array(before, pa.string()), "response_after": pa.array(after, pa.string())}
+    columns = {name: marks[name] for name in marks.column_names}
+    write_table(datasets.Dataset(pa.table({**columns, "repaired": repaired, **texts})), path)
+
+
+# -------------------------------------------------------------------------------------------------------------- repair
+
+
+def _answers(run: Run, rows: datasets.Dataset, wrong: NDArray[np.int64]) -> list[tuple[int, str]]:
+    """The teacher's answers to prompts, greedy and sampled, those that end: each with its row."""
+    encoder, asked = run.teacher_encoder, rows.select(wrong).to_list()
+    prompts, _, _ = encoder.prompts(asked)
+    names, longest = [row["id"] for row in asked], run.recipe.generation.max_new_tokens
+    ways = [Decoding(longest), *(Decoding(longest, TEMPERATURE, seed=run.recipe.seed + i) for i in range(SAMPLES))]
+    model: Any = None
+    found: list[tuple[int, str]] = []
+    for number, way in enumerate(ways):
+        path = run.files.repair_work / f"answers-{number}.json"
+        made_from = fingerprint(names, prompts, vars(way))
+        kept = parallel.on_main(functools.partial(read_sealed, path))
+        if kept.get("made_from") != made_from:
+            model = model or load_writer(run.teacher_source, run, run.teacher_options())
+            with run.progress(f"teacher repairs, {number + 1} of {len(ways)}") as update:
+                tokens = _written(model, encoder, prompts, names, way, run.recipe.generation.batch_size, update)
+            kept = {"made_from": made_from, "texts": tokens}
+            if parallel.is_main():
+                write_sealed(path, kept)
+        found += [(int(row), text) for row, text in zip(wrong, kept["texts"], strict=True) if text is not None]
+    return list(dict.fromkeys(found))
+
+
+def _written(
+    model: Any, encoder: Encoder, prompts: list[list[int]], names: list[str], way: Decoding, size: int, update: Any
+) -> list[str | None]:
+    """Answers as text; None for one that does not end or says nothing."""
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        update(done, len(prompts))
+
+    answers = generate_tokens(model, encoder.tokenizer, prompts, names, way, batch_size=size, progress=count,
+                              share=parallel.processes() > 1)  # fmt: skip
+    ended = [without_end(ids, stop_token_ids(model, encoder.tokenizer)) for ids in answers]
+    texts = encoder.tokenizer.batch_decode([ids for ids, _ in ended], skip_special_tokens=True)
+    return [text.strip() if over and text.strip() else None for text, (_, over) in zip(texts, ended, strict=True)]
+
+
+def _chosen(run: Run, rows: datasets.Dataset, owners: NDArray[np.int64], texts: list[str]) -> dict[int, str]:
+    """Of each row that has an answer which passes the detectors, the one that the student finds likeliest."""
+    settings = run.recipe.data.cleaning
+    listed = [{**row, "references": [text]} for row, text in zip(rows.select(owners), texts, strict=True)]
+    candidates = datasets.Dataset.from_list(listed, features=rows.features)
+    with run.progress("student reads answers") as update:
+        reader = reader_of(run, run.files.repair_work / "read", update)
+        read = candidates_read(rows, owners, candidates, settings.find, reader)
+    thresholds = {name: each["threshold"] for name, each in read_json(run.files.detectors).items()}
+    fine = passing(candidates, read, thresholds, settings.find)
+    return {row: texts[candidate] for row, candidate in chosen(owners, fine, read["ce"]).items()}
+
+
+def _with_responses(rows: datasets.Dataset, new: dict[int, str]) -> datasets.Dataset:
+    """The rows, some with a response of their own."""
+    if not new:
+        return rows
+    places = sorted(new)
+    changed = [{**row, "references": [new[place]]} for place, row in zip(places, rows.select(places), strict=True)]
+    picked = np.arange(len(rows))
+    picked[places] = len(rows) + np.arange(len(places))
+    both = datasets.concatenate_datasets([rows, datasets.Dataset.from_list(changed, features=rows.features)])
+    return both.select(picked)
+
+
+def _reading_phase(name: str, facts: Facts, rows: int) -> Phase:
+    """What it takes a model that has not been trained to read so many rows as detectors ask."""
+    needs, kinds = work_for(facts.recipe.data.cleaning.find)
+    size = facts.student if facts.recipe.student.model and not facts.recipe.student.drop_layers else facts.teacher
+    passes = 1 + sum(PASSES[need] for need in needs & PASSES.keys() - {"endings"})
+    reads = passes * rows + len(kinds) * min(rows, MOST)
+    flops = reads * size.forward(facts.data.prompt, facts.data.response)
+    share = reads / max(1, facts.data.train)
+    return Phase(
+        name, student_passes=share, tokens=reads * (facts.data.prompt + facts.data.response), flops=flops,
+        memory=inference_memory(size, facts),
+    )  # fmt: skip

@@ -1,0 +1,205 @@
+"""Which rows are wrong: calibrated thresholds, rules, copies, and what the user says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from datasets import Dataset
+
+from srd.base.errors import UserError
+from srd.curation import likelihoods
+from srd.curation.calibration import CANNOT_TELL, LEAST_SHARE, calibrate
+from srd.curation.cleaning import Reader, Reads, find_wrong, read_for, work_for
+from srd.curation.damage import MOST, TEXTS, chosen_rows, damaged
+from srd.curation.detectors.base import DETECTORS, HELD_OUT, NAMED, reason_of, register_rule
+from srd.curation.detectors.empty import empty
+from srd.curation.detectors.looping import looping
+from srd.curation.repair import chosen, passing
+from srd.data.corruption import corrupt
+from srd.data.encoding import Encoder
+from srd.data.examples import examples_from_rows
+from srd.data.templates.base import get_template
+from tests.oracle import noun_rows, oracle_losses
+from tests.tiny import tiny_tokenizer
+
+ALL = ["empty", "looping", "eos", "match", "near_copy"]
+
+
+def examples(rows: list[dict[str, Any]]) -> Dataset:
+    return examples_from_rows(rows, "rows")
+
+
+def reader() -> Reader:
+    tokenizer = tiny_tokenizer("llama")
+    return Reader(None, Encoder(tokenizer, get_template("plain", tokenizer)))
+
+
+# -------------------------------------------------------------------------------------------------------- calibration
+
+
+def marked(share: float, apart: float, count: int, seed: int) -> tuple[float, float]:
+    """Of a mixture of two bells the share of clean and of wrong rows that are marked."""
+    draw = np.random.default_rng(seed)
+    wrong = draw.random(count) < share
+    values = draw.normal(size=count) + apart * wrong
+    found = values >= calibrate(values, draw.normal(size=300) + apart).threshold
+    return float(found[~wrong].mean()), float(found[wrong].mean()) if wrong.any() else 0.0
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.4])
+def test_a_share_that_nobody_knows(share: float) -> None:
+    """A detector with an area of 0.98 under its curve, at any share: few clean rows, most of the wrong ones."""
+    false_alarms, recall = np.mean([marked(share, 3.0, 400, seed) for seed in range(10)], axis=0)
+    assert false_alarms <= (0.005 if share == 0 else 0.05)
+    assert recall >= (0 if share == 0 else 0.65)
+
+
+def test_the_share_is_bounded_and_a_detector_says_what_it_can() -> None:
+    draw = np.random.default_rng(0)
+    good = calibrate(np.concatenate([draw.normal(size=300), draw.normal(size=100) + 4]), draw.normal(size=300) + 4)
+    assert 0.2 < good.share < 0.3 and good.can_tell and good.auc > 0.8
+    blind = calibrate(draw.normal(size=300), draw.normal(size=300) + 0.3)
+    assert blind.auc < CANNOT_TELL and not blind.can_tell and blind.threshold == np.inf
+    few = calibrate(draw.normal(size=300), draw.normal(size=5) + 9)
+    assert not few.can_tell and few.threshold == np.inf
+    rare = calibrate(np.append(draw.normal(size=400), [9.0] * 8), draw.normal(size=300) + 9)
+    assert rare.share < LEAST_SHARE and rare.threshold == np.inf
+
+
+def test_scores_that_are_not_finite_are_never_marked() -> None:
+    draw = np.random.default_rng(0)
+    values = np.concatenate([draw.normal(size=200), draw.normal(size=60) + 6, [np.nan] * 40])
+    threshold = calibrate(values, draw.normal(size=200) + 6).threshold
+    with np.errstate(invalid="ignore"):
+        assert (values >= threshold).sum() == pytest.approx(60, abs=3)
+
+
+# ------------------------------------------------------------------------------------------------------- rules, damage
+
+
+def test_responses_that_say_nothing() -> None:
+    said = ["", " \n", "...", "—", "\u200b\u200d", "- - -", "4", "N/A", "😀", "?", "はい"]
+    assert empty(said).tolist() == [1] * 6 + [0] * 5
+
+
+def test_responses_that_loop() -> None:
+    loops = [
+        "the cat sat and " * 10,
+        "It is a list: " + "x " * 30,
+        "- item\n" * 20,
+        "once and then it goes on " + "again and " * 12,
+    ]
+    fine = ["no no no no", "one two three four five six seven eight nine ten eleven twelve", "a b c d " * 3,
+            " ".join(f"line {i} of the poem" for i in range(30)), "", "word"]  # fmt: skip
+    assert (looping(loops) >= 0.5).all() and (looping(fine) < 0.5).all()
+
+
+def test_self_made_damage_follows_ids_and_leaves_short_rows_out() -> None:
+    rows = examples([*noun_rows(30), {"id": "short", "instruction": "a", "output": "yes"}])
+    for kind in TEXTS:
+        made, places = damaged(rows, np.arange(31), kind, seed=1)
+        texts = [row["references"][0] for row in made]
+        originals = [rows[int(place)]["references"][0] for place in places]
+        assert len(made) == 30 and all(text != original for text, original in zip(texts, originals, strict=True))
+        again, _ = damaged(rows.select(range(30, -1, -1)), np.arange(31), kind, seed=1)
+        assert {row["id"]: row["references"] for row in again} == {row["id"]: row["references"] for row in made}
+    assert all(
+        sorted(text.split()) == sorted(original.split()) for text, original in zip(texts, originals, strict=True)
+    )
+    ids = [f"e{i}" for i in range(2 * MOST)]
+    assert len(chosen_rows(ids, 0)) == MOST
+    assert {ids[i] for i in chosen_rows(ids, 0)} == {ids[::-1][i] for i in chosen_rows(ids[::-1], 0)}
+
+
+# ----------------------------------------------------------------------------------------------------------- findings
+
+
+@pytest.fixture
+def oracle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(likelihoods, "pair_losses", oracle_losses)
+
+
+@pytest.mark.usefixtures("oracle")
+@pytest.mark.parametrize("detector", ["match", "pmi"])
+def test_each_kind_of_damage_by_its_detector(detector: str) -> None:
+    clean = examples(noun_rows(240))
+    rows = corrupt(clean, 0.3, ["swapped", "truncated", "duplicated"], seed=3)
+    names = [detector if name == "match" else name for name in ALL]
+    found = find_wrong(rows, names, reads=read_for(rows, names, reader(), seed=0))
+    kinds = np.array(rows["corruption"])
+    for kind, why in (("swapped", detector), ("truncated", "eos")):
+        assert (found.why[kinds == kind] == why).mean() >= 0.8, kind
+    assert found.counts()["near_copy"] >= 0.8 * (kinds == "duplicated").sum()  # of the others one half was damaged
+    assert found.wrong[kinds == ""].mean() <= 0.05 + (kinds == "duplicated").sum() / (kinds == "").sum()
+    assert all(each.can_tell for each in found.calibrations.values())
+    untouched = find_wrong(clean, names, reads=read_for(clean, names, reader(), seed=0))
+    assert untouched.wrong.mean() <= 0.03
+    assert list(found.columns()) == ["id", *names, "wrong", "why"]
+
+
+@pytest.mark.usefixtures("oracle")
+def test_what_was_read_is_kept_as_it_is() -> None:
+    rows = examples(noun_rows(40))
+    reads = read_for(rows, ALL, reader(), seed=0)
+    again = Reads.of(pa.Table.from_pylist(reads.table().to_pylist(), schema=reads.table().schema))
+    assert reads.rows.keys() == again.rows.keys() and reads.damage.keys() == again.damage.keys() == {"cut", "swapped"}
+    for kind, columns in [("", reads.rows), *reads.damage.items()]:
+        other = again.damage[kind] if kind else again.rows
+        assert all((columns[name] == other[name]).all() for name in columns)
+
+
+def test_what_detectors_ask_to_be_read() -> None:
+    assert work_for(["empty", "near_copy"]) == ({"losses"}, set())
+    assert work_for(["eos"]) == ({"losses", "endings"}, {"cut"})
+    assert work_for(["pmi", "match"])[1] == {"swapped"}
+
+
+def test_the_user_has_the_last_word_and_copies_keep_one() -> None:
+    rows = noun_rows(6)
+    rows[1] = {**rows[0], "id": "row-001"}
+    rows[2]["output"], rows[3]["output"] = "...", " — "
+    find = lambda **named: find_wrong(examples(rows), ["empty", "near_copy"], **named).why.tolist()  # noqa: E731
+    assert find() == ["", "near_copy", "empty", "empty", "", ""]
+    assert find(keep=["row-002"]) == ["", "near_copy", "", "empty", "", ""]
+    assert find(keep=["row-001"]) == ["near_copy", "", "empty", "empty", "", ""]
+    assert find(keep=["row-000", "row-001"]) == ["", "", "empty", "empty", "", ""]
+    assert find(drop=["row-000", "row-004"]) == [NAMED, "", "empty", "empty", NAMED, ""]
+    held_out = examples([{**rows[5], "id": "test"}])
+    assert find(held_out=held_out)[5] == HELD_OUT
+    assert find(held_out=held_out, keep=["row-005"])[5] == ""
+
+
+def test_a_plugin_adds_a_rule() -> None:
+    register_rule("shouting", "are shouted", least=0.5)(
+        lambda texts: np.array([float(text.isupper()) for text in texts])
+    )
+    try:
+        rows = noun_rows(3)
+        rows[1]["output"] = "LOUD"
+        assert find_wrong(examples(rows), ["shouting"]).why.tolist() == ["", "shouting", ""]
+        assert reason_of("shouting") == "are shouted"
+        with pytest.raises(UserError, match="there is a detector 'empty' already"):
+            register_rule("empty", "x", least=1)(len)  # type: ignore[arg-type]
+    finally:
+        del DETECTORS._registered["shouting"]
+
+
+# -------------------------------------------------------------------------------------------------------------- repair
+
+
+def test_the_likeliest_answer_that_passes() -> None:
+    rows = noun_rows(4)
+    texts = ["A fine answer.", "...", "Another answer.", "word " * 20, "cut of"]
+    candidates = examples([{**rows[0], "id": str(i), "output": text} for i, text in enumerate(texts)])
+    read = {
+        "ce": np.array([2.0, 0.1, 1.5, 0.2, 1.0]),
+        "end_nll": np.array([0.1, 0.1, 0.1, 0.1, 7.0]),
+        "length": np.ones(5),
+    }
+    fine = passing(candidates, read, {"eos": 3.0}, ["empty", "looping", "eos", "near_copy"])
+    assert fine.tolist() == [True, False, True, False, False]
+    assert chosen(np.array([0, 0, 0, 1, 1]), fine, read["ce"]) == {0: 2}
+    assert passing(candidates, read, {}, ["eos"]).all()

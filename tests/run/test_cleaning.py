@@ -1,0 +1,178 @@
+"""Cleaning as part of a run: what follows sees the cleaned rows, and a changed option redoes what depends on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from srd.base import files
+from srd.base.errors import UserError
+from srd.curation import likelihoods
+from srd.data.corruption import corrupt
+from srd.data.examples import examples_from_rows, row_of
+from srd.run.steps import cleaning
+from tests.conftest import TinyRun, steps_finished, write_rows
+from tests.oracle import noun_rows, oracle_losses
+
+FIND = ["empty", "looping", "eos", "match", "near_copy"]
+
+
+@pytest.fixture
+def run(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> TinyRun:
+    """Rows of which a third is damaged, and a student that sees it."""
+    monkeypatch.setattr(likelihoods, "pair_losses", oracle_losses)
+    damaged = corrupt(examples_from_rows(noun_rows(90), "rows"), 0.3, ["swapped", "truncated", "duplicated"], seed=1)
+    write_rows(tiny_run.rows, [row_of(row) for row in damaged])
+    tiny_run.kinds = {row["id"]: row["corruption"] for row in damaged}  # type: ignore[attr-defined]
+    return tiny_run.set(data__cleaning={"action": "drop", "find": FIND}, training__curriculum={"stages": 1})
+
+
+def marks(run: TinyRun) -> dict[str, dict[str, Any]]:
+    return {row["id"]: row for row in pq.read_table(run.run_dir / "cleaning" / "rows.parquet").to_pylist()}
+
+
+def ids(path: Path) -> list[str]:
+    return pq.read_table(path)["id"].to_pylist()
+
+
+def test_what_follows_sees_the_cleaned_rows_and_a_changed_option_redoes_what_depends_on_it(run: TinyRun) -> None:
+    done = run.advance("ranking")
+    found, train = marks(run), ids(done.files.examples("train"))
+    assert list(found) == train
+    columns = ["id", *FIND, "held_out", "wrong", "why", "repaired", "response_before", "response_after"]
+    assert list(next(iter(found.values()))) == columns
+    wrong = {name for name, row in found.items() if row["wrong"]}
+    damaged = {name for name in train if run.kinds[name] in ("swapped", "truncated")}  # type: ignore[attr-defined]
+    assert len(wrong & damaged) > 0.6 * len(damaged)
+    assert all(row["response_after"] is None and (row["response_before"] is None) == (not row["wrong"])
+               for row in found.values())  # fmt: skip
+    assert ids(done.files.scores) == [name for name in train if name not in wrong]
+    ranked = {row["id"]: row for row in pq.read_table(done.files.ranked).to_pylist()}
+    assert {"wrong", "why", "repaired", "match", "eos"} <= set(next(iter(ranked.values())))
+    assert {name for name, row in ranked.items() if row["wrong"]} == wrong and len(ranked) == len(train)
+    assert all(not ranked[name]["kept"] and ranked[name]["stage"] == -1 for name in wrong)
+    assert {row["rank"] for row in ranked.values()} == set(range(1, len(train) + 1))
+
+    before = steps_finished(run.run_dir)
+    kept = sorted(wrong)[:1]
+    (run.folder / "keep.txt").write_text("\n".join(kept) + "\n", encoding="utf-8")
+    run.set(data__cleaning__keep=str(run.folder / "keep.txt")).advance("ranking")
+    after = steps_finished(run.run_dir)
+    assert [name for name in after if after[name] != before[name]] == ["cleaning", "reflection", "ranking"]
+    assert kept[0] in ids(done.files.scores)
+    run.set(data__cleaning={"action": "off"}).advance("ranking")
+    assert ids(done.files.scores) == train
+
+
+def test_a_report_changes_nothing_that_follows(run: TinyRun) -> None:
+    run.set(data__cleaning={"action": "off"}).advance("reflection")
+    before = steps_finished(run.run_dir)
+    run.set(data__cleaning={"action": "report", "find": FIND}).advance("cleaning", "reflection")
+    after = steps_finished(run.run_dir)
+    assert all(after[name] == before[name] for name in before)
+    assert sum(row["wrong"] for row in marks(run).values()) > 5
+    assert not (run.run_dir / "cleaning" / "cleaned.parquet").exists()
+
+
+def test_softened_rows_lose_their_cross_entropy(run: TinyRun) -> None:
+    done = run.set(data__cleaning__action="soften").advance("cleaning")
+    found, left = marks(run), ids(done.files.cleaned)
+    soft = {name for name, row in found.items() if row["wrong"] and row["why"] in ("eos", "match")}
+    assert soft and soft <= set(left)
+    assert all(found[name]["response_after"] == found[name]["response_before"] for name in soft)
+    assert {row["why"] for name, row in found.items() if row["wrong"] and name not in soft} == {"near_copy"}
+    assert done.soft_rows() == soft
+
+
+def test_repaired_rows_have_an_answer_of_the_teacher(run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def writes(model: Any, tokenizer: Any, prompts: Any, names: Any, decoding: Any, **options: Any) -> Any:
+        """What the prompt names, in a sentence that ends; cut by every other sample."""
+        told = [tokenizer.decode(prompt).replace("What is", "It is").replace("?", ".") for prompt in prompts]
+        told = [text if not decoding.temperature else text[: len(text) // 2] for text in told]
+        return [[*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in told]
+
+    monkeypatch.setattr(cleaning, "generate_tokens", writes)
+    done = run.set(data__cleaning__action="repair", generation__max_new_tokens=64).advance("reflection")
+    found, left = marks(run), pq.read_table(done.files.cleaned).to_pylist()
+    repaired = {name: row for name, row in found.items() if row["repaired"]}
+    wrong = {name for name, row in found.items() if row["wrong"]}
+    assert repaired and {row["why"] for row in repaired.values()} <= {"eos", "match"}
+    assert all(row["response_after"].startswith("It is the") and row["response_after"].endswith(".")
+               for row in repaired.values())  # fmt: skip
+    assert {row["id"]: row["references"] for row in left if row["id"] in repaired} == {
+        name: [row["response_after"]] for name, row in repaired.items()
+    }
+    assert [row["id"] for row in left] == [name for name in found if name not in wrong or name in repaired]
+    assert not done.files.repair_work.exists()
+    # Without an answer that passes, a row is dropped.
+    monkeypatch.setattr(cleaning, "generate_tokens", lambda *a, **k: [[1, 2, 3] for _ in a[2]])
+    done = run.set(generation__max_new_tokens=65).advance("repair")
+    assert not any(row["repaired"] for row in marks(run).values())
+    assert ids(done.files.cleaned) == [name for name in found if name not in wrong]
+
+
+def test_too_many_marks_stop_and_show_examples(run: TinyRun) -> None:
+    run.set(data__cleaning__most=0.1)
+    with pytest.raises(UserError) as stopped:
+        run.advance("cleaning")
+    said = str(stopped.value)
+    assert "more than data.cleaning.most (0.1) allows" in said and "data.cleaning.action=report writes" in said
+    assert "are cut off (eos):" in said and "→" in said
+    run.set(data__cleaning={"action": "report", "find": FIND, "most": 0.1}).advance("cleaning")
+    assert sum(row["wrong"] for row in marks(run).values()) > 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"find": ["mach"]}, "unknown detector 'mach'; did you mean 'match'"),
+        ({"action": "dropp"}, "'off', 'report', 'drop', 'soften' or 'repair'"),
+        ({"keep": "nowhere.txt"}, "data.cleaning.keep: there is no file 'nowhere.txt'"),
+        ({"most": 0}, "greater than 0"),
+    ],
+)
+def test_wrong_settings(run: TinyRun, settings: dict[str, Any], message: str) -> None:
+    run.set(data__cleaning={"action": "drop", **settings})
+    with pytest.raises(UserError, match=message):
+        run.advance("cleaning")
+
+
+def test_files_of_ids(tmp_path: Path) -> None:
+    rows = examples_from_rows(noun_rows(3), "rows")
+    (tmp_path / "ids.txt").write_text("row-001\n\nnobody\n", encoding="utf-8")
+    write_rows(tmp_path / "ids.jsonl", [{"id": "row-002", "why": "x"}])
+    write_rows(tmp_path / "other.jsonl", [{"name": "row-002"}])
+    (tmp_path / "strange.txt").write_text("a\nb\n", encoding="utf-8")
+    assert cleaning.named_ids("keep", str(tmp_path / "ids.txt"), rows) == ["row-001", "nobody"]
+    assert cleaning.named_ids("keep", str(tmp_path / "ids.jsonl"), rows) == ["row-002"]
+    for name, message in (("other.jsonl", "has no column 'id'"), ("strange.txt", "none of the 2 ids")):
+        with pytest.raises(UserError, match=message):
+            cleaning.named_ids("drop", str(tmp_path / name), rows)
+
+
+def test_killed_anywhere_and_started_again_gives_the_same_bytes(run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.set(data__cleaning__action="repair")
+    whole = run.advance("repair", run_dir=run.folder / "whole")
+    expected = {path.relative_to(whole.folder): path.read_bytes() for path in files.walk(whole.folder / "cleaning")}
+    writes: list[Path] = []
+
+    def kill(moment: str, path: Path) -> None:
+        if moment == "replace" and "cleaning" in path.parts:
+            writes.append(path)
+            if len(writes) in (1, 3, 6, 9, 12):
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(files, "seam", kill)
+    for _ in range(20):
+        try:
+            again = run.advance("repair")
+            break
+        except KeyboardInterrupt:
+            continue
+    assert len(writes) > 9
+    assert {
+        path.relative_to(again.folder): path.read_bytes() for path in files.walk(again.folder / "cleaning")
+    } == expected
