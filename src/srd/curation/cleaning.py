@@ -157,6 +157,7 @@ def _by_rule(detector: Detector, examples: Dataset) -> Floats:
 
 # ---------------------------------------------------------------------------------------------------------- contrasts
 
+SHRINK = 1.0  # responses without any effect that each prompt is taken to have been read with
 ROWS = ""  # the kind of what is no damage, in the table of what was read
 
 
@@ -208,7 +209,7 @@ def read_for(examples: Dataset, detectors: Sequence[str], reader: Reader, seed: 
     needs, kinds = work_for(detectors)
     tokens = Tokens.of(reader.encoder, examples)
     rows = chosen_rows(tokens.ids, seed)
-    # The last of the other prompts makes the damage: the response is compared with the same others as its own row.
+    # The last of the other prompts makes the damage: the response is compared with those before it, as its own row is.
     others = other_prompts(tokens.ids, tokens.prompts, OTHERS + 1)
     groups = groups_for(tokens, needs, others[:, :-1])
     if "swapped" in kinds and others.shape[1] > 1:
@@ -228,7 +229,45 @@ def read_for(examples: Dataset, detectors: Sequence[str], reader: Reader, seed: 
     if "swapped" in found:
         losses = columns_from({"own": found["swapped"]}, tokens.lengths[rows], tokens.ended[rows])
         columns["swapped"] = {**{name: values[rows] for name, values in table.items()}, **losses}
+    if "mismatched" in found and others.shape[1] > 1:
+        read = _others_read(found, tokens, rows, others)
+        table["mismatched_nll"], made_up = _less_what_prompts_do(read, others, rows)
+        if "swapped" in columns:
+            columns["swapped"]["mismatched_nll"] = made_up
     return Reads(table, columns)
+
+
+def _others_read(found: Found, tokens: Tokens, rows: NDArray[np.int64], others: NDArray[np.int64]) -> Floats:
+    """Nats of each response, its end left out, behind each of its other prompts, ``[N, K]``; NaN where not read."""
+    read = np.full(others.shape, np.nan)
+    total, last = (values.reshape(len(read), -1) for values in found["mismatched"])
+    read[:, :-1] = total - np.where(tokens.ended[:, None], last, 0.0)
+    if "swapped" in found:
+        total, last = found["swapped"]
+        read[rows, -1] = total - np.where(tokens.ended[rows], last, 0.0)
+    return read
+
+
+def _less_what_prompts_do(read: Floats, others: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Mean nats behind other prompts, compared with what each prompt does to any response.
+
+    Some prompts make every response unlikely, whether it belongs to them or not. How much, the responses say that were
+    read behind them as behind others; so few of them say it that it is drawn towards nothing (`SHRINK`).
+
+    Args:
+        read: As `_others_read` gives it.
+        others: The prompts, ``[N, K]``.
+        rows: Those of which self-made damage was made: the response behind its last other prompt.
+
+    Returns:
+        Of the rows ``[N]``, and of the damage.
+    """
+    there = ~np.isnan(read)
+    beyond = np.where(there, read - np.nanmean(read, 1, keepdims=True), 0.0)
+    sums = np.bincount(others.ravel(), beyond.ravel(), minlength=len(read))
+    effect = sums / (np.bincount(others.ravel(), there.ravel(), minlength=len(read)) + SHRINK)
+    corrected = read - effect[others]
+    return np.nanmean(corrected, 1) + effect, corrected[rows, :-1].mean(1) + effect[others[rows, -1]]
 
 
 def _contrast(detector: Detector, reads: Reads) -> tuple[Floats, NDArray[np.bool_], Calibration]:

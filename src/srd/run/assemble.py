@@ -189,12 +189,11 @@ def teacher_losses(run: Run, folder: Path) -> NDArray[np.float64]:
                 model, run.tokenizer, pairs, batch_size=run.recipe.generation.batch_size, folder=folder, progress=update
             )
         return totals / np.maximum([len(response) for response in examples.responses], 1)
-    cache = TeacherCache(place_of_cache(run))
+    examples.teacher = cache = TeacherCache(place_of_cache(run))
     head, means = cache.head().cut(run.width), []
-    for index, response in enumerate(examples.responses):
-        hidden = cache.hidden(*examples.tokens(index).values())[-len(response) :]
-        nats = cross_entropy(hidden, head, torch.tensor(response, dtype=torch.long))
-        means.append(float(nats.double().sum()) / max(1, len(response)))
+    for row in map(examples.__getitem__, range(len(examples))):
+        nats = cross_entropy(row["teacher_hidden"], head, Collator(0)([row])["targets"])
+        means.append(float(nats.double().mean()))
     return np.array(means)
 
 

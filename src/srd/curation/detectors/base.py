@@ -66,8 +66,8 @@ def register_contrast(score: str, reason: str, *, damage: Damage) -> None:
     Args:
         score: A registered score.
         reason: What is wrong with the rows that it marks.
-        damage: ``swapped`` (the response of another row), ``cut`` (at a random word) or ``garbled`` (its words in
-            random order).
+        damage: ``swapped`` (the response of another row), ``cut`` (at a random word) or ``garbled`` (its letters
+            in random order).
 
     Raises:
         UserError: the name is taken.
