@@ -288,7 +288,9 @@ class Collator:
         batch["targets"] = torch.tensor(learnt, dtype=torch.long)
         if any(row.get("soft") for row in rows):
             counts = [sum(end - start for start, end in own) for own in spans]
-            weights = [float(not row.get("soft")) for row, count in zip(rows, counts, strict=True) for _ in range(count)]
+            weights = [
+                float(not row.get("soft")) for row, count in zip(rows, counts, strict=True) for _ in range(count)
+            ]
             batch["reference"] = torch.tensor(weights)
         hidden = [row["teacher_hidden"] for row in rows if row.get("teacher_hidden") is not None]
         if hidden:
