@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from srd.base.errors import UserError
+from srd.data.bad_rows import BadRows
 from srd.data.encoding import Encoder, encode
 from srd.data.examples import content_hash, examples_from_rows, row_of
 from srd.data.messages import answer_of
@@ -202,6 +203,18 @@ def test_an_answer_that_does_not_follow_its_prompt_is_refused_with_both_texts() 
     assert tokenizer.decode(row["prompt_ids"] + row["response_ids"]) == (
         "<user>Why?<eos><assistant><think>\nb</think>So.<eos>"
     )
+
+
+def test_rows_with_that_fault_are_counted_together() -> None:
+    tokenizer = tiny_tokenizer("gemma2")
+    tokenizer.chat_template = OPENS
+    bad = BadRows()
+    rows = examples_from_rows([{"messages": talk(f"Why{mark}?", "It's so.")} for mark in "abc'\""], "rows").to_list()
+    for place, error in Encoder(tokenizer, get_template("auto", tokenizer)).refused(rows).items():
+        bad.add(f"rows:{place}", rows[place], error, rows[place]["id"])
+    with pytest.raises(UserError, match=r"5 × rows:0, rows:1, rows:2, …: with the chat template") as caught:
+        bad.settle()
+    assert str(caught.value).count("×") == 1
 
 
 def test_typed_words_neither_end_an_answer_nor_begin_another() -> None:

@@ -13,9 +13,11 @@ class UserError(ValueError):
 
     Attributes:
         on_all: Whether every process of the run has raised it, so that all may go on together.
+        fault: What messages about the same fault have in common, where each shows another text.
     """
 
     on_all = False
+    fault = ""
 
 
 class RunError(RuntimeError):

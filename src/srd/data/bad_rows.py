@@ -81,7 +81,7 @@ class BadRows:
             name: its id, where it has one.
         """
         message = _without_place(str(error), place, name)
-        reason = self._reasons.setdefault(DIFFERS.sub("…", message), _Reason(message))
+        reason = self._reasons.setdefault(error.fault or DIFFERS.sub("…", message), _Reason(message))
         reason.count += 1
         reason.places += [place] if len(reason.places) < SHOWN_PLACES else []
         self.count += 1

@@ -82,7 +82,7 @@ class ChatTemplate(Template):
             thought = {**whole[-1], "reasoning_content": PROBE}
             helps = self._apply([*messages, thought], example, ask=False).startswith(prompt)
             remedy = "give the answers their reasoning_content" if helps else "choose data.template=plain"
-            raise UserError(self._parted(prompt, text, example, remedy))
+            raise self._parted(prompt, text, example, remedy)
         segments = self._marked(whole, None, text, example, answer_only=True)
         if segments is None:
             segments = self._rewritten(whole, text, len(prompt), example)
@@ -115,7 +115,7 @@ class ChatTemplate(Template):
                 continue
             prompt = self._apply(messages[:place], example)
             if not text.startswith(prompt):
-                raise UserError(self._parted(prompt, text, example, "set data.train_on=last"))
+                raise self._parted(prompt, text, example, "set data.train_on=last")
             found.append((len(prompt), self._end_behind(segments, len(prompt), slots - 1)))
         return found
 
@@ -292,15 +292,17 @@ class ChatTemplate(Template):
             ) from error
         return str(text)
 
-    def _parted(self, prompt: str, whole: str, example: Example, remedy: str) -> str:
-        """Say that an answer does not follow its prompt."""
+    def _parted(self, prompt: str, whole: str, example: Example, remedy: str) -> UserError:
+        """What says that an answer does not follow its prompt."""
         same = len(os.path.commonprefix([prompt, whole]))  # noqa: RUF071 - of texts, not of paths
         shown = [repr(text[max(0, same - SHOWN // 2) : same + SHOWN]) for text in (prompt, whole)]
-        return (
+        error = UserError(
             f"example {example['id']}: with the chat template of the tokenizer {self._tokenizer.name_or_path!r} an "
             f"answer does not follow its prompt. The prompt is …{shown[0]}, the conversation with its answer "
             f"…{shown[1]}. Mend the template (chat_template.jinja beside the model), or {remedy}."
         )
+        error.fault = f"an answer does not follow its prompt: {remedy}"
+        return error
 
 
 def _check(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> None:
