@@ -31,6 +31,16 @@ from srd.sweep.settings import load_sweep
 RESULT = "cell.json"  # beside the run directory's own files: how the cell ended
 
 
+def _owner(note: Path, name: str) -> str:
+    """The name of the sweep that a folder belongs to."""
+    try:
+        return str(read_yaml(note)["name"])
+    except (UserError, TypeError, KeyError) as error:
+        reason = str(error) if isinstance(error, UserError) else f"{note} names no sweep"
+        remedy = f"To go on with '{name}' there, write `name: {name}` into it; or choose another --dir."
+        raise UserError(f"{reason.rstrip('.')}. {remedy}") from error
+
+
 class Sweep:
     """A sweep and the folder it works in: a run directory for each cell in ``cells``, common steps in ``shared``.
 
@@ -54,7 +64,7 @@ class Sweep:
         """Make the folder ours: of this sweep, and of one command at a time."""
         note = self.folder / "sweep.yaml"
         if note.exists():
-            name = read_yaml(note).get("name")
+            name = _owner(note, self.config.name)
             if name != self.config.name:
                 raise UserError(
                     f"{self.folder} is the folder of the sweep '{name}', not of '{self.config.name}'. "
