@@ -93,7 +93,7 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
 def test_a_full_disk_says_what_is_free_and_keeps_the_rest(number: int, tmp_path: Path) -> None:
     target = tmp_path / "file.txt"
     target.write_text("before")
-    with pytest.raises(RunError, match=r"disk is full: could not write .*file\.txt \(\d+ MB free\).*--run-dir"):
+    with pytest.raises(RunError, match=r"disk is full: could not write .*file\.txt \([\d.]+ [MG]B free\).*--run-dir"):
         write_half(target, OSError(number, "no space"))
     assert target.read_text() == "before" and listing(tmp_path) == ["file.txt"]
 

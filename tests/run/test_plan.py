@@ -13,6 +13,7 @@ from rich.console import Console
 from safetensors import safe_open
 
 from srd.base.errors import UserError
+from srd.base.text import shown_bytes
 from srd.cli import app
 from srd.models.loading import load_model
 from srd.models.settings import ModelConfig
@@ -23,7 +24,7 @@ from srd.run import plan as plan_module
 from srd.run.context import Run
 from srd.run.costs import stages_of
 from srd.run.flow import advance, training_steps
-from srd.run.plan import KNOWN_CONFIGS, Plan, make_plan, print_plan, read_config, shown_bytes, size_of
+from srd.run.plan import KNOWN_CONFIGS, Plan, make_plan, print_plan, read_config, size_of
 from srd.run.steps.evaluation import Evaluation
 from srd.run.steps.ranking import Ranking
 from srd.run.steps.reflection import Reflection

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from srd.base.errors import RunError, UserError
+from srd.base.text import shown_bytes
 
 # What the operating system says where a path cannot be what it was named for, in words; anything else is the machine's.
 PATH_REASONS = {
@@ -158,7 +159,7 @@ def _full_place(error: BaseException) -> str:
     for folder, title in ((_place, "the run directory"), (Path(temporary), "temporary files, which TMPDIR can move")):
         with contextlib.suppress(OSError):
             if folder is not None:
-                told.append(f"{folder}, {title}: {shutil.disk_usage(folder).free / 1e6:.0f} MB free")
+                told.append(f"{folder}, {title}: {shown_bytes(shutil.disk_usage(folder).free)} free")
     return "; ".join(told) or temporary
 
 

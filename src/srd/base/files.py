@@ -16,6 +16,7 @@ from typing import Any
 
 from srd.base.errors import RunError, UserError
 from srd.base.failures import disk_is_full
+from srd.base.text import shown_bytes
 
 
 def _nothing(moment: str, path: Path) -> None:
@@ -96,7 +97,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise
         free = next(shutil.disk_usage(folder).free for folder in path.parents if folder.is_dir())
         raise RunError(
-            f"the disk is full: could not write {path} ({free / 1e6:.0f} MB free). "
+            f"the disk is full: could not write {path} ({shown_bytes(free)} free). "
             "Free some space, or choose another --run-dir; then run the same command again to continue."
         ) from error
 

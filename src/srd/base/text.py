@@ -57,6 +57,14 @@ def count(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def shown_bytes(count: float) -> str:
+    """Write bytes with a decimal unit: ``815.6 kB``."""
+    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} bytes"
+
+
 def signed(number: float, digits: int = 1) -> str:
     """Write a difference with its sign, a true minus included: ``+0.8``; zero has none."""
     text = f"{abs(number):.{digits}f}"

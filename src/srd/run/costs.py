@@ -308,11 +308,3 @@ def one_pass(name: str, reader: Size, facts: Facts, **costs: float) -> Phase:
     """A step in which one model goes over all the training data once."""
     flops, tokens = reader.forward(facts.prompt, facts.response), facts.prompt + facts.response
     return Phase(name, (), tokens=tokens, flops=flops, memory=inference_memory(reader, facts), **costs)
-
-
-def shown_bytes(count: float) -> str:
-    """Write bytes with a decimal unit: ``815.6 kB``."""
-    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count:.0f} bytes"

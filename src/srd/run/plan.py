@@ -23,7 +23,7 @@ from rich.table import Table
 from transformers import AutoConfig, PreTrainedConfig
 
 from srd.base.errors import UserError, nearest
-from srd.base.text import count, duration
+from srd.base.text import count, duration, shown_bytes
 from srd.data.batching import EncodedExamples
 from srd.data.encoding import Encoder
 from srd.data.settings import SourceConfig
@@ -34,7 +34,7 @@ from srd.models.settings import ModelConfig
 from srd.models.sources import SMOLLM2, split_adapter
 from srd.recipe.schema import Recipe
 from srd.run.checks import check_evaluation, check_libraries, check_recipe
-from srd.run.costs import DataFacts, Facts, Phase, Size, shortened, shown_bytes, size_of
+from srd.run.costs import DataFacts, Facts, Phase, Size, shortened, size_of
 from srd.run.flow import planned_steps
 from srd.run.models import RecipeModels
 from srd.run.steps.examples import read_splits
@@ -334,7 +334,7 @@ def make_plan(recipe: Recipe, *, devices: int = 1, flops_per_second: float = A10
     if caches and not facts.cache_fits:
         caches = False
         notes.append(
-            f"the teacher cache would take {facts.cache_bytes / 1e9:.1f} GB, more than cache.limit_gb "
+            f"the teacher cache would take {shown_bytes(facts.cache_bytes)}, more than cache.limit_gb "
             f"({recipe.cache.limit_gb:g}), so the teacher runs live"
         )
     phases = tuple(step.cost(facts) for step in steps)

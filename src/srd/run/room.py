@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from srd.base.errors import RunError
+from srd.base.text import shown_bytes
 from srd.run.context import Run
-from srd.run.costs import DataFacts, Facts, shortened, shown_bytes, size_of
+from srd.run.costs import DataFacts, Facts, shortened, size_of
 from srd.run.steps.base import Step
 
 

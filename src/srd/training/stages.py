@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from srd.base import parallel
 from srd.base.errors import RunError, UserError
 from srd.base.files import disk_errors, fingerprint, read_json, remove, write_json
+from srd.base.text import shown_bytes
 from srd.curation.curriculum import Stage
 from srd.data.batching import EncodedExamples
 from srd.models.adapters import add_lora, load_adapter
@@ -443,6 +444,6 @@ def check_disk(folder: Path, parameters: int) -> None:
     free, needed = shutil.disk_usage(folder).free, needed_disk(parameters)
     if free < needed:
         raise RunError(
-            f"training needs {needed / 1e9:.1f} GB for checkpoints in {folder}, and {free / 1e9:.1f} GB are free. "
+            f"training needs {shown_bytes(needed)} for checkpoints in {folder}, and {shown_bytes(free)} are free. "
             "Free some space, or choose another --run-dir."
         )

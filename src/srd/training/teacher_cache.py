@@ -34,6 +34,7 @@ from torch import Tensor
 from srd.base import parallel
 from srd.base.errors import RunError, UserError
 from srd.base.files import atomic_write, file_digest, fingerprint, read_sealed, remove, write_sealed
+from srd.base.text import shown_bytes
 from srd.data.batching import Collator, EncodedExamples, learnt_spans, length_sorted_batches
 from srd.models.finite import blame
 from srd.models.head import HeadWeights, head_weights, response_hidden
@@ -293,7 +294,7 @@ def _check_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise RunError(
-            f"the teacher cache needs {needed / 1e9:.2f} GB in {folder}, and {free / 1e9:.2f} GB are free. "
+            f"the teacher cache needs {shown_bytes(needed)} in {folder}, and {shown_bytes(free)} are free. "
             "Free some space, name another folder (cache.dir=…), store less (cache.dtype=bfloat16), "
             "or run the teacher live (cache.enabled=false)."
         )

@@ -13,6 +13,7 @@ import pyarrow as pa
 from srd.base import parallel
 from srd.base.files import remove
 from srd.base.tables import write_table
+from srd.base.text import shown_bytes
 from srd.data.turns import without_end
 from srd.models.generation import Decoding, generate_tokens
 from srd.models.tokens import stop_token_ids
@@ -157,8 +158,8 @@ class Cache(Step):
         if needed <= run.recipe.cache.limit_gb * 1e9:
             return False
         logger.warning(
-            "the teacher cache would take %.1f GB, more than cache.limit_gb = %g: the live teacher is used instead",
-            needed / 1e9, run.recipe.cache.limit_gb,
+            "the teacher cache would take %s, more than cache.limit_gb = %g: the live teacher is used instead",
+            shown_bytes(needed), run.recipe.cache.limit_gb,
         )  # fmt: skip
         return True
 
