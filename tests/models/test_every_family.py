@@ -7,20 +7,27 @@ batch, no padding, no state.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
     PreTrainedConfig,
 )
 
 from srd.base.errors import UserError
+from srd.base.files import read_json
 from srd.data.batching import Collator, EncodedExamples
 from srd.models.architecture import auto_class
 from srd.models.generation import Decoding, decode_batch
@@ -34,8 +41,16 @@ from srd.models.head import (
 )
 from srd.models.reading import Abilities, abilities
 from srd.models.tokens import decoder_prefix
+from srd.run.assemble import collator as collator_of
+from srd.run.flow import advance
+from srd.training.divergences.base import DIVERGENCES
 from srd.training.loss import LossSettings, head_loss, logits_loss
 from srd.training.teacher_cache import build_cache
+from tests.conftest import TinyRun, in_turn, logged
+from tests.tiny import DECODER_ONLY, ENCODER_DECODER, tiny_tokenizer
+from tests.tiny import FAMILIES as OWN_KIND
+
+MakeRun = Callable[..., TinyRun]
 
 WIDTH = 64
 # What makes a model tiny, by whatever name a family calls it.
@@ -94,15 +109,15 @@ OWN_LOGITS = {"fsmt"}  # whose head is no module that could be watched
 MASKED = ("bert", "roberta", "electra", "camembert", "xlm-roberta", "roformer", "xlnet")
 
 
-def tiny_config(family: str) -> PreTrainedConfig:
+def tiny_config(family: str, **changes: Any) -> PreTrainedConfig:
     kind = CONFIG_MAPPING[family]
     known = {name for base in kind.__mro__ for name in getattr(base, "__annotations__", {})}
     own = FAMILIES[family][0] if family in FAMILIES else {}
-    return kind(**{**{name: value for name, value in TINY.items() if name in known}, **own})
+    return kind(**{**{name: value for name, value in TINY.items() if name in known}, **own, **changes})
 
 
-def tiny_of(family: str, seed: int = 1) -> Any:
-    config = tiny_config(family)
+def tiny_of(family: str, seed: int = 1, **changes: Any) -> Any:
+    config = tiny_config(family, **changes)
     known = MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if config.is_encoder_decoder else MODEL_FOR_CAUSAL_LM_MAPPING
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -222,3 +237,111 @@ def test_a_family_that_cannot_be_decoded_is_refused() -> None:
     model.forward = forward
     with pytest.raises(UserError, match=r"cannot be decoded here.*another family"):
         decode_batch(model, PROMPTS, ROWS["id"], Decoding(3), [2], 0)
+
+
+# -------------------------------------------------------------------------------------------- whole runs
+
+
+def finite_losses(run_dir: Path, arm: str) -> list[float]:
+    losses = [row["loss"] for row in logged(run_dir) if row["arm"] == arm and "loss" in row]
+    assert losses and all(loss == loss and loss < 1e4 for loss in losses)
+    return losses
+
+
+def run_of(make_tiny_run: MakeRun, family: str) -> TinyRun:
+    """A tiny run of any family of the table; those of `tests.tiny` have a tokenizer of their own kind."""
+    if family in OWN_KIND:
+        return make_tiny_run(family)
+    tiny, tokenizer = make_tiny_run("qwen2"), tiny_tokenizer("qwen2")
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    for seed, folder in enumerate((tiny.teacher, tiny.student)):
+        tiny_of(family, seed, vocab_size=len(tokenizer), **ids).save_pretrained(folder)
+    return tiny
+
+
+@pytest.mark.parametrize("family", in_turn((*OWN_KIND, "lfm2", "mamba", "falcon_h1"), "gpt2", "t5", "lfm2"))
+def test_whole_flow_with_kd_and_srd(make_tiny_run: MakeRun, family: str) -> None:
+    tiny, drop = run_of(make_tiny_run, family), 2 if family in OWN_KIND else 0  # of four layers
+    tiny.set(baselines={"kd": {"curriculum": None}}, training__objective="srkl", training__curriculum={"stages": 2})
+    if drop:
+        tiny.set(student={"drop_layers": drop})
+    run = tiny.set(data__train_limit=16, evaluation__seeds=[1]).advance()
+    teacher, student = (read_json(path / "config.json") for path in (tiny.teacher, run.folder / "student"))
+    names = [name for name in ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers") if name in teacher]
+    assert names and all(student[name] == teacher[name] - drop for name in names)
+    assert any((run.folder / "student").glob("*.safetensors"))
+    metrics = read_json(run.folder / "evaluation/metrics.json")
+    assert set(metrics) == {"teacher", "student", "kd", "srd"}
+    finite_losses(run.folder, "kd")
+    finite_losses(run.folder, "srd")
+    auto = AutoModelForSeq2SeqLM if family in ENCODER_DECODER else AutoModelForCausalLM
+    model, report = auto.from_pretrained(run.folder / "student", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    tokenizer = AutoTokenizer.from_pretrained(run.folder / "student")
+    prompt = tokenizer("Name the whale.", return_tensors="pt")
+    answer = model.generate(
+        input_ids=prompt["input_ids"], attention_mask=prompt["attention_mask"], max_new_tokens=4, do_sample=False
+    )
+    assert answer.shape[0] == 1 and answer.numel() > 1
+
+
+def test_t5_with_every_divergence(make_tiny_run: MakeRun) -> None:
+    objectives = ("fkl", "rkl", "jsd", "tvd", "sfkl", "srkl")
+    assert set(objectives) <= set(DIVERGENCES.names())
+    tiny = make_tiny_run("t5")
+    tiny.set(training__curriculum=None, baselines={name: {"objective": name} for name in objectives})
+    run = tiny.set(data__train_limit=16).train()
+    before = load_file(tiny.student / "model.safetensors")
+    after = {name: load_file(run.folder / f"baselines/{name}/student/model.safetensors") for name in objectives}
+    for name, trained in after.items():
+        assert any(not torch.equal(before[weight], trained[weight]) for weight in before), name
+        finite_losses(run.folder, name)
+    for one, other in itertools.combinations(after.values(), 2):
+        assert any(not torch.equal(one[weight], other[weight]) for weight in before)
+
+
+@pytest.mark.parametrize(("teacher_width", "student_width"), [(432, 400), (400, 432), (416, 432)])
+def test_widths_that_differ_by_padding_rows(make_tiny_run: MakeRun, teacher_width: int, student_width: int) -> None:
+    tiny = make_tiny_run("qwen2", teacher={"vocab_size": teacher_width}, student={"vocab_size": student_width})
+    tiny.set(training__curriculum={"stages": 1}, training__weight_decay=0, data__train_limit=16)
+    run = tiny.train()
+    name = "model.embed_tokens.weight"
+    before = load_file(tiny.student / "model.safetensors")[name]
+    after = load_file(run.folder / "student/model.safetensors")[name]
+    assert after.shape == before.shape == (student_width, 32)
+    shared = min(teacher_width, student_width)
+    assert torch.equal(before[shared:], after[shared:])
+    assert not torch.equal(before[:shared], after[:shared])
+
+
+def test_padding_rows_of_the_teacher_send_nothing(make_tiny_run: MakeRun) -> None:
+    """The same teacher with 32 further rows, full of large values, makes the same student."""
+    students = []
+    for width in (400, 432):
+        tiny = make_tiny_run("qwen2", teacher={"vocab_size": 400})
+        if width > 400:
+            model = AutoModelForCausalLM.from_pretrained(tiny.teacher)
+            model.resize_token_embeddings(width, mean_resizing=False)
+            with torch.no_grad():
+                model.get_input_embeddings().weight[400:] = 100.0
+            model.save_pretrained(tiny.teacher)
+        tiny.set(training__curriculum=None, data__train_limit=16)
+        students.append((tiny.train().folder / "student/model.safetensors").read_bytes())
+    assert students[0] == students[1]
+
+
+@pytest.mark.parametrize("family", DECODER_ONLY)
+def test_pad_equal_to_end_of_sequence_is_still_learnt(make_tiny_run: MakeRun, family: str) -> None:
+    """Every reference ends with the end of sequence and that token counts, whatever the pad token is."""
+    tiny = make_tiny_run(family)
+    run = tiny.open()
+    try:
+        advance(run, "examples")
+        examples, collate = run.encoded("train"), collator_of(run)
+        batch = collate([examples[0], examples[1]])
+    finally:
+        run._lock.close()
+    end = run.tokenizer.eos_token_id
+    assert [ids[-1] for ids in examples.responses[:2]] == [end, end]
+    assert (batch["targets"] == end).sum() == 2
+    assert len(batch["index"]) == len(batch["targets"]) == sum(len(ids) for ids in examples.responses[:2])

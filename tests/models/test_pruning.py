@@ -12,6 +12,8 @@ from torch import nn
 from srd.base.errors import UserError
 from srd.models.loading import load_model, save_model
 from srd.models.pruning import drop_layers, layer_stacks, pairwise_angles
+from srd.run.costs import shortened
+from tests.models.test_every_family import tiny_of
 from tests.tiny import DECODER_ONLY, ENCODER_DECODER, FAMILIES, tiny_model, tiny_tokenizer
 
 DEPTH = 4
@@ -177,3 +179,20 @@ def test_a_model_without_layers() -> None:
     model.transformer.h = nn.ModuleList()
     with pytest.raises(UserError, match="no stack of equal layers"):
         drop_layers(model, [0])
+
+
+@pytest.mark.parametrize("family", ["mamba", "falcon_h1", "lfm2", "qwen3_next"])
+def test_kinds_of_layers_are_kept_however_a_family_tells_them(family: str) -> None:
+    model = tiny_of(family)
+    shorter, _ = drop_layers(model, [0], [])
+    ids = torch.tensor([[5, 6, 7]])
+    assert shorter(input_ids=ids, use_cache=False).logits.shape == (1, 3, 64)
+    assert shorter.config.num_hidden_layers == shortened(model.config, 1).num_hidden_layers == 1
+    assert list(shorter.config.layer_types) == list(model.config.layer_types)[1:]
+
+
+def test_kinds_that_go_by_the_number_of_a_layer_stay_in_their_order() -> None:
+    with pytest.raises(UserError, match=r"those that stay \(sliding_attention\) are not what it would make of 1"):
+        drop_layers(tiny_of("recurrent_gemma"), [0], [])
+    shorter, _ = drop_layers(tiny_of("recurrent_gemma"), [1], [])
+    assert shorter.config.num_hidden_layers == 1

@@ -18,6 +18,7 @@ from srd.data.batching import Collator, EncodedExamples
 from srd.models.adapters import add_lora
 from srd.models.generation import Decoding
 from srd.models.head import logit_rule, response_hidden, response_logits
+from srd.models.reading import bears_packing
 from srd.models.settings import LoraConfig
 from srd.models.tokens import padding_id
 from srd.training import trainer as trainer_module
@@ -28,6 +29,7 @@ from srd.training.teachers.cache import CachedTeacher
 from srd.training.teachers.common import Teacher
 from srd.training.teachers.live import LiveTeacher, live
 from srd.training.trainer import DistillTrainer, Validation, Writing, make_collator, validation_loss, widen
+from tests.models.test_every_family import tiny_of
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.test_divergences import naive
 
@@ -151,6 +153,17 @@ def test_packing_is_for_kernels_that_can_do_it() -> None:
     model.config._attn_implementation_internal = "flash_attention_2"
     assert make_collator(model, tokenizer).packed
     assert not make_collator(model, tokenizer, tiny_model("llama", seed=3)).packed
+
+
+@pytest.mark.parametrize(
+    ("family", "packed"), [("llama", True), ("gemma2", True), ("lfm2", False), ("qwen3_next", False), ("mamba", False)]
+)
+def test_packing_is_not_for_states_that_go_on(family: str, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_of(family)
+    assert bears_packing(model) == packed
+    monkeypatch.setattr("srd.training.trainer.bears_packing", lambda other: bears_packing(tiny_of(family)))
+    model.config._attn_implementation_internal = "flash_attention_2"
+    assert make_collator(model, tiny_tokenizer("llama")).packed == packed
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])

@@ -263,8 +263,22 @@ def _shorten_config(config: PreTrainedConfig, stack: str, kept: list[int]) -> No
                 setattr(config, name, len(kept))
         return
     config = config.get_text_config()
-    for name in PER_LAYER_NAMES:
-        values = getattr(config, name, None)
-        if values is not None:
-            setattr(config, name, [values[index] for index in kept])
+    values = {name: list(getattr(config, name)) for name in PER_LAYER_NAMES if getattr(config, name, None) is not None}
+    wanted = {name: [own[index] for index in kept] for name, own in values.items()}
+    for name in wanted:
+        if is_set(config, name):
+            setattr(config, name, wanted[name])
     config.num_hidden_layers = len(kept)
+    for name, kinds in wanted.items():  # some families work it out, by the number of the layer
+        if list(getattr(config, name)) != kinds:
+            raise UserError(
+                f"student.drop_layers: architecture '{config.model_type}' says by their number what kinds its layers "
+                f"are, and those that stay ({', '.join(map(str, kinds))}) are not what it would make of {len(kept)}. "
+                "Give a list of layers that leaves the order of kinds as it was."
+            )
+
+
+def is_set(config: PreTrainedConfig, name: str) -> bool:
+    """Whether a value of a configuration can be set, and is not worked out from others."""
+    value = getattr(type(config), config.attribute_map.get(name, name), None)
+    return not (isinstance(value, property) and value.fset is None)

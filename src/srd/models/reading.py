@@ -342,6 +342,26 @@ def _agrees(model: Any, able: Abilities, texts: list[list[int]], lengths: Sequen
     return False
 
 
+def bears_packing(model: Any) -> bool:
+    """Whether texts that lie in one row, told apart by their positions alone, are read as each alone.
+
+    Attention of some kernels goes by the positions; a recurrent state goes on from one text to the next. A model whose
+    kernels do not run here counts as one that bears it: it will say so itself.
+    """
+    if "position_ids" not in inspect.signature(base_model(model).forward).parameters:
+        return False
+    device = next(model.parameters()).device
+    texts = [probe_ids(model, length, shift=number) for number, length in enumerate(LENGTHS)]
+    ids = torch.tensor([[token for text in texts for token in text]], device=device)
+    positions = torch.tensor([[place for text in texts for place in range(len(text))]], device=device)
+    quiet = {"use_cache": False, **logits_alone(model)}
+    with in_evaluation(model), contextlib.suppress(Exception):
+        together = model(input_ids=ids, position_ids=positions, **quiet).logits[0]
+        alone = [model(input_ids=torch.tensor([text], device=device), **quiet).logits[0] for text in texts]
+        return same_logits(model, together.float(), torch.cat(alone).float())
+    return True
+
+
 def groups(prompts: Sequence[Sequence[int]], able: Abilities) -> list[list[int]]:
     """Which prompts may share a batch: all, or those of equal length."""
     if able.padding:

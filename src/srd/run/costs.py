@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig
 
 from srd.base.errors import UserError
 from srd.models.architecture import count_parameters
-from srd.models.pruning import DEPTH_NAMES, PER_LAYER_NAMES
+from srd.models.pruning import DEPTH_NAMES, PER_LAYER_NAMES, is_set
 from srd.recipe.schema import Recipe
 from srd.training.loss import CHUNK_BYTES
 from srd.training.settings import TrainingConfig
@@ -87,7 +87,7 @@ def shortened(config: PreTrainedConfig, drop: int | list[int]) -> PreTrainedConf
         if count >= depth:
             raise UserError(f"student.drop_layers drops {count} of {depth} layers: at least one must remain")
         for values in PER_LAYER_NAMES:
-            if getattr(inner, values, None) is not None and len(getattr(inner, values)) == depth:
+            if is_set(inner, values) and getattr(inner, values, None) and len(getattr(inner, values)) == depth:
                 setattr(inner, values, getattr(inner, values)[: depth - count])
         setattr(inner, name, depth - count)
     return config

@@ -41,7 +41,7 @@ from srd.models.head import (
 )
 from srd.models.loading import load_model
 from srd.models.pair import check_read, check_same_kind, head_width, shared_vocabulary, token_count
-from srd.models.reading import abilities
+from srd.models.reading import abilities, bears_packing
 from srd.models.sharding import check_sharding, models_are_whole, shared_embeddings_together, whole_model
 from srd.models.tokens import decoder_prefix, padding_id, stop_token_ids
 from srd.training.checkpoints import forget_older, last_checkpoint, seal, step_of
@@ -627,13 +627,15 @@ def widen(model: Any, *, scaled: bool) -> None:
 def make_collator(model: Any, tokenizer: PreTrainedTokenizerBase, teacher: Any = None) -> Collator:
     """The collator that fits a model: decoder-only or encoder-decoder.
 
-    Where the attention kernels of the model and of a live teacher keep packed examples apart (FlashAttention), batches
-    have no padding at all.
+    Where the attention kernels of the model and of a live teacher keep packed examples apart (FlashAttention), and no
+    state of theirs goes from one to the next, batches have no padding at all.
     """
     if model.config.is_encoder_decoder:
         return Collator(padding_id(tokenizer), decoder_prefix(model))
-    kernels = [str(getattr(each.config, "_attn_implementation", "")) for each in (model, teacher) if each is not None]
-    return Collator(padding_id(tokenizer), packed=all(kernel.startswith("flash_attention") for kernel in kernels))
+    models = [each for each in (model, teacher) if each is not None]
+    kernels = [str(getattr(each.config, "_attn_implementation", "")) for each in models]
+    flash = all(kernel.startswith("flash_attention") for kernel in kernels)
+    return Collator(padding_id(tokenizer), packed=flash and all(map(bears_packing, models)))
 
 
 @torch.no_grad()
