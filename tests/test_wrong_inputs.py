@@ -274,10 +274,10 @@ WRONG_FILES: dict[str, bytes] = {
     "words.jsonl": b"hello\n",
     "cut.jsonl": b'{"text": "a"}\n{"text": "b',
     "latin-1.jsonl": '{"text": "é"}\n'.encode("latin-1"),
-    "utf-16.jsonl": '{"text": "é"}\n'.encode("utf-16"),
+    "utf-16.jsonl": '{"text": "é"}\n'.encode("utf-16")[:-1],
     "nul.jsonl": b'{"text": "a"}\n\0\0\0\n',
     "twice.jsonl": b'{"text": "a", "text": "b"}\n',
-    "packed.jsonl": gzip.compress(b'{"text": "a"}\n'),
+    "packed.jsonl": gzip.compress(b'{"text": "a"}\n')[:-9],
     "empty.json": b"",
     "object.json": b'{"text": "a"}\n{"tex',
     "open.json": b'[{"text": "a"}',
@@ -304,7 +304,7 @@ WRONG_FILES: dict[str, bytes] = {
     "footer.parquet": GOOD[:-30] + bytes(22) + GOOD[-8:],
     "rows.txt": b"text\n",
     "rows": b"text\n",
-    "packed.jsonl.gz": gzip.compress(b'{"text": "a"}\n'),
+    "packed.jsonl.gz": gzip.compress(b'{"text": "a"}\n')[:-9],
 }
 
 
