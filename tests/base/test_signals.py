@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from srd.base.files import read_json
 from tests.conftest import TinyRun
+from tests.faults import begun, ended
+from tests.parallel_worker import line
 
 STOPPED = "stopped. The same command continues where it was."
 # Commands of the program's own main() that never end by themselves, so that what a signal does is seen in a second.
@@ -59,14 +60,6 @@ def start(*arguments: str, ignoring: signal.Signals | None = None) -> subprocess
     )
 
 
-def wait_for(seen: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not seen() and process.poll() is None and time.monotonic() < end:
-        time.sleep(0.02)
-    assert process.poll() is None, process.communicate()
-    assert seen()
-
-
 CASES = [(command, signal.SIGTERM) for command in COMMANDS]
 CASES += [("waits for the system", number) for number in (signal.SIGHUP, signal.SIGINT)]
 
@@ -92,13 +85,21 @@ def test_an_ignored_signal_stays_ignored() -> None:
 
 def test_a_real_run_is_stopped(tiny_run: TinyRun) -> None:
     """That it continues to the same bytes is shown with the kills: this is the gentler end."""
-    process = start("-m", "srd", "run", str(tiny_run.write_recipe()), "--run-dir", str(tiny_run.run_dir))
-    manifest = tiny_run.run_dir / "manifest.json"
-    wait_for(lambda: manifest.exists() and "reflection" in read_json(manifest)["steps"], process)
-    process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=30)
-    assert process.returncode == 143, told
-    assert STOPPED in told and "Traceback" not in told
+    recipe, manifest, words = tiny_run.write_recipe(), tiny_run.run_dir / "manifest.json", tiny_run.folder / "said"
+
+    def command() -> None:
+        os.dup2(os.open(words, os.O_CREAT | os.O_WRONLY), 2)
+        sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8")
+        line("run", str(recipe), "--run-dir", str(tiny_run.run_dir))
+
+    process, reading = begun(command)
+    end = time.monotonic() + 60
+    while time.monotonic() < end and not (manifest.exists() and "reflection" in read_json(manifest)["steps"]):
+        time.sleep(0.005)
+    os.kill(process, signal.SIGTERM)
+    assert ended(process, reading) == (143, "")
+    told = words.read_text(encoding="utf-8")
+    assert STOPPED in " ".join(told.split()) and "Traceback" not in told
     steps = read_json(manifest)["steps"]
     assert steps["examples"]["finished"] and "evaluation" not in steps
     assert not list(tiny_run.run_dir.rglob(".partial-*"))

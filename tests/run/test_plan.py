@@ -256,6 +256,7 @@ def test_hub_check_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.xdist_group("pydocs")
 def test_demo_is_planned_from_the_real_configuration() -> None:
     plan = make_plan(load_recipe("demo"))
     assert plan.teacher.parameters == 134_515_008

@@ -333,8 +333,8 @@ def test_a_divergence_from_a_plugin(tiny_run: TinyRun) -> None:
 def test_students_learn_to_stop_where_pad_is_end_of_sequence(make_tiny_run: MakeRun) -> None:
     """Llama has no pad token, so end of sequence pads; a student trained on short answers still ends by itself."""
     tiny = make_tiny_run("llama")
-    tiny.set(training__method="sft", training__curriculum=None, training__epochs=25, training__learning_rate=1e-2,
-             training__evaluate_every=25, training__select_by="loss")  # fmt: skip
+    tiny.set(training__method="sft", training__curriculum=None, training__epochs=40, training__learning_rate=1e-2,
+             training__evaluate_every=40, training__select_by="loss", data__train_limit=8)  # fmt: skip
     run = tiny.train()
     tokenizer = AutoTokenizer.from_pretrained(run.folder / "student")
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
