@@ -360,6 +360,27 @@ def plan_command(
         print_plan(made, Terminal(highlight=False, width=console.width if console.is_terminal else 120))
 
 
+@app.command("doctor")
+def doctor_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    rows: Annotated[int, typer.Option(min=0, help="How many examples to show.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Show what the models will see and what will go wrong, before anything is computed."""
+    from srd.recipe.reading import load_recipe
+    from srd.report.doctor import print_diagnosis
+    from srd.run.doctor import examine
+    from srd.run.plan import measured_flops_per_second
+
+    set_up_logging()
+    found = examine(load_recipe(recipe, overrides or []), rows, measured_flops_per_second())
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2))
+    else:
+        print_diagnosis(found, Terminal(highlight=False, width=console.width if console.is_terminal else 120))
+
+
 @app.command("sweep")
 def sweep_command(
     sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A YAML file, or the name of a shipped sweep.")],

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from srd.base.errors import UserError
 from srd.base.files import atomic_write
+from srd.base.remedies import warn
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,8 @@ class BadRows:
         if self.action == "error":
             remedy = "; or data.bad_rows=drop goes on without them, and lists them in examples/dropped.jsonl"
             raise UserError(f"{found}.\n{self.told()}\nMend or remove them{remedy if self.of_recipe else ''}.")
-        logger.warning("%s and are left out (examples/dropped.jsonl).\n%s", found, self.told())
+        what = f"{found} and are left out (examples/dropped.jsonl).\n{self.told()}\n"
+        warn(logger, what, "Mend these rows, or go on without them.")
 
     def write(self, path: Path) -> None:
         """Write what was left out, as JSON lines: place, id, reason, and the first words of the row."""

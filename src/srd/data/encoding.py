@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from srd.base.errors import UserError
 from srd.base.files import fingerprint
+from srd.base.remedies import warn
 from srd.data.examples import as_examples
 from srd.data.messages import texts_beside
 from srd.data.templates.base import Segment, Template, get_template, takes_options
@@ -89,6 +90,9 @@ class Encoder:
         self._told_control = False
         self._fitting: set[int] = set()  # frames of prompts that are known to fit
         self._told_notes: dict[str, int] = {}
+        self._unclosed = False  # whether a conversation was closed with what its template does not write
+        self._longest_prompt = 0  # tokens, of those that were cut
+        self._most_cut = self._longest = 0  # tokens: most that a prompt lost, and the longest row, responses uncut
 
     def with_template(self, name: str) -> Encoder:
         """The same encoder with another template, by name or as a text of one's own."""
@@ -136,7 +140,10 @@ class Encoder:
                 self.control.untold.add(row["id"])
         cut = [len(tokens) > self.max_prompt_length for tokens in ids]
         for index in [i for i, too_long in enumerate(cut) if too_long]:
+            whole = len(ids[index])
             texts[index], ids[index] = self._shorten(segments[index], names[index], special[index])
+            self._longest_prompt = max(self._longest_prompt, whole)
+            self._most_cut = max(self._most_cut, whole - len(ids[index]))
         for name, tokens in zip(names, ids, strict=True):
             if not tokens:
                 raise UserError(f"example '{name}': its prompt has no tokens. Give it an instruction or a prompt.")
@@ -203,12 +210,16 @@ class Encoder:
         return [*response, *self._closing(row, prompt)]
 
     def _closing(self, row: dict[str, Any], prompt: list[int]) -> tuple[int, ...]:
-        return self.turns.closing(prompt, chat=self.template.for_row(row).name == "chat")
+        chat = self.template.for_row(row).name == "chat"
+        self._unclosed = self._unclosed or (chat and self.turns.unclosed)
+        return self.turns.closing(prompt, chat=chat)
 
     def _fitted(self, closed: list[list[int]], prompts: list[list[int]]) -> tuple[list[list[int]], list[bool]]:
         """Responses cut to the room that their prompts leave, and which of them were."""
         rooms = [self.max_length - (0 if self.encoder_decoder else len(prompt)) for prompt in prompts]
         cut = [len(ids) > room for ids, room in zip(closed, rooms, strict=True)]
+        needed = [self.max_length - room + len(ids) for ids, room in zip(closed, rooms, strict=True)]
+        self._longest = max(self._longest, *needed, 0)
         return [ids[:room] for ids, room in zip(closed, rooms, strict=True)], cut
 
     def _written(
@@ -348,30 +359,61 @@ class Encoder:
 
     def _tell(self, encoded: datasets.Dataset, *, written: bool) -> None:
         """Say how many prompts and responses are not whole, and how many texts look like control tokens."""
-        prompts, answers, control = sum(encoded["prompt_cut"]), sum(encoded["response_cut"]), self.control
-        if prompts:
-            logger.warning(
-                "%d of %d prompts are longer than %d tokens: their content was cut, the frame kept",
-                prompts, len(encoded), self.max_prompt_length,
-            )  # fmt: skip
-        if answers:
-            logger.warning(
-                "%d of %d responses were cut %sto fit %d tokens; they have no end of sequence",
-                answers, len(encoded), "where they were written, or " if written else "", self.max_length,
-            )  # fmt: skip
+        count, lengths = len(encoded), self._lengths_needed()
+        if prompts := sum(encoded["prompt_cut"]):
+            what = f"{prompts} of {count} prompts are longer than {self.max_prompt_length} tokens"
+            warn(
+                logger,
+                f"{what}: their content was cut, the frame kept.",
+                f"{lengths} takes them whole; or shorten these rows.",
+            )
+        if answers := sum(encoded["response_cut"]):
+            where = "where they were written, or " if written else ""
+            what = f"{answers} of {count} responses were cut {where}to fit {self.max_length} tokens"
+            remedy = f"{lengths} takes them whole; or shorten these rows."
+            if written:
+                remedy = f"Raise max_new_tokens of the method that lets them be written, or set {lengths}."
+            warn(logger, f"{what}; they have no end of sequence.", remedy)
         for what, names in self.template.notes.items():
             if len(names) > self._told_notes.get(what, 0):
                 self._told_notes[what] = len(names)
-                logger.warning(
-                    "the chat template %s: %d examples, the first is %r", what, len(names), next(iter(names))
-                )  # fmt: skip
-        if control.met and not self._told_control:
+                warn(
+                    logger,
+                    f"the chat template {what}: {len(names)} examples, the first is {next(iter(names))!r}.",
+                    "Mend the template (chat_template.jinja in the model's folder), choose another one with "
+                    "data.template, or change these rows.",
+                )
+        if self._unclosed:
+            warn(
+                logger,
+                f"the chat template closes an answer with no control token: {self.tokenizer.eos_token} closes them.",
+                "Let the template write it behind an assistant's message (chat_template.jinja in the model's folder), "
+                "so that wherever the model is used it stops there.",
+            )
+        if self.control.met and not self._told_control:
             self._told_control = True
-            untold = f"; in {len(control.untold)} of them the tokenizer cannot tell them from the token"
-            logger.warning(
-                "%d of %d examples hold the words of a control token (the first %s): there they are words, not the "
-                "token%s", len(control.met), len(encoded), control.first, untold if control.untold else "",
-            )  # fmt: skip
+            self._tell_control(count)
+
+    def _lengths_needed(self) -> str:
+        """The settings in which all that was met is whole."""
+        prompt = max(self._longest_prompt, self.max_prompt_length)
+        beside = 0 if self.encoder_decoder else self._most_cut
+        whole = max(self._longest + beside, prompt + 1, self.max_length)
+        needed = {"data.max_prompt_length": prompt, "data.max_length": whole}
+        now = {"data.max_prompt_length": self.max_prompt_length, "data.max_length": self.max_length}
+        return " ".join(f"{name}={value}" for name, value in needed.items() if value > now[name])
+
+    def _tell_control(self, count: int) -> None:
+        met, untold = len(self.control.met), len(self.control.untold)
+        what = (
+            f"{met} of {count} examples hold the words of a control token (the first {self.control.first}): there they "
+            "are words, not the token"
+        )
+        remedy = "Where they are meant as the token, give the row as prompt and completion; else all is well."
+        if untold:
+            what += f"; in {untold} of them the tokenizer cannot tell them from the token"
+            remedy = "Remove the words from these rows."
+        warn(logger, f"{what}.", remedy)
 
 
 def encode(

@@ -18,6 +18,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from srd.base.errors import UserError
+from srd.base.remedies import warn
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +56,18 @@ def without_leaks(
     if action == "error":
         raise UserError(f"data.leaks: {said}. Remove them from the files, or set data.leaks to drop or warn.")
     if action == "warn" or not leaked.any():
-        logger.warning("%s. What a model scores there is no measure of what it has learnt (data.leaks).", said)
+        mend = "data.leaks=drop leaves them out of training." if leaked.any() else "Remove them from one of the two."
+        warn(logger, f"{said}. What a model scores there is no measure of what it has learnt (data.leaks).", mend)
         return dict(splits)
     if leaked.all():
         raise UserError(
             f"{said}: dropping them leaves nothing to train on. Give other files, or set data.leaks=warn to keep them."
         )
-    logger.warning("%s: %d rows dropped from training (data.leaks=drop).", said, leaked.sum())
+    warn(
+        logger,
+        f"{said}: {leaked.sum()} rows dropped from training (data.leaks=drop).",
+        "Nothing needs to be done; remove them from the training file to hear no more of them.",
+    )
     return {**splits, "train": train.select(np.flatnonzero(~leaked))}
 
 

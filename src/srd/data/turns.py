@@ -9,7 +9,6 @@ has no end.
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +16,6 @@ from functools import lru_cache
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
-
-logger = logging.getLogger(__name__)
 
 # What a stretch of text is read behind: SentencePiece puts a space before a text, but none behind a control token.
 GUARDS = ("", "\n")
@@ -44,6 +41,7 @@ class Turns:
         opening: what the chat template writes to ask for an answer; empty where that is no control token.
         control: every control token by its text.
         others: what else ends a turn in another of the tokenizer's chat templates, where it has several.
+        unclosed: whether the chat template writes no control token behind an answer, so that `end` closes it.
     """
 
     before: tuple[int, ...]
@@ -54,6 +52,7 @@ class Turns:
     opening: tuple[int, ...]
     control: dict[str, int]
     others: frozenset[int] = frozenset()
+    unclosed: bool = False
 
     @property
     def stops(self) -> set[int]:
@@ -131,6 +130,7 @@ def _of_one_template(tokenizer: Any, end: int, options: dict[str, Any]) -> Turns
         call_end=tuple(call_end),
         opening=tuple(opening if added & set(opening) else []),
         control=control,
+        unclosed=bool(tokenizer.chat_template) and not chat_end,
     )
 
 
@@ -150,8 +150,6 @@ def _chat_end(tokenizer: Any, added: set[int], options: dict[str, Any]) -> list[
     middle = _behind_answer(tokenizer, [*talk, {"role": "user", "content": ASKED_AGAIN}], added, options)
     # Behind the last message may stand what asks for another answer; behind one in the middle stands its end only.
     found = last if not middle or last[-1:] == [tokenizer.eos_token_id] else middle
-    if not found:
-        logger.warning("the chat template closes an answer with no control token: %s closes them", tokenizer.eos_token)
     return found
 
 

@@ -23,6 +23,7 @@ BY_SCRIPT = (
     "the references are in a script that rouge-score's words (a-z, 0-9) do not cover: ROUGE counts words by script "
     "(rouge_words: unicode), which does not compare with published numbers."
 )
+COMPARE_WITHIN = "Compare these scores with one another only; nothing else needs to be done."
 
 # The share of references that are mostly unseen by rouge-score from which on a data set is read by script. Some rows in
 # another script do not make a published benchmark another one.

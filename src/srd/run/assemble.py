@@ -210,7 +210,6 @@ def training_of(
     examples = run.encoded("train", written)
     load_teacher = None
     if config.needs_teacher:
-        run.tell_frames()
         cache = None if config.on_policy or "cache" not in run.keys else TeacherCache(place_of_cache(run))
         examples.teacher = cache
         source = TeacherSource(lambda: load(run.teacher_source, run, run.teacher_options()), run.width, cache)

@@ -23,14 +23,20 @@ from srd.training.libraries import check_installed
 from srd.training.settings import TrainingConfig
 
 
-def check_recipe(models: RecipeModels) -> None:
-    """Refuse models that do not fit each other, or what is asked of them, before a weight is loaded."""
+def check_recipe(models: RecipeModels, *, packages: bool = True) -> None:
+    """Refuse models that do not fit each other, or what is asked of them, before a weight is loaded.
+
+    Args:
+        models: Of the recipe.
+        packages: Whether that goes for packages that are missing, too.
+    """
     data = models.recipe.data
     for source in filter(None, (data.train, data.validation, data.test)):
         data_set_of(source)
     check_evaluation(models.recipe)
     check_libraries(models.recipe)
-    check_packages(missing_packages(models.recipe))
+    if packages:
+        check_packages(missing_packages(models.recipe))
     check_cleaning(models.recipe)
     teacher, student = models.recipe.teacher, models.recipe.student
     ENGINES.get(models.recipe.generation.engine).check(models.encoder_decoder, (teacher, student))

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -22,12 +21,13 @@ from srd.base import parallel
 from srd.base.console import progress_bar
 from srd.base.errors import UserError
 from srd.base.locks import lock
-from srd.base.tables import column, open_mapped, reopened
+from srd.base.remedies import warn
+from srd.base.tables import open_mapped, reopened
 from srd.base.yaml_text import read_yaml
 from srd.curation.curriculum import Curriculum
 from srd.curation.reflection import words_of
 from srd.data.batching import EncodedExamples
-from srd.metrics.scripts import BY_SCRIPT, EXTENDED, PUBLISHED, Words, words_note
+from srd.metrics.scripts import BY_SCRIPT, COMPARE_WITHIN, EXTENDED, PUBLISHED, Words, words_note
 from srd.models.generation import Decoding
 from srd.models.settings import ModelConfig
 from srd.recipe.reading import write_recipe
@@ -88,7 +88,6 @@ class Run(RecipeModels):
         self.clock: Clock | None = None  # of the step that is being made
         self.cleaned: Path | None = None  # the training rows, once they were cleaned
         self._encoded: dict[str, datasets.Dataset] = {}
-        self._frames_told = False
         parallel.on_main(self._claim)
         _check_shared(folder)
         # By the main process, as there may be moves to finish.
@@ -169,7 +168,7 @@ class Run(RecipeModels):
         found = {words_of(self.split(name)) for name in SPLITS}
         if EXTENDED not in found:
             return PUBLISHED
-        logger.warning(BY_SCRIPT)
+        warn(logger, BY_SCRIPT, COMPARE_WITHIN)
         return EXTENDED
 
     def reading(self, config: TrainingConfig | None = None) -> list[str]:
@@ -214,23 +213,6 @@ class Run(RecipeModels):
         """How the starting student is loaded."""
         student = self.recipe.student
         return load_options(student, loose=not (student.drop_layers or student.warm_start))
-
-    def tell_frames(self) -> None:
-        """Say once where teacher and student would each see a conversation in a frame of their own."""
-        own, shared = self.teacher_tokenizer, self.tokenizer
-        if self._frames_told or str(own.chat_template) == str(shared.chat_template):
-            return
-        chats = pc.any(pc.not_equal(column(self.split("train"), "messages"), "")).as_py()
-        template, _ = self.recipe.data.frame
-        if template == "chat" or (chats and template == "auto"):
-            self._frames_told = True
-            logger.warning(
-                "the chat template of the teacher (%s) is not the student's (%s): what the teacher says of each token "
-                "is asked within the student's frame, as one sequence serves both. Where it writes text it has %s. "
-                "For one frame everywhere give both models the same chat_template.",
-                self.recipe.teacher.model, self.recipe.student.model,
-                "its own" if own.chat_template else "the student's too, having none",
-            )  # fmt: skip
 
     # ----------------------------------------------------------------------------------------------------- encoding
 

@@ -308,3 +308,8 @@ def one_pass(name: str, reader: Size, facts: Facts, **costs: float) -> Phase:
     """A step in which one model goes over all the training data once."""
     flops, tokens = reader.forward(facts.prompt, facts.response), facts.prompt + facts.response
     return Phase(name, (), tokens=tokens, flops=flops, memory=inference_memory(reader, facts), **costs)
+
+
+def limit_for(cache: int) -> str:
+    """The ``cache.limit_gb`` that allows a cache of so many bytes."""
+    return f"{math.ceil(cache / 1e6) / 1000:g}"

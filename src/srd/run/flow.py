@@ -7,6 +7,7 @@ from srd.base.errors import UserError
 from srd.recipe.schema import Recipe
 from srd.run.checks import check_recipe
 from srd.run.context import Run
+from srd.run.outlook import warn_of_frames
 from srd.run.room import check_room
 from srd.run.steps.base import Step, do, needed_steps
 from srd.run.steps.cleaning import Cleaning, Likelihoods, Repair, cleaning_steps
@@ -58,6 +59,7 @@ def advance(run: Run, *wanted: str) -> None:
         do(run, step)
         if step.name == "examples":
             parallel.on_main(lambda: check_room(run, steps))
+            parallel.on_main(lambda: warn_of_frames(run, run.split("train")))
 
 
 def run_all(run: Run) -> None:

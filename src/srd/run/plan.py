@@ -34,7 +34,7 @@ from srd.models.settings import ModelConfig
 from srd.models.sources import SMOLLM2, split_adapter
 from srd.recipe.schema import Recipe
 from srd.run.checks import check_evaluation, check_libraries, check_recipe
-from srd.run.costs import DataFacts, Facts, Phase, Size, shortened, size_of
+from srd.run.costs import DataFacts, Facts, Phase, Size, limit_for, shortened, size_of
 from srd.run.flow import planned_steps
 from srd.run.models import RecipeModels
 from srd.run.steps.examples import read_splits
@@ -309,13 +309,20 @@ def measured_flops_per_second() -> float:
     return share * 2 * size**3 / best
 
 
-def make_plan(recipe: Recipe, *, devices: int = 1, flops_per_second: float = A100_FLOPS_PER_SECOND) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    *,
+    devices: int = 1,
+    flops_per_second: float = A100_FLOPS_PER_SECOND,
+    data: DataFacts | None = None,
+) -> Plan:
     """Work out what a run of a recipe would do and cost.
 
     Args:
         recipe: The recipe.
         devices: Data-parallel devices.
         flops_per_second: What one device really does in a second, not its peak.
+        data: The training data in numbers, of a recipe that is checked already; None: they are found out.
 
     Raises:
         UserError: a model's configuration or the size of the data cannot be found out.
@@ -326,8 +333,9 @@ def make_plan(recipe: Recipe, *, devices: int = 1, flops_per_second: float = A10
     if recipe.student.drop_layers:
         student_config = shortened(student_config, recipe.student.drop_layers)
     teacher, student = size_of(teacher_config), size_of(student_config)
-    models = check_what_is_at_hand(recipe, notes)
-    data = read_data(recipe, notes, teacher.encoder_decoder, models)
+    if data is None:
+        models = check_what_is_at_hand(recipe, notes)
+        data = read_data(recipe, notes, teacher.encoder_decoder, models)
     facts = Facts(recipe, teacher, student, data, devices)
     steps = planned_steps(recipe)
     caches = any(step.name == "cache" for step in steps)
@@ -335,7 +343,8 @@ def make_plan(recipe: Recipe, *, devices: int = 1, flops_per_second: float = A10
         caches = False
         notes.append(
             f"the teacher cache would take {shown_bytes(facts.cache_bytes)}, more than cache.limit_gb "
-            f"({recipe.cache.limit_gb:g}), so the teacher runs live"
+            f"({recipe.cache.limit_gb:g}), so the teacher runs live; cache.limit_gb={limit_for(facts.cache_bytes)} "
+            "keeps it"
         )
     phases = tuple(step.cost(facts) for step in steps)
     kept = math.fsum(phase.disk for phase in phases if phase.name != "cache")

@@ -11,6 +11,7 @@ from srd.base.errors import RunError
 from srd.base.text import shown_bytes
 from srd.run.context import Run
 from srd.run.costs import DataFacts, Facts, shortened, size_of
+from srd.run.outlook import warn_of_memory
 from srd.run.steps.base import Step
 
 
@@ -40,12 +41,13 @@ def check_room(run: Run, steps: Sequence[Step]) -> None:
         Path(run.recipe.cache.dir).expanduser().mkdir(parents=True, exist_ok=True)  # or it cannot be one
     facts = facts_of(run)
     costs = [step.cost(facts) for step in todo]
+    warn_of_memory(run.recipe.training, max(cost.memory for cost in costs))
     shared = Path(run.recipe.cache.dir).expanduser() if run.recipe.cache.dir else run.folder
     elsewhere = _device(shared) != _device(run.folder)
     cache = sum(cost.disk for cost in costs if cost.name == "cache" and elsewhere)
     here = sum(cost.disk for cost in costs) - cache + max(cost.scratch for cost in costs)
     for folder, needed, remedy in ((run.folder, here, "--run-dir"), (shared, cache, "cache.dir")):
-        free = shutil.disk_usage(_existing(folder)).free
+        free = shutil.disk_usage(existing(folder)).free
         if needed > free:
             parts = [f"{cost.name} {shown_bytes(cost.disk)}" for cost in costs if cost.disk]
             parts.append(f"checkpoints while training {shown_bytes(max(cost.scratch for cost in costs))}")
@@ -55,11 +57,11 @@ def check_room(run: Run, steps: Sequence[Step]) -> None:
             )
 
 
-def _existing(folder: Path) -> Path:
+def existing(folder: Path) -> Path:
     """The folder, or the nearest above it that is there."""
     folder = folder.absolute()
     return next(place for place in (folder, *folder.parents) if place.is_dir())
 
 
 def _device(folder: Path) -> int:
-    return os.stat(_existing(folder)).st_dev
+    return os.stat(existing(folder)).st_dev

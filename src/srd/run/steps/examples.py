@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from srd.base import parallel
 from srd.base.errors import UserError
 from srd.base.files import fingerprint, read_sealed, write_sealed
+from srd.base.remedies import warn
 from srd.base.tables import column, map_large, repeated, write_table
 from srd.data.bad_rows import BadRows, Check, without_refused
 from srd.data.corruption import corrupt
@@ -25,6 +26,7 @@ from srd.recipe.schema import Recipe
 from srd.run.context import Run
 from srd.run.folder import SPLITS
 from srd.run.identity import plugins_identity, source_identity, task_identity
+from srd.run.outlook import warn_of_copies
 from srd.run.steps.base import Step, Summary
 from srd.tasks.base import get_task, load_source
 
@@ -65,10 +67,8 @@ class Examples(Step):
     def _write(self, run: Run) -> Summary:
         found = self._found(run)
         splits = _prepared(run.recipe, dict(found.splits), found.benchmarks)
-        ids = {name: column(splits[name], "id") for name in SPLITS}
-        if len(twice := repeated(pa.chunked_array([chunk for name in SPLITS for chunk in ids[name].chunks]))):
-            first, second, *_ = (name for name in SPLITS for _ in range(pc.sum(pc.equal(ids[name], twice[0])).as_py()))
-            raise UserError(f"the id '{twice[0]}' is in {first} and in {second}: ids must be unique.")
+        warn_of_copies(splits, found.benchmarks)
+        _check_ids(splits)
         for name in SPLITS:
             write_table(splits[name], run.files.examples(name))
         sizes = {name: len(splits[name]) for name in SPLITS}
@@ -177,8 +177,33 @@ def _benchmarks(recipe: Recipe) -> dict[str, datasets.Dataset]:
         except UserError as error:
             if path is not None:
                 raise
-            logger.warning("%s is not compared with the training data: %s", named.key, error)
+            warn(
+                logger,
+                f"{named.key} is not compared with the training data: {error}",
+                f"Or give its file: evaluation.tasks=[{{name: {named.name}, path: FILE}}].",
+            )
     return found
+
+
+def read_all(recipe: Recipe, check: Check | None) -> tuple[dict[str, datasets.Dataset], dict[str, datasets.Dataset]]:
+    """The examples of a recipe by split, and those of the named tasks, as a run takes them.
+
+    Args:
+        recipe: Says where they are.
+        check: Says which of them cannot be used.
+    """
+    found = _Found(recipe, check)
+    splits = _prepared(recipe, dict(found.splits), found.benchmarks)
+    _check_ids(splits)
+    return splits, found.benchmarks
+
+
+def _check_ids(splits: Mapping[str, datasets.Dataset]) -> None:
+    """Refuse an id that is in two splits."""
+    ids = {name: column(splits[name], "id") for name in SPLITS}
+    if len(twice := repeated(pa.chunked_array([chunk for name in SPLITS for chunk in ids[name].chunks]))):
+        first, second, *_ = (name for name in SPLITS for _ in range(pc.sum(pc.equal(ids[name], twice[0])).as_py()))
+        raise UserError(f"the id '{twice[0]}' is in {first} and in {second}: ids must be unique.")
 
 
 def read_splits(recipe: Recipe, check: Check | None = None) -> dict[str, datasets.Dataset]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from srd.base import parallel
 from srd.base.files import remove
+from srd.base.remedies import warn
 from srd.base.tables import write_table
 from srd.base.text import shown_bytes
 from srd.data.turns import without_end
@@ -29,7 +30,7 @@ from srd.run.assemble import (
     training_of,
 )
 from srd.run.context import Run, load_options
-from srd.run.costs import Facts, Phase, one_pass, training_phase
+from srd.run.costs import Facts, Phase, limit_for, one_pass, training_phase
 from srd.run.identity import model_identity
 from srd.run.steps.base import Step, Summary
 from srd.run.steps.cleaning import cleaning_steps
@@ -157,10 +158,13 @@ class Cache(Step):
         needed = needed_cache_bytes(run)
         if needed <= run.recipe.cache.limit_gb * 1e9:
             return False
-        logger.warning(
-            "the teacher cache would take %s, more than cache.limit_gb = %g: the live teacher is used instead",
-            shown_bytes(needed), run.recipe.cache.limit_gb,
-        )  # fmt: skip
+        limit = run.recipe.cache.limit_gb
+        warn(
+            logger,
+            f"the teacher cache would take {shown_bytes(needed)}, more than cache.limit_gb = {limit:g}: the live "
+            "teacher is used instead.",
+            f"cache.limit_gb={limit_for(needed)} keeps it.",
+        )
         return True
 
     def inputs(self, run: Run) -> list[Any]:

@@ -1,0 +1,240 @@
+"""What the models of a recipe will see, and what will go wrong, before anything is computed and no weight is loaded."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from srd.base.remedies import Warned, hearing, warn
+from srd.base.text import shown_bytes
+from srd.curation.reflection import words_of
+from srd.data.encoding import Encoder
+from srd.metrics.scripts import BY_SCRIPT, COMPARE_WITHIN, EXTENDED
+from srd.models.packages import Missing
+from srd.recipe.schema import Recipe
+from srd.run.checks import check_recipe, missing_packages
+from srd.run.costs import DataFacts
+from srd.run.models import RecipeModels
+from srd.run.outlook import warn_of_copies, warn_of_frames, warn_of_memory
+from srd.run.plan import SAMPLE, Plan, make_plan
+from srd.run.room import existing
+from srd.run.steps.examples import read_all
+
+logger = logging.getLogger(__name__)
+
+SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An example as the models see it.
+
+    Attributes:
+        id: Of the example.
+        template: That puts it into its frame.
+        prompt_ids: What is read.
+        response_ids: What is learnt.
+        prompt: The text of the prompt's tokens.
+        response: The text of the response's.
+        ended: Whether the response ends with a token that ends a turn.
+        earlier: Where earlier answers that are learnt stand in the prompt: first token and behind the last, in a row.
+    """
+
+    id: str
+    template: str
+    prompt_ids: list[int]
+    response_ids: list[int]
+    prompt: str
+    response: str
+    ended: bool
+    earlier: list[int]
+
+
+@dataclass(frozen=True)
+class Side:
+    """A model and how it reads.
+
+    Attributes:
+        model: As the recipe names it; the teacher where the student is made from it.
+        architecture: Its family.
+        tokenizer: Kind and size.
+        template: Whose frame conversations get.
+        special: The tokenizer's special tokens by their roles.
+        stops: The tokens that end what it writes.
+    """
+
+    model: str
+    architecture: str
+    tokenizer: str
+    template: str
+    special: dict[str, str | None]
+    stops: list[str]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What is cut and what is ended of so many training examples."""
+
+    examples: int
+    prompts_cut: int
+    responses_cut: int
+    ended: int
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What a doctor finds.
+
+    Attributes:
+        recipe: Its name.
+        teacher: How it reads.
+        student: How it reads.
+        examples: The first of the training split.
+        tokens: Of every id in them, its text.
+        counts: Of the training split, or a sample of it.
+        plan: What the run takes.
+        missing: Packages that the models need, with the command that installs them.
+        warnings: Each with its remedy.
+        notes: What was read.
+    """
+
+    recipe: str
+    teacher: Side
+    student: Side
+    examples: tuple[Seen, ...]
+    tokens: dict[int, str]
+    counts: Counts
+    plan: Plan
+    missing: tuple[Warned, ...]
+    warnings: tuple[Warned, ...]
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as plain data."""
+        return {**asdict(self), "plan": self.plan.as_json()}
+
+
+def examine(recipe: Recipe, rows: int, flops_per_second: float) -> Diagnosis:
+    """Look at a recipe as its models will.
+
+    Args:
+        recipe: The recipe.
+        rows: How many examples to show.
+        flops_per_second: What this machine does.
+
+    Raises:
+        UserError: what `srd run` would refuse, too; but packages that are missing are told with all the rest.
+    """
+    with hearing() as heard:
+        models, missing = RecipeModels(recipe), _missing(recipe)
+        check_recipe(models, packages=False)
+        splits, benchmarks = read_all(recipe, models.refused)
+        train = splits["train"]
+        examples = tuple(_seen(models.encoder, train.select(range(min(rows, len(train))))))
+        encoded = _encoded(models.encoder, train, recipe.seed)
+        warn_of_frames(models, train)
+        warn_of_copies(splits, benchmarks)
+        if any(words_of(split) == EXTENDED for split in splits.values()):
+            warn(logger, BY_SCRIPT, COMPARE_WITHIN)
+        plan = make_plan(recipe, flops_per_second=flops_per_second, data=_facts(splits, encoded))
+        _warn_of_room(plan)
+        warn_of_memory(recipe.training, plan.memory)
+    stops = models.encoder.turns.stops
+    return Diagnosis(
+        recipe.name, *_sides(models), examples, _texts(models.tokenizer, examples), _counts(encoded, stops), plan,
+        tuple(missing), tuple(heard.warnings), (*heard.notes, *plan.notes),
+    )  # fmt: skip
+
+
+def _missing(recipe: Recipe) -> list[Warned]:
+    found = [Warned(f"{each.what} needs what is not installed here.", each.remedy) for each in _packages(recipe)]
+    for each in found:
+        warn(logger, each.what, each.remedy)
+    return found
+
+
+def _packages(recipe: Recipe) -> list[Missing]:
+    return list(dict.fromkeys(missing_packages(recipe)))
+
+
+def _seen(encoder: Encoder, examples: datasets.Dataset) -> list[Seen]:
+    """Examples as they are trained on."""
+    rows: list[Any] = list(examples)
+    encoded = encoder.encode_rows(rows)
+    found = []
+    for index, row in enumerate(rows):
+        prompt, response = list(encoded["prompt_ids"][index]), list(encoded["response_ids"][index])
+        found.append(
+            Seen(
+                row["id"], encoder.template.for_row(row).name, prompt, response, _text(encoder.tokenizer, prompt),
+                _text(encoder.tokenizer, response), response[-1:] != [] and response[-1] in encoder.turns.stops,
+                list(encoded["earlier"][index]) if "earlier" in encoded else [],
+            )
+        )  # fmt: skip
+    return found
+
+
+def _text(tokenizer: Any, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _texts(tokenizer: Any, examples: Sequence[Seen]) -> dict[int, str]:
+    ids = {token for each in examples for token in (*each.prompt_ids, *each.response_ids)}
+    return {token: _text(tokenizer, [token]) for token in sorted(ids)}
+
+
+def _encoded(encoder: Encoder, train: datasets.Dataset, seed: int) -> datasets.Dataset:
+    """The training examples as tokens, or a sample of many; what is amiss with them is told."""
+    if len(train) > SAMPLE:
+        logger.info("tokens are counted on %s of %s training examples", f"{SAMPLE:,}", f"{len(train):,}")
+        train = train.select(np.sort(np.random.default_rng(seed).permutation(len(train))[:SAMPLE]))
+    return encoder.encode(train)
+
+
+def _counts(encoded: datasets.Dataset, stops: set[int]) -> Counts:
+    ended = sum(bool(ids) and ids[-1] in stops for ids in encoded["response_ids"])
+    return Counts(len(encoded), sum(encoded["prompt_cut"]), sum(encoded["response_cut"]), ended)
+
+
+def _facts(splits: dict[str, datasets.Dataset], encoded: datasets.Dataset) -> DataFacts:
+    count, share = len(splits["train"]), len(splits["train"]) / len(encoded)
+    prompt, response = (sum(map(len, encoded[name])) / len(encoded) for name in ("prompt_ids", "response_ids"))
+    return DataFacts(
+        count, len(splits["validation"]), len(splits["test"]), prompt, response, round(response * count), share == 1
+    )
+
+
+def _sides(models: RecipeModels) -> tuple[Side, Side]:
+    """The teacher and the student."""
+    student = models.recipe.student
+    name = str(student.model or f"{models.recipe.teacher.model}, shortened")
+    return (
+        _side(str(models.recipe.teacher.model), models.configs[0], models.teacher_tokenizer, models.teacher_encoder),
+        _side(name, models.configs[-1], models.tokenizer, models.encoder),
+    )
+
+
+def _side(model: str, config: Any, tokenizer: Any, encoder: Encoder) -> Side:
+    special = {role: getattr(tokenizer, role, None) for role in SPECIAL}
+    return Side(
+        model, str(config.model_type), f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens",
+        f"{encoder.template.name}{'' if tokenizer.chat_template else ' (the tokenizer has no chat template)'}",
+        {role: None if token is None else str(token) for role, token in special.items()},
+        [str(tokenizer.convert_ids_to_tokens(token)) for token in sorted(encoder.turns.stops)],
+    )  # fmt: skip
+
+
+def _warn_of_room(plan: Plan) -> None:
+    """Say where the disk, under the folder that this command was started in, is too full."""
+    needed = plan.kept_bytes + plan.cache_bytes + plan.head_bytes + plan.checkpoint_bytes
+    free = shutil.disk_usage(existing(Path("runs"))).free
+    if needed > free:
+        what = f"about {shown_bytes(needed)} will be written, and {shown_bytes(free)} are free here."
+        warn(logger, what, "Free some space, or choose a --run-dir on another disk.")

@@ -1,0 +1,101 @@
+"""What can be foreseen of a run from its examples and models, before anything is computed: a warning each."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+import torch
+
+from srd.base.remedies import warn
+from srd.base.tables import column
+from srd.base.text import shown_bytes
+from srd.curation.copies import copies_of
+from srd.run.models import RecipeModels
+from srd.training.settings import TrainingConfig
+
+logger = logging.getLogger(__name__)
+
+SHOWN_IDS = 3
+
+
+def warn_of_copies(splits: Mapping[str, datasets.Dataset], benchmarks: Mapping[str, datasets.Dataset]) -> None:
+    """Say how many training examples nearly repeat one that models are compared on; equal prompts are told elsewhere.
+
+    Args:
+        splits: ``train``, ``validation`` and ``test``, without equal prompts.
+        benchmarks: Examples of the named tasks.
+    """
+    train = splits["train"]
+    for name, rows in {**{name: splits[name] for name in ("validation", "test")}, **benchmarks}.items():
+        found = np.flatnonzero(copies_of(train, rows))
+        if len(found):
+            ids = ", ".join(map(str, train.select(found[:SHOWN_IDS])["id"]))
+            more = ", …" * (len(found) > SHOWN_IDS)
+            warn(
+                logger,
+                f"{len(found)} of the {len(train)} training examples nearly repeat one in {name} (ids {ids}{more}): "
+                "what a model scores there is partly remembered.",
+                f"Remove them from the training file, or name another file as {_field(name)}.",
+            )
+
+
+def _field(name: str) -> str:
+    return f"data.{name}" if name in ("validation", "test") else "evaluation.tasks"
+
+
+def warn_of_frames(models: RecipeModels, train: datasets.Dataset) -> None:
+    """Say where teacher and student would each see a conversation in a frame of their own."""
+    own, shared = models.teacher_tokenizer, models.tokenizer
+    taught = any(training.needs_teacher or training.teacher_writes for training in models.recipe.student_trainings)
+    template, _ = models.recipe.data.frame
+    if not taught or template not in ("chat", "auto") or str(own.chat_template) == str(shared.chat_template):
+        return
+    if template == "auto" and not pc.any(pc.not_equal(column(train, "messages"), "")).as_py():
+        return
+    written = "its own" if own.chat_template else "the student's too, having none"
+    warn(
+        logger,
+        f"the chat template of the teacher ({models.recipe.teacher.model}) is not the student's "
+        f"({models.recipe.student.model}): what the teacher says of each token is asked within the student's frame, as "
+        f"one sequence serves both. Where it writes text it has {written}.",
+        "For one frame everywhere give both models the same chat_template.",
+    )
+
+
+def warn_of_memory(training: TrainingConfig, needed: float) -> None:
+    """Say where one device has less memory than a run needs at its peak.
+
+    Args:
+        training: What can be made smaller.
+        needed: Bytes on one device in the step that needs most.
+    """
+    there = memory_here()
+    if needed > there:
+        smaller = [
+            setting
+            for setting, is_set in (
+                ("training.micro_batch_size=1", training.micro_batch_size == 1),
+                ("training.gradient_checkpointing=true", training.gradient_checkpointing),
+                ("training.lora={r: 16}", training.lora is not None),
+            )
+            if not is_set
+        ]
+        warn(
+            logger,
+            f"about {shown_bytes(needed)} of memory are needed at the peak, and this machine has {shown_bytes(there)}.",
+            f"Take a larger machine, smaller models, or set {' '.join(smaller)}; srd plan says what each changes."
+            if smaller
+            else "Take a larger machine, or smaller models.",
+        )
+
+
+def memory_here() -> float:
+    """Bytes that a model can use on this machine: the first GPU's, or the main memory."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

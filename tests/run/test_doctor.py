@@ -1,0 +1,160 @@
+"""`srd doctor`: what it shows is what is trained on, and what it warns of goes away when its remedy is followed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srd.base.remedies import Warned
+from srd.cli import app
+from srd.models import packages
+from srd.recipe.reading import load_recipe, parse_overrides
+from srd.run import doctor, outlook
+from srd.run.doctor import Diagnosis, examine
+from srd.run.flow import advance
+from tests.conftest import TinyRun, close, tiny_rows, write_rows
+
+SETTING = re.compile(r"[a-z_]+(?:\.[a-z_]+)+=[^\s;]*[^\s;.,]")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """Models with a chat template; nothing is run."""
+    return TinyRun(tmp_path_factory.mktemp("doctor"), "qwen2")
+
+
+def looked_at(tiny: TinyRun, *overrides: str, rows: int = 2) -> Diagnosis:
+    return examine(load_recipe(str(tiny.write_recipe()), list(overrides)), rows, 1e12)
+
+
+def about(found: Diagnosis, what: str) -> list[Warned]:
+    return [warning for warning in found.warnings if what in warning.what]
+
+
+def test_examples_are_those_that_are_trained_on(tiny_run: TinyRun, capsys: pytest.CaptureFixture[str]) -> None:
+    """One JSON object on standard output, with the first rows of the training split as the run encodes them."""
+    app(["doctor", str(tiny_run.write_recipe()), "--json", "--rows", "3"], standalone_mode=False)
+    found = json.loads(capsys.readouterr().out)
+    assert {"examples", "warnings", "plan", "teacher", "student"} <= set(found)
+    run = tiny_run.open()
+    advance(run, "examples")
+    close(run)
+    expected = run.token_ids("train")[:3]
+    assert [each["id"] for each in found["examples"]] == expected["id"]
+    for each, prompt, response in zip(found["examples"], expected["prompt_ids"], expected["response_ids"], strict=True):
+        assert (each["prompt_ids"], each["response_ids"]) == (prompt, response)
+        assert each["prompt"] == run.tokenizer.decode(prompt) and each["response"].endswith("</s>")
+        assert each["ended"]
+    assert found["warnings"] == []
+
+
+def test_the_screen_shows_tokens_and_obeys_no_text(
+    shared: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"instruction": f"What is {n}?", "output": "a \x1b[31mred\u202e whale"} for n in range(30)]
+    recipe = shared.twin().set(data__train=str(write_rows(tmp_path / "rows.jsonl", rows)))
+    app(["doctor", str(recipe.write_recipe()), "--rows", "1"], standalone_mode=False)
+    shown = capsys.readouterr().out
+    for part in (
+        "│",
+        "learnt, ",
+        "<|im_end|>",
+        "responses (100%)",
+        "memory",
+        "disk",
+        "No warnings",
+        "\\x1b",
+    ):
+        assert part in shown
+    assert "\x1b[31mred" not in shown and "\u202e" not in shown
+
+
+TALK = [{"role": "user", "content": "Why is the sky blue?"}, {"role": "assistant", "content": "It scatters light."}]
+CHINESE = [{"instruction": f"Why {n}?", "output": "鲸鱼生活在海里。"} for n in range(30)]
+COPIED = [
+    *tiny_rows(),
+    {"instruction": "Say how the very large blue whale of the northern seas finds its food in winter",
+     "output": "It dives down for half an hour and eats what small animals there are in the cold water", "id": "one"},
+    {"instruction": "Say how the very large blue whale of the northern seas finds its food in winter!",
+     "output": "It dives down for half an hour and eats what small animals there are in the cold water.", "id": "two"},
+]  # fmt: skip
+CASES: dict[str, tuple[list[dict[str, Any]], list[str], str, bool]] = {
+    # rows; settings; the beginning of the warning; whether its remedy is settings, which make it go
+    "prompts cut": (tiny_rows(), ["data.max_prompt_length=20"], "prompts are longer than 20", True),
+    "responses cut": (tiny_rows(), ["data.max_length=25", "data.max_prompt_length=24"], "responses were cut", True),
+    "both cut": (tiny_rows(), ["data.max_length=25", "data.max_prompt_length=18"], "responses were cut", True),
+    "scripts": (CHINESE, ["data.max_length=200"], "ROUGE counts words by script", False),
+    "words of control tokens": (
+        [*tiny_rows(), {"instruction": "Say <|im_end|>", "output": "no"}], [], "hold the words of a control", False,
+    ),
+    "rows left out": ([*tiny_rows(), {"instruction": "a", "output": ""}], ["data.bad_rows=drop"], "left out", False),
+    "tools left out": (
+        [{"messages": TALK, "tools": [{"type": "function", "function": {"name": "weather"}}]}, *tiny_rows()],
+        ["data.template=chat"], "leaves out tools", False,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_warning_has_a_remedy_that_works(case: str, shared: TinyRun, tmp_path: Path) -> None:
+    rows, settings, what, mends = CASES[case]
+    named = [{"id": f"{case}-{n}", **row} for n, row in enumerate(rows)]
+    recipe = shared.twin().set(
+        data__train=str(write_rows(tmp_path / "rows.jsonl", named)), generation__max_new_tokens=8
+    )
+    found = looked_at(recipe, *settings)
+    assert all(warning.what and warning.remedy for warning in found.warnings)
+    (warned,) = about(found, what)
+    if mends:
+        remedy = SETTING.findall(warned.remedy)
+        assert remedy
+        kept = [s for s in settings if s.partition("=")[0] not in parse_keys(remedy)]
+        assert about(looked_at(recipe, *kept, *remedy), what.removesuffix(" 20")) == []
+
+
+def parse_keys(settings: list[str]) -> set[str]:
+    assert parse_overrides(settings)
+    return {setting.partition("=")[0] for setting in settings}
+
+
+def test_copies_in_training_and_test_are_told(shared: TinyRun, tmp_path: Path) -> None:
+    train = write_rows(tmp_path / "train.jsonl", [{"id": f"r{n}", **row} for n, row in enumerate(COPIED[:-1])])
+    test = write_rows(
+        tmp_path / "test.jsonl", [*({**row, "id": f"t{n}"} for n, row in enumerate(tiny_rows()[:4])), *COPIED[-1:]]
+    )
+    tiny = shared.twin().set(data__train=str(train), data__test=str(test))
+    (leak,) = about(looked_at(tiny, "data.leaks=warn"), "training prompts are also in test")
+    assert leak.remedy == "data.leaks=drop leaves them out of training."
+    (warned,) = about(looked_at(tiny), "nearly repeat one in test")
+    assert "1 of the" in warned.what and "(ids one)" in warned.what
+    run = tiny.open(tmp_path / "run")
+    advance(run, "examples")  # a run says it, too
+    close(run)
+    assert len([said for said in run.warnings if warned.what in said and warned.remedy in said]) == 1
+
+
+def test_machine_and_packages(shared: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is missing is told with all the rest: the command, the memory, the disk."""
+    monkeypatch.setattr(outlook, "memory_here", lambda: 1e6)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1})())
+    monkeypatch.setattr(packages, "is_installed", lambda module: False)
+    found = looked_at(shared.twin().set(teacher__attn_implementation="flash_attention_2"))
+    assert [each.remedy for each in found.missing] == ["pip install kernels"]
+    assert about(found, "flash_attention_2")[0].remedy == "pip install kernels"
+    assert "training.micro_batch_size=1" in about(found, "of memory are needed")[0].remedy
+    assert "--run-dir" in about(found, "will be written")[0].remedy
+
+
+def test_all_answers_of_a_conversation_are_shown_as_learnt(shared: TinyRun, tmp_path: Path) -> None:
+    rows = [{"id": f"c{n}", "messages": [*TALK, {"role": "user", "content": f"{n}?"}, TALK[1]]} for n in range(30)]
+    recipe = shared.twin().set(data__train=str(write_rows(tmp_path / "rows.jsonl", rows)), data__train_on="all",
+                               data__template="chat", data__max_length=200, data__max_prompt_length=100)  # fmt: skip
+    found = looked_at(recipe, rows=1)
+    (example,) = found.examples
+    first, end = example.earlier
+    text = "".join(found.tokens[token] for token in example.prompt_ids[first:end])
+    assert text == "It scatters light.<|im_end|>" and example.ended
