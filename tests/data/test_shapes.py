@@ -194,6 +194,28 @@ def test_columns_inside_conversations(columns: dict[str, str], row: Row) -> None
     assert recognised(Columns(columns).renamed(row, "here"), "here")[1]["messages"] == [USER, DONE]
 
 
+@pytest.mark.parametrize(
+    ("columns", "answer"),
+    [({}, "m"), ({"instruction": "q", "output": "a"}, "n"), ({"prompt": "q", "completion": "a"}, "n"),
+     ({"conversations": "talk"}, "o"), ({"id": "q"}, "m")],
+)  # fmt: skip
+def test_what_columns_name_is_what_is_read(tmp_path: Path, columns: dict[str, str], answer: str) -> None:
+    """Whatever else there is in a row that could be read."""
+    row = {"messages": [USER, {**DONE, "content": "m"}], "talk": [USER, {**DONE, "content": "o"}],
+           "q": "Weather?", "a": "n", "instruction": "Why?", "output": "p"}  # fmt: skip
+    (example,) = load(tmp_path, [row], columns=columns)
+    assert (example["instruction"], example["references"]) == ("Weather?", [answer])
+
+
+def test_columns_of_one_of_several_shapes(tmp_path: Path) -> None:
+    rows: list[Row] = [{"task": "a", "solved": "b"}, {"messages": [USER, DONE]}]
+    columns = {"instruction": "task", "output": "solved"}
+    assert [row["references"] for row in load(tmp_path, rows, columns=columns)] == [["b"], ["It is blue."]]
+    rows[1] = {"text": "a", "task": "c", "answer": "d"}
+    with pytest.raises(UserError, match=r"1 of 2 rows(.|\n)*rows.jsonl:2: no question with an answer"):
+        load(tmp_path, rows, columns=columns)
+
+
 def test_columns_that_are_not_there(tmp_path: Path) -> None:
     rows: list[Row] = [{"task": "a", "answer": "b", "about": "c"}, {"task": "a", "answer": "b"}]
     columns = {"instruction": "task", "output": "answer", "input": "about"}

@@ -70,7 +70,7 @@ class BadRows:
         self.good = self.count = 0
         self._reasons: dict[str, _Reason] = {}
         self._digest = hashlib.blake2b(digest_size=16)
-        self._records = tempfile.TemporaryFile("w+b", prefix="srd-dropped-")  # noqa: SIM115 - lives as long as this
+        self._records = tempfile.SpooledTemporaryFile(1 << 20, "w+b", prefix="srd-dropped-")  # noqa: SIM115
 
     def add(self, place: str, row: Any, error: UserError, name: str | None = None) -> None:
         """Note a row.

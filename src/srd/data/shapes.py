@@ -29,7 +29,7 @@ PAIRS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("input", ("output", "response")),
 )
 CONTEXTS = ("input", "context")
-OPTIONAL = ("id", "tools", "functions", "history", *SYSTEM, *CONTEXTS)  # what one row may have and another not
+QUESTIONS = [question for question, _ in PAIRS if question not in CONTEXTS]
 TURN_FIELDS = ("role", "from", "content", "value", "name", "tool_calls", "tool_call_id", "reasoning_content", "weight")
 ROLE_NAMES = ("user", "assistant", "tool", "human", "gpt")
 ROW_FIELDS = frozenset(
@@ -277,30 +277,31 @@ class Columns:
         self._roles = {} if known else {their: SPEAKERS[name] for name, their in names.items() if name in ROLE_NAMES}
         inside = () if known else (*TURN_FIELDS, *ROLE_NAMES)
         self._row = {name: their for name, their in names.items() if name not in inside}
+        self._asking = set() if known else {*CONVERSATIONS, *QUESTIONS}
 
     def renamed(self, row: Row, place: str) -> Row:
         """A row with our names; what is not named stays as it is.
 
-        Raises:
-            UserError: it has no field of a name that is given.
+        Where a row has the question that is named, no other one in it counts.
         """
-        found = {name: value for name, value in row.items() if name not in self._row.values()}
-        for ours, theirs in self._row.items():
-            try:
-                found[ours] = _at(row, theirs, f"{place}: columns.{ours}")
-                self._met.add(ours)
-            except UserError as error:
-                if ours not in OPTIONAL:
-                    raise
-                self._missing.setdefault(ours, error)
-        row = found
+        ours = {}
+        for name, theirs in self._row.items():
+            found = _at(row, theirs)
+            if found:
+                ours[name] = found[0]
+            elif name not in self._missing:  # rows of one file may have different fields
+                known = nearest(theirs, map(str, row))
+                self._missing[name] = UserError(f"{place}: columns.{name}: there is no column {theirs!r}; {known}.")
+        self._met.update(ours)
+        gone = {*self._row.values(), *(self._asking if self._asking & ours.keys() else ())}
+        row = {**{name: value for name, value in row.items() if name not in gone}, **ours}
         if not (self._turn or self._roles):
             return row
         turns = _turns(row)
         return row if turns is None else {**row, "messages": [self._renamed_turn(turn) for turn in turns]}
 
     def check(self) -> None:
-        """All rows have been seen: refuse a field that some rows may lack where all have lacked it."""
+        """All rows have been seen: refuse a name for a field that none of them has."""
         for ours in self._missing.keys() - self._met:
             raise self._missing[ours]
 
@@ -313,13 +314,13 @@ class Columns:
         return {**turn, speaker: self._roles.get(turn.get(speaker), turn.get(speaker))} if self._roles else turn
 
 
-def _at(row: Row, name: str, what: str) -> Any:
-    """A field, which may lie in others."""
+def _at(row: Row, name: str) -> list[Any]:
+    """A field, which may lie in others; nothing where it is not there."""
     if name in row:
-        return row[name]
+        return [row[name]]
     value: Any = row
     for part in name.split("."):
         if not isinstance(value, Mapping) or part not in value:
-            raise UserError(f"{what}: there is no column {name!r}; {nearest(name, map(str, row))}.")
+            return []
         value = value[part]
-    return value
+    return [value]
