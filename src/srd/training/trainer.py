@@ -57,6 +57,8 @@ from srd.training.teachers.live import live
 
 logger = logging.getLogger(__name__)
 
+ENOUGH = 16  # answers of the student, to say how many of them were cut
+
 STATE_FILE = "distillation.json"  # what a checkpoint of ours holds beside the Trainer's own files
 
 
@@ -187,7 +189,8 @@ class DistillTrainer(Trainer):
         self.add_callback(_FirstValidation(self))
         self._parts: list[tuple[Tensor, Tensor]] = []
         self._parts_since = 0
-        self._written = [0, 0]  # answers of the student since the last log, and how many of them were cut
+        self._written = [0, 0]  # answers of the student, and how many of them were cut
+        self._logged = [0, 0]  # of all processes at the last log
         self._told_cut = False
         self.validation_seconds = 0.0
         self._seconds_before, self._started = 0.0, time.perf_counter()
@@ -388,15 +391,16 @@ class DistillTrainer(Trainer):
         counts = torch.tensor(self._written, device=self.args.device)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, "sum")
-        self._written = [0, 0]
-        written, cut = counts.tolist()
-        if cut > written / 2 and not self._told_cut:
+        before, self._logged = self._logged, counts.tolist()
+        in_all, cut_in_all = self._logged
+        if cut_in_all > in_all / 2 and in_all >= ENOUGH and not self._told_cut:
             self._told_cut = True
             logger.warning(
-                "%d of %d answers of the student were cut at %d tokens: it learns no end from them. A higher "
+                "%d of the first %d answers of the student were cut at %d tokens: it learns no end from them. A higher "
                 "max_new_tokens of the method lets more of them end.",
-                cut, written, self.rollout_decoding.max_new_tokens,
+                cut_in_all, in_all, self.rollout_decoding.max_new_tokens,
             )  # fmt: skip
+        written, cut = (now - then for now, then in zip(self._logged, before, strict=True))
         return {"cut_answers": cut / written} if written else {}
 
     # -------------------------------------------------------------------------------------------------- checkpoints
