@@ -273,6 +273,12 @@ def test_what_a_message_brings_is_passed_on_as_it_is(case: str) -> None:
     assert encoded(tokenizer, {name: json.dumps(value) for name, value in row.items()}) == told
 
 
+def test_one_call_as_it_was_once_called() -> None:
+    turn = {"role": "assistant", "content": None, "function_call": CALLS[0]["function"]}
+    row = {**FIELDS["a call"], "messages": [ASKED, turn]}
+    assert encoded(with_tools(), row) == encoded(with_tools(), FIELDS["a call"])
+
+
 def test_a_row_of_a_conversation_is_read_back_as_the_same_example() -> None:
     for row in FIELDS.values():
         example = examples_from_rows([row], "rows")[0]

@@ -18,7 +18,7 @@ Message = dict[str, Any]
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 SYSTEM = ("system", "developer")
 ASSISTANT = "assistant"
-CALLS = ("tool_calls", "function_call")
+CALLS = "tool_calls"
 REASONING = ("reasoning_content", "reasoning", "thinking")
 CONTENTS = ("content", *REASONING)
 NAMES = (
@@ -61,6 +61,9 @@ def _message(message: Any, place: str, name: str) -> Message:
         raise UserError(f"{place}: {name}: expected {{role, content}}, found {kind(message)}. {NAMES}")
     # A field that is null counts as missing: tables have one for every row.
     kept = {str(key): value for key, value in message.items() if value is not None and key not in MASKS}
+    if "function_call" in kept:  # what one call was called before there were several
+        called = {"type": "function", "function": kept.pop("function_call")}
+        kept.setdefault("tool_calls", [called])
     if message["role"] not in ROLES:
         raise UserError(f"{place}: {name}.role is {message['role']!r}, expected one of {', '.join(ROLES)}. {NAMES}")
     if "content" in kept or message["role"] != ASSISTANT:
@@ -123,7 +126,7 @@ def plain_text(message: Message) -> str:
     """What a message says, as one text; of the call of a tool the call, as JSON."""
     content = message.get("content") or ""
     text = content if isinstance(content, str) else "".join(part["text"] for part in content)
-    calls = message.get("tool_calls") or message.get("function_call")
+    calls = message.get(CALLS)
     return json.dumps(calls, ensure_ascii=False) if calls and not text.strip() else text
 
 

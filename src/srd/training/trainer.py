@@ -133,6 +133,8 @@ class DistillTrainer(Trainer):
     into micro-batches or processes changes nothing.
     """
 
+    _told_cut = False  # whether it was said that most answers of the student are cut
+
     def __init__(
         self,
         model: Any,
@@ -191,7 +193,6 @@ class DistillTrainer(Trainer):
         self._parts_since = 0
         self._written = [0, 0]  # answers of the student, and how many of them were cut
         self._logged = [0, 0]  # of all processes at the last log
-        self._told_cut = False
         self.validation_seconds = 0.0
         self._seconds_before, self._started = 0.0, time.perf_counter()
 

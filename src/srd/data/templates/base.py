@@ -150,7 +150,7 @@ def _turns_of_text(example: Example, name: str) -> tuple[str, list[tuple[str, st
     if not turns:
         return "", [], example["instruction"]
     extra = extra_of(example)
-    more = {key for turn in (*turns, extra.get("answer", {})) for key in turn if key in CALLS or key in REASONING}
+    more = {key for turn in (*turns, extra.get("answer", {})) for key in turn if key == CALLS or key in REASONING}
     if more or extra.get("tools"):
         what = ", ".join(sorted(more)) or "tools"
         raise UserError(
