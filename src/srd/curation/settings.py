@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -13,6 +13,7 @@ from srd.base.settings import Section
 from srd.curation.fusion import FUSIONS
 from srd.curation.scores.base import measured_needs, scores_of
 
+OutOfSample = Literal["auto", "before", "cross_fit", "off"]
 Order = Literal["easy_to_hard", "hard_to_easy", "random", "fresh"]
 
 
@@ -20,6 +21,17 @@ class ReflectionConfig(Section):
     """How the student reflects on the training data."""
 
     max_new_tokens: int | None = Field(None, ge=1, description="longest answer; none: generation.max_new_tokens")
+    out_of_sample: OutOfSample = Field(
+        "off",
+        description="who reflects where the student is warmed up on the same rows: before: the student before that; "
+        "cross_fit: students warmed up on the other rows; auto: cross_fit for one that lost layers, else before",
+    )
+    folds: int = Field(2, ge=2, le=20, description="of cross_fit")
+
+    @field_validator("out_of_sample", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        return "off" if value is False else value  # as YAML reads it
 
 
 class CurriculumConfig(BaseModel):
@@ -30,6 +42,11 @@ class CurriculumConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
+    preset: Literal["paper", "plus"] = Field(
+        "paper",
+        description="plus: wrong rows are dropped before any training and no others, the reflection is out of sample, "
+        "the temperature falls; what is set beside it wins",
+    )
     stages: int = Field(3, ge=1, le=100, description="stage i trains on the easiest (i+1)/stages of what is kept")
     select: float = Field(0.75, gt=0, le=1, description="share of the data that is kept, the easiest")
     score: str | list[str] = Field(

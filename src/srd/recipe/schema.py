@@ -6,7 +6,7 @@ what it says. On the command line ``key.path=value`` changes it again. All mista
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -97,6 +97,28 @@ class StudentConfig(ModelConfig):
         return self
 
 
+#: What the preset `plus` changes, by section.
+PLUS: dict[str, dict[str, Any]] = {
+    "data": {"cleaning": {"action": "drop"}},
+    "reflection": {"out_of_sample": "auto"},
+    "training": {"curriculum": {"select": 1.0, "temperature": [2.0, 1.0]}},
+}
+
+
+def _with_preset(value: dict[str, Any]) -> dict[str, Any]:
+    """A recipe with what its preset changes; what the recipe itself says wins."""
+    training = value.get("training")
+    curriculum = training.get("curriculum") if isinstance(training, dict) else None
+    if not isinstance(curriculum, dict) or curriculum.get("preset") != "plus":
+        return value
+    given = dict(value)
+    if isinstance(given.get("data"), str | list):
+        given["data"] = {"train": given["data"]}
+    if isinstance(given.get("data"), dict) and isinstance(given["data"].get("cleaning"), str | bool):
+        given["data"] = {**given["data"], "cleaning": {"action": given["data"]["cleaning"]}}
+    return merge(PLUS, given)
+
+
 class Recipe(Section):
     """Everything a run does. The smallest recipe names teacher, student and data."""
 
@@ -122,7 +144,7 @@ class Recipe(Section):
         """SRD is the default training; a baseline says only what it changes."""
         if not isinstance(value, dict):
             return value
-        value = dict(value)
+        value = _with_preset(dict(value))
         training = value.get("training", {})
         if isinstance(training, dict):
             value["training"] = {"curriculum": {}, **training}
@@ -168,6 +190,28 @@ class Recipe(Section):
                 "which no cache can hold. Leave cache.enabled out, or use method kd"
             )
         return self
+
+    @model_validator(mode="after")
+    def _reflects_on_what_there_is(self) -> Self:
+        way, student = self.reflection.out_of_sample, self.student
+        if way == "cross_fit" and student.warm_start is None:
+            raise ValueError(
+                "reflection.out_of_sample: cross_fit warms students up, but there is no student.warm_start"
+            )
+        if way == "before" and student.drop_layers:
+            raise ValueError(
+                "reflection.out_of_sample: before asks a student that has lost layers and is not healed yet, which "
+                "answers nothing. Use cross_fit, or auto"
+            )
+        return self
+
+    @property
+    def out_of_sample(self) -> Literal["before", "cross_fit", "off"]:
+        """Who reflects in place of the student as it starts."""
+        way = self.reflection.out_of_sample
+        if self.student.warm_start is None or way == "off":
+            return "off"
+        return way if way != "auto" else "cross_fit" if self.student.drop_layers else "before"
 
     @model_validator(mode="after")
     def _detectors_are_there(self) -> Self:

@@ -109,14 +109,17 @@ def longest_answer(run: Run) -> int:
     return run.recipe.reflection.max_new_tokens or run.recipe.generation.max_new_tokens
 
 
-def reflect_on(run: Run, model: Any, folder: Path) -> datasets.Dataset:
-    """Let a student answer the training prompts; ``folder`` keeps what is done of it."""
+def reflect_on(run: Run, model: Any, folder: Path, places: NDArray[np.int64] | None = None) -> datasets.Dataset:
+    """Let a student answer the training prompts, or those at some places; ``folder`` keeps what is done of it."""
+    rows, encoded = run.split("train"), run.token_ids("train")
+    if places is not None:
+        rows, encoded = rows.select(places), encoded.select(places).flatten_indices()
     with run.progress("student answers") as update:
         return reflect(
             model,
             run.tokenizer,
-            run.split("train"),
-            encoded=run.token_ids("train"),
+            rows,
+            encoded=encoded,
             max_new_tokens=longest_answer(run),
             batch_size=run.recipe.generation.batch_size,
             words=run.words,

@@ -34,6 +34,7 @@ class RunFolder:
         self.cache = root / "cache"
         self.scores = root / "reflection" / "scores.parquet"
         self.batches = root / "reflection" / "batches"
+        self.folds = root / "reflection" / "folds"
         self.measures = root / "reflection" / "measures.parquet"
         self.measured = root / "reflection" / "measured"
         self.likelihoods = root / "cleaning" / "likelihoods.parquet"

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
+from numpy.typing import NDArray
+
+from srd.base import parallel
+from srd.base.console import console
+from srd.base.files import remove
+from srd.base.tables import positions
 from srd.curation.reflection import ranking_warnings
 from srd.metrics.scripts import words_note
 from srd.recipe.schema import Recipe
-from srd.run.assemble import keep_scores, load_writer, longest_answer, mean_scores, reflect_on
-from srd.run.context import Run
-from srd.run.costs import Facts, Phase, inference_memory
+from srd.run.assemble import keep_scores, load_writer, longest_answer, mean_scores, reflect_on, training_of
+from srd.run.context import Run, load_options
+from srd.run.costs import Facts, Phase, inference_memory, training_phase
 from srd.run.steps.base import Step, Summary
 from srd.run.steps.cleaning import cleaning_steps
+from srd.run.steps.student import Student, runs_live, shorten
+from srd.training.stages import train
 
 logger = logging.getLogger(__name__)
 
@@ -24,31 +36,103 @@ class Reflection(Step):
     name = "reflection"
 
     def after(self, recipe: Recipe) -> tuple[str, ...]:
-        return ("examples", *cleaning_steps(recipe), "student")
+        rows = ("examples", *cleaning_steps(recipe))
+        if recipe.out_of_sample == "off":
+            return (*rows, "student")
+        if recipe.out_of_sample == "before":
+            return rows
+        # Those that are warmed up in its place need what it needs.
+        return tuple(dict.fromkeys((*rows, *Student().after(recipe))))
 
     def inputs(self, run: Run) -> list[Any]:
-        generation = run.recipe.generation.model_dump()
-        return [run.encoding, longest_answer(run), generation, *run.reading()]
+        recipe, way = run.recipe, run.recipe.out_of_sample
+        usual = [run.encoding, longest_answer(run), recipe.generation.model_dump(), *run.reading()]
+        if way == "off":
+            return usual
+        return [*usual, way, *([recipe.reflection.folds] if way == "cross_fit" else []), *Student().inputs(run)]
 
     def outputs(self, run: Run) -> list[Path]:
-        return [run.files.scores]
+        logs = [run.files.log(label) for label in fold_labels(run)]
+        return [run.files.scores, *logs]
 
     def scratch(self, run: Run) -> list[Path]:
-        return [run.files.batches]
+        return [run.files.batches, *([run.files.folds] if run.recipe.out_of_sample == "cross_fit" else [])]
 
     def cost(self, facts: Facts) -> Phase:
-        """The reference is read, and an answer is written behind the same prompt."""
+        """The reference is read, and an answer is written behind the same prompt; of folds, their warm-ups before."""
         student = facts.student
         flops = student.forward(facts.prompt, facts.response) + student.forward(0, facts.response)
         tokens = facts.prompt + 2 * facts.response
         memory = inference_memory(student, facts)
-        return Phase(self.name, student_passes=1.0, tokens=tokens, flops=flops, memory=memory)
+        passes, warm = 1.0, facts.recipe.student.warm_start
+        if facts.recipe.out_of_sample == "cross_fit" and warm is not None:
+            times = facts.recipe.reflection.folds - 1  # each fold is left out of one of them
+            one = training_phase(self.name, warm, facts, runs_live(facts, warm))
+            flops, tokens, passes = (
+                flops + times * one.flops,
+                tokens + times * one.tokens,
+                1 + times * one.student_passes,
+            )
+            memory = max(memory, one.memory)
+        return Phase(self.name, student_passes=passes, tokens=tokens, flops=flops, memory=memory)
 
     def make(self, run: Run) -> Summary:
-        model = load_writer(run.start_source, run, run.start_options())
-        scores = reflect_on(run, model, run.files.batches)
+        way, student = run.recipe.out_of_sample, run.recipe.student
+        if way == "cross_fit":
+            scores = self._cross_fit(run)
+        elif way == "before":
+            model = load_writer(str(student.model), run, load_options(student))
+            scores = reflect_on(run, model, run.files.batches)
+        else:
+            model = load_writer(run.start_source, run, run.start_options())
+            scores = reflect_on(run, model, run.files.batches)
         for warning in ranking_warnings(scores):
             logger.warning(warning)
-        summary = {**mean_scores(scores), **words_note(run.words)}
+        summary: Summary = {**mean_scores(scores), **words_note(run.words)}
         keep_scores(scores, run.files.scores, run.files.batches)
+        if way == "cross_fit" and parallel.is_main():
+            remove(run.files.folds)
+        if way == "off" and student.warm_start is not None:
+            console.print("  the student was warmed up on these rows: what it knows by heart says little of their "
+                          "difficulty (reflection.out_of_sample)", highlight=False)  # fmt: skip
+            summary["in_sample"] = True
         return summary
+
+    def _cross_fit(self, run: Run) -> datasets.Dataset:
+        """Scores of each fold by a student that was warmed up on the others, in the order of the rows."""
+        ids = list(run.split("train")["id"])
+        fold = folds_of(ids, run.recipe.reflection.folds, run.recipe.seed)
+        parts = []
+        for number, label in enumerate(fold_labels(run)):
+            source = self._warmed_up(run, label, {name for name, own in zip(ids, fold, strict=True) if own != number})
+            model = load_writer(str(source), run, {})
+            places = np.flatnonzero(fold == number)
+            parts.append(reflect_on(run, model, run.files.batches / label, places))
+        both = datasets.concatenate_datasets(parts)
+        return both.select(positions(ids, both))
+
+    def _warmed_up(self, run: Run, label: str, others: set[str]) -> Path:
+        """A student that has seen these rows alone, from the same start and by the same warm-up."""
+        student, work = run.recipe.student, run.files.folds / label
+        assert student.warm_start is not None
+        shorten(run, work / "shortened")
+        source = str(work / "shortened") if student.drop_layers else str(student.model)
+        options = {} if student.drop_layers else load_options(student)
+        with training_of(run, label, student.warm_start, work, source, options) as training:
+            stages = [replace(stage, ids=[name for name in stage.ids if name in others]) for stage in training.stages]
+            train(replace(training, stages=stages), work / "student")
+        return work / "student"
+
+
+def fold_labels(run: Run) -> list[str]:
+    """What the warm-ups of folds are called."""
+    count = run.recipe.reflection.folds if run.recipe.out_of_sample == "cross_fit" else 0
+    return [f"fold_{number}" for number in range(count)]
+
+
+def folds_of(ids: list[str], count: int, seed: int) -> NDArray[np.int64]:
+    """The fold of each row, ``[N]``: of equal size, and the same whatever the order of the rows."""
+    order = sorted(range(len(ids)), key=lambda row: hashlib.blake2b(f"{seed}:{ids[row]}".encode()).digest())
+    folds = np.zeros(len(ids), dtype=np.int64)
+    folds[order] = np.arange(len(ids)) % count
+    return folds

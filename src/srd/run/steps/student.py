@@ -63,7 +63,7 @@ class Student(Step):
         student, warm, work = run.recipe.student, run.recipe.student.warm_start, run.files.start_work
         if not is_made(run.recipe):
             return {"parameters": parameters(str(student.model))}
-        dropped = _shorten(run, work / "shortened")
+        dropped = shorten(run, work / "shortened")
         source = str(work / "shortened") if student.drop_layers else str(student.model)
         summary: Summary = {}
         if warm is not None:
@@ -114,8 +114,8 @@ def runs_live(facts: Facts, training: Any) -> bool:
     return "cache" not in teaching_steps(facts.recipe, training) or not facts.cache_fits
 
 
-def _shorten(run: Run, target: Path) -> str | None:
-    """Write the shortened model, unless an interrupted attempt has."""
+def shorten(run: Run, target: Path) -> str | None:
+    """Write the shortened model, if the student loses layers, unless an interrupted attempt has."""
     student = run.recipe.student
     if not student.drop_layers:
         return None
