@@ -13,6 +13,7 @@ from srd.base.errors import UserError
 from srd.curation import likelihoods
 from srd.data.corruption import corrupt
 from srd.data.examples import examples_from_rows, row_of
+from srd.report.page import build_report
 from srd.run.steps import cleaning
 from tests.conftest import TinyRun, steps_finished, write_rows
 from tests.oracle import noun_rows, oracle_losses
@@ -107,6 +108,8 @@ def test_repaired_rows_have_an_answer_of_the_teacher(run: TinyRun, monkeypatch: 
     }
     assert [row["id"] for row in left] == [name for name in found if name not in wrong or name in repaired]
     assert not done.files.repair_work.exists()
+    page = build_report(done.folder).read_text(encoding="utf-8")
+    assert '<section id="cleaning"' in page and "belong to another prompt" in page and "<h4>Repaired</h4>" in page
     # Without an answer that passes, a row is dropped.
     monkeypatch.setattr(cleaning, "generate_tokens", lambda *a, **k: [[1, 2, 3] for _ in a[2]])
     done = run.set(generation__max_new_tokens=65).advance("repair")

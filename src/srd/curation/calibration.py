@@ -9,6 +9,7 @@ wrong, and the threshold that wins most by that rule needs no densities, only co
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +48,11 @@ class Calibration:
     def can_tell(self) -> bool:
         """Whether it is worth asking."""
         return min(self.rows, self.damaged) >= FEWEST and self.auc >= CANNOT_TELL
+
+    def as_json(self) -> dict[str, float | int | bool | None]:
+        """Everything as plain data, null for what is not finite."""
+        values = {name: value if math.isfinite(value) else None for name, value in vars(self).items()}
+        return {**values, "can_tell": self.can_tell}
 
 
 def calibrate(values: Floats, damaged: Floats) -> Calibration:

@@ -12,6 +12,7 @@ from pyarrow import compute
 from srd.base.files import atomic_write
 from srd.base.text import duration
 from srd.report.answers import training_answers, unseen_answers
+from srd.report.cleaning import cleaning_section
 from srd.report.comparison import (
     COST_COLUMNS,
     GIVEN_MODELS,
@@ -37,7 +38,7 @@ from srd.report.html import render
 from srd.report.reading import RunFiles, read_run
 from srd.report.tables import to_html
 
-SECTIONS = ("comparison", "training", "difficulty", "examples", "recipe", "time", "record")
+SECTIONS = ("comparison", "training", "cleaning", "difficulty", "examples", "recipe", "time", "record")
 
 
 def build_report(run_dir: Path) -> Path:
@@ -61,10 +62,11 @@ def page(run: RunFiles) -> str:
         "name": str(run.recipe.get("name") or run.run_dir.resolve().name),
         "about": " · ".join(part for part in (recipe_models(run), finished[:10]) if part),
         "lead": headline(run, models),
-        "sections": {name: name.capitalize() for name in SECTIONS},
+        "sections": {name: name.capitalize() for name in SECTIONS if name != "cleaning" or run.files.marked.is_file()},
         "command": run.command,
         **comparison_section(run, models),
         **training_section(run),
+        **cleaning_section(run),
         **difficulty_section(run),
         **examples_section(run, models),
         "recipe": [yaml_parts(line) for line in run.recipe_text.rstrip().split("\n")],
@@ -120,6 +122,7 @@ def difficulty_section(run: RunFiles) -> dict[str, Any]:
         "ranked": f"{len(run.ranked):,}",
         "drawn": f"{MAP_POINTS:,}" if len(run.ranked) > MAP_POINTS else "",
         "detection": to_html(found) if found else None,
+        "in_sample": bool(run.summary("reflection").get("in_sample")),
     }
 
 

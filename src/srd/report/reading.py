@@ -144,12 +144,12 @@ def read_run(run_dir: Path) -> RunFiles:
         run_dir=run_dir,
         recipe_text=recipe_text,
         recipe=recipe if isinstance(recipe, dict) else {},
-        manifest=read_file(files.manifest, _json, {}),
+        manifest=read_file(files.manifest, parse_json, {}),
         ranked=ranked_rows(ranked).sort_by("rank") if len(ranked) else RANKED.empty_table(),
         metrics=read_json_lines(files.metrics),
-        evaluation=read_file(files.results, _json, {}),
-        comparisons=read_file(files.comparisons, _json, []),
-        details=read_file(files.details, _json, {}),
+        evaluation=read_file(files.results, parse_json, {}),
+        comparisons=read_file(files.comparisons, parse_json, []),
+        details=read_file(files.details, parse_json, {}),
     )
 
 
@@ -176,7 +176,8 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _json(path: Path) -> Any:
+def parse_json(path: Path) -> Any:
+    """Read a file as JSON."""
     return json.loads(_text(path))
 
 

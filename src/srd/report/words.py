@@ -15,7 +15,9 @@ METRIC_NAMES = {
 }  # fmt: skip
 STEP_NAMES = {
     "examples": "Reading examples", "teacher": "Teacher", "student": "Student", "cache": "Teacher cache",
-    "reflection": "Reflection", "measures": "Other scores", "ranking": "Ranking", "evaluation": "Evaluation",
+    "likelihoods": "Reading for the cleaning",
+    "cleaning": "Cleaning", "repair": "Repair", "reflection": "Reflection",
+    "measures": "Other scores", "ranking": "Ranking", "evaluation": "Evaluation",
 }  # fmt: skip
 
 

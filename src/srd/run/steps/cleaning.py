@@ -139,7 +139,7 @@ class Cleaning(Step):
         after = [text if soft else None for text, soft in zip(before, kept, strict=True)]
         marked, cleaned = _places(run)
         _write_rows(table, np.zeros(len(rows), bool), before, after, marked)
-        write_json(run.files.detectors, {name: vars(each) for name, each in found.calibrations.items()})
+        write_json(run.files.detectors, {name: each.as_json() for name, each in found.calibrations.items()})
         if settings.changes_rows:
             write_table(rows.select(np.flatnonzero(kept)), cleaned)
         return {"rows": len(rows), "wrong": int(found.wrong.sum())}
@@ -394,7 +394,8 @@ def _chosen(run: Run, rows: datasets.Dataset, owners: NDArray[np.int64], texts: 
     with run.progress("student reads answers") as update:
         reader = reader_of(run, run.files.repair_work / "read", update)
         read = candidates_read(rows, owners, candidates, settings.find, reader)
-    thresholds = {name: each["threshold"] for name, each in read_json(run.files.detectors).items()}
+    known = {name: each["threshold"] for name, each in read_json(run.files.detectors).items()}
+    thresholds = {name: threshold for name, threshold in known.items() if threshold is not None}
     fine = passing(candidates, read, thresholds, settings.find)
     return {row: texts[candidate] for row, candidate in chosen(owners, fine, read["ce"]).items()}
 

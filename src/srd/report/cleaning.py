@@ -1,0 +1,98 @@
+"""What the cleaning has found: rows by reason, the scores with their thresholds, and the surest rows of each kind."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow  # type: ignore[import-untyped]
+from markupsafe import Markup
+
+from srd.base.text import percent
+from srd.curation.cleaning import bad_end
+from srd.curation.detectors.base import DETECTORS, reason_of
+from srd.report.answers import Answer, Card, by_id, card
+from srd.report.plots import Band, Series, legend, line_plot
+from srd.report.reading import Row, RunFiles, parse_json, read_file, read_parquet
+from srd.report.tables import Column, Table, to_html
+
+SUREST = 20  # rows of each reason
+BINS = 40
+OUTERMOST = 0.5  # per cent of the rows beyond each end of a plot
+
+
+class Reason(NamedTuple):
+    """Rows that are wrong for one reason, the surest of them as cards."""
+
+    title: str
+    cards: list[Card]
+
+
+def cleaning_section(run: RunFiles) -> dict[str, Any]:
+    """Counts by reason, the scores of each contrast with its threshold, and rows to unfold."""
+    marks = read_parquet(run.files.marked)
+    if not len(marks):
+        return {"marked": None}
+    detectors: dict[str, Row] = read_file(run.files.detectors, parse_json, {})
+    why = np.asarray(marks["why"].to_pylist(), dtype=object)
+    names, counts = np.unique(why[why != ""].astype(str), return_counts=True)
+    reasons = [str(names[i]) for i in np.argsort(-counts, kind="stable")]
+    plots = {f"{name}: rows that {reason_of(name)}": score_plot(marks, name, row) for name, row in detectors.items()}
+    return {
+        "marked": to_html(reason_table(why, reasons, detectors)),
+        "score_plots": {caption: plot for caption, plot in plots.items() if plot},
+        "blind": [name for name, row in detectors.items() if not row["can_tell"]],
+        "reasons": [reason(run, marks, why, name) for name in reasons],
+        "action": str(((run.recipe.get("data") or {}).get("cleaning") or {}).get("action")),
+    }
+
+
+def reason_table(why: Any, reasons: list[str], detectors: dict[str, Row]) -> Table:
+    """A row for each reason, and one for the rows that are not marked."""
+    columns = [Column("Rows that …"), Column("Found by"), Column("Rows", digits=0), Column("Share", show=percent)]
+    columns += [Column("AUC on self-made damage", digits=2)]
+    rows: list[list[Any]] = []
+    for name in reasons:
+        count = int((why == name).sum())
+        rows.append([reason_of(name), name, count, count / len(why), detectors.get(name, {}).get("auc")])
+    right = int((why == "").sum())
+    return Table(columns, [*rows, ["are not marked", None, right, right / len(why), None]])
+
+
+def score_plot(marks: pyarrow.Table, name: str, detector: Row) -> Markup:
+    """How many rows have which score, those beyond the threshold shaded."""
+    values = marks[name].to_numpy(zero_copy_only=False)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return Markup("")
+    low, high = (float(value) for value in np.percentile(values, [OUTERMOST, 100 - OUTERMOST]))
+    counts, edges = np.histogram(values, BINS, (low, high) if high > low else (low - 1, low + 1))
+    line = Series("rows", "var(--arm-srd)", list(zip((edges[:-1] + edges[1:]) / 2, counts.astype(float), strict=True)))
+    bands = []
+    if detector.get("threshold") is not None:
+        edge = float(np.clip(bad_end(name) * detector["threshold"], edges[0], edges[-1]))
+        bands = [Band(*((edge, float(edges[-1])) if bad_end(name) > 0 else (float(edges[0]), edge)), "wrong")]
+    return legend([line]) + line_plot([line], title=f"Rows by {name}", x_label=name, y_label="rows", bands=bands)
+
+
+def reason(run: RunFiles, marks: pyarrow.Table, why: Any, name: str) -> Reason:
+    """The surest rows of a reason, with their response before and after."""
+    places = np.flatnonzero(why == name)
+    scores = np.zeros(len(places))
+    if name in marks.column_names:
+        sign = bad_end(name) if name in DETECTORS.names() and DETECTORS.get(name).damage else 1.0
+        scores = sign * marks[name].to_numpy(zero_copy_only=False)[places]
+    surest = places[np.argsort(-scores, kind="stable")][:SUREST].tolist()
+    rows = marks.take(surest).to_pylist()
+    examples = by_id(read_parquet(run.files.examples("train"), [row["id"] for row in rows]))
+    cards = []
+    for row in rows:
+        after = row["response_after"]
+        said = "repaired" if row["repaired"] else "kept, softened" if after is not None else "dropped"
+        score = row.get(name)
+        facts = [f"{name} {score:.2f}"] if isinstance(score, float) and math.isfinite(score) else []
+        answers = [Answer("Repaired", after, "ours")] if row["repaired"] else []
+        if row["id"] in examples:
+            cards.append(card(said, examples[row["id"]], facts, answers))
+    return Reason(f"{len(places):,} rows {reason_of(name)}", cards)
