@@ -8,7 +8,7 @@ from typing import Any
 # Sections that may be written as one plain value, and the key that the value then stands for.
 SHORT_FORMS = {
     "teacher": "model", "student": "model", "data": "train", "train": "path", "validation": "path", "test": "path",
-    "objective": "name", "method": "name",
+    "objective": "name", "method": "name", "cleaning": "action",
 }  # fmt: skip
 
 
