@@ -3,8 +3,8 @@
 We can make the damage that we look for. The scores of self-made damage are those that wrong rows have; the data's own
 scores are a mixture of theirs and of the clean rows'. Behind every threshold the data has at least the wrong rows that
 lie there, so ``share ≤ P(data beyond) / P(damage beyond)``, and the least of these ratios bounds the share (Blanchard
-et al. 2010; Elkan and Noto 2008). With it, ``share · damage density > ⅔ · data density`` is where a row is twice as
-likely wrong as right, and the threshold that wins most by that rule needs no densities, only counts.
+et al. 2010; Elkan and Noto 2008). With it, ``share · damage density > ½ · data density`` is where a row is
+likelier wrong than right, and the threshold that wins most by that rule needs no densities, only counts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FEWEST = 20  # rows, and self-made damage, below which nothing is said
 CANNOT_TELL = 0.75  # the area under the curve below which a detector says nothing
 WEAK = 0.9  # and that below which it must be surer
 LEAST_SHARE, LEAST_SHARE_IF_WEAK = 0.05, 0.1
-MARKED = 2 / 3  # how likely wrong a row is that is marked; as the share is a bound from above, more than a half
+MARKED = 0.5  # how likely wrong a row is that is marked
 IN_REACH = 0.4  # share of the damage beyond every threshold that bounds the share: few rows beyond say little
 
 
