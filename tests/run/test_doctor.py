@@ -131,6 +131,7 @@ def test_copies_in_training_and_test_are_told(shared: TinyRun, tmp_path: Path) -
     assert leak.remedy == "data.leaks=drop leaves them out of training."
     (warned,) = about(looked_at(tiny), "nearly repeat one in test")
     assert "1 of the" in warned.what and "(ids one)" in warned.what
+    assert not about(looked_at(tiny, *SETTING.findall(warned.remedy)), "nearly repeat")
     run = tiny.open(tmp_path / "run")
     advance(run, "examples")  # a run says it, too
     close(run)

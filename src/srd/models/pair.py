@@ -15,6 +15,8 @@ from srd.base.errors import UserError
 # Equal vocabularies with other merges or another treatment of spaces and digits still cut texts differently.
 PROBE = "It's 12,345.67 km:\n\n\tdef naïve_sum(x):  return x+1  # Ünïcödé 你好 🙂"
 
+SHORTEN = "shorten the teacher itself (student.drop_layers in the place of student.model)"
+
 
 def head_width(config: PreTrainedConfig) -> int:
     """Rows of the output head, padding rows included."""
@@ -26,10 +28,9 @@ def check_same_kind(teacher_config: PreTrainedConfig, student_config: PreTrained
     kinds = ["encoder-decoder" if c.is_encoder_decoder else "decoder-only" for c in (teacher_config, student_config)]
     if kinds[0] != kinds[1]:
         raise UserError(
-            f"the teacher ({teacher_config.model_type}) is {kinds[0]} and the student "
-            f"({student_config.model_type}) is "
-            f"{kinds[1]}: their predictions cannot be compared position by position. "
-            f"Take a {kinds[0]} student, or train on the teacher's texts (objective seqkd)."
+            f"the teacher ({teacher_config.model_type}) is {kinds[0]} and the student ({student_config.model_type}) is "
+            f"{kinds[1]}: their predictions cannot be compared position by position. Take two of one kind, or "
+            f"{SHORTEN}."
         )
 
 
@@ -51,11 +52,8 @@ def check_same_tokenizer(
     reason = _difference(teacher, student)
     if reason:
         raise UserError(
-            f"'{names[0]}' and '{names[1]}' have different tokenizers: {reason}. Distillation compares the "
-            "two models "
-            "token by token. Take a student of the teacher's family, shorten the teacher itself "
-            "(drop_layers), "
-            "or train on the teacher's texts (objective seqkd), which needs no common vocabulary."
+            f"'{names[0]}' and '{names[1]}' have different tokenizers: {reason}. Distillation compares the two models "
+            f"token by token. Take a student of the teacher's family, or {SHORTEN}."
         )
     if teacher.eos_token_id != student.eos_token_id:
         raise UserError(

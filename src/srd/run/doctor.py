@@ -140,7 +140,7 @@ def examine(recipe: Recipe, rows: int, flops_per_second: float) -> Diagnosis:
         examples = tuple(_seen(models.encoder, train.select(range(min(rows, len(train))))))
         encoded = _encoded(models.encoder, train, recipe.seed)
         warn_of_frames(models, train)
-        warn_of_copies(splits, benchmarks)
+        warn_of_copies(recipe.data, splits, benchmarks)
         if any(words_of(split) == EXTENDED for split in splits.values()):
             warn(logger, BY_SCRIPT, COMPARE_WITHIN)
         plan = make_plan(recipe, flops_per_second=flops_per_second, data=_facts(splits, encoded))

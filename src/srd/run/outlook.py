@@ -15,23 +15,31 @@ from srd.base.remedies import warn
 from srd.base.tables import column
 from srd.base.text import shown_bytes
 from srd.curation.copies import copies_of
+from srd.data.settings import DataConfig
 from srd.run.models import RecipeModels
 from srd.training.settings import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
 SHOWN_IDS = 3
+HELD_OUT = ("validation", "test")
+CLEAN = "data.cleaning.action=drop data.cleaning.find=[near_copy] leaves them out, and copies among the training rows."
 
 
-def warn_of_copies(splits: Mapping[str, datasets.Dataset], benchmarks: Mapping[str, datasets.Dataset]) -> None:
+def warn_of_copies(
+    data: DataConfig, splits: Mapping[str, datasets.Dataset], benchmarks: Mapping[str, datasets.Dataset]
+) -> None:
     """Say how many training examples nearly repeat one that models are compared on; equal prompts are told elsewhere.
 
     Args:
+        data: Says whether cleaning is to leave them out, which then needs no warning.
         splits: ``train``, ``validation`` and ``test``, without equal prompts.
         benchmarks: Examples of the named tasks.
     """
-    train = splits["train"]
-    for name, rows in {**{name: splits[name] for name in ("validation", "test")}, **benchmarks}.items():
+    train, cleaning = splits["train"], data.cleaning
+    cleaned = cleaning.changes_rows and "near_copy" in cleaning.find and data.leaks != "warn"
+    held_out = {} if cleaned else {name: splits[name] for name in HELD_OUT}
+    for name, rows in {**held_out, **benchmarks}.items():
         found = np.flatnonzero(copies_of(train, rows))
         if len(found):
             ids = ", ".join(map(str, train.select(found[:SHOWN_IDS])["id"]))
@@ -40,12 +48,8 @@ def warn_of_copies(splits: Mapping[str, datasets.Dataset], benchmarks: Mapping[s
                 logger,
                 f"{len(found)} of the {len(train)} training examples nearly repeat one in {name} (ids {ids}{more}): "
                 "what a model scores there is partly remembered.",
-                f"Remove them from the training file, or name another file as {_field(name)}.",
+                CLEAN if name in HELD_OUT else "Remove them from the training file, or leave the task out.",
             )
-
-
-def _field(name: str) -> str:
-    return f"data.{name}" if name in ("validation", "test") else "evaluation.tasks"
 
 
 def warn_of_frames(models: RecipeModels, train: datasets.Dataset) -> None:

@@ -67,7 +67,7 @@ class Examples(Step):
     def _write(self, run: Run) -> Summary:
         found = self._found(run)
         splits = _prepared(run.recipe, dict(found.splits), found.benchmarks)
-        warn_of_copies(splits, found.benchmarks)
+        warn_of_copies(run.recipe.data, splits, found.benchmarks)
         _check_ids(splits)
         for name in SPLITS:
             write_table(splits[name], run.files.examples(name))
