@@ -206,3 +206,13 @@ def test_large_token_ids_do_not_wrap() -> None:
     batch = Collator(151_643)([{"id": "a", "prompt_ids": [151_644, 70_000], "response_ids": [65_537, 151_645]}])
     assert batch["input_ids"].tolist() == [[151_644, 70_000, 65_537, 151_645]]
     assert batch["targets"].tolist() == [65_537, 151_645]
+
+
+def test_rows_without_cross_entropy_are_marked_token_by_token() -> None:
+    rows = {"id": ["a", "b", "c"], "prompt_ids": [[1], [2, 3], [4]], "response_ids": [[5, 6], [7], [8, 9, 10]]}
+    examples = EncodedExamples(rows)
+    assert "reference" not in Collator(0)(examples.__getitems__([0, 1, 2]))
+    examples.soft = frozenset({"b", "c"})
+    batch = Collator(0)(examples.subset(["a", "c", "b"]).__getitems__([0, 1, 2]))
+    assert batch["reference"].tolist() == [1, 1, 0, 0, 0, 0] and batch["targets"].tolist() == [5, 6, 8, 9, 10, 7]
+    assert "reference" not in Collator(0)(examples.__getitems__([0]))

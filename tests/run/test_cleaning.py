@@ -131,7 +131,7 @@ def test_too_many_marks_stop_and_show_examples(run: TinyRun) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"find": ["mach"]}, "unknown detector 'mach'; did you mean 'match'"),
+        ({"find": ["mach"]}, r"data\.cleaning\.find: unknown detector 'mach'; did you mean 'match'"),
         ({"action": "dropp"}, "'off', 'report', 'drop', 'soften' or 'repair'"),
         ({"keep": "nowhere.txt"}, "data.cleaning.keep: there is no file 'nowhere.txt'"),
         ({"most": 0}, "greater than 0"),

@@ -14,7 +14,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from srd.curation.calibration import Calibration, calibrate
-from srd.curation.copies import COPY, copies_of, near_copies
+from srd.curation.copies import COPY, near_copies
 from srd.curation.damage import chosen_rows, damaged
 from srd.curation.detectors.base import DETECTORS, HELD_OUT, NAMED, Detector
 from srd.curation.likelihoods import (
@@ -133,14 +133,14 @@ def find_wrong(
         why[wrong] = detector.name
     why[kept], why[named] = "", NAMED
     if any(detector.name == "near_copy" for detector in chosen):
-        copies = near_copies(examples)
+        copies = near_copies(examples, held_out)
         scores["near_copy"] = copies.likeness
         # Of a group one stays: one that is not wrong, and of those the one that the model finds likeliest.
         nats = reads.rows["ce"] if reads is not None else np.zeros(len(ids))
         worse = np.select([kept, why != ""], [np.full(len(ids), -np.inf), np.full(len(ids), np.inf)], nats)
         why[copies.spare(worse) & (why == "") & ~kept] = "near_copy"
         if held_out is not None and len(held_out):
-            scores[HELD_OUT] = copies_of(examples, held_out)
+            scores[HELD_OUT] = copies.held_out
             why[(scores[HELD_OUT] >= COPY) & ~named & ~kept] = HELD_OUT
     in_order = {name: scores[name] for name in (*detectors, HELD_OUT) if name in scores}
     return Findings(ids, in_order, why, {name: calibrations[name] for name in detectors if name in calibrations})

@@ -38,10 +38,12 @@ class Copies:
     Attributes:
         likeness: The greatest similarity of each row to another one that was found, 0 to 1, ``[N]``.
         groups: The group of each row, ``[N]``; a row that repeats none has a group of its own.
+        held_out: Likewise the likeness to rows that are held out, ``[N]``.
     """
 
     likeness: NDArray[np.float64]
     groups: Ints
+    held_out: NDArray[np.float64]
 
     def spare(self, worse: NDArray[np.float64]) -> NDArray[np.bool_]:
         """The rows that are not needed: of each group all but the one with the lowest number, or the first of equals.
@@ -56,8 +58,8 @@ class Copies:
         return spare
 
 
-def near_copies(rows: Dataset) -> Copies:
-    """Find the rows that nearly repeat another one.
+def near_copies(rows: Dataset, held_out: Dataset | None = None) -> Copies:
+    """Find the rows that nearly repeat another one, or one that is held out.
 
     Two rows are copies where the word 3-grams of prompt and response have a Jaccard similarity of at least `COPY`, and
     their responses share at least half of their words: to the same question, *yes* and *no* are no copies. Where they
@@ -67,26 +69,36 @@ def near_copies(rows: Dataset) -> Copies:
 
     Args:
         rows: Of the example schema.
+        held_out: Likewise.
     """
-    index = _index(rows)
-    found = [np.zeros((0, 2), np.int64)]
+    index, count = _index_of(rows, held_out), len(rows)
+    likeness, groups = _grouped(index, count, list(_alike(index, _pairs_within(index, count))))
+    return Copies(likeness, groups, _likeness_across(index, count))
+
+
+def copies_of(rows: Dataset, held_out: Dataset) -> NDArray[np.float64]:
+    """The greatest similarity of each row to a row that is held out, 0 where that is none's copy, ``[N]``."""
+    return _likeness_across(_index_of(rows, held_out), len(rows))
+
+
+def _pairs_within(index: _Index, count: int) -> Ints:
+    """Pairs of the first so many rows that share a band: each row with the next ones that do."""
+    rows, found = index.filled[index.filled < count], [np.zeros((0, 2), np.int64)]
     for band in index.bands:
-        order = index.filled[np.argsort(band[index.filled], kind="stable")]
+        order = rows[np.argsort(band[rows], kind="stable")]
         for shift in range(1, NEIGHBOURS + 1):
             alike = band[order[:-shift]] == band[order[shift:]]
             if not alike.any():
                 break
             found.append(np.stack([order[:-shift][alike], order[shift:][alike]], 1))
-    return _grouped(index, list(_alike(index, np.concatenate(found))))
+    return np.concatenate(found)
 
 
-def copies_of(rows: Dataset, held_out: Dataset) -> NDArray[np.float64]:
-    """The greatest similarity of each row to a row that is held out, 0 where it is none's copy, ``[N]``."""
-    both = concatenate_datasets([rows.select_columns(COLUMNS), held_out.select_columns(COLUMNS)])
-    index, count = _index(both), len(rows)
+def _likeness_across(index: _Index, count: int) -> NDArray[np.float64]:
+    """The greatest similarity of each of the first so many rows to one of the others."""
     ours, theirs = index.filled[index.filled < count], index.filled[index.filled >= count]
     found = [np.zeros((0, 2), np.int64)]
-    for band in index.bands:
+    for band in index.bands if len(theirs) else ():
         order = theirs[np.argsort(band[theirs], kind="stable")]
         first, end = (np.searchsorted(band[order], band[ours], side) for side in ("left", "right"))
         for shift in range(NEIGHBOURS + 1):
@@ -253,6 +265,12 @@ def _jaccard(one: NDArray[Any], other: NDArray[Any]) -> float:
     return shared / max(1, len(one) + len(other) - shared) if len(one) or len(other) else 1.0
 
 
+def _index_of(rows: Dataset, held_out: Dataset | None) -> _Index:
+    """The rows, and behind them those that are held out."""
+    parts = [part.select_columns(COLUMNS) for part in (rows, held_out) if part is not None and len(part)]
+    return _index(concatenate_datasets(parts))
+
+
 def _index(rows: Dataset) -> _Index:
     frames = _frames(rows)
     draw = np.random.default_rng(0)
@@ -315,9 +333,8 @@ def _alike(index: _Index, pairs: Ints) -> Iterator[tuple[int, int, float]]:
             yield first, second, similarity
 
 
-def _grouped(index: _Index, pairs: list[tuple[int, int, float]]) -> Copies:
+def _grouped(index: _Index, count: int, pairs: list[tuple[int, int, float]]) -> tuple[NDArray[np.float64], Ints]:
     """Join pairs into groups, the most alike first, but no two groups whose first rows are not alike themselves."""
-    count = len(index.starts) - 1
     likeness, groups = np.zeros(count), np.arange(count)
 
     def root(row: int) -> int:
@@ -331,4 +348,4 @@ def _grouped(index: _Index, pairs: list[tuple[int, int, float]]) -> Copies:
         one, other = sorted((root(first), root(second)))
         if one != other and index.similarity(one, other) >= CHAINED:
             groups[other] = one
-    return Copies(likeness, np.array([root(row) for row in range(count)], dtype=np.int64))
+    return likeness, np.array([root(row) for row in range(count)], dtype=np.int64)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from srd.base.errors import UserError
 from srd.base.settings import LONGEST_NAME, FolderName, Named, Section, Seed, each_once
 from srd.curation.detectors.base import DETECTORS
 from srd.curation.settings import CurriculumConfig, ReflectionConfig
@@ -216,7 +217,10 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _detectors_are_there(self) -> Self:
         for name in self.data.cleaning.find:
-            DETECTORS.name_of(name)
+            try:
+                DETECTORS.name_of(name)
+            except UserError as error:
+                raise ValueError(f"data.cleaning.find: {error}") from error
         return self
 
     @property
