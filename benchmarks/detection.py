@@ -1,6 +1,6 @@
 """How many wrong rows the cleaning finds, and how many right ones it takes for wrong, without knowing the share.
 
-python -m benchmarks.detection [FILE …] [--work FOLDER] [--detectors eos,match,ce,near_copy]
+python -m benchmarks.detection [FILE …] [--work FOLDER] [--detectors eos,match,wording,near_copy]
 
 Takes 320 rows of pydocs, and of each FILE; a quarter of them is swapped, truncated and duplicated in equal parts. The
 embedded SmolLM2-135M reads them in its chat template as it comes. The undamaged rows are marked, too. The tables go
@@ -78,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="*", help="further data sets")
     parser.add_argument("--work", type=Path, default=Path("sweeps/detection"), help="keeps what was read")
-    parser.add_argument("--detectors", default="eos,match,ce,near_copy")
+    parser.add_argument("--detectors", default="eos,match,wording,near_copy")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     torch.set_num_threads(2)

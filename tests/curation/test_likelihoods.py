@@ -63,12 +63,13 @@ def test_every_score_by_its_definition(family: str, template: str) -> None:
     prompts, responses = encoded["prompt_ids"][:], encoded["response_ids"][:]
     (blank,), _, _ = encoder.prompts([{**examples[0], "instruction": "", "input": "", "messages": ""}])
     others = other_prompts(encoded["id"][:], prompts, OTHERS)
-    expected: dict[str, list[float]] = {name: [] for name in ("ce", "eos", "pmi", "ifd", "match")}
+    expected: dict[str, list[float]] = {name: [] for name in ("ce", "eos", "pmi", "ifd", "match", "wording")}
     for row, response in enumerate(responses):
         own, alone = nats(model, prompts[row], response), nats(model, blank, response)
         elsewhere = [sum(nats(model, prompts[other], response)[:-1]) for other in others[row]]
         expected["ce"].append(sum(own) / len(own))
         expected["eos"].append(own[-1])
+        expected["wording"].append(sum(own[:-1]) / (len(own) - 1))
         expected["pmi"].append(sum(alone) - sum(own))
         expected["ifd"].append(sum(own) / sum(alone))
         expected["match"].append(sum(elsewhere) / OTHERS - sum(own[:-1]))

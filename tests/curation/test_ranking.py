@@ -301,7 +301,7 @@ def test_wrong_arguments() -> None:
         srd.rank(ROWS, by="random", seed=-1)
     with pytest.raises(UserError, match=r"lack the columns \['length'\]"):
         srd.rank(ROWS, by="length")
-    known = ["ce", "eos", "gap", "ifd", "length", "match", "near_copy", "pmi", "random", "rouge_l"]
+    known = ["ce", "eos", "gap", "ifd", "length", "match", "near_copy", "pmi", "random", "rouge_l", "wording"]
     assert SCORES.names() == known
 
 

@@ -52,7 +52,7 @@ class CurriculumConfig(BaseModel):
     score: str | list[str] = Field(
         "fused",
         description="what ranks: fused (rouge_l and ce), rouge_l, ce, eos, pmi, ifd, match, gap, near_copy, length, "
-        "random, one that you registered, or several",
+        "wording, random, one that you registered, or several",
     )
     fusion: str = Field("rrf", description="how several scores are fused: rrf, mean_rank, max_rank")
     order: Order = Field(

@@ -74,7 +74,7 @@ class CleaningConfig(Section):
         "repair: the teacher answers anew",
     )
     find: Annotated[list[Named], AfterValidator(each_once)] = Field(
-        ["empty", "looping", "eos", "match", "ce", "near_copy"],
+        ["empty", "looping", "eos", "match", "wording", "near_copy"],
         description="detectors, of several that mark a row the first says why; pmi is cheaper than match",
     )
     keep: Named | None = Field(None, description="file of ids that are right, whatever is found")

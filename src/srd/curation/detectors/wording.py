@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from srd.curation.detectors.base import register_contrast
 
-register_contrast("ce", "are garbled", damage="garbled")
+register_contrast("wording", "are garbled", damage="garbled")
