@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from srd.base.errors import UserError
 from srd.base.remedies import Warned
 from srd.cli import app
 from srd.models import packages
 from srd.recipe.reading import load_recipe, parse_overrides
-from srd.run import doctor, outlook
+from srd.run import doctor, outlook, plan
 from srd.run.doctor import Diagnosis, examine
 from srd.run.flow import advance
 from tests.conftest import TinyRun, close, tiny_rows, write_rows
@@ -119,6 +120,19 @@ def test_every_warning_has_a_remedy_that_works(case: str, shared: TinyRun, tmp_p
 def parse_keys(settings: list[str]) -> set[str]:
     assert parse_overrides(settings)
     return {setting.partition("=")[0] for setting in settings}
+
+
+def test_what_no_model_takes_is_to_be_shortened(shared: TinyRun, tmp_path: Path) -> None:
+    """A remedy does not lead to lengths that are refused."""
+    rows = [{"id": f"r{n}", "instruction": f"Why {n}? " * 1000, "output": "So."} for n in range(30)]
+    found = looked_at(shared.twin().set(data__train=str(write_rows(tmp_path / "rows.jsonl", rows))))
+    assert about(found, "prompts are longer")[0].remedy.startswith("The models take 1024 tokens")
+
+
+def test_models_that_are_nowhere_are_refused_at_once(shared: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "hub_is_reachable", lambda: False)
+    with pytest.raises(UserError, match="the hub cannot be reached"):
+        looked_at(shared.twin().set(teacher__model="nobody/nothing-at-all"))
 
 
 def test_copies_in_training_and_test_are_told(shared: TinyRun, tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ class Encoder:
         encoder_decoder: The prompt goes to an encoder, the response to a decoder, each with its own length.
         train_on: ``last``: the answer; ``all``: earlier answers of its conversation, too.
         prompts_only: For a model that only writes: responses stay empty, and no template needs to render one.
+        positions: Longest sequence that the models take, where they have a limit; a remedy goes no further.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Encoder:
         encoder_decoder: bool = False,
         train_on: Literal["last", "all"] = "last",
         prompts_only: bool = False,
+        positions: int | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.template = template
@@ -78,6 +80,7 @@ class Encoder:
         self.encoder_decoder = encoder_decoder
         self.train_on = train_on
         self.prompts_only = prompts_only
+        self.positions = positions
         if tokenizer.eos_token_id is None:
             raise UserError("the tokenizer has no end-of-sequence token, so that a student could never learn to stop")
         if train_on == "all" and encoder_decoder:
@@ -104,6 +107,7 @@ class Encoder:
             encoder_decoder=self.encoder_decoder,
             train_on=self.train_on,
             prompts_only=self.prompts_only,
+            positions=self.positions,
         )
 
     def _ids(self, texts: list[Pieces], special: list[bool], names: list[str]) -> list[list[int]]:
@@ -359,20 +363,15 @@ class Encoder:
 
     def _tell(self, encoded: datasets.Dataset, *, written: bool) -> None:
         """Say how many prompts and responses are not whole, and how many texts look like control tokens."""
-        count, lengths = len(encoded), self._lengths_needed()
+        count, remedy = len(encoded), self._longer()
         if prompts := sum(encoded["prompt_cut"]):
             what = f"{prompts} of {count} prompts are longer than {self.max_prompt_length} tokens"
-            warn(
-                logger,
-                f"{what}: their content was cut, the frame kept.",
-                f"{lengths} takes them whole; or shorten these rows.",
-            )
+            warn(logger, f"{what}: their content was cut, the frame kept.", remedy)
         if answers := sum(encoded["response_cut"]):
             where = "where they were written, or " if written else ""
             what = f"{answers} of {count} responses were cut {where}to fit {self.max_length} tokens"
-            remedy = f"{lengths} takes them whole; or shorten these rows."
             if written:
-                remedy = f"Raise max_new_tokens of the method that lets them be written, or set {lengths}."
+                remedy = "Raise max_new_tokens of the method that lets them be written, or data.max_length."
             warn(logger, f"{what}; they have no end of sequence.", remedy)
         for what, names in self.template.notes.items():
             if len(names) > self._told_notes.get(what, 0):
@@ -394,14 +393,17 @@ class Encoder:
             self._told_control = True
             self._tell_control(count)
 
-    def _lengths_needed(self) -> str:
-        """The settings in which all that was met is whole."""
+    def _longer(self) -> str:
+        """What to do so that all that was met is whole."""
         prompt = max(self._longest_prompt, self.max_prompt_length)
         beside = 0 if self.encoder_decoder else self._most_cut
         whole = max(self._longest + beside, prompt + 1, self.max_length)
         needed = {"data.max_prompt_length": prompt, "data.max_length": whole}
         now = {"data.max_prompt_length": self.max_prompt_length, "data.max_length": self.max_length}
-        return " ".join(f"{name}={value}" for name, value in needed.items() if value > now[name])
+        if self.positions is not None and whole > self.positions:
+            return f"The models take {self.positions} tokens, and these rows {whole}: shorten them, or leave them out."
+        settings = " ".join(f"{name}={value}" for name, value in needed.items() if value > now[name])
+        return f"{settings} takes them whole; or shorten these rows."
 
     def _tell_control(self, count: int) -> None:
         met, untold = len(self.control.met), len(self.control.untold)

@@ -23,7 +23,7 @@ from srd.run.checks import check_recipe, missing_packages
 from srd.run.costs import DataFacts
 from srd.run.models import RecipeModels
 from srd.run.outlook import warn_of_copies, warn_of_frames, warn_of_memory
-from srd.run.plan import SAMPLE, Plan, make_plan
+from srd.run.plan import SAMPLE, Plan, check_models_at_hand, make_plan
 from srd.run.room import existing
 from srd.run.steps.examples import read_all
 
@@ -133,6 +133,7 @@ def examine(recipe: Recipe, rows: int, flops_per_second: float) -> Diagnosis:
         UserError: what `srd run` would refuse, too; but packages that are missing are told with all the rest.
     """
     with hearing() as heard:
+        check_models_at_hand(recipe)
         models, missing = RecipeModels(recipe), _missing(recipe)
         check_recipe(models, packages=False)
         splits, benchmarks = read_all(recipe, models.refused)

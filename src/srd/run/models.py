@@ -10,6 +10,7 @@ from srd.base.errors import UserError
 from srd.data.encoding import Encoder
 from srd.data.templates.base import get_template
 from srd.data.turns import turns_of
+from srd.models.architecture import position_limit
 from srd.models.loading import load_config, load_tokenizer
 from srd.models.pair import check_read, head_width, shared_vocabulary, token_count
 from srd.models.settings import ModelConfig
@@ -55,6 +56,7 @@ class RecipeModels:
             encoder_decoder=self.encoder_decoder,
             train_on=data.train_on,
             prompts_only=prompts_only,
+            positions=min(filter(None, map(position_limit, self.configs)), default=None),
         )
 
     @cached_property

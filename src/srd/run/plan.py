@@ -31,7 +31,7 @@ from srd.data.sources import is_hub_name
 from srd.data.templates.base import get_template
 from srd.models.loading import load_config, load_tokenizer
 from srd.models.settings import ModelConfig
-from srd.models.sources import SMOLLM2, split_adapter
+from srd.models.sources import HUB_NAME, SMOLLM2, split_adapter
 from srd.recipe.schema import Recipe
 from srd.run.checks import check_evaluation, check_libraries, check_recipe
 from srd.run.costs import DataFacts, Facts, Phase, Size, limit_for, shortened, size_of
@@ -286,6 +286,23 @@ def check_what_is_at_hand(recipe: Recipe, notes: list[str]) -> RecipeModels | No
     check_libraries(recipe)
     notes.append("the models are not at hand: whether they fit each other is not checked")
     return None
+
+
+def check_models_at_hand(recipe: Recipe) -> None:
+    """Refuse models that are neither on this machine nor to be had from the hub now.
+
+    Raises:
+        UserError: with the first of them.
+    """
+    for named in (recipe.teacher, recipe.student):
+        name = str(named.model)
+        if not named.model or _is_local_model(name) or "/" not in name or not HUB_NAME.fullmatch(name):
+            continue
+        cached = try_to_load_from_cache(name, "config.json", revision=named.revision)
+        if not isinstance(cached, str) and not hub_is_reachable():
+            raise UserError(
+                f"model '{name}': the hub cannot be reached and there is no copy of it here. Give a local folder."
+            )
 
 
 def _is_local_model(name: str) -> bool:
