@@ -121,16 +121,17 @@ def find_wrong(
     scores: Columns = {}
     calibrations: dict[str, Calibration] = {}
     why = np.full(len(ids), "", dtype=object)
-    for detector in reversed(chosen):  # the first has the last word
+    for detector in chosen:  # what one has marked the next is not asked about, nor does it count for its threshold
+        asked = why == ""
         if detector.damage is not None:
             assert reads is not None, "contrasts ask a model"
-            scores[detector.name], wrong, calibrations[detector.name] = _contrast(detector, reads)
+            scores[detector.name], wrong, calibrations[detector.name] = _contrast(detector, reads, asked)
         elif detector.rule is not None:
             scores[detector.name] = _by_rule(detector, examples)
             wrong = scores[detector.name] >= detector.least
         else:
             continue
-        why[wrong] = detector.name
+        why[wrong & asked] = detector.name
     why[kept], why[named] = "", NAMED
     if any(detector.name == "near_copy" for detector in chosen):
         copies = near_copies(examples, held_out)
@@ -270,13 +271,15 @@ def _less_what_prompts_do(read: Floats, others: NDArray[np.int64], rows: NDArray
     return np.nanmean(corrected, 1) + effect, corrected[rows, :-1].mean(1) + effect[others[rows, -1]]
 
 
-def _contrast(detector: Detector, reads: Reads) -> tuple[Floats, NDArray[np.bool_], Calibration]:
-    """A detector's scores, the rows that it marks, and how it was calibrated."""
+def _contrast(
+    detector: Detector, reads: Reads, asked: NDArray[np.bool_]
+) -> tuple[Floats, NDArray[np.bool_], Calibration]:
+    """A detector's scores, the rows that it marks, and how it was calibrated, on the rows it is asked about."""
     score, sign = SCORES.get(detector.name), bad_end(detector.name)
     values = np.asarray(score.compute(ScoreInputs(pa.table(reads.rows))), dtype=np.float64)
     damage = reads.damage.get(str(detector.damage))
     wrong = np.zeros(0) if damage is None else np.asarray(score.compute(ScoreInputs(pa.table(damage))))
-    calibration = calibrate(sign * values, sign * wrong)
+    calibration = calibrate(sign * values[asked], sign * wrong)
     return values, sign * values >= calibration.threshold, calibration
 
 
