@@ -143,7 +143,7 @@ def test_copies_in_training_and_test_are_told(shared: TinyRun, tmp_path: Path) -
     tiny = shared.twin().set(data__train=str(train), data__test=str(test))
     (leak,) = about(looked_at(tiny, "data.leaks=warn"), "training prompts are also in test")
     assert leak.remedy == "data.leaks=drop leaves them out of training."
-    (warned,) = about(looked_at(tiny), "nearly repeat one in test")
+    (warned,) = about(looked_at(tiny), "nearly repeat one in validation or test")
     assert "1 of the" in warned.what and "(ids one)" in warned.what
     assert not about(looked_at(tiny, *SETTING.findall(warned.remedy)), "nearly repeat")
     run = tiny.open(tmp_path / "run")

@@ -62,10 +62,15 @@ class Missing:
         """The command that installs it."""
         return pip_install(*self.modules)
 
-    def __str__(self) -> str:
+    @property
+    def need(self) -> str:
+        """What is missing, and by which extra of this package it comes."""
         extras = [EXTRAS[module] for module in self.modules if module in EXTRAS]
         named = f" (extra '{extras[0]}')" if extras else ""
-        return f"{self.what} needs what is not installed here{named}: {self.remedy}"
+        return f"{self.what} needs what is not installed here{named}"
+
+    def __str__(self) -> str:
+        return f"{self.need}: {self.remedy}"
 
 
 def pip_install(*modules: str) -> str:

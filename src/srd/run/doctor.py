@@ -155,7 +155,7 @@ def examine(recipe: Recipe, rows: int, flops_per_second: float) -> Diagnosis:
 
 
 def _missing(recipe: Recipe) -> list[Warned]:
-    found = [Warned(f"{each.what} needs what is not installed here.", each.remedy) for each in _packages(recipe)]
+    found = [Warned(f"{each.need}.", each.remedy) for each in _packages(recipe)]
     for each in found:
         warn(logger, each.what, each.remedy)
     return found
