@@ -122,6 +122,23 @@ def parse_keys(settings: list[str]) -> set[str]:
     return {setting.partition("=")[0] for setting in settings}
 
 
+def test_contents_that_are_null_or_parts(shared: TinyRun, tmp_path: Path) -> None:
+    """Conversations with tools' calls and lists of parts are compared like all others, in a run, too."""
+    call = {"id": "a", "type": "function", "function": {"name": "weather", "arguments": {}}}
+    parts = {"role": "user", "content": [{"type": "text", "text": "Why is the sky of the north so very blue today?"}]}
+    calls = [parts, {"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "blue"}]
+    rows = [{"id": f"{n}", "messages": [parts, TALK[1]] if n % 2 else [*calls, TALK[1]]} for n in range(60)]
+    test = write_rows(tmp_path / "test.jsonl", [{"id": "t", "messages": [parts, TALK[1]]}])
+    tiny = shared.twin().set(data__train=str(write_rows(tmp_path / "rows.jsonl", rows)), data__test=str(test),
+                             data__validation=str(write_rows(tmp_path / "more.jsonl", [{**tiny_rows()[0], "id": "v"}])),
+                             data__template="auto", data__max_length=300, data__max_prompt_length=200)  # fmt: skip
+    assert about(looked_at(tiny), "also in test")
+    run = tiny.open(tmp_path / "run")
+    advance(run, "examples")
+    close(run)
+    assert len(run.split("train")) == 30
+
+
 def test_what_no_model_takes_is_to_be_shortened(shared: TinyRun, tmp_path: Path) -> None:
     """A remedy does not lead to lengths that are refused."""
     rows = [{"id": f"r{n}", "instruction": f"Why {n}? " * 1000, "output": "So."} for n in range(30)]

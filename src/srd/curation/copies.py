@@ -16,6 +16,8 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 from numpy.typing import NDArray
 
+from srd.data.messages import plain_text
+
 PERMUTATIONS, BANDS = 128, 16
 COPY = 0.8  # Jaccard similarity of two rows that are copies
 CHAINED = 0.5  # that of any two rows of a group, at least
@@ -131,7 +133,7 @@ def _text(instruction: str, context: str, messages: str, references: list[str]) 
 
 
 def _said(messages: str) -> str:
-    return "\n".join(turn["content"] for turn in json.loads(messages))
+    return "\n".join(plain_text(turn) for turn in json.loads(messages))
 
 
 def _words(texts: list[str]) -> tuple[Hashes, Ints]:

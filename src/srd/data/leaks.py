@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from srd.base.errors import UserError
 from srd.base.remedies import warn
+from srd.data.messages import plain_text
 
 logger = logging.getLogger(__name__)
 
@@ -125,4 +126,9 @@ def _whole(column: pa.ChunkedArray) -> pa.Array:
 def _conversation(messages: str) -> str:
     """What a conversation asks: its one question, or all that was said where there are several turns."""
     turns = [turn for turn in json.loads(messages) if turn["role"] != "system"]
-    return turns[0]["content"] if len(turns) == 1 else "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+    texts = [plain_text(turn) for turn in turns]
+    return (
+        texts[0]
+        if len(turns) == 1
+        else "\n".join(f"{turn['role']}: {text}" for turn, text in zip(turns, texts, strict=True))
+    )

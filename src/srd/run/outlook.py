@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 SHOWN_IDS = 3
 HELD_OUT = "validation or test"
-CLEAN = "data.cleaning.action=drop data.cleaning.find=[near_copy] leaves them out, and copies among the training rows."
+CLEAN = "data.cleaning.action=drop data.cleaning.find=[near_copy]"
 
 
 def warn_of_copies(
@@ -37,7 +37,8 @@ def warn_of_copies(
         benchmarks: Examples of the named tasks.
     """
     train, cleaning = splits["train"], data.cleaning
-    cleaned = cleaning.changes_rows and "near_copy" in cleaning.find and data.leaks != "warn"
+    cleaned = cleaning.changes_rows and "near_copy" in cleaning.find and data.leaks == "drop"
+    clean = CLEAN + ("" if data.leaks == "drop" else " data.leaks=drop")
     both = datasets.concatenate_datasets([splits[name].select_columns(COLUMNS) for name in ("validation", "test")])
     for name, rows in {**({} if cleaned else {HELD_OUT: both}), **benchmarks}.items():
         found = np.flatnonzero(copies_of(train, rows))
@@ -48,7 +49,9 @@ def warn_of_copies(
                 logger,
                 f"{len(found)} of the {len(train)} training examples nearly repeat one in {name} (ids {ids}{more}): "
                 "what a model scores there is partly remembered.",
-                CLEAN if name == HELD_OUT else "Remove them from the training file, or leave the task out.",
+                f"{clean} leaves them out, and copies among the training rows."
+                if name == HELD_OUT
+                else "Remove them from the training file, or leave the task out.",
             )
 
 
