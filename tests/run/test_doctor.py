@@ -109,6 +109,8 @@ def test_every_warning_has_a_remedy_that_works(case: str, shared: TinyRun, tmp_p
     )
     found = looked_at(recipe, *settings)
     assert all(warning.what and warning.remedy for warning in found.warnings)
+    assert found.counts.ended == found.counts.examples - found.counts.responses_cut
+    assert all(each.ended == each.response.endswith("<|im_end|>") for each in found.examples)
     (warned,) = about(found, what)
     if mends:
         remedy = SETTING.findall(warned.remedy)
