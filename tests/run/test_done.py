@@ -20,6 +20,8 @@ from srd.tasks.base import TASKS
 from tests.conftest import TinyRun, steps_finished, tiny_rows, write_rows
 from tests.tiny import save_tiny
 
+pytestmark = pytest.mark.xdist_group("done")  # one worker makes what all of these compare with
+
 SRD = {"epochs": 1, "batch_size": 8, "learning_rate": 3e-3, "curriculum": {"stages": 2}}
 
 

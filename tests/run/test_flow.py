@@ -25,6 +25,8 @@ from srd.tasks.base import TASKS
 from tests.conftest import TinyRun, close, logged, steps_finished, tiny_rows, write_rows
 from tests.tiny import save_tiny
 
+pytestmark = pytest.mark.xdist_group("flow")  # one worker makes what all of these compare with
+
 MODEL_FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 SCORES = [("id", "string"), ("response", "string"), ("rouge_l", "double"), ("ce", "double")]
 

@@ -34,6 +34,8 @@ from tests.faults import (
 )
 from tests.parallel_worker import line
 
+pytestmark = pytest.mark.xdist_group("resume")  # one worker makes what all of these compare with
+
 TIMES = {"seconds", "train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos"}
 # The checkpoints lie within the epochs, so that the order of the batches is resumed too.
 STAGES = {"stages": 2}

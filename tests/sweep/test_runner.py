@@ -21,6 +21,8 @@ from srd.sweep import runner
 from srd.sweep.runner import Sweep
 from tests.sweep.conftest import write_sweep
 
+pytestmark = pytest.mark.xdist_group("sweep runner")  # one worker makes what all of these compare with
+
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory, recipe_file: Path) -> Sweep:

@@ -30,6 +30,8 @@ from tests.conftest import TinyRun, in_turn
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.test_trainer import arguments, encoded
 
+pytestmark = pytest.mark.xdist_group("checkpoints")  # one worker makes what all of these compare with
+
 
 @pytest.fixture(autouse=True)
 def _heard(caplog: pytest.LogCaptureFixture) -> Iterator[None]:

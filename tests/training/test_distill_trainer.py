@@ -94,7 +94,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"train_dataset": [{"question": "Why?"}]}, "row 1"),
     ({"train_dataset": []}, "no rows"),
     ({"teacher": tiny_model("t5")}, "(?i)encoder-decoder"),
-    ({"teacher": tiny_model("llama", vocab_size=100)}, "the teacher's output head has 100 rows"),
+    ({"teacher": tiny_model("llama", vocab_size=100)}, "that the teacher does not have: its vocabulary ends at 100"),
 ]
 
 

@@ -268,6 +268,7 @@ def ways(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     return tiny
 
 
+@pytest.mark.xdist_group("ways")
 @pytest.mark.parametrize(
     ("one", "other"),
     [("plain", "plain-checkpointed"), ("plain", "plain-in-micro-batches"), ("adapted", "adapted-checkpointed")],
@@ -277,6 +278,7 @@ def test_what_saves_memory_changes_nothing(ways: TinyRun, one: str, other: str) 
     assert losses(ways.run_dir, other) == pytest.approx(losses(ways.run_dir, one), rel=1e-4)
 
 
+@pytest.mark.xdist_group("ways")
 def test_bfloat16_autocast_is_close_to_float32(ways: TinyRun) -> None:
     for way in ("plain", "plain-in-bfloat16"):
         kept = weights(ways.run_dir / "baselines" / way / "student").values()
@@ -286,6 +288,7 @@ def test_bfloat16_autocast_is_close_to_float32(ways: TinyRun) -> None:
     assert found[1] == pytest.approx(found[0], rel=0.05)
 
 
+@pytest.mark.xdist_group("ways")
 def test_teacher_in_bfloat16_beside_a_float32_student(ways: TinyRun, tiny_run: TinyRun) -> None:
     tiny_run.set(teacher={"model": str(tiny_run.teacher), "dtype": "bfloat16"}, training__curriculum=None).train()
     for dtype, folder in (("float32", ways.run_dir), ("bfloat16", tiny_run.run_dir)):
