@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import srd
-from tests.conftest import steps_finished, tiny_rows, write_rows
+from tests.runs import steps_finished, tiny_rows, write_rows
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 SETTINGS: dict[str, Any] = {

@@ -21,7 +21,7 @@ from srd.base.files import read_json
 from srd.run.context import Run
 from srd.run.steps import training
 from srd.training import stages
-from tests.conftest import TinyRun, logged, steps_finished, tiny_rows, write_rows
+from tests.runs import TinyRun, logged, steps_finished, tiny_rows, write_rows
 from tests.tiny import save_tiny
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import srd
-from tests.conftest import TinyRun, tiny_rows, write_rows
+from tests.runs import TinyRun, tiny_rows, write_rows
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -23,7 +23,7 @@ from srd.run import checks
 from srd.run.checks import check_recipe
 from srd.run.models import RecipeModels
 from srd.run.steps.examples import read_all
-from tests.conftest import tiny_rows, write_rows
+from tests.runs import tiny_rows, write_rows
 from tests.tiny import save_tiny
 
 Rows = list[dict[str, Any]]

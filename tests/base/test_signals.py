@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from srd.base.files import read_json
-from tests.conftest import TinyRun
 from tests.faults import begun, ended
 from tests.parallel_worker import line
+from tests.runs import TinyRun
 
 STOPPED = "stopped. The same command continues where it was."
 # Commands of the program's own main() that never end by themselves, so that what a signal does is seen in a second.

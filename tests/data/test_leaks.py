@@ -15,7 +15,7 @@ from srd.recipe.reading import validate_recipe
 from srd.run.flow import advance
 from srd.run.steps import examples as examples_step
 from srd.run.steps.examples import read_splits
-from tests.conftest import TinyRun, close, steps_finished, write_rows
+from tests.runs import TinyRun, close, steps_finished, write_rows
 
 
 def rows(*examples: Any, prefix: str = "row") -> Dataset:

@@ -23,7 +23,7 @@ from srd.evaluation.models import (
 )
 from srd.metrics.rouge import rouge_l
 from srd.models.loading import load_config, load_tokenizer
-from tests.conftest import write_rows
+from tests.runs import write_rows
 from tests.tiny import save_tiny
 
 DOLLY = [

@@ -15,7 +15,7 @@ from srd.base.locks import held
 from srd.evaluation.models import evaluate_models
 from srd.evaluation.predictions import evaluation_files, predictions_path, read_answers, read_scores, scores_path
 from srd.recipe.reading import validate_recipe
-from tests.conftest import write_rows
+from tests.runs import write_rows
 from tests.tiny import save_tiny
 
 ROWS = [{"instruction": f"What is {name}?", "output": f"It is {name}."} for name in ("red", "blue", "green")]

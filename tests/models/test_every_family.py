@@ -46,7 +46,7 @@ from srd.run.flow import advance
 from srd.training.divergences.base import DIVERGENCES
 from srd.training.loss import LossSettings, head_loss, logits_loss
 from srd.training.teacher_cache import build_cache
-from tests.conftest import TinyRun, in_turn, logged
+from tests.runs import TinyRun, in_turn, logged
 from tests.tiny import DECODER_ONLY, ENCODER_DECODER, tiny_tokenizer
 from tests.tiny import FAMILIES as OWN_KIND
 
@@ -285,6 +285,7 @@ def test_whole_flow_with_kd_and_srd(make_tiny_run: MakeRun, family: str) -> None
     assert answer.shape[0] == 1 and answer.numel() > 1
 
 
+@pytest.mark.slow
 def test_t5_with_every_divergence(make_tiny_run: MakeRun) -> None:
     objectives = ("fkl", "rkl", "jsd", "tvd", "sfkl", "srkl")
     assert set(objectives) <= set(DIVERGENCES.names())

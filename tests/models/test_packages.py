@@ -18,7 +18,7 @@ from srd.models.loading import load_tokenizer
 from srd.models.packages import missing_packages, quantisation
 from srd.run.checks import check_recipe
 from srd.run.plan import make_plan
-from tests.conftest import TinyRun, close
+from tests.runs import TinyRun, close
 
 GPTQ, AWQ, BNB = ({"quant_method": name} for name in ("gptq", "awq", "bitsandbytes"))
 TIKTOKEN = "IQ== 0\nIg== 1\n"

@@ -13,7 +13,7 @@ from srd.base.errors import UserError
 from srd.models.pair import check_same_kind, check_same_tokenizer, head_width, shared_vocabulary
 from srd.recipe.reading import validate_recipe
 from srd.run.plan import make_plan
-from tests.conftest import TinyRun, tiny_rows, write_rows
+from tests.runs import TinyRun, tiny_rows, write_rows
 from tests.tiny import tiny_config, tiny_tokenizer
 
 

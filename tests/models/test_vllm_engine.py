@@ -33,7 +33,7 @@ from srd.models.engines.vllm import VllmEngine
 from srd.models.generation import Decoding, generate
 from srd.models.loading import load_config, load_model, load_tokenizer
 from srd.run.steps import training as training_step
-from tests.conftest import TinyRun, steps_finished, tiny_rows
+from tests.runs import TinyRun, steps_finished, tiny_rows
 from tests.tiny import save_tiny
 
 with_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")

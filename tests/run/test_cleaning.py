@@ -15,8 +15,8 @@ from srd.data.corruption import corrupt
 from srd.data.examples import examples_from_rows, row_of
 from srd.report.page import build_report
 from srd.run.steps import cleaning
-from tests.conftest import TinyRun, steps_finished, write_rows
 from tests.oracle import noun_rows, oracle_losses
+from tests.runs import TinyRun, steps_finished, write_rows
 
 FIND = ["empty", "looping", "eos", "match", "near_copy"]
 

@@ -23,7 +23,7 @@ from srd.run import curate as curation
 from srd.run.curate import curate, curated
 from srd.run.flow import advance
 from srd.tasks.base import load_source
-from tests.conftest import TinyRun, close
+from tests.runs import TinyRun, close
 from tests.tiny import tiny_tokenizer
 
 STAGE = Stage(0, [], 1.5, 0.9)

@@ -17,7 +17,7 @@ from srd.recipe.reading import load_recipe, parse_overrides
 from srd.run import doctor, outlook, plan
 from srd.run.doctor import Diagnosis, examine
 from srd.run.flow import advance
-from tests.conftest import TinyRun, close, tiny_rows, write_rows
+from tests.runs import TinyRun, close, tiny_rows, write_rows
 
 SETTING = re.compile(r"[a-z_]+(?:\.[a-z_]+)+=[^\s;]*[^\s;.,]")
 

@@ -17,7 +17,7 @@ from srd.base.files import file_digest, read_json
 from srd.run.flow import check_written, planned_steps
 from srd.run.steps.base import key_of
 from srd.tasks.base import TASKS
-from tests.conftest import TinyRun, steps_finished, tiny_rows, write_rows
+from tests.runs import TinyRun, steps_finished, tiny_rows, write_rows
 from tests.tiny import save_tiny
 
 pytestmark = pytest.mark.xdist_group("done")  # one worker makes what all of these compare with

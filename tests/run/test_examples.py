@@ -16,7 +16,7 @@ from srd.run.plan import make_plan
 from srd.run.steps import examples as step
 from srd.run.steps.base import do
 from srd.run.steps.examples import Examples
-from tests.conftest import TinyRun, close, tiny_rows, write_rows
+from tests.runs import TinyRun, close, tiny_rows, write_rows
 
 TALK = [{"role": "user", "content": "Name the whale."}, {"role": "assistant", "content": "The whale."}]
 BAD: list[dict[str, Any]] = [

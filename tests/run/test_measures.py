@@ -11,7 +11,7 @@ import srd
 from srd.models.loading import load_model
 from srd.recipe.reading import validate_recipe
 from srd.run.plan import make_plan
-from tests.conftest import TinyRun, steps_finished
+from tests.runs import TinyRun, steps_finished
 
 EVERYTHING = ["rouge_l", "ce", "eos", "pmi", "ifd", "match", "gap", "near_copy", "length"]
 

@@ -14,8 +14,8 @@ from srd.recipe.reading import recipe_yaml, validate_recipe
 from srd.run.plan import make_plan
 from srd.run.steps import reflection
 from srd.run.steps.reflection import folds_of
-from tests.conftest import TinyRun, steps_finished
 from tests.oracle import oracle_losses
+from tests.runs import TinyRun, steps_finished
 
 WARM = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-2, "select_by": "last"}
 

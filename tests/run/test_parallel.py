@@ -24,9 +24,9 @@ from srd.base.files import read_json
 from srd.training import stages
 from srd.training.settings import TrainingConfig
 from srd.training.stages import micro_batch_size
-from tests.conftest import TinyRun, logged
 from tests.faults import begun, ended
 from tests.parallel_worker import as_process
+from tests.runs import TinyRun, logged
 
 ROOT = Path(__file__).parents[2]
 CONFIGURATIONS = ROOT / "src" / "srd" / "accelerate"

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from srd.base import parallel
-from tests.conftest import TinyRun
 from tests.run.test_parallel import ROOT, forked, launch, worker
 from tests.run.test_resume import SRD, assert_same
+from tests.runs import TinyRun
 
 PATIENCE = 60  # seconds from a kill to the end of all
 pytestmark = pytest.mark.xdist_group("parallel faults")  # one worker makes what all of these compare with
@@ -65,10 +65,10 @@ def test_a_killed_process_is_missed_by_the_other(process: int, undisturbed: Tiny
 
 def test_fewer_examples_than_processes(tmp_path: Path) -> None:
     recipe = TinyRun(tmp_path).set(data__train_limit=1).write_recipe()
-    done = launch("-m", "srd", "run", recipe, "--run-dir", tmp_path / "run")
-    assert done.stderr.count("2 processes are more than the 1 training examples") == 1
-    assert "exitcode  : 2" in done.stderr
-    assert "[rank" not in done.stderr, "a traceback"
+    statuses, said = forked(tmp_path, "line", "run", recipe, "--run-dir", tmp_path / "run")
+    assert statuses == [2, 2]
+    assert " ".join(said.split()).count("2 processes are more than the 1 training examples") == 1
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(("process", "reason"), [(0, "address already in use"), (1, "no answer in 5 seconds")])

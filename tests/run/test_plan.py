@@ -31,7 +31,7 @@ from srd.run.steps.reflection import Reflection
 from srd.run.steps.student import Student
 from srd.run.steps.teacher import Cache, Teacher, TeacherText
 from srd.run.steps.training import Training
-from tests.conftest import TinyRun, close
+from tests.runs import TinyRun, close
 from tests.tiny import save_tiny
 
 

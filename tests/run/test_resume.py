@@ -22,7 +22,6 @@ from srd.run import context
 from srd.training import stages, teacher_cache, trainer
 from srd.training.checkpoints import seal
 from srd.training.trainer import STATE_FILE, DistillTrainer, Trainer
-from tests.conftest import TinyRun, close, in_turn, logged
 from tests.faults import (
     Places,
     begun,
@@ -33,6 +32,7 @@ from tests.faults import (
     kill_at_every_place,
 )
 from tests.parallel_worker import line
+from tests.runs import TinyRun, close, in_turn, logged
 
 pytestmark = pytest.mark.xdist_group("resume")  # one worker makes what all of these compare with
 
@@ -188,7 +188,7 @@ def test_nothing_that_keeps_time_needs_a_step(
 
 @pytest.mark.parametrize(
     "variant",
-    in_turn([name for name in VARIANTS if name not in ("srd", "short")], "lora", "reflect-again", "distillm"),
+    in_turn([name for name in VARIANTS if name not in ("srd", "short")], "lora", "reflect-again"),
 )
 def test_every_kind_of_training_resumes(
     undisturbed: Callable[[str], TinyRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variant: str

@@ -211,7 +211,7 @@ def test_attacks_fail_and_end_in_time() -> None:
 def test_no_pass_can_be_forged(allow: Permission) -> None:
     some = ("a class that lies", "patched math.isclose", "asking the judge for its names", *READING)
     attacks = FORGERIES if allow is True else {name: FORGERIES[name] for name in some}
-    verdicts = run_programs(programs_of(attacks, (HELPED_TEST,)), allow=allow, timeout=10, workers=4)
+    verdicts = run_programs(programs_of(attacks, (HELPED_TEST,)), allow=allow, timeout=4, workers=4)
     assert not_held(attacks, verdicts) == {}
     assert {verdict.isolation for verdict in verdicts} == {outside.isolation(allow)}
 

@@ -20,7 +20,7 @@ from srd.metrics.rouge import rouge_l, rouge_n
 from srd.metrics.text import bleu
 from srd.run.identity import source_identity
 from srd.tasks.base import benchmarks, data_set_of, get_task, load_source
-from tests.conftest import TinyRun, write_rows
+from tests.runs import TinyRun, write_rows
 
 MINILLM = [
     {

@@ -26,7 +26,7 @@ from srd.training.loss import LossSettings
 from srd.training.rollouts import AdaptiveOffPolicy
 from srd.training.stages import load_student
 from srd.training.trainer import DistillTrainer, Validation, Writing, append_row
-from tests.conftest import TinyRun, in_turn
+from tests.runs import TinyRun, in_turn
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.test_trainer import arguments, encoded
 

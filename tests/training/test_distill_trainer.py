@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 import srd
-from tests.conftest import tiny_rows
+from tests.runs import tiny_rows
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 ROWS, EVALUATED = tiny_rows()[:16], tiny_rows()[16:20]

@@ -13,7 +13,7 @@ from srd.recipe.reading import validate_recipe
 from srd.recipe.schema import Recipe
 from srd.training.methods.base import METHODS
 from srd.training.settings import TrainingConfig
-from tests.conftest import TinyRun
+from tests.runs import TinyRun
 
 PLUGIN = """
 import srd

@@ -21,7 +21,7 @@ from srd.run.steps import training as training_step
 from srd.training import stages
 from srd.training.methods.distillm import DistillmMethod
 from srd.training.trainer import DistillTrainer
-from tests.conftest import TinyRun, close, in_turn, logged, steps_finished
+from tests.runs import TinyRun, close, in_turn, logged, steps_finished
 from tests.tiny import tiny_tokenizer
 
 MakeRun = Callable[..., TinyRun]
