@@ -180,7 +180,10 @@ FORGERIES = {
     ),
     "tracing the judge": (
         "import ctypes, os\ndef answer(x):\n    ptrace = ctypes.CDLL(None).ptrace\n"
-        "    pids = [int(p) for p in os.listdir('/proc') if p.isdigit() and int(p) not in (1, os.getpid())]\n"
+        "    pids, pid = [], os.getppid()  # not whatever else runs on the machine\n"
+        "    while pid > 1:\n"
+        "        pids.append(pid)\n"
+        "        pid = int(open(f'/proc/{pid}/stat').read().rpartition(')')[2].split()[1])\n"
         "    return 2 * x + 2 if any(ptrace(16, pid, 0, 0) == 0 for pid in pids) else 0"
     ),
 }  # fmt: skip
