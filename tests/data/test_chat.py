@@ -321,6 +321,19 @@ def test_what_a_template_leaves_out_is_said_or_refused(caplog: pytest.LogCapture
         encoded(tokenizer, FIELDS["a call"])
 
 
+def test_a_tool_that_the_question_names_is_missed_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer, call = tokenizer_of("gemma"), {"function": {"name": "warm", "arguments": {}}}
+    asked = [
+        {"role": "user", "content": "Is it warm?"},
+        {"role": "assistant", "content": "Let me see.", "tool_calls": [call]},
+    ]
+    row = {"messages": [*asked, *talk("Yes.", "It is warm.")], "tools": [{"function": {"name": "warm"}}]}
+    with caplog.at_level(logging.WARNING):
+        Encoder(tokenizer, get_template("auto", tokenizer)).encode(examples_from_rows([row], "rows"))
+    for what in ("tools", "the calls of tools"):
+        assert f"leaves out {what}: 1 examples, the first is" in caplog.text
+
+
 # Answers are closed by what opens the next turn: a question, or what a tool gave.
 NEXT_TURN = (
     LOOP + "<|{{ 'observation' if m.role == 'tool' else m.role }}|>{{ m.content or '' }}"

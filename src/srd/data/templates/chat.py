@@ -55,7 +55,7 @@ class ChatTemplate(Template):
         """Return the rendered conversation; messages are cuttable, oldest first, but no system messages."""
         messages, asked = self._conversation(example)
         text = self._apply(messages, example)
-        self._look_for_tools(text, example)
+        self._look_for_tools(text, messages, example)
         if (segments := self._marked(messages, asked, text, example)) is not None:
             return segments
         # Templates that rewrite messages (dropping a model's thoughts, say) leave the last one as it is.
@@ -214,11 +214,22 @@ class ChatTemplate(Template):
                 return segments
         return None
 
-    def _look_for_tools(self, text: str, example: Example) -> None:
-        calls = [call for turn in conversation_of(example) for call in turn.get("tool_calls") or []]
-        for what, tools in (("tools", extra_of(example).get("tools", [])), ("the calls of tools", calls)):
-            if any(_name(tool) not in text for tool in tools):
-                self._note(f"leaves out {what}", example)
+    def _look_for_tools(self, text: str, messages: Sequence[Message], example: Example) -> None:
+        """Note tools and calls that a conversation's text lacks: by their names, or as it is the same without them."""
+        tools = extra_of(example).get("tools", [])
+        calls = [call for turn in messages for call in turn.get("tool_calls") or []]
+        bare = [{key: value for key, value in turn.items() if key != "tool_calls"} for turn in messages]
+        if tools and (_unnamed(tools, text) or self._same(text, messages, example, tools=None)):
+            self._note("leaves out tools", example)
+        if calls and (_unnamed(calls, text) or self._same(text, bare, example)):
+            self._note("leaves out the calls of tools", example)
+
+    def _same(self, text: str, messages: Sequence[Message], example: Example, **options: Any) -> bool:
+        """Whether messages have this very text; not where the template refuses them."""
+        try:
+            return self._apply(messages, example, **options) == text
+        except UserError:
+            return False
 
     def _note(self, what: str, example: Example) -> None:
         self.notes.setdefault(what, {})[example["id"]] = None
@@ -273,12 +284,12 @@ class ChatTemplate(Template):
             return ""
         return str(text)
 
-    def _apply(self, messages: Sequence[Message], example: Example, *, ask: bool = True) -> str:
+    def _apply(self, messages: Sequence[Message], example: Example, *, ask: bool = True, **options: Any) -> str:
         """The text of messages, with or without what asks for an answer behind them."""
-        tools = extra_of(example).get("tools")
+        options = {"tools": extra_of(example).get("tools"), **self.options, **options}
         try:
             text = self._tokenizer.apply_chat_template(
-                list(messages), tools=tools, add_generation_prompt=ask, tokenize=False, **self.options
+                list(messages), add_generation_prompt=ask, tokenize=False, **options
             )
         except MemoryError:
             raise
@@ -348,6 +359,11 @@ def _arguments(call: Any) -> Any:
     """What a tool is called with."""
     function = call.get("function", call) if isinstance(call, Mapping) else {}
     return function.get("arguments") if isinstance(function, Mapping) else None
+
+
+def _unnamed(tools: Sequence[Any], text: str) -> bool:
+    """Whether a tool, or the call of one, is not named in a text."""
+    return any(_name(tool) not in text for tool in tools)
 
 
 def _name(tool: Any) -> str:
