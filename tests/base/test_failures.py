@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from srd.base import failures, parallel
 from srd.base.console import console
 from srd.base.errors import RunError, UserError
 from srd.base.failures import disk_is_full, explain, memory_is_full
+from srd.base.plugins import import_plugin
 from srd.base.text import visible
 from tests.tiny import tiny_tokenizer
 
@@ -135,6 +137,20 @@ def test_status_and_message(
         assert part in message
     assert len(message) < 800
     assert (tmp_path / "error.txt").exists() == ("bug" in message or "machine has failed" in message)
+
+
+def test_what_fails_in_a_plugin_is_called_that(tmp_path: Path) -> None:
+    """With its file and line, also where it fails beneath; a call of ours that fails elsewhere is still ours."""
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("import json\n\ndef broken(rows):\n    return rows['x']\n\ndef beneath():\n    json.loads('{')\n")
+    import_plugin(str(plugin))
+    mine = next(module for name, module in sys.modules.items() if name.startswith("srd_plugin_mine_"))
+    for call, line, words in ((lambda: mine.broken({}), 4, "KeyError: 'x'"), (mine.beneath, 7, "JSONDecodeError")):
+        with pytest.raises(Exception) as caught:  # noqa: PT011 - whichever it is
+            call()
+        status, told = explain(caught.value)
+        assert status == 1 and f"the plugin {plugin}, line {line}, has failed: {words}" in told
+        assert "bug in srd" not in told and "Mend it" in told
 
 
 def test_memory_is_not_the_disk() -> None:

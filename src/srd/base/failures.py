@@ -91,6 +91,16 @@ def memory_is_full(error: BaseException) -> bool:
     )
 
 
+#: Source files of the plugins that were imported: what fails in them is no fault of ours.
+USER_CODE: set[Path] = set()
+
+
+def _in_user_code(error: BaseException) -> str:
+    """The plugin's line in which an error arose, or from which; empty where none is involved."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) in USER_CODE]
+    return f"the plugin {frames[-1].filename}, line {frames[-1].lineno}," if frames else ""
+
+
 def explain(error: BaseException) -> tuple[int, str]:
     """The exit status and the message of an error: 2 for wrong input, 1 where the machine or the program failed."""
     if isinstance(error, UserError):
@@ -115,6 +125,9 @@ def explain(error: BaseException) -> tuple[int, str]:
             f"the machine has failed: {error.strerror or first_line(error)}{place}. {kept}"
             "When that is mended, run the same command again."
         )
+    if place := _in_user_code(error):
+        said = f"{place} has failed: {type(error).__name__}: {first_line(error)}"
+        return 1, f"{said}. {kept}Mend it, then run the same command again."
     return 1, f"this is a bug in srd: {type(error).__name__}: {first_line(error)}. {kept}Please report it."
 
 

@@ -9,6 +9,7 @@ import traceback
 from pathlib import Path
 
 from srd.base.errors import UserError
+from srd.base.failures import USER_CODE
 from srd.base.files import fingerprint
 
 #: Plugin -> files of the modules that came with it.
@@ -25,6 +26,7 @@ def import_plugin(name: str) -> None:
     _import(name)
     new = [getattr(sys.modules[module], "__file__", None) for module in set(sys.modules) - before]
     IMPORTED.setdefault(name, {Path(file).resolve() for file in new if file})
+    USER_CODE.update(plugin_files(name))
 
 
 def _import(name: str) -> None:
