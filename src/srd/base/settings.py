@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from srd.base.limits import sampling_problem, temperature_problem
 
@@ -41,6 +41,14 @@ def each_once(values: list[Any]) -> list[Any]:
     if twice := [value for place, value in enumerate(values) if value in values[:place]]:
         raise ValueError(f"{twice[0]!r} is there twice: list each once")
     return values
+
+
+def off_is_a_word(value: Any) -> Any:
+    """Take `off` for the word that it is; YAML reads it as false."""
+    return "off" if value is False else value
+
+
+OffIsAWord = BeforeValidator(off_is_a_word)
 
 
 def for_sampling(value: float) -> float:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from srd.base import parallel
 from srd.base.errors import RunError, UserError
-from srd.base.files import fingerprint, read_sealed, remove, write_sealed
+from srd.base.files import fingerprint, read_sealed, write_sealed
 from srd.curation.scores.base import PASSES
 from srd.data.batching import TokenLists, length_sorted_batches
 from srd.data.encoding import Encoder
@@ -334,8 +334,3 @@ def other_prompts(ids: Sequence[str], prompts: Sequence[list[int]], count: int) 
         drawn = random.Random(name).sample(range(len(rows) - 1), count)
         chosen[row] = [rows[number + (number >= place[asked[row]])] for number in drawn]
     return chosen
-
-
-def forget(folder: Path) -> None:
-    """Delete the finished batches once what they came to is written."""
-    remove(folder)

@@ -154,11 +154,11 @@ def turns_together(scores: datasets.Dataset, turns: datasets.Dataset, examples: 
 
 
 def words_of(examples: datasets.Dataset) -> Words:
-    """How ROUGE-L reads the references of examples, looked at a piece at a time."""
-    references = column(examples, "references")
-    pieces = (piece for chunk in references.chunks for piece in _pieces(chunk))
-    count = pc.sum(pc.list_value_length(references)).as_py() or 0
-    return choose_words((texts for piece in pieces for texts in piece.to_pylist()), count)
+    """How ROUGE-L reads the references of examples; those of ASCII alone, which all can be read, become no text."""
+    references = pc.list_flatten(column(examples, "references"))
+    others = references.filter(pc.invert(pc.string_is_ascii(references)))
+    pieces = (piece for chunk in others.chunks for piece in _pieces(chunk))
+    return choose_words((text for piece in pieces for text in piece.to_pylist()), len(references))
 
 
 def _pieces(chunk: pa.Array) -> Iterator[pa.Array]:

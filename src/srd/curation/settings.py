@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from srd.base.errors import UserError
 from srd.base.limits import LARGEST_K, temperature_problem
-from srd.base.settings import Section
+from srd.base.settings import OffIsAWord, Section
 from srd.curation.fusion import FUSIONS
 from srd.curation.scores.base import measured_needs, scores_of
 
-OutOfSample = Literal["auto", "before", "cross_fit", "off"]
+OutOfSample = Annotated[Literal["auto", "before", "cross_fit", "off"], OffIsAWord]
 Order = Literal["easy_to_hard", "hard_to_easy", "random", "fresh"]
 
 
@@ -27,11 +27,6 @@ class ReflectionConfig(Section):
         "cross_fit: students warmed up on the other rows; auto: cross_fit for one that lost layers, else before",
     )
     folds: int = Field(2, ge=2, le=20, description="of cross_fit")
-
-    @field_validator("out_of_sample", mode="before")
-    @classmethod
-    def _off_is_a_word(cls, value: Any) -> Any:
-        return "off" if value is False else value  # as YAML reads it
 
 
 class CurriculumConfig(BaseModel):

@@ -54,11 +54,7 @@ def without_leaks(
     if not told:
         return dict(splits)
     said = "; ".join(told)
-    if action == "error":
-        raise UserError(f"data.leaks: {said}. Remove them from the files, or set data.leaks to drop or warn.")
-    if action == "warn" or not leaked.any():
-        mend = "data.leaks=drop leaves them out of training." if leaked.any() else "Remove them from one of the two."
-        warn(logger, f"{said}. What a model scores there is no measure of what it has learnt (data.leaks).", mend)
+    if not are_dropped(said, action, trained_on=bool(leaked.any())):
         return dict(splits)
     if leaked.all():
         raise UserError(
@@ -70,6 +66,26 @@ def without_leaks(
         "Nothing needs to be done; remove them from the training file to hear no more of them.",
     )
     return {**splits, "train": train.select(np.flatnonzero(~leaked))}
+
+
+def are_dropped(said: str, action: Literal["error", "drop", "warn"], *, trained_on: bool = True) -> bool:
+    """Whether rows that are known before are to be dropped from training; else they are refused, or told of.
+
+    Args:
+        said: Which rows, for messages.
+        action: What happens to them.
+        trained_on: Whether there are training rows among them.
+
+    Raises:
+        UserError: ``action`` is ``error``.
+    """
+    if action == "error":
+        raise UserError(f"data.leaks: {said}. Remove them from the files, or set data.leaks to drop or warn.")
+    if action == "drop" and trained_on:
+        return True
+    mend = "data.leaks=drop leaves them out of training." if trained_on else "Remove them from one of the two."
+    warn(logger, f"{said}. What a model scores there is no measure of what it has learnt (data.leaks).", mend)
+    return False
 
 
 def leaked_ids(rows: Dataset, benchmarks: Mapping[str, Dataset]) -> list[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from srd.base.settings import Named, Section, each_once
+from srd.base.settings import Named, OffIsAWord, Section, each_once
 
 
 class SourceConfig(Section):
@@ -68,7 +68,7 @@ class CleaningConfig(Section):
     short_for = "action"
     plain = (str, bool)
 
-    action: Literal["off", "report", "drop", "soften", "repair"] = Field(
+    action: Annotated[Literal["off", "report", "drop", "soften", "repair"], OffIsAWord] = Field(
         "off",
         description="what happens to wrong rows; report: they are only marked; soften: no cross-entropy on them; "
         "repair: the teacher answers anew",
@@ -80,11 +80,6 @@ class CleaningConfig(Section):
     keep: Named | None = Field(None, description="file of ids that are right, whatever is found")
     drop: Named | None = Field(None, description="file of ids that are wrong")
     most: float = Field(0.5, gt=0, le=1, description="where a larger share is marked, the run stops")
-
-    @field_validator("action", mode="before")
-    @classmethod
-    def _off_is_a_word(cls, value: Any) -> Any:
-        return "off" if value is False else value  # as YAML reads it
 
     @property
     def changes_rows(self) -> bool:

@@ -17,7 +17,6 @@ from srd.base.text import shown_bytes
 from srd.curation.reflection import words_of
 from srd.data.encoding import Encoder
 from srd.metrics.scripts import BY_SCRIPT, COMPARE_WITHIN, EXTENDED
-from srd.models.packages import Missing
 from srd.recipe.schema import Recipe
 from srd.run.checks import check_recipe, missing_packages
 from srd.run.costs import DataFacts
@@ -155,14 +154,11 @@ def examine(recipe: Recipe, rows: int, flops_per_second: float) -> Diagnosis:
 
 
 def _missing(recipe: Recipe) -> list[Warned]:
-    found = [Warned(f"{each.need}.", each.remedy) for each in _packages(recipe)]
+    """Packages that the models need and do not find, each told once."""
+    found = [Warned(f"{each.need}.", each.remedy) for each in dict.fromkeys(missing_packages(recipe))]
     for each in found:
         warn(logger, each.what, each.remedy)
     return found
-
-
-def _packages(recipe: Recipe) -> list[Missing]:
-    return list(dict.fromkeys(missing_packages(recipe)))
 
 
 def _seen(encoder: Encoder, examples: datasets.Dataset) -> list[Seen]:

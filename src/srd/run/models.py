@@ -124,9 +124,12 @@ class RecipeModels:
     @property
     def asks_teacher(self) -> bool:
         """Whether the teacher reads what the student's tokenizer gives: it teaches, writes or is evaluated."""
-        trainings = self.recipe.student_trainings
-        heard = any(training.needs_teacher or training.teacher_writes for training in trainings)
-        return heard or "teacher" in (self.recipe.evaluation.models or ["teacher"])
+        return self.is_taught or "teacher" in (self.recipe.evaluation.models or ["teacher"])
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether a student learns from the teacher: from what it says of each token, or from its texts."""
+        return any(training.needs_teacher or training.teacher_writes for training in self.recipe.student_trainings)
 
     @cached_property
     def _trial_encoders(self) -> list[Encoder]:

@@ -58,9 +58,8 @@ def warn_of_copies(
 def warn_of_frames(models: RecipeModels, train: datasets.Dataset) -> None:
     """Say where teacher and student would each see a conversation in a frame of their own."""
     own, shared = models.teacher_tokenizer, models.tokenizer
-    taught = any(training.needs_teacher or training.teacher_writes for training in models.recipe.student_trainings)
     template, _ = models.recipe.data.frame
-    if not taught or template not in ("chat", "auto") or str(own.chat_template) == str(shared.chat_template):
+    if not models.is_taught or template not in ("chat", "auto") or str(own.chat_template) == str(shared.chat_template):
         return
     if template == "auto" and not pc.any(pc.not_equal(column(train, "messages"), "")).as_py():
         return

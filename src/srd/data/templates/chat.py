@@ -26,6 +26,7 @@ Part = tuple[str, bool]  # a text, and whether it may be cut
 Slot = tuple[Message, str, list[Part]]  # where a text of a message stands, and its parts
 SHOWN = 200  # characters of a text in a message
 PROBE = "QzProbe"
+PROMPTS_KEPT = 1_000  # as many as are encoded together
 
 
 @register_template("chat")
@@ -49,12 +50,13 @@ class ChatTemplate(Template):
         self._tokenizer = tokenizer
         self.options = dict(options or {})
         self.notes: dict[str, dict[str, None]] = {}
+        self._prompts: dict[str, str] = {}
         _check(tokenizer, self.options)
 
     def render(self, example: Example) -> list[Segment]:
         """Return the rendered conversation; messages are cuttable, oldest first, but no system messages."""
         messages, asked = self._conversation(example)
-        text = self._apply(messages, example)
+        text = self._asking(messages, example)
         self._look_for_tools(text, messages, example)
         if (segments := self._marked(messages, asked, text, example)) is not None:
             return segments
@@ -77,7 +79,7 @@ class ChatTemplate(Template):
         """
         messages, _ = self._conversation(example)
         whole = [*messages, *self._suited([answer_of(example)])]
-        prompt, text = self._apply(messages, example), self._apply(whole, example, ask=False)
+        prompt, text = self._asking(messages, example), self._apply(whole, example, ask=False)
         if not text.startswith(prompt):
             thought = {**whole[-1], "reasoning_content": PROBE}
             helps = self._apply([*messages, thought], example, ask=False).startswith(prompt)
@@ -283,6 +285,16 @@ class ChatTemplate(Template):
         except Exception:  # a template is a program of its author's and may raise anything
             return ""
         return str(text)
+
+    def _asking(self, messages: Sequence[Message], example: Example) -> str:
+        """The text of a prompt, which is asked for where it is rendered and again where its response is."""
+        key = repr((messages, example.get("extra")))
+        text = self._prompts.get(key)
+        if text is None:
+            if len(self._prompts) >= PROMPTS_KEPT:
+                self._prompts.clear()
+            text = self._prompts[key] = self._apply(messages, example)
+        return text
 
     def _apply(self, messages: Sequence[Message], example: Example, *, ask: bool = True, **options: Any) -> str:
         """The text of messages, with or without what asks for an answer behind them."""

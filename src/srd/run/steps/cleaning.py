@@ -26,10 +26,10 @@ from srd.base.text import shorten
 from srd.curation.cleaning import Findings, Reader, Reads, find_wrong, read_for, work_for
 from srd.curation.damage import MOST
 from srd.curation.detectors.base import DETECTORS, HELD_OUT, NAMED, reason_of
-from srd.curation.likelihoods import forget
 from srd.curation.repair import SAMPLES, TEMPERATURE, candidates_read, chosen, passing
 from srd.curation.scores.base import PASSES
 from srd.data.encoding import Encoder
+from srd.data.leaks import are_dropped
 from srd.data.turns import without_end
 from srd.models.generation import Decoding, generate_tokens
 from srd.models.settings import ModelConfig
@@ -95,7 +95,7 @@ class Likelihoods(Step):
             reads = read_for(rows, settings.find, reader_of(run, run.files.likelihoods_work, update), run.recipe.seed)
         if parallel.is_main():
             write_table(datasets.Dataset(reads.table()), run.files.likelihoods)
-            forget(run.files.likelihoods_work)
+            remove(run.files.likelihoods_work)
         parallel.barrier()
         return {"examples": len(rows), **{kind: len(columns["ce"]) for kind, columns in reads.damage.items()}}
 
@@ -232,21 +232,16 @@ def take_cleaned(run: Run, path: Path) -> None:
     run.forget_tokens()
 
 
-def _held_out(run: Run) -> datasets.Dataset | None:
-    """The rows that models are chosen and compared by, where training on copies of them is not allowed."""
+def _held_out(run: Run) -> datasets.Dataset:
+    """The rows that models are chosen and compared by."""
     return datasets.concatenate_datasets([run.split("validation"), run.split("test")])
 
 
 def _judge_leaks(run: Run, found: Findings) -> None:
     """Rows that copy one that is held out: dropped, only told of, or refused, as data.leaks says of equal prompts."""
-    leaks, copied = run.recipe.data.leaks, found.why == HELD_OUT
-    if not copied.any():
-        return
-    told = f"{copied.sum()} of {len(copied)} training rows are near copies of a validation or test row"
-    if leaks == "error":
-        raise UserError(f"data.leaks: {told}. Remove them from the files, or set data.leaks to drop or warn.")
-    if leaks == "warn":
-        logger.warning("%s. What a model scores there is no measure of what it has learnt (data.leaks).", told)
+    copied = found.why == HELD_OUT
+    said = f"{copied.sum()} of {len(copied)} training rows are near copies of a validation or test row"
+    if copied.any() and not are_dropped(said, run.recipe.data.leaks):
         found.why[copied] = ""
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from srd.base import parallel
+from srd.base.files import remove
 from srd.base.tables import column, write_table
 from srd.curation.copies import near_copies
-from srd.curation.likelihoods import forget, likelihoods
+from srd.curation.likelihoods import likelihoods
 from srd.curation.scores.base import NEEDS, PASSES, measured_needs
 from srd.recipe.schema import Recipe
 from srd.run.assemble import load, teacher_losses
@@ -69,7 +70,7 @@ class Measures(Step):
         if parallel.is_main():
             table = pa.table({"id": column(run.split("train"), "id"), **columns})
             write_table(datasets.Dataset(table), run.files.measures)
-            forget(run.files.measured)
+            remove(run.files.measured)
         parallel.barrier()
         return {f"mean_{name}": round(float(np.mean(values)), 4) for name, values in columns.items()}
 
