@@ -56,6 +56,23 @@ def test_the_student_before_its_warm_up(tiny_run: TinyRun) -> None:
     assert summaries[0]["in_sample"] is True and "in_sample" not in summaries[1]
 
 
+def test_other_scores_are_those_of_the_student_that_reflects(tiny_run: TinyRun) -> None:
+    """A ranking joins what it says in both steps; where there is no such student, the recipe is refused."""
+    tiny_run.set(data__train_limit=8, training__curriculum={"score": "wording"})
+    plain = tiny_run.set(student=str(tiny_run.student)).advance("ranking", run_dir=tiny_run.folder / "plain")
+    warm = {"model": str(tiny_run.student), "warm_start": WARM}
+    before = tiny_run.set(student=warm, reflection__out_of_sample="before").advance("ranking")
+    measures = [pq.read_table(run.files.measures).to_pydict() for run in (plain, before)]
+    assert measures[0] == measures[1]
+    assert "student" not in before.keys  # nobody asks for the one that is warmed up
+    inside = tiny_run.set(reflection__out_of_sample="off").advance("ranking", run_dir=tiny_run.folder / "inside")
+    assert pq.read_table(inside.files.measures).to_pydict() != measures[0]
+    with pytest.raises(UserError, match=r"srd ranks by wording, which one student says, but .* is cross_fit"):
+        validate_recipe(tiny_run.twin().set(reflection__out_of_sample="cross_fit").recipe, "tiny")
+    with pytest.raises(UserError, match="srd ranks by wording, which read the last answer"):
+        validate_recipe(tiny_run.twin().set(data__train_on="all").recipe, "tiny")
+
+
 def test_folds_are_equal_and_follow_the_ids() -> None:
     ids = [f"e{i}" for i in range(11)]
     folds = dict(zip(ids, folds_of(ids, 3, seed=4).tolist(), strict=True))

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 from srd.base.errors import UserError
 from srd.base.settings import LONGEST_NAME, FolderName, Named, Section, Seed, each_once
 from srd.curation.detectors.base import DETECTORS
+from srd.curation.scores.base import PASSES, measured_needs, scores_of
 from srd.curation.settings import CurriculumConfig, ReflectionConfig
 from srd.data.settings import DataConfig
 from srd.evaluation.settings import EvaluationConfig
@@ -204,6 +205,25 @@ class Recipe(Section):
                 "reflection.out_of_sample: before asks a student that has lost layers and is not healed yet, which "
                 "answers nothing. Use cross_fit, or auto"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _scores_are_of_one_student(self) -> Self:
+        """A score joins what a reflection says with what is read beside it: by the same student, of the same text."""
+        ranked = {label: training.curriculum.score for label, training in self.arms.items() if training.curriculum}
+        for label, score in ranked.items():
+            needs = measured_needs(score) - {"likeness"}
+            names = ", ".join(sorted({each.name for each in scores_of(score) if each.needs & needs}))
+            if needs & PASSES.keys() and self.out_of_sample == "cross_fit":
+                raise ValueError(
+                    f"{label} ranks by {names}, which one student says, but reflection.out_of_sample is cross_fit: "
+                    "several students reflect. Use reflection.out_of_sample=off, or rank by rouge_l and ce"
+                )
+            if needs and self.data.train_on == "all":
+                raise ValueError(
+                    f"{label} ranks by {names}, which read the last answer of a row, but data.train_on is all. Use "
+                    "data.train_on=last, or rank by rouge_l and ce"
+                )
         return self
 
     @property

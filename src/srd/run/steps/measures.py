@@ -19,9 +19,10 @@ from srd.recipe.schema import Recipe
 from srd.run.assemble import load, teacher_losses
 from srd.run.context import Run
 from srd.run.costs import Facts, Phase, inference_memory
+from srd.run.identity import model_identity
 from srd.run.steps.base import Step, Summary
 from srd.run.steps.cleaning import cleaning_steps
-from srd.run.steps.student import teaching_steps
+from srd.run.steps.student import reflecting_student, teaching_steps
 
 
 class Measures(Step):
@@ -31,14 +32,15 @@ class Measures(Step):
 
     def after(self, recipe: Recipe) -> tuple[str, ...]:
         needs, steps = needs_of(recipe), ["examples", *cleaning_steps(recipe)]
-        if needs & PASSES.keys():
+        if needs & PASSES.keys() and recipe.out_of_sample != "before":
             steps.append("student")
         if "teacher" in needs:
             steps += ["teacher", *_caching(recipe)]
         return tuple(steps)
 
     def inputs(self, run: Run) -> list[Any]:
-        return [run.encoding, sorted(needs_of(run.recipe)), run.recipe.generation.batch_size]
+        before = [model_identity(run.recipe.student)] if run.recipe.out_of_sample == "before" else []
+        return [run.encoding, sorted(needs_of(run.recipe)), run.recipe.generation.batch_size, *before]
 
     def outputs(self, run: Run) -> list[Path]:
         return [run.files.measures]
@@ -77,7 +79,8 @@ class Measures(Step):
     def _read(self, run: Run, needs: set[str]) -> dict[str, Any]:
         if not needs & PASSES.keys():
             return {}
-        model = load(run.start_source, run, run.start_options())
+        source, options = reflecting_student(run)  # scores join what it says here with what it says in reflecting
+        model = load(source, run, options)
         with run.progress("student reads") as update:
             return likelihoods(
                 model, run.encoder, run.split("train"), needs, encoded=run.token_ids("train"),

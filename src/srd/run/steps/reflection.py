@@ -24,7 +24,7 @@ from srd.run.context import Run, load_options
 from srd.run.costs import Facts, Phase, inference_memory, training_phase
 from srd.run.steps.base import Step, Summary
 from srd.run.steps.cleaning import cleaning_steps
-from srd.run.steps.student import Student, runs_live, shorten
+from srd.run.steps.student import Student, reflecting_student, runs_live, shorten
 from srd.training.stages import train
 
 logger = logging.getLogger(__name__)
@@ -80,12 +80,9 @@ class Reflection(Step):
         way, student = run.recipe.out_of_sample, run.recipe.student
         if way == "cross_fit":
             scores = self._cross_fit(run)
-        elif way == "before":
-            model = load_writer(str(student.model), run, load_options(student))
-            scores = reflect_on(run, model, run.files.batches)
         else:
-            model = load_writer(run.start_source, run, run.start_options())
-            scores = reflect_on(run, model, run.files.batches)
+            source, options = reflecting_student(run)
+            scores = reflect_on(run, load_writer(source, run, options), run.files.batches)
         for warning in ranking_warnings(scores):
             logger.warning(warning)
         summary: Summary = {**mean_scores(scores), **words_note(run.words)}

@@ -114,6 +114,14 @@ def runs_live(facts: Facts, training: Any) -> bool:
     return "cache" not in teaching_steps(facts.recipe, training) or not facts.cache_fits
 
 
+def reflecting_student(run: Run) -> tuple[str, dict[str, Any]]:
+    """The student that reflects on all rows, and how it is loaded: as it starts, or before its warm-up."""
+    student = run.recipe.student
+    if run.recipe.out_of_sample == "before":
+        return str(student.model), load_options(student)
+    return run.start_source, run.start_options()
+
+
 def shorten(run: Run, target: Path) -> str | None:
     """Write the shortened model, if the student loses layers, unless an interrupted attempt has."""
     student = run.recipe.student
