@@ -12,8 +12,8 @@ MOST_ARGUMENTS = 10  # of a constructor, without self
 
 #: Lines of Python in each room. A change that needs more raises the number here and says in its commit what for.
 BUDGETS = {
-    "base": 1740, "metrics": 805, "data": 4730, "models": 3520, "tasks": 1655, "sandbox": 1060, "curation": 2400,
-    "training": 3210, "evaluation": 1000, "recipe": 540, "run": 4640, "report": 2030, "api": 430, "sweep": 990,
+    "base": 1740, "metrics": 805, "data": 4740, "models": 3520, "tasks": 1655, "sandbox": 1060, "curation": 2400,
+    "training": 3220, "evaluation": 1000, "recipe": 540, "run": 4640, "report": 2030, "api": 430, "sweep": 990,
     "cli": 540, "__init__": 110, "__main__": 5,
 }  # fmt: skip
 

@@ -221,3 +221,18 @@ def test_what_a_template_without_roles_cannot_say_is_refused(turns: list[dict[st
     row = example(messages=HISTORY[1:3], tools=[{"name": "a"}])
     with pytest.raises(UserError, match="no place for tools"):
         template("plain").render(row)
+
+
+@pytest.mark.parametrize("given", ["a text", None, ["a text"]])
+def test_what_a_template_renders_is_looked_at(given: Any) -> None:
+    class Wrong(Template):
+        name = "wrong"
+
+        def render(self, example: Any) -> Any:
+            return given
+
+    rows = examples_from_rows([{"instruction": "Name it.", "output": "A whale."}], "rows")
+    encoder = Encoder(tiny_tokenizer("llama"), Wrong())
+    assert "the template 'wrong' renders" in str(encoder.refused(list(rows))[0])
+    with pytest.raises(UserError, match="expected a list of"):
+        encoder.encode(rows)

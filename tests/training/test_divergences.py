@@ -366,6 +366,23 @@ def test_a_taken_name_is_refused(name: str) -> None:
     assert name in all_aliases() or DIVERGENCES.get(name).function is fkl.forward_kl
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (lambda log_p, log_q: log_q, "a tensor [3, 4]"),
+        (lambda log_p, log_q: log_q.sum(), "a tensor []"),
+        (lambda log_p, log_q: log_q.sum(-1, keepdim=True), "a tensor [3, 1]"),
+        (lambda log_p, log_q: log_p.sum(-1), "a tensor [3] for"),  # does not follow from the student
+        (lambda log_p, log_q: None, "NoneType"),
+        (lambda log_p, log_q: [0.0, 0.0, 0.0], "list"),
+    ],
+)
+def test_what_a_divergence_gives_is_looked_at(given: Any, words: str) -> None:
+    srd.register_divergence("given")(given)
+    with pytest.raises(UserError, match=re.escape(words)):
+        srd.divergence("given", torch.zeros(3, 4, requires_grad=True), torch.ones(3, 4))
+
+
 def test_registering_twice_is_refused() -> None:
     srd.register_divergence("mine")(lambda log_p, log_q: (log_p - log_q).abs().sum(-1))
     with pytest.raises(UserError, match="a divergence 'mine' already"):

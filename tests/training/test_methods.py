@@ -436,3 +436,8 @@ def test_a_teacher_from_a_plugin(tiny_run: TinyRun) -> None:
     assert halved[0] != pytest.approx(plain[0], rel=1e-2)
     with pytest.raises(UserError, match="unknown teacher 'halve'; did you mean 'halved'"):
         distilled(tiny_run.teacher, "halve")
+    narrow = tiny_run.folder / "narrow.py"
+    narrow.write_text(plugin.read_text().replace("'halved'", "'narrow'").replace(" / 2", "[:, :3]"))
+    tiny_run.set(plugins=[str(plugin), str(narrow)])
+    with pytest.raises(UserError, match=r"Halved.logits gives \[\d+, 3\], expected a tensor \[\d+, 400\]"):
+        distilled(tiny_run.teacher, "narrow")

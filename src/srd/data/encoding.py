@@ -124,13 +124,23 @@ class Encoder:
             for tokens, own in zip(ids, special, strict=True)
         ]
 
+    def _rendered(self, row: dict[str, Any]) -> list[Segment]:
+        """A prompt in pieces; templates from plugins may give something else."""
+        segments = self.template.render(row)
+        if not isinstance(segments, list) or not all(isinstance(segment, Segment) for segment in segments):
+            raise UserError(
+                f"example {row['id']!r}: the template {self.template.name!r} renders {type(segments).__name__}: "
+                "expected a list of `srd.data.templates.base.Segment`."
+            )
+        return segments
+
     def prompts(self, rows: Sequence[dict[str, Any]]) -> tuple[list[list[int]], list[str], list[bool]]:
         """Token ids, text, and whether content was cut, for each example."""
         ids, pieces, cut = self._prompts(rows)
         return ids, ["".join(text for text, _ in parts) for parts in pieces], cut
 
     def _prompts(self, rows: Sequence[dict[str, Any]]) -> tuple[list[list[int]], list[Pieces], list[bool]]:
-        segments = [self.template.render(row) for row in rows]
+        segments = [self._rendered(row) for row in rows]
         texts = [_pieces(parts) for parts in segments]
         special, names = self._special(rows), [row["id"] for row in rows]
         ids = self._ids(texts, special, names)
@@ -247,7 +257,7 @@ class Encoder:
         ends: list[tuple[int, Pieces]] = []  # the row, and its prompt up to where an answer begins or ends
         for row, (example, pieces) in enumerate(zip(rows, prompts, strict=True)):
             if spans := self.template.earlier(example):
-                whole = _pieces(self.template.render(example))
+                whole = _pieces(self._rendered(example))
                 for span in spans:
                     ends += [(row, part) for part in _up_to(pieces, whole, span)]
         special = self._special(rows)
@@ -296,7 +306,7 @@ class Encoder:
         A template refuses while it renders. A prompt is too long where it still is with all of its content cut: that
         is, where its frame is, which many rows have in common.
         """
-        segments = self.template.render(row)
+        segments = self._rendered(row)
         frame = [("", False) if segment.cuttable else (segment.text, segment.content) for segment in segments]
         special = self._special([row])
         known = hash((tuple(frame), *special))

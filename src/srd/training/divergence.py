@@ -37,6 +37,13 @@ def _by_autograd(function: Callable[..., Tensor], log_p: Tensor, log_q: Tensor, 
     with torch.enable_grad():
         variable = log_q.detach().requires_grad_()
         value = function(log_p, variable, **parameters)
+        if not isinstance(value, Tensor) or value.shape != log_p.shape[:-1] or not value.requires_grad:
+            found = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise UserError(
+                f"the divergence {getattr(function, '__name__', function)!r} gives {found} for logits "
+                f"{list(log_p.shape)}: expected a tensor {list(log_p.shape[:-1])} that follows from log_q, its second "
+                "argument, so that it has a gradient."
+            )
         (slope,) = torch.autograd.grad(value.sum(), variable)
     return value.detach(), slope
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from srd.base.errors import UserError
 from srd.models.head import HeadWeights, own_logits, response_logits
 from srd.models.sharding import shard_for_inference
 from srd.training.teachers.base import TeacherSource
@@ -74,4 +75,8 @@ class LogitTeacher(Teacher):
 
     @torch.no_grad()
     def hidden(self, batch: dict[str, Any]) -> Tensor:
-        return self.logits(batch)
+        logits, wanted = self.logits(batch), [len(batch["index"]), self.head.vocabulary]
+        found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if not isinstance(found, list) or found[:1] != wanted[:1] or len(found) != 2 or found[1] < wanted[1]:
+            raise UserError(f"{type(self).__name__}.logits gives {found}, expected a tensor {wanted}.")
+        return logits
