@@ -26,7 +26,7 @@ from srd.base import parallel
 from srd.base.errors import RunError, UserError
 from srd.base.files import fingerprint, read_sealed, write_sealed
 from srd.curation.scores.base import PASSES
-from srd.data.batching import TokenLists, length_sorted_batches
+from srd.data.batching import TokenLists, length_sorted_batches, lengths_of
 from srd.data.encoding import Encoder
 from srd.models.finite import blame, non_finite_tensor
 from srd.models.reading import Reader, abilities, groups
@@ -62,8 +62,8 @@ class Pairs:
 
     def blocks(self, size: int) -> list[NDArray[np.int64]]:
         """Places in ``which``, in blocks of at most so many prompts of similar length, which are read once a block."""
-        lengths, prompts = _lengths(self.prompts), self.which[:, 0]
-        order = np.lexsort((_lengths(self.responses)[self.which[:, 1]], prompts, -lengths[prompts]))
+        lengths, prompts = lengths_of(self.prompts), self.which[:, 0]
+        order = np.lexsort((lengths_of(self.responses)[self.which[:, 1]], prompts, -lengths[prompts]))
         blocks: list[list[int]] = []
         seen: set[int] = set()
         for place in order.tolist():
@@ -74,10 +74,6 @@ class Pairs:
             blocks[-1].append(place)
             seen.add(prompt)
         return [np.array(block, dtype=np.int64) for block in blocks]
-
-
-def _lengths(lists: Sequence[list[int]]) -> NDArray[np.int64]:
-    return lists.lengths if isinstance(lists, TokenLists) else np.array([len(ids) for ids in lists], dtype=np.int64)
 
 
 def pair_losses(
@@ -168,7 +164,7 @@ class Joined(Sequence[list[int]]):
     def __init__(self, *parts: Sequence[list[int]]) -> None:
         self.parts = parts
         self.starts = np.cumsum([0, *map(len, parts)])
-        self.lengths = np.concatenate([_lengths(part) for part in parts])
+        self.lengths = np.concatenate([lengths_of(part) for part in parts])
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -209,7 +205,7 @@ class Tokens:
     @property
     def lengths(self) -> Floats:
         """Tokens of each response, ``[N]``."""
-        return _lengths(self.responses).astype(np.float64)
+        return lengths_of(self.responses).astype(np.float64)
 
 
 def groups_for(tokens: Tokens, needs: Collection[str], others: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:

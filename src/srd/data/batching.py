@@ -206,12 +206,13 @@ class EncodedExamples(Dataset[dict[str, Any]]):
     @property
     def lengths(self) -> list[int]:
         """Tokens of prompt and response of each example."""
-        return [p + r for p, r in zip(_lengths(self.prompts), _lengths(self.responses), strict=True)]
+        lengths: list[int] = (lengths_of(self.prompts) + lengths_of(self.responses)).tolist()
+        return lengths
 
     @property
     def learnt(self) -> list[int]:
         """Tokens of each example that are learnt."""
-        responses = _lengths(self.responses)
+        responses: list[int] = lengths_of(self.responses).tolist()
         if self.earlier is None:
             return responses
         return [sum(spans[1::2]) - sum(spans[::2]) + own for spans, own in zip(self.earlier, responses, strict=True)]
@@ -245,8 +246,10 @@ def _take(lists: Sequence[list[int]], rows: list[int]) -> Sequence[list[int]]:
     return lists.take(rows) if isinstance(lists, TokenLists) else [lists[row] for row in rows]
 
 
-def _lengths(lists: Sequence[list[int]]) -> list[int]:
-    return lists.lengths.tolist() if isinstance(lists, TokenLists) else [len(tokens) for tokens in lists]
+def lengths_of(lists: Sequence[list[int]]) -> NDArray[np.int64]:
+    """Tokens of each list, ``[N]``: where they are known, no list is read for it."""
+    known: NDArray[np.int64] | None = getattr(lists, "lengths", None)
+    return np.array([len(tokens) for tokens in lists], dtype=np.int64) if known is None else known
 
 
 class Collator:
