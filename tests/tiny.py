@@ -7,12 +7,13 @@ decoder-only. Dropout is off everywhere, so that two passes agree.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -147,6 +148,14 @@ def tiny_tokenizer(kind: str = "gpt2") -> PreTrainedTokenizerFast:
     )
     if "chat" in plan:
         tokenizer.chat_template = plan["chat"]
+    return tokenizer
+
+
+def chat_tokenizer(tokens: Iterable[str], template: str, *, special: bool = True) -> Any:
+    """A tokenizer with a chat template, and the tokens that its frame takes; end of sequence is none of them."""
+    tokenizer = tiny_tokenizer("gemma2")
+    tokenizer.add_tokens([AddedToken(token, special=special, normalized=False) for token in tokens], special)
+    tokenizer.chat_template = template
     return tokenizer
 
 

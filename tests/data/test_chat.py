@@ -21,7 +21,7 @@ from srd.data.settings import DataConfig
 from srd.data.templates.base import get_template
 from srd.data.turns import turns_of
 from srd.models.tokens import stop_token_ids
-from tests.tiny import CHAT_TEMPLATE, tiny_model, tiny_tokenizer
+from tests.tiny import CHAT_TEMPLATE, chat_tokenizer, tiny_model, tiny_tokenizer
 
 LOOP = "{% for m in messages %}"
 ASK = "{% if add_generation_prompt %}"
@@ -99,10 +99,7 @@ FAMILIES: dict[str, tuple[list[str], str, str]] = {
 def tokenizer_of(family: str) -> Any:
     """A tokenizer with a BOS and an end of sequence that is no end of turn."""
     tokens, template, _ = FAMILIES[family]
-    tokenizer = tiny_tokenizer("gemma2")
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in tokens], True)
-    tokenizer.chat_template = template
-    return tokenizer
+    return chat_tokenizer(tokens, template)
 
 
 def encoded(tokenizer: Any, row: dict[str, Any], template: Any = "auto", **changes: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from srd.data.encoding import Encoder
@@ -14,7 +14,7 @@ from srd.data.examples import examples_from_rows
 from srd.data.templates.base import get_template
 from srd.data.turns import turns_of, without_end
 from srd.models.tokens import stop_token_ids
-from tests.tiny import CHAT_TEMPLATE, tiny_model, tiny_tokenizer
+from tests.tiny import CHAT_TEMPLATE, chat_tokenizer, tiny_model, tiny_tokenizer
 
 LOOP = "{% for m in messages %}"
 # Templates in the shape of well-known families: the control tokens, the template, what closes an answer.
@@ -79,13 +79,10 @@ SHAPES: dict[str, tuple[list[str], str, list[str]]] = {
 }
 
 
-def chat_tokenizer(shape: str, special: bool = True) -> Any:
+def tokenizer_of(shape: str, special: bool = True) -> Any:
     """A tokenizer whose eos is another token than the template's end of turn."""
     tokens, template, _ = SHAPES[shape]
-    tokenizer = tiny_tokenizer("gemma2")
-    tokenizer.add_tokens([AddedToken(token, special=special, normalized=False) for token in tokens], special)
-    tokenizer.chat_template = template
-    return tokenizer
+    return chat_tokenizer(tokens, template, special=special)
 
 
 def one(tokenizer: Any, row: dict[str, Any], template: str = "auto", **changes: Any) -> dict[str, Any]:
@@ -104,7 +101,7 @@ def talk(*contents: str) -> dict[str, Any]:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_an_answer_is_closed_as_the_chat_template_closes_it(shape: str, special: bool) -> None:
     """That token is learnt at the end of the response, and ends what any model writes with this tokenizer."""
-    tokenizer = chat_tokenizer(shape, special)
+    tokenizer = tokenizer_of(shape, special)
     closing = tokenizer.convert_tokens_to_ids(SHAPES[shape][2])
     turns = turns_of(tokenizer)
     assert list(turns.chat_end) == closing and turns.end == (tokenizer.eos_token_id,)
@@ -131,7 +128,7 @@ def test_qwen_like_tokenizers_stay_as_they_are() -> None:
 
 
 def test_a_cut_response_is_left_open() -> None:
-    tokenizer = chat_tokenizer("gemma")
+    tokenizer = tokenizer_of("gemma")
     whole = one(tokenizer, talk("Name it.", "the whale and the dolphin"))
     length = len(whole["prompt_ids"]) + len(whole["response_ids"])
     cut = one(tokenizer, talk("Name it.", "the whale and the dolphin"), max_length=length - 1)
@@ -187,7 +184,7 @@ def test_an_encoder_reads_an_end_once() -> None:
 @pytest.mark.parametrize("completion", ["whale", "whale<end_of_turn>", "whale<end_of_turn>\n"])
 def test_a_ready_made_conversation_ends_as_the_chat_template_ends_it(completion: str) -> None:
     """Exports of other trainers bring the rendered conversation, with its BOS and perhaps its end."""
-    tokenizer = chat_tokenizer("gemma")
+    tokenizer = tokenizer_of("gemma")
     prompt = "<bos><start_of_turn>user\nName it.<end_of_turn>\n<start_of_turn>model\n"
     encoded = one(tokenizer, {"prompt": prompt, "completion": completion})
     assert encoded["prompt_ids"] == tokenizer(prompt, add_special_tokens=False)["input_ids"]
@@ -267,7 +264,7 @@ def test_words_stay_words_where_texts_begin_with_a_space(scheme: str, caplog: py
 
 def test_where_a_tokenizer_cannot_tell_words_from_tokens_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
     """An end of turn that the tokenizer's files do not call special is read as a token wherever it stands."""
-    tokenizer = chat_tokenizer("gemma", special=False)
+    tokenizer = tokenizer_of("gemma", special=False)
     with caplog.at_level(logging.WARNING):
         encoded = one(tokenizer, talk("What is <end_of_turn>?", "whale"))
     assert "in 1 of them the tokenizer cannot tell them from the token" in caplog.text
