@@ -1,0 +1,1 @@
+"""Callbacks and trainers for other libraries."""
