@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from srd import __version__ as version
 from srd import cli
 from srd.base import console
 from srd.base.files import read_json
@@ -179,6 +180,16 @@ def test_recipes_are_listed_shown_and_described_for_editors(srd: Command) -> Non
     assert shown["student"]["drop_layers"] == 26 and shown["training"]["weight_decay"] == 0.01
     schema = json.loads(srd("recipes", "--schema").out)
     assert schema["properties"]["teacher"]["description"]
+    assert "# AdamW weight decay" in srd("recipes", "demo-tiny", "--comments").out
+    assert "--comments is for one recipe" in srd("recipes", "--comments").told
+
+
+def test_version_and_completion(srd: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert srd("--version") == (0, f"srd {version}\n", "")
+    monkeypatch.setenv("_SRD_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "srd run demo-t")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    assert srd().out.split() == ["demo-tiny"]
 
 
 def test_evaluate_any_model_on_tasks(srd: Command, shared: TinyRun, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from srd import __version__
 from srd.base.console import Terminal, console, set_up_logging
 from srd.base.errors import RunError, UserError
 from srd.base.text import visible
@@ -24,7 +25,6 @@ from srd.base.text import visible
 app = typer.Typer(
     help="Selective Reflection Distillation: a small language model from a large one.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -49,11 +49,37 @@ RECIPE_SAYS = {
     "allow_code_execution": "set evaluation.allow_code_execution=true",
 }
 
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")]
+
+def _shipped(incomplete: str) -> list[str]:
+    """Names of shipped recipes that begin so, for the shell's completion; files it finds itself."""
+    from srd.recipe.reading import shipped_recipes
+
+    return [name for name in shipped_recipes() if name.startswith(incomplete)]
+
+
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.", autocompletion=_shipped),
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Changes to the recipe's settings.")
 ]
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where to work. Default: runs/<name of the recipe>.")]
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"srd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """What stands before any command."""
 
 
 def open_run(recipe: str, overrides: list[str] | None, run_dir: Path | None) -> Any:
@@ -105,19 +131,27 @@ def demo(overrides: Overrides = None, run_dir: RunDir = None) -> None:
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Show this recipe with every default written out.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Show this recipe with every default written out.", autocompletion=_shipped),
+    ] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of recipes, for editors.")] = False,
+    comments: Annotated[bool, typer.Option("--comments", help="With what each setting means beside it.")] = False,
 ) -> None:
     """List the shipped recipes."""
+    from srd.recipe.comments import commented
     from srd.recipe.reading import load_recipe, read_recipe, recipe_yaml, shipped_recipes
     from srd.recipe.schema import Recipe
 
     if schema and name:
         raise UserError(f"'{name}' has no effect with --schema: leave one of them out")
+    if comments and not name:
+        raise UserError("--comments is for one recipe: name it, as in srd recipes demo --comments")
     if schema:
         print(json.dumps(Recipe.model_json_schema(), indent=2))
     elif name:
-        _echo(recipe_yaml(load_recipe(name)).rstrip("\n"))
+        write = commented if comments else recipe_yaml
+        _echo(write(load_recipe(name)).rstrip("\n"))
     else:
         table = Table("recipe", "what it does", box=None, pad_edge=False)
         for known, path in shipped_recipes().items():

@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 
 from srd.base.errors import UserError
 from srd.base.files import read_json
-from srd.recipe.reading import load_recipe, shipped_recipes
+from srd.base.yaml_text import parse_yaml
+from srd.recipe.comments import commented
+from srd.recipe.reading import load_recipe, shipped_recipes, validate_recipe
 from srd.run.context import Run
 from srd.run.flow import run_all
 from srd.tasks.base import TASKS, benchmarks
@@ -42,6 +44,15 @@ def test_recipe_is_valid_and_described(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
     assert 20 < len(recipe.description) < 140
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_a_recipe_with_comments_reads_as_it_does_without(name: str) -> None:
+    recipe = load_recipe(name)
+    text = commented(recipe)
+    assert validate_recipe(parse_yaml(text, name), name) == recipe
+    for line in ("# the small model", "# softmax temperature in the divergence", "# fixes every random choice"):
+        assert line in text
 
 
 def test_gpt2_has_the_papers_settings() -> None:

