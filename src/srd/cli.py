@@ -478,7 +478,7 @@ def main() -> None:
 def _command_line() -> int:
     from srd.base import parallel
 
-    result = app(standalone_mode=False)  # a status where the command line itself stops (help, Ctrl-C)
+    result = app(prog_name="srd", standalone_mode=False)  # a status where the command line itself stops (help, Ctrl-C)
     parallel.leave()
     with contextlib.suppress(AttributeError):  # there is no standard output
         sys.stdout.flush()
