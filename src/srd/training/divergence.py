@@ -73,12 +73,14 @@ def divergence(
     """Divergence of two next-token distributions, row by row, without reduction and without T squared.
 
     Args:
-        name: ``fkl``, ``rkl``, ``jsd``, ``tvd``, ``sfkl``, ``srkl``, one that you registered, or a name of the
-            paper's scripts (method: arXiv 2508.06135; see `srd.training.divergences` for each formula and its source).
+        name: ``fkl``, ``rkl``, ``jsd``, ``tvd``, ``sfkl``, ``srkl``, ``ab``, ``akl``, one that you registered, or a
+            name of the paper's scripts (method: arXiv 2508.06135; see `srd.training.divergences` for each formula and
+            its source).
         student_logits: ``[N, V]``, differentiable.
         teacher_logits: ``[N, V]``, taken as a constant.
         temperature: Both logits are divided by it.
-        **parameters: ``lam`` of jsd (0.9), ``alpha`` of sfkl and srkl (0.1).
+        **parameters: ``lam`` of jsd (0.9), ``alpha`` of sfkl and srkl (0.1), ``alpha`` and ``beta`` of ab (0.2, 0.7),
+            ``mu`` of akl (0.5).
 
     Returns:
         ``[N]`` in nats, at least 0; float64 for float64 logits, else float32.

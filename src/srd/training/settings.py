@@ -19,7 +19,7 @@ class ObjectiveConfig(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    name: str = Field("fkl", description="fkl, rkl, jsd, tvd, sfkl, srkl, or one that you registered")
+    name: str = Field("fkl", description="fkl, rkl, jsd, tvd, sfkl, srkl, ab, akl, or one that you registered")
 
     @model_validator(mode="before")
     @classmethod
@@ -49,7 +49,7 @@ class TrainingConfig(Section):
     weight: float = Field(1.0, ge=0, le=1, description="weight of the divergence; 1 - weight is cross-entropy's")
     temperature: DivergenceTemperature = Field(1.0, description="softmax temperature in the divergence")
     temperature_scaling: Literal["paper", "all", "none"] = Field(
-        "paper", description="multiply by T squared: for fkl, jsd, srkl as the paper does; for all; for none"
+        "paper", description="multiply by T squared: for all but rkl, tvd, sfkl as the paper does; for all; for none"
     )
     curriculum: CurriculumConfig | None = Field(
         None, description="select and order the data by difficulty; none: all data"

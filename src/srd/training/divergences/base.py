@@ -118,7 +118,7 @@ def loss_scale(name: str, temperature: float, convention: str) -> float:
     Args:
         name: Canonical name.
         temperature: T.
-        convention: ``all``, ``none``, or ``paper``: T squared for fkl, jsd and srkl only, as its scripts have it.
+        convention: ``all``, ``none``, or ``paper``: as its scripts have it, T squared for all but rkl, tvd and sfkl.
     """
     squared = {"all": True, "none": False, "paper": DIVERGENCES.get(name).squared}[convention]
     return temperature**2 if squared else 1.0
