@@ -423,6 +423,7 @@ def sweep_command(
     list_cells: Annotated[bool, typer.Option("--list", help="List the cells and their state, run nothing.")] = False,
 ) -> None:
     """Run a recipe under many settings and compare them in one table. Running it again makes what is missing."""
+    from srd.sweep.page import print_sweep
     from srd.sweep.runner import Sweep
     from srd.sweep.settings import find_sweep
 
@@ -433,6 +434,7 @@ def sweep_command(
         _echo(f"{outcome.state:8} {outcome.cell.title}")
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     if not list_cells:
+        print_sweep(console, outcomes, opened.references)
         _echo(opened.folder / "sweep.html")
     if failed and not list_cells:
         names = "; ".join(f"{outcome.cell.title}: {outcome.error}" for outcome in failed)

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from srd.base.console import Terminal
-from srd.base.text import change, count, duration, escape_html, percent, shorten, signed, visible
+from srd.base.text import change, count, duration, escape_html, many, percent, roughly, shorten, signed, visible
 from tests.report.test_page import OBEYED
 
 HOSTILE = "".join(f"{chr(code)}x" for code in OBEYED)
@@ -103,3 +103,18 @@ def test_shorten_keeps_the_limit() -> None:
 
 def test_percent_does_not_round_something_to_nothing() -> None:
     assert [percent(x) for x in (0, 0.001, 0.75)] == ["0%", "<1%", "75%"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.0, "about 5 s"), (42, "about 40 s"), (57, "about 55 s"), (59, "about 1 min"), (89, "about 1 min"),
+        (200, "about 3 min"), (3599, "about 1 h"), (7300, "about 2 h"), (7500, "about 2 h 05 min"),
+    ],
+)  # fmt: skip
+def test_an_estimate_is_no_finer_than_it_is_known(seconds: float, said: str) -> None:
+    assert roughly(seconds) == said
+
+
+def test_a_number_with_its_noun() -> None:
+    assert [many(number, "row") for number in (0, 1, 1200)] == ["0 rows", "1 row", "1,200 rows"]

@@ -95,9 +95,27 @@ def test_what_is_no_longer_wanted_goes_and_the_rest_stays(files: Path, tmp_path:
     mine = {"predictions/a.dolly.3.jsonl", "predictions/notes.jsonl", "thesis.txt", "outside.jsonl"}
     made = {f"predictions/b.dolly.{seed}.{ending}" for seed in (1, 2) for ending in ("jsonl", "scores.json")}
     made |= {"predictions/index.json", "metrics.json", "details.json"}
-    assert set(content(tmp_path)) - {".lock"} == made | mine
+    former = {name for name in content(tmp_path) if name.startswith("former/1/")}
+    assert set(content(tmp_path)) - {".lock"} - former == made | mine
     assert {str(path.relative_to(tmp_path)) for path in evaluation_files(tmp_path)} == made
     assert outside.is_file()
+
+
+def test_a_former_result_is_kept_beside_the_one_that_takes_its_place(files: Path, tmp_path: Path, caplog: Any) -> None:
+    evaluate(files, tmp_path, "a")
+    first = {name: text for name, text in content(tmp_path).items() if name != ".lock"}
+    evaluate(files, tmp_path, "ab")  # says all that the first said, and more
+    assert not (tmp_path / "former").exists()
+    evaluate(files, tmp_path, "a")
+    assert "predictions/b.dolly.1.jsonl" in content(tmp_path / "former" / "1")
+    with caplog.at_level(logging.INFO, "srd"):
+        logging.getLogger("srd").propagate = True
+        evaluate(files, tmp_path, "b", seeds="1")
+    assert content(tmp_path / "former" / "2") == first
+    assert f"the former result (a on dolly) is kept in {tmp_path / 'former' / '2'}" in caplog.text
+    DAMAGES["no text"](tmp_path / "metrics.json")  # which is no result
+    evaluate(files, tmp_path, "a")
+    assert sorted(path.name for path in (tmp_path / "former").iterdir()) == ["1", "2"]
 
 
 def test_a_changed_row_is_scored_again_whatever_its_column(files: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 import statistics
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from srd.base.errors import RunError
 from srd.cli import app
@@ -18,6 +20,7 @@ from srd.recipe.reading import validate_recipe
 from srd.run.context import Run
 from srd.run.flow import run_all
 from srd.sweep import runner
+from srd.sweep.page import print_sweep
 from srd.sweep.runner import Sweep
 from tests.sweep.conftest import write_sweep
 
@@ -123,6 +126,16 @@ def test_page_and_other_formats(done: Sweep) -> None:
         [row] = csv.DictReader(file)
     assert float(row["Corrupted"]) == 0.25
     assert 0 <= float(row["AUC, fused"]) <= 1
+
+
+def test_the_screen_ends_with_the_table(done: Sweep) -> None:
+    output = io.StringIO()
+    print_sweep(Console(file=output, width=80), done.outcomes(), done.references)
+    header, *rows = [line for line in output.getvalue().splitlines() if line]
+    assert header.split()[:3] == ["Run", "ROUGE-L", "Difference"]
+    assert [row.split()[0] for row in rows[:4]] == ["Teacher", "Initial", "kd", "srd"]
+    assert any("comparison with the reference" in row for row in rows)
+    print_sweep(Console(file=output), [], {})  # nothing is done: nothing to say
 
 
 def test_done_cells_are_left_alone(done: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.segment import Segment
 from rich.text import Text
 
 from srd.base import parallel
-from srd.base.text import visible
+from srd.base.text import duration, roughly, visible
 
 
 class Terminal(Console):
@@ -85,24 +85,78 @@ class _Collect(logging.Handler):
             self.warnings.append(message)
 
 
+#: ``(share that is done, seconds that it took) -> seconds of what comes after``, or None where nobody can tell.
+After = Callable[[float, float], float | None]
+
+
+class Pace:
+    """How long something has taken, and will take if it goes on as it did since it was first looked at.
+
+    Args:
+        after: What comes after it and takes time too.
+        clock: Seconds.
+    """
+
+    def __init__(self, after: After | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.after = after
+        self.clock = clock
+        self.started = self.seen = clock()
+        self.first: float | None = None
+
+    def words(self, done: float, total: float | None) -> str:
+        """Say what has passed, what is left, and what is left of all: ``1 min 20 s so far, about 3 min left``."""
+        now = self.clock()
+        if self.first is None or done < self.first:  # what a former command has done took none of this time
+            self.first, self.seen = done, now
+        said = f"{duration(now - self.started)} so far"
+        made, seconds = done - self.first, now - self.seen
+        if not total or made <= 0 or seconds <= 0:
+            return said
+        left = max(total - done, 0) * seconds / made
+        after = self.after(made / total, seconds) if self.after else None
+        return f"{said}, {roughly(left)} left" + (f", {roughly(left + after)} of the whole run" if after else "")
+
+
+class _Bar(Progress):
+    """A bar with a note under it, which a narrow terminal cuts."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            if task.fields["note"]:
+                yield Text(f"    {visible(task.fields['note'])}", style="dim", no_wrap=True, overflow="ellipsis")
+
+
 @contextmanager
-def progress_bar(description: str) -> Iterator[Callable[..., None]]:
-    """Yield ``update(done, total or None, note="")``: a bar on a terminal, now and then a line elsewhere."""
+def progress_bar(description: str, after: After | None = None) -> Iterator[Callable[..., None]]:
+    """Yield ``update(done, total or None, note="")``: a bar on a terminal, now and then a line elsewhere.
+
+    Args:
+        description: What is being done.
+        after: Tells the time of what comes after it; see `Pace`.
+    """
+    pace = Pace(after)
     if console.is_terminal:
         columns = (
-            TextColumn("  {task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("[dim]{task.fields[note]}"),
+            TextColumn("  {task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn(),
+            TextColumn("{task.fields[pace]}"),
         )  # fmt: skip
-        with Progress(*columns, console=console, transient=True) as bars:
-            task = bars.add_task(description, total=None, note="")
-            yield lambda done, total, note="": bars.update(task, completed=done, total=total, note=note)
+        with _Bar(*columns, console=console, transient=True) as bars:
+            task = bars.add_task(description, total=None, note="", pace="")
+            yield lambda done, total, note="": bars.update(
+                task, completed=done, total=total, note=note, pace=pace.words(done, total)
+            )
         return
     last = time.monotonic()
 
     def update(done: float, total: float | None, note: str = "") -> None:
         nonlocal last
+        said = pace.words(done, total)
         if time.monotonic() - last > QUIET_SECONDS:
             last = time.monotonic()
-            console.print(f"  {description}: {done:g}{'' if total is None else f' of {total:g}'}  {note}".rstrip())
+            of = "" if total is None else f" of {total:,g}"
+            console.print(
+                f"  {description}: {done:,g}{of}, {said}{note and f' ({note})'}", soft_wrap=True, markup=False
+            )
 
     yield update

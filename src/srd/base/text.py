@@ -48,6 +48,22 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min"
 
 
+def roughly(seconds: float) -> str:
+    """Write an estimated time span no finer than anyone can know it: ``about 40 s``, ``about 3 min``."""
+    if seconds < 57.5:
+        return f"about {max(5, 5 * round(seconds / 5))} s"
+    minutes = max(1, round(seconds / 60))
+    if minutes < 60:
+        return f"about {minutes} min"
+    hours, rest = divmod(5 * round(minutes / 5), 60)
+    return f"about {hours} h" + (f" {rest:02d} min" if rest else "")
+
+
+def many(number: int, noun: str) -> str:
+    """Write a number with its noun, in the plural unless there is one: ``1 stage``, ``1,200 examples``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def count(number: float) -> str:
     """Write how many: ``11,430``, ``135 M``, ``1.5 B``."""
     for size, unit in ((1e9, "B"), (1e6, "M")):

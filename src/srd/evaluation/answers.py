@@ -140,7 +140,7 @@ def evaluate(
         batch_size: Prompts at once.
         scoring: Further arguments of the tasks' ``score`` (permission to run code).
         shared: Folder of answers that several runs have in common, such as the teacher's in a sweep.
-        progress: Called with a title, prompts done and prompts to do.
+        progress: Called with a title, and how many prompts of all models, tasks and seeds are done and to do.
 
     Returns:
         ``{model: {task: {metric: {"mean", "std", "seeds"}}}}`` in percent, as written to ``folder/metrics.json``. The
@@ -177,6 +177,8 @@ def _answer_all(
     asked = {benchmark.key: benchmark for _, benchmark, *_ in plan}
     contents = {key: _content(benchmark) for key, benchmark in asked.items()}
     by_seed: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    total = sum(len(benchmark.examples) * benchmark.samples for _, benchmark, *_ in plan)
+    before = 0  # prompts of what is done
     for contender, parts in itertools.groupby(plan, key=lambda part: part[0]):
         loaded: tuple[Any, Encoder] | None = None
         for _, benchmark, seed, path in parts:
@@ -186,10 +188,12 @@ def _answer_all(
             )  # fmt: skip
             if not parallel.on_main(partial(_has_answers, path, identity, shared)):
                 loaded = loaded or contender.load()
-                texts = _answer(loaded, benchmark, seed, batch_size, contender.name, progress)
+                update = partial(_count, progress, f"{contender.name} on {benchmark.key}, seed {seed}", before, total)
+                texts = _answer(loaded, benchmark, seed, batch_size, update)
                 _write_predictions(path, benchmark, texts, identity, scoring)
                 _give(path, identity, shared)
             parallel.barrier()
+            before += len(benchmark.examples) * benchmark.samples
             by_seed.setdefault((contender.name, benchmark.key), {})[seed] = read_json(scores_path(path))
         del loaded
     return by_seed
@@ -230,8 +234,14 @@ def _give(path: Path, identity: str, shared: Path | None) -> None:
         link(scores_path(path), scores_path(unfinished / SHARED_ANSWERS))
 
 
+def _count(progress: Callable[[str, int, int], None] | None, title: str, before: int, total: int, done: int) -> None:
+    """Say how many prompts of all models, tasks and seeds are answered."""
+    if progress:
+        progress(title, before + done, total)
+
+
 def _answer(
-    loaded: tuple[Any, Encoder], benchmark: Benchmark, seed: int, batch_size: int, name: str, progress: Any
+    loaded: tuple[Any, Encoder], benchmark: Benchmark, seed: int, batch_size: int, progress: Callable[[int], None]
 ) -> Predictions:
     """Let a model answer: a text for every example, or a list of texts where several samples are wanted."""
     model, encoder = loaded
@@ -247,8 +257,7 @@ def _answer(
     def update(count: int) -> None:
         nonlocal done
         done += count
-        if progress:
-            progress(f"{name} on {benchmark.key}, seed {seed}", done, len(prompts))
+        progress(done)
 
     texts = generate(
         model,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ from srd.base.locks import held
 from srd.data.encoding import Encoder
 from srd.data.templates.base import get_template
 from srd.evaluation.answers import Benchmark, Contender, compare, evaluate, read_benchmark
-from srd.evaluation.predictions import check_folder, clashing, predictions_path
+from srd.evaluation.predictions import check_folder, clashing, predictions_path, put_aside, replaced
 from srd.models.architecture import position_limit
 from srd.models.loading import load_config, load_model, load_tokenizer
 from srd.models.sources import model_fingerprint
 from srd.sandbox.outside import Permission, require_permission
 from srd.tasks.base import Task, benchmarks, get_task
+
+logger = logging.getLogger(__name__)
 
 COMPARISONS = "comparisons"
 UNLIMITED = 1 << 20  # a tokenizer that knows no limit says about 1e30
@@ -48,7 +51,8 @@ def evaluate_models(
     """Let models answer benchmarks, each with the benchmark's own prompt, decoding and scoring unless told otherwise.
 
     Answers are kept in ``folder/predictions`` and not made again while model, examples and decoding stay the same; the
-    answers of models, tasks and seeds that an earlier call wanted and this one does not are removed.
+    answers of models, tasks and seeds that an earlier call wanted and this one does not are removed. A whole result
+    that would be lost with them is kept in ``folder/former/<number>``.
 
     Args:
         models: Folders, hub names, GGUF files, or ``smollm2``. With several, the first is compared with each of the
@@ -102,6 +106,7 @@ def _evaluate_in(
     parallel.on_main(lambda: check_folder(folder, paths, "-o"))
     with contextlib.ExitStack() as stack:
         parallel.on_main(lambda: stack.enter_context(held(folder, "-o")))
+        former = parallel.on_main(lambda: put_aside(folder))
         update = stack.enter_context(progress_bar("answers"))
         results = evaluate(
             contenders,
@@ -114,6 +119,8 @@ def _evaluate_in(
         if len(models) > 1 and parallel.is_main():
             called = [names[model] for model in models]
             results = {**results, COMPARISONS: compare(folder, called, benchmarks, against=called[0])}
+        if former and parallel.is_main() and (lost := replaced(former, folder)):
+            logger.info("the former result (%s) is kept in %s", ", ".join(lost), former)
     return results
 
 

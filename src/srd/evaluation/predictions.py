@@ -7,16 +7,18 @@ nothing else is ever removed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from srd.base.errors import UserError
-from srd.base.files import atomic_write, file_digest, fingerprint, read_json, remove, write_json
+from srd.base.files import atomic_write, file_digest, fingerprint, link, read_json, remove, write_json
 
 PREDICTIONS, INDEX = "predictions", "index.json"
 METRICS, DETAILS, COMPARISONS, SAMPLES = "metrics.json", "details.json", "comparisons.json", "train_samples.jsonl"
+FORMER = "former"  # results that another one has taken the place of, numbered
 SUMMARIES = (METRICS, DETAILS, COMPARISONS, SAMPLES)
 
 State = Literal["kept", "other", "damaged", "missing"]
@@ -140,6 +142,38 @@ def finish(folder: Path, paths: Sequence[Path], metrics: dict[str, Any], details
     _write_index(folder, wanted)
     write_json(folder / DETAILS, details)
     write_json(folder / METRICS, metrics)
+
+
+def put_aside(folder: Path) -> Path | None:
+    """Keep a whole result beside what takes its place, and say where; None where there is none."""
+    if not _scores_in(folder):
+        return None
+    numbers = [int(path.name) for path in (folder / FORMER).glob("*") if path.name.isdecimal()]
+    place = folder / FORMER / str(max(numbers, default=0) + 1)
+    for file in evaluation_files(folder):
+        link(file, place / file.relative_to(folder))
+    return place
+
+
+def replaced(former: Path, folder: Path) -> list[str]:
+    """What a former result said and the present one does not: ``model on task``; its copy goes if that is nothing."""
+    now = _scores_in(folder)
+    lost = [f"{model} on {task}" for (model, task), scores in _scores_in(former).items()
+            if now.get((model, task)) != scores]  # fmt: skip
+    if not lost:
+        remove(former)
+        with contextlib.suppress(OSError):  # there are others
+            former.parent.rmdir()
+    return lost
+
+
+def _scores_in(folder: Path) -> dict[tuple[str, str], Any]:
+    """The scores of a result by model and task; none where there is no result that can be read."""
+    try:
+        results = read_json(folder / METRICS, {})
+        return {(model, task): scores for model, tasks in results.items() for task, scores in tasks.items()}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
 
 
 def _write_index(folder: Path, names: Sequence[str]) -> None:

@@ -34,6 +34,7 @@ from srd.models.settings import ModelConfig
 from srd.recipe.reading import write_recipe
 from srd.recipe.schema import Recipe
 from srd.run.folder import SPLITS, RunFolder
+from srd.run.forecast import Forecast
 from srd.run.identity import named_paths
 from srd.run.manifest import Manifest, SharedSteps
 from srd.run.models import RecipeModels
@@ -87,6 +88,8 @@ class Run(RecipeModels):
         self.shared = SharedSteps(shared, folder) if shared else None
         self.keys: dict[str, str] = {}  # fingerprints of the steps that this command has been through
         self.clock: Clock | None = None  # of the step that is being made
+        self.forecast: Forecast | None = None  # once the examples are known, where there is something to wait for
+        self.step = ""  # the name of the one that is being made
         self.cleaned: Path | None = None  # the training rows, once they were cleaned
         self._encoded: dict[str, datasets.Dataset] = {}
         parallel.on_main(self._claim)
@@ -136,8 +139,12 @@ class Run(RecipeModels):
 
     @contextlib.contextmanager
     def progress(self, title: str) -> Iterator[Callable[..., None]]:
-        """A progress bar that also keeps the time."""
-        with progress_bar(title) as update:
+        """A progress bar that also keeps the time, and knows what comes after it."""
+
+        def after(share: float, seconds: float) -> float | None:
+            return self.forecast.after(self.step, share, seconds) if self.forecast else None
+
+        with progress_bar(title, after) as update:
 
             def both(done: float, total: float, note: str = "") -> None:
                 update(done, total, note)

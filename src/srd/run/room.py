@@ -10,7 +10,8 @@ from pathlib import Path
 from srd.base.errors import RunError
 from srd.base.text import shown_bytes
 from srd.run.context import Run
-from srd.run.costs import DataFacts, Facts, shortened, size_of
+from srd.run.costs import DataFacts, Facts, Phase, shortened, size_of
+from srd.run.forecast import Forecast
 from srd.run.outlook import warn_of_memory
 from srd.run.steps.base import Step
 
@@ -31,6 +32,8 @@ def facts_of(run: Run) -> Facts:
 def check_room(run: Run, steps: Sequence[Step]) -> None:
     """Refuse to begin what the disk has no room for: what the steps that are not done leave, and the most of scratch.
 
+    The run is given its forecast, which is made of the same costs.
+
     Raises:
         RunError: with what is needed and what is free, where.
     """
@@ -40,6 +43,7 @@ def check_room(run: Run, steps: Sequence[Step]) -> None:
     if run.recipe.cache.dir and any(step.name == "cache" for step in todo):
         Path(run.recipe.cache.dir).expanduser().mkdir(parents=True, exist_ok=True)  # or it cannot be one
     facts = facts_of(run)
+    run.forecast = forecast_of(run, [step.cost(facts) for step in steps])
     costs = [step.cost(facts) for step in todo]
     warn_of_memory(run.recipe.training, max(cost.memory for cost in costs))
     shared = Path(run.recipe.cache.dir).expanduser() if run.recipe.cache.dir else run.folder
@@ -55,6 +59,12 @@ def check_room(run: Run, steps: Sequence[Step]) -> None:
                 f"the run will write {shown_bytes(needed)} to {folder}, and {shown_bytes(free)} are free "
                 f"({', '.join(parts)}). Free some space, or choose another {remedy}."
             )
+
+
+def forecast_of(run: Run, costs: Sequence[Phase]) -> Forecast:
+    """How long the run will take, as far as its finished steps say."""
+    finished = {name: step for name, step in run.manifest.steps.items() if "finished" in step}
+    return Forecast(costs, {name: step.get("seconds", 0.0) for name, step in finished.items()})
 
 
 def existing(folder: Path) -> Path:

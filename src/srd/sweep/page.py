@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd  # type: ignore[import-untyped]
 from markupsafe import Markup
+from rich.console import Console
 
 from srd.base.files import atomic_write
 from srd.base.text import count, duration, percent, signed
@@ -17,6 +18,7 @@ from srd.report.difficulty import corruption_table
 from srd.report.figures import arm_colors
 from srd.report.html import render
 from srd.report.plots import Bar, Series, bar_plot, legend, line_plot, scatter_plot
+from srd.report.summary import escape, grid
 from srd.report.tables import MISSING, Cell, Column, Measure, Table, to_csv, to_html, to_latex, to_markdown
 from srd.run.folder import RunFolder
 from srd.sweep.cells import Outcome
@@ -70,6 +72,27 @@ def write_sweep_report(
         with atomic_write(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")
     return [folder / name for name in texts]
+
+
+#: Columns of the table on the screen, which has eighty characters: the page has them all.
+BRIEF = ("Run", "Mean", "Difference", PLAIN_INTERVAL, "Passes", "Time")
+
+
+def print_sweep(console: Console, outcomes: Sequence[Outcome], references: dict[str, str]) -> None:
+    """Print the rows of a sweep with their differences, and what they come to; nothing while no cell is done."""
+    results = read_results(outcomes)
+    if not results:
+        return
+    primary = primary_metrics([result.model for result in results])
+    lines = lines_of(results, references)
+    found = differences(lines, references, primary)
+    score = [column_title(*place, primary) for place in primary.items()] if len(primary) == 1 else []
+    table = main_table(results, lines, references, primary, found)
+    console.print()
+    console.print(grid(table.pick(lambda column: column.title in (*BRIEF, *score))))
+    console.print()
+    for sentence in headline(found):
+        console.print(escape(sentence), highlight=False)
 
 
 def page(

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from srd.base import parallel
 from srd.base.errors import RunError, UserError
 from srd.base.files import disk_errors, fingerprint, read_json, remove, write_json
-from srd.base.text import shown_bytes
+from srd.base.text import many, shown_bytes
 from srd.curation.curriculum import Stage
 from srd.data.batching import EncodedExamples
 from srd.models.adapters import add_lora, load_adapter
@@ -67,7 +67,7 @@ class Training:
         choose_again: ``(model, stage) -> stage`` before every stage but the first; None: stages are as planned.
         metrics_file: Every logged value goes here, one JSON object a line, ...
         log_file: ... and here, where this training's are alone.
-        progress: ``(done, total, note)`` in optimizer steps of the stage.
+        progress: ``(done, total, note)`` in optimizer steps of all stages.
     """
 
     label: str
@@ -256,7 +256,7 @@ def make_trainer(training: Training, stage: Stage, model: Any) -> DistillTrainer
     trainer.batches.draw(stage.subset)
     trainer.log_row = log_row
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Report(training, trainer))
+    trainer.add_callback(_Report(training, stage, trainer))
     return trainer
 
 
@@ -365,27 +365,48 @@ def resolve_precision(precision: str) -> str:
     return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
 
 
+#: What a training says of itself while it works: key in the log -> name, decimals and factor.
+SHOWN = {
+    "loss": ("loss", 3, 1),
+    "eval_loss": ("validation loss", 3, 1),
+    "eval_rouge_l": ("validation ROUGE-L", 1, 100),
+}
+
+
 class _Report(TrainerCallback):
     """Progress, and a validation with a checkpoint at the very last step."""
 
-    def __init__(self, training: Training, trainer: DistillTrainer) -> None:
+    def __init__(self, training: Training, stage: Stage, trainer: DistillTrainer) -> None:
         self.training = training
+        self.stage = stage
         self.trainer = trainer
-        self.note = ""
+        steps = [total_steps(training.config, each) for each in training.stages]
+        self.before, self.total = sum(steps[: stage.index]), sum(steps)
+        self.values: dict[str, float] = {}
+        self.started = self._seconds()
+
+    def _seconds(self) -> float:
+        """Time spent on training alone."""
+        return self.trainer.seconds - self.trainer.validation_seconds
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.started = self._seconds()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_save = control.should_log = True
-        self.training.progress(state.global_step, state.max_steps, self.note)
+        self.training.progress(self.before + state.global_step, self.total, self.note())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        shown = {"loss": "loss {:.3f}", "eval_rouge_l": "ROUGE-L {:.3f}", "eval_loss": "validation loss {:.3f}"}
-        parts = dict(part.rsplit(" ", 1) for part in self.note.split(", ") if " " in part)
-        for name, form in shown.items():
-            if logs and name in logs:
-                label, value = form.format(logs[name]).rsplit(" ", 1)
-                parts[label] = value
-        self.note = ", ".join(f"{label} {value}" for label, value in parts.items())
+        self.values |= {name: logs[name] for name in SHOWN if logs and name in logs}
+
+    def note(self) -> str:
+        """Stage, speed and the last values."""
+        seconds, stages = self._seconds() - self.started, len(self.training.stages)
+        parts = [f"stage {self.stage.index + 1} of {stages}"] if stages > 1 else []
+        parts += [f"{self.trainer.tokens_read / seconds:,.0f} tokens a second"] if seconds > 0 else []
+        shown = [(SHOWN[name], value) for name, value in self.values.items()]
+        return ", ".join(parts + [f"{name} {factor * value:.{digits}f}" for (name, digits, factor), value in shown])
 
 
 def _forget_rows(training: Training, stage: Stage, checkpoint: Path | None) -> None:
@@ -432,6 +453,22 @@ def summarise(training: Training) -> dict[str, Any]:
         "validation_seconds": round(checking, 2),
         "best_validation": stages[-1]["best_metric"],
     }
+
+
+def told_of(summary: dict[str, Any], config: TrainingConfig | None) -> str:
+    """A summary in words: what was trained on, and the best validation; nothing of what was not trained."""
+    if config is None or "steps" not in summary:
+        return ""
+    stages = f" in {many(summary['stages'], 'stage')}" if summary["stages"] > 1 else ""
+    told = f"trained for {many(summary['steps'], 'step')}{stages}, {summary['passes']:.3g} passes over the data"
+    best = summary["best_validation"]
+    if best is None:
+        return told
+    return (
+        told
+        + (f", ROUGE-L {100 * best:.1f}" if config.select_by == "rouge_l" else f", loss {best:.3f}")
+        + (" in validation")
+    )
 
 
 def needed_disk(parameters: int) -> int:

@@ -123,6 +123,7 @@ class DistillTrainer(Trainer):
             own, too, with their settings as in ``{"name": "gkd", "student_share": 1.0}``; or `Writing`.
 
     Attributes:
+        tokens_read: Of prompts and responses, so far.
         log_row: Called with every logged row; None: nobody is.
         collator: Pads batches.
 
@@ -133,6 +134,7 @@ class DistillTrainer(Trainer):
     into micro-batches or processes changes nothing.
     """
 
+    tokens_read = 0  # by all processes, if they read as much as this one
     _told_cut = False  # whether it was said that most answers of the student are cut
 
     def __init__(
@@ -220,6 +222,9 @@ class DistillTrainer(Trainer):
             )
         if by_student:
             samples = [self._by_student(own) for own in rows]
+        self.tokens_read += self.args.world_size * sum(
+            len(row["prompt_ids"]) + len(row["response_ids"]) for own in rows for row in own
+        )
         items = torch.tensor(sum(len(batch["targets"]) for batch in samples), device=device)
         if self.args.world_size > 1:
             items = self.accelerator.reduce(items, "sum")

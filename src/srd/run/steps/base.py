@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from rich.markup import escape
 
 from srd.base import parallel
 from srd.base.console import console
 from srd.base.files import fingerprint
+from srd.base.text import duration
 from srd.recipe.schema import Recipe
 from srd.run.context import Clock, Run
 from srd.run.costs import Facts, Phase
@@ -63,6 +65,10 @@ class Step:
     def make(self, run: Run) -> Summary:
         """Load, compute, save."""
         raise NotImplementedError
+
+    def told(self, run: Run, summary: Summary) -> str:
+        """What it came to, for the screen: words without a full stop, or none."""
+        return ""
 
     def cost(self, facts: Facts) -> Phase:
         """What it takes; nothing to speak of, unless it says more."""
@@ -152,7 +158,9 @@ def _make(run: Run, step: Step, key: str) -> None:
     manifest = run.manifest
     parallel.on_main(lambda: _fetch_unfinished(run, step, key))
     parallel.on_main(lambda: manifest.begin(step.name, key, _clear_the_way(run, step, key)))
-    console.print(f"[bold]• {step.name}[/]")
+    place = run.forecast.place(step.name) if run.forecast else ""
+    console.print(f"[bold]• {step.name}[/]" + (f" [dim]{place}[/]" if place else ""))
+    run.step = step.name
 
     def spend(seconds: float) -> None:
         if parallel.is_main():
@@ -171,9 +179,17 @@ def _make(run: Run, step: Step, key: str) -> None:
         if run.shared is not None and step.shares:
             run.shared.give(step.name, key, manifest.steps[step.name], step.outputs(run))
     parallel.barrier()
-    seconds = manifest.steps[step.name]["seconds"] if parallel.is_main() else 0.0
-    told = ", ".join(f"{name} {_shown(value)}" for name, value in summary.items() if value is not None)
-    console.print(f"[green]✓[/] {step.name} [dim]{seconds:.1f} s{' · ' if told else ''}{told}[/]")
+    if parallel.is_main():
+        _tell(run, step, summary)
+
+
+def _tell(run: Run, step: Step, summary: Summary) -> None:
+    """Say that a step is done, how long it took and what it came to."""
+    seconds = run.manifest.steps[step.name]["seconds"]
+    if run.forecast:
+        run.forecast.seconds[step.name] = seconds
+    told = f"{duration(seconds)}. {step.told(run, summary)}".rstrip(". ") + "."
+    console.print(f"[green]✓[/] {step.name} [dim]in {escape(told)}[/]", soft_wrap=True)
 
 
 def _give_memory_back() -> None:
@@ -181,12 +197,6 @@ def _give_memory_back() -> None:
     pa.default_memory_pool().release_unused()
     with contextlib.suppress(AttributeError, TypeError):  # glibc alone has it
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def needed_steps(steps: Sequence[Step], recipe: Recipe, wanted: Sequence[str]) -> list[Step]:

@@ -22,7 +22,7 @@ from srd.base.console import console
 from srd.base.errors import UserError
 from srd.base.files import content_of, fingerprint, read_json, read_sealed, remove, write_json, write_sealed
 from srd.base.tables import map_large, read_table, write_table
-from srd.base.text import shorten
+from srd.base.text import many, shorten
 from srd.curation.cleaning import Findings, Reader, Reads, find_wrong, read_for, work_for
 from srd.curation.damage import MOST
 from srd.curation.detectors.base import DETECTORS, HELD_OUT, NAMED, reason_of
@@ -89,6 +89,10 @@ class Likelihoods(Step):
         """Each need is a pass over the responses behind some prompt, and so is each kind of damage, on some rows."""
         return _reading_phase(self.name, facts, facts.data.train)
 
+    def told(self, run: Run, summary: Summary) -> str:
+        rows = summary["examples"]
+        return f"{many(rows, 'row')} read, and {sum(summary.values()) - rows:,} that were damaged on purpose"
+
     def make(self, run: Run) -> Summary:
         rows, settings = run.split("train"), run.recipe.data.cleaning
         with run.progress("likelihoods") as update:
@@ -117,6 +121,9 @@ class Cleaning(Step):
     def outputs(self, run: Run) -> list[Path]:
         places = [*_places(run), run.files.detectors]
         return places if run.recipe.data.cleaning.changes_rows else [places[0], places[2]]
+
+    def told(self, run: Run, summary: Summary) -> str:
+        return f"{summary['wrong']:,} of {many(summary['rows'], 'row')} marked as wrong"
 
     def make(self, run: Run) -> Summary:
         return parallel.on_main(lambda: self._mark(run))
@@ -178,6 +185,10 @@ class Repair(Step):
             tokens=reading.tokens + share * answers * (facts.prompt + facts.response),
             flops=flops + reading.flops, memory=memory,
         )  # fmt: skip
+
+    def told(self, run: Run, summary: Summary) -> str:
+        repaired, dropped = summary["repaired"], summary["dropped"]
+        return f"{many(summary['wrong'], 'wrong row')}, {repaired:,} repaired and {dropped:,} dropped"
 
     def make(self, run: Run) -> Summary:
         rows, marks = run.split("train", cleaned=False), pq.read_table(_places(run)[0])

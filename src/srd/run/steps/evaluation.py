@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from srd.base import parallel
-from srd.base.console import progress_bar
 from srd.base.files import atomic_write, fingerprint
 from srd.base.tables import positions
+from srd.base.text import many
 from srd.curation.inspect import examples_to_show, ranked_rows
 from srd.data.encoding import Encoder
 from srd.evaluation.answers import Benchmark, Contender, compare, evaluate, read_benchmark
@@ -74,6 +74,10 @@ class Evaluation(Step):
         tokens = len(names) * count * (data.prompt + data.response)
         return Phase(self.name, tokens=tokens, flops=flops, memory=memory)
 
+    def told(self, run: Run, summary: Summary) -> str:
+        models, tasks = many(summary["models"], "model"), many(summary["tasks"], "task")
+        return f"{many(summary['answers'], 'answer')} of {models} to {tasks}"
+
     def make(self, run: Run) -> Summary:
         settings, generation, folder = run.recipe.evaluation, run.recipe.generation, run.files.evaluation
         sources = models_of(run)
@@ -89,14 +93,10 @@ class Evaluation(Step):
             )
             for name in wanted
         ]
-        with progress_bar("answers") as update:
-
-            def told(title: str, done: int, total: int) -> None:
-                update(done, total, title)
-                run.tick()
-
+        with run.progress("answers") as update:
             evaluate(
-                contenders, tests, folder, batch_size=generation.batch_size, progress=told,
+                contenders, tests, folder, batch_size=generation.batch_size,
+                progress=lambda title, done, total: update(done, total, title),
                 shared=run.shared.folder / "answers" if run.shared else None,
                 scoring={"allow_code_execution": settings.allow_code_execution},
             )  # fmt: skip

@@ -18,6 +18,7 @@ from srd.base.errors import UserError
 from srd.base.files import fingerprint, read_sealed, write_sealed
 from srd.base.remedies import warn
 from srd.base.tables import column, map_large, repeated, write_table
+from srd.base.text import many
 from srd.data.bad_rows import BadRows, Check, without_refused
 from srd.data.corruption import corrupt
 from srd.data.examples import EXAMPLE_FEATURES, split_examples
@@ -60,6 +61,11 @@ class Examples(Step):
 
     def outputs(self, run: Run) -> list[Path]:
         return [*(run.files.examples(name) for name in SPLITS), run.files.dropped]
+
+    def told(self, run: Run, summary: Summary) -> str:
+        train, validation, test = (summary[name] for name in SPLITS)
+        bad = f", and {many(summary['dropped'], 'unusable row')} left out" if summary.get("dropped") else ""
+        return f"{many(train, 'example')} to train on, {validation:,} to validate with, {test:,} to test with{bad}"
 
     def make(self, run: Run) -> Summary:
         return check_count(parallel.on_main(lambda: self._write(run)))

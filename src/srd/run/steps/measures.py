@@ -62,6 +62,9 @@ class Measures(Step):
             flops=flops, memory=inference_memory(facts.student, facts) if flops else 0.0,
         )  # fmt: skip
 
+    def told(self, run: Run, summary: Summary) -> str:
+        return ", ".join(f"mean {name.removeprefix('mean_')} {value:.4g}" for name, value in summary.items())
+
     def make(self, run: Run) -> Summary:
         needs = needs_of(run.recipe)
         columns = {name: values for name, values in self._read(run, needs).items() if name not in ("ce", "length")}

@@ -9,6 +9,7 @@ import numpy as np
 
 from srd.base import parallel
 from srd.base.tables import write_table
+from srd.base.text import many
 from srd.curation.curriculum import Curriculum
 from srd.recipe.schema import Recipe
 from srd.run.assemble import ranked_scores, with_marks
@@ -38,6 +39,9 @@ class Ranking(Step):
 
     def outputs(self, run: Run) -> list[Path]:
         return [run.files.ranked]
+
+    def told(self, run: Run, summary: Summary) -> str:
+        return f"{many(summary['kept'], 'example')} kept, the hardest {summary['dropped']:,} dropped"
 
     def make(self, run: Run) -> Summary:
         curriculum = self.curriculum(run)

@@ -76,6 +76,12 @@ class Reflection(Step):
             memory = max(memory, one.memory)
         return Phase(self.name, student_passes=passes, tokens=tokens, flops=flops, memory=memory)
 
+    def told(self, run: Run, summary: Summary) -> str:
+        return (
+            f"the student's answers have a mean ROUGE-L of {100 * summary['mean_rouge_l']:.1f}, "
+            f"its surprise is {summary['mean_ce']:.2f} nats a token"
+        )
+
     def make(self, run: Run) -> Summary:
         way, student = run.recipe.out_of_sample, run.recipe.student
         if way == "cross_fit":

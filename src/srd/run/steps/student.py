@@ -8,6 +8,7 @@ from typing import Any
 
 from srd.base import parallel
 from srd.base.files import content_of, read_sealed, remove, write_sealed
+from srd.base.text import count
 from srd.models.loading import load_model, save_model
 from srd.models.pruning import drop_layers
 from srd.recipe.schema import Recipe
@@ -17,7 +18,7 @@ from srd.run.costs import Facts, Phase, training_phase
 from srd.run.identity import model_identity, plugins_identity
 from srd.run.steps.base import Step, Summary
 from srd.run.steps.cleaning import cleaning_steps
-from srd.training.stages import train
+from srd.training.stages import told_of, train
 from srd.training.trainer import make_collator
 
 SHRINK_EXAMPLES = 64  # training examples whose hidden states decide which layers go
@@ -74,6 +75,11 @@ class Student(Step):
             os.replace(work / "shortened", run.files.start)
         parallel.barrier()
         return {"parameters": parameters(run.start_source), "dropped_layers": dropped, **summary}
+
+    def told(self, run: Run, summary: Summary) -> str:
+        dropped = summary.get("dropped_layers")
+        made = [f"without {dropped}" if dropped else "", told_of(summary, run.recipe.student.warm_start)]
+        return f"{count(summary['parameters'])} parameters, {', '.join(filter(None, made)) or 'used as it is'}"
 
     def cost(self, facts: Facts) -> Phase:
         warm = facts.recipe.student.warm_start

@@ -14,7 +14,7 @@ from srd.base import parallel
 from srd.base.files import remove
 from srd.base.remedies import warn
 from srd.base.tables import write_table
-from srd.base.text import shown_bytes
+from srd.base.text import count, many, shown_bytes
 from srd.data.turns import without_end
 from srd.models.generation import Decoding, generate_tokens
 from srd.models.tokens import stop_token_ids
@@ -34,7 +34,7 @@ from srd.run.costs import Facts, Phase, limit_for, one_pass, training_phase
 from srd.run.identity import model_identity
 from srd.run.steps.base import Step, Summary
 from srd.run.steps.cleaning import cleaning_steps
-from srd.training.stages import train
+from srd.training.stages import told_of, train
 from srd.training.teacher_cache import build_cache
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,11 @@ class Teacher(Step):
             summary = train(training, run.files.teacher)
         return {"parameters": parameters(run.teacher_source), **summary}
 
+    def told(self, run: Run, summary: Summary) -> str:
+        return (
+            f"{count(summary['parameters'])} parameters, {told_of(summary, run.recipe.teacher.sft) or 'used as it is'}"
+        )
+
     def cost(self, facts: Facts) -> Phase:
         sft = facts.recipe.teacher.sft
         return Phase(self.name) if sft is None else training_phase(self.name, sft, facts, False, kept="teacher")
@@ -106,6 +111,10 @@ class TeacherText(Step):
 
     def cost(self, facts: Facts) -> Phase:
         return one_pass(self.name, facts.teacher, facts, teacher_passes=1.0)
+
+    def told(self, run: Run, summary: Summary) -> str:
+        cut, empty = summary["cut"], summary["empty"]
+        return f"{many(summary['examples'], 'answer')} of the teacher, {cut:,} cut and {empty:,} empty"
 
     def make(self, run: Run) -> Summary:
         rows, encoder = run.encoded_for_teacher("train"), run.teacher_encoder
@@ -178,6 +187,10 @@ class Cache(Step):
             return Phase(self.name)
         disk = facts.cache_bytes + facts.head_bytes
         return one_pass(self.name, facts.teacher, facts, teacher_passes=1.0, disk=disk)
+
+    def told(self, run: Run, summary: Summary) -> str:
+        size = shown_bytes(summary["bytes"])
+        return f"what the teacher says of {many(summary['examples'], 'example')} is kept in {size}"
 
     def make(self, run: Run) -> Summary:
         examples, dtype = run.encoded("train"), cache_dtype(run)

@@ -16,7 +16,7 @@ from srd.run.steps.cleaning import cleaning_steps
 from srd.run.steps.measures import measuring_steps
 from srd.run.steps.student import Student, needs_teacher, runs_live, taught_by, teaching_steps
 from srd.run.steps.teacher import Teacher
-from srd.training.stages import train
+from srd.training.stages import told_of, train
 
 
 class Training(Step):
@@ -65,6 +65,9 @@ class Training(Step):
     def cost(self, facts: Facts) -> Phase:
         training = facts.recipe.arms[self.label]
         return training_phase(self.name, training, facts, runs_live(facts, training))
+
+    def told(self, run: Run, summary: Summary) -> str:
+        return told_of(summary, run.recipe.arms[self.label])
 
     def make(self, run: Run) -> Summary:
         config, files = run.recipe.arms[self.label], run.files
