@@ -152,6 +152,11 @@ def test_curate_writes_stages(srd: Command, shared: TinyRun, tmp_path: Path) -> 
     assert [len((tmp_path / f"out/stage_{stage}.jsonl").read_text().splitlines()) for stage in range(3)] == [8, 16, 24]
 
 
+def test_curate_for_an_unknown_trainer_names_the_nearest(srd: Command, shared: TinyRun, tmp_path: Path) -> None:
+    outcome = srd("curate", shared.folder / "tiny.yaml", "--for", "axolot", "-o", tmp_path / "out")
+    assert outcome.code == 2 and "did you mean 'axolotl'?" in one_message(outcome.told)
+
+
 def test_rank_a_file_of_scores(srd: Command, tmp_path: Path) -> None:
     scores = [{"id": f"e{i}", "rouge_l": i / 10, "ce": 3 - i / 10} for i in range(5)]
     path = write_rows(tmp_path / "scores.jsonl", scores)

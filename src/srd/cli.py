@@ -357,13 +357,20 @@ def curate_command(
     overrides: Overrides = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for stage_0.jsonl …")] = Path("curated"),
     run_dir: RunDir = None,
+    trainer: Annotated[
+        str | None,
+        typer.Option("--for", help="trl, axolotl, llamafactory, litgpt or jsonl: with what this trainer needs."),
+    ] = None,
 ) -> None:
     """Reflect, rank and stage only: stage_<i>.jsonl files that any trainer can read."""
+    from srd.export.curated import TRAINERS, curate_for
     from srd.run.curate import curate
 
     _folder(output)
+    if trainer is not None:
+        TRAINERS.name_of(trainer)
     run = open_run(recipe, overrides, run_dir)
-    for path in curate(run, output):
+    for path in curate(run, output) if trainer is None else curate_for(run, output, trainer):
         _echo(path)
 
 

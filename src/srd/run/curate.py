@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pyarrow.parquet as pq
 
 from srd.base import parallel
 from srd.base.errors import UserError
-from srd.base.files import atomic_write, file_digest, remove, write_json
+from srd.base.files import atomic_write
 from srd.base.locks import held
+from srd.base.owned import OwnedFiles
 from srd.base.tables import positions
 from srd.curation.curriculum import Curriculum, Stage
 from srd.data.batching import LengthBatches
@@ -24,84 +26,129 @@ from srd.run.context import Run
 from srd.run.flow import advance
 
 WRITTEN = "stages.json"  # what `curate` has written into a folder: the digest of every file; null while it writes
+AT_ONCE = 1000  # rows that are laid out together
 
 
-def curate(run: Run, target: Path) -> list[Path]:
+class Layout:
+    """How curated rows are laid out for those who read them: as they are, with nothing beside them."""
+
+    def check(self, run: Run) -> None:
+        """Refuse a run whose rows cannot be laid out so, before anything is computed."""
+
+    def names(self, stages: int) -> list[str]:
+        """The files that `write` writes beside so many stages, as paths below the folder."""
+        return []
+
+    def columns(self, run: Run, examples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What the row of each example has beyond the example and its place in the curriculum."""
+        return [{} for _ in examples]
+
+    def write(self, curated: Curated) -> None:
+        """Write the files beside the stages."""
+
+
+def curate(run: Run, target: Path, layout: Layout | None = None) -> list[Path]:
     """Reflect, rank and stage only: ``stage_0.jsonl …``, in the order of the curriculum, for any other trainer.
 
     Each row has its content in the shape in which srd reads it (``instruction``, ``input`` and ``output``, or
     ``prompt`` and ``completion``, or ``messages`` with the answer last; ``references`` where there are several) and
-    ``id, rank, rouge_l, ce, stage, temperature, weight``.
+    ``id, rank, rouge_l, ce, stage, temperature, weight``; a layout adds columns, and files beside the stages.
 
     Raises:
         UserError: another command works in ``target``, or a file is in the way that curate has not written.
     """
+    layout = layout or Layout()
     curriculum = run.curriculum_of(run.recipe.training) or Curriculum()
-    names = [f"stage_{index}.jsonl" for index in range(curriculum.stages)]
+    names = [*map(stage_file, range(curriculum.stages)), *layout.names(curriculum.stages)]
+    files = OwnedFiles(target, WRITTEN, "srd curate")
     with contextlib.ExitStack() as stack:
         if target.resolve() == run.folder.resolve():
             raise UserError(f"-o {target} is the run directory. Choose another folder.")
         parallel.on_main(lambda: stack.enter_context(held(target, "-o")))
-        parallel.on_main(lambda: _check_ours(target, names))
+        parallel.on_main(lambda: files.check(names))
+        layout.check(run)
         advance(run, "ranking")
-        stages = curriculum.split(ranked_scores(run, curriculum))
-        parallel.on_main(lambda: _write_stages(run, stages, target))
+        curated = Curated(run, curriculum.split(ranked_scores(run, curriculum)), target)
+        parallel.on_main(lambda: _write(curated, layout, files, names))
     return [target / name for name in names] if parallel.is_main() else []
 
 
-def _check_ours(target: Path, names: list[str]) -> None:
-    """Refuse to write over, or to remove, what this command has not written itself."""
-    before = _written(target)
-    for name in sorted({*names, WRITTEN, *before}):
-        path = target / name
-        if not path.exists() and not path.is_symlink():
-            continue
-        if path.is_symlink() or not path.is_file():
-            raise UserError(f"{path} is in the way: it is no plain file. Move it, or choose another -o.")
-        if name == WRITTEN:
-            continue
-        if name not in before or before[name] not in (None, file_digest(path)):
-            what = "has been changed since" if name in before else "was not written by srd curate"
-            raise UserError(f"{path} {what} and would be lost. Move it, or choose another -o.")
+def stage_file(index: int) -> str:
+    """The name of a stage's file."""
+    return f"stage_{index}.jsonl"
 
 
-def _written(target: Path) -> dict[str, str | None]:
-    """The files that former calls have written, with their digests."""
-    path = target / WRITTEN
-    if not path.is_file():
-        return {}
-    try:
-        files = json.loads(path.read_text(encoding="utf-8"))["files"]
-        if not all(Path(name).name == name and name.startswith("stage_") for name in files):
-            raise ValueError("a name that is no stage's")
-        return dict(files)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not what srd curate writes. Move it, or choose another -o.") from error
+@dataclass(frozen=True)
+class Curated:
+    """The stages of a run, and the folder that they are written into."""
+
+    run: Run
+    stages: list[Stage]
+    folder: Path
+
+    @property
+    def epochs(self) -> float:
+        """Passes over each stage."""
+        return self.run.recipe.training.epochs
+
+    def passes(self, stage: Stage) -> Iterator[list[str]]:
+        """The examples of every pass over a stage, in their order; a last pass may be cut short."""
+        whole, part = int(self.epochs), self.epochs - int(self.epochs)
+        for epoch in range(whole):
+            yield self._drawn(stage, epoch)
+        if count := round(part * stage.size):
+            yield self._drawn(stage, whole)[:count]
+
+    def _drawn(self, stage: Stage, epoch: int) -> list[str]:
+        """The examples of one pass; where every pass draws its own, as the trainer draws them."""
+        if stage.subset is None:
+            return stage.ids
+        seed = self.run.seed_of(self.run.recipe.training) + stage.index
+        drawn = LengthBatches([1] * len(stage.ids), 1, seed=seed, subset=stage.subset)
+        drawn.set_epoch(epoch)
+        return [stage.ids[i] for i in drawn.order()]
+
+    def first_pass(self, stage: Stage) -> list[str]:
+        """What stands in the file of a stage."""
+        return self._drawn(stage, 0)
+
+    def rows(self, stage: Stage, ids: list[str], layout: Layout) -> Iterator[dict[str, Any]]:
+        """The rows of some examples, in this order."""
+        ranks, examples = datasets.Dataset(pq.read_table(self.run.files.ranked)), self.run.split("train")
+        chosen, ranked = (table.select(positions(ids, table)) for table in (examples, ranks))
+        for start in range(0, len(ids), AT_ONCE):
+            part = range(start, min(start + AT_ONCE, len(ids)))
+            batch = chosen.select(part).to_list()
+            more = layout.columns(self.run, batch)
+            for example, rank, columns in zip(batch, ranked.select(part), more, strict=True):
+                yield {**curated(example, rank, stage), **columns}
+
+    @property
+    def summary(self) -> list[dict[str, Any]]:
+        """What each stage is, for those who train on it."""
+        return [
+            {
+                "stage": stage.index, "file": stage_file(stage.index), "rows": stage.size, "passes": self.epochs,
+                "temperature": stage.temperature, "weight": stage.weight,
+            }
+            for stage in self.stages
+        ]  # fmt: skip
 
 
-def _write_stages(run: Run, stages: list[Stage], target: Path) -> None:
-    """Write the stages, and remove those of a former call; what is ours is noted before it is there."""
-    before, names = _written(target), [f"stage_{stage.index}.jsonl" for stage in stages]
-    write_json(target / WRITTEN, {"files": {**before, **dict.fromkeys(names)}})
-    ranks, rows = datasets.Dataset(pq.read_table(run.files.ranked)), run.split("train")
-    for stage, name in zip(stages, names, strict=True):
-        ids = _first_pass(run, stage)
-        chosen, ranked = (table.select(positions(ids, table)) for table in (rows, ranks))
-        with atomic_write(target / name) as partial, open(partial, "w", encoding="utf-8") as file:
-            for row, rank in zip(chosen, ranked, strict=True):
-                file.write(json.dumps(curated(row, rank, stage), ensure_ascii=False) + "\n")
-    for name in before.keys() - set(names):
-        remove(target / name)
-    write_json(target / WRITTEN, {"files": {name: file_digest(target / name) for name in names}})
+def _write(made: Curated, layout: Layout, files: OwnedFiles, names: list[str]) -> None:
+    """Write the stages and what stands beside them; what is ours is noted before it is there."""
+    files.begin(names)
+    for stage in made.stages:
+        write_rows(made.folder / stage_file(stage.index), made.rows(stage, made.first_pass(stage), layout))
+    layout.write(made)
+    files.finish(names, stages=made.summary)
 
 
-def _first_pass(run: Run, stage: Stage) -> list[str]:
-    """The examples of a stage; where every pass draws its own, those of the first."""
-    if stage.subset is None:
-        return stage.ids
-    seed = run.seed_of(run.recipe.training) + stage.index
-    drawn = LengthBatches([1] * len(stage.ids), 1, seed=seed, subset=stage.subset).order()
-    return [stage.ids[i] for i in drawn]
+def write_rows(path: Path, rows: Iterator[dict[str, Any]]) -> None:
+    """Write JSON lines, atomically."""
+    with atomic_write(path) as partial, open(partial, "w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def curated(example: Mapping[str, Any], ranked: Mapping[str, Any], stage: Stage) -> dict[str, Any]:

@@ -1,0 +1,239 @@
+"""A curated folder for a trainer: its stages, all passes in one file, a card, and the trainer's own configuration."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from srd.base.errors import UserError
+from srd.base.files import atomic_write
+from srd.base.registry import Registry
+from srd.base.remedies import warn
+from srd.base.yaml_text import dump_yaml
+from srd.data.examples import row_of
+from srd.export.texts import Shown, shown
+from srd.run.context import Run
+from srd.run.curate import Curated, Layout, curate, stage_file, write_rows
+
+logger = logging.getLogger(__name__)
+
+TRAIN = "train.jsonl"
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A trainer that curated rows are laid out for.
+
+    Attributes:
+        title: As it is called.
+        columns: What it wants of each row beyond what all of them get.
+        files: Its own configuration and scripts, by name, for so many stages (a template: name with ``{}`` is one a
+            stage).
+        contents: The text of each of these files.
+        usage: How it is started in the folder, in Markdown; the card has it.
+        keeps_order: Whether it can go through the rows in their order.
+        decoder_only: Whether it trains models of that kind alone.
+    """
+
+    title: str
+    usage: str
+    columns: Callable[[Shown], dict[str, Any]] = lambda row: {}
+    files: tuple[str, ...] = ()
+    contents: Callable[[Curated], Iterator[tuple[str, str]]] = lambda made: iter(())
+    keeps_order: bool = True
+    decoder_only: bool = True
+    described: dict[str, str] = field(default_factory=dict)
+
+
+TRAINERS: Registry[Trainer] = Registry("trainer", "srd.export.trainers", "--for: there is no trainer '{}'")
+
+
+def curate_for(run: Run, target: Path, name: str) -> list[Path]:
+    """Curate a run for a trainer.
+
+    Args:
+        run: The run.
+        target: The folder to write into.
+        name: Of `TRAINERS`.
+
+    Raises:
+        UserError: an unknown trainer, one that does not train such models, or a file that is in the way.
+    """
+    trainer = TRAINERS.get(name)
+    made = curate(run, target, TrainerLayout(trainer))
+    if not trainer.keeps_order:
+        warn(
+            logger,
+            f"{trainer.title} shuffles what it trains on: of the curriculum only the stages are kept.",
+            "Train one stage after the other, as README.md says.",
+        )
+    return made
+
+
+class TrainerLayout(Layout):
+    """How curated rows are laid out for a trainer.
+
+    Args:
+        trainer: Of `TRAINERS`.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self._names: dict[str, None] | None = None
+
+    def check(self, run: Run) -> None:
+        if run.encoder_decoder and self.trainer.decoder_only:
+            raise UserError(
+                f"{self.trainer.title} is given prompt and answer as one text, but '{run.start_source}' is an "
+                "encoder-decoder. Use --for jsonl, whose rows have them apart."
+            )
+        curriculum = run.recipe.training.curriculum
+        if curriculum is not None and curriculum.reflect_again:
+            warn(
+                logger,
+                "training.curriculum.reflect_again ranks anew while the student learns, which no file can foresee.",
+                "The stages are those of the starting student; to train as the recipe says, use srd run.",
+            )
+
+    def names(self, stages: int) -> list[str]:
+        own = [name.format(stage) for name in self.trainer.files for stage in _numbers(name, stages)]
+        return [TRAIN, CARD, *own]
+
+    def columns(self, run: Run, examples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        if self._names is None:  # of rows of several shapes, so that every row has every column, as tables want it
+            self._names = {name: None for example in run.split("train") for name in row_of(example)}
+        return [
+            {name: None for name in self._names if name not in row_of(example)}
+            | _columns(run, example, row, self.trainer)
+            for example, row in zip(examples, shown(run.encoder, examples), strict=True)
+        ]
+
+    def write(self, made: Curated) -> None:
+        write_rows(made.folder / TRAIN, _unrolled(made, self))
+        for name, text in ((CARD, card(made, self.trainer)), *self.trainer.contents(made)):
+            with atomic_write(made.folder / name) as partial:
+                partial.write_text(text, encoding="utf-8")
+
+
+def _numbers(name: str, stages: int) -> range:
+    return range(stages if "{}" in name else 1)
+
+
+def _columns(run: Run, example: dict[str, Any], row: Shown, trainer: Trainer) -> dict[str, Any]:
+    """The columns of a row beyond the example, so that srd still reads the same tokens from it."""
+    ready_made = run.encoder.template.for_row(example).name == "prompt"
+    columns: dict[str, Any] = {"prompt": row.prompt, "completion": row.completion, "end": row.end}
+    if ready_made:  # the completion is the example's own, and may bring its end
+        columns["completion"] = example["references"][0]
+        columns["end"] = "" if columns["completion"] != row.completion else row.end
+    elif example["prompt"]:  # it is framed as an instruction: as a prompt it would be framed once more
+        columns |= {"instruction": example["instruction"], "output": example["references"][0]}
+    return {**columns, **trainer.columns(row)}
+
+
+def _unrolled(made: Curated, layout: Layout) -> Iterator[dict[str, Any]]:
+    """Every row of every pass of every stage, in the order in which they are trained on."""
+    for stage in made.stages:
+        first = made.first_pass(stage)
+        for number, ids in enumerate(made.passes(stage)):
+            if ids == first[: len(ids)]:  # the stage's file has these rows, in this order
+                rows = lines(made.folder / stage_file(stage.index), len(ids))
+            else:
+                rows = made.rows(stage, ids, layout)
+            yield from ({**row, "pass": number} for row in rows)
+
+
+def lines(path: Path, count: int) -> Iterator[dict[str, Any]]:
+    """The first rows of a file of JSON lines."""
+    with open(path, encoding="utf-8") as file:
+        for _, line in zip(range(count), file, strict=False):
+            yield json.loads(line)
+
+
+# ---------------------------------------------------------------------------------------------------- what trainers say
+
+
+def start_model(run: Run) -> str:
+    """The model that training starts from, as any folder can name it."""
+    path = Path(run.start_source).expanduser()
+    return str(path.resolve()) if path.exists() else run.start_source
+
+
+def teacher_model(run: Run) -> str:
+    """The teacher, likewise."""
+    path = Path(run.teacher_source).expanduser()
+    return str(path.resolve()) if path.exists() else run.teacher_source
+
+
+# ------------------------------------------------------------------------------------------------------------ the card
+
+COLUMNS = {
+    "id": "of the example",
+    "prompt": "the exact text that the model reads, in its frame",
+    "completion": "the text that it learns to write behind it",
+    "end": "the text of the token that closes it; empty where the answer was cut",
+    "messages": "of a conversation: its turns, the answer last",
+    "instruction, input, output": "of an instruction: its parts, before they are put into the frame",
+    "rank, rouge_l, ce": "how hard the example is for the student, and the scores that say so",
+    "stage, temperature, weight": "the stage, and the settings of distillation in it",
+    "pass": f"in {TRAIN}: which pass over the stage, from 0",
+}
+
+
+def card(made: Curated, trainer: Trainer) -> str:
+    """The card of the data set, which also tells ``datasets.load_dataset`` which files belong together."""
+    run, source = made.run, made.run.recipe.data.train
+    files = {"train": TRAIN, **{f"stage_{stage.index}": stage_file(stage.index) for stage in made.stages}}
+    configs = [
+        {"config_name": name, "data_files": file, **({"default": True} if name == "train" else {})}
+        for name, file in files.items()
+    ]
+    head = {
+        "task_categories": ["text-generation"],
+        "tags": ["srd", "curriculum-learning", "knowledge-distillation", "arxiv:2508.06135"],
+        "configs": configs,
+    }
+    stages = "\n".join(
+        f"| {row['stage']} | `{row['file']}` | {row['rows']} | {row['passes']:g} | {row['temperature']:g} "
+        f"| {row['weight']:g} |"
+        for row in made.summary
+    )
+    columns = "\n".join(f"- `{name}`: {what}" for name, what in (COLUMNS | trainer.described).items())
+    return f"""---
+{dump_yaml(head)}---
+
+# {run.recipe.name}: curated training data
+
+The training rows of a recipe, ranked by how hard they are for the student and put into stages, easy to hard, by
+Selective Reflection Distillation (SRD, arXiv 2508.06135), for {trainer.title}.
+
+- rows: `{source.dataset or source.path}`, whose licence holds for them
+- student: `{run.start_source}`
+- teacher: `{run.teacher_source}`
+
+| stage | file | rows | passes | temperature | weight of the teacher |
+|---|---|---|---|---|---|
+{stages}
+
+`{TRAIN}` has all of it in the order of training: every stage, every pass over it. `stages.json` has the table.
+
+```python
+from datasets import load_dataset
+
+rows = load_dataset("FOLDER", split="train")  # all stages and passes, in order
+first = load_dataset("FOLDER", "stage_0", split="train")
+```
+
+## Columns
+
+{columns}
+
+## Training with {trainer.title}
+
+{trainer.usage.strip()}
+"""

@@ -1,0 +1,74 @@
+"""Axolotl: rows of the type ``input_output``, which adds nothing to the text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from srd.base.yaml_text import dump_yaml
+from srd.export.curated import TRAINERS, Trainer, start_model
+from srd.export.texts import Shown
+from srd.run.curate import Curated, stage_file
+
+USAGE = """
+In this folder, one stage after the other, each from the model of the one before:
+
+```
+axolotl train axolotl_stage_0.yaml
+axolotl train axolotl_stage_1.yaml
+…
+```
+
+`curriculum_sampling` keeps the order of the rows, and `sample_packing` stays off, as it would not.
+"""
+
+
+def columns(row: Shown) -> dict[str, Any]:
+    """The text in stretches: Axolotl adds neither a frame nor control tokens to them."""
+    return {"segments": [{"label": learnt, "text": text} for text, learnt in row.segments()]}
+
+
+def contents(made: Curated) -> Iterator[tuple[str, str]]:
+    """A configuration for every stage."""
+    training, model = made.run.recipe.training, start_model(made.run)
+    for stage in made.stages:
+        output = f"./outputs/stage_{stage.index}"
+        yield (
+            f"axolotl_stage_{stage.index}.yaml",
+            dump_yaml(
+                {
+                    "base_model": model,
+                    "datasets": [{"path": f"./{stage_file(stage.index)}", "ds_type": "json", "type": "input_output"}],
+                    "train_on_inputs": False,
+                    "curriculum_sampling": True,
+                    "shuffle_merged_datasets": False,
+                    "sample_packing": False,
+                    "val_set_size": 0,
+                    "dataset_prepared_path": f"./prepared/stage_{stage.index}",
+                    "output_dir": output,
+                    "sequence_len": made.run.recipe.data.max_length,
+                    "num_epochs": made.epochs,
+                    "micro_batch_size": training.micro_batch_size or training.batch_size,
+                    "gradient_accumulation_steps": training.batch_size
+                    // (training.micro_batch_size or training.batch_size),
+                    "learning_rate": training.learning_rate,
+                    "lr_scheduler": training.schedule,
+                    "optimizer": training.optimizer,
+                    "weight_decay": training.weight_decay,
+                    "max_grad_norm": training.max_grad_norm,
+                }
+            ),
+        )
+        model = output
+
+
+TRAINERS.register("axolotl")(
+    Trainer(
+        "Axolotl",
+        USAGE,
+        columns,
+        ("axolotl_stage_{}.yaml",),
+        contents,
+        described={"segments": "the whole text in stretches, each with whether it is learnt"},
+    )
+)

@@ -1,0 +1,50 @@
+"""litgpt: a folder for every stage, as it shuffles whatever it is given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from srd.export.curated import TRAINERS, Trainer, lines
+from srd.export.texts import shown
+from srd.run.curate import Curated, stage_file
+
+USAGE = """
+litgpt shuffles its rows, and there is no switch for it: **the order within a stage is lost**. The stages are kept by
+one run for each, from the model of the one before:
+
+```
+litgpt finetune_full MODEL --data JSON --data.json_path litgpt/stage_0 --data.prompt_style default \\
+    --data.mask_prompt true --train.epochs PASSES --out_dir out/stage_0
+litgpt finetune_full out/stage_0/final --data JSON --data.json_path litgpt/stage_1 …
+```
+
+with the passes of the table above. The prompts stand in their frame already, so that the style is `default`.
+"""
+
+
+def contents(made: Curated) -> Iterator[tuple[str, str]]:
+    """A training and a validation file for every stage."""
+    texts = shown(made.run.encoder, made.run.split("validation").to_list())
+    validation = [{"prompt": row.prompt, "completion": row.completion} for row in texts]
+    for stage in made.stages:
+        rows = list(lines(made.folder / stage_file(stage.index), stage.size))
+        yield f"litgpt/stage_{stage.index}/train.json", _json(rows)
+        # It wants a validation file: where there are no such rows, some of those that it trains on.
+        yield f"litgpt/stage_{stage.index}/val.json", _json(validation or rows[:8])
+
+
+def _json(rows: Iterable[Mapping[str, Any]]) -> str:
+    return json.dumps([{"instruction": row["prompt"], "output": row["completion"]} for row in rows], ensure_ascii=False)
+
+
+TRAINERS.register("litgpt")(
+    Trainer(
+        "litgpt",
+        USAGE,
+        files=("litgpt/stage_{}/train.json", "litgpt/stage_{}/val.json"),
+        contents=contents,
+        keeps_order=False,
+    )
+)

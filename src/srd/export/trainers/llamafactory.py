@@ -1,0 +1,92 @@
+"""LLaMA-Factory: whole texts with the template ``empty``, which adds nothing to them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from srd.base.yaml_text import dump_yaml
+from srd.export.curated import TRAINERS, Trainer, start_model
+from srd.export.texts import Shown
+from srd.run.curate import Curated, stage_file
+
+USAGE = """
+In this folder, one stage after the other, each from the model of the one before:
+
+```
+llamafactory-cli train llamafactory_stage_0.yaml
+llamafactory-cli train llamafactory_stage_1.yaml
+…
+```
+
+`disable_shuffling` keeps the order of the rows. The texts are whole, with what begins and closes them, so that the
+template is `empty`. `dataset_info.json` also names the conversations (`srd_chat_stage_0`, …) for a template of
+LLaMA-Factory's own, where the rows are conversations.
+"""
+
+
+def columns(row: Shown) -> dict[str, Any]:
+    """The text up to the answer, and the answer, whole: the template ``empty`` adds nothing."""
+    return {"source": row.begin + row.prompt, "target": row.completion + row.end}
+
+
+def contents(made: Curated) -> Iterator[tuple[str, str]]:
+    """The list of data sets, and a configuration for every stage."""
+    training, model = made.run.recipe.training, start_model(made.run)
+    chat = all(made.run.split("train")["messages"])
+    yield "dataset_info.json", json.dumps(_data_sets(made, chat), indent=2) + "\n"
+    for stage in made.stages:
+        output = f"saves/stage_{stage.index}"
+        yield (
+            f"llamafactory_stage_{stage.index}.yaml",
+            dump_yaml(
+                {
+                    "model_name_or_path": model,
+                    "stage": "sft",
+                    "do_train": True,
+                    "finetuning_type": "lora" if training.lora else "full",
+                    "dataset_dir": ".",
+                    "dataset": f"srd_stage_{stage.index}",
+                    "template": "empty",
+                    "cutoff_len": made.run.recipe.data.max_length,
+                    "disable_shuffling": True,
+                    "packing": False,
+                    "val_size": 0,
+                    "output_dir": output,
+                    "num_train_epochs": made.epochs,
+                    "per_device_train_batch_size": training.micro_batch_size or training.batch_size,
+                    "gradient_accumulation_steps": training.batch_size
+                    // (training.micro_batch_size or training.batch_size),
+                    "learning_rate": training.learning_rate,
+                    "lr_scheduler_type": training.schedule,
+                    "report_to": "none",
+                }
+            ),
+        )
+        model = output
+
+
+def _data_sets(made: Curated, chat: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for stage in made.stages:
+        file = {"file_name": stage_file(stage.index)}
+        found[f"srd_stage_{stage.index}"] = {**file, "columns": {"prompt": "source", "response": "target"}}
+        if chat:
+            tags = {f"{role}_tag": role for role in ("role", "content", "user", "assistant", "system")}
+            found[f"srd_chat_stage_{stage.index}"] = {
+                **file, "formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": tags
+            }  # fmt: skip
+    return found
+
+
+TRAINERS.register("llamafactory")(
+    Trainer(
+        "LLaMA-Factory",
+        USAGE,
+        columns,
+        ("dataset_info.json", "llamafactory_stage_{}.yaml"),
+        contents,
+        described={"source, target": "the whole text up to the answer, and the answer with what closes it"},
+    )
+)
