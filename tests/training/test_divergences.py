@@ -17,7 +17,7 @@ from srd.training.divergences import base, fkl
 from srd.training.divergences.base import DIVERGENCES, canonical_name, loss_scale
 
 PAPER = ("fkl", "rkl", "jsd", "tvd", "sfkl", "srkl")
-NAMES = (*PAPER, "ab", "akl")
+NAMES = (*PAPER, "ab", "akl", "entropy_aware")
 TEMPERATURES = (0.5, 1.0, 2.0)
 
 
@@ -40,6 +40,9 @@ def naive(name: str, student: Tensor, teacher: Tensor, temperature: float = 1.0,
         return naive_alpha_beta(p, q, 0.2, 0.7)
     if name == "akl":
         return naive_adaptive_kl(p, q)
+    if name == "entropy_aware":
+        entropy = -torch.where(p > 0, p * p.log(), 0).sum(-1)
+        return kl(q, p) + torch.where(entropy > 1.0, kl(p, q), 0)
     if name == "jsd":
         lam = 0.9 if share is None else share
         middle = (1 - lam) * p + lam * q
@@ -180,6 +183,8 @@ BY_HAND = {
     ) / 0.14,
     # p is flat: all of it is head
     "akl": 0.5 * math.log(2) + 0.5 * math.log(2 / 3),
+    # log 2 nats are below the threshold of 1
+    "entropy_aware": 0.25 * math.log(1 / 2) + 0.75 * math.log(3 / 2),
 }  # fmt: skip
 
 
@@ -296,10 +301,12 @@ def test_a_mask_in_one_of_them(mass: float, dtype: torch.dtype) -> None:
     assert srd.divergence("rkl", student, teacher).item() == torch.inf
     assert srd.divergence("fkl", teacher, student).item() == torch.inf
     assert srd.divergence("akl", student, teacher).item() == torch.inf
+    assert srd.divergence("entropy_aware", student, teacher).item() == torch.inf
+    assert srd.divergence("entropy_aware", teacher, student, threshold=0).item() == torch.inf
     for name in ("fkl", "jsd", "tvd", "sfkl", "srkl", "ab"):
         value = srd.divergence(name, student, teacher).double()
         torch.testing.assert_close(value, naive(name, student, teacher), rtol=1e-5, atol=1e-7)
-    for name in ("rkl", "jsd", "tvd", "sfkl", "srkl", "ab"):
+    for name in ("rkl", "jsd", "tvd", "sfkl", "srkl", "ab", "entropy_aware"):
         value = srd.divergence(name, teacher, student).double()
         torch.testing.assert_close(value, naive(name, teacher, student), rtol=1e-5, atol=1e-7)
 
@@ -363,6 +370,7 @@ def test_the_nearest_name_is_suggested() -> None:
         ("srkl", {"alpha": True}, "alpha must be a number, but is True"),
         ("ab", {"beta": -0.5}, "beta is -0.5, but it must be within 0 and 2"),
         ("akl", {"mu": 1.5}, "mu is 1.5, but it must be within 0 and 1"),
+        ("entropy_aware", {"threshold": math.nan}, "threshold is nan, but it must be within -1 and inf"),
     ],
 )
 def test_wrong_parameters_are_refused(name: str, parameters: dict[str, float], message: str) -> None:

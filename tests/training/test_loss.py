@@ -86,6 +86,7 @@ def plain_loss(logits: Tensor, problem: Problem, settings: LossSettings) -> Tens
     if settings.objective is None:
         return ce.sum() / problem.items
     teacher = plain_logits(problem.teacher_hidden, problem.teacher_head)
+    teacher = settings.teacher_share * teacher + (1 - settings.teacher_share) * logits.detach()
     share = next(iter(settings.parameters.values()), None)
     kd = naive(settings.objective, logits, teacher, settings.temperature, share)
     scale = loss_scale(settings.objective, settings.temperature, settings.scaling)
@@ -156,6 +157,16 @@ def test_value_and_gradient(name: str, temperature: float) -> None:
 def test_parameters_reach_the_divergence(name: str, share: float) -> None:
     settings = LossSettings(name, {"lam" if name == "jsd" else "alpha": share}, 2.0, 0.7)
     compare(make_problem().in_dtype(torch.float32), settings, 1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_teacher_between_the_two(name: str) -> None:
+    """The student within the target is a constant; the target at share 0 is the student itself."""
+    for share, weight, temperature in ((0.4, 1.0, 1.0), (0.8, 0.6, 2.0)):
+        settings = LossSettings(name, {}, temperature, weight, teacher_share=share)
+        compare(make_problem(), settings, 1e-9)
+    itself = make_problem().in_dtype(torch.float32)
+    assert ours(itself, LossSettings(name, teacher_share=0.0))[0].abs() < 1e-6
 
 
 @pytest.mark.parametrize("name", [None, "fkl", "srkl"])

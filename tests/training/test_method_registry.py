@@ -51,9 +51,11 @@ def test_what_each_method_says_it_does() -> None:
         "kd": ("reference", True),
         "gkd": ("student", True),
         "distillm": ("student", True),
+        "taid": ("reference", True),
+        "entropy_aware": ("reference", True),
     }
-    assert all((method().rollouts(0) is not None) == (method.text == "student") for method in known().values())
-    assert all((method().longest_text() is None) == (method.text == "reference") for method in known().values())
+    assert all((method().rollouts(0) is not None) == (method().text == "student") for method in known().values())
+    assert all((method().longest_text() is None) == (method().text == "reference") for method in known().values())
 
 
 def known() -> dict[str, type[srd.Method]]:

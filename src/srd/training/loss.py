@@ -59,6 +59,8 @@ class LossSettings:
         temperature: T.
         weight: w, the divergence's share.
         scaling: Convention for T squared: ``paper``, ``all`` or ``none``.
+        teacher_share: The teacher's share of the logits that the divergence aims at; the student's own, as constants,
+            are the rest (TAID, arXiv 2501.16937). 1: the teacher alone.
     """
 
     objective: str | None = None
@@ -66,6 +68,7 @@ class LossSettings:
     temperature: float = 1.0
     weight: float = 1.0
     scaling: str = "paper"
+    teacher_share: float = 1.0
 
     @property
     def kd_factor(self) -> float:
@@ -89,6 +92,15 @@ class LossParts:
 
     ce: Tensor
     kd: Tensor
+
+
+def _soften(student: Tensor, teacher: Tensor, settings: LossSettings) -> None:
+    """Bring both logits to the temperature, and the teacher's to between the two, in place."""
+    if settings.temperature != 1.0:
+        student.div_(settings.temperature)
+        teacher.div_(settings.temperature)
+    if settings.teacher_share != 1.0:
+        teacher.mul_(settings.teacher_share).add_(student, alpha=1 - settings.teacher_share)
 
 
 def _row_losses(
@@ -122,9 +134,7 @@ def _row_losses(
         if scale is not None and not shared:
             total = log_q.exp_().mul_(pull)
     if settings.objective is not None and teacher is not None:
-        if temperature != 1.0:
-            student.div_(temperature)
-            teacher.div_(temperature)
+        _soften(student, teacher, settings)
         if not (shared and settings.ce_factor):
             log_q = torch.log_softmax(student, -1)
         kd, slope = value_and_slope(settings.objective, torch.log_softmax(teacher, -1), log_q, settings.parameters)

@@ -19,7 +19,9 @@ class ObjectiveConfig(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    name: str = Field("fkl", description="fkl, rkl, jsd, tvd, sfkl, srkl, ab, akl, or one that you registered")
+    name: str = Field(
+        "fkl", description="fkl, rkl, jsd, tvd, sfkl, srkl, ab, akl, entropy_aware, or one that you registered"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -43,7 +45,7 @@ class TrainingConfig(Section):
 
     method: AnyMethod = Field(
         default_factory=lambda: METHODS.get("kd")(),
-        description="sft, seqkd, kd, gkd, distillm, or one that you registered",
+        description="sft, seqkd, kd, gkd, distillm, taid, entropy_aware, or one that you registered",
     )
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="divergence between teacher and student")
     weight: float = Field(1.0, ge=0, le=1, description="weight of the divergence; 1 - weight is cross-entropy's")
@@ -107,6 +109,19 @@ class TrainingConfig(Section):
             raise ValueError(
                 f"batch_size ({self.batch_size}) is no multiple of micro_batch_size ({self.micro_batch_size})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _own_objective(self) -> Self:
+        own = self.method.own_objective
+        if own is None or self.objective.name == own:
+            return self
+        if "objective" in self.model_fields_set:
+            raise ValueError(
+                f"objective is {self.objective.name}, but the method {self.method.name} has a divergence of its own. "
+                f"Use objective={own} with it"
+            )
+        self.objective = ObjectiveConfig(name=own)
         return self
 
     @model_validator(mode="after")

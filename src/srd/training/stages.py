@@ -27,6 +27,7 @@ from srd.models.sharding import is_sharded, models_are_whole, whole_weights
 from srd.training.checkpoints import damage, last_checkpoint, list_files, readable_json, step_of
 from srd.training.loss import LossSettings
 from srd.training.rollouts import Rollouts
+from srd.training.schedules import Schedule
 from srd.training.settings import TrainingConfig
 from srd.training.teachers.common import Teacher
 from srd.training.trainer import (
@@ -45,7 +46,8 @@ logger = logging.getLogger(__name__)
 OPTIONS_OF_STAGES = ("role", "dtype", "attn_implementation", "trust_remote_code")  # what loads the model of a stage too
 METRICS_FILE = "metrics.json"  # written last: a stage that has it is done
 SCORES_FILE = "scores.parquet"  # of a stage that chose its examples anew
-ROLLOUTS_FILE = "rollouts.json"  # what a stage hands on to the next beside its model
+ROLLOUTS_FILE = "rollouts.json"  # what a stage hands on to the next beside its model: who writes,
+SCHEDULE_FILE = "schedule.json"  # ... and how far the loss has come
 
 
 @dataclass
@@ -135,7 +137,7 @@ def _stages_done(training: Training) -> int:
         if number < done:  # a kill may have come between the metrics and the checkpoints' removal
             _remove_checkpoints(folder)
         elif number == done:
-            for name in (METRICS_FILE, ROLLOUTS_FILE, "model"):
+            for name in (METRICS_FILE, ROLLOUTS_FILE, SCHEDULE_FILE, "model"):
                 remove(folder / name)
         else:
             remove(folder)
@@ -210,12 +212,14 @@ def train_stage(training: Training, stage: Stage, model: Any) -> Any:
             save_model(model, training.tokenizer, folder / "model", weights)
             if trainer.rollouts is not None:
                 write_json(folder / ROLLOUTS_FILE, trainer.rollouts.state())
+            if trainer.schedule is not None:
+                write_json(folder / SCHEDULE_FILE, trainer.schedule.state())
             metrics = {
                 "stage": stage.index, "examples": stage.size, "steps": trainer.state.global_step,
                 "temperature": stage.temperature, "weight": stage.weight,
                 "best_metric": best, "best_step": trainer.state.best_global_step,
                 "seconds": round(trainer.seconds, 3), "validation_seconds": round(trainer.validation_seconds, 3),
-                "files": list_files(folder, "model", ROLLOUTS_FILE, SCORES_FILE),
+                "files": list_files(folder, "model", ROLLOUTS_FILE, SCHEDULE_FILE, SCORES_FILE),
             }  # fmt: skip
             write_json(folder / METRICS_FILE, {**metrics, "digest": fingerprint(metrics)})
         _remove_checkpoints(folder)
@@ -251,7 +255,7 @@ def make_trainer(training: Training, stage: Stage, model: Any) -> DistillTrainer
         teacher=training.teacher if config.needs_teacher else None,
         objective=loss_settings(config, stage),
         eval_dataset=training.validation,
-        method=writing_of(config.method, _stage_rollouts(training, stage)),
+        method=writing_of(config.method, _stage_rollouts(training, stage), _stage_schedule(training, stage)),
     )
     trainer.batches.draw(stage.subset)
     trainer.log_row = log_row
@@ -281,6 +285,17 @@ def _stage_rollouts(training: Training, stage: Stage) -> Rollouts | None:
         if rollouts.goes_on(training.seed, sum(steps[: stage.index]), sum(steps)) and stage.index:
             rollouts.restore(read_json(training.stage_folder(stage.index - 1) / ROLLOUTS_FILE))
     return rollouts
+
+
+def _stage_schedule(training: Training, stage: Stage) -> Schedule | None:
+    """What of the loss changes in a stage; it goes on from the stage before."""
+    schedule = training.config.method.schedule()
+    if schedule is not None:
+        steps = [total_steps(training.config, each) for each in training.stages]
+        schedule.goes_on(sum(steps[: stage.index]), sum(steps))
+        if stage.index:
+            schedule.restore(read_json(training.stage_folder(stage.index - 1) / SCHEDULE_FILE))
+    return schedule
 
 
 def training_arguments(training: Training, stage: Stage) -> TrainingArguments:

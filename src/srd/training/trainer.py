@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -48,7 +50,9 @@ from srd.training.checkpoints import forget_older, last_checkpoint, seal, step_o
 from srd.training.divergences.base import canonical_name, check_parameters
 from srd.training.loss import LossParts, LossSettings, head_loss, logits_loss
 from srd.training.methods.base import METHODS, Method, any_method
+from srd.training.positions import entropies
 from srd.training.rollouts import Rollouts, replace_responses
+from srd.training.schedules import Schedule
 from srd.training.teacher_cache import TeacherCache
 from srd.training.teachers.base import TeacherSource
 from srd.training.teachers.cache import CachedTeacher
@@ -85,21 +89,24 @@ class Validation:
 
 @dataclass
 class Writing:
-    """How the student writes what it trains on.
+    """How the student writes what it trains on, and what of the loss changes as it does.
 
     Attributes:
         rollouts: Which batches it writes; None: none of them.
         decoding: How it chooses tokens.
+        schedule: Of the loss; None: it stays as it is.
     """
 
     rollouts: Rollouts | None = None
     decoding: Decoding = field(default_factory=Decoding)
+    schedule: Schedule | None = None
 
 
-def writing_of(method: Method, rollouts: Rollouts | None) -> Writing:
+def writing_of(method: Method, rollouts: Rollouts | None, schedule: Schedule | None) -> Writing:
     """How the student writes by a method's settings."""
     longest = method.longest_text()
-    return Writing(rollouts, Decoding(longest, method.sampling_temperature()) if rollouts and longest else Decoding())
+    decoding = Decoding(longest, method.sampling_temperature()) if rollouts and longest else Decoding()
+    return Writing(rollouts, decoding, schedule)
 
 
 class DistillTrainer(Trainer):
@@ -114,7 +121,7 @@ class DistillTrainer(Trainer):
         processing_class: The tokenizer that teacher and student share.
         teacher: A model, the name or folder of one, or what `srd.build_cache` gives; None for ``method="sft"``.
         objective: Name of the divergence, or ``{"name": "srkl", "alpha": 0.1}``; or `LossSettings`, which then say
-            temperature and weight, too.
+            temperature and weight, too. A method with a divergence of its own uses that.
         temperature: Softmax temperature of the divergence.
         weight: Of the divergence; cross-entropy has the rest.
         eval_dataset: Rows likewise, for ``eval_loss`` (nats a token) and ``eval_rouge_l`` (0 to 1, of greedy answers)
@@ -171,7 +178,7 @@ class DistillTrainer(Trainer):
             data_collator=self.collator,
         )
         models_are_whole()
-        self.rollouts, self.rollout_decoding = writing.rollouts, writing.decoding
+        self.rollouts, self.rollout_decoding, self.schedule = writing.rollouts, writing.decoding, writing.schedule
         if self.rollouts is not None or (validation is not None and validation.generate):
             abilities(self.model)  # measured before autocast rounds what it compares
         self.log_row: Callable[[dict[str, Any]], None] | None = None
@@ -189,10 +196,10 @@ class DistillTrainer(Trainer):
         check_sharding(self.accelerator)
         if self.teacher is not None and self.is_fsdp_enabled:
             self.teacher.shard()
-        self.add_callback(_EpochOrder(self.batches))
-        self.add_callback(_FirstValidation(self))
+        for callback in (_EpochOrder(self.batches), _FirstValidation(self), _StepEnd(self)):
+            self.add_callback(callback)
         self._parts: list[tuple[Tensor, Tensor]] = []
-        self._parts_since = 0
+        self._parts_since = self._parts_before = 0  # the last log's step; parts of the steps before this one
         self._written = [0, 0]  # answers of the student, and how many of them were cut
         self._logged = [0, 0]  # of all processes at the last log
         self.validation_seconds = 0.0
@@ -228,7 +235,26 @@ class DistillTrainer(Trainer):
         items = torch.tensor(sum(len(batch["targets"]) for batch in samples), device=device)
         if self.args.world_size > 1:
             items = self.accelerator.reduce(items, "sum")
+        self._parts_before = len(self._parts)
+        if self.schedule is not None:
+            self.schedule.begin_step(
+                self.state.global_step, self.state.max_steps, lambda temperature: self._entropies(samples, temperature)
+            )
         return samples, items.clamp(min=1)
+
+    @torch.no_grad()
+    def _entropies(self, samples: list[dict[str, Any]], temperature: float) -> NDArray[np.float32]:
+        """The teacher's entropies at all positions of a step, of all processes."""
+        assert self.teacher is not None
+        values = [np.zeros(0, np.float32)]
+        for batch in samples:
+            with self.compute_loss_context_manager():
+                hidden = self.teacher.hidden(self._prepare_inputs(batch))
+            head = self.teacher.head_on(hidden.device)
+            if hidden.shape[1] < head.vocabulary:
+                batch["teacher_hidden"] = hidden  # a live teacher has read the text, and need not again
+            values.append(entropies(hidden, head, temperature).float().cpu().numpy())
+        return np.concatenate(parallel.gather(np.concatenate(values)))
 
     def _by_student(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """A micro-batch of the student's own answers, on which there is no cross-entropy."""
@@ -306,9 +332,12 @@ class DistillTrainer(Trainer):
         """The loss through the student's head where it can be reached, else through the model's own logits."""
         core = self.accelerator.unwrap_model(model)
         settings, reference = settings or self.settings, inputs.get("reference")
+        if self.schedule is not None:
+            settings = self.schedule.settings(settings)
         teacher_hidden = teacher_head = None
         if settings.objective and self.teacher is not None:
-            teacher_hidden = self.teacher.hidden(inputs)
+            known = inputs.get("teacher_hidden")
+            teacher_hidden = self.teacher.hidden(inputs) if known is None else known
             teacher_head = self.teacher.head_on(inputs["targets"].device)
         width = teacher_head.vocabulary if teacher_head else None
         extra: dict[str, Any] = {"teacher_hidden": teacher_hidden, "teacher_head": teacher_head, "reference": reference}
@@ -383,7 +412,7 @@ class DistillTrainer(Trainer):
             if self.args.world_size > 1:
                 sums = self.accelerator.reduce(sums, "sum")
             ce, kd = (sums / steps).tolist()
-            logs = {**logs, "ce_loss": ce, "kd_loss": kd}
+            logs = {**logs, "ce_loss": ce, "kd_loss": kd, **(self.schedule.logged() if self.schedule else {})}
             self._parts.clear()
         if "loss" in logs and self.rollouts is not None:
             logs = {**logs, **self._cut_share()}
@@ -409,6 +438,16 @@ class DistillTrainer(Trainer):
         written, cut = (now - then for now, then in zip(self._logged, before, strict=True))
         return {"cut_answers": cut / written} if written else {}
 
+    def end_step(self) -> None:
+        """Tell the schedule what the divergence of an optimizer step was, over all micro-batches and processes."""
+        if self.schedule is None:
+            return
+        sums = [kd for _, kd in self._parts[self._parts_before :]]
+        total = torch.stack(sums).sum() if sums else torch.zeros((), device=self.args.device)
+        if self.args.world_size > 1:
+            total = self.accelerator.reduce(total, "sum")
+        self.schedule.end_step(float(total), self.state.global_step, self.state.max_steps)
+
     # -------------------------------------------------------------------------------------------------- checkpoints
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -416,6 +455,7 @@ class DistillTrainer(Trainer):
         state: dict[str, Any] = {"seconds": self.seconds, "validation_seconds": self.validation_seconds}
         state["written_by"] = self._writer()
         state["rollouts"] = self.rollouts.state() if self.rollouts is not None else {}
+        state["schedule"] = self.schedule.state() if self.schedule is not None else {}
         keep, self.args.save_total_limit = self.args.save_total_limit, None  # older ones go when this one is complete
         try:
             with disk_errors(folder):
@@ -472,6 +512,8 @@ class DistillTrainer(Trainer):
             self._seconds_before, self.validation_seconds = state["seconds"], state["validation_seconds"]
             if self.rollouts is not None:
                 self.rollouts.restore(state["rollouts"])
+            if self.schedule is not None:
+                self.schedule.restore(state["schedule"])
         self._started = time.perf_counter()
         self._parts_since = step_of(checkpoint)
         return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -502,6 +544,16 @@ class _FirstValidation(TrainerCallback):
             loss = validation_loss(student, trainer.validation, trainer.collator)
         trainer.rollouts.observe(loss)
         trainer.validation_seconds += time.perf_counter() - started
+
+
+class _StepEnd(TrainerCallback):
+    """Ends a step for the trainer's schedule, before anything is logged or kept of it."""
+
+    def __init__(self, trainer: DistillTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.end_step()
 
 
 class _WithRows:
@@ -561,7 +613,7 @@ def _writing(given: Any, seed: int) -> tuple[Writing, bool]:
             f"method: '{named.name}' trains on what the teacher has written. Give the teacher's answers as the rows "
             f"and method='sft'; srd.distill(…, method='{named.name}') does both."
         )
-    return writing_of(named, named.rollouts(seed)), named.uses_teacher
+    return writing_of(named, named.rollouts(seed), named.schedule()), named.uses_teacher
 
 
 def _teacher(

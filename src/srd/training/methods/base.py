@@ -28,6 +28,7 @@ from srd.base.settings import Section
 
 if TYPE_CHECKING:
     from srd.training.rollouts import Rollouts
+    from srd.training.schedules import Schedule
 
 
 class Method(Section):
@@ -38,15 +39,21 @@ class Method(Section):
         title: What it is called in tables; empty: its name.
         text: Who writes the responses: the data, the teacher once beforehand, or (at least now and then) the student.
         uses_teacher: Whether the teacher's distribution enters the loss.
+        own_objective: The divergence that it prescribes; None: it goes with any.
     """
 
     name: str = Field("", description="what it is registered under")
     title: ClassVar[str] = ""
     text: ClassVar[Literal["reference", "teacher", "student"]] = "reference"
     uses_teacher: ClassVar[bool] = True
+    own_objective: ClassVar[str | None] = None
 
     def rollouts(self, seed: int) -> Rollouts | None:
         """Who writes the responses, step by step; None: all of them are there beforehand."""
+        return None
+
+    def schedule(self) -> Schedule | None:
+        """What of the loss changes as the training goes on; None: nothing."""
         return None
 
     def longest_text(self) -> int | None:

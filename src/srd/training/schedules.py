@@ -1,0 +1,151 @@
+"""What of the loss changes as the training goes on, step by step; a method names it, a checkpoint keeps it.
+
+A schedule is asked before each optimizer step and told after it, with numbers that all processes share: so all have the
+same, and a resumed training goes on with what it had.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # a recipe is checked without torch
+    from srd.training.loss import LossSettings
+
+
+@dataclass
+class Schedule:
+    """A loss that stays as it is; subclasses change it.
+
+    Attributes:
+        steps_before: Optimizer steps of the stages before this one, whose steps begin at 0.
+        steps_in_all: Of all stages; 0: of this one.
+    """
+
+    steps_before: int = 0
+    steps_in_all: int = 0
+
+    def goes_on(self, steps_before: int, steps_in_all: int) -> None:
+        """Take a stage as a part of the whole training, whose steps are counted through; it takes up `state`."""
+        self.steps_before, self.steps_in_all = steps_before, steps_in_all
+
+    def done(self, step: int, total_steps: int) -> float:
+        """The share of the whole training that lies before a step of this stage."""
+        return (self.steps_before + step) / max(1, self.steps_in_all or total_steps)
+
+    def begin_step(self, step: int, total_steps: int, entropies: Callable[[float], NDArray[np.float32]]) -> None:
+        """Make ready for an optimizer step.
+
+        Args:
+            step: From 0, in this stage.
+            total_steps: Of this stage.
+            entropies: The teacher's entropy in nats at all positions of the step, at a temperature; of all processes.
+        """
+
+    def settings(self, settings: LossSettings) -> LossSettings:
+        """What is minimised in this step."""
+        return settings
+
+    def end_step(self, divergence: float, step: int, total_steps: int) -> None:
+        """Take note of a step's divergence, in nats a token.
+
+        Args:
+            divergence: Of the whole step, before its factor.
+            step: From 1: steps taken in this stage.
+            total_steps: Of this stage.
+        """
+
+    def logged(self) -> dict[str, float]:
+        """What stands in the log beside the loss."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, and a stage hands on to the next."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what a checkpoint kept."""
+
+
+@dataclass
+class InterpolatedTeacher(Schedule):
+    """TAID's adaptive interpolation: see `srd.training.methods.taid`.
+
+    Attributes:
+        start: The teacher's share t at the start.
+        end: The highest share.
+        rate: α, how far a step goes at most.
+        inertia: β, of the momentum.
+        share: The teacher's share t now; None: the first step is to come.
+        momentum: Of the relative fall of the divergence.
+        before: The divergence of the step before.
+    """
+
+    start: float = 0.4
+    end: float = 1.0
+    rate: float = 5e-4
+    inertia: float = 0.99
+    share: float | None = None
+    momentum: float = 0.0
+    before: float | None = None
+
+    def settings(self, settings: LossSettings) -> LossSettings:
+        return replace(settings, teacher_share=self.start if self.share is None else self.share)
+
+    def end_step(self, divergence: float, step: int, total_steps: int) -> None:
+        share = self.start if self.share is None else self.share
+        if self.before:
+            fall = (self.before - divergence) / self.before
+            self.momentum = self.inertia * self.momentum + (1 - self.inertia) * fall
+        self.before = divergence
+        way = self.rate / (1 + math.exp(-self.momentum)) * (1 - share)
+        line = self.start + (self.end - self.start) * self.done(step, total_steps)
+        self.share = min(self.end, max(line, share + way))
+
+    def logged(self) -> dict[str, float]:
+        return {"teacher_share": self.start if self.share is None else self.share}
+
+    def state(self) -> dict[str, Any]:
+        return {"share": self.share, "momentum": self.momentum, "before": self.before}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.share, self.momentum, self.before = state["share"], state["momentum"], state["before"]
+
+
+@dataclass
+class UncertainTeacher(Schedule):
+    """Forward KL where the teacher's entropy is among the highest of a step: see `srd.training.methods.entropy_aware`.
+
+    Attributes:
+        quantile: The share of a step's positions that lie below the threshold.
+        temperature: Of the divergence; the entropy is measured at it.
+        threshold: Of this step, in nats.
+    """
+
+    quantile: float = 0.8
+    temperature: float = 1.0
+    threshold: float = math.inf
+
+    def begin_step(self, step: int, total_steps: int, entropies: Callable[[float], NDArray[np.float32]]) -> None:
+        self.threshold = quantile_between(entropies(self.temperature), self.quantile)
+
+    def settings(self, settings: LossSettings) -> LossSettings:
+        self.temperature = settings.temperature
+        return replace(settings, objective="entropy_aware", parameters={"threshold": self.threshold})
+
+    def logged(self) -> dict[str, float]:
+        return {"entropy_threshold": self.threshold} if math.isfinite(self.threshold) else {}
+
+
+def quantile_between(values: NDArray[np.float32], quantile: float) -> float:
+    """A threshold halfway between two values, with a ``quantile`` of all below it: none lies on it by rounding."""
+    ordered = np.sort(values.astype(np.float64))
+    below = round(quantile * len(ordered))
+    if below == 0:
+        return -1.0  # an entropy is at least 0
+    return float(ordered[below - 1 : below + 1].mean()) if below < len(ordered) else math.inf
