@@ -7,6 +7,7 @@ decoder-only. Dropout is off everywhere, so that two passes agree.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -149,6 +150,48 @@ def tiny_tokenizer(kind: str = "gpt2") -> PreTrainedTokenizerFast:
     if "chat" in plan:
         tokenizer.chat_template = plan["chat"]
     return tokenizer
+
+
+@cache
+def _sentencepiece(kind: str, dummy_prefix: bool) -> str:
+    """Train pieces with ``▁`` for spaces; the 256 bytes stand in for characters that have no piece."""
+    trained = Tokenizer(models.BPE() if kind == "bpe" else models.Unigram())
+    prepend = "first" if dummy_prefix else "never"
+    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend, split=True)
+    options: dict[str, Any] = {"vocab_size": TOKENIZER_SIZE, "show_progress": False}
+    trainer = trainers.BpeTrainer(**options) if kind == "bpe" else trainers.UnigramTrainer(**options)
+    trained.train_from_iterator(CORPUS.splitlines(), trainer)
+    plan = json.loads(trained.to_str())
+    extra = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    model = plan["model"]
+    if kind == "bpe":
+        pieces = [*extra, *sorted(model["vocab"], key=model["vocab"].get)]
+        model.update(vocab={piece: i for i, piece in enumerate(pieces)}, unk_token="<unk>", fuse_unk=True)
+    else:
+        model.update(vocab=[*([piece, -20.0] for piece in extra), *model["vocab"]], unk_id=0)
+    model["byte_fallback"] = True
+    plan["decoder"] = json.loads(
+        decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        ).__getstate__()
+    )
+    return json.dumps(plan)
+
+
+def sentencepiece_tokenizer(kind: str = "bpe", *, dummy_prefix: bool = True) -> PreTrainedTokenizerFast:
+    """Return a tokenizer as SentencePiece makes them: ``▁`` for a space, byte fallback, a space before every text.
+
+    Args:
+        kind: ``bpe`` (Llama 2) or ``unigram``.
+        dummy_prefix: Whether it puts that space (Gemma does not).
+    """
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_sentencepiece(kind, dummy_prefix)),
+        model_max_length=MAX_POSITIONS,
+        clean_up_tokenization_spaces=False,
+        **special,
+    )
 
 
 def chat_tokenizer(tokens: Iterable[str], template: str, *, special: bool = True) -> Any:

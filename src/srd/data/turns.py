@@ -112,9 +112,9 @@ def _turns_of(tokenizer: PreTrainedTokenizerBase, chat_template: str, end: int, 
 
 def _of_one_template(tokenizer: Any, end: int, options: dict[str, Any]) -> Turns:
     before, behind = _around(tokenizer)
-    control = {str(token): index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    control = {str(token): index for index, token in added_tokens(tokenizer).items() if token.special}
     control |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-    added = set(control.values()) | set(tokenizer.added_tokens_decoder)
+    added = set(control.values()) | set(added_tokens(tokenizer))
     chat_end, call_end, opening = [], [], []
     if tokenizer.chat_template:
         chat_end = _chat_end(tokenizer, added, options)
@@ -132,6 +132,12 @@ def _of_one_template(tokenizer: Any, end: int, options: dict[str, Any]) -> Turns
         control=control,
         unclosed=bool(tokenizer.chat_template) and not chat_end,
     )
+
+
+def added_tokens(tokenizer: Any) -> dict[int, Any]:
+    """The tokens beside the trained vocabulary, by their ids; mistral-common has a method that refuses."""
+    found = tokenizer.added_tokens_decoder
+    return {} if callable(found) else dict(found)
 
 
 def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
