@@ -1,4 +1,4 @@
-"""A small server that speaks as vLLM, SGLang or OpenAI's first models do, over a tiny model; and what goes wrong there."""
+"""A small server that speaks as vLLM, SGLang or OpenAI's first models do, over a tiny model; and its troubles."""
 
 from __future__ import annotations
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from srd.base.settings import Named, Precision, Section
+
+#: What can be the name of an environment variable, and no key, which would end up in recipe.yaml.
+VARIABLE = re.compile(r"[A-Z][A-Z0-9_]{2,63}")
 
 
 class ModelConfig(Section):
@@ -22,6 +27,54 @@ class ModelConfig(Section):
         None, description="sdpa, flash_attention_2, eager; none: the library's choice"
     )
     trust_remote_code: bool = Field(False, description="run Python code that the hub repository brings")
+
+
+class ServedConfig(Section):
+    """A model behind an OpenAI-compatible server; ``model`` is its name there.
+
+    Nothing that a message could show of these settings is a secret: an address with a password in it is refused, and so
+    is a key in the place of the variable's name, both without repeating them.
+    """
+
+    endpoint: Named | None = Field(
+        None, description="URL of an OpenAI-compatible server that has the model, such as http://localhost:8000/v1"
+    )
+    api_key_env: str | None = Field(None, description="environment variable that holds the server's key")
+    parallel: int = Field(8, ge=1, le=1024, description="requests at once")
+    timeout: float = Field(120.0, gt=0, le=1e5, description="seconds to wait for one answer")
+    patience: float = Field(600.0, ge=0, le=1e6, description="seconds to wait for an answer with all its tries")
+
+    @model_validator(mode="after")
+    def _keeps_its_secrets(self) -> Self:
+        if self.api_key_env is not None and not VARIABLE.fullmatch(self.api_key_env):
+            raise ValueError(
+                "api_key_env is the name of an environment variable (capital letters, digits and _), never the key "
+                "itself: export TEACHER_API_KEY=…, and api_key_env: TEACHER_API_KEY"
+            )
+        if self.endpoint is not None:
+            self.endpoint = _address(self.endpoint)
+        return self
+
+
+def _address(endpoint: str) -> str:
+    """A server's URL without a slash at its end.
+
+    Raises:
+        ValueError: it is none, or has a secret in it.
+    """
+    parts = urlsplit(endpoint.strip())
+    if parts.username or parts.password or parts.query or parts.fragment or "@" in endpoint:
+        raise ValueError(
+            "endpoint is a plain address, without name, password or parameters: put the key into an environment "
+            "variable and name that by api_key_env"
+        )
+    try:
+        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fine = False
+    if not fine or not endpoint.isascii() or any(letter.isspace() for letter in endpoint.strip()):
+        raise ValueError("endpoint must be a URL such as http://localhost:8000/v1 or https://host/v1")
+    return endpoint.strip().rstrip("/")
 
 
 class LoraConfig(Section):

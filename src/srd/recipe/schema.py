@@ -18,7 +18,7 @@ from srd.curation.settings import CurriculumConfig, ReflectionConfig
 from srd.data.settings import DataConfig
 from srd.evaluation.settings import EvaluationConfig
 from srd.models.engines.base import GenerationConfig
-from srd.models.settings import ModelConfig
+from srd.models.settings import ModelConfig, ServedConfig
 from srd.recipe.merging import merge
 from srd.training.settings import CacheConfig, TrainingConfig
 from srd.training.teachers.base import TEACHERS
@@ -38,8 +38,8 @@ def _on_all_data(value: TrainingConfig | None) -> TrainingConfig | None:
     return value
 
 
-class TeacherConfig(ModelConfig):
-    """The large model, and how it is fine-tuned first, if at all."""
+class TeacherConfig(ServedConfig, ModelConfig):
+    """The large model, here or behind a server, and how it is fine-tuned first, if at all."""
 
     source: Named | None = Field(
         None, description="who gives the targets: live or one of a plugin; none: the cache where it can, else live"
@@ -65,7 +65,22 @@ class TeacherConfig(ModelConfig):
             raise ValueError(f"the teacher is fine-tuned, so its method is sft, not {value.method.name}")
         return _on_all_data(value)
 
+    @model_validator(mode="after")
+    def _is_here_or_served(self) -> Self:
+        """A served model is not loaded, so that nothing of how it would be applies; and the other way round."""
+        of_a_server = ServedConfig.model_fields.keys()
+        changed = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
+        if self.endpoint is None and (idle := [name for name in changed if name in of_a_server]):
+            raise ValueError(f"{idle[0]} is for a teacher behind a server. Give its endpoint, or remove {idle[0]}")
+        if self.endpoint is not None and (idle := [each for each in changed if each not in {*of_a_server, *SERVED}]):
+            raise ValueError(
+                f"{idle[0]} says how a model is loaded and used here, but this one is served at {self.endpoint}. "
+                f"Remove {idle[0]}, or endpoint"
+            )
+        return self
 
+
+SERVED = ("model", "revision")  # what a served teacher has beside the settings of its server
 OF_A_MODEL = ("revision", "adapter", "trust_remote_code")  # say how a model is found, and nothing without one
 
 
@@ -107,6 +122,20 @@ PLUS: dict[str, dict[str, Any]] = {
 }
 
 
+#: What a recipe with a served teacher has, where it says nothing else: a server tells the likeliest tokens (vLLM 20 of
+#: them, where it is not started for more) at temperature 1 alone.
+SERVED_DEFAULTS: dict[str, dict[str, Any]] = {"training": {"curriculum": {"temperature": 1.0}}}
+
+
+def _with_server(value: dict[str, Any]) -> dict[str, Any]:
+    """A recipe with what a served teacher changes; what the recipe itself says wins."""
+    teacher, training = value.get("teacher"), value.get("training", {})
+    if not isinstance(teacher, dict) or teacher.get("endpoint") is None or not isinstance(training, dict):
+        return value
+    given = {**value, "training": {**training, **({"curriculum": {}} if training.get("curriculum") is True else {})}}
+    return merge(SERVED_DEFAULTS, given)
+
+
 def _with_preset(value: dict[str, Any]) -> dict[str, Any]:
     """A recipe with what its preset changes; what the recipe itself says wins."""
     training = value.get("training")
@@ -146,7 +175,7 @@ class Recipe(Section):
         """SRD is the default training; a baseline says only what it changes."""
         if not isinstance(value, dict):
             return value
-        value = _with_preset(dict(value))
+        value = _with_preset(_with_server(dict(value)))
         training = value.get("training", {})
         if isinstance(training, dict):
             value["training"] = {"curriculum": {}, **training}
@@ -191,6 +220,25 @@ class Recipe(Section):
                 f"cache.enabled is true, but {taught[-1].method.name} trains on text that the student is yet to write, "
                 "which no cache can hold. Leave cache.enabled out, or use method kd"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _server_can_teach(self) -> Self:
+        if self.teacher.endpoint is None:
+            return self
+        if self.student.model is None:
+            raise ValueError("student.model is missing: a teacher behind a server cannot be shortened to a student")
+        if self.cache.enabled is False and any(training.needs_teacher for training in self.arms.values()):
+            raise ValueError(
+                "cache.enabled is false, but what a teacher behind a server says is kept and not asked again. Remove it"
+            )
+        taught = {**self.arms, "student.warm_start": self.student.warm_start}
+        for name, training in taught.items():
+            if training is not None and training.needs_teacher:  # its answers are not kept yet
+                raise ValueError(
+                    f"{name}: {training.method.name} asks the teacher about text that the student is yet to write, and "
+                    "a teacher behind a server is asked beforehand. Use kd or seqkd, or a teacher without endpoint"
+                )
         return self
 
     @model_validator(mode="after")
@@ -242,6 +290,12 @@ class Recipe(Section):
             except UserError as error:
                 raise ValueError(f"data.cleaning.find: {error}") from error
         return self
+
+    @property
+    def models_here(self) -> list[ModelConfig]:
+        """The models that are loaded here: the teacher first, unless it is served; the student, unless it is made."""
+        models: list[ModelConfig] = [self.teacher, self.student]
+        return [model for model in models if model.model and getattr(model, "endpoint", None) is None]
 
     @property
     def arms(self) -> dict[str, TrainingConfig]:

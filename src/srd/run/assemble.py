@@ -32,6 +32,8 @@ from srd.models.head import cross_entropy
 from srd.models.loading import load_config, load_generation_config, load_model
 from srd.models.tokens import padding_id, prefix_of
 from srd.run.context import Run
+from srd.run.identity import model_identity
+from srd.run.served import endpoint_of
 from srd.tasks.base import get_task
 from srd.training.settings import TrainingConfig
 from srd.training.stages import Training, check_disk
@@ -52,9 +54,18 @@ def load(source: str, run: Run, options: dict[str, Any]) -> Any:
 
 
 def load_writer(source: str, run: Run, options: dict[str, Any]) -> Any:
-    """A model that only writes, by the recipe's engine."""
-    engine = ENGINES.get(run.recipe.generation.engine)
+    """A model that only writes: by the recipe's engine, or by its server."""
+    served = source == run.teacher_source and run.recipe.teacher.endpoint is not None
+    engine = ENGINES.get("endpoint" if served else run.recipe.generation.engine)
+    if served:
+        options = {"endpoint": endpoint_of(run.recipe, 0), "tokenizer": run.tokenizer, "journal": journal_of(run)}
     return engine.load(source, _longest_text(run), options, lambda: load(source, run, options))
+
+
+def journal_of(run: Run) -> Path:
+    """Where this process keeps what a served teacher has written; of another teacher nothing is taken."""
+    name = f"{run.keys.get('teacher', model_identity(run.recipe.teacher))[:16]}-{parallel.process()}.jsonl"
+    return run.files.served / name
 
 
 def _longest_text(run: Run) -> int:

@@ -38,27 +38,31 @@ def check_recipe(models: RecipeModels, *, packages: bool = True) -> None:
     if packages:
         check_packages(missing_packages(models.recipe))
     check_cleaning(models.recipe)
-    teacher, student = models.recipe.teacher, models.recipe.student
-    ENGINES.get(models.recipe.generation.engine).check(models.encoder_decoder, (teacher, student))
-    for named in (teacher, student):
-        if named.model:
-            check_weights(
-                named.model,
-                revision=named.revision,
-                adapter=named.adapter,
-                trust_remote_code=named.trust_remote_code,
-            )
+    teacher, student, here = models.recipe.teacher, models.recipe.student, models.recipe.models_here
+    ENGINES.get(models.recipe.generation.engine).check(models.encoder_decoder, here)
+    for named in here:
+        check_weights(
+            str(named.model),
+            revision=named.revision,
+            adapter=named.adapter,
+            trust_remote_code=named.trust_remote_code,
+        )
     name, options = models.recipe.data.frame
     get_template(name, models.tokenizer, options)
     configs = models.configs
     trainings = models.recipe.student_trainings
+    if teacher.endpoint is not None and models.encoder_decoder:
+        raise UserError(
+            f"student.model: '{student.model}' is an encoder-decoder, and a teacher behind a server reads texts in one "
+            "piece. Take a decoder-only student, or a teacher without endpoint."
+        )
     if len(configs) == 2 and models.asks_teacher:
         check_same_kind(*configs)
         check_same_tokenizer(models.original_teacher_tokenizer, models.tokenizer, (teacher.model, str(student.model)))
         check_same_beginning(teacher, student, configs)
     assert models.width  # refuses vocabularies that share too few ids
-    for config, model in zip(configs, (teacher.model, student.model), strict=False):
-        _check_lengths(models, config, str(model))
+    for config, model in zip(configs, here, strict=True):
+        _check_lengths(models, config, str(model.model))
     for training, config in [(teacher.sft, configs[0]), *((training, configs[-1]) for training in trainings)]:
         if training is not None:
             _check_trainable(training, config)
@@ -80,7 +84,7 @@ def _check_trainable(training: TrainingConfig, config: Any) -> None:
 
 def missing_packages(recipe: Recipe) -> list[Missing]:
     """What the models of a recipe need and do not find here, each with the command that installs it."""
-    return [missing for named in (recipe.teacher, recipe.student) if named.model for missing in packages_missing(named)]
+    return [missing for named in recipe.models_here for missing in packages_missing(named)]
 
 
 def check_same_beginning(teacher: ModelConfig, student: ModelConfig, configs: list[Any]) -> None:

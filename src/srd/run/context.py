@@ -201,7 +201,9 @@ class Run(RecipeModels):
 
     @property
     def teacher_source(self) -> str:
-        """The teacher as training uses it."""
+        """The teacher as training uses it; a served one by its name and address, which nothing is loaded from."""
+        if self.recipe.teacher.endpoint is not None:
+            return f"{self.recipe.teacher.model} at {self.recipe.teacher.endpoint}"
         return str(self.files.teacher) if self.recipe.teacher.sft else self.recipe.teacher.model
 
     @property

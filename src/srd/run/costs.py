@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
@@ -74,6 +75,23 @@ def size_of(config: PreTrainedConfig) -> Size:
         counts["total"], counts["layers"], counts["head"] or counts["embedding"], int(text.hidden_size), layers,
         int(text.vocab_size), dtype, bool(config.is_encoder_decoder),
     )  # fmt: skip
+
+
+def sizes_of(recipe: Recipe, configs: Sequence[PreTrainedConfig]) -> tuple[Size, Size]:
+    """Teacher and student in numbers; a served teacher takes nothing here and says what the student's ids allow.
+
+    Args:
+        recipe: The recipe.
+        configs: Of `Recipe.models_here`.
+
+    Raises:
+        UserError: the student would lose all its layers.
+    """
+    config = configs[-1]
+    student = size_of(shortened(config, recipe.student.drop_layers) if recipe.student.drop_layers else config)
+    if recipe.teacher.endpoint is not None:
+        return Size(0, 0, 0, 0, 0, student.vocabulary, "float32", False), student
+    return size_of(configs[0]), student
 
 
 def shortened(config: PreTrainedConfig, drop: int | list[int]) -> PreTrainedConfig:

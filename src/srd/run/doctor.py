@@ -24,6 +24,7 @@ from srd.run.models import RecipeModels
 from srd.run.outlook import warn_of_copies, warn_of_frames, warn_of_memory
 from srd.run.plan import SAMPLE, Plan, check_models_at_hand, make_plan
 from srd.run.room import existing
+from srd.run.served import told_of_server
 from srd.run.steps.examples import read_all
 
 logger = logging.getLogger(__name__)
@@ -135,6 +136,7 @@ def examine(recipe: Recipe, rows: int, flops_per_second: float) -> Diagnosis:
         check_models_at_hand(recipe)
         models, missing = RecipeModels(recipe), _missing(recipe)
         check_recipe(models, packages=False)
+        served = told_of_server(models)
         splits, benchmarks = read_all(recipe, models.refused)
         train = splits["train"]
         examples = tuple(_seen(models.encoder, train.select(range(min(rows, len(train))))))
@@ -149,7 +151,7 @@ def examine(recipe: Recipe, rows: int, flops_per_second: float) -> Diagnosis:
     stops = models.encoder.turns.stops
     return Diagnosis(
         recipe.name, *_sides(models), examples, _texts(models.tokenizer, examples), _counts(encoded, stops), plan,
-        tuple(missing), tuple(heard.warnings), (*heard.notes, *plan.notes),
+        tuple(missing), tuple(heard.warnings), (*heard.notes, *served, *plan.notes),
     )  # fmt: skip
 
 
@@ -211,17 +213,19 @@ def _facts(splits: dict[str, datasets.Dataset], encoded: datasets.Dataset) -> Da
 def _sides(models: RecipeModels) -> tuple[Side, Side]:
     """The teacher and the student."""
     student = models.recipe.student
-    name = str(student.model or f"{models.recipe.teacher.model}, shortened")
+    teacher = models.recipe.teacher
+    name = str(student.model or f"{teacher.model}, shortened")
+    family = "behind a server" if teacher.endpoint is not None else str(models.configs[0].model_type)
     return (
-        _side(str(models.recipe.teacher.model), models.configs[0], models.teacher_tokenizer, models.teacher_encoder),
-        _side(name, models.configs[-1], models.tokenizer, models.encoder),
+        _side(str(teacher.model), family, models.teacher_tokenizer, models.teacher_encoder),
+        _side(name, str(models.configs[-1].model_type), models.tokenizer, models.encoder),
     )
 
 
-def _side(model: str, config: Any, tokenizer: Any, encoder: Encoder) -> Side:
+def _side(model: str, family: str, tokenizer: Any, encoder: Encoder) -> Side:
     special = {role: getattr(tokenizer, role, None) for role in SPECIAL}
     return Side(
-        model, str(config.model_type), f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens",
+        model, family, f"{type(tokenizer).__name__}, {len(tokenizer):,} tokens",
         f"{encoder.template.name}{'' if tokenizer.chat_template else ' (the tokenizer has no chat template)'}",
         {role: None if token is None else str(token) for role, token in special.items()},
         [str(tokenizer.convert_ids_to_tokens(token)) for token in sorted(encoder.turns.stops)],

@@ -9,6 +9,7 @@ from srd.run.checks import check_recipe
 from srd.run.context import Run
 from srd.run.outlook import warn_of_frames
 from srd.run.room import check_room
+from srd.run.served import asks_server, check_server
 from srd.run.steps.base import Step, do, needed_steps
 from srd.run.steps.cleaning import Cleaning, Likelihoods, Repair, cleaning_steps
 from srd.run.steps.evaluation import Evaluation
@@ -55,6 +56,9 @@ def advance(run: Run, *wanted: str) -> None:
     """Check a run, then go through its steps as far as they are asked for; none: through all of them."""
     parallel.together(lambda: check_recipe(run))
     steps = planned_steps(run.recipe, *wanted)
+    todo = [step.name for step in steps if "finished" not in run.manifest.steps.get(step.name, {})]
+    if asks_server(run.recipe, todo):  # a run that has asked all it needs goes on without
+        parallel.on_main(lambda: check_server(run))
     for step in steps:
         do(run, step)
         if step.name == "examples":

@@ -32,6 +32,7 @@ class RunFolder:
         self.start_work = root / "warm-start"
         self.teacher_text = root / "seqkd" / "responses.parquet"
         self.cache = root / "cache"
+        self.served = root / "served"
         self.scores = root / "reflection" / "scores.parquet"
         self.batches = root / "reflection" / "batches"
         self.folds = root / "reflection" / "folds"

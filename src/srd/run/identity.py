@@ -58,6 +58,8 @@ def source_identity(source: SourceConfig | None) -> Any:
 
 def model_identity(model: ModelConfig) -> str:
     """What decides what a model says: the content of its folder or file, or its commit, and of its adapter."""
+    if endpoint := getattr(model, "endpoint", None):  # nobody sees its weights: its address, or the user's word
+        return fingerprint("served", str(model.model), *([model.revision] if model.revision else ["at", endpoint]))
     content = model_fingerprint(str(model.model), revision=model.revision, adapter=model.adapter)
     return fingerprint(content, model.dtype, model.attn_implementation, model.trust_remote_code)
 
@@ -106,7 +108,8 @@ def named_paths(recipe: Recipe) -> dict[str, Path]:
         names = [each for name in names for each in _matching(name)]
         field = f"data.{part}"
         found.update({field if len(names) == 1 else f"{field}[{i}]": name for i, name in enumerate(names)})
-    for role, model in (("teacher", recipe.teacher), ("student", recipe.student)):
+    roles = (("teacher", recipe.teacher), ("student", recipe.student))
+    for role, model in ((role, model) for role, model in roles if model in recipe.models_here):
         found.update({f"{role}.model": model.model, f"{role}.adapter": model.adapter})
     found.update({f"evaluation.tasks[{i}].path": task.path for i, task in enumerate(recipe.evaluation.tasks)})
     found.update({f"data.cleaning.{field}": getattr(data.cleaning, field) for field in ("keep", "drop")})

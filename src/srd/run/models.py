@@ -13,7 +13,6 @@ from srd.data.turns import turns_of
 from srd.models.architecture import position_limit
 from srd.models.loading import load_config, load_tokenizer
 from srd.models.pair import check_read, head_width, shared_vocabulary, token_count
-from srd.models.settings import ModelConfig
 from srd.models.tokens import tokenizer_identity
 from srd.recipe.schema import Recipe
 
@@ -31,8 +30,7 @@ class RecipeModels:
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer that teacher and student share."""
-        student, teacher = self.recipe.student, self.recipe.teacher
-        named: ModelConfig = student if student.model else teacher
+        named = self.recipe.models_here[-1]
         return load_tokenizer(str(named.model), revision=named.revision, trust_remote_code=named.trust_remote_code)
 
     @cached_property
@@ -61,8 +59,10 @@ class RecipeModels:
 
     @cached_property
     def original_teacher_tokenizer(self) -> Any:
-        """The tokenizer that came with the teacher."""
+        """The tokenizer that came with the teacher; a served one reads the student's tokens."""
         teacher = self.recipe.teacher
+        if teacher.endpoint is not None:
+            return self.tokenizer
         return load_tokenizer(teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code)
 
     @property
@@ -153,11 +153,10 @@ class RecipeModels:
 
     @cached_property
     def configs(self) -> list[Any]:
-        """Configurations of teacher and student; of the teacher alone where the student is made from it."""
-        named = [model for model in (self.recipe.teacher, self.recipe.student) if model.model]
+        """Configurations of the models that are loaded here (`Recipe.models_here`)."""
         return [
             load_config(str(model.model), revision=model.revision, trust_remote_code=model.trust_remote_code)
-            for model in named
+            for model in self.recipe.models_here
         ]
 
     @cached_property

@@ -34,9 +34,10 @@ from srd.models.settings import ModelConfig
 from srd.models.sources import HUB_NAME, SMOLLM2, split_adapter
 from srd.recipe.schema import Recipe
 from srd.run.checks import check_evaluation, check_libraries, check_recipe
-from srd.run.costs import DataFacts, Facts, Phase, Size, limit_for, shortened, size_of
+from srd.run.costs import DataFacts, Facts, Phase, Size, limit_for, sizes_of
 from srd.run.flow import planned_steps
 from srd.run.models import RecipeModels
+from srd.run.served import told_of_server
 from srd.run.steps.examples import read_splits
 from srd.tasks.base import data_set_of, data_sets
 
@@ -215,7 +216,7 @@ def read_data(recipe: Recipe, notes: list[str], encoder_decoder: bool, models: R
 
 def _encoder(recipe: Recipe, encoder_decoder: bool) -> Encoder | None:
     """What makes tokens of the examples; None where the tokenizer is not at hand."""
-    named, data = recipe.student if recipe.student.model else recipe.teacher, recipe.data
+    named, data = recipe.models_here[-1], recipe.data
     if not Path(str(named.model)).expanduser().exists() and named.model != "smollm2" and not hub_is_reachable():
         return None
     tokenizer = load_tokenizer(str(named.model), revision=named.revision, trust_remote_code=named.trust_remote_code)
@@ -277,10 +278,11 @@ def _data_facts(
 
 def check_what_is_at_hand(recipe: Recipe, notes: list[str]) -> RecipeModels | None:
     """Refuse what `srd run` would refuse, as far as the models are at hand; the models, if they are."""
-    named = [str(model.model) for model in (recipe.teacher, recipe.student) if model.model]
+    named = [str(model.model) for model in recipe.models_here]
     if all(_is_local_model(name) for name in named) or hub_is_reachable():
         models = RecipeModels(recipe)
         check_recipe(models)
+        notes += told_of_server(models)
         return models
     check_evaluation(recipe)
     check_libraries(recipe)
@@ -294,9 +296,9 @@ def check_models_at_hand(recipe: Recipe) -> None:
     Raises:
         UserError: with the first of them.
     """
-    for named in (recipe.teacher, recipe.student):
+    for named in recipe.models_here:
         name = str(named.model)
-        if not named.model or _is_local_model(name) or "/" not in name or not HUB_NAME.fullmatch(name):
+        if _is_local_model(name) or "/" not in name or not HUB_NAME.fullmatch(name):
             continue
         cached = try_to_load_from_cache(name, "config.json", revision=named.revision)
         if not isinstance(cached, str) and not hub_is_reachable():
@@ -345,14 +347,11 @@ def make_plan(
         UserError: a model's configuration or the size of the data cannot be found out.
     """
     notes: list[str] = []
-    teacher_config = read_config(recipe.teacher, notes)
-    student_config = read_config(recipe.student, notes) if recipe.student.model else teacher_config
-    if recipe.student.drop_layers:
-        student_config = shortened(student_config, recipe.student.drop_layers)
-    teacher, student = size_of(teacher_config), size_of(student_config)
+    configs = [read_config(model, notes) for model in recipe.models_here]
+    teacher, student = sizes_of(recipe, configs)
     if data is None:
         models = check_what_is_at_hand(recipe, notes)
-        data = read_data(recipe, notes, teacher.encoder_decoder, models)
+        data = read_data(recipe, notes, bool(configs[0].is_encoder_decoder), models)
     facts = Facts(recipe, teacher, student, data, devices)
     steps = planned_steps(recipe)
     caches = any(step.name == "cache" for step in steps)
@@ -389,7 +388,8 @@ def _facts_table(plan: Plan) -> Table:
     data, about = plan.data, "" if plan.data.exact else "about "
     table = Table(box=None, show_header=False, pad_edge=False)
     for role, size in (("teacher", plan.teacher), ("student", plan.student)):
-        table.add_row(role, f"{count(size.parameters)} parameters, {size.layers} layers of {size.hidden_size}")
+        told = f"{count(size.parameters)} parameters, {size.layers} layers of {size.hidden_size}"
+        table.add_row(role, told if size.parameters else "behind a server")
     table.add_row("examples", f"{about}{data.train:,} train, {data.validation:,} validation, {data.test:,} test")
     total = data.train * (data.prompt + data.response)
     table.add_row("tokens", f"{about}{count(total)} ({data.prompt:.0f} + {data.response:.0f} an example)")

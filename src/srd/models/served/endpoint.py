@@ -32,13 +32,17 @@ TOO_LONG = (
 )
 
 
+class Away(UserError):
+    """There is no server where the recipe says."""
+
+
 @dataclass(frozen=True)
 class Said:
     """What a served teacher says of a text, position by position from where it was asked.
 
     Attributes:
         own: The log-probability of each token that stands there, in nats, ``[N]``.
-        likely: Of each position, the log-probabilities of the likeliest ids, ``[N]``; empty where they are not told.
+        likely: Of each position, the log-probabilities of the likeliest ids and of the token's own, ``[N]``.
     """
 
     own: list[float]
@@ -79,7 +83,7 @@ class Endpoint:
         try:
             models = self.client.get(f"{self.address.endpoint}/models", first=True)
         except Unreachable as error:
-            raise UserError(str(error)) from error
+            raise Away(str(error)) from error
         entry = self._entry(models)
         limit = entry.get("max_model_len")
         if isinstance(limit, int) and longest >= limit:  # a token is written behind each text
@@ -212,7 +216,9 @@ class Endpoint:
                 f"{self.address.shown} gives an answer for example '{name}' that cannot be used: {error}. Look at the "
                 "server's own log, and at what stands between; then the same command continues."
             ) from error
-        return Said([_floor(position.own) for position in found], [position.likely for position in found])
+        own = [max(FLOOR, position.own or 0.0) for position in found]
+        tokens = zip(ids[start:], own, found, strict=True)
+        return Said(own, [{**position.likely, token: value} for token, value, position in tokens])
 
     def _positions(self, dialect: Dialect, ids: Sequence[int], start: int, top: int) -> list[Position]:
         """What is said of the tokens from ``start`` on, each checked."""
@@ -318,10 +324,6 @@ def _checked(position: Position, token: int, place: int) -> Position:
             "(vLLM: --logprobs-mode raw_logprobs)"
         )
     return Position(token, own, position.likely)
-
-
-def _floor(value: float | None) -> float:
-    return max(FLOOR, FLOOR if value is None else value)
 
 
 def _same(tokenizer: Any, ours: int, theirs: int | str | None) -> bool:

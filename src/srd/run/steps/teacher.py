@@ -69,6 +69,8 @@ class Teacher(Step):
 
     def make(self, run: Run) -> Summary:
         teacher = run.recipe.teacher
+        if teacher.endpoint is not None:
+            return {"served": teacher.endpoint}
         if teacher.sft is None:
             return {"parameters": parameters(teacher.model)}
         options = load_options(teacher)

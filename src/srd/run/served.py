@@ -1,0 +1,66 @@
+"""The teacher of a recipe where it is served: how it is asked, and when it must be there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from srd.models.served.client import Address
+from srd.models.served.endpoint import Away, Endpoint
+from srd.recipe.schema import Recipe
+from srd.run.models import RecipeModels
+
+ASKING = ("teacher text", "repair", "cache", "evaluation")  # steps that ask a served teacher, if the recipe has one
+
+
+def endpoint_of(recipe: Recipe, top: int) -> Endpoint:
+    """The recipe's served teacher.
+
+    Args:
+        recipe: Has one.
+        top: How many of the likeliest tokens to ask for.
+
+    Raises:
+        UserError: its key is not set.
+    """
+    teacher = recipe.teacher
+    assert teacher.endpoint is not None
+    address = Address(
+        teacher.endpoint, teacher.model, teacher.api_key_env, teacher.parallel, teacher.timeout, teacher.patience
+    )
+    return Endpoint(address, top)
+
+
+def asks_server(recipe: Recipe, steps: Sequence[str]) -> bool:
+    """Whether steps of these names ask a served teacher."""
+    evaluated = "teacher" in (recipe.evaluation.models or ["teacher"])
+    return recipe.teacher.endpoint is not None and any(
+        name in ASKING and (name != "evaluation" or evaluated) for name in steps
+    )
+
+
+def check_server(models: RecipeModels) -> None:
+    """Refuse a recipe's server that cannot serve it, before the work that comes before its first answer.
+
+    Raises:
+        UserError: see `Endpoint.check`.
+    """
+    recipe = models.recipe
+    taught = any(training.needs_teacher for training in recipe.student_trainings)
+    top = 0
+    endpoint_of(recipe, top).check(models.tokenizer, recipe.data.max_length, needs_likelihoods=taught)
+
+
+def told_of_server(models: RecipeModels) -> list[str]:
+    """What a plan says of the teacher's server: that it is asked, or that it is not there yet.
+
+    Raises:
+        UserError: it is there and cannot serve the recipe.
+    """
+    recipe = models.recipe
+    if recipe.teacher.endpoint is None:
+        return []
+    try:
+        check_server(models)
+    except Away as error:
+        return [f"the teacher's server is not checked: {error}"]
+    return [f"the teacher '{recipe.teacher.model}' is asked at {recipe.teacher.endpoint}, which is there and fits"]
