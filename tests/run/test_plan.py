@@ -22,9 +22,9 @@ from srd.recipe.schema import Recipe
 from srd.run import flow
 from srd.run import plan as plan_module
 from srd.run.context import Run
-from srd.run.costs import stages_of
+from srd.run.costs import size_of, stages_of
 from srd.run.flow import advance, training_steps
-from srd.run.plan import KNOWN_CONFIGS, Plan, make_plan, print_plan, read_config, size_of
+from srd.run.plan import KNOWN_CONFIGS, Plan, make_plan, print_plan, read_config
 from srd.run.steps.evaluation import Evaluation
 from srd.run.steps.ranking import Ranking
 from srd.run.steps.reflection import Reflection

@@ -79,6 +79,8 @@ class Teacher(Step):
         return {"parameters": parameters(run.teacher_source), **summary}
 
     def told(self, run: Run, summary: Summary) -> str:
+        if run.recipe.teacher.endpoint is not None:
+            return f"{run.recipe.teacher.model}, asked at {run.recipe.teacher.endpoint}"
         return (
             f"{count(summary['parameters'])} parameters, {told_of(summary, run.recipe.teacher.sft) or 'used as it is'}"
         )
