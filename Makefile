@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all check bench clean
+.PHONY: demo test test-all check bench bench-gpu clean
 
 demo: $(VENV)/.demo
 	$(BIN)/srd demo
@@ -25,6 +25,10 @@ check: $(VENV)/.test
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.run
+
+# On a machine with a GPU, by the Python that has torch, transformers and accelerate there: nothing is installed.
+bench-gpu:
+	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu
 
 # torch first and by itself: its pinned version is the CPU build where one is offered, and else pip would choose newer.
 $(VENV)/.torch: constraints.txt

@@ -18,9 +18,8 @@ import numpy as np
 import torch
 
 from benchmarks import conventional, peers
+from benchmarks.lengths import MAX_LENGTH, SEED
 from benchmarks.workload import (
-    MAX_LENGTH,
-    SEED,
     TEACHER,
     Batches,
     StepClock,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.workload import MAX_LENGTH, MAX_PROMPT
+from benchmarks.lengths import MAX_LENGTH, MAX_PROMPT
 
 IGNORED = -100
 

@@ -51,12 +51,22 @@ def _in_order(trainer: Any) -> None:
 
 
 def off_policy_gkd(
-    student: Any, teacher: Any, tokenizer: Any, steps: Sequence[Sequence[dict[str, Any]]], pad_id: int
+    student: Any,
+    teacher: Any,
+    tokenizer: Any,
+    steps: Sequence[Sequence[dict[str, Any]]],
+    pad_id: int,
+    *,
+    warm_up: int = 1,
+    cpu: bool = True,
 ) -> float:
-    """GKDTrainer with ``lmbda=0`` (the references are trained on) and ``beta=0`` (forward KL); seconds a step."""
+    """GKDTrainer with ``lmbda=0`` (the references are trained on) and ``beta=0`` (forward KL); seconds a step.
+
+    On a GPU it computes in bfloat16 where it can; the first ``warm_up`` steps do not count.
+    """
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    clock = StepClock()
+    clock = StepClock(warm_up)
     rows = [{key: row[key] for key in ("prompt_ids", "response_ids")} for step in steps for row in step]
     with tempfile.TemporaryDirectory() as folder:
         arguments = GKDConfig(
@@ -66,7 +76,7 @@ def off_policy_gkd(
             temperature=1.0,
             per_device_train_batch_size=len(steps[0]),
             max_steps=len(steps),
-            **COMMON,
+            **{**COMMON, "use_cpu": cpu, "bf16": not cpu},
         )
         trainer = GKDTrainer(
             model=student,

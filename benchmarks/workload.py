@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from benchmarks.lengths import MAX_LENGTH, MAX_PROMPT, SEED, dolly_lengths
 from srd.data.batching import EncodedExamples, HiddenSource, LengthBatches
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows
@@ -27,11 +29,6 @@ from srd.tasks.pydocs import load_pydocs
 
 TEACHER = "smollm2"
 STUDENT_LAYERS = 8
-MAX_LENGTH = 512  # prompt and response, as in the paper
-MAX_PROMPT = 256
-PROMPT_TOKENS, RESPONSE_TOKENS = 72, 80  # means of the dolly profile
-SPREAD = (0.6, 0.9)  # standard deviations of the logarithms of the two lengths
-SEED = 7
 
 
 @dataclass(frozen=True)
@@ -71,16 +68,6 @@ def pydocs_sequences(tokenizer: PreTrainedTokenizerBase) -> tuple[list[list[int]
     return list(encoded["prompt_ids"]), list(encoded["response_ids"])
 
 
-def log_normal_lengths(mean: int, spread: float, longest: int, count: int, stream: int) -> list[int]:
-    """Lengths with this mean (to half a token) that none exceeds."""
-    standard = np.random.default_rng([SEED, stream]).standard_normal(count)
-    level = float(np.log(mean))
-    for _ in range(50):  # cutting at the longest lowers the mean, so the level is raised until it fits
-        lengths = np.clip(np.exp(level + spread * standard), 4, longest).round()
-        level += float(np.log(mean / lengths.mean()))
-    return [int(length) for length in lengths]
-
-
 def dolly_sequences(tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[list[list[int]], list[list[int]]]:
     """Documentation cut to the lengths of an instruction data set."""
     _, responses = pydocs_sequences(tokenizer)
@@ -94,8 +81,7 @@ def dolly_sequences(tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[lis
         position += length
         return stream[start : start + length]
 
-    prompt_lengths = log_normal_lengths(PROMPT_TOKENS, SPREAD[0], MAX_PROMPT, count, 0)
-    response_lengths = log_normal_lengths(RESPONSE_TOKENS, SPREAD[1], MAX_LENGTH - MAX_PROMPT, count, 1)
+    prompt_lengths, response_lengths = dolly_lengths(count)
     return [take(n) for n in prompt_lengths], [[*take(n - 1), end] for n in response_lengths]
 
 
@@ -150,18 +136,22 @@ def token_count(batches: Batches) -> int:
 
 
 class StepClock(TrainerCallback):
-    """Notes the time at the end of every optimizer step; the first step warms up and does not count."""
+    """Notes the time at the end of every optimizer step; the first ones warm up and do not count."""
 
-    def __init__(self) -> None:
+    def __init__(self, warm_up: int = 1) -> None:
+        self.warm_up = warm_up
         self.ends: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
 
     @property
     def seconds(self) -> float:
         """Mean time of a step, everything between two steps included."""
-        return (self.ends[-1] - self.ends[0]) / (len(self.ends) - 1)
+        ends = self.ends[self.warm_up - 1 :]
+        return (ends[-1] - ends[0]) / (len(ends) - 1)
 
 
 def peak_memory() -> int:

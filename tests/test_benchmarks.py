@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from benchmarks import conventional, tables
-from benchmarks.workload import log_normal_lengths, padded_share
+from benchmarks import conventional, gpu, tables
+from benchmarks.lengths import log_normal_lengths
+from benchmarks.workload import padded_share
 
-from srd.models.head import HeadWeights
+from srd.data.batching import Collator
+from srd.models.head import HeadWeights, head_weights, response_hidden
 from srd.training.loss import LossSettings, head_loss
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -124,3 +128,51 @@ def test_plots_are_written_whole(results: dict[str, Any], tmp_path: Path) -> Non
         drawing = ElementTree.parse(path).getroot()
         assert drawing.tag.endswith("svg")
         assert len(list(drawing.iter())) > 10
+
+
+@pytest.fixture(scope="module")
+def on_tiny_models() -> dict[str, Any]:
+    plan = replace(gpu.TINY, texts=(("64", 2),), steps=1, written=4)
+    found = dict(gpu.measure(plan, torch.device("cpu")))
+    return {"device": "no GPU", "torch": "", "transformers": "", "peak_flops": 1e9, "measured": found}
+
+
+def test_every_path_of_the_gpu_benchmark_runs(on_tiny_models: dict[str, Any]) -> None:
+    measured = on_tiny_models["measured"]
+    failures = {key: found["failed"] for key, found in measured.items() if "failed" in found}
+    assert {key.rpartition("/")[2] for key in measured} == set(gpu.SYSTEMS)
+    assert set(failures.values()) <= {"TRL is not installed"}
+    assert all(found["tokens"] > 0 and found["seconds"] > 0 for key, found in measured.items() if key not in failures)
+    written = [found for key, found in measured.items() if key.endswith("stage")]
+    assert all(found["written_tokens"] > 0 < found["write_seconds"] for found in written)
+
+
+def test_the_cached_and_the_plain_way_learn_the_same() -> None:
+    teacher_shape, student_shape, cpu = gpu.SHAPES["tiny-teacher"], gpu.SHAPES["tiny"], torch.device("cpu")
+    teacher = gpu.make_model(teacher_shape, torch.float32, cpu, 128).eval().requires_grad_(False)
+    examples, steps = gpu.make_texts("64", 2, 1, student_shape.vocab_size)
+    inputs = Collator(0)([examples[i] for i in steps[0]])
+    inputs["teacher_hidden"] = response_hidden(teacher, inputs)
+    head = head_weights(teacher, student_shape.vocab_size)
+    gradients = []
+    for loss_of in (
+        functools.partial(gpu.our_loss, head=head, width=student_shape.vocab_size),
+        functools.partial(gpu.plain_loss, teacher=teacher, width=student_shape.vocab_size),
+    ):
+        student = gpu.make_model(student_shape, torch.float32, cpu, 128)
+        loss_of(student, inputs).backward()
+        gradients.append([weights.grad for weights in student.parameters()])
+    assert max(float(gradient.abs().max()) for gradient in gradients[0]) > 1e-3
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+def test_a_system_that_fails_costs_no_other_its_figures(on_tiny_models: dict[str, Any]) -> None:
+    def broken() -> Any:
+        raise torch.OutOfMemoryError("all is full")
+
+    assert gpu.attempt(broken, torch.device("cpu")) == {"failed": "out of memory", "memory": 0}
+    results = {**on_tiny_models, "measured": {"7B → 0.5B/4096/plain": {"failed": "out of memory", "memory": 0}}}
+    assert "| 7B → 0.5B | 4096 | plain | out of memory |" in gpu.table(results)
+    rows = gpu.table(on_tiny_models).splitlines()
+    assert len(rows) == 4 + len(on_tiny_models["measured"])

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from pydantic import BaseModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -41,6 +40,7 @@ from srd.data.templates.base import get_template
 from srd.evaluation.answers import Contender
 from srd.evaluation.answers import evaluate as answer_and_score
 from srd.evaluation.models import UNLIMITED, longest_prompt, read_benchmarks
+from srd.models.adapters import is_adapted
 from srd.models.loading import load_model, load_tokenizer
 from srd.models.tokens import tokenizer_identity
 from srd.recipe.merging import merge
@@ -234,7 +234,7 @@ def _model_source(given: Any, role: str, tokenizer: PreTrainedTokenizerBase | No
         return _plain(given)
     if isinstance(given, tuple) and len(given) == 2:
         given, tokenizer = given
-    if isinstance(given, PeftModel):
+    if is_adapted(given):
         raise UserError(f"{role}: an adapted model cannot be taken as it is. Merge it: model.merge_and_unload()")
     if not isinstance(given, PreTrainedModel):
         raise UserError(

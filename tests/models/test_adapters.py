@@ -13,7 +13,6 @@ from transformers import LlamaConfig
 
 from srd.base.errors import UserError
 from srd.models.adapters import (
-    LoraSettings,
     add_lora,
     base_model,
     load_adapter,
@@ -21,6 +20,7 @@ from srd.models.adapters import (
 from srd.models.architecture import check_lora
 from srd.models.loading import load_model, save_model
 from srd.models.merging import merge_adapter
+from srd.models.settings import LoraConfig as LoraSettings
 from srd.models.tokens import stop_token_ids
 from tests.models.test_every_family import tiny_config
 from tests.tiny import ENCODER_DECODER, FAMILIES, save_tiny, tiny_model, tiny_tokenizer

@@ -22,7 +22,7 @@ from srd.models.reading import bears_packing
 from srd.models.settings import LoraConfig
 from srd.models.tokens import padding_id
 from srd.training import trainer as trainer_module
-from srd.training.loss import LossSettings
+from srd.training.loss import LossParts, LossSettings
 from srd.training.rollouts import AdaptiveOffPolicy, OnPolicy
 from srd.training.teachers.base import TeacherSource
 from srd.training.teachers.cache import CachedTeacher
@@ -420,7 +420,9 @@ def test_a_loss_that_is_not_finite_names_the_guilty(
     logit_rule(models["student"])
     message = r"the loss is nan at step 0 .*All weights of the student .* with the examples \['e\d"
     if guilty == "rows":
-        monkeypatch.setattr(trainer_module, "head_loss", lambda *a, **k: (torch.tensor(torch.nan), None))
+        nothing = LossParts(torch.zeros(1), torch.zeros(1))
+        lost = torch.tensor(torch.nan, requires_grad=True)
+        monkeypatch.setattr(trainer_module, "head_loss", lambda *a, **k: (lost, nothing))
     else:
         models[guilty].model.norm.weight.data[0] = torch.nan
         message = rf"the loss is nan at step 0 .*weights of the {guilty} .*tensor 'model.norm.weight' \(1 of its 32"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, overload
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import torch
@@ -177,7 +176,7 @@ class EncodedExamples(Dataset[dict[str, Any]]):
         self.ids: list[str] = list(rows["id"])
         self.prompts: Sequence[list[int]] = _token_lists(rows, "prompt_ids")
         self.responses: Sequence[list[int]] = _token_lists(rows, "response_ids")
-        columns = rows.column_names if isinstance(rows, datasets.Dataset) else rows
+        columns = rows.column_names if hasattr(rows, "column_names") else rows
         self.earlier: Sequence[list[int]] | None = _token_lists(rows, "earlier") if "earlier" in columns else None
         self.teacher = teacher
         self.soft: frozenset[str] = frozenset()  # ids of examples without cross-entropy
@@ -235,7 +234,7 @@ class EncodedExamples(Dataset[dict[str, Any]]):
 
 
 def _token_lists(rows: Any, column: str) -> Sequence[list[int]]:
-    if isinstance(rows, datasets.Dataset):
+    if hasattr(rows, "flatten_indices"):  # a `datasets.Dataset`, which is left where it is
         rows = rows if rows._indices is None else rows.flatten_indices()
         return TokenLists(rows.data.column(column))
     lists: Sequence[list[int]] = rows[column]

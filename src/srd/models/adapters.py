@@ -1,12 +1,16 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) through peft: adding and loading."""
+"""Low-rank adapters (LoRA, arXiv 2106.09685) through peft: adding and loading.
+
+peft is imported where an adapter is made or read: most runs have none, and it takes long.
+"""
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from huggingface_hub import hf_hub_download
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
 from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
@@ -14,7 +18,11 @@ from transformers.pytorch_utils import Conv1D
 
 from srd.base.errors import UserError, nearest
 from srd.models.guard import guarded
-from srd.models.settings import LoraConfig as LoraSettings
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from srd.models.settings import LoraConfig as LoraSettings
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -31,6 +39,8 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings) -> PeftModel:
         UserError: a target matches no module, none is given and peft knows no default for the architecture, or peft
             cannot adapt a module.
     """
+    from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+
     targets = settings.targets
     if isinstance(targets, list):
         check_targets(model, targets)
@@ -127,6 +137,8 @@ def load_adapter(
         UserError: the adapter is not there, or belongs to a model of another shape. Adapter weights that find
             no place, and places that find no weight, count as another shape: peft alone would only warn.
     """
+    from peft import PeftModel, get_peft_model_state_dict
+
     folder = adapter_folder(source, revision=revision)
     remedy = "It was made for another model: give the base model it was trained on."
     try:
@@ -145,10 +157,15 @@ def load_adapter(
     return adapted.eval() if not trainable else adapted
 
 
+def is_adapted(model: Any) -> TypeGuard[PeftModel]:
+    """Whether a model has adapters: none has where nobody has imported peft."""
+    return "peft" in sys.modules and isinstance(model, sys.modules["peft"].PeftModel)
+
+
 def base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """Return the transformers model inside, adapters still in place."""
-    if not isinstance(model, PeftModel):
-        return model
+    if not is_adapted(model):
+        return model  # type: ignore[return-value]
     inner = model.get_base_model()
     assert isinstance(inner, PreTrainedModel)
     return inner

@@ -6,11 +6,10 @@ Everything a user can get wrong here (a name, a folder, a format, a missing pack
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import snapshot_download
-from peft import PeftModel
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -39,6 +38,9 @@ from srd.models.settings import ModelConfig
 from srd.models.sources import SMOLLM2, gguf_file, resolve_source, split_adapter
 from srd.models.tokens import let_stop_tokens_learn, set_generation_tokens
 from srd.models.weights import check_names, check_report, read_headers, weight_files
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 

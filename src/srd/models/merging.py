@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from srd.base.errors import UserError
-from srd.models.adapters import base_model
+from srd.models.adapters import base_model, is_adapted
 from srd.models.finite import name_of
 from srd.models.head import in_evaluation, probe_logits, same_logits
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def merge_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
@@ -24,8 +25,8 @@ def merge_adapter(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     Raises:
         UserError: they differ by more than the rounding of the weights' precision.
     """
-    if not isinstance(model, PeftModel):
-        return model
+    if not is_adapted(model):
+        return model  # type: ignore[return-value]
     name, training = name_of(model), model.training
     expected = _logits(model)
     _untie_adapted(base_model(model))
@@ -48,6 +49,8 @@ def _logits(model: Any) -> Tensor:
 
 def _untie_adapted(model: PreTrainedModel) -> None:
     """Give the output head a weight of its own where an adapter sits on it, or on the embedding that it shares."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None or not any(isinstance(module, BaseTunerLayer) for module in (head, embedding)):
         return

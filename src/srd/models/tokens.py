@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peft import PeftModel
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -12,6 +11,9 @@ from srd.base.errors import UserError
 from srd.base.files import fingerprint
 from srd.data.turns import turns_of
 from srd.models.adapters import base_model
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def padding_id(tokenizer: Any) -> int:

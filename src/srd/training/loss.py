@@ -21,6 +21,7 @@ from srd.training.divergence import value_and_slope
 from srd.training.divergences.base import loss_scale
 
 CHUNK_BYTES = 48 << 20  # one chunk of fp32 logits: large enough for the matrix product to be efficient
+CHUNKS_ON_A_GPU = 64  # of its memory: fewer and larger kernels, and still little beside a model
 FLOAT16_TOP = 13  # largest power of two in a lifted gradient: float16 ends at 2 ** 16
 BLOCK_BYTES = 1 << 20  # rows worked on at a time on a CPU: small enough to stay in one core's own cache
 
@@ -178,9 +179,16 @@ def _chunk_losses(
     return LossParts(torch.cat([part.ce for part in parts]), torch.cat([part.kd for part in parts]))
 
 
-def chunk_rows(vocabulary: int, tokens: int) -> int:
-    """Tokens in one chunk: of equal size, so that no small rest is left over."""
-    largest = max(1, CHUNK_BYTES // (4 * vocabulary))
+def chunk_bytes(device: torch.device) -> int:
+    """Bytes of a chunk of logits: on a GPU a share of its whole memory, as what is free changes, and rounding too."""
+    if device.type != "cuda":
+        return CHUNK_BYTES
+    return max(CHUNK_BYTES, torch.cuda.get_device_properties(device).total_memory // CHUNKS_ON_A_GPU)
+
+
+def chunk_rows(vocabulary: int, tokens: int, room: int) -> int:
+    """Tokens in one chunk of at most ``room`` bytes: of equal size, so that no small rest is left over."""
+    largest = max(1, room // (4 * vocabulary))
     chunks = -(-tokens // largest)
     return -(-tokens // max(1, chunks))
 
@@ -240,7 +248,7 @@ class _Aims:
 
     def chunks(self, vocabulary: int) -> list[slice]:
         """Rows to work on at a time."""
-        step = max(1, chunk_rows(vocabulary, len(self.targets)))
+        step = max(1, chunk_rows(vocabulary, len(self.targets), chunk_bytes(self.targets.device)))
         return [slice(start, start + step) for start in range(0, len(self.targets), step)]
 
     def losses(self, rows: slice, student: Tensor, scale: Tensor | None) -> LossParts:
@@ -264,8 +272,12 @@ def _finish(ctx: Any, gradients: tuple[Tensor | None, ...], result: tuple[Tensor
 
 
 def _scaled(ctx: Any, factor: Tensor) -> list[Tensor | None]:
-    """The kept gradients; they are already divided by the number of items, so usually nothing is left to multiply."""
-    return [grad if grad is None or factor == 1 else grad.mul_(factor) for grad in ctx.saved_tensors]
+    """The kept gradients; they are already divided by the number of items, so usually nothing is left to multiply.
+
+    Only a CPU is asked whether that is so: a GPU would have to be waited for.
+    """
+    done = factor.device.type == "cpu" and factor == 1
+    return [grad if grad is None or done else grad.mul_(factor) for grad in ctx.saved_tensors]
 
 
 class _HeadLoss(torch.autograd.Function):

@@ -213,16 +213,23 @@ class DistillTrainer(Trainer):
         return DataLoader(
             self.train_dataset,
             batch_sampler=self.batches,
-            collate_fn=_WithRows(self.collator),
+            collate_fn=_WithRows(self.collator, rows=self.rollouts is not None),
             num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
         )
+
+    def _prepare_input(self, data: Any) -> Any:
+        # The Trainer's own copies make the program wait for all that the GPU has been given to do.
+        if isinstance(data, Tensor) and not self.is_deepspeed_enabled and data.is_pinned():
+            return data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], Tensor]:
         """Fetch an optimizer step's micro-batches, let the student write if it is its turn, and count the tokens."""
         samples = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        rows, by_student = [batch.pop("rows") for batch in samples], False
+        rows, by_student = [batch.pop("rows", []) for batch in samples], False
         if self.rollouts is not None:
             rows, by_student = replace_responses(
                 rows, self.rollouts, self.state.global_step, self.state.max_steps, self._write
@@ -317,14 +324,23 @@ class DistillTrainer(Trainer):
         count = len(inputs["targets"]) if num_items_in_batch is None else num_items_in_batch
         items = torch.as_tensor(count, device=inputs["targets"].device).clamp(min=1)
         loss, parts = self.loss_of(model, inputs, items)
-        if not torch.isfinite(loss):
-            raise RunError(
-                f"the loss is {loss.item()} at step {self.state.global_step} (stage folder {self.args.output_dir}). "
-                f"{self._blame(inputs)} A lower training.learning_rate or a wider training.precision often helps."
-            )
+        self._unchecked = (loss.detach().to("cpu", non_blocking=True), inputs, _marked(loss.device))
         self._parts.append((parts.ce.sum() / items, parts.kd.sum() / items))
         # DDP averages gradients over processes, but our sum is divided by the global count already.
         return loss * self.accelerator.num_processes if self.accelerator.num_processes > 1 else loss
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward pass of a micro-batch; no step is made with a loss that is not finite."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        value, seen, copied = self._unchecked
+        if copied is not None:
+            copied.synchronize()  # waits for the forward pass alone: the backward pass is under way by now
+        if not math.isfinite(value.item()):
+            raise RunError(
+                f"the loss is {value.item()} at step {self.state.global_step} (stage folder {self.args.output_dir}). "
+                f"{self._blame(seen)} A lower training.learning_rate or a wider training.precision often helps."
+            )
+        return loss
 
     def loss_of(
         self, model: Any, inputs: dict[str, Any], items: Tensor, settings: LossSettings | None = None
@@ -519,6 +535,15 @@ class DistillTrainer(Trainer):
         return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
+def _marked(device: torch.device) -> Any:
+    """A place among what a GPU has been given to do, that can be waited for; None on other devices."""
+    if device.type != "cuda":
+        return None
+    place = torch.cuda.Event()
+    place.record()
+    return place
+
+
 class _EpochOrder(TrainerCallback):
     """Tells the batch sampler which epoch begins, also when a run resumes within one."""
 
@@ -557,13 +582,14 @@ class _StepEnd(TrainerCallback):
 
 
 class _WithRows:
-    """Collates, and keeps ids and rows beside the tensors for messages and rollouts."""
+    """Collates, and keeps ids beside the tensors for messages, and the rows where the student may write them anew."""
 
-    def __init__(self, collator: Collator) -> None:
-        self.collator = collator
+    def __init__(self, collator: Collator, *, rows: bool) -> None:
+        self.collator, self.rows = collator, rows
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        return {**self.collator(rows), "ids": [row["id"] for row in rows], "rows": rows}
+        batch = {**self.collator(rows), "ids": [row["id"] for row in rows]}
+        return {**batch, "rows": rows} if self.rows else batch
 
 
 # ------------------------------------------------------------------------------- what is given, as the loop takes it
