@@ -142,6 +142,7 @@ class DistillTrainer(Trainer):
     """
 
     tokens_read = 0  # by all processes, if they read as much as this one
+    _unchecked: tuple[Tensor, dict[str, Any], Any]  # the last micro-batch's loss, its inputs, and when it is there
     _told_cut = False  # whether it was said that most answers of the student are cut
 
     def __init__(
