@@ -288,7 +288,7 @@ def test_chunks_and_blocks_change_nothing(rows: int, monkeypatch: pytest.MonkeyP
 
 def test_chunks_are_of_equal_size_and_within_the_limit() -> None:
     for tokens, vocabulary in itertools.product((1, 7, 250, 251, 10_000), (100, 50_000, 256_000)):
-        rows = loss_module.chunk_rows(vocabulary, tokens, loss_module.CHUNK_BYTES)
+        rows = loss_module.chunk_rows(vocabulary, tokens)
         chunks = -(-tokens // rows)
         assert rows == 1 or rows * vocabulary * 4 <= loss_module.CHUNK_BYTES
         assert chunks * rows - tokens < chunks

@@ -179,16 +179,16 @@ def _chunk_losses(
     return LossParts(torch.cat([part.ce for part in parts]), torch.cat([part.kd for part in parts]))
 
 
-def chunk_bytes(device: torch.device) -> int:
+def chunk_bytes(device: torch.device | None = None) -> int:
     """Bytes of a chunk of logits: on a GPU a share of its whole memory, as what is free changes, and rounding too."""
-    if device.type != "cuda":
+    if device is None or device.type != "cuda":
         return CHUNK_BYTES
     return max(CHUNK_BYTES, torch.cuda.get_device_properties(device).total_memory // CHUNKS_ON_A_GPU)
 
 
-def chunk_rows(vocabulary: int, tokens: int, room: int) -> int:
-    """Tokens in one chunk of at most ``room`` bytes: of equal size, so that no small rest is left over."""
-    largest = max(1, room // (4 * vocabulary))
+def chunk_rows(vocabulary: int, tokens: int, device: torch.device | None = None) -> int:
+    """Tokens in one chunk: of equal size, so that no small rest is left over."""
+    largest = max(1, chunk_bytes(device) // (4 * vocabulary))
     chunks = -(-tokens // largest)
     return -(-tokens // max(1, chunks))
 
@@ -248,7 +248,7 @@ class _Aims:
 
     def chunks(self, vocabulary: int) -> list[slice]:
         """Rows to work on at a time."""
-        step = max(1, chunk_rows(vocabulary, len(self.targets), chunk_bytes(self.targets.device)))
+        step = max(1, chunk_rows(vocabulary, len(self.targets), self.targets.device))
         return [slice(start, start + step) for start in range(0, len(self.targets), step)]
 
     def losses(self, rows: slice, student: Tensor, scale: Tensor | None) -> LossParts:

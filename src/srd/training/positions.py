@@ -15,7 +15,7 @@ from srd.training.loss import chunk_rows
 @torch.no_grad()
 def in_blocks(count: int, vocabulary: int, measure: Callable[[slice], Tensor], like: Tensor) -> Tensor:
     """What ``measure`` says of blocks of positions, put together: ``[N]``."""
-    step = max(1, chunk_rows(vocabulary, count))
+    step = max(1, chunk_rows(vocabulary, count, like.device))
     with torch.autocast(like.device.type, enabled=False):
         parts = [measure(slice(start, start + step)) for start in range(0, count, step)]
     return torch.cat(parts) if parts else torch.zeros(0, device=like.device)
