@@ -42,6 +42,7 @@ from srd.evaluation.answers import evaluate as answer_and_score
 from srd.evaluation.models import UNLIMITED, longest_prompt, read_benchmarks
 from srd.models.adapters import is_adapted
 from srd.models.loading import load_model, load_tokenizer
+from srd.models.pair import token_count
 from srd.models.tokens import tokenizer_identity
 from srd.recipe.merging import merge
 from srd.recipe.reading import load_recipe, parse_overrides, validate_recipe
@@ -51,8 +52,9 @@ from srd.run.context import Run, versions
 from srd.run.flow import advance, training_steps
 from srd.run.folder import SPLITS, RunFolder
 from srd.sandbox.outside import Permission
-from srd.training.teacher_cache import DTYPES, TeacherCache, cache_folder
+from srd.training.teacher_cache import DTYPES, TeacherCache, cache_folder, stored_dtype
 from srd.training.teacher_cache import build_cache as keep_states
+from srd.training.tiers.base import make_tier
 from srd.training.trainer import make_collator
 
 RUNS = Path("runs")
@@ -328,9 +330,13 @@ def build_cache(
     *,
     batch_size: int = 16,
     dtype: str = "auto",
+    tier: str = "exact",
+    top_k: int = 128,
+    temperatures: Sequence[float] = (1.0,),
+    max_kl: float = 0.01,
     **encoding: Any,
 ) -> TeacherCache:
-    """Run a teacher over rows once, and keep what training needs of it: its last hidden states, ``[tokens, d]``.
+    """Run a teacher over rows once, and keep what training needs of it: as a rule its last hidden states.
 
     Args:
         teacher: A loaded model, a name or a folder.
@@ -338,7 +344,12 @@ def build_cache(
         rows: As for `DistillTrainer`; or what `srd.encode` gives.
         folder: Holds the caches of any number of teachers, each in a folder of its own.
         batch_size: Examples in one forward pass.
-        dtype: Stored precision: ``auto`` (the teacher's own), ``float32``, ``bfloat16`` or ``float16``.
+        dtype: Stored precision of ``exact``: ``auto`` (float16, and bfloat16 for a teacher that runs in it),
+            ``float32``, ``bfloat16`` or ``float16``.
+        tier: What is kept of a token: ``exact``, ``int8``, ``topk`` or ``likelihood`` (`srd.training.tiers`).
+        top_k: Tokens that ``topk`` keeps.
+        temperatures: At which ``topk`` will be asked, beside 1.
+        max_kl: Largest mean KL, in nats, between the teacher and what is kept.
         encoding: As for `srd.encode`: ``template``, ``max_length``, ``max_prompt_length``.
 
     Returns:
@@ -346,7 +357,8 @@ def build_cache(
         again.
 
     Raises:
-        UserError: rows that are no examples, or a teacher whose logits do not follow from its hidden states.
+        UserError: rows that are no examples, a teacher whose logits do not follow from its hidden states, or a tier
+            that is too far from it.
         RunError: the disk is too small, or the teacher gives states that are not finite.
     """
     if dtype not in ("auto", *DTYPES):
@@ -357,10 +369,16 @@ def build_cache(
     kind = bool(loaded.config.is_encoder_decoder)
     if not is_encoded(rows):
         rows = encode(rows, tokenizer, encoder_decoder=kind, **encoding)
-    place = cache_folder(Path(folder), model_content(loaded, tokenizer), dtype)
+    running = str(next(loaded.parameters()).dtype).removeprefix("torch.")
+    stored = stored_dtype(running) if dtype == "auto" else dtype
+    kept = make_tier(tier, dtype=stored, top_k=top_k, temperatures=temperatures)
+    place = cache_folder(Path(folder), model_content(loaded, tokenizer), kept.identity)
     loaded.eval()
     examples, collator = EncodedExamples(rows), make_collator(loaded, tokenizer)
-    return keep_states(place, lambda: loaded, examples, collator, dtype=dtype, batch_size=batch_size)
+    width = token_count(tokenizer) if not kept.with_head else None  # padding rows count only where the head says which
+    return keep_states(
+        place, lambda: loaded, examples, collator, tier=kept, width=width, max_kl=max_kl, batch_size=batch_size
+    )
 
 
 def evaluate(

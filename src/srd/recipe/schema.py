@@ -215,11 +215,17 @@ class Recipe(Section):
             raise ValueError(
                 f"cache.enabled is true, but teacher.source is {self.teacher.source}, which reads no cache. Remove one"
             )
-        if self.cache.enabled and taught and all(training.on_policy for training in taught):
+        small = self.cache.tier != "exact"
+        asked = "cache.enabled is true" if self.cache.enabled else f"cache.tier is {self.cache.tier}"
+        if (self.cache.enabled or small) and taught and all(training.on_policy for training in taught):
             raise ValueError(
-                f"cache.enabled is true, but {taught[-1].method.name} trains on text that the student is yet to write, "
-                "which no cache can hold. Leave cache.enabled out, or use method kd"
+                f"{asked}, but {taught[-1].method.name} trains on text that the student is yet to write, "
+                f"which no cache can hold. Leave {asked.split()[0]} out, or use method kd"
             )
+        if small and self.cache.enabled is False:
+            raise ValueError(f"{asked}, but cache.enabled is false, so that nothing is kept. Remove one")
+        if small and self.teacher.source:
+            raise ValueError(f"{asked}, but teacher.source is {self.teacher.source}, which reads no cache. Remove one")
         return self
 
     @model_validator(mode="after")

@@ -28,17 +28,18 @@ from srd.curation.scores.base import columns_of, scores_of
 from srd.data.batching import Collator, EncodedExamples
 from srd.models.architecture import count_parameters
 from srd.models.engines.base import ENGINES
-from srd.models.head import cross_entropy
 from srd.models.loading import load_config, load_generation_config, load_model
 from srd.models.tokens import padding_id, prefix_of
 from srd.run.context import Run
+from srd.run.costs import cache_tier
 from srd.run.identity import model_identity
 from srd.run.served import endpoint_of
 from srd.tasks.base import get_task
 from srd.training.settings import TrainingConfig
 from srd.training.stages import Training, check_disk
-from srd.training.teacher_cache import DTYPES, TeacherCache, cache_bytes, cache_folder
+from srd.training.teacher_cache import TeacherCache, cache_folder
 from srd.training.teachers.base import TEACHERS, TeacherSource
+from srd.training.tiers.base import Tier
 
 
 def parameters(source: str) -> int:
@@ -80,25 +81,23 @@ def _longest_text(run: Run) -> int:
 # ------------------------------------------------------------------------------------------------------ teacher cache
 
 
-def cache_dtype(run: Run) -> str:
-    """The precision the cache stores: the teacher's own unless the recipe says otherwise."""
-    if run.recipe.cache.dtype != "auto":
-        return run.recipe.cache.dtype
-    if run.recipe.teacher.dtype != "auto":
-        return run.recipe.teacher.dtype
-    stored = str(getattr(load_config(run.teacher_source), "dtype", None) or "float32")
-    return stored.removeprefix("torch.")
+def tier_of_run(run: Run) -> Tier:
+    """What the cache keeps of a token."""
+    running: str = run.recipe.teacher.dtype
+    if running == "auto":
+        running = str(getattr(load_config(run.teacher_source), "dtype", None) or "float32").removeprefix("torch.")
+    return cache_tier(run.recipe, running)
 
 
 def needed_cache_bytes(run: Run) -> int:
     """What the cache of all training examples takes."""
-    return cache_bytes(run.encoded("train").response_tokens, run.hidden_size, DTYPES[cache_dtype(run)])
+    return run.encoded("train").response_tokens * tier_of_run(run).token_bytes(run.hidden_size, run.width)
 
 
 def place_of_cache(run: Run) -> Path:
     """The folder of this teacher's cache."""
     root = Path(run.recipe.cache.dir).expanduser() if run.recipe.cache.dir else run.files.cache
-    return cache_folder(root, fingerprint(run.keys["teacher"], run.width), cache_dtype(run))
+    return cache_folder(root, fingerprint(run.keys["teacher"], run.width), tier_of_run(run).identity)
 
 
 def collator(run: Run) -> Collator:
@@ -203,12 +202,10 @@ def teacher_losses(run: Run, folder: Path) -> NDArray[np.float64]:
                 model, run.tokenizer, pairs, batch_size=run.recipe.generation.batch_size, folder=folder, progress=update
             )
         return totals / np.maximum([len(response) for response in examples.responses], 1)
-    examples.teacher = cache = TeacherCache(place_of_cache(run))
-    head, means = cache.head().cut(run.width), []
-    for row in map(examples.__getitem__, range(len(examples))):
-        nats = cross_entropy(row["teacher_hidden"], head, Collator(0)([row])["targets"])
-        means.append(float(nats.double().mean()))
-    return np.array(means)
+    cache = TeacherCache(place_of_cache(run))
+    head = cache.head().cut(run.width)
+    losses = (cache.losses(head, *examples.tokens(i).values()) for i in range(len(examples)))
+    return np.array([float(nats.double().mean()) for nats in losses])
 
 
 # ------------------------------------------------------------------------------------------------------- one training

@@ -16,6 +16,7 @@ from srd.models.pair import check_same_kind, check_same_tokenizer
 from srd.models.settings import ModelConfig
 from srd.models.tokens import prefix_of
 from srd.recipe.schema import Recipe
+from srd.run.costs import cache_tier, cached_trainings, temperatures_of
 from srd.run.models import RecipeModels
 from srd.sandbox.outside import require_permission
 from srd.tasks.base import data_set_of, get_task
@@ -38,6 +39,7 @@ def check_recipe(models: RecipeModels, *, packages: bool = True) -> None:
     if packages:
         check_packages(missing_packages(models.recipe))
     check_cleaning(models.recipe)
+    check_cache(models.recipe)
     teacher, student, here = models.recipe.teacher, models.recipe.student, models.recipe.models_here
     ENGINES.get(models.recipe.generation.engine).check(models.encoder_decoder, here)
     for named in here:
@@ -101,6 +103,15 @@ def check_same_beginning(teacher: ModelConfig, student: ModelConfig, configs: li
             f"'{student.model}' with {begin[1]}. Set decoder_start_token_id and forced_bos_token_id alike in the "
             "generation_config.json of both."
         )
+
+
+def check_cache(recipe: Recipe) -> None:
+    """Refuse trainings that what the cache keeps cannot serve."""
+    tier = cache_tier(recipe, "float32")  # the precision does not matter here
+    for training in cached_trainings(recipe):
+        for temperature in temperatures_of(training):
+            if problem := tier.problem(training.objective.name, temperature, training.method.schedule()):
+                raise UserError(f"cache.tier is {tier.name}: {problem}.")
 
 
 def check_cleaning(recipe: Recipe) -> None:

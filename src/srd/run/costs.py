@@ -26,7 +26,8 @@ from srd.recipe.schema import Recipe
 from srd.training.loss import CHUNK_BYTES
 from srd.training.settings import TrainingConfig
 from srd.training.stages import needed_disk
-from srd.training.teacher_cache import DTYPES, cache_bytes
+from srd.training.teacher_cache import DTYPES, stored_dtype
+from srd.training.tiers.base import TIERS, Tier, make_tier
 from srd.training.trainer import steps_per_epoch
 
 #: Bytes a token, layer and unit of width that training keeps for the backward pass, in 16 bit; and with checkpointing.
@@ -204,27 +205,65 @@ class Facts:
         return self.data.response * self.data.train
 
     @property
-    def cache_dtype(self) -> str:
-        """The cache's precision: as asked for, else the teacher's; one that was fine-tuned whole is in 32 bit."""
+    def running_dtype(self) -> str:
+        """The teacher's precision: as asked for, else as saved; one that was fine-tuned whole is in 32 bit."""
         sft = self.recipe.teacher.sft
         saved = "float32" if sft is not None and sft.lora is None else self.teacher.dtype
-        wanted = (self.recipe.cache.dtype, self.recipe.teacher.dtype, saved, "float32")
-        return next(dtype for dtype in wanted if dtype != "auto")
+        return next(dtype for dtype in (self.recipe.teacher.dtype, saved) if dtype != "auto")
+
+    @property
+    def tier(self) -> Tier:
+        """What the cache keeps."""
+        return cache_tier(self.recipe, self.running_dtype)
+
+    def tier_bytes(self, tier: Tier) -> int:
+        """What a tier keeps of all responses takes."""
+        width = min(self.teacher.vocabulary, self.student.vocabulary)
+        return self.data.response_tokens * tier.token_bytes(self.teacher.hidden_size, width)
 
     @property
     def cache_bytes(self) -> int:
-        """What the hidden states of all responses take."""
-        return cache_bytes(self.data.response_tokens, self.teacher.hidden_size, DTYPES[self.cache_dtype])
+        """What is kept of all responses takes."""
+        return self.tier_bytes(self.tier)
 
     @property
     def head_bytes(self) -> int:
-        """What the teacher's head takes beside them."""
-        return self.teacher.head * DTYPES[self.cache_dtype].itemsize
+        """What the teacher's head takes beside it."""
+        return self.teacher.head * bytes_of(self.running_dtype) if self.tier.with_head else 0
+
+    @property
+    def bytes_of_tiers(self) -> dict[str, int]:
+        """What each tier would take, the head of those that need it included."""
+        tiers = {name: cache_tier(self.recipe, self.running_dtype, name) for name in TIERS.names()}
+        head = self.teacher.head * bytes_of(self.running_dtype)
+        return {name: self.tier_bytes(tier) + head * tier.with_head for name, tier in tiers.items()}
 
     @property
     def cache_fits(self) -> bool:
         """Whether the recipe allows a cache of that size."""
         return self.cache_bytes <= self.recipe.cache.limit_gb * 1e9
+
+
+def cache_tier(recipe: Recipe, running_dtype: str, name: str | None = None) -> Tier:
+    """What a recipe's cache keeps, of a teacher that runs in a precision; ``name``: another tier than the recipe's."""
+    cache = recipe.cache
+    dtype = stored_dtype(running_dtype) if cache.dtype == "auto" else cache.dtype
+    return make_tier(name or cache.tier, dtype=dtype, top_k=cache.top_k, temperatures=cached_temperatures(recipe))
+
+
+def cached_temperatures(recipe: Recipe) -> tuple[float, ...]:
+    """The temperatures at which trainings ask the cache, and 1, at which its error is measured; in their order."""
+    return tuple(sorted({1.0, *(value for each in cached_trainings(recipe) for value in temperatures_of(each))}))
+
+
+def cached_trainings(recipe: Recipe) -> list[TrainingConfig]:
+    """The trainings that a cache serves, where there is one."""
+    return [each for each in recipe.student_trainings if each.needs_teacher and not each.on_policy]
+
+
+def temperatures_of(training: TrainingConfig) -> list[float]:
+    """The temperature of each stage of a training."""
+    return training.curriculum.schedule("temperature") if training.curriculum else [training.temperature]
 
 
 def stages_of(training: TrainingConfig, examples: int) -> tuple[StagePlan, ...]:

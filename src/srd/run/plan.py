@@ -112,6 +112,8 @@ class Plan:
     devices: int
     flops_per_second: float
     notes: tuple[str, ...] = field(default=())
+    tier_bytes: dict[str, int] = field(default_factory=dict)
+    tier: str = "exact"
 
     @property
     def flops(self) -> float:
@@ -367,7 +369,7 @@ def make_plan(
     return Plan(
         recipe.name, teacher, student, facts.data, phases, facts.cache_bytes if caches else 0,
         facts.head_bytes if caches else 0, round(max(phase.scratch for phase in phases)), round(kept), devices,
-        flops_per_second, tuple(notes),
+        flops_per_second, tuple(notes), facts.bytes_of_tiers if caches else {}, recipe.cache.tier,
     )  # fmt: skip
 
 
@@ -426,9 +428,10 @@ def _needs_table(plan: Plan) -> Table:
     table.add_row("time", f"at {plan.flops_per_second:.2g} FLOPs a second on {devices} (--flops-per-second, --devices)")
     table.add_row("memory", f"{shown_bytes(plan.memory)} at the peak on {devices}")
     if plan.cache_bytes:
-        table.add_row(
-            "disk, cache", f"{shown_bytes(plan.cache_bytes)} and the teacher's head {shown_bytes(plan.head_bytes)}"
-        )
+        head = f" and the teacher's head {shown_bytes(plan.head_bytes)}" if plan.head_bytes else ""
+        table.add_row("disk, cache", f"{shown_bytes(plan.cache_bytes)}{head} (cache.tier={plan.tier})")
+        sizes = (f"{name} {shown_bytes(size)}" for name, size in plan.tier_bytes.items())
+        table.add_row("disk, all tiers", f"{', '.join(sizes)}, with the head")
     table.add_row("disk, checkpoints", f"{shown_bytes(plan.checkpoint_bytes)} while a stage trains")
     table.add_row("disk, models", f"{shown_bytes(plan.kept_bytes)} kept")
     return table

@@ -19,6 +19,7 @@ from torch import Tensor
 from srd.models.head import HeadWeights
 from srd.training.divergence import value_and_slope
 from srd.training.divergences.base import loss_scale
+from srd.training.outcomes import OutcomeHead
 
 CHUNK_BYTES = 48 << 20  # one chunk of fp32 logits: large enough for the matrix product to be efficient
 CHUNKS_ON_A_GPU = 64  # of its memory: fewer and larger kernels, and still little beside a model
@@ -38,7 +39,7 @@ class _Workspace(threading.local):
 
     def logits(self, name: str, head: HeadWeights, hidden: Tensor) -> Tensor:
         """`HeadWeights.logits`, valid until the next call with this name."""
-        if head.weight.device.type != "cpu" or head.weight.dtype != torch.float32:
+        if head.weight.device.type != "cpu" or head.weight.dtype != torch.float32 or not head.weight.numel():
             return head.logits(hidden)
         shape = (len(hidden), head.vocabulary)
         buffer = self.buffers.get(name)
@@ -95,12 +96,13 @@ class LossParts:
     kd: Tensor
 
 
-def _soften(student: Tensor, teacher: Tensor, settings: LossSettings) -> None:
-    """Bring both logits to the temperature, and the teacher's to between the two, in place."""
+def _soften(student: Tensor, teacher: Tensor | None, settings: LossSettings) -> None:
+    """Bring the logits to the temperature, and the teacher's, if it has any, to between the two, in place."""
     if settings.temperature != 1.0:
         student.div_(settings.temperature)
-        teacher.div_(settings.temperature)
-    if settings.teacher_share != 1.0:
+        if teacher is not None:
+            teacher.div_(settings.temperature)
+    if settings.teacher_share != 1.0 and teacher is not None:
         teacher.mul_(settings.teacher_share).add_(student, alpha=1 - settings.teacher_share)
 
 
@@ -111,16 +113,18 @@ def _row_losses(
     reference: Tensor,
     settings: LossSettings,
     scale: Tensor | None,
+    coarse: OutcomeHead | None,
 ) -> LossParts:
     """Losses of some rows; with ``scale``, ``student`` is overwritten by the gradient of their weighted sum.
 
     Args:
         student: Logits ``[n, V]``, overwritten.
-        teacher: Logits ``[n, V]``, overwritten; None without a divergence.
+        teacher: Logits ``[n, V]``, overwritten, or what ``coarse`` takes; None without a divergence.
         targets: Token ids ``[n]``.
         reference: 1 where the text is a reference, 0 where the student wrote it, ``[n]``.
         settings: What is minimised.
         scale: Factor on the gradient (scalar); None where no gradient is wanted.
+        coarse: Of a teacher that is known by some tokens and a rest.
     """
     temperature = settings.temperature
     distils = settings.objective is not None and teacher is not None
@@ -135,10 +139,13 @@ def _row_losses(
         if scale is not None and not shared:
             total = log_q.exp_().mul_(pull)
     if settings.objective is not None and teacher is not None:
-        _soften(student, teacher, settings)
+        _soften(student, None if coarse else teacher, settings)
         if not (shared and settings.ce_factor):
             log_q = torch.log_softmax(student, -1)
-        kd, slope = value_and_slope(settings.objective, torch.log_softmax(teacher, -1), log_q, settings.parameters)
+        if coarse:
+            kd, slope = coarse.compare(teacher, log_q, settings.objective, settings.parameters, temperature)
+        else:
+            kd, slope = value_and_slope(settings.objective, torch.log_softmax(teacher, -1), log_q, settings.parameters)
         if scale is not None:
             slope.mul_(scale * (settings.kd_factor / temperature))
             weight_of_q = slope.sum(-1, keepdim=True)
@@ -160,6 +167,7 @@ def _chunk_losses(
     reference: Tensor,
     settings: LossSettings,
     scale: Tensor | None,
+    coarse: OutcomeHead | None,
 ) -> LossParts:
     """`_row_losses` over cache-sized blocks of rows on a CPU, at once on a GPU."""
     rows = len(targets)
@@ -173,6 +181,7 @@ def _chunk_losses(
             reference[start : start + rows],
             settings,
             scale,
+            coarse,
         )
         for start in range(0, len(targets), rows)
     ]
@@ -236,8 +245,8 @@ class _Aims:
         targets: Token ids ``[N]``.
         reference: 1 where the text is a reference, 0 where the student wrote it, ``[N]``.
         settings: What is minimised.
-        teacher_hidden: ``[N, d_teacher]``, or None without a teacher.
-        teacher_head: The teacher's head.
+        teacher_hidden: ``[N, d_teacher]`` or what else its head takes, or None without a teacher.
+        teacher_head: The teacher's head, or what stands for it.
     """
 
     targets: Tensor
@@ -256,7 +265,8 @@ class _Aims:
         teacher = None
         if self.settings.objective and self.teacher_hidden is not None and self.teacher_head is not None:
             teacher = _workspace.logits("teacher", self.teacher_head, self.teacher_hidden[rows])
-        return _chunk_losses(student, teacher, self.targets[rows], self.reference[rows], self.settings, scale)
+        coarse = self.teacher_head if isinstance(self.teacher_head, OutcomeHead) else None
+        return _chunk_losses(student, teacher, self.targets[rows], self.reference[rows], self.settings, scale, coarse)
 
     def total(self, parts: list[LossParts], inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The loss, and the cross-entropy and divergence of each token."""

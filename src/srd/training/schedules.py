@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,10 @@ class Schedule:
     Attributes:
         steps_before: Optimizer steps of the stages before this one, whose steps begin at 0.
         steps_in_all: Of all stages; 0: of this one.
+        whole: Whether it needs the teacher's probabilities of all tokens, whatever the divergence.
     """
 
+    whole: ClassVar[bool] = False
     steps_before: int = 0
     steps_in_all: int = 0
 
@@ -86,6 +88,7 @@ class InterpolatedTeacher(Schedule):
         before: The divergence of the step before.
     """
 
+    whole: ClassVar[bool] = True
     start: float = 0.4
     end: float = 1.0
     rate: float = 5e-4
@@ -127,6 +130,7 @@ class UncertainTeacher(Schedule):
         threshold: Of this step, in nats.
     """
 
+    whole: ClassVar[bool] = True
     quantile: float = 0.8
     temperature: float = 1.0
     threshold: float = math.inf

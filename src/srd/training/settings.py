@@ -12,6 +12,7 @@ from srd.models.settings import LoraConfig
 from srd.training.divergences.base import canonical_name, check_parameters
 from srd.training.libraries import check_logger, check_optimizer
 from srd.training.methods.base import METHODS, AnyMethod
+from srd.training.tiers.base import TIERS
 
 
 class ObjectiveConfig(BaseModel):
@@ -155,11 +156,21 @@ class TrainingConfig(Section):
 
 
 class CacheConfig(Section):
-    """The exact teacher cache: the teacher's last hidden state at response positions."""
+    """The teacher cache: what the teacher says at response positions."""
 
     enabled: bool | None = Field(
         None, description="false: the teacher runs again in every step; none: on wherever the text is known beforehand"
     )
     dir: Named | None = Field(None, description="folder shared by runs; none: inside the run directory")
-    dtype: Precision = Field("auto", description="stored precision; auto: the teacher's own")
+    tier: str = Field("exact", description="what is kept of a token: exact, int8, topk, likelihood")
+    dtype: Precision = Field(
+        "auto", description="precision of exact; auto: float16, and bfloat16 for a teacher that runs in it"
+    )
+    top_k: int = Field(128, ge=1, le=2**16, description="tokens that topk keeps")
+    max_kl: float = Field(0.01, gt=0, description="largest mean KL, in nats, between the teacher and what is kept")
     limit_gb: float = Field(100.0, gt=0, description="a larger cache is not built: the live teacher is used instead")
+
+    @field_validator("tier")
+    @classmethod
+    def _tier_is_known(cls, value: str) -> str:
+        return TIERS.name_of(value)

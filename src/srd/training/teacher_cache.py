@@ -1,16 +1,23 @@
-"""The exact teacher cache: the teacher's last hidden state at response positions, kept on disk.
+"""The teacher cache: what the teacher says of every response token, kept on disk.
 
-In off-policy training the teacher says the same in every epoch, stage and run. A hidden state has d values a token
-where the logits have V, and teacher head times hidden state gives the full distribution back: nothing is lost but the
-precision of storage. A cache is keyed by the teacher's weights; an example in it by its token ids. So another
-teacher, tokenizer, template or text never meets it, and objectives, stages, seeds and sweeps share it.
+In off-policy training the teacher says the same in every epoch, stage and run. A tier (`srd.training.tiers`) decides
+what is kept of it: as a rule the last hidden state, which has d values a token where the logits have V, and from which
+the teacher's head gives the full distribution back. A cache is keyed by the teacher's weights; an example in it by its
+token ids. So another teacher, tokenizer, template or text never meets it, and objectives, stages, seeds and sweeps
+share it. While it is built the teacher's states at some tokens are kept as they are, and how far the tier is from them
+is measured.
+
+`build_cache` runs a teacher that is here. `fill_cache` takes what somebody else says of each token, a server for
+example: lists of token ids and log-probabilities, for the tiers ``topk`` and ``likelihood``; no teacher and no head is
+needed for it.
 
 Folder ``<root>/<key>/``::
 
-    meta.json                    what the head does after its product, and the head's checksum (written after it)
-    head.safetensors             the teacher's head: all of the teacher that training needs
+    meta.json                    the tier, its error, what the head does after its product, a checksum (written last)
+    head.safetensors             the teacher's head where the tier needs it, what the tier has learnt, and the tokens
+                                 that are kept exact: ``sample [n, d]``, ``sample_targets [n]``
     plan-<request>.json          how a request was cut into shards, so that a killed build continues with the same
-    <shard>.safetensors, .json   hidden states [tokens, d]; their examples, lengths and checksum (written last)
+    <shard>.safetensors, .json   what is kept, a row a token; examples, lengths and checksum (written last)
 
 Each JSON file carries a checksum of its own content as well. What does not agree is built again, never trained on.
 """
@@ -18,11 +25,14 @@ Each JSON file carries a checksum of its own content as well. What does not agre
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +47,9 @@ from srd.base.files import atomic_write, file_digest, fingerprint, read_sealed, 
 from srd.base.text import shown_bytes
 from srd.data.batching import Collator, EncodedExamples, learnt_spans, length_sorted_batches
 from srd.models.finite import blame
-from srd.models.head import HeadWeights, head_weights, response_hidden
+from srd.models.head import HeadWeights, cross_entropy, head_weights, response_hidden
+from srd.training.tier_error import TOKENS, check_error, measure
+from srd.training.tiers.base import Listed, Tier, make_tier, tier_of
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +67,6 @@ def example_key(prompt_ids: Sequence[int], response_ids: Sequence[int], earlier:
 
 def _keys(examples: EncodedExamples) -> list[str]:
     return [example_key(*examples.tokens(i).values()) for i in range(len(examples))]
-
-
-def cache_bytes(tokens: int, hidden_size: int, dtype: torch.dtype) -> int:
-    """Bytes that the hidden states of so many response tokens take."""
-    return tokens * hidden_size * dtype.itemsize
 
 
 def _describe(path: Path, content: dict[str, Any]) -> None:
@@ -87,19 +94,25 @@ class _Place:
 
 
 class TeacherCache:
-    """Reads hidden states through memory maps.
+    """Reads what is kept through memory maps.
 
     Args:
         folder: One teacher's folder.
+
+    Attributes:
+        meta: What ``meta.json`` says, ``error`` as `srd.training.tier_error.measure` gives it; empty: nothing is here
+            yet.
+        tier: What is kept of a token.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.meta = _described(folder / "meta.json")
+        self.tier = tier_of(self.meta.get("tier"))
         self.places: dict[str, _Place] = {}
-        self._open: dict[str, Any] = {}
+        self._open: dict[str, dict[str, Any]] = {}
         for index in sorted(folder.glob("shard-*.json")):
-            content = _described(index)
+            content = self._index(index)
             start = 0
             for key, length in zip(content.get("keys", []), content.get("lengths", []), strict=True):
                 self.places[key] = _Place(index.stem, start, length)
@@ -108,31 +121,89 @@ class TeacherCache:
     def __contains__(self, key: str) -> bool:
         return key in self.places
 
+    def _index(self, path: Path) -> dict[str, Any]:
+        """What a shard's index says; nothing where it was packed with what the tier has learnt elsewhere."""
+        content = _described(path)
+        return content if content.get("learnt") == self.meta.get("learnt") else {}
+
     def holds(self, examples: EncodedExamples) -> bool:
         """Whether every one of these examples is in the cache."""
         return all(key in self for key in _keys(examples))
 
     def hidden(self, prompt_ids: Sequence[int], response_ids: Sequence[int], earlier: Sequence[int] = ()) -> Tensor:
-        """The teacher's last hidden states where an example is learnt, ``[N, d]``; the response's are the last of them.
+        """What `head` takes where an example is learnt, ``[N, w]``, as a rule hidden states; the response's come last.
 
         Raises:
             KeyError: the example is not in the cache.
         """
-        place = self.places[example_key(prompt_ids, response_ids, earlier)]
+        return self.tier.unpack(
+            self._kept(prompt_ids, response_ids, earlier), _targets(prompt_ids, response_ids, earlier), self._learnt
+        )  # fmt: skip
+
+    def _kept(self, *tokens: Sequence[int]) -> dict[str, Tensor]:
+        """The tensors of an example as they are stored."""
+        place = self.places[example_key(*tokens)]
         shard = self._open.get(place.shard)
         if shard is None:
             opened = safe_open(self.folder / f"{place.shard}.safetensors", framework="pt")
-            shard = self._open[place.shard] = opened.get_slice("hidden")
-        states: Tensor = shard[place.start : place.start + place.length]
-        return states
+            shard = self._open[place.shard] = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        return {name: kept[place.start : place.start + place.length] for name, kept in shard.items()}
+
+    def losses(
+        self, head: HeadWeights, prompt_ids: Sequence[int], response_ids: Sequence[int], earlier: Sequence[int] = ()
+    ) -> Tensor:
+        """The teacher's nats of each token that is learnt, ``[N]``.
+
+        Args:
+            head: From `head`, cut to the ids that count.
+            prompt_ids: Of the example; likewise the others.
+            response_ids: Of the example.
+            earlier: See `srd.data.batching.learnt_spans`.
+
+        Raises:
+            KeyError: the example is not in the cache.
+            UserError: what is kept does not tell, because a server listed other tokens.
+        """
+        kept, targets = self._kept(prompt_ids, response_ids, earlier), _targets(prompt_ids, response_ids, earlier)
+        if "target" not in kept:
+            return cross_entropy(self.tier.unpack(kept, targets, self._learnt), head, torch.tensor(targets))
+        if kept["target"].isnan().any():
+            raise UserError(
+                "this teacher cache lacks the log-probability of some tokens of the text: the server listed others. "
+                "Ask for those of the actual tokens, too, or leave out scores that read the teacher."
+            )
+        return -kept["target"]
 
     def __getstate__(self) -> dict[str, Any]:  # data-loader workers open their own maps
         return {**self.__dict__, "_open": {}}
 
+    @cached_property
+    def _learnt(self) -> dict[str, Tensor]:
+        """What the tier has learnt from the sample."""
+        return {name: self._beside[name] for name in self.meta.get("learnt_names", [])}
+
+    @cached_property
+    def _beside(self) -> dict[str, Tensor]:
+        """What lies beside the head."""
+        with safe_open(self.folder / "head.safetensors", framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys() if name not in ("weight", "bias")}  # noqa: SIM118
+
+    def sample(self) -> tuple[Tensor, Tensor]:
+        """The tokens that are kept exact: the teacher's states ``[n, d]`` and the ids that follow, ``[n]``.
+
+        Raises:
+            KeyError: none are kept: the cache was filled from lists, or is from before there were tiers.
+        """
+        return self._beside["sample"], self._beside["sample_targets"]
+
     def head(self) -> HeadWeights:
-        """The teacher's head."""
-        tensors = load_file(self.folder / "head.safetensors")
-        return HeadWeights(tensors["weight"], tensors.get("bias"), self.meta["scale"], self.meta["softcap"])
+        """The teacher's head, or what stands for it in this tier."""
+        head = None
+        if self.tier.with_head:
+            tensors = load_file(self.folder / "head.safetensors")
+            head = HeadWeights(tensors["weight"], tensors.get("bias"), self.meta["scale"], self.meta["softcap"])
+        result: HeadWeights = self.tier.head(head, self.meta.get("width"))
+        return result
 
     def verify(self) -> list[str]:
         """Compare every file with its checksum; damaged ones are removed, named in a warning and returned.
@@ -144,7 +215,8 @@ class TeacherCache:
             described[self.folder / "meta.json"] = self.folder / "head.safetensors"
 
         def intact(index: Path) -> bool:
-            content, tensors = _described(index), described[index]
+            content = _described(index) if index.stem == "meta" else self._index(index)
+            tensors = described[index]
             return bool(content) and tensors.is_file() and file_digest(tensors) == content["digest"]
 
         with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter lock
@@ -159,9 +231,25 @@ class TeacherCache:
         return [described[index].stem for index in damaged]
 
 
-def cache_folder(root: Path, teacher_fingerprint: str, dtype: str) -> Path:
-    """Where the cache of a teacher lies."""
-    return root / fingerprint(FORMAT, teacher_fingerprint, dtype)
+def _targets(prompt_ids: Sequence[int], response_ids: Sequence[int], earlier: Sequence[int] = ()) -> list[int]:
+    """The tokens that are learnt, in the order in which they are kept."""
+    text = [*prompt_ids, *response_ids]
+    row = {"prompt_ids": prompt_ids, "response_ids": response_ids, "earlier": earlier}
+    return [token for start, end in learnt_spans(row) for token in text[start:end]]
+
+
+def cache_folder(root: Path, teacher_fingerprint: str, kind: Any) -> Path:
+    """Where the cache of a teacher lies; ``kind`` is `srd.training.tiers.base.Tier.identity`."""
+    return root / fingerprint(FORMAT, teacher_fingerprint, kind)
+
+
+def stored_dtype(teacher_dtype: str) -> str:
+    """The precision in which ``auto`` keeps the states of a teacher that runs in ``teacher_dtype``.
+
+    A teacher that runs in bfloat16 has bfloat16 numbers, which nothing of that size keeps better; of float32 numbers
+    float16 keeps more than bfloat16.
+    """
+    return "bfloat16" if teacher_dtype == "bfloat16" else "float16"
 
 
 def open_verified(folder: Path) -> TeacherCache:
@@ -176,7 +264,10 @@ def build_cache(
     examples: EncodedExamples,
     collator: Collator,
     *,
+    tier: Tier | None = None,
     dtype: str = "auto",
+    width: int | None = None,
+    max_kl: float = math.inf,
     batch_size: int = 16,
     progress: Callable[[int, int], None] | None = None,
 ) -> TeacherCache:
@@ -187,7 +278,10 @@ def build_cache(
         load_teacher: Called only when something is missing.
         examples: What training will read.
         collator: The training's.
-        dtype: Stored precision; ``auto`` is the teacher's own.
+        tier: What is kept; None: ``exact``.
+        dtype: Stored precision of ``exact`` where no tier is given; ``auto``: see `stored_dtype`.
+        width: Token ids that teacher and student share; None: all of the teacher's.
+        max_kl: Largest mean KL, in nats, between the teacher and what is kept.
         batch_size: Examples in one forward pass.
         progress: Called with examples done and examples to do.
 
@@ -197,35 +291,197 @@ def build_cache(
     Raises:
         RunError: the disk is too small, or the teacher gives states that are not finite (naming its tensor, or the
             examples).
-        UserError: the teacher's logits do not follow from its hidden states.
+        UserError: the teacher's logits do not follow from its hidden states, or the tier is too far from the teacher.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    cache = open_verified(folder)
-    keys, learnt = _keys(examples), examples.learnt
-    shards = parallel.on_main(lambda: _plan(folder, cache, keys, examples, batch_size))
-    done_before = parallel.on_main(lambda: {path.stem for path in folder.glob("shard-*.json")})
-    todo = [(name, batches) for name, batches in shards if name not in done_before]
-    mine = todo[parallel.process() :: parallel.processes()]
-    if todo or not (folder / "meta.json").exists():
+    work = _work(folder, examples, batch_size)
+    if work.todo or not work.cache.meta:
         teacher = load_teacher()
-        stored = next(teacher.parameters()).dtype if dtype == "auto" else DTYPES[dtype]
-        _write_head(folder, teacher)
-        tokens = sum(learnt[i] for _, batches in todo for batch in batches for i in batch)
-        _check_disk(folder, cache_bytes(tokens, head_weights(teacher).weight.shape[1], stored))
-        total = sum(len(batch) for _, batches in mine for batch in batches)
-        done = 0
-        for name, batches in mine:
-            states: list[Tensor] = []
-            for batch in batches:
-                states.append(_teacher_states(teacher, examples, batch, collator).to(stored))
-                done += len(batch)
-                if progress:
-                    progress(done, total)
-            _write_shard(folder, name, torch.cat(states), [keys[i] for b in batches for i in b],
-                         [learnt[i] for b in batches for i in b])  # fmt: skip
-        del teacher
+        running = str(next(teacher.parameters()).dtype).removeprefix("torch.")
+        tier = tier or make_tier("exact", dtype=stored_dtype(running) if dtype == "auto" else dtype)
+        _check_tier(work.cache, tier)
+        head = head_weights(teacher)
+        head = head.cut(min(head.vocabulary, width or head.vocabulary))
+        states_of = partial(_teacher_states, teacher, examples, collator=collator)
+        parallel.on_main(lambda: _set_up(work, tier, head, states_of))
+        cache = TeacherCache(folder)
+        check_error(cache.tier, cache.meta.get("error"), max_kl)
+        _check_disk(folder, work.tokens * tier.token_bytes(head.weight.shape[1], head.vocabulary))
+
+        def pack(batch: list[int]) -> dict[str, Tensor]:
+            kept = tier.pack(states_of(batch), torch.tensor(work.targets(batch)), head, cache._learnt)
+            return {name: tensor.cpu() for name, tensor in kept.items()}
+
+        _write_shards(work, cache, pack, progress)
+        del teacher, states_of
+    parallel.barrier()
+    cache = TeacherCache(folder)
+    check_error(cache.tier, cache.meta.get("error"), max_kl)
+    return cache
+
+
+def fill_cache(
+    folder: Path,
+    tier: Tier,
+    examples: EncodedExamples,
+    ask: Callable[[list[dict[str, list[int]]]], Sequence[Sequence[Listed]]],
+    *,
+    width: int,
+    batch_size: int = 16,
+    progress: Callable[[int, int], None] | None = None,
+) -> TeacherCache:
+    """`build_cache` of a teacher that is not here: what it says of each token is asked for.
+
+    Args:
+        folder: From `cache_folder`.
+        tier: ``topk`` or ``likelihood``.
+        examples: What training will read.
+        ask: Takes a batch of examples, ``{"prompt_ids", "response_ids"}`` and ``earlier`` where earlier answers are
+            learnt, too. Gives for each of them, for each token that is learnt (`srd.data.batching.learnt_spans`), pairs
+            of token ids and log-probabilities at temperature 1, in any order: that of the token itself, which
+            ``likelihood`` needs, and those of the likeliest ones. A batch is asked for again only where its shard
+            (`SHARD_BATCHES` batches) was not finished.
+        width: Token ids that teacher and student share.
+        batch_size: Examples asked for at once.
+        progress: Called with examples done and examples to do.
+
+    Returns:
+        The cache, holding every example. Its error is not known: ``meta["error"]`` is None.
+
+    Raises:
+        UserError: the tier is not made of lists, or a position lacks what it needs.
+        RunError: the disk is too small.
+    """
+    work = _work(folder, examples, batch_size)
+    if work.todo or not work.cache.meta:
+        _check_tier(work.cache, tier)
+        parallel.on_main(lambda: _set_up(work, tier, HeadWeights(torch.empty(width, 0)), None))
+        _check_disk(folder, work.tokens * tier.token_bytes(0, width))
+
+        def pack(batch: list[int]) -> dict[str, Tensor]:
+            rows = [examples.tokens(i) for i in batch]
+            answers = ask(rows)
+            listed = [position for answer in answers for position in answer]
+            told, expected = [len(answer) for answer in answers], [len(_targets(*row.values())) for row in rows]
+            if told != expected:
+                raise RunError(f"the teacher has told of {told} tokens of a batch, and {expected} are learnt")
+            return tier.pack_listed(listed, work.targets(batch), width)
+
+        _write_shards(work, TeacherCache(folder), pack, progress)
     parallel.barrier()
     return TeacherCache(folder)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a request finds and has still to make.
+
+    Attributes:
+        cache: As it was found.
+        examples: What is asked for.
+        keys: Of the examples.
+        todo: Shards that are missing, as (name, batches of indices).
+    """
+
+    cache: TeacherCache
+    examples: EncodedExamples
+    keys: list[str]
+    todo: list[tuple[str, list[list[int]]]]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are missing."""
+        learnt = self.examples.learnt
+        return sum(learnt[i] for _, batches in self.todo for batch in batches for i in batch)
+
+    def targets(self, batch: list[int]) -> list[int]:
+        """The tokens of a batch that are learnt."""
+        return [token for i in batch for token in _targets(*self.examples.tokens(i).values())]
+
+
+def _work(folder: Path, examples: EncodedExamples, batch_size: int) -> _Work:
+    folder.mkdir(parents=True, exist_ok=True)
+    cache, keys = open_verified(folder), _keys(examples)
+    shards = parallel.on_main(lambda: _plan(folder, cache, keys, examples, batch_size))
+    done_before = parallel.on_main(lambda: {path.stem for path in folder.glob("shard-*.json")})
+    return _Work(cache, examples, keys, [(name, batches) for name, batches in shards if name not in done_before])
+
+
+def _check_tier(cache: TeacherCache, tier: Tier) -> None:
+    if "tier" in cache.meta and cache.tier.identity != tier.identity:
+        raise UserError(
+            f"{cache.folder} holds a teacher cache of the kind {cache.tier.identity}, not {tier.identity}. Name "
+            "another folder."
+        )
+
+
+def _write_shards(
+    work: _Work,
+    cache: TeacherCache,
+    pack: Callable[[list[int]], dict[str, Tensor]],
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Make this process's share of the missing shards."""
+    mine, learnt = work.todo[parallel.process() :: parallel.processes()], work.examples.learnt
+    total, done = sum(len(batch) for _, batches in mine for batch in batches), 0
+    for name, batches in mine:
+        parts: list[dict[str, Tensor]] = []
+        for batch in batches:
+            parts.append(pack(batch))
+            done += len(batch)
+            if progress:
+                progress(done, total)
+        tensors = {kind: torch.cat([part[kind] for part in parts]) for kind in parts[0]}
+        rows = [i for batch in batches for i in batch]
+        content = {"keys": [work.keys[i] for i in rows], "lengths": [learnt[i] for i in rows]}
+        known = {} if cache.meta.get("learnt") is None else {"learnt": cache.meta["learnt"]}
+        _write_shard(cache.folder, name, tensors, {**content, **known})
+
+
+def _sample_batches(work: _Work, tokens: int, batch_size: int = 4) -> list[list[int]]:
+    """Examples from all over the data with so many learnt tokens, always the same for the same data, in batches."""
+    order = sorted(range(len(work.keys)), key=work.keys.__getitem__)  # hashes: as good as drawn
+    counts = itertools.accumulate(work.examples.learnt[i] for i in order)
+    chosen = order[: 1 + next((place for place, count in enumerate(counts) if count >= tokens), len(order))]
+    return [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
+
+
+@torch.no_grad()
+def _set_up(work: _Work, tier: Tier, head: HeadWeights, states_of: Callable[[list[int]], Tensor] | None) -> None:
+    """Write what all shards have in common: the head, what the tier has learnt, and its error.
+
+    Args:
+        work: The request.
+        tier: The tier.
+        head: The teacher's, which has been checked to give its own logits, cut to the ids that count.
+        states_of: The teacher's states of a batch; None: it is not here.
+    """
+    if work.cache.meta:
+        return
+    tensors, error, learnt = {}, None, {}
+    if states_of is not None and len(work.keys):
+        batches = _sample_batches(work, tier.sample)
+        states = torch.cat([states_of(batch) for batch in batches])
+        targets = torch.tensor([token for batch in batches for token in work.targets(batch)])
+        learnt = tier.learn(states)
+        places = torch.linspace(0, len(states) - 1, min(TOKENS, len(states))).long()
+        states, targets = states[places], targets[places]
+        error = measure(tier, states, targets, head, learnt)
+        tensors = {
+            "sample": states.cpu(),
+            "sample_targets": targets,
+            **{name: value.cpu() for name, value in learnt.items()},
+        }
+    if tier.with_head:
+        tensors["weight"] = head.weight.detach().cpu().contiguous()
+        tensors |= {} if head.bias is None else {"bias": head.bias.detach().cpu().contiguous()}
+    path = work.cache.folder / "head.safetensors"
+    with atomic_write(path) as partial:
+        save_file(tensors, partial)
+    known = fingerprint({name: value.tolist() for name, value in learnt.items()}) if learnt else None
+    _describe(path.with_name("meta.json"), {
+        "digest": file_digest(path), "scale": head.scale, "softcap": head.softcap, "width": head.vocabulary,
+        "tier": tier.described, "error": error, "learnt": known, "learnt_names": sorted(learnt),
+    })  # fmt: skip
 
 
 def _plan(
@@ -266,28 +522,14 @@ def _teacher_states(teacher: Any, examples: EncodedExamples, batch: list[int], c
         raise RunError(
             f"the teacher gives hidden states that are not finite for {bad[:5]}. {blame({'teacher': teacher}, bad)}"
         )
-    return states.cpu()
+    return states
 
 
-def _write_head(folder: Path, teacher: Any) -> None:
-    """Keep the teacher's head, which has been checked to give the teacher's own logits."""
-    if (folder / "meta.json").exists() or not parallel.is_main():
-        return
-    head = head_weights(teacher)
-    tensors = {"weight": head.weight.detach().cpu().contiguous()}
-    if head.bias is not None:
-        tensors["bias"] = head.bias.detach().cpu().contiguous()
-    with atomic_write(folder / "head.safetensors") as partial:
-        save_file(tensors, partial)
-    digest = file_digest(folder / "head.safetensors")
-    _describe(folder / "meta.json", {"digest": digest, "scale": head.scale, "softcap": head.softcap})
-
-
-def _write_shard(folder: Path, name: str, states: Tensor, keys: list[str], lengths: list[int]) -> None:
+def _write_shard(folder: Path, name: str, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
     path = folder / f"{name}.safetensors"
     with atomic_write(path) as partial:
-        save_file({"hidden": states.contiguous()}, partial)
-    _describe(folder / f"{name}.json", {"digest": file_digest(path), "keys": keys, "lengths": lengths})
+        save_file({kind: tensor.contiguous() for kind, tensor in tensors.items()}, partial)
+    _describe(folder / f"{name}.json", {"digest": file_digest(path), **content})
 
 
 def _check_disk(folder: Path, needed: int) -> None:
@@ -295,6 +537,6 @@ def _check_disk(folder: Path, needed: int) -> None:
     if needed > free:
         raise RunError(
             f"the teacher cache needs {shown_bytes(needed)} in {folder}, and {shown_bytes(free)} are free. "
-            "Free some space, name another folder (cache.dir=…), store less (cache.dtype=bfloat16), "
-            "or run the teacher live (cache.enabled=false)."
+            "Free some space, name another folder (cache.dir=…), store less (cache.tier=int8), or run "
+            "the teacher live (cache.enabled=false)."
         )

@@ -163,8 +163,7 @@ class DistillTrainer(Trainer):
         self.settings = settings = _loss_settings(objective, temperature, weight, uses_teacher)
         examples = _encoded(train_dataset, tokenizer, model)
         self.teacher = _teacher(teacher, examples, model, tokenizer, args) if settings.objective else None
-        if settings.objective and settings.weight > 0 and self.teacher is None:
-            raise UserError(f"the objective '{settings.objective}' needs a teacher: give teacher=, or method='sft'")
+        _check_served(teacher, settings, writing)
         if writing.rollouts is not None and self.teacher is not None and not self.teacher.reads_new_text:
             raise UserError("a teacher cache cannot foresee what the student writes. Give the teacher itself.")
         self.validation = validation = _validation(eval_dataset, tokenizer, model)
@@ -667,6 +666,16 @@ def _teacher(
     width = shared_vocabulary(model.config, student.config, tokenizer)
     _check_read(examples, width, tokenizer)
     return live(TeacherSource(lambda: model.to(args.device), width))
+
+
+def _check_served(teacher: Any, settings: LossSettings, writing: Writing) -> None:
+    """Refuse a divergence without a teacher, or one that what a cache keeps cannot serve."""
+    if settings.objective and settings.weight > 0 and teacher is None:
+        raise UserError(f"the objective '{settings.objective}' needs a teacher: give teacher=, or method='sft'")
+    if not settings.objective or not isinstance(teacher, TeacherCache):
+        return
+    if problem := teacher.tier.problem(settings.objective, settings.temperature, writing.schedule):
+        raise UserError(f"the teacher cache in {teacher.folder} is of the tier {teacher.tier.name}: {problem}.")
 
 
 def _check_read(examples: EncodedExamples, width: int, tokenizer: PreTrainedTokenizerBase) -> None:

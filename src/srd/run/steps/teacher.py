@@ -20,13 +20,13 @@ from srd.models.generation import Decoding, generate_tokens
 from srd.models.tokens import stop_token_ids
 from srd.recipe.schema import Recipe
 from srd.run.assemble import (
-    cache_dtype,
     collator,
     load,
     load_writer,
     needed_cache_bytes,
     parameters,
     place_of_cache,
+    tier_of_run,
     training_of,
 )
 from srd.run.context import Run, load_options
@@ -35,7 +35,8 @@ from srd.run.identity import model_identity
 from srd.run.steps.base import Step, Summary
 from srd.run.steps.cleaning import cleaning_steps
 from srd.training.stages import told_of, train
-from srd.training.teacher_cache import build_cache
+from srd.training.teacher_cache import TeacherCache, build_cache
+from srd.training.tier_error import check_error
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +160,7 @@ def _known_tokens(tokens: list[int], ended: bool, count: int) -> tuple[list[int]
 
 
 class Cache(Step):
-    """``cache/``, or the folder that the recipe names: the teacher's hidden states for all training examples."""
+    """``cache/``, or the folder that the recipe names: what the teacher says of all training examples."""
 
     name = "cache"
     shares = False  # a sweep's runs have one cache folder
@@ -181,7 +182,7 @@ class Cache(Step):
         return True
 
     def inputs(self, run: Run) -> list[Any]:
-        return [run.encoding, run.width, cache_dtype(run)]
+        return [run.encoding, run.width, tier_of_run(run).identity]
 
     def needed(self, run: Run) -> list[Path]:
         return [place_of_cache(run)]
@@ -193,19 +194,29 @@ class Cache(Step):
         return one_pass(self.name, facts.teacher, facts, teacher_passes=1.0, disk=disk)
 
     def told(self, run: Run, summary: Summary) -> str:
-        size = shown_bytes(summary["bytes"])
-        return f"what the teacher says of {many(summary['examples'], 'example')} is kept in {size}"
+        size, far = shown_bytes(summary["bytes"]), ""
+        if "mean_kl" in summary:
+            far = f", {summary['mean_kl']:.1e} nats (mean KL) from it, {summary['flips']:.1%} of first choices flipped"
+        return f"what the teacher says of {many(summary['examples'], 'example')} is kept in {size}{far}"
 
     def make(self, run: Run) -> Summary:
-        examples, dtype = run.encoded("train"), cache_dtype(run)
+        examples = run.encoded("train")
         with run.progress("teacher") as update:
-            build_cache(
+            cache = build_cache(
                 place_of_cache(run),
                 lambda: load(run.teacher_source, run, run.teacher_options()),
                 examples,
                 collator(run),
-                dtype=dtype,
+                tier=tier_of_run(run),
+                width=run.width,
+                max_kl=run.recipe.cache.max_kl,
                 batch_size=run.recipe.generation.batch_size,
                 progress=update,
             )
-        return {"examples": len(examples), "bytes": needed_cache_bytes(run)}
+        kept = {"examples": len(examples), "bytes": needed_cache_bytes(run)}
+        error = cache.meta.get("error") or {}  # none where it is from before it was measured
+        return {**kept, **{name: float(f"{value:.3g}") for name, value in error.items() if name != "tokens"}}
+
+    def open(self, run: Run) -> None:
+        cache = TeacherCache(place_of_cache(run))  # perhaps made under another limit
+        check_error(cache.tier, cache.meta.get("error"), run.recipe.cache.max_kl)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FIRST = 64  # ids among which the teacher's likely ones are looked for first: they are few
 
 
-@register_divergence("akl", squared=True, ranges={"mu": (0, 1)}, gives_slope=True)
+@register_divergence("akl", squared=True, ranges={"mu": (0, 1)}, gives_slope=True, whole=True)
 def adaptive_kl(log_p: Tensor, log_q: Tensor, mu: float = 0.5) -> ValueAndSlope:
     """The sum w KL(p ‖ q) + (1-w) KL(q ‖ p), w being the head's share of Σ |p - q|: AKL's (arXiv 2404.02657).
 

@@ -36,6 +36,7 @@ class Divergence:
         squared: Whether the paper's scripts multiply it by T squared.
         gives_slope: Whether the function gives its own slope; else autograd does.
         ranges: The lowest and highest value of parameters.
+        whole: Whether it needs the probabilities of all tokens: it means something else on some tokens and a rest.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Divergence:
     squared: bool
     gives_slope: bool = False
     ranges: Mapping[str, Range] = field(default_factory=dict)
+    whole: bool = False
 
 
 DIVERGENCES: Registry[Divergence] = Registry("divergence", "srd.training.divergences", "unknown objective '{}'")
@@ -56,6 +58,7 @@ def register_divergence(
     aliases: Iterable[str] = (),
     ranges: Mapping[str, Range] | None = None,
     gives_slope: bool = False,
+    whole: bool = False,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register ``function(log_p, log_q, **parameters) -> value`` under ``name``.
 
@@ -69,6 +72,8 @@ def register_divergence(
         ranges: Parameter -> the lowest and the highest value that it may have.
         gives_slope: The function returns ``(value [N], slope [N, V])`` instead, and no autograd graph over ``[N, V]``
             is built.
+        whole: It needs the probabilities of all tokens (it sorts them, or takes their entropy), so that a teacher cache
+            of the likeliest ones cannot serve it.
 
     Raises:
         UserError: a name is taken by another function.
@@ -78,7 +83,8 @@ def register_divergence(
         defaults, within = _parameters_of(function), dict(ranges or {})
         for parameter in within.keys() - defaults.keys():
             raise UserError(f"the divergence {name} has a range for '{parameter}', but no such parameter")
-        DIVERGENCES.register(name, aliases=aliases)(Divergence(name, function, defaults, squared, gives_slope, within))
+        known = Divergence(name, function, defaults, squared, gives_slope, within, whole)
+        DIVERGENCES.register(name, aliases=aliases)(known)
         return function
 
     return decorate

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from srd.training.divergences._mixture import ValueAndSlope
 
 
-@register_divergence("entropy_aware", squared=True, ranges={"threshold": (-1, math.inf)}, gives_slope=True)
+@register_divergence("entropy_aware", squared=True, ranges={"threshold": (-1, math.inf)}, gives_slope=True, whole=True)
 def entropy_aware(log_p: Tensor, log_q: Tensor, threshold: float = 1.0) -> ValueAndSlope:
     """KL(q ‖ p) + 1[H(p) > threshold] KL(p ‖ q), the threshold in nats: entropy-aware (arXiv 2603.07079)."""
     import torch

@@ -1,0 +1,1 @@
+"""Tiers of the teacher cache: what is kept of each token, a file each."""

@@ -1,0 +1,175 @@
+"""What a tier of the teacher cache is, and the registry of them.
+
+A tier says what is kept of a token, how many bytes that takes, what can be trained on it, and how it becomes targets of
+the loss again. It keeps named tensors with one row a token; read back, they are one tensor ``[N, w]`` that travels with
+the batch, and a head turns a block of its rows into targets: a `srd.models.head.HeadWeights` into logits of all ids, a
+`srd.training.outcomes.OutcomeHead` into probabilities of a few.
+
+To add one, register a subclass of `Tier` in a file of this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from srd.base.errors import UserError
+from srd.base.registry import Registry
+from srd.training.divergences.base import DIVERGENCES
+from srd.training.schedules import Schedule
+
+Listed = Sequence[tuple[int, float]]  # token ids and their log-probabilities at one position
+
+
+@dataclass(frozen=True)
+class TierOptions:
+    """What tiers are made from; each takes what concerns it.
+
+    Attributes:
+        dtype: Precision of hidden states, ``float32``, ``bfloat16`` or ``float16``.
+        top_k: Likeliest tokens that are kept.
+        temperatures: At which the divergence will be asked for.
+    """
+
+    dtype: str = "float16"
+    top_k: int = 128
+    temperatures: tuple[float, ...] = (1.0,)
+
+
+class Tier:
+    """What a cache keeps of each token.
+
+    Args:
+        options: What it is made from.
+
+    Attributes:
+        name: What it is registered under.
+        with_head: Whether training needs the teacher's head beside it.
+        whole: Whether the probabilities of all tokens can be had from it.
+        sample: Tokens of the teacher that are looked at beforehand, to set the tier up and measure its error.
+        nearer: What brings it nearer to the teacher, or is nearer.
+    """
+
+    name: ClassVar[str] = ""
+    with_head: ClassVar[bool] = True
+    whole: ClassVar[bool] = True
+    sample: ClassVar[int] = 256
+    nearer: ClassVar[str] = "Set cache.tier=exact"
+
+    def __init__(self, options: TierOptions = TierOptions()) -> None:
+        self.options = options
+
+    @property
+    def identity(self) -> Any:
+        """What decides its bytes, for the name of the cache's folder (JSON-like)."""
+        return [self.name]
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What makes the same tier again: see `tier_of`."""
+        return {"name": self.name, **asdict(self.options)}
+
+    def token_bytes(self, hidden_size: int, vocabulary: int) -> int:
+        """Bytes of one token on disk."""
+        raise NotImplementedError
+
+    def problem(self, objective: str, temperature: float, schedule: Schedule | None = None) -> str:
+        """Why a divergence at a temperature cannot be had from it, and what can serve it; empty where it can.
+
+        Args:
+            objective: Name of the divergence.
+            temperature: T.
+            schedule: Of the method; None: it takes the divergence as it is.
+        """
+        if self.whole:
+            return ""
+        if (schedule and schedule.whole) or DIVERGENCES.get(objective).whole:
+            needy = "the method" if schedule and schedule.whole else f"'{objective}'"
+            return (
+                f"{needy} needs the teacher's whole distribution, of which {self.name} keeps a part. Set cache.tier to "
+                "int8 or exact"
+            )
+        return self.coarse_problem(objective, temperature)
+
+    def coarse_problem(self, objective: str, temperature: float) -> str:
+        """`problem` of a tier that keeps a part of the distribution, for a divergence that does with it."""
+        return ""
+
+    def learn(self, states: Any) -> dict[str, Any]:
+        """What is the same for all tokens, from hidden states ``[n, d]`` of some: named tensors."""
+        return {}
+
+    def pack(self, states: Any, targets: Any, head: Any, learnt: dict[str, Any]) -> dict[str, Any]:
+        """What is kept of some tokens: named tensors ``[n, …]``.
+
+        Args:
+            states: The teacher's last hidden states ``[n, d]``.
+            targets: Ids of the actual tokens ``[n]``.
+            head: The teacher's (`srd.models.head.HeadWeights`), cut to the ids that count.
+            learnt: From `learn`.
+        """
+        raise NotImplementedError
+
+    def pack_listed(self, listed: Sequence[Listed], targets: Sequence[int], width: int) -> dict[str, Any]:
+        """`pack` from log-probabilities at temperature 1 that a server has listed, position by position.
+
+        Args:
+            listed: Of each position, in any order.
+            targets: Ids of the actual tokens.
+            width: Ids that count; others add to the rest.
+
+        Raises:
+            UserError: the tier needs hidden states, or a position lacks what it needs.
+        """
+        raise UserError(
+            f"cache.tier: '{self.name}' is made of hidden states, which a list of log-probabilities does not give. "
+            "Take topk or likelihood."
+        )
+
+    def unpack(self, kept: dict[str, Any], targets: Sequence[int], learnt: dict[str, Any]) -> Any:
+        """What `pack` has kept as one tensor ``[n, w]`` for the loss."""
+        raise NotImplementedError
+
+    def head(self, head: Any, width: int | None) -> Any:
+        """What turns rows of `unpack` into targets.
+
+        Args:
+            head: The teacher's; None for a tier without.
+            width: Ids that count; None: all of the head's.
+        """
+        return head
+
+
+TIERS: Registry[type[Tier]] = Registry("cache tier", "srd.training.tiers", "unknown cache tier '{}'")
+
+
+def register_tier(name: str) -> Any:
+    """Register a subclass of `Tier` under ``name``.
+
+    Raises:
+        UserError: the name is taken.
+    """
+
+    def decorate(tier: type[Tier]) -> type[Tier]:
+        tier.name = name
+        return TIERS.register(name)(tier)
+
+    return decorate
+
+
+def make_tier(name: str, **options: Any) -> Tier:
+    """A tier by its name, with the fields of `TierOptions`.
+
+    Raises:
+        UserError: there is none; the message suggests the nearest.
+    """
+    temperatures = tuple(sorted({1.0, *options.pop("temperatures", ())}))  # its error is measured at 1
+    return TIERS.get(name)(TierOptions(**options, temperatures=temperatures))
+
+
+def tier_of(described: dict[str, Any] | None) -> Tier:
+    """The tier that `Tier.described` describes; None: of a cache from before there were tiers."""
+    options = dict(described or {"name": "exact"})
+    name = options.pop("name")
+    return make_tier(name, **options)

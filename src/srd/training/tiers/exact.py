@@ -1,0 +1,41 @@
+"""The teacher's last hidden states as they are, but for the precision of storage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srd.models.head import HeadWeights
+from srd.training.tiers.base import Tier, register_tier
+
+FLOAT16_ENDS = 60_000  # with some room before float16's largest number
+
+
+@register_tier("exact")
+class Exact(Tier):
+    """Everything can be worked out from it: any divergence at any temperature.
+
+    Of float32 states float16 keeps 11 bits where bfloat16 keeps 8, at the same size. A shard whose states are too large
+    for float16 is kept in bfloat16.
+    """
+
+    nearer = "Set cache.dtype=float32"
+
+    @property
+    def identity(self) -> Any:
+        return self.options.dtype
+
+    def token_bytes(self, hidden_size: int, vocabulary: int) -> int:
+        return hidden_size * int(getattr(torch, self.options.dtype).itemsize)
+
+    def pack(self, states: Tensor, targets: Tensor, head: HeadWeights, learnt: dict[str, Tensor]) -> dict[str, Tensor]:
+        dtype = getattr(torch, self.options.dtype)
+        if dtype == torch.float16 and len(states) and float(states.abs().max()) > FLOAT16_ENDS:
+            dtype = torch.bfloat16
+        return {"hidden": states.to(dtype)}
+
+    def unpack(self, kept: dict[str, Tensor], targets: Sequence[int], learnt: dict[str, Tensor]) -> Tensor:
+        return kept["hidden"]
