@@ -80,6 +80,9 @@ def write_run(run_dir: Path, *, examples: int = 900, corrupted: float = 0.12, ga
         run_dir / "metrics.jsonl",
         [*curve("teacher_sft", 1, source), *curve("kd", 1, source), *curve("srd", 3, source)],
     )
+    validation = [example(f"validation-{i:05d}", source, 0.0) for i in range(20)]
+    write_parquet(run_dir / "examples" / "validation.parquet", validation)
+    write_stages(run_dir / "stages", validation, examples, source)
     write_evaluation(run_dir / "evaluation", test, train, gain, source)
     write_text(run_dir / "manifest.json", json.dumps(manifest(examples), indent=2))
     return run_dir
@@ -160,6 +163,18 @@ def curve(arm: str, stages: int, source: random.Random) -> list[dict[str, Any]]:
                 rouge = 0.17 + (top - 0.17) * (1 - math.exp(-passes / 1.2)) + source.gauss(0, 0.002)
                 rows.append(common | {"eval_rouge_l": rouge, "eval_loss": 2.2 + 0.8 * math.exp(-passes / 1.5)})
     return rows
+
+
+def write_stages(folder: Path, validation: list[dict[str, Any]], examples: int, source: random.Random) -> None:
+    """Write the numbers of three stages, and the answers of their best models."""
+    kept = round(0.75 * examples)
+    for stage in range(3):
+        metrics = {"stage": stage, "examples": kept * (stage + 1) // 3, "steps": 40 * (stage + 1), "seconds": 60.0,
+                   "temperature": 1 + stage / 2, "weight": 0.8 + stage / 10}  # fmt: skip
+        write_text(folder / str(stage) / "metrics.json", json.dumps(metrics))
+        rows = [{"id": row["id"], "text": f"It returns {source.choice(PURPOSES)}.", "rouge_l": source.random() / 2}
+                for row in validation]  # fmt: skip
+        write_lines(folder / str(stage) / "validation.jsonl", rows)
 
 
 def write_evaluation(

@@ -14,9 +14,11 @@ from rich.console import Console
 
 from srd.base.errors import UserError
 from srd.report.figures import logged, stage_bands
+from srd.report.html import coded, escape
 from srd.report.page import build_report
 from srd.report.reading import read_json_lines, read_run
 from srd.report.summary import print_summary
+from srd.report.tables import Column, Table, to_html
 from tests.report.fake_run import RECIPE, write_lines, write_parquet, write_run, write_text
 
 
@@ -58,12 +60,73 @@ def test_page_is_whole_and_self_contained(whole_run: Path) -> None:
     assert build_report(whole_run) == whole_run / "report" / "index.html"
     sections = re.findall(r'<section id="(\w+)"', text)
     assert sections == ["comparison", "training", "difficulty", "examples", "recipe", "time", "record"]
-    assert not re.search(r'(?:src|href)="(?!#)|@import|url\(|https?://', text)
+    assert not re.search(r'(?:src|href)="(?!#|\.\./)|@import|url\(|https?://', text)
     assert "missing" not in text.replace(".missing", "")
     assert "SRD is 1.4 points ahead of plain KD" in text
-    assert text.count('<details class="example">') == 4 + 4 + 4 + 3
-    assert text.count("Greatest gain") == 1
+    assert text.count('<details class="example">') == 4 + 4 + 4 + 3 + 3
+    assert text.count("Greatest gain") == 2
     assert "prefers-color-scheme: dark" in text
+
+
+def test_every_stage_has_its_rows_and_what_became_of_the_answers(whole_run: Path, tmp_path: Path) -> None:
+    text = read_page(whole_run)
+    table = re.search(r'<section id="training".*?</table>', text, re.DOTALL)
+    cells = re.findall(r'<t[hd][^>]* class="\w+">(.*?)</t[hd]>', table[0]) if table else []
+    rows = [cells[start : start + 10] for start in range(10, 40, 10)]
+    assert [row[:3] for row in rows] == [["1", "50", "50"], ["2", "100", "50"], ["3", "150", "50"]]
+    before = [float(row[3]) for row in rows]
+    assert before == sorted(before, reverse=True)  # easy to hard
+    assert rows[0][9] == "–" and all(re.fullmatch(r"1?\d of 20", row[9]) for row in rows[1:])
+    assert [title in text for title in ("After stage 1 ·", "After stage 2 ·", "After stage 3 ·")] == [True] * 3
+    other = tmp_path / "other"
+    shutil.copytree(whole_run, other)
+    for path in other.glob("stages/*/validation.jsonl"):
+        path.unlink()
+    assert "Answers changed</th>" not in read_page(other) and "After stage" not in read_page(other)
+
+
+def test_words_are_explained_where_they_are_first_used(whole_run: Path) -> None:
+    text = re.sub(r"<(style|nav).*?</\1>", "", read_page(whole_run), flags=re.DOTALL)
+    header, main = text.split("<main>")
+    for word in ("ROUGE-L", "Pass", "95% interval"):
+        assert f"<dfn>{word}</dfn>" in header
+    for word in ("stage", "Cross-entropy"):
+        before = main[: main.index(f"<dfn>{word}</dfn>")]
+        assert word.lower() not in re.sub(r"<[^>]+>", " ", header + before).lower()
+
+
+def test_the_files_of_the_run_are_linked(whole_run: Path) -> None:
+    links = re.findall(r'href="\.\./([^"]+)"', read_page(whole_run))
+    assert {"recipe.yaml", "metrics.jsonl", "evaluation/metrics.json", "student/"} <= set(links)
+    assert [link for link in links if not (whole_run / link).exists()] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "marked"),
+    [
+        ("What does `a.b` do?", "What does <code>a.b</code> do?"),
+        ("a ` b ` c", "a ` b ` c"),
+        ("raise data.max_length=143 or `x`", "raise <code>data.max_length=143</code> or <code>x</code>"),
+        ("set training.lora={r: 16}.", "set <code>training.lora={r: 16}</code>."),
+        ("srd plan says more: --run-dir DIR", "<code>srd plan</code> says more: <code>--run-dir</code> DIR"),
+        ("the data.", "the data."),
+        ("metadata.train_x is well-known", "metadata.train_x is well-known"),
+        ("`<b>` & more", "<code>&lt;b&gt;</code> &amp; more"),
+        ("See:\n```python\nx = `1`\n```", 'See:\n<code class="block">```python\nx = `1`\n```</code>'),
+    ],
+)
+def test_code_is_marked_as_code(text: str, marked: str) -> None:
+    assert str(coded(text, ticks=False)) == marked
+    assert re.sub(r"</?code[^>]*>", "", coded(text)) == str(
+        escape(text)
+    )  # nothing is lost where a text is shown as it is
+
+
+@pytest.mark.parametrize(("columns", "hint"), [(2, None), (4, "phone"), (12, "narrow")])
+def test_a_table_wider_than_the_screen_says_so(columns: int, hint: str | None) -> None:
+    text = to_html(Table([Column(f"column {i}") for i in range(columns)], [list(range(columns))]))
+    found = re.search(r'class="scrolls (\w+)"', text)
+    assert (found[1] if found else None) == hint
 
 
 def test_scores_by_script_are_named(whole_run: Path, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ SUMMARIES: dict[str, tuple[dict[str, Any], str]] = {
     "teacher": ({"parameters": 135_000_000}, "135 M parameters, used as it is"),
     "teacher text": ({"examples": 24, "empty": 0, "cut": 2}, "24 answers of the teacher, 2 cut and 0 empty"),
     "cache": ({"examples": 24, "bytes": 815_600}, "what the teacher says of 24 examples is kept in 815.6 kB"),
-    "student": ({"parameters": 99_000_000, "dropped_layers": "layers 9-18"}, "99.0 M parameters, without layers 9-18"),
+    "student": ({"parameters": 99_000_000, "dropped_layers": "decoder [2, 13]"}, "99.0 M parameters, 2 layers dropped"),
     "reflection": ({"mean_rouge_l": 0.253, "mean_ce": 3.214},
                    "the student's answers have a mean ROUGE-L of 25.3, its surprise is 3.21 nats a token"),
     "measures": ({"mean_pmi": 0.25}, "mean pmi 0.25"),

@@ -12,7 +12,7 @@ from pyarrow import compute
 from srd.base.text import duration, percent
 from srd.curation.inspect import sample_evenly
 from srd.report.comparison import Model, overall_score, primary_metrics
-from srd.report.plots import Band, Bar, Series, bar_plot, legend, line_plot, scatter_plot, thin
+from srd.report.plots import Band, Bar, Series, bar_plot, legend, line_plot, padded_range, scatter_plot, thin
 from srd.report.reading import PREPARATIONS, Row, RunFiles, finite
 from srd.report.words import model_name, step_name
 
@@ -160,8 +160,8 @@ def difficulty_map(ranked: pyarrow.Table, corruption: dict[str, str]) -> Markup:
         title="Every training example by the student's cross-entropy and ROUGE-L",
         x_label="cross-entropy of the reference, nats per token",
         y_label="ROUGE-L of the student's answer",
-        x_range=(0.0, upper_end([finite(row, "ce") for row in rows])),
-        y_range=(-0.02, 1.02),
+        x_range=surprise_range([finite(row, "ce") for row in rows]),
+        y_range=within(padded_range([finite(row, "rouge_l") for row in rows]), -0.02, 1.02),
     )
     return legend(series) + plot
 
@@ -171,6 +171,18 @@ def map_points(rows: Sequence[Row]) -> tuple[list[tuple[float, float]], list[str
     points = [(finite(row, "ce"), finite(row, "rouge_l")) for row in rows]
     places = zip(rows, points, strict=True)
     return points, [f"#{row['rank']:.0f} {row['id']}: ROUGE-L {y:.2f}, {x:.2f} nats" for row, (x, y) in places]
+
+
+def surprise_range(values: Sequence[float]) -> tuple[float, float]:
+    """Return the ends of an axis of cross-entropy: those of the values, but for a few that would squeeze the rest."""
+    high = upper_end(values)
+    low, _ = padded_range([value for value in values if value <= high], room=0.04)
+    return max(0.0, min(low, high - 1e-6)), high
+
+
+def within(ends: tuple[float, float], low: float, high: float) -> tuple[float, float]:
+    """Keep an axis within what its values can be."""
+    return max(ends[0], low), min(ends[1], high)
 
 
 def upper_end(values: Sequence[float]) -> float:

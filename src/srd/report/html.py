@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Any
 
@@ -18,6 +19,29 @@ def escape(value: Any, longest: int = LONGEST) -> Markup:
     return Markup(escape_html("" if value is None else str(value), longest=longest))
 
 
+#: What is code in escaped text: what stands between backticks, settings with their values, commands, options.
+FENCE = re.compile(r"```[^\n]*\n.*?```", re.DOTALL)
+CODE = re.compile(
+    r"(`+)(?!\s|`)([^`\n]+)\1"
+    r"|\b(?:teacher|student|data|generation|reflection|training|cache|evaluation|baselines)\.[a-z]\w*(?:\.\w+)*"
+    r"(?:=(?:\[[^\]\n]*\]|\{[^}\n]*\}|[\w./+\-]*\w))?"
+    r"|\bsrd (?:run|plan|doctor|clean|curate|rank|reflect|distill|evaluate|report|sweep|chat|export|push|init)\b"
+    r"|(?<![\w-])--[a-z][a-z-]*[a-z]"
+)
+
+
+def coded(value: Any, ticks: bool = True) -> Markup:
+    """Escape a text and mark what is code in it; ``ticks``: keep the backticks, where a text is shown as it is."""
+    text, parts, place = str(escape(value)), [], 0
+    for fence in [*FENCE.finditer(text), None]:
+        prose = text[place : fence.start() if fence else None]
+        parts.append(CODE.sub(lambda match: f"<code>{match[0] if ticks or not match[2] else match[2]}</code>", prose))
+        if fence:
+            parts.append(f'<code class="block">{fence[0]}</code>')
+            place = fence.end()
+    return Markup("".join(parts))
+
+
 @cache
 def environment(package: str) -> jinja2.Environment:
     """The templates of a package, on top of those of the report."""
@@ -30,7 +54,7 @@ def environment(package: str) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"escape_up_to": escape, "shorten": shorten}
+    made.filters |= {"escape_up_to": escape, "shorten": shorten, "coded": coded}
     return made
 
 

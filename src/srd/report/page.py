@@ -36,7 +36,28 @@ from srd.report.figures import (
 )
 from srd.report.html import render
 from srd.report.reading import RunFiles, read_run
+from srd.report.stages import changed_answers, stage_table, stages_of
 from srd.report.tables import to_html
+
+#: The words of the first lines, which mean something of their own here.
+WORDS = {
+    "ROUGE-L": "how much of an answer's wording is in the reference's, in order; 0 to 100",
+    "Pass": "once over the whole training set",
+    "95% interval": "where a difference would lie in 95 of 100 such tests; one that holds zero is called level",
+}
+#: What a run leaves behind that a reader may want to open, by its place in the run directory.
+FILES = {
+    "recipe.yaml": "every setting of this run",
+    "manifest.json": "its steps: when, how long, which files",
+    "metrics.jsonl": "every logged value, an object a line",
+    "examples/": "training, validation and test examples",
+    "reflection/scores.parquet": "the student's answers before training, with their scores",
+    "cleaning/rows.parquet": "which rows are marked as wrong, and why",
+    "curriculum/ranked.parquet": "rank and stage of every training example",
+    "stages/": "numbers, answers and best model of every stage",
+    "evaluation/metrics.json": "scores of all models",
+    "evaluation/predictions/": "their answers",
+}
 
 SECTIONS = ("comparison", "training", "cleaning", "difficulty", "examples", "recipe", "time", "record")
 
@@ -62,6 +83,7 @@ def page(run: RunFiles) -> str:
         "name": str(run.recipe.get("name") or run.run_dir.resolve().name),
         "about": " · ".join(part for part in (recipe_models(run), finished[:10]) if part),
         "lead": headline(run, models),
+        "words": WORDS if models else {},
         "sections": {name: name.capitalize() for name in SECTIONS if name != "cleaning" or run.files.marked.is_file()},
         "command": run.command,
         **comparison_section(run, models),
@@ -107,7 +129,15 @@ def training_section(run: RunFiles) -> dict[str, Any]:
     """The curves of the compared trainings and of those before them."""
     main = run.arms[run.main_arm]
     staged = main.get("curriculum") is not None and main.get("select_by") != "last"
-    return {"curves": training_curves(run), "preparation": preparation_curves(run), "restarts_at_best": staged}
+    stages = stages_of(run)
+    changed = changed_answers(run, stages)
+    return {
+        "curves": training_curves(run),
+        "preparation": preparation_curves(run),
+        "restarts_at_best": staged,
+        "stages": to_html(stage_table(run, stages)) if stages else None,
+        "changed": [changed] if changed else [],
+    }
 
 
 def difficulty_section(run: RunFiles) -> dict[str, Any]:
@@ -148,7 +178,9 @@ def record_section(run: RunFiles) -> dict[str, Any]:
         for title, values in lists.items()
         if values
     }
-    return {"warnings": run.manifest.get("warnings") or [], "records": records}
+    files = {**FILES, f"{run.files.student(run.main_arm).relative_to(run.run_dir)}/": "the student"}
+    there = {name: what for name, what in files.items() if (run.run_dir / name).exists()}
+    return {"warnings": run.manifest.get("warnings") or [], "records": records, "files": there}
 
 
 def yaml_parts(line: str) -> tuple[str, str, str]:

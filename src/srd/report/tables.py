@@ -25,6 +25,9 @@ from srd.base.text import visible
 from srd.report.html import macro
 
 MISSING = "\N{EN DASH}"
+#: Characters of a table that fit a narrow window and a telephone, widest first; between two columns is a gap.
+ROOM = {"narrow": 88, "phone": 38}
+GAP = 3
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,18 @@ def to_html(table: Table) -> Markup:
         ]
         for row, texts in zip(table.rows, table.texts(), strict=True)
     ]
-    return macro("macros.j2", "table", columns=columns, rows=rows, caption=table.caption)
+    texts = [[text for text, _ in row] for row in table.texts()]
+    widths = (
+        [
+            max(map(len, [column.title, *own]))
+            for column, own in zip(table.columns, zip(*texts, strict=True), strict=True)
+        ]
+        if texts
+        else []
+    )
+    characters = sum(widths) + GAP * len(widths)
+    scrolls = next((name for name, room in ROOM.items() if characters > room), "")
+    return macro("macros.j2", "table", columns=columns, rows=rows, caption=table.caption, scrolls=scrolls)
 
 
 def escape_markdown(text: str) -> str:

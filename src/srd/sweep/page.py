@@ -117,6 +117,7 @@ def page(
         name=config.name,
         about=config.description,
         lead=lead,
+        words={},
         sections={**sections, "cells": "Cells"},
         tables={name: to_html(table) for name, table in tables.items()},
         figures=plots,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import shutil
@@ -16,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 
 from srd.base import parallel
 from srd.base.errors import RunError, UserError
-from srd.base.files import disk_errors, fingerprint, read_json, remove, write_json
+from srd.base.files import atomic_write, disk_errors, fingerprint, read_json, remove, write_json
 from srd.base.text import many, shown_bytes
 from srd.curation.curriculum import Stage
 from srd.data.batching import EncodedExamples
@@ -48,6 +49,7 @@ METRICS_FILE = "metrics.json"  # written last: a stage that has it is done
 SCORES_FILE = "scores.parquet"  # of a stage that chose its examples anew
 ROLLOUTS_FILE = "rollouts.json"  # what a stage hands on to the next beside its model: who writes,
 SCHEDULE_FILE = "schedule.json"  # ... and how far the loss has come
+ANSWERS_FILE = "validation.jsonl"  # what the best model of a stage answered in validation
 
 
 @dataclass
@@ -414,6 +416,16 @@ class _Report(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         self.values |= {name: logs[name] for name in SHOWN if logs and name in logs}
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        """Keep the answers of the best model so far, for the report."""
+        key, best = self.training.config.select_by, state.best_metric
+        value = metrics.get(f"eval_{key}")
+        better = best is None or value is None or (value > best if key == "rouge_l" else value < best)
+        if better and self.trainer.answers and parallel.is_main():
+            rows = [{"id": name, "text": text, "rouge_l": score} for name, text, score in self.trainer.answers]
+            with atomic_write(self.training.stage_folder(self.stage.index) / ANSWERS_FILE) as partial:
+                partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     def note(self) -> str:
         """Stage, speed and the last values."""

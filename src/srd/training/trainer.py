@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,7 @@ class DistillTrainer(Trainer):
 
     tokens_read = 0  # by all processes, if they read as much as this one
     _unchecked: tuple[Tensor, dict[str, Any], Any]  # the last micro-batch's loss, its inputs, and when it is there
+    answers: Sequence[tuple[str, str, float]] = ()  # of the last validation: id, text, ROUGE-L
     _told_cut = False  # whether it was said that most answers of the student are cut
 
     def __init__(
@@ -398,6 +399,7 @@ class DistillTrainer(Trainer):
                     share=True,
                 )
                 scores = rouge_l_many(answers, validation.references, validation.words)
+                self.answers = list(zip(validation.examples.ids, answers, scores.tolist(), strict=True))
                 metrics[f"{metric_key_prefix}_rouge_l"] = float(scores.mean())
         for name, value in metrics.items():
             if not math.isfinite(value):  # no checkpoint is better or worse than it

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from srd.base import parallel
 from srd.base.files import content_of, read_sealed, remove, write_sealed
-from srd.base.text import count
+from srd.base.text import count, many
 from srd.models.loading import load_model, save_model
 from srd.models.pruning import drop_layers
 from srd.recipe.schema import Recipe
@@ -77,8 +78,8 @@ class Student(Step):
         return {"parameters": parameters(run.start_source), "dropped_layers": dropped, **summary}
 
     def told(self, run: Run, summary: Summary) -> str:
-        dropped = summary.get("dropped_layers")
-        made = [f"without {dropped}" if dropped else "", told_of(summary, run.recipe.student.warm_start)]
+        dropped = len(re.findall(r"\d+", str(summary.get("dropped_layers") or "")))
+        made = [f"{many(dropped, 'layer')} dropped" if dropped else "", told_of(summary, run.recipe.student.warm_start)]
         return f"{count(summary['parameters'])} parameters, {', '.join(filter(None, made)) or 'used as it is'}"
 
     def cost(self, facts: Facts) -> Phase:
