@@ -165,7 +165,17 @@ def start_model(run: Run) -> str:
 
 
 def teacher_model(run: Run) -> str:
-    """The teacher, likewise."""
+    """The teacher, likewise.
+
+    Raises:
+        UserError: it is behind a server.
+    """
+    if run.recipe.teacher.endpoint is not None:
+        raise UserError(
+            f"this trainer loads the teacher itself, and '{run.recipe.teacher.model}' is behind a server "
+            f"({run.recipe.teacher.endpoint}). Give a teacher without endpoint, or curate for a trainer that learns from the "
+            "rows alone (--for axolotl, llamafactory, litgpt or jsonl)."
+        )
     path = Path(run.teacher_source).expanduser()
     return str(path.resolve()) if path.exists() else run.teacher_source
 

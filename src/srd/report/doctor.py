@@ -37,7 +37,7 @@ def _models(found: Diagnosis) -> Table:
     sizes = (found.plan.teacher, found.plan.student)
     rows = {
         "model": [f"{side.model} ({side.architecture})" for side in sides],
-        "parameters": [count(size.parameters) for size in sizes],
+        "parameters": [count(size.parameters) if size.parameters else "not known" for size in sizes],
         "tokenizer": [side.tokenizer for side in sides],
         "template": [side.template for side in sides],
         "special tokens": [
