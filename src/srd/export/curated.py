@@ -173,7 +173,7 @@ def teacher_model(run: Run) -> str:
     if run.recipe.teacher.endpoint is not None:
         raise UserError(
             f"this trainer loads the teacher itself, and '{run.recipe.teacher.model}' is behind a server "
-            f"({run.recipe.teacher.endpoint}). Give a teacher without endpoint, or curate for a trainer that learns from the "
+            f"({run.recipe.teacher.endpoint}). Give a teacher without endpoint, or curate for one that learns from the "
             "rows alone (--for axolotl, llamafactory, litgpt or jsonl)."
         )
     path = Path(run.teacher_source).expanduser()

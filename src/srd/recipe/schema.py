@@ -124,7 +124,10 @@ PLUS: dict[str, dict[str, Any]] = {
 
 #: What a recipe with a served teacher has, where it says nothing else: a server tells the likeliest tokens (vLLM 20 of
 #: them, where it is not started for more) at temperature 1 alone.
-SERVED_DEFAULTS: dict[str, dict[str, Any]] = {"training": {"curriculum": {"temperature": 1.0}}}
+SERVED_DEFAULTS: dict[str, dict[str, Any]] = {
+    "cache": {"tier": "topk", "top_k": 20},
+    "training": {"curriculum": {"temperature": 1.0}},
+}
 
 
 def _with_server(value: dict[str, Any]) -> dict[str, Any]:
@@ -209,6 +212,25 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _server_can_teach(self) -> Self:
+        if self.teacher.endpoint is None:
+            return self
+        if self.student.model is None:
+            raise ValueError("student.model is missing: a teacher behind a server cannot be shortened to a student")
+        if self.cache.enabled is False and any(training.needs_teacher for training in self.arms.values()):
+            raise ValueError(
+                "cache.enabled is false, but what a teacher behind a server says is kept and not asked again. Remove it"
+            )
+        taught = {**self.arms, "student.warm_start": self.student.warm_start}
+        for name, training in taught.items():
+            if training is not None and training.needs_teacher and training.on_policy:
+                raise ValueError(
+                    f"{name}: {training.method.name} asks the teacher about text that the student is yet to write, and "
+                    "a teacher behind a server is asked beforehand. Use kd or seqkd, or a teacher without endpoint"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _cache_foresees(self) -> Self:
         taught = [training for training in self.arms.values() if training.needs_teacher]
         if self.cache.enabled and self.teacher.source:
@@ -226,25 +248,6 @@ class Recipe(Section):
             raise ValueError(f"{asked}, but cache.enabled is false, so that nothing is kept. Remove one")
         if small and self.teacher.source:
             raise ValueError(f"{asked}, but teacher.source is {self.teacher.source}, which reads no cache. Remove one")
-        return self
-
-    @model_validator(mode="after")
-    def _server_can_teach(self) -> Self:
-        if self.teacher.endpoint is None:
-            return self
-        if self.student.model is None:
-            raise ValueError("student.model is missing: a teacher behind a server cannot be shortened to a student")
-        if self.cache.enabled is False and any(training.needs_teacher for training in self.arms.values()):
-            raise ValueError(
-                "cache.enabled is false, but what a teacher behind a server says is kept and not asked again. Remove it"
-            )
-        taught = {**self.arms, "student.warm_start": self.student.warm_start}
-        for name, training in taught.items():
-            if training is not None and training.needs_teacher:  # its answers are not kept yet
-                raise ValueError(
-                    f"{name}: {training.method.name} asks the teacher about text that the student is yet to write, and "
-                    "a teacher behind a server is asked beforehand. Use kd or seqkd, or a teacher without endpoint"
-                )
         return self
 
     @model_validator(mode="after")

@@ -29,6 +29,8 @@ from srd.data.batching import Collator, EncodedExamples
 from srd.models.architecture import count_parameters
 from srd.models.engines.base import ENGINES
 from srd.models.loading import load_config, load_generation_config, load_model
+from srd.models.served.journal import Journal
+from srd.models.served.lists import ServedLists, key_of
 from srd.models.tokens import padding_id, prefix_of
 from srd.run.context import Run
 from srd.run.costs import cache_tier
@@ -69,6 +71,18 @@ def journal_of(run: Run) -> Path:
     return run.files.served / name
 
 
+def lists_of(run: Run, folder: Path, top: int) -> ServedLists:
+    """A served teacher that is asked about training examples; ``folder`` keeps what it says while it is asked.
+
+    Raises:
+        UserError: it cannot serve.
+    """
+    endpoint, examples = endpoint_of(run.recipe, top), run.encoded("train")
+    endpoint.check(run.tokenizer, run.recipe.data.max_length)
+    names = {key_of(examples.tokens(i)): name for i, name in enumerate(examples.ids)}
+    return ServedLists(endpoint, Journal(folder / f"asked-{parallel.process()}.jsonl"), names)
+
+
 def _longest_text(run: Run) -> int:
     """Tokens of the longest text a writer handles: a prompt and its answer, or a prompt, its reference and one more."""
     recipe = run.recipe
@@ -83,7 +97,7 @@ def _longest_text(run: Run) -> int:
 
 def tier_of_run(run: Run) -> Tier:
     """What the cache keeps of a token."""
-    running: str = run.recipe.teacher.dtype
+    running: str = "float32" if run.recipe.teacher.endpoint is not None else run.recipe.teacher.dtype
     if running == "auto":
         running = str(getattr(load_config(run.teacher_source), "dtype", None) or "float32").removeprefix("torch.")
     return cache_tier(run.recipe, running)
@@ -193,6 +207,10 @@ def teacher_losses(run: Run, folder: Path) -> NDArray[np.float64]:
         folder: Keeps what is done, where the teacher has to read.
     """
     examples = run.encoded("train")
+    if "cache" not in run.keys and run.recipe.teacher.endpoint is not None:
+        ask = lists_of(run, folder, 0)
+        with run.progress("teacher reads") as update:
+            return ask.mean_losses([examples.tokens(i) for i in range(len(examples))], update)
     if "cache" not in run.keys:
         model = load(run.teacher_source, run, run.teacher_options())
         rows = np.arange(len(examples))

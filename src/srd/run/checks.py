@@ -108,8 +108,20 @@ def check_same_beginning(teacher: ModelConfig, student: ModelConfig, configs: li
 def check_cache(recipe: Recipe) -> None:
     """Refuse trainings that what the cache keeps cannot serve."""
     tier = cache_tier(recipe, "float32")  # the precision does not matter here
+    served = recipe.teacher.endpoint is not None
+    if served and tier.with_head and cached_trainings(recipe):
+        raise UserError(
+            f"cache.tier is {tier.name}, which is made of hidden states, and a server gives log-probabilities. Set "
+            "cache.tier=topk, or likelihood."
+        )
     for training in cached_trainings(recipe):
         for temperature in temperatures_of(training):
+            if served and temperature != 1:
+                place = "training.curriculum.temperature" if training.curriculum else "training.temperature"
+                raise UserError(
+                    f"{place} is {temperature:g} for '{training.label}', and a server tells its likeliest tokens at "
+                    f"temperature 1 alone: the mass of the rest at another does not follow from them. Set {place}=1."
+                )
             if problem := tier.problem(training.objective.name, temperature, training.method.schedule()):
                 raise UserError(f"cache.tier is {tier.name}: {problem}.")
 

@@ -236,7 +236,9 @@ class Facts:
         """What each tier would take, the head of those that need it included."""
         tiers = {name: cache_tier(self.recipe, self.running_dtype, name) for name in TIERS.names()}
         head = self.teacher.head * bytes_of(self.running_dtype)
-        return {name: self.tier_bytes(tier) + head * tier.with_head for name, tier in tiers.items()}
+        served = self.recipe.teacher.endpoint is not None  # which has no states to give
+        possible = {name: tier for name, tier in tiers.items() if not (served and tier.with_head)}
+        return {name: self.tier_bytes(tier) + head * tier.with_head for name, tier in possible.items()}
 
     @property
     def cache_fits(self) -> bool:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from srd.curation.scores.base import measured_needs
 from srd.models.served.client import Address
 from srd.models.served.endpoint import Away, Endpoint
 from srd.recipe.schema import Recipe
 from srd.run.models import RecipeModels
-
-ASKING = ("teacher text", "repair", "cache", "evaluation")  # steps that ask a served teacher, if the recipe has one
 
 
 def endpoint_of(recipe: Recipe, top: int) -> Endpoint:
@@ -30,12 +29,23 @@ def endpoint_of(recipe: Recipe, top: int) -> Endpoint:
     return Endpoint(address, top)
 
 
+def top_of(recipe: Recipe) -> int:
+    """How many of the likeliest tokens the cache of a recipe asks for."""
+    return recipe.cache.top_k if recipe.cache.tier == "topk" else 0
+
+
 def asks_server(recipe: Recipe, steps: Sequence[str]) -> bool:
     """Whether steps of these names ask a served teacher."""
-    evaluated = "teacher" in (recipe.evaluation.models or ["teacher"])
-    return recipe.teacher.endpoint is not None and any(
-        name in ASKING and (name != "evaluation" or evaluated) for name in steps
-    )
+    asking = {"teacher text", "repair", "cache"}
+    asking |= {"evaluation"} if "teacher" in (recipe.evaluation.models or ["teacher"]) else set()
+    asking |= {"measures"} if ranks_by_teacher(recipe) else set()
+    return recipe.teacher.endpoint is not None and not asking.isdisjoint(steps)
+
+
+def ranks_by_teacher(recipe: Recipe) -> bool:
+    """Whether a score of the curricula reads what the teacher says."""
+    curricula = [training.curriculum for training in recipe.arms.values() if training.curriculum]
+    return any("teacher" in measured_needs(curriculum.score) for curriculum in curricula)
 
 
 def check_server(models: RecipeModels) -> None:
@@ -46,8 +56,8 @@ def check_server(models: RecipeModels) -> None:
     """
     recipe = models.recipe
     taught = any(training.needs_teacher for training in recipe.student_trainings)
-    top = 0
-    endpoint_of(recipe, top).check(models.tokenizer, recipe.data.max_length, needs_likelihoods=taught)
+    endpoint = endpoint_of(recipe, top_of(recipe) if taught else 0)
+    endpoint.check(models.tokenizer, recipe.data.max_length, needs_likelihoods=taught or ranks_by_teacher(recipe))
 
 
 def told_of_server(models: RecipeModels) -> list[str]:

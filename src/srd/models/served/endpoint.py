@@ -122,7 +122,7 @@ class Endpoint:
     def _check_tokenizer(self, tokenizer: Any, probe: str, needs_likelihoods: bool) -> None:
         """Ask what the server makes of a text, in each way until one is answered: the way of all that follows."""
         ours = tokenizer.encode(probe, add_special_tokens=False)
-        reasons = []
+        reasons, instead = [], "let the teacher write instead: training.method=seqkd"
         for dialect in DIALECTS:
             try:
                 theirs = self._read(dialect, probe)
@@ -133,14 +133,14 @@ class Endpoint:
             self._compare(tokenizer, ours, theirs)
             if self.top and not any(position.likely for position in said):
                 reasons.append(f"{dialect.title}: no ids of the likeliest tokens")
+                instead = "learn from the actual tokens alone: cache.tier=likelihood"
                 continue
             self._dialect = dialect
             return
         if needs_likelihoods:
             raise UserError(
                 f"{self.address.shown} gives no log-probabilities of a prompt's tokens{self._wanted()} "
-                f"({'; '.join(reasons)}). Serve the model with vLLM or SGLang, or let the teacher write instead: "
-                "training.method=seqkd."
+                f"({'; '.join(reasons)}). Serve the model with vLLM or SGLang, or {instead}."
             )
         self._compare_counts(tokenizer, probe, len(ours))
 

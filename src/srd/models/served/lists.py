@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from srd.base.errors import UserError
 from srd.base.files import fingerprint
@@ -46,6 +49,27 @@ class ServedLists:
         for key, listed in self.endpoint.client.in_parallel(ask, list(missing)):
             self.journal.add(key, listed)
         return [[[(token, value) for token, value in row] for row in self.journal[key]] for key in keys]
+
+    @property
+    def at_once(self) -> int:
+        """Examples of one call: a call ends when the slowest of its requests is answered."""
+        return MADE_AT_ONCE * self.endpoint.address.parallel
+
+    def mean_losses(
+        self, rows: Sequence[Mapping[str, Any]], progress: Callable[[int, int], None] | None = None
+    ) -> NDArray[np.float64]:
+        """The teacher's mean nats a token of each example, ``[N]``."""
+        means = []
+        for start in range(0, len(rows), self.at_once):
+            part = rows[start : start + self.at_once]
+            for row, listed in zip(part, self(part), strict=True):
+                text = [*row["prompt_ids"], *row["response_ids"]]
+                own = [text[place] for first, end in learnt_spans(row) for place in range(first, end)]
+                found = [dict(position)[token] for token, position in zip(own, listed, strict=True)]
+                means.append(-sum(found) / max(1, len(found)))
+            if progress:
+                progress(len(means), len(rows))
+        return np.array(means)
 
     def _ask(self, name: str, row: Mapping[str, Any]) -> list[Listed]:
         text, spans = [*row["prompt_ids"], *row["response_ids"]], learnt_spans(row)

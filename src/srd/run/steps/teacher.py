@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,19 @@ import datasets
 import pyarrow as pa
 
 from srd.base import parallel
+from srd.base.errors import UserError
 from srd.base.files import remove
 from srd.base.remedies import warn
 from srd.base.tables import write_table
 from srd.base.text import count, many, shown_bytes
+from srd.data.batching import EncodedExamples
 from srd.data.turns import without_end
 from srd.models.generation import Decoding, generate_tokens
 from srd.models.tokens import stop_token_ids
 from srd.recipe.schema import Recipe
 from srd.run.assemble import (
     collator,
+    lists_of,
     load,
     load_writer,
     needed_cache_bytes,
@@ -32,10 +36,11 @@ from srd.run.assemble import (
 from srd.run.context import Run, load_options
 from srd.run.costs import Facts, Phase, limit_for, one_pass, training_phase
 from srd.run.identity import model_identity
+from srd.run.served import top_of
 from srd.run.steps.base import Step, Summary
 from srd.run.steps.cleaning import cleaning_steps
 from srd.training.stages import told_of, train
-from srd.training.teacher_cache import TeacherCache, build_cache
+from srd.training.teacher_cache import TeacherCache, build_cache, fill_cache
 from srd.training.tier_error import check_error
 
 logger = logging.getLogger(__name__)
@@ -173,6 +178,11 @@ class Cache(Step):
         if needed <= run.recipe.cache.limit_gb * 1e9:
             return False
         limit = run.recipe.cache.limit_gb
+        if run.recipe.teacher.endpoint is not None:
+            raise UserError(
+                f"what the served teacher says would take {shown_bytes(needed)}, more than cache.limit_gb = {limit:g}. "
+                f"Set cache.limit_gb={limit_for(needed)}, a smaller cache.top_k, or cache.tier=likelihood."
+            )
         warn(
             logger,
             f"the teacher cache would take {shown_bytes(needed)}, more than cache.limit_gb = {limit:g}: the live "
@@ -202,16 +212,20 @@ class Cache(Step):
     def make(self, run: Run) -> Summary:
         examples = run.encoded("train")
         with run.progress("teacher") as update:
-            cache = build_cache(
-                place_of_cache(run),
-                lambda: load(run.teacher_source, run, run.teacher_options()),
-                examples,
-                collator(run),
-                tier=tier_of_run(run),
-                width=run.width,
-                max_kl=run.recipe.cache.max_kl,
-                batch_size=run.recipe.generation.batch_size,
-                progress=update,
+            cache = (
+                _filled(run, examples, update)
+                if run.recipe.teacher.endpoint is not None
+                else build_cache(
+                    place_of_cache(run),
+                    lambda: load(run.teacher_source, run, run.teacher_options()),
+                    examples,
+                    collator(run),
+                    tier=tier_of_run(run),
+                    width=run.width,
+                    max_kl=run.recipe.cache.max_kl,
+                    batch_size=run.recipe.generation.batch_size,
+                    progress=update,
+                )
             )
         kept = {"examples": len(examples), "bytes": needed_cache_bytes(run)}
         error = cache.meta.get("error") or {}  # none where it is from before it was measured
@@ -220,3 +234,12 @@ class Cache(Step):
     def open(self, run: Run) -> None:
         cache = TeacherCache(place_of_cache(run))  # perhaps made under another limit
         check_error(cache.tier, cache.meta.get("error"), run.recipe.cache.max_kl)
+
+
+def _filled(run: Run, examples: EncodedExamples, update: Callable[[int, int], None]) -> TeacherCache:
+    """The cache of a served teacher; what it has said before a kill is not asked for again."""
+    place, tier = place_of_cache(run), tier_of_run(run)
+    ask = lists_of(run, place, top_of(run.recipe))
+    cache = fill_cache(place, tier, examples, ask, width=run.width, batch_size=ask.at_once, progress=update)
+    ask.journal.remove()
+    return cache
