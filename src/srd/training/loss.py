@@ -1,9 +1,12 @@
 """The training loss at response positions, in one pass over the vocabulary.
 
 ``loss = Σ_i (1-w)·c_i·CE_i + w·s·D_i``, divided by the number of valid tokens of the whole optimizer step, where
-``c_i`` is 0 on text the student wrote itself. The head's matrix product, both softmaxes, the divergence and the
-gradient are worked out for a chunk of tokens at a time, and the gradient with respect to the logits overwrites the
-logits. No second tensor of [tokens, vocabulary] exists, and none at all of [all tokens, vocabulary].
+``c_i`` is 0 on text the student wrote itself. Where the divergence is taken at some positions only (`TokenChoice`), its
+sum is divided by their number, and the head is asked at no other position unless cross-entropy wants it.
+
+The head's matrix product, both softmaxes, the divergence and the gradient are worked out for a chunk of tokens at a
+time, and the gradient with respect to the logits overwrites the logits. No second tensor of [tokens, vocabulary]
+exists, and none at all of [all tokens, vocabulary].
 """
 
 from __future__ import annotations
@@ -52,6 +55,24 @@ _workspace = _Workspace()
 
 
 @dataclass(frozen=True)
+class TokenChoice:
+    """At which positions of each example the divergence is taken; see `srd.training.positions`.
+
+    Attributes:
+        share: Of an example's positions, rounded up.
+        by: ``student_entropy``: where the student is least certain; ``teacher_gap``: where the two are furthest apart;
+            ``random``.
+    """
+
+    share: float
+    by: str
+
+    def count(self, positions: int) -> int:
+        """How many of an example's positions."""
+        return math.ceil(self.share * positions - 1e-9)  # 0.1 * 30 is a little above 3
+
+
+@dataclass(frozen=True)
 class LossSettings:
     """What is minimised.
 
@@ -63,6 +84,7 @@ class LossSettings:
         scaling: Convention for T squared: ``paper``, ``all`` or ``none``.
         teacher_share: The teacher's share of the logits that the divergence aims at; the student's own, as constants,
             are the rest (TAID, arXiv 2501.16937). 1: the teacher alone.
+        tokens: Where the divergence is taken; None: everywhere.
     """
 
     objective: str | None = None
@@ -71,6 +93,7 @@ class LossSettings:
     weight: float = 1.0
     scaling: str = "paper"
     teacher_share: float = 1.0
+    tokens: TokenChoice | None = None
 
     @property
     def kd_factor(self) -> float:
@@ -114,6 +137,7 @@ def _row_losses(
     settings: LossSettings,
     scale: Tensor | None,
     coarse: OutcomeHead | None,
+    boost: Tensor | float,
 ) -> LossParts:
     """Losses of some rows; with ``scale``, ``student`` is overwritten by the gradient of their weighted sum.
 
@@ -125,6 +149,7 @@ def _row_losses(
         settings: What is minimised.
         scale: Factor on the gradient (scalar); None where no gradient is wanted.
         coarse: Of a teacher that is known by some tokens and a rest.
+        boost: Another one on the divergence's.
     """
     temperature = settings.temperature
     distils = settings.objective is not None and teacher is not None
@@ -147,7 +172,7 @@ def _row_losses(
         else:
             kd, slope = value_and_slope(settings.objective, torch.log_softmax(teacher, -1), log_q, settings.parameters)
         if scale is not None:
-            slope.mul_(scale * (settings.kd_factor / temperature))
+            slope.mul_(scale * boost * (settings.kd_factor / temperature))
             weight_of_q = slope.sum(-1, keepdim=True)
             if shared:
                 weight_of_q -= pull
@@ -168,6 +193,7 @@ def _chunk_losses(
     settings: LossSettings,
     scale: Tensor | None,
     coarse: OutcomeHead | None,
+    boost: Tensor | float,
 ) -> LossParts:
     """`_row_losses` over cache-sized blocks of rows on a CPU, at once on a GPU."""
     rows = len(targets)
@@ -182,6 +208,7 @@ def _chunk_losses(
             settings,
             scale,
             coarse,
+            boost,
         )
         for start in range(0, len(targets), rows)
     ]
@@ -237,6 +264,9 @@ def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor, back: Tensor |
         total.addmm_(*factors)
 
 
+Places = slice | Tensor  # some of the positions: behind one another, or by their numbers
+
+
 @dataclass(frozen=True)
 class _Aims:
     """What the student's logits are compared with, token by token, and how.
@@ -247,6 +277,8 @@ class _Aims:
         settings: What is minimised.
         teacher_hidden: ``[N, d_teacher]`` or what else its head takes, or None without a teacher.
         teacher_head: The teacher's head, or what stands for it.
+        chosen: The positions that distil, ``[M]``; None: all.
+        boost: What the divergence counts more for that, a factor: items of the step to those that distil.
     """
 
     targets: Tensor
@@ -254,25 +286,42 @@ class _Aims:
     settings: LossSettings
     teacher_hidden: Tensor | None
     teacher_head: HeadWeights | None
+    chosen: Tensor | None = None
+    boost: Tensor | float = 1.0
 
-    def chunks(self, vocabulary: int) -> list[slice]:
-        """Rows to work on at a time."""
-        step = max(1, chunk_rows(vocabulary, len(self.targets), self.targets.device))
-        return [slice(start, start + step) for start in range(0, len(self.targets), step)]
+    def chunks(self, vocabulary: int) -> list[tuple[Places, bool]]:
+        """Positions to work on at a time, and whether they distil; those that nothing is asked of are left out."""
+        if self.chosen is None:
+            return [(rows, True) for rows in _cut(self.targets, vocabulary)]
+        places: list[tuple[Places, bool]] = [(self.chosen[rows], True) for rows in _cut(self.chosen, vocabulary)]
+        if self.settings.ce_factor:
+            is_chosen = torch.zeros(len(self.targets), device=self.targets.device).index_fill_(0, self.chosen, 1)
+            rest = is_chosen.argsort(stable=True)[: len(self.targets) - len(self.chosen)]
+            places += [(rest[rows], False) for rows in _cut(rest, vocabulary)]
+        return places
 
-    def losses(self, rows: slice, student: Tensor, scale: Tensor | None) -> LossParts:
+    def losses(self, places: Places, distils: bool, student: Tensor, scale: Tensor | None) -> LossParts:
         """Losses of a chunk; with ``scale``, its logits ``student`` are overwritten by their gradient."""
         teacher = None
-        if self.settings.objective and self.teacher_hidden is not None and self.teacher_head is not None:
-            teacher = _workspace.logits("teacher", self.teacher_head, self.teacher_hidden[rows])
+        if distils and self.settings.objective and self.teacher_hidden is not None and self.teacher_head is not None:
+            teacher = _workspace.logits("teacher", self.teacher_head, self.teacher_hidden[places])
+        targets, reference = self.targets[places], self.reference[places]
         coarse = self.teacher_head if isinstance(self.teacher_head, OutcomeHead) else None
-        return _chunk_losses(student, teacher, self.targets[rows], self.reference[rows], self.settings, scale, coarse)
+        return _chunk_losses(student, teacher, targets, reference, self.settings, scale, coarse, self.boost)
 
-    def total(self, parts: list[LossParts], inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def total(self, parts: list[tuple[Places, LossParts]], inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The loss, and the cross-entropy and divergence of each token."""
-        none = self.targets.new_zeros(0, dtype=inverse.dtype)
-        ce, kd = (torch.cat([none, *[getattr(part, name) for part in parts]]) for name in ("ce", "kd"))
-        return (self.settings.ce_factor * ce.sum() + self.settings.kd_factor * kd.sum()) * inverse, ce, kd
+        ce, kd = torch.zeros(2, len(self.targets), device=self.targets.device, dtype=inverse.dtype)
+        for places, part in parts:
+            ce[places], kd[places] = part.ce, part.kd
+        factor = self.settings.kd_factor * self.boost
+        return (self.settings.ce_factor * ce.sum() + factor * kd.sum()) * inverse, ce, kd
+
+
+def _cut(places: Tensor, vocabulary: int) -> list[slice]:
+    """Parts of some positions ``[M]``, each as large as one chunk of logits may be."""
+    step = max(1, chunk_rows(vocabulary, len(places), places.device))
+    return [slice(start, start + step) for start in range(0, len(places), step)]
 
 
 def _finish(ctx: Any, gradients: tuple[Tensor | None, ...], result: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -301,19 +350,20 @@ class _HeadLoss(torch.autograd.Function):
         gradient = any(needs[:3])
         width, dtype = head.vocabulary, torch.float64 if weight.dtype == torch.float64 else torch.float32
         inverse = 1.0 / items.to(dtype)
-        grad_hidden = torch.empty_like(hidden, dtype=dtype) if needs[0] else None
+        grad_hidden = torch.zeros_like(hidden, dtype=dtype) if needs[0] else None
         wide = dtype if weight.dtype == torch.float16 else weight.dtype  # of sums over many tokens
         grad_weight = torch.empty_like(weight, dtype=wide) if needs[1] else None
+        chunks = aims.chunks(width)
         if grad_weight is not None:  # the first chunk fills the rows below the width
-            grad_weight[width if len(aims.targets) else 0 :].zero_()
+            grad_weight[width if chunks else 0 :].zero_()
         grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs[2] else None
         plain = HeadWeights(weight.detach(), None if bias is None else bias.detach(), head.scale, head.softcap, width)
         compute = plain.computing_in(hidden)
-        parts = []
-        for rows in aims.chunks(width):
-            student = _workspace.logits("student", compute, hidden[rows])
+        parts: list[tuple[Places, LossParts]] = []
+        for places, distils in chunks:
+            student = _workspace.logits("student", compute, hidden[places])
             capped = student.clone() if gradient and head.softcap is not None else None
-            parts.append(aims.losses(rows, student, inverse * head.scale if gradient else None))
+            parts.append((places, aims.losses(places, distils, student, inverse * head.scale if gradient else None)))
             if not gradient:
                 continue
             if capped is not None and head.softcap is not None:  # d tanh
@@ -322,9 +372,9 @@ class _HeadLoss(torch.autograd.Function):
                 grad_bias[:width] += student.sum(0)
             student, back = _lifted(student, compute.weight.dtype)
             if grad_hidden is not None:
-                grad_hidden[rows] = _product(student, compute.weight[:width], back)
+                grad_hidden[places] = _product(student, compute.weight[:width], back).to(dtype)
             if grad_weight is not None:
-                _add_product(grad_weight[:width], student, hidden[rows], back, first=rows.start == 0)
+                _add_product(grad_weight[:width], student, hidden[places], back, first=len(parts) == 1)
         ctx.dtypes = hidden.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype
         result = aims.total(parts, inverse)
         _finish(ctx, (grad_hidden, grad_weight, grad_bias), result)
@@ -344,13 +394,14 @@ class _LogitsLoss(torch.autograd.Function):
         grad = torch.zeros_like(logits) if ctx.needs_input_grad[0] else None
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         inverse = 1.0 / items.to(dtype)
-        parts, ctx.lifted = [], []
-        for rows in aims.chunks(width):
-            student = logits[rows, :width].to(dtype, copy=True)
-            parts.append(aims.losses(rows, student, None if grad is None else inverse))
+        parts: list[tuple[Places, LossParts]] = []
+        ctx.lifted = []
+        for places, distils in aims.chunks(width):
+            student = logits[places, :width].to(dtype, copy=True)
+            parts.append((places, aims.losses(places, distils, student, None if grad is None else inverse)))
             if grad is not None:
-                grad[rows, :width], back = _lifted(student, logits.dtype)
-                ctx.lifted += [] if back is None else [(rows, back)]
+                grad[places, :width], back = _lifted(student, logits.dtype)
+                ctx.lifted += [] if back is None else [(places, back)]
         result = aims.total(parts, inverse)
         _finish(ctx, (grad,), result)
         return result
@@ -360,8 +411,8 @@ class _LogitsLoss(torch.autograd.Function):
         if not ctx.lifted:
             return _scaled(ctx, grad_outputs[0])[0], None, None, None
         (grad,) = ctx.saved_tensors
-        for rows, back in ctx.lifted:  # a loss scale comes before the way back to float16
-            grad[rows] = grad[rows].float().mul_(back * grad_outputs[0])
+        for places, back in ctx.lifted:  # a loss scale comes before the way back to float16
+            grad[places] = grad[places].float().mul_(back * grad_outputs[0])
         return grad, None, None, None
 
 
@@ -375,6 +426,8 @@ def head_loss(
     teacher_hidden: Tensor | None = None,
     teacher_head: HeadWeights | None = None,
     reference: Tensor | None = None,
+    chosen: Tensor | None = None,
+    chosen_items: Tensor | None = None,
 ) -> tuple[Tensor, LossParts]:
     """Loss of the student's last hidden states at response positions.
 
@@ -387,12 +440,16 @@ def head_loss(
         teacher_hidden: ``[N, d_teacher]`` at the same positions.
         teacher_head: The teacher's head, cut to the same vocabulary.
         reference: 0 on tokens that the student wrote itself (no cross-entropy there), else 1, ``[N]``.
+        chosen: The positions that distil, ``[M]``; None: all.
+        chosen_items: Their number in the whole optimizer step (scalar), by which the divergence is divided.
 
     Returns:
         The loss (scalar, a sum divided by ``items``) and its parts per token. N = 0 gives a loss of 0 that can still
         be differentiated, so that processes stay in step.
     """
-    aims = _Aims(targets, _reference(reference, targets, hidden), settings, teacher_hidden, teacher_head)
+    known = _reference(reference, targets, hidden)
+    boost = _boost(items, chosen_items, known.dtype)
+    aims = _Aims(targets, known, settings, teacher_hidden, teacher_head, chosen, boost)
     with _as_given(hidden):
         loss, ce, kd = _HeadLoss.apply(hidden, head.weight, head.bias, head, aims, items)
     return loss, LossParts(ce, kd)
@@ -408,9 +465,13 @@ def logits_loss(
     teacher_hidden: Tensor | None = None,
     teacher_head: HeadWeights | None = None,
     reference: Tensor | None = None,
+    chosen: Tensor | None = None,
+    chosen_items: Tensor | None = None,
 ) -> tuple[Tensor, LossParts]:
     """`head_loss` for logits ``[N, V]`` at response positions; ids from ``width`` on are padding rows."""
-    aims = _Aims(targets, _reference(reference, targets, logits), settings, teacher_hidden, teacher_head)
+    known = _reference(reference, targets, logits)
+    boost = _boost(items, chosen_items, known.dtype)
+    aims = _Aims(targets, known, settings, teacher_hidden, teacher_head, chosen, boost)
     with _as_given(logits):
         loss, ce, kd = _LogitsLoss.apply(logits, width, aims, items)
     return loss, LossParts(ce, kd)
@@ -419,6 +480,10 @@ def logits_loss(
 def _as_given(like: Tensor) -> torch.autocast:
     """No autocast: it would multiply gradients in half precision that are float32 for a reason."""
     return torch.autocast(like.device.type, enabled=False)
+
+
+def _boost(items: Tensor, chosen_items: Tensor | None, dtype: torch.dtype) -> Tensor | float:
+    return 1.0 if chosen_items is None else items.to(dtype) / chosen_items.to(dtype)
 
 
 def _reference(reference: Tensor | None, targets: Tensor, like: Tensor) -> Tensor:

@@ -1,15 +1,24 @@
-"""What is asked of all positions before the loss: without gradients, in blocks, never [tokens, vocabulary] at once."""
+"""What is asked of all positions before the loss: without gradients, in blocks, never [tokens, vocabulary] at once.
+
+A *maker of logits* gives those of some positions: a head times hidden states, or rows of logits that are there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from srd.models.head import HeadWeights
+from srd.training.divergence import value_and_slope
 from srd.training.divergences.entropy_aware import entropy
-from srd.training.loss import chunk_rows
+from srd.training.loss import TokenChoice, chunk_rows
+from srd.training.outcomes import OutcomeHead
+
+MakeLogits = Callable[[slice], Tensor]  # positions -> [n, V]
 
 
 @torch.no_grad()
@@ -29,9 +38,57 @@ def entropies(hidden: Tensor, head: HeadWeights, temperature: float = 1.0) -> Te
         head: Of the model.
         temperature: The logits are divided by it.
     """
-    return in_blocks(
-        len(hidden),
-        head.vocabulary,
-        lambda rows: entropy(torch.log_softmax(head.logits(hidden[rows]).div_(temperature), -1)),
-        hidden,
-    )
+    return entropies_of(lambda rows: head.logits(hidden[rows]), hidden, head.vocabulary, temperature)
+
+
+def entropies_of(logits: MakeLogits, like: Tensor, vocabulary: int, temperature: float = 1.0) -> Tensor:
+    """`entropies` of a maker of logits, for as many positions as ``like`` has, over so many ids."""
+
+    def measure(rows: slice) -> Tensor:
+        return entropy(torch.log_softmax(logits(rows) / temperature, -1))
+
+    return in_blocks(len(like), vocabulary, measure, like)
+
+
+def gaps_of(
+    student: MakeLogits, teacher_hidden: Tensor, teacher_head: HeadWeights, vocabulary: int, temperature: float
+) -> Tensor:
+    """Jensen-Shannon divergence of teacher and student at each position, ``[N]``, at most log 2."""
+
+    def measure(rows: slice) -> Tensor:
+        log_q = torch.log_softmax(student(rows) / temperature, -1)
+        if isinstance(teacher_head, OutcomeHead):
+            return teacher_head.compare(teacher_hidden[rows], log_q, "jsd", {"lam": 0.5}, temperature)[0]
+        log_p = torch.log_softmax(teacher_head.logits(teacher_hidden[rows]) / temperature, -1)
+        return value_and_slope("jsd", log_p, log_q, {"lam": 0.5})[0]
+
+    return in_blocks(len(teacher_hidden), vocabulary, measure, teacher_hidden)
+
+
+def choose_positions(scores: Tensor, counts: Sequence[int], choice: TokenChoice) -> Tensor:
+    """The positions with the highest scores of each example, in their order; among equal ones the earlier.
+
+    Args:
+        scores: Of all positions of a batch, ``[N]``, example by example.
+        counts: Positions of each example; their sum is N.
+        choice: How many of them.
+
+    Returns:
+        Their numbers, ``[M]``. Nothing is asked of the device that has the scores, so that it need not be waited for.
+    """
+    owners = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts, dtype=torch.long))
+    ranked = scores.argsort(descending=True, stable=True)
+    ranked = ranked[owners.to(scores.device)[ranked].argsort(stable=True)]  # example by example, best first
+    starts = np.cumsum([0, *counts])[:-1]
+    first = [np.arange(start, start + choice.count(count)) for start, count in zip(starts, counts, strict=True)]
+    places = torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *first]))
+    return ranked[places.to(scores.device)].sort().values
+
+
+def random_scores(names: Sequence[str], counts: Sequence[int], seed: int, step: int) -> Tensor:
+    """Scores that follow from seed, optimizer step and example alone, ``[N]``."""
+    drawn = [np.zeros(0)]
+    for name, count in zip(names, counts, strict=True):
+        digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+        drawn.append(np.random.default_rng([seed, step, int.from_bytes(digest, "big")]).random(count))
+    return torch.from_numpy(np.concatenate(drawn))

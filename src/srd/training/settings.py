@@ -41,6 +41,15 @@ class ObjectiveConfig(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
+class TokensConfig(Section):
+    """At which response positions the divergence is taken; cross-entropy has all of them."""
+
+    share: float = Field(gt=0, le=1, description="share of the positions of each example, rounded up; 1: all")
+    by: Literal["student_entropy", "teacher_gap", "random"] = Field(
+        "student_entropy", description="where the student is least certain, where teacher and student differ most"
+    )
+
+
 class TrainingConfig(Section):
     """One training: its method, its objective and its optimizer. SFT and every distillation use this same section."""
 
@@ -54,6 +63,7 @@ class TrainingConfig(Section):
     temperature_scaling: Literal["paper", "all", "none"] = Field(
         "paper", description="multiply by T squared: for all but rkl, tvd, sfkl as the paper does; for all; for none"
     )
+    tokens: TokensConfig | None = Field(None, description="take the divergence at some positions only; none: at all")
     curriculum: CurriculumConfig | None = Field(
         None, description="select and order the data by difficulty; none: all data"
     )
@@ -126,6 +136,15 @@ class TrainingConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _has_a_divergence(self) -> Self:
+        if self.tokens is not None and not self.needs_teacher:
+            raise ValueError(
+                f"tokens says where the divergence is taken, and the method {self.method.name} has none. "
+                "Set tokens to null"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rate_falls(self) -> Self:
         if self.schedule == "cosine" and self.min_learning_rate > self.learning_rate:
             raise ValueError(
@@ -133,6 +152,10 @@ class TrainingConfig(Section):
                 f"({self.learning_rate:g}), where it begins. Lower it, to 0 for example"
             )
         return self
+
+    def decides(self) -> dict[str, Any]:
+        """The settings that its result follows from; one that came later is left out where it changes nothing."""
+        return self.model_dump(exclude={"log_to", *(() if self.tokens else ("tokens",))})
 
     @property
     def label(self) -> str:

@@ -26,7 +26,7 @@ from srd.models.loading import load_model, save_model
 from srd.models.merging import merge_adapter
 from srd.models.sharding import is_sharded, models_are_whole, whole_weights
 from srd.training.checkpoints import damage, last_checkpoint, list_files, readable_json, step_of
-from srd.training.loss import LossSettings
+from srd.training.loss import LossSettings, TokenChoice
 from srd.training.rollouts import Rollouts
 from srd.training.schedules import Schedule
 from srd.training.settings import TrainingConfig
@@ -276,6 +276,9 @@ def loss_settings(config: TrainingConfig, stage: Stage) -> LossSettings:
         stage.temperature,
         stage.weight,
         config.temperature_scaling,
+        tokens=TokenChoice(config.tokens.share, config.tokens.by)
+        if config.tokens and config.tokens.share < 1
+        else None,
     )
 
 

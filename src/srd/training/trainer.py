@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, Trai
 from srd.base import parallel
 from srd.base.errors import RunError, UserError
 from srd.base.files import atomic_write, disk_errors, read_json, remove, write_json
-from srd.data.batching import Collator, EncodedExamples, LengthBatches, length_sorted_batches
+from srd.data.batching import Collator, EncodedExamples, LengthBatches, learnt_spans, length_sorted_batches
 from srd.data.encoding import encode, is_encoded
 from srd.data.turns import without_end
 from srd.metrics.rouge import rouge_l_many
@@ -35,6 +35,7 @@ from srd.metrics.scripts import Words
 from srd.models.finite import blame
 from srd.models.generation import Decoding, decode_batch, generate
 from srd.models.head import (
+    HeadWeights,
     head_is_enough,
     head_weights,
     response_hidden,
@@ -50,7 +51,7 @@ from srd.training.checkpoints import forget_older, last_checkpoint, seal, step_o
 from srd.training.divergences.base import canonical_name, check_parameters
 from srd.training.loss import LossParts, LossSettings, head_loss, logits_loss
 from srd.training.methods.base import METHODS, Method, any_method
-from srd.training.positions import entropies
+from srd.training.positions import MakeLogits, choose_positions, entropies, entropies_of, gaps_of, random_scores
 from srd.training.rollouts import Rollouts, replace_responses
 from srd.training.schedules import Schedule
 from srd.training.teacher_cache import TeacherCache
@@ -244,11 +245,23 @@ class DistillTrainer(Trainer):
         if self.args.world_size > 1:
             items = self.accelerator.reduce(items, "sum")
         self._parts_before = len(self._parts)
+        self._count_chosen(samples, device)
         if self.schedule is not None:
             self.schedule.begin_step(
                 self.state.global_step, self.state.max_steps, lambda temperature: self._entropies(samples, temperature)
             )
         return samples, items.clamp(min=1)
+
+    def _count_chosen(self, samples: list[dict[str, Any]], device: torch.device) -> None:
+        """Tell each micro-batch at how many positions of the whole step the divergence is taken."""
+        choice = self.settings.tokens
+        if choice is None:
+            return
+        chosen = torch.tensor(sum(choice.count(n) for batch in samples for n in batch["counts"]), device=device)
+        if self.args.world_size > 1:
+            chosen = self.accelerator.reduce(chosen, "sum")
+        for batch in samples:
+            batch["chosen_items"] = chosen.clamp(min=1)
 
     @torch.no_grad()
     def _entropies(self, samples: list[dict[str, Any]], temperature: float) -> NDArray[np.float32]:
@@ -266,7 +279,7 @@ class DistillTrainer(Trainer):
 
     def _by_student(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """A micro-batch of the student's own answers, on which there is no cross-entropy."""
-        batch = {**self.collator(rows), "ids": [row["id"] for row in rows]}
+        batch = {**self.collator(rows), **_about(rows)}
         batch["reference"] = torch.zeros(len(batch["targets"]))
         return batch
 
@@ -326,7 +339,7 @@ class DistillTrainer(Trainer):
         items = torch.as_tensor(count, device=inputs["targets"].device).clamp(min=1)
         loss, parts = self.loss_of(model, inputs, items)
         self._unchecked = (loss.detach().to("cpu", non_blocking=True), inputs, _marked(loss.device))
-        self._parts.append((parts.ce.sum() / items, parts.kd.sum() / items))
+        self._parts.append((parts.ce.sum() / items, parts.kd.sum() / inputs.get("chosen_items", items)))
         # DDP averages gradients over processes, but our sum is divided by the global count already.
         return loss * self.accelerator.num_processes if self.accelerator.num_processes > 1 else loss
 
@@ -359,10 +372,35 @@ class DistillTrainer(Trainer):
         width = teacher_head.vocabulary if teacher_head else None
         extra: dict[str, Any] = {"teacher_hidden": teacher_hidden, "teacher_head": teacher_head, "reference": reference}
         if self._head_is_reachable(core):
-            hidden = response_hidden(model, inputs, core=core)
-            return head_loss(hidden, head_weights(core, width), inputs["targets"], settings, items, **extra)
+            hidden, head = response_hidden(model, inputs, core=core), head_weights(core, width)
+            if settings.tokens is not None:
+                own = head.computing_in(hidden)
+                extra |= self._chosen(inputs, settings, own.vocabulary, lambda rows: own.logits(hidden[rows]), **extra)
+            return head_loss(hidden, head, inputs["targets"], settings, items, **extra)
         logits = response_logits(model, inputs, core=core)
-        return logits_loss(logits, width or logits.shape[-1], inputs["targets"], settings, items, **extra)
+        width = width or logits.shape[-1]
+        if settings.tokens is not None:
+            extra |= self._chosen(inputs, settings, width, lambda rows: logits[rows, :width].float(), **extra)
+        return logits_loss(logits, width, inputs["targets"], settings, items, **extra)
+
+    def _chosen(
+        self, inputs: dict[str, Any], settings: LossSettings, vocabulary: int, student: MakeLogits, *,
+        teacher_hidden: Tensor, teacher_head: HeadWeights, **others: Any,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Where the divergence is taken, by what teacher and student say at all positions of a micro-batch."""
+        choice, targets = settings.tokens, inputs["targets"]
+        assert choice is not None
+        if choice.by == "random":
+            scores = random_scores(inputs["ids"], inputs["counts"], self.args.seed, self.state.global_step)
+            scores = scores.to(targets.device)
+        elif choice.by == "student_entropy":
+            scores = entropies_of(student, targets, vocabulary)
+        else:
+            scores = gaps_of(student, teacher_hidden, teacher_head, vocabulary, settings.temperature)
+        return {
+            "chosen": choose_positions(scores, inputs["counts"], choice),
+            "chosen_items": inputs["chosen_items"].to(targets.device),
+        }
 
     def _head_is_reachable(self, core: Any) -> bool:
         return not (self.is_fsdp_enabled or self.is_deepspeed_enabled) and head_is_enough(core)
@@ -590,8 +628,14 @@ class _WithRows:
         self.collator, self.rows = collator, rows
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = {**self.collator(rows), "ids": [row["id"] for row in rows]}
+        batch = {**self.collator(rows), **_about(rows)}
         return {**batch, "rows": rows} if self.rows else batch
+
+
+def _about(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Whose positions a batch holds, and how many of each."""
+    counts = [sum(end - start for start, end in learnt_spans(row)) for row in rows]
+    return {"ids": [row["id"] for row in rows], "counts": counts}
 
 
 # ------------------------------------------------------------------------------- what is given, as the loop takes it

@@ -50,7 +50,7 @@ class Student(Step):
         found: list[Any] = [*own, student.dtype, student.drop_layers, run.encoding, run.recipe.seed]
         if warm is not None:  # its checkpoints may be chosen by what they write
             generation = run.recipe.generation.model_dump(exclude={"engine"})
-            found += [warm.model_dump(exclude={"log_to"}), generation, *taught_by(run.recipe), *run.reading(warm)]
+            found += [warm.decides(), generation, *taught_by(run.recipe), *run.reading(warm)]
         return found
 
     def outputs(self, run: Run) -> list[Path]:

@@ -64,7 +64,7 @@ class Teacher(Step):
         if teacher.sft is None:
             return [model_identity(teacher)]
         # Its checkpoints may be chosen by what they write.
-        settings = [teacher.sft.model_dump(exclude={"log_to"}), run.recipe.generation.model_dump(exclude={"engine"})]
+        settings = [teacher.sft.decides(), run.recipe.generation.model_dump(exclude={"engine"})]
         return [model_identity(teacher), *settings, run.encoding, run.recipe.seed, *run.reading(teacher.sft)]
 
     def outputs(self, run: Run) -> list[Path]:

@@ -43,7 +43,7 @@ class Training(Step):
 
     def inputs(self, run: Run) -> list[Any]:
         recipe, config = run.recipe, run.recipe.arms[self.label]
-        found: list[Any] = [config.model_dump(exclude={"log_to"}), run.encoding, recipe.seed]
+        found: list[Any] = [config.decides(), run.encoding, recipe.seed]
         found += [recipe.generation.model_dump(exclude={"engine"}), *taught_by(recipe)]
         return [*found, *run.reading(config)]
 
