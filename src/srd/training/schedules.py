@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:  # a recipe is checked without torch
-    from srd.training.loss import LossSettings
+from srd.training.loss_settings import LossSettings
 
 
 @dataclass
