@@ -39,6 +39,7 @@ class Places:
         self.folder = folder
         self.moments = moments
         self.seen: set[Place] = set()
+        self.wanted: Callable[[Place], bool] = lambda place: True
 
     @contextmanager
     def failing(self, fault: Callable[[Place], None]) -> Iterator[None]:
@@ -48,7 +49,7 @@ class Places:
         def seam(moment: str, path: Path) -> None:
             place = self._name(path), moment
             here = self.half is None or zlib.crc32(place[0].encode()) % 2 == self.half
-            if here and moment in self.moments and place not in self.seen and not hit:
+            if here and self.wanted(place) and moment in self.moments and place not in self.seen and not hit:
                 hit.append(place)
                 fault(place)
 

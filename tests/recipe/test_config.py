@@ -340,7 +340,9 @@ def test_the_schema_for_editors_is_json() -> None:
 def test_keys_at_a_place() -> None:
     assert known_keys([]) == set(Recipe.model_fields)
     assert "stages" in known_keys(["training", "curriculum"])
-    assert known_keys(["training", "method", "gkd"]) == {"name", "student_share", "temperature", "max_new_tokens"}
+    assert known_keys(["training", "method", "gkd"]) == {
+        "name", "student_share", "temperature", "max_new_tokens", "refresh",
+    }  # fmt: skip
     assert known_keys(["baselines", "kd"]) == known_keys(["training"])
     described = describe_mistake(
         {"loc": ("baselines", "gkd", "method", "gkd", "x"), "type": "extra_forbidden", "msg": ""}

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,25 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "distillm": {
         **SRD,
         "method": {"name": "distillm", "max_new_tokens": 6, "student_share": 0.5, "share_step": 0.2, "tolerance": 0.0},
+    },
+    # Intervals begin and end between the checkpoints.
+    "gkd ahead": {**PLAIN, "epochs": 1, "method": {"name": "gkd", "max_new_tokens": 6, "refresh": 3}},
+    "gkd auto": {
+        **PLAIN,
+        "lora": {"r": 4, "dropout": 0.3},
+        "method": {"name": "gkd", "max_new_tokens": 6, "refresh": "auto"},
+    },
+    "distillm ahead": {
+        **SRD,
+        "method": {
+            "name": "distillm",
+            "max_new_tokens": 6,
+            "student_share": 0.6,
+            "share_step": 0.2,
+            "tolerance": 0.0,
+            "capacity": 6,
+            "refresh": "stage",
+        },
     },
 }
 
@@ -137,6 +157,46 @@ def test_killed_at_every_write(undisturbed: Callable[[str], TinyRun], tmp_path: 
     assert_same(run_dir, tiny.run_dir)
 
 
+def test_killed_wherever_text_is_written_ahead(undisturbed: Callable[[str], TinyRun], tmp_path: Path) -> None:
+    """Batches, files, seals and the teacher's states of each refresh: none of its bytes is another one."""
+    tiny, run_dir = undisturbed("gkd ahead"), tmp_path / "run"
+    tiny.advance("student", "cache", run_dir=run_dir)
+    places = Places(run_dir, ("replace", "done"))
+    places.wanted = lambda place: "rollouts/" in place[0] and (zlib.crc32("".join(place).encode()) % 5 == 0)
+    killed = 0
+
+    def die(place: Any) -> None:
+        raise Killed(place)
+
+    while True:
+        try:
+            with places.failing(die):
+                tiny.train(run_dir)
+            break
+        except Killed:
+            killed += 1
+    assert killed > 3
+    assert_same(run_dir, tiny.run_dir)
+    for text in tiny.run_dir.glob("stages/0/rollouts/*.parquet"):
+        assert text.read_bytes() == (run_dir / text.relative_to(tiny.run_dir)).read_bytes()
+
+
+def test_text_that_is_gone_begins_a_stage_again(
+    undisturbed: Callable[[str], TinyRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The student that wrote it is gone, too; what the teacher said of it is read again."""
+    tiny, folder = undisturbed("gkd ahead"), tmp_path / "run/stages/0/rollouts"
+    interrupt(monkeypatch, tiny.train, tmp_path / "run", DistillTrainer, "training_step", 6)
+    shutil.rmtree(folder / "0.work")
+    interrupt(monkeypatch, tiny.train, tmp_path / "run", DistillTrainer, "training_step", 2)
+    assert (folder / "0.work").is_dir() and "is not used" not in capsys.readouterr().err
+    (folder / "0.parquet").unlink()
+    tiny.train(tmp_path / "run")
+    assert "rollouts/0.parquet is missing" in " ".join(capsys.readouterr().err.split())
+    assert_same(tmp_path / "run", tiny.run_dir)
+
+
 def test_killed_at_every_training_step(
     undisturbed: Callable[[str], TinyRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -188,7 +248,7 @@ def test_nothing_that_keeps_time_needs_a_step(
 
 @pytest.mark.parametrize(
     "variant",
-    in_turn([name for name in VARIANTS if name not in ("srd", "short")], "lora", "reflect-again"),
+    in_turn([name for name in VARIANTS if name not in ("srd", "short")], "lora", "reflect-again", "distillm ahead"),
 )
 def test_every_kind_of_training_resumes(
     undisturbed: Callable[[str], TinyRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variant: str

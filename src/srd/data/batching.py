@@ -80,20 +80,32 @@ class LengthBatches(Sampler[list[int]]):
     def batches(self) -> list[list[int]]:
         """The optimizer steps of this epoch, as lists of indices."""
         random = np.random.default_rng([self.seed, self.epoch])
-        order = self.order(random)
+        return self.cut(self.order(random), self.lengths, random)
+
+    def cut(self, order: NDArray[np.int64], lengths: NDArray[np.int64], random: np.random.Generator) -> list[list[int]]:
+        """Cut shuffled examples into batches of similar length, which come in a random order.
+
+        Args:
+            order: Indices of examples, shuffled.
+            lengths: Tokens of every example, by its index.
+            random: Shuffles the batches.
+        """
         pool = self.batch_size * POOL
         batches = []
         for start in range(0, len(order), pool):
             chunk = order[start : start + pool]
-            chunk = chunk[np.argsort(self.lengths[chunk], kind="stable")]
+            chunk = chunk[np.argsort(lengths[chunk], kind="stable")]
             batches += [chunk[i : i + self.batch_size].tolist() for i in range(0, len(chunk), self.batch_size)]
         return [batches[i] for i in random.permutation(len(batches))]
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.batches():
-            for step in range(self.accumulation):
-                start = (step * self.processes + self.process) * self.micro_batch_size
-                yield batch[start : start + self.micro_batch_size]
+            yield from self.own_part(batch)
+
+    def own_part(self, batch: list[Any]) -> list[list[Any]]:
+        """This process's micro-batches of an optimizer step, some of them empty where the step is a short one."""
+        starts = [(step * self.processes + self.process) * self.micro_batch_size for step in range(self.accumulation)]
+        return [batch[start : start + self.micro_batch_size] for start in starts]
 
     @property
     def accumulation(self) -> int:
@@ -161,6 +173,11 @@ def learnt_spans(row: Mapping[str, Any]) -> list[tuple[int, int]]:
     """
     prompt, earlier = len(row["prompt_ids"]), row.get("earlier") or []
     return [*zip(earlier[::2], earlier[1::2], strict=True), (prompt, prompt + len(row["response_ids"]))]
+
+
+def learnt_tokens(row: Mapping[str, Any]) -> int:
+    """Tokens of a row that are learnt."""
+    return sum(end - start for start, end in learnt_spans(row))
 
 
 class EncodedExamples(Dataset[dict[str, Any]]):

@@ -239,10 +239,18 @@ class Recipe(Section):
             )
         small = self.cache.tier != "exact"
         asked = "cache.enabled is true" if self.cache.enabled else f"cache.tier is {self.cache.tier}"
-        if (self.cache.enabled or small) and taught and all(training.on_policy for training in taught):
+        unforeseen = [training.on_policy and not training.writes_ahead for training in taught]
+        if (self.cache.enabled or small) and taught and all(unforeseen):
             raise ValueError(
                 f"{asked}, but {taught[-1].method.name} trains on text that the student is yet to write, "
-                f"which no cache can hold. Leave {asked.split()[0]} out, or use method kd"
+                f"which no cache can hold. Leave {asked.split()[0]} out, or use method kd, or method.refresh: epoch, "
+                "which writes ahead"
+            )
+        mixed = [training.method.name for training in taught if training.writes_ahead and training.caches_references]
+        if small and mixed:
+            raise ValueError(
+                f"{asked}, but {mixed[0]} mixes references with text that the student writes ahead, of which all is "
+                "kept exact. Leave cache.tier out"
             )
         if small and self.cache.enabled is False:
             raise ValueError(f"{asked}, but cache.enabled is false, so that nothing is kept. Remove one")

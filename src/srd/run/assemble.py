@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from srd.base import parallel
-from srd.base.files import fingerprint, is_sealed, seal
+from srd.base.files import fingerprint, is_sealed, remove, seal
 from srd.base.tables import column, positions, write_table
 from srd.curation.curriculum import Curriculum, Stage
 from srd.curation.likelihoods import Pairs, pair_losses
@@ -28,10 +28,11 @@ from srd.curation.scores.base import columns_of, scores_of
 from srd.data.batching import Collator, EncodedExamples
 from srd.models.architecture import count_parameters
 from srd.models.engines.base import ENGINES
-from srd.models.loading import load_config, load_generation_config, load_model
+from srd.models.loading import load_config, load_generation_config, load_model, save_model
 from srd.models.served.journal import Journal
 from srd.models.served.lists import ServedLists, key_of
 from srd.models.tokens import padding_id, prefix_of
+from srd.recipe.schema import Recipe
 from srd.run.context import Run
 from srd.run.costs import cache_tier
 from srd.run.identity import model_identity
@@ -39,8 +40,9 @@ from srd.run.served import endpoint_of
 from srd.tasks.base import get_task
 from srd.training.settings import TrainingConfig
 from srd.training.stages import Training, check_disk
-from srd.training.teacher_cache import TeacherCache, cache_folder
+from srd.training.teacher_cache import TeacherCache, build_cache, cache_folder
 from srd.training.teachers.base import TEACHERS, TeacherSource
+from srd.training.teachers.cache import head_alone
 from srd.training.tiers.base import Tier
 
 
@@ -87,7 +89,8 @@ def _longest_text(run: Run) -> int:
     """Tokens of the longest text a writer handles: a prompt and its answer, or a prompt, its reference and one more."""
     recipe = run.recipe
     answers = [recipe.generation.max_new_tokens, recipe.reflection.max_new_tokens or 0]
-    answers += [each.method.longest_text() or 0 for each in recipe.student_trainings if each.teacher_writes]
+    trainings = recipe.student_trainings
+    answers += [each.method.longest_text() or 0 for each in trainings if each.teacher_writes or each.writes_ahead]
     answers += [get_task(named.name).decoding.max_new_tokens for named in recipe.evaluation.tasks]
     return max(recipe.data.max_length + 1, recipe.data.max_prompt_length + max(answers))
 
@@ -95,17 +98,32 @@ def _longest_text(run: Run) -> int:
 # ------------------------------------------------------------------------------------------------------ teacher cache
 
 
-def tier_of_run(run: Run) -> Tier:
-    """What the cache keeps of a token."""
+def exact_tier(run: Run) -> Tier:
+    """What is kept of text that the student writes ahead: the teacher's states."""
+    return tier_of_run(run, "exact")
+
+
+def tier_of_run(run: Run, name: str | None = None) -> Tier:
+    """What the cache keeps of a token; ``name``: in another tier than the recipe's."""
     running: str = "float32" if run.recipe.teacher.endpoint is not None else run.recipe.teacher.dtype
     if running == "auto":
         running = str(getattr(load_config(run.teacher_source), "dtype", None) or "float32").removeprefix("torch.")
-    return cache_tier(run.recipe, running)
+    return cache_tier(run.recipe, running, name)
 
 
 def needed_cache_bytes(run: Run) -> int:
     """What the cache of all training examples takes."""
     return run.encoded("train").response_tokens * tier_of_run(run).token_bytes(run.hidden_size, run.width)
+
+
+def cache_fits(run: Run) -> bool:
+    """Whether the recipe allows a cache of that size."""
+    return needed_cache_bytes(run) <= run.recipe.cache.limit_gb * 1e9
+
+
+def may_cache(recipe: Recipe) -> bool:
+    """Whether the recipe allows a cache at all; other teachers than the model itself are asked in every step."""
+    return recipe.cache.enabled is not False and not recipe.teacher.source
 
 
 def place_of_cache(run: Run) -> Path:
@@ -237,12 +255,16 @@ def training_of(
     check_disk(run.folder, parameters(start))
     written = _teacher_responses(run, config) if config.teacher_writes else None
     examples = run.encoded("train", written)
-    load_teacher = None
+    load_teacher = read_once = None
     if config.needs_teacher:
-        cache = None if config.on_policy or "cache" not in run.keys else TeacherCache(place_of_cache(run))
+        cached = config.caches_references and "cache" in run.keys
+        cache = TeacherCache(place_of_cache(run)) if cached else None
         examples.teacher = cache
         source = TeacherSource(lambda: load(run.teacher_source, run, run.teacher_options()), run.width, cache)
-        make = TEACHERS.get(run.recipe.teacher.source or ("cache" if cache is not None else "live"))
+        if config.writes_ahead and may_cache(run.recipe) and cache_fits(run):
+            read_once = functools.partial(_read_once, run)
+        kind = run.recipe.teacher.source or ("cache" if cache is not None else "live")
+        make = head_alone if read_once is not None and cache is None else TEACHERS.get(kind)
         load_teacher = functools.partial(make, source)
     stages, again = _stages(run, config, examples, folder)
     if config.method.text != "teacher" and (soft := run.soft_rows()):
@@ -263,11 +285,47 @@ def training_of(
             stages=stages,
             seed=run.seed_of(config),
             load_teacher=load_teacher,
+            read_once=read_once,
+            engine=functools.partial(_engine, run, config),
             choose_again=again,
             metrics_file=run.files.metrics,
             log_file=run.files.log(label),
             progress=update,
         )
+
+
+def _read_once(run: Run, examples: EncodedExamples, folder: Path) -> TeacherCache:
+    """Let the teacher read text that the student has written, as it reads the references for the run's cache."""
+    with run.progress("teacher reads") as update:
+        return build_cache(
+            cache_folder(folder, fingerprint(run.keys["teacher"], run.width), exact_tier(run).identity),
+            lambda: load(run.teacher_source, run, run.teacher_options()),
+            examples,
+            collator(run),
+            tier=exact_tier(run),
+            width=run.width,
+            batch_size=run.recipe.generation.batch_size,
+            progress=update,
+        )
+
+
+@contextlib.contextmanager
+def _engine(run: Run, config: TrainingConfig, student: Any, folder: Path) -> Iterator[Any]:
+    """What a student in training writes with: the engine that the recipe names, or itself where that takes files.
+
+    An adapter is not put into the weights for it: taking it out again would change them by rounding.
+    """
+    engine = ENGINES.get(run.recipe.generation.engine)
+    if engine.reads_files and config.lora is not None:
+        yield student
+        return
+    if engine.reads_files and parallel.is_main():
+        save_model(student, run.tokenizer, folder)
+    parallel.barrier()
+    yield engine.load(str(folder), _longest_text(run), {"dtype": run.recipe.student.dtype}, lambda: student)
+    parallel.barrier()
+    if parallel.is_main():
+        remove(folder)
 
 
 def _teacher_responses(run: Run, config: TrainingConfig) -> datasets.Dataset:

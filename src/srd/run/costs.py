@@ -260,7 +260,7 @@ def cached_temperatures(recipe: Recipe) -> tuple[float, ...]:
 
 def cached_trainings(recipe: Recipe) -> list[TrainingConfig]:
     """The trainings that a cache serves, where there is one."""
-    return [each for each in recipe.student_trainings if each.needs_teacher and not each.on_policy]
+    return [each for each in recipe.student_trainings if each.caches_references]
 
 
 def temperatures_of(training: TrainingConfig) -> list[float]:

@@ -53,9 +53,10 @@ def readable_json(path: Path) -> Any:
     return None
 
 
-def seal(checkpoint: Path) -> None:
-    """Note that a checkpoint is complete."""
-    write_json(checkpoint / FILES, list_files(checkpoint))
+def seal(checkpoint: Path, *beside: Path) -> None:
+    """Note that a checkpoint is complete, and which files beside it training goes on from."""
+    others = {f"../{path.relative_to(checkpoint.parent)}": (path.stat().st_size, file_digest(path)) for path in beside}
+    write_json(checkpoint / FILES, list_files(checkpoint) | others)
 
 
 def step_of(checkpoint: Path | None) -> int:

@@ -62,10 +62,12 @@ class LossParts:
     Attributes:
         ce: Cross-entropy ``[N]`` in nats (zeros where it has no weight).
         kd: Divergence ``[N]`` without its factor.
+        own: log π of each target under the student, in nats, ``[N]``; None where nobody wants to know.
     """
 
     ce: Tensor
     kd: Tensor
+    own: Tensor | None = None
 
 
 def _soften(student: Tensor, teacher: Tensor | None, settings: LossSettings) -> None:
@@ -143,25 +145,21 @@ def _chunk_losses(
     scale: Tensor | None,
     coarse: OutcomeHead | None,
     boost: Tensor | float,
+    watch: bool = False,
 ) -> LossParts:
-    """`_row_losses` over cache-sized blocks of rows on a CPU, at once on a GPU."""
+    """`_row_losses` over cache-sized blocks of rows on a CPU, at once on a GPU; with ``watch`` also log π."""
     rows = len(targets)
     if student.device.type == "cpu":
         rows = max(1, BLOCK_BYTES // (student.shape[1] * student.element_size()))
-    parts = [
-        _row_losses(
-            student[start : start + rows],
-            None if teacher is None else teacher[start : start + rows],
-            targets[start : start + rows],
-            reference[start : start + rows],
-            settings,
-            scale,
-            coarse,
-            boost,
-        )
-        for start in range(0, len(targets), rows)
-    ]
-    return LossParts(torch.cat([part.ce for part in parts]), torch.cat([part.kd for part in parts]))
+    parts, own = [], []
+    for start in range(0, len(targets), rows):
+        block = slice(start, start + rows)
+        logits, wanted, theirs = student[block], targets[block], None if teacher is None else teacher[block]
+        if watch:  # before the logits are overwritten
+            own.append(logits.gather(-1, wanted[:, None]).squeeze(-1) - torch.logsumexp(logits, -1))
+        parts.append(_row_losses(logits, theirs, wanted, reference[block], settings, scale, coarse, boost))
+    ce, kd = torch.cat([part.ce for part in parts]), torch.cat([part.kd for part in parts])
+    return LossParts(ce, kd, torch.cat(own) if watch else None)
 
 
 def chunk_bytes(device: torch.device | None = None) -> int:
@@ -228,6 +226,7 @@ class _Aims:
         teacher_head: The teacher's head, or what stands for it.
         chosen: The positions that distil, ``[M]``; None: all.
         boost: What the divergence counts more for that, a factor: items of the step to those that distil.
+        watch: Whether log π of the targets is wanted, too.
     """
 
     targets: Tensor
@@ -237,6 +236,7 @@ class _Aims:
     teacher_head: HeadWeights | None
     chosen: Tensor | None = None
     boost: Tensor | float = 1.0
+    watch: bool = False
 
     def chunks(self, vocabulary: int) -> list[tuple[Places, bool]]:
         """Positions to work on at a time, and whether they distil; those that nothing is asked of are left out."""
@@ -256,15 +256,18 @@ class _Aims:
             teacher = _workspace.logits("teacher", self.teacher_head, self.teacher_hidden[places])
         targets, reference = self.targets[places], self.reference[places]
         coarse = self.teacher_head if isinstance(self.teacher_head, OutcomeHead) else None
-        return _chunk_losses(student, teacher, targets, reference, self.settings, scale, coarse, self.boost)
+        return _chunk_losses(student, teacher, targets, reference, self.settings, scale, coarse, self.boost, self.watch)
 
-    def total(self, parts: list[tuple[Places, LossParts]], inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss, and the cross-entropy and divergence of each token."""
+    def total(self, parts: list[tuple[Places, LossParts]], inverse: Tensor) -> tuple[Tensor, ...]:
+        """The loss; the cross-entropy and divergence of each token, and log π where it is wanted and was worked out."""
         ce, kd = torch.zeros(2, len(self.targets), device=self.targets.device, dtype=inverse.dtype)
+        own = torch.full_like(ce, torch.nan) if self.watch else None
         for places, part in parts:
             ce[places], kd[places] = part.ce, part.kd
-        factor = self.settings.kd_factor * self.boost
-        return (self.settings.ce_factor * ce.sum() + factor * kd.sum()) * inverse, ce, kd
+            if own is not None and part.own is not None:
+                own[places] = part.own
+        loss = (self.settings.ce_factor * ce.sum() + self.settings.kd_factor * self.boost * kd.sum()) * inverse
+        return (loss, ce, kd) if own is None else (loss, ce, kd, own)
 
 
 def _cut(places: Tensor, vocabulary: int) -> list[slice]:
@@ -273,7 +276,7 @@ def _cut(places: Tensor, vocabulary: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, len(places), step)]
 
 
-def _finish(ctx: Any, gradients: tuple[Tensor | None, ...], result: tuple[Tensor, Tensor, Tensor]) -> None:
+def _finish(ctx: Any, gradients: tuple[Tensor | None, ...], result: tuple[Tensor, ...]) -> None:
     """Keep the gradients for `_scaled`; only the loss can be differentiated."""
     ctx.save_for_backward(*gradients)
     ctx.mark_non_differentiable(*result[1:])
@@ -294,7 +297,7 @@ class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: HeadWeights, aims: _Aims, items: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         needs = ctx.needs_input_grad
         gradient = any(needs[:3])
         width, dtype = head.vocabulary, torch.float64 if weight.dtype == torch.float64 else torch.float32
@@ -339,7 +342,7 @@ class _LogitsLoss(torch.autograd.Function):
     """The same loss of logits the model made itself: where the head is out of reach (FSDP, DeepSpeed, adapters)."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, width: int, aims: _Aims, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, logits: Tensor, width: int, aims: _Aims, items: Tensor) -> tuple[Tensor, ...]:
         grad = torch.zeros_like(logits) if ctx.needs_input_grad[0] else None
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         inverse = 1.0 / items.to(dtype)
@@ -377,6 +380,7 @@ def head_loss(
     reference: Tensor | None = None,
     chosen: Tensor | None = None,
     chosen_items: Tensor | None = None,
+    watch: bool = False,
 ) -> tuple[Tensor, LossParts]:
     """Loss of the student's last hidden states at response positions.
 
@@ -391,6 +395,7 @@ def head_loss(
         reference: 0 on tokens that the student wrote itself (no cross-entropy there), else 1, ``[N]``.
         chosen: The positions that distil, ``[M]``; None: all.
         chosen_items: Their number in the whole optimizer step (scalar), by which the divergence is divided.
+        watch: Whether log π of the targets is wanted among the parts (NaN where no logits are made).
 
     Returns:
         The loss (scalar, a sum divided by ``items``) and its parts per token. N = 0 gives a loss of 0 that can still
@@ -398,10 +403,10 @@ def head_loss(
     """
     known = _reference(reference, targets, hidden)
     boost = _boost(items, chosen_items, known.dtype)
-    aims = _Aims(targets, known, settings, teacher_hidden, teacher_head, chosen, boost)
+    aims = _Aims(targets, known, settings, teacher_hidden, teacher_head, chosen, boost, watch)
     with _as_given(hidden):
-        loss, ce, kd = _HeadLoss.apply(hidden, head.weight, head.bias, head, aims, items)
-    return loss, LossParts(ce, kd)
+        loss, *parts = _HeadLoss.apply(hidden, head.weight, head.bias, head, aims, items)
+    return loss, LossParts(*parts)
 
 
 def logits_loss(
@@ -416,14 +421,15 @@ def logits_loss(
     reference: Tensor | None = None,
     chosen: Tensor | None = None,
     chosen_items: Tensor | None = None,
+    watch: bool = False,
 ) -> tuple[Tensor, LossParts]:
     """`head_loss` for logits ``[N, V]`` at response positions; ids from ``width`` on are padding rows."""
     known = _reference(reference, targets, logits)
     boost = _boost(items, chosen_items, known.dtype)
-    aims = _Aims(targets, known, settings, teacher_hidden, teacher_head, chosen, boost)
+    aims = _Aims(targets, known, settings, teacher_hidden, teacher_head, chosen, boost, watch)
     with _as_given(logits):
-        loss, ce, kd = _LogitsLoss.apply(logits, width, aims, items)
-    return loss, LossParts(ce, kd)
+        loss, *parts = _LogitsLoss.apply(logits, width, aims, items)
+    return loss, LossParts(*parts)
 
 
 def _as_given(like: Tensor) -> torch.autocast:

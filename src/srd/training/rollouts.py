@@ -5,7 +5,8 @@ Every choice is drawn from (seed, step), so that all processes choose alike and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -30,10 +31,28 @@ class OnPolicy:
     seed: int = 0
     keeps: ClassVar[bool] = False  # whether student text is used again
     wants_reference: ClassVar[bool] = False  # whether the model is to be validated before it is trained
+    by_row: ClassVar[bool] = True  # whether text that is written ahead is mixed with references row by row
+
+    @property
+    def share(self) -> float:
+        """The share of student text that text is written ahead for."""
+        return self.student_share
 
     def author(self, step: int, total_steps: int) -> Author:
         """Who writes the batch of this optimizer step."""
         return "student" if _random(self.seed, step).random() < self.student_share else "data"
+
+    def ahead(self, number: int, first: int, batches: Sequence[Sequence[str]], total_steps: int) -> set[str]:
+        """The examples that a refresh lets the student answer, drawn one by one from (seed, example, refresh).
+
+        Args:
+            number: Of the refresh.
+            first: The optimizer step that it comes before.
+            batches: Ids of the examples of each step from there on that the text is for.
+            total_steps: Of the whole training.
+        """
+        names = {name for batch in batches for name in batch}
+        return {name for name in names if _chance(self.seed, number, name) < self.student_share}
 
     def observe(self, validation_loss: float) -> None:
         """Take note of a validation; nothing follows from it here."""
@@ -44,6 +63,10 @@ class OnPolicy:
     def draw(self, count: int, step: int) -> list[Row]:
         """There is no buffer to draw from."""
         raise AssertionError("on-policy training has no buffer")
+
+    def kept(self) -> list[Row]:
+        """There is no text that is used again."""
+        return []
 
     def goes_on(self, seed: int, steps_before: int, steps_in_all: int) -> bool:
         """Each stage chooses for itself."""
@@ -89,6 +112,12 @@ class AdaptiveOffPolicy:
     steps_before: int = 0
     steps_in_all: int | None = None
     keeps: ClassVar[bool] = True
+    by_row: ClassVar[bool] = False
+
+    @property
+    def share(self) -> float:
+        """The share of student text that text is written ahead for."""
+        return self.threshold
 
     @property
     def wants_reference(self) -> bool:
@@ -97,12 +126,25 @@ class AdaptiveOffPolicy:
 
     def author(self, step: int, total_steps: int) -> Author:
         """Who writes the batch of this optimizer step."""
+        return self._author(step, total_steps, len(self.buffer))
+
+    def _author(self, step: int, total_steps: int, held: int) -> Author:
+        """Who writes the batch of a step at whose beginning the buffer holds so many responses."""
         step, total_steps = self.steps_before + step, self.steps_in_all or total_steps
         chance = _random(self.seed, step).random()
         if chance >= self.threshold:
             return "data"
         left = max(0.0, 1.0 - step / max(1, total_steps))
-        return "student" if len(self.buffer) < self.capacity or chance < self.threshold * left else "buffer"
+        return "student" if held < self.capacity or chance < self.threshold * left else "buffer"
+
+    def ahead(self, number: int, first: int, batches: Sequence[Sequence[str]], total_steps: int) -> set[str]:
+        """The examples of the steps that are to be fresh student text while the threshold stays as it is."""
+        held, names = len(self.buffer), set[str]()
+        for step, batch in enumerate(batches, start=first):
+            if self._author(step, total_steps, held) == "student":
+                names.update(batch)
+                held = min(self.capacity, held + len(batch))
+        return names
 
     def observe(self, validation_loss: float) -> None:
         """Raise the threshold, and the reference, when the validation loss has risen above the reference."""
@@ -122,6 +164,10 @@ class AdaptiveOffPolicy:
         random = _random(self.seed, self.steps_before + step, 1)
         chosen = random.choice(len(self.buffer), size=count, replace=count > len(self.buffer))
         return [self.buffer[i] for i in chosen]
+
+    def kept(self) -> list[Row]:
+        """The text that may be used again."""
+        return self.buffer
 
     def goes_on(self, seed: int, steps_before: int, steps_in_all: int) -> bool:
         """Take a stage as a part of the whole training, whose steps are counted through; it takes up `state`."""
@@ -183,3 +229,9 @@ def replace_responses(
 
 def _random(*key: int) -> np.random.Generator:
     return np.random.default_rng(key)
+
+
+def _chance(seed: int, number: int, name: str) -> float:
+    """A number from 0 to 1 that depends on nothing but seed, refresh and example."""
+    key = hashlib.blake2b(f"{seed}\0{number}\0{name}".encode(), digest_size=8).digest()
+    return (int.from_bytes(key, "little") >> 11) / 2.0**53  # below 1: as many bits as a float has

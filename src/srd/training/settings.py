@@ -155,7 +155,10 @@ class TrainingConfig(Section):
 
     def decides(self) -> dict[str, Any]:
         """The settings that its result follows from; one that came later is left out where it changes nothing."""
-        return self.model_dump(exclude={"log_to", *(() if self.tokens else ("tokens",))})
+        found = self.model_dump(exclude={"log_to", *(() if self.tokens else ("tokens",))})
+        if not self.writes_ahead:
+            found["method"].pop("refresh", None)
+        return found
 
     @property
     def label(self) -> str:
@@ -176,6 +179,16 @@ class TrainingConfig(Section):
     def on_policy(self) -> bool:
         """Whether the student writes some of the text, which no cache can foresee."""
         return self.method.text == "student"
+
+    @property
+    def writes_ahead(self) -> bool:
+        """Whether it writes that text ahead of its training, so that the teacher can read it once."""
+        return self.on_policy and self.method.refreshed() != "step"
+
+    @property
+    def caches_references(self) -> bool:
+        """Whether a cache of the teacher's states for the references serves it."""
+        return self.needs_teacher and (not self.on_policy or (self.writes_ahead and not self.method.all_by_student()))
 
 
 class CacheConfig(Section):

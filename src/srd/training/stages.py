@@ -7,6 +7,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -30,10 +31,13 @@ from srd.training.loss import LossSettings, TokenChoice
 from srd.training.rollouts import Rollouts
 from srd.training.schedules import Schedule
 from srd.training.settings import TrainingConfig
+from srd.training.teacher_cache import TeacherCache
 from srd.training.teachers.common import Teacher
 from srd.training.trainer import (
+    ROLLOUTS,
     DistillTrainer,
     Validation,
+    Writing,
     append_row,
     filter_rows,
     steps_per_epoch,
@@ -68,6 +72,9 @@ class Training:
         stages: What each stage trains on. `reflect_again` may replace a stage's examples.
         seed: Fixes order, dropout and student text.
         load_teacher: Gives the teacher; None where the method needs none.
+        read_once: ``(examples, folder) -> cache``: lets the teacher read what the student has written ahead; None: it
+            is asked in every step.
+        engine: ``(student, folder) -> what it writes with``, within a context; the folder is free for it.
         choose_again: ``(model, stage) -> stage`` before every stage but the first; None: stages are as planned.
         metrics_file: Every logged value goes here, one JSON object a line, ...
         log_file: ... and here, where this training's are alone.
@@ -87,6 +94,8 @@ class Training:
     metrics_file: Path
     log_file: Path
     load_teacher: Callable[[], Teacher] | None = None
+    read_once: Callable[[EncodedExamples, Path], TeacherCache] | None = None
+    engine: Callable[[Any, Path], AbstractContextManager[Any]] = lambda student, folder: nullcontext(student)
     choose_again: Callable[[Any, Stage], Stage] | None = None
     progress: Callable[..., None] = lambda *values: None
     _teacher: Teacher | None = field(default=None, init=False)
@@ -221,7 +230,7 @@ def train_stage(training: Training, stage: Stage, model: Any) -> Any:
                 "temperature": stage.temperature, "weight": stage.weight,
                 "best_metric": best, "best_step": trainer.state.best_global_step,
                 "seconds": round(trainer.seconds, 3), "validation_seconds": round(trainer.validation_seconds, 3),
-                "files": list_files(folder, "model", ROLLOUTS_FILE, SCHEDULE_FILE, SCORES_FILE),
+                "files": list_files(folder, "model", ROLLOUTS_FILE, SCHEDULE_FILE, SCORES_FILE, ROLLOUTS),
             }  # fmt: skip
             write_json(folder / METRICS_FILE, {**metrics, "digest": fingerprint(metrics)})
         _remove_checkpoints(folder)
@@ -257,8 +266,9 @@ def make_trainer(training: Training, stage: Stage, model: Any) -> DistillTrainer
         teacher=training.teacher if config.needs_teacher else None,
         objective=loss_settings(config, stage),
         eval_dataset=training.validation,
-        method=writing_of(config.method, _stage_rollouts(training, stage), _stage_schedule(training, stage)),
+        method=_stage_writing(training, stage),
     )
+    trainer.tell = lambda note: training.progress(trainer.state.global_step, trainer.state.max_steps, note)
     trainer.batches.draw(stage.subset)
     trainer.log_row = log_row
     trainer.remove_callback(PrinterCallback)
@@ -280,6 +290,18 @@ def loss_settings(config: TrainingConfig, stage: Stage) -> LossSettings:
         if config.tokens and config.tokens.share < 1
         else None,
     )
+
+
+def _stage_writing(training: Training, stage: Stage) -> Writing:
+    """How the student writes in a stage."""
+    folder = training.stage_folder(stage.index) / ROLLOUTS
+    writing = writing_of(
+        training.config.method, _stage_rollouts(training, stage), _stage_schedule(training, stage), folder
+    )
+    if writing.ahead is not None:
+        writing.ahead.batch_size, writing.ahead.read = training.validation.batch_size, training.read_once
+        writing.ahead.engine = lambda student: training.engine(student, folder / "writer")
+    return writing
 
 
 def _stage_rollouts(training: Training, stage: Stage) -> Rollouts | None:
@@ -448,7 +470,9 @@ def _forget_rows(training: Training, stage: Stage, checkpoint: Path | None) -> N
     def keep(row: dict[str, Any]) -> bool:
         if row.get("arm") != training.label or row["stage"] < stage.index:
             return True
-        return row["stage"] == stage.index and row["step"] <= step and "train_runtime" not in row
+        # A refresh comes before its step, and is told again by the attempt that takes the step.
+        last = step - 1 if "refresh" in row else step
+        return row["stage"] == stage.index and row["step"] <= last and "train_runtime" not in row
 
     for path in (training.log_file, training.metrics_file):
         filter_rows(path, keep)

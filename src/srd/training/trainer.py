@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,14 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, Trai
 from srd.base import parallel
 from srd.base.errors import RunError, UserError
 from srd.base.files import atomic_write, disk_errors, read_json, remove, write_json
-from srd.data.batching import Collator, EncodedExamples, LengthBatches, learnt_spans, length_sorted_batches
+from srd.data.batching import (
+    Collator,
+    EncodedExamples,
+    LengthBatches,
+    learnt_spans,
+    learnt_tokens,
+    length_sorted_batches,
+)
 from srd.data.encoding import encode, is_encoded
 from srd.data.turns import without_end
 from srd.metrics.rouge import rouge_l_many
@@ -52,18 +59,21 @@ from srd.training.divergences.base import canonical_name, check_parameters
 from srd.training.loss import LossParts, LossSettings, head_loss, logits_loss
 from srd.training.methods.base import METHODS, Method, any_method
 from srd.training.positions import MakeLogits, choose_positions, entropies, entropies_of, gaps_of, random_scores
+from srd.training.refresh import Ahead, Refresher
 from srd.training.rollouts import Rollouts, replace_responses
 from srd.training.schedules import Schedule
-from srd.training.teacher_cache import TeacherCache
+from srd.training.teacher_cache import TeacherCache, build_cache
 from srd.training.teachers.base import TeacherSource
 from srd.training.teachers.cache import CachedTeacher
 from srd.training.teachers.common import Teacher
-from srd.training.teachers.live import live
+from srd.training.teachers.live import LiveTeacher, live
+from srd.training.written import Pen
 
 logger = logging.getLogger(__name__)
 
 ENOUGH = 16  # answers of the student, to say how many of them were cut
 
+ROLLOUTS = "rollouts"  # the folder of what the student writes ahead
 STATE_FILE = "distillation.json"  # what a checkpoint of ours holds beside the Trainer's own files
 
 
@@ -96,18 +106,20 @@ class Writing:
         rollouts: Which batches it writes; None: none of them.
         decoding: How it chooses tokens.
         schedule: Of the loss; None: it stays as it is.
+        ahead: How it writes ahead of its training; None: in every step.
     """
 
     rollouts: Rollouts | None = None
     decoding: Decoding = field(default_factory=Decoding)
     schedule: Schedule | None = None
+    ahead: Ahead | None = None
 
 
-def writing_of(method: Method, rollouts: Rollouts | None, schedule: Schedule | None) -> Writing:
-    """How the student writes by a method's settings."""
-    longest = method.longest_text()
+def writing_of(method: Method, rollouts: Rollouts | None, schedule: Schedule | None, folder: Path) -> Writing:
+    """How the student writes by a method's settings; what it writes ahead goes to ``folder``."""
+    longest, every = method.longest_text(), method.refreshed()
     decoding = Decoding(longest, method.sampling_temperature()) if rollouts and longest else Decoding()
-    return Writing(rollouts, decoding, schedule)
+    return Writing(rollouts, decoding, schedule, Ahead(every, folder) if rollouts and every != "step" else None)
 
 
 class DistillTrainer(Trainer):
@@ -133,6 +145,7 @@ class DistillTrainer(Trainer):
     Attributes:
         tokens_read: Of prompts and responses, so far.
         log_row: Called with every logged row; None: nobody is.
+        tell: Called with how far the student's writing ahead is, in words.
         collator: Pads batches.
 
     Raises:
@@ -161,13 +174,12 @@ class DistillTrainer(Trainer):
         method: str | Mapping[str, Any] | Method | Writing = "kd",
     ) -> None:
         self.tokenizer = tokenizer = processing_class
-        writing, uses_teacher = _writing(method, args.seed)
+        writing, uses_teacher = _writing(method, args)
         self.settings = settings = _loss_settings(objective, temperature, weight, uses_teacher)
         examples = _encoded(train_dataset, tokenizer, model)
         self.teacher = _teacher(teacher, examples, model, tokenizer, args) if settings.objective else None
         _check_served(teacher, settings, writing)
-        if writing.rollouts is not None and self.teacher is not None and not self.teacher.reads_new_text:
-            raise UserError("a teacher cache cannot foresee what the student writes. Give the teacher itself.")
+        _check_reads(writing, self.teacher)
         self.validation = validation = _validation(eval_dataset, tokenizer, model)
         self.collator = make_collator(model, tokenizer, self.teacher.model if self.teacher else None)
         use_one_device(args)
@@ -184,22 +196,18 @@ class DistillTrainer(Trainer):
         if self.rollouts is not None or (validation is not None and validation.generate):
             abilities(self.model)  # measured before autocast rounds what it compares
         self.log_row: Callable[[dict[str, Any]], None] | None = None
+        self.tell: Callable[[str], None] = lambda note: None
         self.model_accepts_loss_kwargs = True  # our loss is divided by the items of the whole step
         self.loss_is_scaled_for_ga = True
         self.can_return_loss = True
-        self.batches = LengthBatches(
-            examples.lengths,
-            args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
-            micro_batch_size=args.per_device_train_batch_size,
-            seed=args.seed,
-            process=args.process_index,
-            processes=args.world_size,
-        )
+        self.batches = _length_batches(examples, args)
         check_sharding(self.accelerator)
+        self.refresher = self._refresher(writing, examples, by_method=not isinstance(method, Writing))
         if self.teacher is not None and self.is_fsdp_enabled:
             self.teacher.shard()
         for callback in (_EpochOrder(self.batches), _FirstValidation(self), _StepEnd(self)):
             self.add_callback(callback)
+        self._drifts: list[Tensor] = []  # [2] of each micro-batch since the last log: sum of log π − log π₀, and tokens
         self._parts: list[tuple[Tensor, Tensor]] = []
         self._parts_since = self._parts_before = 0  # the last log's step; parts of the steps before this one
         self._written = [0, 0]  # answers of the student, and how many of them were cut
@@ -213,9 +221,11 @@ class DistillTrainer(Trainer):
         """Batches that are already this process's own: accelerate has nothing left to deal out."""
         assert isinstance(self.train_dataset, EncodedExamples)
         return DataLoader(
-            self.train_dataset,
+            self.train_dataset if self.refresher is None else range(len(self.train_dataset)),  # type: ignore[arg-type]
             batch_sampler=self.batches,
-            collate_fn=_WithRows(self.collator, rows=self.rollouts is not None),
+            collate_fn=_nothing
+            if self.refresher is not None
+            else _WithRows(self.collator, rows=self.rollouts is not None),
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
         )
@@ -232,7 +242,9 @@ class DistillTrainer(Trainer):
         """Fetch an optimizer step's micro-batches, let the student write if it is its turn, and count the tokens."""
         samples = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         rows, by_student = [batch.pop("rows", []) for batch in samples], False
-        if self.rollouts is not None:
+        if self.refresher is not None:
+            samples, rows = self._written_ahead(self.refresher)
+        elif self.rollouts is not None:
             rows, by_student = replace_responses(
                 rows, self.rollouts, self.state.global_step, self.state.max_steps, self._write
             )
@@ -277,6 +289,49 @@ class DistillTrainer(Trainer):
             values.append(entropies(hidden, head, temperature).float().cpu().numpy())
         return np.concatenate(parallel.gather(np.concatenate(values)))
 
+    def _refresher(self, writing: Writing, examples: EncodedExamples, *, by_method: bool) -> Refresher | None:
+        """What lets the student write ahead, where it does; a method that is named has a whole teacher read once."""
+        ahead, teacher = writing.ahead, self.teacher
+        if ahead is None or writing.rollouts is None:
+            return None
+        if by_method and type(teacher) is LiveTeacher and not self.is_fsdp_enabled:
+            model, collator = teacher.model, self.collator
+            ahead.read = lambda rows, folder: build_cache(folder / "cache", lambda: model, rows, collator)
+        decoding = replace(writing.decoding, seed=self.args.seed)
+        refresher = Refresher(ahead, writing.rollouts, examples, self.batches, decoding)
+        self.add_callback(_WrittenAhead(self, refresher))
+        return refresher
+
+    def _written_ahead(self, refresher: Refresher) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
+        """The micro-batches of an optimizer step, and their rows: text that is written ahead, here if it is time."""
+        step = self.state.global_step
+        if refresher.begin(step, self.state.max_steps, self._pen, self.tell):
+            self.log(refresher.summary())
+        samples, batches = [], refresher.micro_batches(step)
+        for rows in batches:
+            batch = {**self.collator(rows), **_about(rows)}
+            if any("log_likelihood" in row for row in rows):
+                batch["log_likelihood"] = torch.tensor(
+                    [value for row in rows for value in row.get("log_likelihood") or [math.nan] * learnt_tokens(row)]
+                )
+            samples.append(batch)
+        return samples, batches
+
+    @contextlib.contextmanager
+    def _pen(self) -> Iterator[Pen]:
+        """The student as it is now, to write with."""
+        assert self.refresher is not None
+        with self.whole_student() as student:
+            student.eval()
+            yield Pen(
+                student, student, self.tokenizer, self.collator, self._readable(), self.refresher.ahead.batch_size
+            )
+            student.train()
+
+    def _readable(self) -> int:
+        """Ids from here on are not written, as the teacher could not read them."""
+        return min(len(self.tokenizer), self.teacher.head.vocabulary) if self.teacher else len(self.tokenizer)
+
     def _by_student(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """A micro-batch of the student's own answers, on which there is no cross-entropy."""
         batch = {**self.collator(rows), **_about(rows)}
@@ -293,8 +348,7 @@ class DistillTrainer(Trainer):
             seed=self.args.seed + self.state.global_step,
         )
         answers: list[list[int]] = []
-        # What the teacher could not read is not written.
-        width = min(len(self.tokenizer), self.teacher.head.vocabulary) if self.teacher else len(self.tokenizer)
+        width = self._readable()
         with self.whole_student() as student:
             student.eval()
             for start in range(0, len(rows), self.args.per_device_train_batch_size):
@@ -340,6 +394,8 @@ class DistillTrainer(Trainer):
         loss, parts = self.loss_of(model, inputs, items)
         self._unchecked = (loss.detach().to("cpu", non_blocking=True), inputs, _marked(loss.device))
         self._parts.append((parts.ce.sum() / items, parts.kd.sum() / inputs.get("chosen_items", items)))
+        if parts.own is not None:
+            self._watch(parts.own, inputs["log_likelihood"])
         # DDP averages gradients over processes, but our sum is divided by the global count already.
         return loss * self.accelerator.num_processes if self.accelerator.num_processes > 1 else loss
 
@@ -371,6 +427,7 @@ class DistillTrainer(Trainer):
             teacher_head = self.teacher.head_on(inputs["targets"].device)
         width = teacher_head.vocabulary if teacher_head else None
         extra: dict[str, Any] = {"teacher_hidden": teacher_hidden, "teacher_head": teacher_head, "reference": reference}
+        extra["watch"] = "log_likelihood" in inputs
         if self._head_is_reachable(core):
             hidden, head = response_hidden(model, inputs, core=core), head_weights(core, width)
             if settings.tokens is not None:
@@ -401,6 +458,19 @@ class DistillTrainer(Trainer):
             "chosen": choose_positions(scores, inputs["counts"], choice),
             "chosen_items": inputs["chosen_items"].to(targets.device),
         }
+
+    def _watch(self, own: Tensor, before: Tensor) -> None:
+        """Add up how far the student has moved away from the text that it wrote, ``[N]`` and ``[N]`` (NaN: not its)."""
+        moved = (own - before).double()  # NaN where the text is another's, and where no logits were made
+        self._drifts.append(torch.stack([moved.nansum(), (~moved.isnan()).sum()]))
+
+    def drift(self, drifts: list[Tensor]) -> float | None:
+        """Mean of log π − log π₀ in nats a token, over all processes; None without text of the student."""
+        total = sum(drifts, torch.zeros(2, dtype=torch.float64, device=self.args.device))
+        if self.args.world_size > 1:
+            total = self.accelerator.reduce(total, "sum")
+        moved, tokens = total.tolist()
+        return moved / tokens if tokens else None
 
     def _head_is_reachable(self, core: Any) -> bool:
         return not (self.is_fsdp_enabled or self.is_deepspeed_enabled) and head_is_enough(core)
@@ -470,8 +540,12 @@ class DistillTrainer(Trainer):
             ce, kd = (sums / steps).tolist()
             logs = {**logs, "ce_loss": ce, "kd_loss": kd, **(self.schedule.logged() if self.schedule else {})}
             self._parts.clear()
-        if "loss" in logs and self.rollouts is not None:
+        if "loss" in logs and self.rollouts is not None and self.refresher is None:
             logs = {**logs, **self._cut_share()}
+        if "loss" in logs and self.refresher is not None:
+            drift = self.drift(self._drifts)
+            self._drifts.clear()
+            logs = logs if drift is None else {**logs, "drift": drift}
         super().log(logs, start_time)
         if self.log_row is not None and self.is_world_process_zero():
             times = {"seconds": round(self.seconds, 3)}
@@ -512,6 +586,9 @@ class DistillTrainer(Trainer):
         state["written_by"] = self._writer()
         state["rollouts"] = self.rollouts.state() if self.rollouts is not None else {}
         state["schedule"] = self.schedule.state() if self.schedule is not None else {}
+        beside: list[Path] = []
+        if self.refresher is not None:
+            state["refresh"], beside = self.refresher.state(), self.refresher.needed(self.state.global_step)
         keep, self.args.save_total_limit = self.args.save_total_limit, None  # older ones go when this one is complete
         try:
             with disk_errors(folder):
@@ -520,7 +597,7 @@ class DistillTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
                 parallel.barrier()
                 if self.is_world_process_zero():
-                    seal(folder)
+                    seal(folder, *beside)
         except RunError:
             if self.is_world_process_zero():
                 remove(folder)
@@ -529,6 +606,8 @@ class DistillTrainer(Trainer):
             self.args.save_total_limit = keep
         if self.is_world_process_zero():
             forget_older(folder.parent, keep, self.state.best_model_checkpoint)
+            if self.refresher is not None:
+                self.refresher.forget(self.state.global_step)
 
     def _load_best_model(self) -> None:
         # Its path is as the process saw it that chose it, perhaps from another working directory.
@@ -570,6 +649,8 @@ class DistillTrainer(Trainer):
                 self.rollouts.restore(state["rollouts"])
             if self.schedule is not None:
                 self.schedule.restore(state["schedule"])
+            if self.refresher is not None:
+                self.refresher.restore(state["refresh"])
         self._started = time.perf_counter()
         self._parts_since = step_of(checkpoint)
         return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -621,6 +702,32 @@ class _StepEnd(TrainerCallback):
         self.trainer.end_step()
 
 
+class _WrittenAhead(TrainerCallback):
+    """Tells what writes ahead how far the student has moved, and when training ends."""
+
+    def __init__(self, trainer: DistillTrainer, refresher: Refresher) -> None:
+        self.trainer, self.refresher = trainer, refresher
+        self.seen = 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.refresher.ahead.every == "auto":  # asked now, so that a checkpoint of this step knows
+            drifts = self.trainer._drifts
+            self.refresher.watch(self.trainer.drift(drifts[self.seen :]))
+            self.seen = len(drifts)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seen = len(self.trainer._drifts)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.refresher.close()
+
+
+def _nothing(rows: list[int]) -> dict[str, Any]:
+    """In place of a batch whose rows are chosen when its step comes."""
+    return {"rows": []}
+
+
 class _WithRows:
     """Collates, and keeps ids beside the tensors for messages, and the rows where the student may write them anew."""
 
@@ -650,6 +757,18 @@ def _encoded(rows: Any, tokenizer: PreTrainedTokenizerBase, model: Any) -> Encod
     return EncodedExamples(rows)
 
 
+def _length_batches(examples: EncodedExamples, args: TrainingArguments) -> LengthBatches:
+    """This process's part of batches of similar length."""
+    return LengthBatches(
+        examples.lengths,
+        args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        micro_batch_size=args.per_device_train_batch_size,
+        seed=args.seed,
+        process=args.process_index,
+        processes=args.world_size,
+    )
+
+
 def _validation(rows: Any, tokenizer: PreTrainedTokenizerBase, model: Any) -> Validation | None:
     if rows is None or isinstance(rows, Validation):
         return rows
@@ -671,7 +790,7 @@ def _loss_settings(objective: Any, temperature: float, weight: float, uses_teach
     return LossSettings(name, parameters, temperature, weight) if uses_teacher else LossSettings()
 
 
-def _writing(given: Any, seed: int) -> tuple[Writing, bool]:
+def _writing(given: Any, args: TrainingArguments) -> tuple[Writing, bool]:
     """How the student writes by a method, and whether the teacher is asked."""
     if isinstance(given, Writing):
         return given, True
@@ -685,7 +804,15 @@ def _writing(given: Any, seed: int) -> tuple[Writing, bool]:
             f"method: '{named.name}' trains on what the teacher has written. Give the teacher's answers as the rows "
             f"and method='sft'; srd.distill(…, method='{named.name}') does both."
         )
-    return writing_of(named, named.rollouts(seed), named.schedule()), named.uses_teacher
+    folder = Path(str(args.output_dir)) / ROLLOUTS
+    return writing_of(named, named.rollouts(args.seed), named.schedule(), folder), named.uses_teacher
+
+
+def _check_reads(writing: Writing, teacher: Teacher | None) -> None:
+    """Refuse a teacher that cannot be asked about what the student is yet to write."""
+    read_once = writing.ahead is not None and writing.ahead.read is not None
+    if writing.rollouts is not None and teacher is not None and not teacher.reads_new_text and not read_once:
+        raise UserError("a teacher cache cannot foresee what the student writes. Give the teacher itself.")
 
 
 def _teacher(

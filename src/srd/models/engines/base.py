@@ -16,9 +16,11 @@ class EngineKind:
 
     Attributes:
         writes_behind: Tokens that it must write behind a text to score it.
+        reads_files: Whether it loads a model's files, so that one in training has to be written for it.
     """
 
     writes_behind: ClassVar[int] = 0
+    reads_files: ClassVar[bool] = False
 
     def check(self, encoder_decoder: bool, models: Sequence[Any]) -> None:
         """Refuse what the engine cannot serve, before the training that may come before its first answer.

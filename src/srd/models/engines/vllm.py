@@ -248,6 +248,7 @@ class Vllm(EngineKind):
     """Decoder-only models without adapters."""
 
     writes_behind = 1
+    reads_files = True
 
     def check(self, encoder_decoder: bool, models: Sequence[Any]) -> None:
         check_installed()

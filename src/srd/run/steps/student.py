@@ -13,7 +13,7 @@ from srd.base.text import count, many
 from srd.models.loading import load_model, save_model
 from srd.models.pruning import drop_layers
 from srd.recipe.schema import Recipe
-from srd.run.assemble import parameters, training_of
+from srd.run.assemble import may_cache, parameters, training_of
 from srd.run.context import Run, load_options
 from srd.run.costs import Facts, Phase, training_phase
 from srd.run.identity import model_identity, plugins_identity
@@ -112,13 +112,13 @@ def teaching_steps(recipe: Recipe, training: Any) -> list[str]:
     """The steps that bring the teacher's part to a training: its text, or its cache."""
     if training.teacher_writes:
         return ["teacher text"]
-    wanted = recipe.cache.enabled is not False and not recipe.teacher.source
-    return ["cache"] if wanted and training.needs_teacher and not training.on_policy else []
+    return ["cache"] if may_cache(recipe) and training.caches_references else []
 
 
 def runs_live(facts: Facts, training: Any) -> bool:
     """Whether the teacher runs in every pass of a training, because no cache serves it."""
-    return "cache" not in teaching_steps(facts.recipe, training) or not facts.cache_fits
+    cached = training.writes_ahead or "cache" in teaching_steps(facts.recipe, training)
+    return not cached or not may_cache(facts.recipe) or not facts.cache_fits
 
 
 def reflecting_student(run: Run) -> tuple[str, dict[str, Any]]:

@@ -23,6 +23,7 @@ from srd.models.generation import Decoding, generate_tokens
 from srd.models.tokens import stop_token_ids
 from srd.recipe.schema import Recipe
 from srd.run.assemble import (
+    cache_fits,
     collator,
     lists_of,
     load,
@@ -175,7 +176,7 @@ class Cache(Step):
 
     def is_idle(self, run: Run) -> bool:
         needed = needed_cache_bytes(run)
-        if needed <= run.recipe.cache.limit_gb * 1e9:
+        if cache_fits(run):
             return False
         limit = run.recipe.cache.limit_gb
         if run.recipe.teacher.endpoint is not None:

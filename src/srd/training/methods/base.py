@@ -20,7 +20,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, Union
 
-from pydantic import Field, TypeAdapter
+from pydantic import BeforeValidator, Field, TypeAdapter
 from pydantic_core import core_schema
 
 from srd.base.registry import Registry
@@ -29,6 +29,19 @@ from srd.base.settings import Section
 if TYPE_CHECKING:
     from srd.training.rollouts import Rollouts
     from srd.training.schedules import Schedule
+
+
+def _how_often(value: Any) -> Any:
+    """Refuse what says neither in a word nor in steps how often the student writes anew."""
+    if value in REFRESHES if isinstance(value, str) else type(value) is int and value >= 1:
+        return value
+    raise ValueError(f"expected {', '.join(REFRESHES)} or a number of optimizer steps, at least 1")
+
+
+#: When the student's text is written anew: in every step, or once for an epoch, a stage or so many optimizer steps;
+#: auto: when the student has moved away from it.
+REFRESHES = ("step", "epoch", "stage", "auto")
+Refresh = Annotated[Literal["step", "epoch", "stage", "auto"] | int, BeforeValidator(_how_often)]
 
 
 class Method(Section):
@@ -59,6 +72,14 @@ class Method(Section):
     def longest_text(self) -> int | None:
         """Tokens of the longest response that a model writes for it; None: it writes none."""
         return None
+
+    def refreshed(self) -> Refresh:
+        """When the student's text is written anew; what is not written in every step is written ahead of it."""
+        return "step"
+
+    def all_by_student(self) -> bool:
+        """Whether the student writes every response, so that no reference is trained on."""
+        return False
 
     def written_share(self) -> float:
         """The share of the responses that the student writes, as far as it is known beforehand."""

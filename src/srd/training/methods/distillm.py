@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from srd.base.settings import SamplingTemperature
-from srd.training.methods.base import Method, register_method
+from srd.training.methods.base import Method, Refresh, register_method
 from srd.training.rollouts import AdaptiveOffPolicy
 
 
@@ -22,12 +22,18 @@ class DistillmMethod(Method):
     tolerance: float = Field(0.1, ge=0, description="rise of validation loss (nats a token) that counts")
     temperature: SamplingTemperature = Field(1.0, description="sampling temperature of the student")
     max_new_tokens: int = Field(256, ge=1, description="longest student response")
+    refresh: Refresh = Field(
+        "step", description="when the student writes anew: step, epoch, stage, auto, or so many optimizer steps"
+    )
 
     def rollouts(self, seed: int) -> AdaptiveOffPolicy:
         return AdaptiveOffPolicy(self.student_share, self.share_step, self.tolerance, self.capacity, seed)
 
     def longest_text(self) -> int:
         return self.max_new_tokens
+
+    def refreshed(self) -> Refresh:
+        return self.refresh
 
     def written_share(self) -> float:
         return self.student_share

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from srd.base.settings import SamplingTemperature
-from srd.training.methods.base import Method, register_method
+from srd.training.methods.base import Method, Refresh, register_method
 from srd.training.rollouts import OnPolicy
 
 
@@ -19,12 +19,21 @@ class GkdMethod(Method):
     student_share: float = Field(0.5, ge=0, le=1, description="probability that a batch is written by the student")
     temperature: SamplingTemperature = Field(1.0, description="sampling temperature of the student")
     max_new_tokens: int = Field(256, ge=1, description="longest student response")
+    refresh: Refresh = Field(
+        "step", description="when the student writes anew: step, epoch, stage, auto, or so many optimizer steps"
+    )
 
     def rollouts(self, seed: int) -> OnPolicy:
         return OnPolicy(self.student_share, seed)
 
     def longest_text(self) -> int:
         return self.max_new_tokens
+
+    def refreshed(self) -> Refresh:
+        return self.refresh
+
+    def all_by_student(self) -> bool:
+        return self.student_share == 1
 
     def written_share(self) -> float:
         return self.student_share

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from srd.base.errors import UserError
+from srd.models.head import head_weights
 from srd.training.teachers.base import TeacherSource, register_teacher
 from srd.training.teachers.common import Teacher
 
@@ -23,6 +25,13 @@ class CachedTeacher(Teacher):
             assert not len(batch["targets"]), "these examples bring no states of the teacher"
             return torch.zeros(0, self.head.weight.shape[1], device=batch["targets"].device)
         return states
+
+
+def head_alone(source: TeacherSource) -> Teacher:
+    """A teacher that reads text once at every refresh: its states come with the rows, and its head stays."""
+    head = head_weights(source.load()).cut(source.width)
+    bias = None if head.bias is None else head.bias.detach().clone()
+    return CachedTeacher(replace(head, weight=head.weight.detach().clone(), bias=bias))
 
 
 @register_teacher("cache")
