@@ -374,6 +374,32 @@ def curate_command(
         _echo(path)
 
 
+@app.command("export")
+def export_command(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory; for gguf and ollama also a model.")],
+    to: Annotated[str, typer.Option("--to", help="gguf, ollama, lm-eval, axolotl-kd or distillkit.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write into.")],
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--type", "--outtype", help="Of weights in GGUF: f32, f16, bf16, q8_0. Default: f16; ollama: q8_0."
+        ),
+    ] = None,
+    top_k: Annotated[
+        int, typer.Option("--top-k", min=1, max=2**16, help="Likeliest tokens of the teacher's that are kept.")
+    ] = 64,
+) -> None:
+    """Write a run's student, its test rows or its teacher's answers in the form of another tool."""
+    from srd.export.base import Settings, export, known_format
+
+    known_format(to)
+    set_up_logging()
+    paths, then = export(source, to, _folder(output), Settings(kind, top_k))
+    for path in paths:
+        _echo(path)
+    console.print(f"[dim]next:[/] {_escaped(then)}", soft_wrap=True)
+
+
 @app.command("plan")
 def plan_command(
     recipe: RecipeArgument,
