@@ -231,7 +231,8 @@ class StagedGKDTrainer(_Base):  # type: ignore[misc]
             )
         args.train_sampling_strategy, args.packing = "sequential", False
         super().__init__(train_dataset=train_dataset, args=args, **kwargs)
-        vars(self)["data_collator"] = _Masked(vars(self)["data_collator"])
+        trainer: Any = self
+        trainer.data_collator = _Masked(trainer.data_collator)
         self.add_callback(self.stages.bind(self))
 
     def compute_loss(
