@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 Example = Mapping[str, Any]
 #: Says which examples cannot be used, and why, by their positions.
 Check = Callable[[Sequence[dict[str, Any]]], Mapping[int, UserError]]
+#: Says which teacher a row has, from the row as it is and its place.
+Owner = Callable[[Mapping[str, Any], str], str]
 
 CHECKED_ROWS = 1_000  # examples that are looked at together
 SHOWN_PLACES = 3

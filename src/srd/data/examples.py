@@ -124,11 +124,13 @@ class ExampleBuilder:
         self._file = tempfile.TemporaryFile(prefix="srd-examples-")  # noqa: SIM115 - closed in finish
         self._stream = pa.ipc.new_stream(self._file, FILE_SCHEMA)
 
-    def add(self, row: Mapping[str, Any], place: str) -> None:
-        """Recognise one row; `place` (file and line) is named in errors."""
+    def add(self, row: Mapping[str, Any], place: str, teacher: str = "") -> None:
+        """Recognise one row, perhaps with a teacher of its own; `place` (file and line) is named in errors."""
         try:
             title, native = recognised(row, place)
             example = example_from_row(native, place)
+            if teacher:
+                example["extra"] = json.dumps({**extra_of(example), "teacher": teacher}, ensure_ascii=False)
             self._pending.append({**example, "id": _own_id(native.get("id"), place), "place": place})
             self.shapes[title] += 1
         except UserError as error:
@@ -234,7 +236,11 @@ def _occurrences(values: NDArray[np.uint64]) -> NDArray[np.int64]:
 def content_hash(example: Mapping[str, Any]) -> int:
     """Hash prompt side and references of an example to 64 bits."""
     content = [example[name] for name in ("instruction", "input", "messages", "prompt", "references")]
-    return _hash([*content, *filter(None, [example.get("extra")])])
+    extra = example.get("extra")
+    if extra and "teacher" in (beside := extra_of(example)):  # who teaches it makes no other example of it
+        beside.pop("teacher")
+        extra = json.dumps(beside, ensure_ascii=False) if beside else ""
+    return _hash([*content, *filter(None, [extra])])
 
 
 def _hash(parts: Any) -> int:
@@ -437,4 +443,6 @@ def row_of(example: Mapping[str, Any]) -> dict[str, Any]:
     content = {name: value for name, value in content.items() if value or name in ("prompt", "completion")}
     if len(references) > 1:
         content["references"] = list(references)
+    if teacher := extra_of(example).get("teacher"):
+        content["teacher"] = teacher
     return {"id": example["id"], **content}

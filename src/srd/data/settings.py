@@ -119,6 +119,7 @@ class DataConfig(Section):
     bad_rows: Literal["error", "drop"] = Field(
         "error", description="what happens to rows that cannot become examples, and to examples that cannot be scored"
     )
+    teacher_column: Named = Field("teacher", description="column that says whose a row is, where `teachers` have rows")
     corruption: CorruptionConfig | None = Field(None, description="damage training responses on purpose")
     cleaning: CleaningConfig = Field(CleaningConfig(), description="find wrong rows before any training")
 

@@ -20,7 +20,7 @@ from datasets import Dataset, DatasetDict
 from srd.base.console import progress_bar
 from srd.base.errors import UserError, nearest
 from srd.base.failures import reading
-from srd.data.bad_rows import BadRows, Check, RowError, without_refused
+from srd.data.bad_rows import BadRows, Check, Owner, RowError, without_refused
 from srd.data.examples import ExampleBuilder
 from srd.data.files import FORMATS, Row, bare_name, format_of, is_data, read_lines, title_of
 from srd.data.folders import Found, by_name, files_of, is_saved, matching
@@ -91,6 +91,7 @@ class _Rules:
         named: the data set whose format it has, if it is one known by name.
         bad: takes the rows that cannot become examples.
         check: says which examples cannot be used.
+        owner: says whose a training row is.
         shapes: how many rows have which, as far as they have been read.
     """
 
@@ -98,6 +99,7 @@ class _Rules:
     named: Known | None
     bad: BadRows
     check: Check | None
+    owner: Owner | None = None
     shapes: Counter[str] = field(default_factory=Counter)
 
 
@@ -125,6 +127,7 @@ def load_source(
     seed: int = 0,
     bad: BadRows | None = None,
     check: Check | None = None,
+    owner: Owner | None = None,
 ) -> DatasetDict | Dataset:
     """Load examples from a file, several files, a folder, the hub, or a data set known by name.
 
@@ -136,6 +139,7 @@ def load_source(
         seed: splits data sets that are made on the spot.
         bad: takes the rows that cannot become examples; none: they are an error.
         check: says which examples cannot be used.
+        owner: says which teacher a training row has, from the row as it is and its place.
 
     Returns:
         One dataset for plain files and where `split` is given, else one per split.
@@ -157,7 +161,7 @@ def load_source(
     else:
         named = named.in_direction(source.language_pair or None) if named else None
         rows = _files(source, named, paths) if paths else _hub(source, named, sorted(known))
-        found = _read(_Rules(source, named, bad, check), rows)
+        found = _read(_Rules(source, named, bad, check, owner), rows)
     if own:
         bad.settle()
     return found
@@ -354,6 +358,8 @@ def _build(rules: _Rules, found: _Rows, split: str, target: str) -> dict[str, Da
             renamed = columns.renamed(row, place)
             divided = named.split_of(number, renamed, place) if named and not target else None
             converted = named.convert(renamed, place) if named else renamed
+            trains = (target if divided is None else divided) in ("", "train")
+            owner = rules.owner(row, place) if rules.owner and trains else ""
         except UserError as error:
             bad.add(place, row, error)
             continue
@@ -364,7 +370,7 @@ def _build(rules: _Rules, found: _Rows, split: str, target: str) -> dict[str, Da
         if name not in builders:
             builders[name] = ExampleBuilder(found.origin, found.prefix, bad, rules.check)
         if not builders[name].has(source.limit):
-            builders[name].add(converted, place)
+            builders[name].add(converted, place, owner)
         elif divided is None:
             break
     columns.check()

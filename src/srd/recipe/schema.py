@@ -6,6 +6,7 @@ what it says. On the command line ``key.path=value`` changes it again. All mista
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -80,7 +81,38 @@ class TeacherConfig(ServedConfig, ModelConfig):
         return self
 
 
-SERVED = ("model", "revision")  # what a served teacher has beside the settings of its server
+class OneOfSeveral(TeacherConfig):
+    """One of several teachers: it has a weight in the mean of all, or its rows."""
+
+    name: FolderName | None = Field(None, description="what it is called; none: the last part of model")
+    weight: float | None = Field(None, gt=0, le=1e6, description="in the log-mean of all teachers; none: as the others")
+    rows: str | list[str] | None = Field(
+        None, description="it teaches the rows that have this, or one of these, in data.teacher_column"
+    )
+
+    @model_validator(mode="after")
+    def _is_ready(self) -> Self:
+        if idle := [name for name in ("sft", "source") if getattr(self, name) is not None]:
+            raise ValueError(
+                f"{idle[0]} is for a single teacher. Remove it"
+                + (", or tune this one beforehand: srd sft" if idle[0] == "sft" else "")
+            )
+        if self.weight is not None and self.rows is not None:
+            raise ValueError("has weight and rows: it has its rows alone, or a weight in the mean. Remove one")
+        return self
+
+    @property
+    def title(self) -> str:
+        """What it is called."""
+        return self.name or self.model.rstrip("/").rpartition("/")[2]
+
+    @property
+    def marks(self) -> list[str]:
+        """What its rows have in `data.teacher_column`."""
+        return [self.rows] if isinstance(self.rows, str) else self.rows or []
+
+
+SERVED = ("model", "revision", "name", "weight", "rows")  # what a served teacher has beside the settings of its server
 OF_A_MODEL = ("revision", "adapter", "trust_remote_code")  # say how a model is found, and nothing without one
 
 
@@ -130,6 +162,17 @@ SERVED_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+def _with_first(value: dict[str, Any]) -> dict[str, Any]:
+    """A recipe of several teachers with the first of them where one is asked for."""
+    teachers = value.get("teachers")
+    first = teachers[0] if isinstance(teachers, list) and teachers else None
+    if "teacher" in value or not isinstance(first, str | dict):
+        return value
+    own = ("name", "weight", "rows")
+    plain = first if isinstance(first, str) else {key: each for key, each in first.items() if key not in own}
+    return {**value, "teacher": plain}
+
+
 def _with_server(value: dict[str, Any]) -> dict[str, Any]:
     """A recipe with what a served teacher changes; what the recipe itself says wins."""
     teacher, training = value.get("teacher"), value.get("training", {})
@@ -163,6 +206,9 @@ class Recipe(Section):
         [], description="Python files or modules that register objectives"
     )
     teacher: TeacherConfig = Field(description="the large model")
+    teachers: list[OneOfSeveral] = Field(
+        [], description="several in the place of teacher: the log-mean of all, or each for its rows"
+    )
     student: StudentConfig = Field(description="the small model")
     data: DataConfig = Field(description="the examples")
     generation: GenerationConfig = Field(GenerationConfig(), description="how text is generated")
@@ -178,7 +224,7 @@ class Recipe(Section):
         """SRD is the default training; a baseline says only what it changes."""
         if not isinstance(value, dict):
             return value
-        value = _with_preset(_with_server(dict(value)))
+        value = _with_preset(_with_server(_with_first(dict(value))))
         training = value.get("training", {})
         if isinstance(training, dict):
             value["training"] = {"curriculum": {}, **training}
@@ -210,6 +256,49 @@ class Recipe(Section):
                 "saved adapter names one base model only. Set lora.merge: true, or save the merged student first"
             )
         return self
+
+    @model_validator(mode="after")
+    def _teachers_go_together(self) -> Self:
+        if not self.teachers:
+            return self
+        if len(self.teachers) == 1 or self.teachers[0].model_dump(include=set(TeacherConfig.model_fields)) != (
+            self.teacher.model_dump()
+        ):
+            raise ValueError("give several `teachers`, or one `teacher`, not both")
+        titles = [each.title for each in self.teachers]
+        if twice := [title for title in titles if titles.count(title) > 1]:
+            raise ValueError(f"teachers: two are called {twice[0]!r}. Give each a name of its own")
+        marks = [mark for each in self.teachers for mark in each.marks]
+        if twice := [mark for mark in marks if marks.count(mark) > 1]:
+            raise ValueError(f"teachers: the rows {twice[0]!r} have two teachers. Give them one")
+        if self.teach_by_row and (without := [each.title for each in self.teachers if not each.marks]):
+            raise ValueError(f"teachers: {without[0]!r} has no rows, and others have. Give it rows, or none of them")
+        self._each_is_asked_once()
+        return self
+
+    def _each_is_asked_once(self) -> None:
+        """Several teachers are read into caches, before any training."""
+        for name, training in {**self.arms, "student.warm_start": self.student.warm_start}.items():
+            if training is not None and (training.teacher_writes or (training.needs_teacher and training.on_policy)):
+                raise ValueError(
+                    f"{name}: {training.method.name} takes text that a teacher writes, or asks it about text of the "
+                    "student's, which is for one teacher. Use method kd, or `teacher`"
+                )
+        if self.cache.enabled is False:
+            raise ValueError("cache.enabled is false, but several teachers are read into caches. Remove it")
+        if self.student.model is None:
+            raise ValueError("student.model is missing: which of several teachers would be shortened?")
+        served = [each.title for each in self.teachers if each.endpoint is not None]
+        if served and (not self.teach_by_row or len(served) < len(self.teachers)):
+            raise ValueError(
+                f"teachers: {served[0]!r} is behind a server, which tells its likeliest tokens alone: no mean can be "
+                "made of these, nor do they go with whole distributions. Give each teacher rows, and all an endpoint"
+            )
+        if not self.teach_by_row and self.cache.tier in ("topk", "likelihood"):
+            raise ValueError(
+                f"cache.tier is {self.cache.tier}, but the mean of several teachers needs whole distributions. Use "
+                "exact or int8, or give each teacher its rows"
+            )
 
     @model_validator(mode="after")
     def _server_can_teach(self) -> Self:
@@ -309,9 +398,19 @@ class Recipe(Section):
         return self
 
     @property
+    def all_teachers(self) -> Sequence[TeacherConfig]:
+        """The teacher, or the several that there are."""
+        return self.teachers or [self.teacher]
+
+    @property
+    def teach_by_row(self) -> bool:
+        """Whether each row has a teacher of its own."""
+        return any(each.marks for each in self.teachers)
+
+    @property
     def models_here(self) -> list[ModelConfig]:
-        """The models that are loaded here: the teacher first, unless it is served; the student, unless it is made."""
-        models: list[ModelConfig] = [self.teacher, self.student]
+        """The models that are loaded here: teachers first, unless they are served; the student, unless it is made."""
+        models: list[ModelConfig] = [*self.all_teachers, self.student]
         return [model for model in models if model.model and getattr(model, "endpoint", None) is None]
 
     @property

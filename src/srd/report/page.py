@@ -100,10 +100,15 @@ def page(run: RunFiles) -> str:
 
 def recipe_models(run: RunFiles) -> str:
     """Return ``teacher → student`` as the recipe names them, folders by their last part, or nothing."""
-    sections = [run.recipe.get(role) for role in ("teacher", "student")]
-    names = [str(section.get("model") or "") if isinstance(section, dict) else "" for section in sections]
-    names = [Path(name).name if name.startswith(("/", ".", "~")) else name for name in names]
-    return f"{names[0]} → {names[1] or f'{names[0]} shortened'}" if names[0] else ""
+    several = run.recipe.get("teachers") or [run.recipe.get("teacher")]
+    names = [_named(section) for section in (*several, run.recipe.get("student"))]
+    teachers = " + ".join(filter(None, names[:-1]))
+    return f"{teachers} → {names[-1] or f'{teachers} shortened'}" if teachers else ""
+
+
+def _named(section: Any) -> str:
+    name = str(section.get("name") or section.get("model") or "") if isinstance(section, dict) else ""
+    return Path(name).name if name.startswith(("/", ".", "~")) else name
 
 
 def comparison_section(run: RunFiles, models: list[Model]) -> dict[str, Any]:

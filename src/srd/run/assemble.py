@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from srd.base import parallel
+from srd.base.errors import UserError
 from srd.base.files import fingerprint, is_sealed, remove, seal
 from srd.base.tables import column, positions, write_table
 from srd.curation.curriculum import Curriculum, Stage
@@ -39,8 +40,9 @@ from srd.run.identity import model_identity
 from srd.run.served import endpoint_of
 from srd.tasks.base import get_task
 from srd.training.settings import TrainingConfig
+from srd.training.several import SeveralCaches
 from srd.training.stages import Training, check_disk
-from srd.training.teacher_cache import TeacherCache, build_cache, cache_folder
+from srd.training.teacher_cache import TeacherCache, build_cache, cache_folder, example_key
 from srd.training.teachers.base import TEACHERS, TeacherSource
 from srd.training.teachers.cache import head_alone
 from srd.training.tiers.base import Tier
@@ -54,7 +56,8 @@ def parameters(source: str) -> int:
 def load(source: str, run: Run, options: dict[str, Any]) -> Any:
     """A model that trains or is read."""
     device = parallel.state().device if torch.cuda.is_available() else None
-    role = "teacher" if source == run.teacher_source else "student"
+    teachers = {run.teacher_source, *(each.model for each in run.recipe.teachers)}
+    role = "teacher" if source in teachers else "student"
     return load_model(source, tokenizer=run.tokenizer, device=device, role=role, **options)
 
 
@@ -63,7 +66,11 @@ def load_writer(source: str, run: Run, options: dict[str, Any]) -> Any:
     served = source == run.teacher_source and run.recipe.teacher.endpoint is not None
     engine = ENGINES.get("endpoint" if served else run.recipe.generation.engine)
     if served:
-        options = {"endpoint": endpoint_of(run.recipe, 0), "tokenizer": run.tokenizer, "journal": journal_of(run)}
+        options = {
+            "endpoint": endpoint_of(run.recipe.teacher, 0),
+            "tokenizer": run.tokenizer,
+            "journal": journal_of(run),
+        }
     return engine.load(source, _longest_text(run), options, lambda: load(source, run, options))
 
 
@@ -73,13 +80,13 @@ def journal_of(run: Run) -> Path:
     return run.files.served / name
 
 
-def lists_of(run: Run, folder: Path, top: int) -> ServedLists:
+def lists_of(run: Run, folder: Path, top: int, number: int = 0) -> ServedLists:
     """A served teacher that is asked about training examples; ``folder`` keeps what it says while it is asked.
 
     Raises:
         UserError: it cannot serve.
     """
-    endpoint, examples = endpoint_of(run.recipe, top), run.encoded("train")
+    endpoint, examples = endpoint_of(run.recipe.all_teachers[number], top), run.encoded("train")
     endpoint.check(run.tokenizer, run.recipe.data.max_length)
     names = {key_of(examples.tokens(i)): name for i, name in enumerate(examples.ids)}
     return ServedLists(endpoint, Journal(folder / f"asked-{parallel.process()}.jsonl"), names)
@@ -103,22 +110,46 @@ def exact_tier(run: Run) -> Tier:
     return tier_of_run(run, "exact")
 
 
-def tier_of_run(run: Run, name: str | None = None) -> Tier:
-    """What the cache keeps of a token; ``name``: in another tier than the recipe's."""
-    running: str = "float32" if run.recipe.teacher.endpoint is not None else run.recipe.teacher.dtype
+def tier_of_run(run: Run, name: str | None = None, *, number: int = 0) -> Tier:
+    """What the cache of a teacher keeps of a token.
+
+    Args:
+        run: The run.
+        name: Another tier than the recipe's.
+        number: Which of several teachers, here and in what follows.
+    """
+    teacher = run.recipe.all_teachers[number]
+    running: str = "float32" if teacher.endpoint is not None else teacher.dtype
     if running == "auto":
-        running = str(getattr(load_config(run.teacher_source), "dtype", None) or "float32").removeprefix("torch.")
+        config = load_config(run.teacher_options_of(number)[0])
+        running = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     return cache_tier(run.recipe, running, name)
 
 
-def needed_cache_bytes(run: Run) -> int:
-    """What the cache of all training examples takes."""
-    return run.encoded("train").response_tokens * tier_of_run(run).token_bytes(run.hidden_size, run.width)
+def taught_rows(run: Run, number: int = 0) -> EncodedExamples:
+    """The training examples that a teacher is read for: all, or those that are its own."""
+    examples = run.encoded("train")
+    if not run.recipe.teach_by_row:
+        return examples
+    owners = zip(examples.ids, run.owners, strict=True)
+    return examples.subset([name for name, owner in owners if owner == number])
+
+
+def needed_cache_bytes(run: Run, number: int = 0) -> int:
+    """What the cache of a teacher takes."""
+    teacher, tier = run.recipe.all_teachers[number], tier_of_run(run, number=number)
+    width = 0 if teacher.endpoint is not None else run.teacher_configs[number].get_text_config().hidden_size
+    return taught_rows(run, number).response_tokens * tier.token_bytes(int(width), run.width)
+
+
+def all_cache_bytes(run: Run) -> int:
+    """What the caches of all teachers take."""
+    return sum(needed_cache_bytes(run, number) for number in range(len(run.recipe.all_teachers)))
 
 
 def cache_fits(run: Run) -> bool:
     """Whether the recipe allows a cache of that size."""
-    return needed_cache_bytes(run) <= run.recipe.cache.limit_gb * 1e9
+    return all_cache_bytes(run) <= run.recipe.cache.limit_gb * 1e9
 
 
 def may_cache(recipe: Recipe) -> bool:
@@ -126,10 +157,34 @@ def may_cache(recipe: Recipe) -> bool:
     return recipe.cache.enabled is not False and not recipe.teacher.source
 
 
-def place_of_cache(run: Run) -> Path:
-    """The folder of this teacher's cache."""
+def place_of_cache(run: Run, number: int = 0) -> Path:
+    """The folder of a teacher's cache."""
     root = Path(run.recipe.cache.dir).expanduser() if run.recipe.cache.dir else run.files.cache
-    return cache_folder(root, fingerprint(run.keys["teacher"], run.width), tier_of_run(run).identity)
+    # As the key of the step `teacher` is with one: a cache is the same, alone and among others.
+    several, own = run.recipe.teachers, model_identity(run.recipe.all_teachers[number])
+    key = fingerprint("teacher", [], own) if several else run.keys["teacher"]
+    return cache_folder(root, fingerprint(key, run.width), tier_of_run(run, number=number).identity)
+
+
+def caches_of(run: Run) -> TeacherCache | SeveralCaches:
+    """The teacher's cache; of several teachers all of them, as one."""
+    recipe = run.recipe
+    caches = [TeacherCache(place_of_cache(run, number)) for number in range(len(recipe.all_teachers))]
+    if not recipe.teachers:
+        return caches[0]
+    if not recipe.teach_by_row:
+        return SeveralCaches(caches, [each.weight or 1.0 for each in recipe.teachers])
+    examples = run.encoded("train")
+    owners: dict[str, int] = {}
+    for index, owner in enumerate(run.owners):
+        key = example_key(*examples.tokens(index).values())
+        if owners.setdefault(key, owner) != owner:
+            names = [recipe.teachers[each].title for each in (owners[key], owner)]
+            raise UserError(
+                f"example '{examples.ids[index]}' is there twice, once with the teacher '{names[0]}' and once with "
+                f"'{names[1]}'. Remove one of the two rows."
+            )
+    return SeveralCaches(caches, owners=owners)
 
 
 def collator(run: Run) -> Collator:
@@ -238,7 +293,7 @@ def teacher_losses(run: Run, folder: Path) -> NDArray[np.float64]:
                 model, run.tokenizer, pairs, batch_size=run.recipe.generation.batch_size, folder=folder, progress=update
             )
         return totals / np.maximum([len(response) for response in examples.responses], 1)
-    cache = TeacherCache(place_of_cache(run))
+    cache = caches_of(run)
     head = cache.head().cut(run.width)
     losses = (cache.losses(head, *examples.tokens(i).values()) for i in range(len(examples)))
     return np.array([float(nats.double().mean()) for nats in losses])
@@ -258,7 +313,7 @@ def training_of(
     load_teacher = read_once = None
     if config.needs_teacher:
         cached = config.caches_references and "cache" in run.keys
-        cache = TeacherCache(place_of_cache(run)) if cached else None
+        cache = caches_of(run) if cached else None
         examples.teacher = cache
         source = TeacherSource(lambda: load(run.teacher_source, run, run.teacher_options()), run.width, cache)
         if config.writes_ahead and may_cache(run.recipe) and cache_fits(run):

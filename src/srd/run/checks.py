@@ -58,10 +58,12 @@ def check_recipe(models: RecipeModels, *, packages: bool = True) -> None:
             f"student.model: '{student.model}' is an encoder-decoder, and a teacher behind a server reads texts in one "
             "piece. Take a decoder-only student, or a teacher without endpoint."
         )
-    if len(configs) == 2 and models.asks_teacher:
-        check_same_kind(*configs)
-        check_same_tokenizer(models.original_teacher_tokenizer, models.tokenizer, (teacher.model, str(student.model)))
-        check_same_beginning(teacher, student, configs)
+    if len(configs) > 1 and models.asks_teacher:
+        for named, config in zip(here[:-1], configs[:-1], strict=True):
+            check_same_kind(config, configs[-1])
+            names = (str(named.model), str(student.model))
+            check_same_tokenizer(models.tokenizer_of(named), models.tokenizer, names)
+            check_same_beginning(named, student, [config, configs[-1]])
     assert models.width  # refuses vocabularies that share too few ids
     for config, model in zip(configs, here, strict=True):
         _check_lengths(models, config, str(model.model))

@@ -28,6 +28,7 @@ from srd.base.yaml_text import read_yaml
 from srd.curation.curriculum import Curriculum
 from srd.curation.reflection import words_of
 from srd.data.batching import EncodedExamples
+from srd.data.messages import extra_of
 from srd.metrics.scripts import BY_SCRIPT, COMPARE_WITHIN, EXTENDED, PUBLISHED, Words, words_note
 from srd.models.generation import Decoding
 from srd.models.settings import ModelConfig
@@ -166,6 +167,12 @@ class Run(RecipeModels):
         marks = pq.read_table(self.files.marked, columns=["id", "wrong"])
         return set(marks.filter(marks["wrong"])["id"].to_pylist()) & set(self.split("train")["id"])
 
+    @property
+    def owners(self) -> list[int]:
+        """Of each training row, the number of its teacher, where each row has one."""
+        numbers = {each.title: number for number, each in enumerate(self.recipe.teachers)}
+        return [numbers[extra_of(row)["teacher"]] for row in self.split("train").select_columns(["extra"])]
+
     def forget_tokens(self) -> None:
         """Read the training rows anew where they are next asked for."""
         self._encoded.pop("train", None)
@@ -205,6 +212,13 @@ class Run(RecipeModels):
         if self.recipe.teacher.endpoint is not None:
             return f"{self.recipe.teacher.model} at {self.recipe.teacher.endpoint}"
         return str(self.files.teacher) if self.recipe.teacher.sft else self.recipe.teacher.model
+
+    def teacher_options_of(self, number: int) -> tuple[str, dict[str, Any]]:
+        """One of several teachers, by its number: where it is, and how it is loaded; 0 is the first or the only one."""
+        if number == 0:
+            return self.teacher_source, self.teacher_options()
+        teacher = self.recipe.teachers[number]
+        return teacher.model, load_options(teacher)
 
     @property
     def start_source(self) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedConfig
 
@@ -93,6 +93,12 @@ def sizes_of(recipe: Recipe, configs: Sequence[PreTrainedConfig]) -> tuple[Size,
     if recipe.teacher.endpoint is not None:
         return Size(0, 0, 0, 0, 0, student.vocabulary, "float32", False), student
     return size_of(configs[0]), student
+
+
+def other_sizes(recipe: Recipe, configs: Sequence[PreTrainedConfig]) -> tuple[Size, ...]:
+    """The teachers behind the first, in numbers, of the same configurations as in `sizes_of`."""
+    count = len(recipe.all_teachers) - 1
+    return tuple(map(size_of, configs[1:-1])) if len(configs) == count + 2 else sizes_of(recipe, configs)[:1] * count
 
 
 def shortened(config: PreTrainedConfig, drop: int | list[int]) -> PreTrainedConfig:
@@ -186,6 +192,7 @@ class Facts:
         student: The student in numbers.
         data: The training data in numbers.
         devices: Data-parallel devices.
+        others: Further teachers in numbers.
     """
 
     recipe: Recipe
@@ -193,6 +200,7 @@ class Facts:
     student: Size
     data: DataFacts
     devices: int = 1
+    others: tuple[Size, ...] = ()
 
     @property
     def prompt(self) -> float:
@@ -216,10 +224,26 @@ class Facts:
         """What the cache keeps."""
         return cache_tier(self.recipe, self.running_dtype)
 
+    @property
+    def teachers(self) -> tuple[Size, ...]:
+        """All teachers in numbers."""
+        return (self.teacher, *self.others)
+
+    @property
+    def joined(self) -> Size:
+        """The teacher as training meets it: the first, with the heads of all."""
+        return replace(self.teacher, head=sum(size.head for size in self.teachers))
+
+    @property
+    def rows_each(self) -> float:
+        """The share of the rows that each of several teachers is read for; by the row, as many are assumed for each."""
+        return 1 / len(self.teachers) if self.recipe.teach_by_row else 1.0
+
     def tier_bytes(self, tier: Tier) -> int:
-        """What a tier keeps of all responses takes."""
-        width = min(self.teacher.vocabulary, self.student.vocabulary)
-        return self.data.response_tokens * tier.token_bytes(self.teacher.hidden_size, width)
+        """What a tier keeps of all responses takes, of all teachers."""
+        width = min(size.vocabulary for size in (*self.teachers, self.student))
+        token = sum(tier.token_bytes(size.hidden_size, width) for size in self.teachers)
+        return int(self.data.response_tokens * self.rows_each * token)
 
     @property
     def cache_bytes(self) -> int:
@@ -229,13 +253,14 @@ class Facts:
     @property
     def head_bytes(self) -> int:
         """What the teacher's head takes beside it."""
-        return self.teacher.head * bytes_of(self.running_dtype) if self.tier.with_head else 0
+        heads = sum(size.head for size in self.teachers)
+        return heads * bytes_of(self.running_dtype) if self.tier.with_head else 0
 
     @property
     def bytes_of_tiers(self) -> dict[str, int]:
         """What each tier would take, the head of those that need it included."""
         tiers = {name: cache_tier(self.recipe, self.running_dtype, name) for name in TIERS.names()}
-        head = self.teacher.head * bytes_of(self.running_dtype)
+        head = sum(size.head for size in self.teachers) * bytes_of(self.running_dtype)
         served = self.recipe.teacher.endpoint is not None  # which has no states to give
         possible = {name: tier for name, tier in tiers.items() if not (served and tier.with_head)}
         return {name: self.tier_bytes(tier) + head * tier.with_head for name, tier in possible.items()}
@@ -291,7 +316,7 @@ def training_phase(name: str, training: TrainingConfig, facts: Facts, live: bool
         live: Whether a teacher that it needs runs in every pass, and not from a cache.
         kept: Which model it trains: student or teacher.
     """
-    data, teacher = facts.data, facts.teacher
+    data, teacher = facts.data, facts.joined
     model = teacher if kept == "teacher" else facts.student
     stages = stages_of(training, data.train)
     passes = math.fsum(stage.passes for stage in stages)

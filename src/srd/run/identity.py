@@ -86,7 +86,7 @@ def recipe_identity(recipe: Recipe) -> list[Any]:
     data = recipe.data
     return [
         [source_identity(source) for source in (data.train, data.validation, data.test)],
-        [model_identity(model) for model in (recipe.teacher, recipe.student) if model.model],
+        [model_identity(model) for model in (*recipe.all_teachers, recipe.student) if model.model],
         [task_identity(task) for task in recipe.evaluation.tasks],
         plugins_identity(recipe),
     ]
@@ -108,8 +108,9 @@ def named_paths(recipe: Recipe) -> dict[str, Path]:
         names = [each for name in names for each in _matching(name)]
         field = f"data.{part}"
         found.update({field if len(names) == 1 else f"{field}[{i}]": name for i, name in enumerate(names)})
-    roles = (("teacher", recipe.teacher), ("student", recipe.student))
-    for role, model in ((role, model) for role, model in roles if model in recipe.models_here):
+    names = [f"teachers[{i}]" for i in range(len(recipe.teachers))] or ["teacher"]
+    roles: dict[str, ModelConfig] = {**dict(zip(names, recipe.all_teachers, strict=True)), "student": recipe.student}
+    for role, model in ((role, model) for role, model in roles.items() if model in recipe.models_here):
         found.update({f"{role}.model": model.model, f"{role}.adapter": model.adapter})
     found.update({f"evaluation.tasks[{i}].path": task.path for i, task in enumerate(recipe.evaluation.tasks)})
     found.update({f"data.cleaning.{field}": getattr(data.cleaning, field) for field in ("keep", "drop")})

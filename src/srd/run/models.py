@@ -13,6 +13,7 @@ from srd.data.turns import turns_of
 from srd.models.architecture import position_limit
 from srd.models.loading import load_config, load_tokenizer
 from srd.models.pair import check_read, head_width, shared_vocabulary, token_count
+from srd.models.settings import ModelConfig
 from srd.models.tokens import tokenizer_identity
 from srd.recipe.schema import Recipe
 
@@ -63,6 +64,12 @@ class RecipeModels:
         teacher = self.recipe.teacher
         if teacher.endpoint is not None:
             return self.tokenizer
+        return load_tokenizer(teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code)
+
+    def tokenizer_of(self, teacher: ModelConfig) -> Any:
+        """The tokenizer that came with one of the teachers."""
+        if teacher is self.recipe.all_teachers[0]:
+            return self.original_teacher_tokenizer
         return load_tokenizer(teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code)
 
     @property
@@ -118,7 +125,7 @@ class RecipeModels:
     @cached_property
     def known_to_teacher(self) -> int | None:
         """How many ids the teacher has, where it is asked and the tokenizer has more; else None."""
-        width = head_width(self.configs[0])
+        width = min(map(head_width, self.teacher_configs))
         return width if self.asks_teacher and width < token_count(self.tokenizer) else None
 
     @property
@@ -159,10 +166,16 @@ class RecipeModels:
             for model in self.recipe.models_here
         ]
 
+    @property
+    def teacher_configs(self) -> list[Any]:
+        """Configurations of the teachers; the student's stands for those that are served."""
+        here = [each for each in self.recipe.all_teachers if each.endpoint is None]
+        return self.configs[: len(here)] or self.configs[-1:]
+
     @cached_property
     def width(self) -> int:
-        """Token ids that teacher and student share."""
-        return shared_vocabulary(self.configs[0], self.configs[-1], self.tokenizer)
+        """Token ids that all teachers and the student share."""
+        return min(shared_vocabulary(each, self.configs[-1], self.tokenizer) for each in self.teacher_configs)
 
     @property
     def hidden_size(self) -> int:

@@ -34,7 +34,7 @@ from srd.models.settings import ModelConfig
 from srd.models.sources import HUB_NAME, SMOLLM2, split_adapter
 from srd.recipe.schema import Recipe
 from srd.run.checks import check_evaluation, check_libraries, check_recipe
-from srd.run.costs import DataFacts, Facts, Phase, Size, limit_for, sizes_of
+from srd.run.costs import DataFacts, Facts, Phase, Size, limit_for, other_sizes, sizes_of
 from srd.run.flow import planned_steps
 from srd.run.models import RecipeModels
 from srd.run.served import told_of_server
@@ -114,6 +114,7 @@ class Plan:
     notes: tuple[str, ...] = field(default=())
     tier_bytes: dict[str, int] = field(default_factory=dict)
     tier: str = "exact"
+    other_teachers: tuple[Size, ...] = ()
 
     @property
     def flops(self) -> float:
@@ -354,7 +355,7 @@ def make_plan(
     if data is None:
         models = check_what_is_at_hand(recipe, notes)
         data = read_data(recipe, notes, bool(configs[0].is_encoder_decoder), models)
-    facts = Facts(recipe, teacher, student, data, devices)
+    facts = Facts(recipe, teacher, student, data, devices, other_sizes(recipe, configs))
     steps = planned_steps(recipe)
     caches = any(step.name == "cache" for step in steps)
     if caches and not facts.cache_fits:
@@ -370,6 +371,7 @@ def make_plan(
         recipe.name, teacher, student, facts.data, phases, facts.cache_bytes if caches else 0,
         facts.head_bytes if caches else 0, round(max(phase.scratch for phase in phases)), round(kept), devices,
         flops_per_second, tuple(notes), facts.bytes_of_tiers if caches else {}, recipe.cache.tier,
+        facts.others,
     )  # fmt: skip
 
 
@@ -389,7 +391,8 @@ def print_plan(plan: Plan, console: Console) -> None:
 def _facts_table(plan: Plan) -> Table:
     data, about = plan.data, "" if plan.data.exact else "about "
     table = Table(box=None, show_header=False, pad_edge=False)
-    for role, size in (("teacher", plan.teacher), ("student", plan.student)):
+    sizes = [("teacher", each) for each in (plan.teacher, *plan.other_teachers)]
+    for role, size in (*sizes, ("student", plan.student)):
         told = f"{count(size.parameters)} parameters, {size.layers} layers of {size.hidden_size}"
         table.add_row(role, told if size.parameters else "behind a server")
     table.add_row("examples", f"{about}{data.train:,} train, {data.validation:,} validation, {data.test:,} test")

@@ -10,7 +10,7 @@ from pathlib import Path
 from srd.base.errors import RunError
 from srd.base.text import shown_bytes
 from srd.run.context import Run
-from srd.run.costs import DataFacts, Facts, Phase, sizes_of
+from srd.run.costs import DataFacts, Facts, Phase, other_sizes, sizes_of
 from srd.run.forecast import Forecast
 from srd.run.outlook import warn_of_memory
 from srd.run.steps.base import Step
@@ -23,7 +23,7 @@ def facts_of(run: Run) -> Facts:
     prompt = sum(examples.lengths) - response
     counts = (count, len(run.split("validation")), len(run.split("test")))
     data = DataFacts(*counts, prompt / count, response / count, response, exact=True)
-    return Facts(run.recipe, *sizes_of(run.recipe, run.configs), data)
+    return Facts(run.recipe, *sizes_of(run.recipe, run.configs), data, others=other_sizes(run.recipe, run.configs))
 
 
 def check_room(run: Run, steps: Sequence[Step]) -> None:

@@ -7,21 +7,20 @@ from collections.abc import Sequence
 from srd.curation.scores.base import measured_needs
 from srd.models.served.client import Address
 from srd.models.served.endpoint import Away, Endpoint
-from srd.recipe.schema import Recipe
+from srd.recipe.schema import Recipe, TeacherConfig
 from srd.run.models import RecipeModels
 
 
-def endpoint_of(recipe: Recipe, top: int) -> Endpoint:
-    """The recipe's served teacher.
+def endpoint_of(teacher: TeacherConfig, top: int) -> Endpoint:
+    """A served teacher, ready to be asked.
 
     Args:
-        recipe: Has one.
+        teacher: Has an endpoint.
         top: How many of the likeliest tokens to ask for.
 
     Raises:
         UserError: its key is not set.
     """
-    teacher = recipe.teacher
     assert teacher.endpoint is not None
     address = Address(
         teacher.endpoint, teacher.model, teacher.api_key_env, teacher.parallel, teacher.timeout, teacher.patience
@@ -56,8 +55,9 @@ def check_server(models: RecipeModels) -> None:
     """
     recipe = models.recipe
     taught = any(training.needs_teacher for training in recipe.student_trainings)
-    endpoint = endpoint_of(recipe, top_of(recipe) if taught else 0)
-    endpoint.check(models.tokenizer, recipe.data.max_length, needs_likelihoods=taught or ranks_by_teacher(recipe))
+    for teacher in recipe.all_teachers:
+        endpoint = endpoint_of(teacher, top_of(recipe) if taught else 0)
+        endpoint.check(models.tokenizer, recipe.data.max_length, needs_likelihoods=taught or ranks_by_teacher(recipe))
 
 
 def told_of_server(models: RecipeModels) -> list[str]:
@@ -73,4 +73,4 @@ def told_of_server(models: RecipeModels) -> list[str]:
         check_server(models)
     except Away as error:
         return [f"the teacher's server is not checked: {error}"]
-    return [f"the teacher '{recipe.teacher.model}' is asked at {recipe.teacher.endpoint}, which is there and fits"]
+    return [f"the teacher '{each.model}' at {each.endpoint} is there and fits" for each in recipe.all_teachers]

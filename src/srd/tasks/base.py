@@ -22,7 +22,7 @@ from srd.sandbox.outside import Permission
 if TYPE_CHECKING:  # a recipe is checked against the names and the tasks without this library
     from datasets import Dataset, DatasetDict
 
-    from srd.data.bad_rows import BadRows, Check
+    from srd.data.bad_rows import BadRows, Check, Owner
     from srd.data.settings import SourceConfig
 
 Row = Mapping[str, Any]
@@ -312,13 +312,18 @@ def data_set_of(source: SourceConfig) -> Task | None:
 
 
 def load_source(
-    source: SourceConfig, *, seed: int = 0, bad: BadRows | None = None, check: Check | None = None
+    source: SourceConfig,
+    *,
+    seed: int = 0,
+    bad: BadRows | None = None,
+    check: Check | None = None,
+    owner: Owner | None = None,
 ) -> DatasetDict | Dataset:
     """Load training examples from files, the hub or a data set known by name (see `srd.data.sources`)."""
     from srd.data import sources
 
     data_set_of(source)
-    return sources.load_source(source, known=data_sets(), seed=seed, bad=bad, check=check)
+    return sources.load_source(source, known=data_sets(), seed=seed, bad=bad, check=check, owner=owner)
 
 
 def references_of(row: Row, fields: Sequence[str], place: str) -> list[str]:

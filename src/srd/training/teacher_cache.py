@@ -136,9 +136,8 @@ class TeacherCache:
         Raises:
             KeyError: the example is not in the cache.
         """
-        return self.tier.unpack(
-            self._kept(prompt_ids, response_ids, earlier), _targets(prompt_ids, response_ids, earlier), self._learnt
-        )  # fmt: skip
+        row = (prompt_ids, response_ids, earlier)
+        return self.tier.unpack(self._kept(*row), learnt_tokens(*row), self._learnt)
 
     def _kept(self, *tokens: Sequence[int]) -> dict[str, Tensor]:
         """The tensors of an example as they are stored."""
@@ -164,7 +163,7 @@ class TeacherCache:
             KeyError: the example is not in the cache.
             UserError: what is kept does not tell, because a server listed other tokens.
         """
-        kept, targets = self._kept(prompt_ids, response_ids, earlier), _targets(prompt_ids, response_ids, earlier)
+        kept, targets = self._kept(prompt_ids, response_ids, earlier), learnt_tokens(prompt_ids, response_ids, earlier)
         if "target" not in kept:
             return cross_entropy(self.tier.unpack(kept, targets, self._learnt), head, torch.tensor(targets))
         if kept["target"].isnan().any():
@@ -231,7 +230,7 @@ class TeacherCache:
         return [described[index].stem for index in damaged]
 
 
-def _targets(prompt_ids: Sequence[int], response_ids: Sequence[int], earlier: Sequence[int] = ()) -> list[int]:
+def learnt_tokens(prompt_ids: Sequence[int], response_ids: Sequence[int], earlier: Sequence[int] = ()) -> list[int]:
     """The tokens that are learnt, in the order in which they are kept."""
     text = [*prompt_ids, *response_ids]
     row = {"prompt_ids": prompt_ids, "response_ids": response_ids, "earlier": earlier}
@@ -361,7 +360,7 @@ def fill_cache(
             rows = [examples.tokens(i) for i in batch]
             answers = ask(rows)
             listed = [position for answer in answers for position in answer]
-            told, expected = [len(answer) for answer in answers], [len(_targets(*row.values())) for row in rows]
+            told, expected = [len(answer) for answer in answers], [len(learnt_tokens(*row.values())) for row in rows]
             if told != expected:
                 raise RunError(f"the teacher has told of {told} tokens of a batch, and {expected} are learnt")
             return tier.pack_listed(listed, work.targets(batch), width)
@@ -395,7 +394,7 @@ class _Work:
 
     def targets(self, batch: list[int]) -> list[int]:
         """The tokens of a batch that are learnt."""
-        return [token for i in batch for token in _targets(*self.examples.tokens(i).values())]
+        return [token for i in batch for token in learnt_tokens(*self.examples.tokens(i).values())]
 
 
 def _work(folder: Path, examples: EncodedExamples, batch_size: int) -> _Work:

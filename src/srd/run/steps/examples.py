@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from srd.base import parallel
-from srd.base.errors import UserError
+from srd.base.errors import UserError, nearest
 from srd.base.files import fingerprint, read_sealed, write_sealed
 from srd.base.remedies import warn
 from srd.base.tables import column, map_large, repeated, write_table
 from srd.base.text import many
-from srd.data.bad_rows import BadRows, Check, without_refused
+from srd.data.bad_rows import BadRows, Check, Owner, without_refused
 from srd.data.corruption import corrupt
 from srd.data.examples import EXAMPLE_FEATURES, split_examples
 from srd.data.leaks import leaked_ids, without_leaks
@@ -57,7 +57,9 @@ class Examples(Step):
         found = self._found(run)
         dropped = _dropped(run, found, [sources, settings])
         taken = _taken_by_tasks(run, found, [sources, settings, *dropped])
-        return [sources, settings, run.recipe.seed, *dropped, *([taken] if taken else [])]
+        shared = [[each.title, each.marks] for each in run.recipe.teachers if each.marks]
+        owned = [[data.teacher_column, shared]] if shared else []
+        return [sources, settings, run.recipe.seed, *dropped, *([taken] if taken else []), *owned]
 
     def outputs(self, run: Run) -> list[Path]:
         return [*(run.files.examples(name) for name in SPLITS), run.files.dropped]
@@ -249,10 +251,31 @@ def _prepared(
     return splits
 
 
+def owner_of(recipe: Recipe) -> Owner | None:
+    """What says which of several teachers a row has; None where each teaches all rows, or there is one."""
+    teachers = {mark: each.title for each in recipe.teachers for mark in each.marks}
+    column = recipe.data.teacher_column
+
+    def owner(row: Mapping[str, Any], place: str) -> str:
+        mark = row.get(column)
+        if mark is None:
+            found = ", ".join(sorted(map(str, row))) or "nothing"
+            raise UserError(
+                f"{place}: there is no {column!r}, which says whose the row is. Found: {found}. Set "
+                "data.teacher_column, or leave `rows` out of the teachers."
+            )
+        if str(mark) not in teachers:
+            known = nearest(str(mark), teachers)
+            raise UserError(f"{place}: {column} is {mark!r}, and no teacher has such rows; {known}")
+        return teachers[str(mark)]
+
+    return owner if teachers else None
+
+
 def _load_splits(recipe: Recipe, bad: BadRows, check: Check | None) -> dict[str, datasets.Dataset]:
     """Train, validation and test: as the source has them, as the recipe names them, or split off by id."""
     data, seed = recipe.data, recipe.seed
-    loaded = load_source(data.train, seed=seed, bad=bad, check=check)
+    loaded = load_source(data.train, seed=seed, bad=bad, check=check, owner=owner_of(recipe))
     splits = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
     for name, source in (("validation", data.validation), ("test", data.test)):
         if source is not None:

@@ -105,7 +105,9 @@ def needs_teacher(training: Any) -> bool:
 
 def taught_by(recipe: Recipe) -> list[Any]:
     """What else decides a training: the plugins, and who gives the teacher's targets where that is said."""
-    return [plugins_identity(recipe), *([recipe.teacher.source] if recipe.teacher.source else [])]
+    source = [recipe.teacher.source] if recipe.teacher.source else []
+    weights = [] if recipe.teach_by_row else [each.weight or 1.0 for each in recipe.teachers]
+    return [plugins_identity(recipe), *source, *([weights] if weights else [])]
 
 
 def teaching_steps(recipe: Recipe, training: Any) -> list[str]:

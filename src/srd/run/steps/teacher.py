@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from srd.base.files import remove
 from srd.base.remedies import warn
 from srd.base.tables import write_table
 from srd.base.text import count, many, shown_bytes
-from srd.data.batching import EncodedExamples
 from srd.data.turns import without_end
 from srd.models.generation import Decoding, generate_tokens
 from srd.models.tokens import stop_token_ids
 from srd.recipe.schema import Recipe
 from srd.run.assemble import (
+    all_cache_bytes,
     cache_fits,
     collator,
     lists_of,
@@ -31,6 +31,7 @@ from srd.run.assemble import (
     needed_cache_bytes,
     parameters,
     place_of_cache,
+    taught_rows,
     tier_of_run,
     training_of,
 )
@@ -63,7 +64,7 @@ class Teacher(Step):
     def inputs(self, run: Run) -> list[Any]:
         teacher = run.recipe.teacher
         if teacher.sft is None:
-            return [model_identity(teacher)]
+            return [model_identity(each) for each in run.recipe.all_teachers]
         # Its checkpoints may be chosen by what they write.
         settings = [teacher.sft.decides(), run.recipe.generation.model_dump(exclude={"engine"})]
         return [model_identity(teacher), *settings, run.encoding, run.recipe.seed, *run.reading(teacher.sft)]
@@ -79,7 +80,8 @@ class Teacher(Step):
         if teacher.endpoint is not None:
             return {"served": teacher.endpoint}
         if teacher.sft is None:
-            return {"parameters": parameters(teacher.model)}
+            others = {each.title: parameters(each.model) for each in run.recipe.teachers[1:]}
+            return {"parameters": parameters(teacher.model), **({"others": others} if others else {})}
         options = load_options(teacher)
         with training_of(run, self.label, teacher.sft, run.files.teacher_work, teacher.model, options) as training:
             summary = train(training, run.files.teacher)
@@ -175,14 +177,14 @@ class Cache(Step):
         return ("examples", *cleaning_steps(recipe), "teacher")
 
     def is_idle(self, run: Run) -> bool:
-        needed = needed_cache_bytes(run)
+        needed = all_cache_bytes(run)
         if cache_fits(run):
             return False
         limit = run.recipe.cache.limit_gb
-        if run.recipe.teacher.endpoint is not None:
+        if run.recipe.teacher.endpoint is not None or run.recipe.teachers:
             raise UserError(
-                f"what the served teacher says would take {shown_bytes(needed)}, more than cache.limit_gb = {limit:g}. "
-                f"Set cache.limit_gb={limit_for(needed)}, a smaller cache.top_k, or cache.tier=likelihood."
+                f"what the teacher says would take {shown_bytes(needed)}, more than cache.limit_gb = {limit:g}. "
+                f"Set cache.limit_gb={limit_for(needed)}, or a smaller cache.tier."
             )
         warn(
             logger,
@@ -193,16 +195,24 @@ class Cache(Step):
         return True
 
     def inputs(self, run: Run) -> list[Any]:
-        return [run.encoding, run.width, tier_of_run(run).identity]
+        return [run.encoding, run.width, *(tier_of_run(run, number=number).identity for number in _numbers(run.recipe))]
 
     def needed(self, run: Run) -> list[Path]:
-        return [place_of_cache(run)]
+        return [place_of_cache(run, number) for number in _numbers(run.recipe)]
 
     def cost(self, facts: Facts) -> Phase:
         if not facts.cache_fits:
             return Phase(self.name)
         disk = facts.cache_bytes + facts.head_bytes
-        return one_pass(self.name, facts.teacher, facts, teacher_passes=1.0, disk=disk)
+        phases = [one_pass(self.name, size, facts, teacher_passes=1.0) for size in facts.teachers]
+        share = facts.rows_each
+        return replace(
+            max(phases, key=lambda phase: phase.memory),
+            teacher_passes=share * len(phases),
+            tokens=share * sum(phase.tokens for phase in phases),
+            flops=share * sum(phase.flops for phase in phases),
+            disk=disk,
+        )
 
     def told(self, run: Run, summary: Summary) -> str:
         size, far = shown_bytes(summary["bytes"]), ""
@@ -211,36 +221,40 @@ class Cache(Step):
         return f"what the teacher says of {many(summary['examples'], 'example')} is kept in {size}{far}"
 
     def make(self, run: Run) -> Summary:
-        examples = run.encoded("train")
-        with run.progress("teacher") as update:
-            cache = (
-                _filled(run, examples, update)
-                if run.recipe.teacher.endpoint is not None
-                else build_cache(
-                    place_of_cache(run),
-                    lambda: load(run.teacher_source, run, run.teacher_options()),
-                    examples,
-                    collator(run),
-                    tier=tier_of_run(run),
-                    width=run.width,
-                    max_kl=run.recipe.cache.max_kl,
-                    batch_size=run.recipe.generation.batch_size,
-                    progress=update,
-                )
-            )
-        kept = {"examples": len(examples), "bytes": needed_cache_bytes(run)}
-        error = cache.meta.get("error") or {}  # none where it is from before it was measured
-        return {**kept, **{name: float(f"{value:.3g}") for name, value in error.items() if name != "tokens"}}
+        summaries = [_read(run, number) for number in _numbers(run.recipe)]
+        if len(summaries) == 1:
+            return summaries[0]
+        worst = max(summaries, key=lambda summary: summary.get("mean_kl", 0.0))
+        kept = {"examples": len(run.encoded("train")), "bytes": sum(summary["bytes"] for summary in summaries)}
+        return {**worst, **kept, "each": [summary["examples"] for summary in summaries]}
 
     def open(self, run: Run) -> None:
-        cache = TeacherCache(place_of_cache(run))  # perhaps made under another limit
-        check_error(cache.tier, cache.meta.get("error"), run.recipe.cache.max_kl)
+        for number in _numbers(run.recipe):
+            cache = TeacherCache(place_of_cache(run, number))  # perhaps made under another limit
+            check_error(cache.tier, cache.meta.get("error"), run.recipe.cache.max_kl)
 
 
-def _filled(run: Run, examples: EncodedExamples, update: Callable[[int, int], None]) -> TeacherCache:
-    """The cache of a served teacher; what it has said before a kill is not asked for again."""
-    place, tier = place_of_cache(run), tier_of_run(run)
-    ask = lists_of(run, place, top_of(run.recipe))
-    cache = fill_cache(place, tier, examples, ask, width=run.width, batch_size=ask.at_once, progress=update)
-    ask.journal.remove()
-    return cache
+def _numbers(recipe: Recipe) -> range:
+    """The teachers by their numbers."""
+    return range(len(recipe.all_teachers))
+
+
+def _read(run: Run, number: int) -> Summary:
+    """Fill the cache of one teacher: read it, or ask its server."""
+    examples, teacher = taught_rows(run, number), run.recipe.all_teachers[number]
+    title = "teacher" if not run.recipe.teachers else f"teacher {run.recipe.teachers[number].title}"
+    place, tier = place_of_cache(run, number), tier_of_run(run, number=number)
+    with run.progress(title) as update:
+        if teacher.endpoint is not None:
+            ask = lists_of(run, place, top_of(run.recipe), number)
+            cache = fill_cache(place, tier, examples, ask, width=run.width, batch_size=ask.at_once, progress=update)
+            ask.journal.remove()  # all that was said is in the cache
+        else:
+            source, options = run.teacher_options_of(number)
+            cache = build_cache(
+                place, lambda: load(source, run, options), examples, collator(run), tier=tier, width=run.width,
+                max_kl=run.recipe.cache.max_kl, batch_size=run.recipe.generation.batch_size, progress=update,
+            )  # fmt: skip
+    kept = {"examples": len(examples), "bytes": needed_cache_bytes(run, number)}
+    error = cache.meta.get("error") or {}  # none where it is from before it was measured
+    return {**kept, **{name: float(f"{value:.3g}") for name, value in error.items() if name != "tokens"}}
