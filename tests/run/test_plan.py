@@ -300,6 +300,8 @@ def test_the_phases_are_the_steps_of_the_run(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(Teacher, "make", tuned)
     for kind in (TeacherText, Cache, Student, Reflection, Ranking, Training, Evaluation):
         monkeypatch.setattr(kind, "make", lambda self, run: {})
+    for kind in (Teacher, TeacherText, Cache, Student, Reflection, Ranking, Training, Evaluation):
+        monkeypatch.setattr(kind, "told", lambda self, run, summary: "nothing")
     for name, changes in VARIANTS.items():
         tiny.recipe = json.loads(json.dumps(wanted))
         run = tiny.set(**changes).open(tmp_path / name)
