@@ -87,7 +87,7 @@ class Tier:
         if (schedule and schedule.whole) or DIVERGENCES.get(objective).whole:
             needy = "the method" if schedule and schedule.whole else f"'{objective}'"
             return (
-                f"{needy} needs the teacher's whole distribution, of which {self.name} keeps a part. Set cache.tier to "
+                f"{needy} needs the teacher's whole distribution, of which it keeps a part. Set cache.tier to "
                 "int8 or exact"
             )
         return self.coarse_problem(objective, temperature)

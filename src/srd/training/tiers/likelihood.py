@@ -30,13 +30,13 @@ class Likelihood(Tier):
     def coarse_problem(self, objective: str, temperature: float) -> str:
         if objective != "fkl":
             return (
-                f"likelihood keeps a number a token, from which fkl alone can be trained, not '{objective}'. Set "
-                "cache.tier to topk, int8 or exact, or the objective to fkl"
+                f"it keeps a number a token, from which fkl alone can be trained, not '{objective}'. Set cache.tier to "
+                "topk, int8 or exact, or the objective to fkl"
             )
         if temperature != 1:
             return (
-                f"likelihood knows temperature 1 alone, not {temperature:g}. Set cache.tier to topk, int8 or exact, or "
-                "the temperature to 1"
+                f"it knows temperature 1 alone, not {temperature:g}. Set cache.tier to topk, int8 or exact, or the "
+                "temperature (training.curriculum.temperature, where there is a curriculum) to 1"
             )
         return ""
 
