@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all check bench bench-gpu clean
+.PHONY: docs demo test test-all check bench bench-gpu clean
 
 demo: $(VENV)/.demo
 	$(BIN)/srd demo
@@ -18,8 +18,8 @@ test-all: $(VENV)/.test
 	$(PYTEST)
 
 check: $(VENV)/.test
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
@@ -50,5 +50,14 @@ $(VENV)/.bench: $(VENV)/.demo
 	$(PIP) --editable '.[demo,bench]'
 	touch $@
 
+# The documents as a site, in site/; a warning is an error.
+docs: $(VENV)/.docs
+	$(BIN)/zensical build --strict
+
+$(VENV)/.docs: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) zensical mkdocstrings mkdocstrings-python
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info
+	rm -rf $(VENV) build dist site src/*.egg-info

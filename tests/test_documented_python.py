@@ -77,3 +77,14 @@ def test_the_plugins_on_the_page_work_together(tmp_path: Path) -> None:
     assert 0 <= result.metrics["srd"]["brief"]["brief"]["mean"] <= 100
     ranked = pandas.read_parquet(tiny.run_dir / "curriculum" / "ranked.parquet")
     assert ranked["id"].tolist() != srd.rank(ranked[["id", "rouge_l", "ce"]])["id"][:]  # the score has had its say
+
+
+def test_the_readme() -> None:
+    text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    names = {
+        "student_logits": torch.randn(3, 5), "teacher_logits": torch.randn(3, 5), "rows": tiny_rows()[:8],
+        "model": tiny_model("llama"), "tokenizer": tiny_tokenizer("llama"),
+    }  # fmt: skip
+    exec(compile(block, "README.md", "exec"), names)
+    assert [len(stage.ids) for stage in names["stages"]] == [2, 4, 6]

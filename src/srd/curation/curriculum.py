@@ -53,9 +53,10 @@ class Curriculum(CurriculumConfig):
 
     ``srd.Curriculum(stages=3, select=0.75).split(ranked)`` gives stages of 25 %, 50 % and 75 % of the data.
 
-    >>> ranked = [{"id": name, "rank": place} for place, name in enumerate("abcd")]
-    >>> [stage.ids for stage in Curriculum(stages=3, select=0.75).split(ranked)]
-    [['a'], ['a', 'b'], ['a', 'b', 'c']]
+    Examples:
+        >>> ranked = [{"id": name, "rank": place} for place, name in enumerate("abcd")]
+        >>> [stage.ids for stage in Curriculum(stages=3, select=0.75).split(ranked)]
+        [['a'], ['a', 'b'], ['a', 'b', 'c']]
 
     Raises:
         UserError: an unknown setting, or a value out of its range.
