@@ -108,7 +108,7 @@ def test_run_resumes_and_prints_where_everything_is(srd: Command, shared: TinyRu
     changed = srd("run", recipe, "training.learning_rate=5e-3", "--run-dir", tmp_path / "run")
     assert changed.code == 0
     after = steps_finished(tmp_path / "run")
-    assert {name for name in after if after[name] != before[name]} == {"train/srd", "evaluation"}
+    assert {name for name in after if after[name] != before[name]} == {"train/srd", "evaluation", "cards"}
     # The written recipe can be run itself, and means the same.
     written = srd("run", tmp_path / "run/recipe.yaml", "--run-dir", tmp_path / "run")
     assert written.code == 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from srd.base.version import VERSION
+
 if TYPE_CHECKING:
     from srd.api import Result, build_cache, distill, evaluate, run
     from srd.base.errors import RunError, UserError
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from srd.training.teachers.common import LogitTeacher
     from srd.training.trainer import DistillTrainer
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 # Loaded at first use: importing torch and transformers takes seconds that `srd --help` should not.
 _HOMES = {

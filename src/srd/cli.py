@@ -320,7 +320,7 @@ def evaluate_command(
     """Evaluate the models of a recipe, or any model on tasks."""
     if not task:
         _without_effect(context, "is for --task", **RECIPE_SAYS)
-        run, _ = _step("evaluation", model, overrides, run_dir)
+        run, _ = _step("cards", model, overrides, run_dir)
         _echo(run.files.results)
         return
     from srd.base import parallel

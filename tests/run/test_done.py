@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -11,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from huggingface_hub.repocard_data import model_index_to_eval_results
 
+from srd.base import files
 from srd.base.errors import UserError
 from srd.base.files import file_digest, read_json
+from srd.recipe.reading import validate_recipe
 from srd.run.flow import check_written, planned_steps
 from srd.run.steps.base import key_of
 from srd.tasks.base import TASKS
@@ -40,7 +45,7 @@ def again(done: TinyRun, tmp_path: Path) -> TinyRun:
 
 
 def redone(tiny: TinyRun, *wanted: str) -> set[str]:
-    """Go through these steps again, or through all of them; those that were made."""
+    """Go through these steps again, or through all of them; those that were made, but for the cards of their models."""
     steps = read_json(tiny.run_dir / "manifest.json")["steps"]
     for step in steps.values():
         step["finished"] = "before"
@@ -49,7 +54,8 @@ def redone(tiny: TinyRun, *wanted: str) -> set[str]:
     run.manifest.save()
     run._lock.close()
     tiny.advance(*wanted)
-    return {name for name, said in steps_finished(tiny.run_dir).items() if not said.startswith("before")}
+    made = {name for name, said in steps_finished(tiny.run_dir).items() if not said.startswith("before")}
+    return made - {"cards"}
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -146,6 +152,77 @@ def test_missing_folders_are_made_again(done: TinyRun, again: TinyRun) -> None:
     assert contents(again.run_dir) == contents(done.run_dir)
 
 
+# ------------------------------------------------------------------------------------- what lies beside the student
+
+
+def test_the_card_tells_of_the_run_and_is_written_again_with_its_results(again: TinyRun) -> None:
+    student = again.run_dir / "student"
+    card, settings = student / "README.md", student / "generation_config.json"
+    first = card.read_text(encoding="utf-8")
+    front, text = first.removeprefix("---\n").split("---\n", 1)
+    told = yaml.safe_load(front)
+    results = read_json(again.run_dir / "evaluation" / "metrics.json")
+    (entry,) = model_index_to_eval_results(told["model-index"])[1][:1]
+    assert (entry.metric_name, entry.metric_value) == ("ROUGE-L", round(results["srd"]["test"]["rouge_l"]["mean"], 4))
+    assert {"interval_95", "seeds", "std_over_seeds"} == set(entry.metric_args)
+    assert told["library_name"] == "transformers" and "license" not in told and "**not stated by" in text
+    assert str(again.folder) not in first  # nobody's folders are published
+    assert validate_recipe(yaml.safe_load(text.split("```yaml\n")[1].split("```")[0]), "card").training.epochs == 1
+    decoding = read_json(settings)
+    assert (decoding["do_sample"], decoding["temperature"], decoding["max_new_tokens"]) == (True, 1.0, 8)
+    again.set(evaluation__temperature=0.0)
+    assert redone(again) == {"evaluation"}  # and no training, though the student's folder has changed
+    assert read_json(settings)["do_sample"] is False and "decoding of the test split: greedy" in card.read_text()
+    again.set(evaluation__temperature=1.0)
+    assert redone(again) == {"evaluation"}
+    assert card.read_text(encoding="utf-8") == first
+
+
+def test_a_killed_run_ends_in_the_same_card(
+    done: TinyRun, again: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """At every write of what lies beside the student: before it, when it is whole, under its name."""
+    wanted, made = contents(done.run_dir), steps_finished(done.run_dir)
+    for kill in itertools.count(1):
+        for name in ("README.md", "generation_config.json"):
+            (again.run_dir / "student" / name).unlink(missing_ok=True)
+        seen = 0
+
+        def kill_at(moment: str, path: Path, last: int = kill) -> None:
+            nonlocal seen
+            seen += path.name in ("README.md", "generation_config.json", ".cards.json", "manifest.json")
+            if seen == last:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(files, "seam", kill_at)
+            try:
+                again.advance("cards")
+                break
+            except KeyboardInterrupt:
+                pass
+        again.advance()
+        now = steps_finished(again.run_dir)
+        assert {name for name in now if now[name] != made[name]} == {"cards"}, kill
+        assert contents(again.run_dir) == wanted, kill
+    assert kill > 10
+
+
+def test_a_card_that_was_changed_by_hand_is_kept(again: TinyRun) -> None:
+    card = again.run_dir / "student" / "README.md"
+    card.write_text("mine", encoding="utf-8")
+    assert redone(again) == set()
+    assert card.read_text(encoding="utf-8") == "mine"
+    run = again.open()
+    check_written(run)  # a report can be written
+    run._lock.close()
+    with pytest.raises(UserError, match=r"README\.md was not written by this run, but train/srd is to be made again"):
+        again.twin().set(training__epochs=2).advance("train/srd")
+    card.unlink()
+    assert redone(again) == set()
+    assert "model-index" in card.read_text(encoding="utf-8")
+
+
 # ------------------------------------------------------------------------------------------------------------ inputs
 
 
@@ -198,12 +275,13 @@ def test_every_setting_makes_again_what_it_decides_and_no_more(done: TinyRun, tm
     }  # fmt: skip
     tiny.__dict__.update(done.__dict__, recipe=recipe)
     before = keys_of(tiny, tmp_path / "before")
-    assert set(before) == {*BEFORE, *TRAININGS, "evaluation"}
+    last = {"evaluation", "cards"}  # come after all of them
+    assert set(before) == {*BEFORE, *TRAININGS, *last}
     wrong = []
     for number, (change, expected) in enumerate(DECIDES):
         tiny.recipe = json.loads(json.dumps(recipe))
         after = keys_of(tiny.set(**change), tmp_path / str(number))
-        changed = {name for name in after if after[name] != before[name]} - {"evaluation"}
+        changed = {name for name in after if after[name] != before[name]} - last
         wrong += [(change, changed)] if changed != expected else []
     assert not wrong, wrong
 

@@ -159,13 +159,13 @@ def test_running_again_keeps_every_step(again: TinyRun) -> None:
     assert steps_finished(again.run_dir) == before
     assert (again.run_dir / "metrics.jsonl").read_bytes() == log
     assert set(before) == {"examples", "teacher", "student", "reflection", "ranking", "cache", "train/kd", "train/srd",
-                           "evaluation"}  # fmt: skip
+                           "evaluation", "cards"}  # fmt: skip
 
 
 def test_another_teacher_redoes_the_cache(again: TinyRun, tmp_path: Path) -> None:
     before, folders = steps_finished(again.run_dir), set((again.run_dir / "cache").iterdir())
     again.set(teacher=str(save_tiny(tmp_path / "other", "llama", layers=4, seed=9))).advance()
-    assert redone(again.run_dir, before) == {"teacher", "cache", "train/kd", "train/srd", "evaluation"}
+    assert redone(again.run_dir, before) == {"teacher", "cache", "train/kd", "train/srd", "evaluation", "cards"}
     assert len(set((again.run_dir / "cache").iterdir()) - folders) == 1
 
 
@@ -315,7 +315,7 @@ def test_evaluation_on_two_files_of_a_named_task_beside_the_test_split(
     before = steps_finished(again.run_dir)
     tasks = [{"name": "gsm8k", "path": str(easy)}, {"name": "gsm8k", "path": str(hard), "label": "hard"}]
     again.set(evaluation__tasks=tasks).advance()
-    assert redone(again.run_dir, before) == {"evaluation"}
+    assert redone(again.run_dir, before) == {"evaluation", "cards"}
     metrics = read_json(again.run_dir / "evaluation/metrics.json")
     assert list(metrics["srd"]) == ["test", "gsm8k", "hard"]
     assert set(metrics["srd"]["gsm8k"]) == {"accuracy"}

@@ -25,6 +25,7 @@ from srd.run.context import Run
 from srd.run.costs import size_of, stages_of
 from srd.run.flow import advance, training_steps
 from srd.run.plan import KNOWN_CONFIGS, Plan, make_plan, print_plan, read_config
+from srd.run.steps.cards import Cards
 from srd.run.steps.evaluation import Evaluation
 from srd.run.steps.ranking import Ranking
 from srd.run.steps.reflection import Reflection
@@ -298,7 +299,7 @@ def test_the_phases_are_the_steps_of_the_run(tmp_path: Path, monkeypatch: pytest
     for check in ("check_recipe", "check_room"):
         monkeypatch.setattr(flow, check, lambda *run: None)
     monkeypatch.setattr(Teacher, "make", tuned)
-    for kind in (TeacherText, Cache, Student, Reflection, Ranking, Training, Evaluation):
+    for kind in (TeacherText, Cache, Student, Reflection, Ranking, Training, Evaluation, Cards):
         monkeypatch.setattr(kind, "make", lambda self, run: {})
     for kind in (Teacher, TeacherText, Cache, Student, Reflection, Ranking, Training, Evaluation):
         monkeypatch.setattr(kind, "told", lambda self, run, summary: "nothing")

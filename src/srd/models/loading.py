@@ -34,6 +34,7 @@ from srd.models.guard import first_lines, guarded
 from srd.models.head import logit_rule
 from srd.models.merging import merge_adapter
 from srd.models.packages import Missing, check_packages, is_installed, missing_packages, quantisation
+from srd.models.portable import make_portable
 from srd.models.settings import ModelConfig
 from srd.models.sources import SMOLLM2, gguf_file, resolve_source, split_adapter
 from srd.models.tokens import let_stop_tokens_learn, set_generation_tokens
@@ -288,13 +289,18 @@ def save_model(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     weights: dict[str, Any] | None = None,
+    *,
+    portable: bool = False,
 ) -> None:
     """Write model and tokenizer to ``folder``, whole or not at all, as ``from_pretrained`` reads them.
 
     An adapted model writes its adapter only; merge it first (``merge_adapter``) to write a plain model.
-    ``weights`` is the whole state dictionary of a model that has only a part of its weights here.
+    ``weights`` is the whole state dictionary of a model that has only a part of its weights here. A ``portable`` one is
+    read by other programs, too.
     """
     set_generation_tokens(model, tokenizer)
     with atomic_folder(folder) as partial:
         model.save_pretrained(str(partial), state_dict=weights)
         tokenizer.save_pretrained(str(partial))
+        if portable:
+            make_portable(partial, tokenizer)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from srd.base import parallel
 from srd.base.errors import UserError
 from srd.base.files import fingerprint, is_sealed, remove, seal
+from srd.base.remedies import warn
 from srd.base.tables import column, positions, write_table
 from srd.curation.curriculum import Curriculum, Stage
 from srd.curation.likelihoods import Pairs, pair_losses
@@ -27,6 +30,7 @@ from srd.curation.ranking import rank
 from srd.curation.reflection import forget_batches, reflect
 from srd.curation.scores.base import columns_of, scores_of
 from srd.data.batching import Collator, EncodedExamples
+from srd.data.portable_chat import chat_template_of, usual_template
 from srd.models.architecture import count_parameters
 from srd.models.engines.base import ENGINES
 from srd.models.loading import load_config, load_generation_config, load_model, save_model
@@ -46,6 +50,8 @@ from srd.training.teacher_cache import TeacherCache, build_cache, cache_folder, 
 from srd.training.teachers.base import TEACHERS, TeacherSource
 from srd.training.teachers.cache import head_alone
 from srd.training.tiers.base import Tier
+
+logger = logging.getLogger(__name__)
 
 
 def parameters(source: str) -> int:
@@ -346,6 +352,7 @@ def training_of(
             metrics_file=run.files.metrics,
             log_file=run.files.log(label),
             progress=update,
+            kept_tokenizer=with_trained_prompt(run),
         )
 
 
@@ -381,6 +388,21 @@ def _engine(run: Run, config: TrainingConfig, student: Any, folder: Path) -> Ite
     parallel.barrier()
     if parallel.is_main():
         remove(folder)
+
+
+def with_trained_prompt(run: Run) -> Any:
+    """The tokenizer with the prompt format of the training as its chat template."""
+    kept = copy.deepcopy(run.tokenizer)
+    template = usual_template(run.encoder.template, run.split("train"))
+    kept.chat_template = chat_template_of(template, run.tokenizer, encoder_decoder=run.encoder_decoder)
+    if kept.chat_template is None:
+        name = type(template).__name__
+        warn(
+            logger,
+            f"The student is saved without a chat template: {name} does not say what it puts around a question.",
+            "Give it a method frame() that returns srd.data.templates.base.Frame.",
+        )
+    return kept
 
 
 def _teacher_responses(run: Run, config: TrainingConfig) -> datasets.Dataset:

@@ -17,13 +17,13 @@ import datasets
 import pyarrow.parquet as pq
 import torch
 
-from srd import __version__
 from srd.base import parallel
 from srd.base.console import progress_bar
 from srd.base.errors import UserError
 from srd.base.locks import lock
 from srd.base.remedies import warn
 from srd.base.tables import open_mapped, reopened
+from srd.base.version import VERSION
 from srd.base.yaml_text import read_yaml
 from srd.curation.curriculum import Curriculum
 from srd.curation.reflection import words_of
@@ -325,7 +325,7 @@ def _check_shared(folder: Path) -> None:
 def versions() -> dict[str, str]:
     """Versions of what a run depends on."""
     names = ("torch", "transformers", "accelerate", "peft", "datasets")
-    own = {"python": platform.python_version(), "srd": __version__}
+    own = {"python": platform.python_version(), "srd": VERSION}
     return {**own, **{name: version(name) for name in names}}
 
 

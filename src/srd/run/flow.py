@@ -11,6 +11,7 @@ from srd.run.outlook import warn_of_frames
 from srd.run.room import check_room
 from srd.run.served import asks_server, check_server
 from srd.run.steps.base import Step, do, needed_steps
+from srd.run.steps.cards import Cards
 from srd.run.steps.cleaning import Cleaning, Likelihoods, Repair, cleaning_steps
 from srd.run.steps.evaluation import Evaluation
 from srd.run.steps.examples import Examples
@@ -38,6 +39,7 @@ def steps_of(recipe: Recipe) -> list[Step]:
         Ranking(),
         *(Training(label) for label in recipe.arms),
         Evaluation(),
+        Cards(),
     ]
 
 
@@ -49,7 +51,7 @@ def planned_steps(recipe: Recipe, *wanted: str) -> list[Step]:
         wanted: The steps that are asked for; none: all that the recipe needs.
     """
     reported = ("cleaning",) if recipe.data.cleaning.action == "report" else ()
-    return needed_steps(steps_of(recipe), recipe, wanted or (*reported, "evaluation"))
+    return needed_steps(steps_of(recipe), recipe, wanted or (*reported, "cards"))
 
 
 def advance(run: Run, *wanted: str) -> None:
@@ -78,7 +80,8 @@ def check_written(run: Run) -> None:
         UserError: with the first of them and its step.
     """
     for name, step in run.manifest.steps.items():
-        changed = [path for path in run.manifest.damaged(name) if path.exists()] if step.get("finished") else []
+        done = step.get("finished") and name != Cards.name  # a card may be changed by hand
+        changed = [path for path in run.manifest.damaged(name) if path.exists()] if done else []
         if changed:
             raise UserError(
                 f"{changed[0]} is not what the step {name} wrote, and a report of it would be wrong. "

@@ -24,6 +24,7 @@ class RunFolder:
         self.metrics = root / "metrics.jsonl"
         self.mapped = root / ".mapped"
         self.leaks = root / ".leaks.json"
+        self.cards = root / ".cards.json"
         self.bad_rows = root / ".bad_rows.json"
         self.dropped = root / "examples" / "dropped.jsonl"
         self.teacher = root / "teacher"

@@ -117,8 +117,14 @@ class Manifest:
 
     # --------------------------------------------------------------------------------------------- a step's progress
 
-    def begin(self, step: str, key: str, places: Iterable[Path]) -> None:
-        """Note that a step is being made, and where; an interrupted one goes on, with the time it has taken so far."""
+    def begin(self, step: str, key: str, places: Iterable[Path], borrowed: Iterable[Path] = ()) -> None:
+        """Note that a step is being made, and where; an interrupted one goes on, with the time it has taken so far.
+
+        ``borrowed`` are files that it writes into the folders of other steps, which answer for them no longer.
+        """
+        for entry in self.steps.values():
+            for path in borrowed:
+                entry.get("outputs", {}).pop(self._name(path), None)
         if not self.interrupted(step, key):
             seconds = self.steps[step].get("seconds", 0.0) if self.finished(step, key) else 0.0
             self.steps[step] = {"fingerprint": key, "seconds": seconds}
@@ -168,10 +174,16 @@ class Manifest:
             known_digests.pop(str(path.absolute()), None)
 
     def _strangers(self, path: Path, ours: Iterable[str]) -> list[Path]:
-        """What a finished step has not written of a file or folder that is to be removed."""
+        """What a finished step has not written of a file or folder that is to be removed, nor another one into it."""
         if not path.is_dir():
             return []
+        states = {name: state for entry in self.steps.values() for name, state in entry.get("needed", {}).items()}
+        kept = [name for entry in self.steps.values() for name in (entry.get("summary") or {}).get("by hand", [])]
         files = [file for file in walk(path) if self._name(file) not in ours]
+        files = [
+            file for file in files
+            if (name := self._name(file)) in kept or name not in states or digest_of(file) != states[name][3]
+        ]  # fmt: skip
         return [path, *files] if self._name(path) in ours else files  # a folder in the place of a file
 
     def make_room(self, step: str, places: Iterable[Path]) -> None:
@@ -206,6 +218,9 @@ class Manifest:
         entry["places"] = [names.get(name, name) for name in entry["places"]]
         entry["outputs"] = {_renamed(name, names): state for name, state in entry.get("outputs", {}).items()}
         self.content["moves"] = [[old, new] for old, new in names.items()]
+        for name in [name for entry in self.steps.values() for name in entry.get("needed", {})]:
+            if name.startswith(tuple(f"{old}/" for old in names)):  # what a later step has put there is made again
+                remove(self.folder / name)
         for new in names.values():  # what an earlier displacement of the same step has left there is outdated
             remove(self.folder / new) if new.startswith(f"{DISPLACED}/") else None
         self.save()

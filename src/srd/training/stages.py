@@ -79,6 +79,7 @@ class Training:
         metrics_file: Every logged value goes here, one JSON object a line, ...
         log_file: ... and here, where this training's are alone.
         progress: ``(done, total, note)`` in optimizer steps of all stages.
+        kept_tokenizer: What is saved beside the trained model; None: the tokenizer as it is.
     """
 
     label: str
@@ -98,6 +99,7 @@ class Training:
     engine: Callable[[Any, Path], AbstractContextManager[Any]] = lambda student, folder: nullcontext(student)
     choose_again: Callable[[Any, Stage], Stage] | None = None
     progress: Callable[..., None] = lambda *values: None
+    kept_tokenizer: PreTrainedTokenizerBase | None = None
     _teacher: Teacher | None = field(default=None, init=False)
 
     def stage_folder(self, index: int) -> Path:
@@ -258,9 +260,11 @@ def make_trainer(training: Training, stage: Stage, model: Any) -> DistillTrainer
         for path in (training.log_file, training.metrics_file):
             append_row(path, told)
 
+    arguments = training_arguments(training, stage)
+    arguments.use_cache = bool(getattr(model.config, "use_cache", False))  # the Trainer would switch it off for good
     trainer = DistillTrainer(
         model,
-        training_arguments(training, stage),
+        arguments,
         examples,
         training.tokenizer,
         teacher=training.teacher if config.needs_teacher else None,
@@ -487,7 +491,7 @@ def _save_final(training: Training, model: Any, final: Path) -> None:
             # So that from_pretrained finds the base from any working directory.
             model.peft_config["default"].base_model_name_or_path = str(Path(training.start).resolve())
         with disk_errors(final):
-            save_model(model, training.tokenizer, final)
+            save_model(model, training.kept_tokenizer or training.tokenizer, final, portable=True)
     parallel.barrier()
 
 

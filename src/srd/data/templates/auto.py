@@ -6,7 +6,16 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from srd.data.templates.base import Example, Segment, Template, get_template, joined, register_template
+from srd.data.templates.base import (
+    Example,
+    Frame,
+    Segment,
+    Template,
+    end_of,
+    get_template,
+    joined,
+    register_template,
+)
 from srd.data.templates.chat import ChatTemplate
 
 if TYPE_CHECKING:
@@ -20,6 +29,14 @@ class PromptTemplate(Template):
     """The ready-made prompt of a row, as it is."""
 
     name = "prompt"
+
+    def __init__(self, end: str = "") -> None:
+        """Take what ends an answer."""
+        self._end = end
+
+    def frame(self) -> Frame:
+        """Return nothing around a question."""
+        return Frame("", "", self._end, "")
 
     def render(self, example: Example) -> list[Segment]:
         """Return the prompt, cuttable but for a short last line, which marks that an answer follows."""
@@ -45,7 +62,7 @@ class AutoTemplate(Template):
         self._tokenizer = tokenizer
         self.options = dict(options or {})
         self._chat = ChatTemplate(tokenizer, options) if options else None
-        self._prompt = PromptTemplate()
+        self._prompt = PromptTemplate(end_of(tokenizer))
         self._alpaca = get_template("alpaca", tokenizer)
 
     @property

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PLACES = ("instruction", "input")
+GAP = "\n\n"  # between the turns of a conversation
 
 Example = Mapping[str, Any]
 
@@ -42,6 +43,23 @@ class Segment:
     cuttable: bool
     cut_order: int = 0
     content: bool = False
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a template puts around the turns of a conversation.
+
+    Attributes:
+        before: in front of a question.
+        behind: behind it, where the answer follows.
+        end: behind an answer.
+        gap: behind that, and behind a system prompt, before what comes next.
+    """
+
+    before: str
+    behind: str
+    end: str
+    gap: str
 
 
 class Template(ABC):
@@ -86,6 +104,10 @@ class Template(ABC):
         """Return the whole prompt of one example, uncut."""
         return "".join(segment.text for segment in self.render(example))
 
+    def frame(self) -> Frame | None:
+        """Return what stands around each question, for a chat template that does the same; None: it cannot be said."""
+        return None
+
 
 class FormatTemplate(Template):
     """A text with the places `{instruction}` and `{input}`, in one wording with input and one without.
@@ -119,15 +141,23 @@ class FormatTemplate(Template):
             start += len(segment.text)
         return [span for span, own in zip(found, learnt, strict=True) if own]
 
+    def frame(self) -> Frame:
+        """Return what stands around a question without input."""
+        before, behind, place = "", "", "before"
+        for literal, field in self._without_input:
+            before, behind = (before + literal, behind) if place == "before" else (before, behind + literal)
+            place = "behind" if field == "instruction" else place
+        return Frame(before, behind, self._end, GAP)
+
     def _pieces(self, example: Example) -> list[tuple[Segment, bool]]:
         """The pieces of a prompt, and whether each is an earlier answer."""
         system, before, question = _turns_of_text(example, self.name)
-        pieces = [Segment(system, False, content=True), Segment("\n\n" if system else "", False)]
+        pieces = [Segment(system, False, content=True), Segment(GAP if system else "", False)]
         found = [(piece, False) for piece in pieces]
         for place, (asked, answer) in enumerate(before, start=-2 * len(before)):
             found += [(piece, False) for piece in self._framed(asked, "", 2 * place)]
             found.append((Segment(answer, True, 2 * place + 1, content=True), True))
-            found.append((Segment(f"{self._end}\n\n", False), False))
+            found.append((Segment(f"{self._end}{GAP}", False), False))
         return [*found, *((piece, False) for piece in self._framed(question, example["input"]))]
 
     def _framed(self, instruction: str, context: str, first: int = 0) -> list[Segment]:

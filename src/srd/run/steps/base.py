@@ -53,6 +53,10 @@ class Step:
         """Files that it writes where others may write too (a shared cache, answers): checked, never removed here."""
         return []
 
+    def borrowed(self, run: Run) -> list[Path]:
+        """Files that it writes into the folders of steps before it, which then answer for them no longer."""
+        return []
+
     def is_idle(self, run: Run) -> bool:
         """Whether there turns out to be nothing to do."""
         return False
@@ -157,7 +161,7 @@ def _make(run: Run, step: Step, key: str) -> None:
     """Make a step, keep the time it takes, and note what it wrote."""
     manifest = run.manifest
     parallel.on_main(lambda: _fetch_unfinished(run, step, key))
-    parallel.on_main(lambda: manifest.begin(step.name, key, _clear_the_way(run, step, key)))
+    parallel.on_main(lambda: manifest.begin(step.name, key, _clear_the_way(run, step, key), step.borrowed(run)))
     place = run.forecast.place(step.name) if run.forecast else ""
     console.print(f"[bold]• {step.name}[/]" + (f" [dim]{place}[/]" if place else ""))
     run.step = step.name
