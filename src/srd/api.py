@@ -146,8 +146,8 @@ def distill(
             a mapping with ``train``, and perhaps ``validation`` and ``test``, of any of these.
         objective: The divergence: ``fkl``, ``rkl``, ``jsd``, ``tvd``, ``sfkl``, ``srkl``, ``ab``, ``akl``, or one that
             you registered; of a method that has its own, that one.
-        method: ``kd``, ``taid``, ``entropy_aware``, ``gkd``, ``distillm``, ``seqkd``, ``sft``, or one that you
-            registered.
+        method: ``kd``, ``taid``, ``entropy_aware``, ``gkd``, ``distillm``, ``distillm2``, ``seqkd``, ``sft``, or one
+            that you registered.
         curriculum: ``srd.Curriculum(...)``, or its settings as a mapping; None: all rows, in one stage.
         run_dir: Where to work; None: a folder below ``runs`` for these very arguments. A model or rows from memory are
             kept beside it, in a folder that ends in ``-inputs``.

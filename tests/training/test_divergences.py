@@ -17,7 +17,7 @@ from srd.training.divergences import base, fkl
 from srd.training.divergences.base import DIVERGENCES, canonical_name, loss_scale
 
 PAPER = ("fkl", "rkl", "jsd", "tvd", "sfkl", "srkl")
-NAMES = (*PAPER, "ab", "akl", "entropy_aware")
+NAMES = (*PAPER, "ab", "akl", "entropy_aware", "distillm2")
 TEMPERATURES = (0.5, 1.0, 2.0)
 
 
@@ -48,7 +48,7 @@ def naive(name: str, student: Tensor, teacher: Tensor, temperature: float = 1.0,
         middle = (1 - lam) * p + lam * q
         return lam * kl(q, middle) + (1 - lam) * kl(p, middle)
     alpha = 0.1 if share is None else share
-    if name == "sfkl":
+    if name in ("sfkl", "distillm2"):
         return kl(p, alpha * p + (1 - alpha) * q)
     return kl(q, (1 - alpha) * p + alpha * q)
 
@@ -143,6 +143,29 @@ def test_alpha_beta_and_what_it_is_for_special_powers(alpha: float, beta: float,
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_contrastive_divergence_on_the_students_own_text(masked: bool) -> None:
+    """The student within the mixture is a constant: the value is `srkl`'s, its gradient is not."""
+    student, teacher = random_logits(5, 31, seed=1)
+    if masked:
+        student[:, 3] = teacher[:, 3] = -torch.inf
+    for alpha in (0.01, 0.1, 0.7):
+        ours, theirs, other = (student.clone().requires_grad_() for _ in range(3))
+        value = srd.divergence("distillm2", ours, teacher, alpha=alpha, own=1, share=1.5)
+        ids = [0, 1, 2, *range(4, 31)] if masked else list(range(31))
+        p, q = (torch.softmax(each[:, ids], -1) for each in (teacher, theirs))
+        expected = 1.5 * kl(q, (1 - alpha) * p + alpha * q.detach())
+        torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
+        value.sum().backward()
+        expected.sum().backward()
+        assert ours.grad is not None and theirs.grad is not None
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-8, atol=1e-12)
+        skewed = 1.5 * srd.divergence("srkl", other, teacher, alpha=alpha)
+        torch.testing.assert_close(skewed, value)
+        skewed.sum().backward()
+        assert other.grad is not None and not torch.allclose(other.grad, ours.grad, rtol=1e-3)
+
+
 @pytest.mark.parametrize("mu", [0.0, 0.1, 0.5, 0.9, 0.999])
 def test_the_head_of_adaptive_kl_is_found_as_by_sorting(mu: float) -> None:
     """Also where it has more ids than are looked at first: a flat teacher of 2,000."""
@@ -183,6 +206,7 @@ BY_HAND = {
     ) / 0.14,
     # p is flat: all of it is head
     "akl": 0.5 * math.log(2) + 0.5 * math.log(2 / 3),
+    "distillm2": 0.5 * math.log(0.5 / 0.275) + 0.5 * math.log(0.5 / 0.725),
     # log 2 nats are below the threshold of 1
     "entropy_aware": 0.25 * math.log(1 / 2) + 0.75 * math.log(3 / 2),
 }  # fmt: skip
@@ -303,10 +327,10 @@ def test_a_mask_in_one_of_them(mass: float, dtype: torch.dtype) -> None:
     assert srd.divergence("akl", student, teacher).item() == torch.inf
     assert srd.divergence("entropy_aware", student, teacher).item() == torch.inf
     assert srd.divergence("entropy_aware", teacher, student, threshold=0).item() == torch.inf
-    for name in ("fkl", "jsd", "tvd", "sfkl", "srkl", "ab"):
+    for name in ("fkl", "jsd", "tvd", "sfkl", "srkl", "ab", "distillm2"):
         value = srd.divergence(name, student, teacher).double()
         torch.testing.assert_close(value, naive(name, student, teacher), rtol=1e-5, atol=1e-7)
-    for name in ("rkl", "jsd", "tvd", "sfkl", "srkl", "ab", "entropy_aware"):
+    for name in ("rkl", "jsd", "tvd", "sfkl", "srkl", "ab", "entropy_aware", "distillm2"):
         value = srd.divergence(name, teacher, student).double()
         torch.testing.assert_close(value, naive(name, teacher, student), rtol=1e-5, atol=1e-7)
 

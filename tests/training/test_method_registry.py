@@ -51,6 +51,7 @@ def test_what_each_method_says_it_does() -> None:
         "kd": ("reference", True),
         "gkd": ("student", True),
         "distillm": ("student", True),
+        "distillm2": ("both", True),
         "taid": ("reference", True),
         "entropy_aware": ("reference", True),
     }
@@ -84,5 +85,5 @@ def test_a_method_by_name_by_settings_or_made(given: Any) -> None:
     config = TrainingConfig(method=given)
     assert type(config.method) is METHODS.get("gkd")
     assert config.model_dump()["method"] == {
-        "name": "gkd", "student_share": 0.5, "temperature": 1.0, "max_new_tokens": 256,
+        "name": "gkd", "student_share": 0.5, "temperature": 1.0, "max_new_tokens": 256, "refresh": "step",
     }  # fmt: skip

@@ -353,7 +353,7 @@ class Encoder:
             remove_columns=examples.column_names,
             load_from_cache_file=False,
             # Names the file; the library would hash all that the function holds, and cannot hash a progress bar.
-            new_fingerprint=fingerprint("tokens", examples._fingerprint, written is not None),
+            new_fingerprint=fingerprint("tokens", examples._fingerprint, written and written._fingerprint),
             features=self._features,
         )
         self._tell(encoded, written=written is not None)

@@ -135,6 +135,10 @@ class StudentConfig(ModelConfig):
     @field_validator("warm_start")
     @classmethod
     def _before_reflection(cls, value: TrainingConfig | None) -> TrainingConfig | None:
+        if value is not None and value.on_pairs:
+            raise ValueError(
+                f"{value.method.name} trains on what the student writes once it is warmed up. Use kd here, or sft"
+            )
         return _on_all_data(value)
 
     @model_validator(mode="after")
@@ -279,7 +283,8 @@ class Recipe(Section):
     def _each_is_asked_once(self) -> None:
         """Several teachers are read into caches, before any training."""
         for name, training in {**self.arms, "student.warm_start": self.student.warm_start}.items():
-            if training is not None and (training.teacher_writes or (training.needs_teacher and training.on_policy)):
+            writes = training is not None and (training.teacher_writes or training.on_pairs)
+            if training is not None and (writes or (training.needs_teacher and training.on_policy)):
                 raise ValueError(
                     f"{name}: {training.method.name} takes text that a teacher writes, or asks it about text of the "
                     "student's, which is for one teacher. Use method kd, or `teacher`"
@@ -312,11 +317,21 @@ class Recipe(Section):
             )
         taught = {**self.arms, "student.warm_start": self.student.warm_start}
         for name, training in taught.items():
-            if training is not None and training.needs_teacher and training.on_policy:
+            if training is not None and training.needs_teacher and (training.on_policy or training.on_pairs):
                 raise ValueError(
                     f"{name}: {training.method.name} asks the teacher about text that the student is yet to write, and "
                     "a teacher behind a server is asked beforehand. Use kd or seqkd, or a teacher without endpoint"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_are_written_once(self) -> Self:
+        methods: list[Any] = [training.method for training in self.arms.values() if training.on_pairs]
+        if len({(method.temperature, method.top_p) for method in methods}) > 1:
+            raise ValueError(
+                f"the trainings with {methods[0].name} have different temperature or top_p, and their texts are "
+                "written once. Give all of them the same"
+            )
         return self
 
     @model_validator(mode="after")

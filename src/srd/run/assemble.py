@@ -102,8 +102,8 @@ def _longest_text(run: Run) -> int:
     """Tokens of the longest text a writer handles: a prompt and its answer, or a prompt, its reference and one more."""
     recipe = run.recipe
     answers = [recipe.generation.max_new_tokens, recipe.reflection.max_new_tokens or 0]
-    trainings = recipe.student_trainings
-    answers += [each.method.longest_text() or 0 for each in trainings if each.teacher_writes or each.writes_ahead]
+    trainings = [each for each in recipe.student_trainings if each.teacher_writes or each.writes_ahead or each.on_pairs]
+    answers += [each.method.longest_text() or 0 for each in trainings]
     answers += [get_task(named.name).decoding.max_new_tokens for named in recipe.evaluation.tasks]
     return max(recipe.data.max_length + 1, recipe.data.max_prompt_length + max(answers))
 
@@ -314,12 +314,14 @@ def training_of(
 ) -> Iterator[Training]:
     """Gather what a training needs: text, teacher, stages, validation, a log, a progress bar."""
     check_disk(run.folder, parameters(start))
-    written = _teacher_responses(run, config) if config.teacher_writes else None
-    examples = run.encoded("train", written)
+    written = _responses(run, config, run.files.teacher_text) if config.teacher_writes else None
+    examples = pair_examples(run, config) if config.on_pairs else run.encoded("train", written)
     load_teacher = read_once = None
     if config.needs_teacher:
-        cached = config.caches_references and "cache" in run.keys
+        cached = config.caches_references and "cache" in run.keys and not config.on_pairs
         cache = caches_of(run) if cached else None
+        if config.on_pairs and may_cache(run.recipe):
+            cache = pair_cache(run, examples)
         examples.teacher = cache
         source = TeacherSource(lambda: load(run.teacher_source, run, run.teacher_options()), run.width, cache)
         if config.writes_ahead and may_cache(run.recipe) and cache_fits(run):
@@ -328,7 +330,7 @@ def training_of(
         make = head_alone if read_once is not None and cache is None else TEACHERS.get(kind)
         load_teacher = functools.partial(make, source)
     stages, again = _stages(run, config, examples, folder)
-    if config.method.text != "teacher" and (soft := run.soft_rows()):
+    if config.method.text not in ("teacher", "both") and (soft := run.soft_rows()):
         examples.soft = frozenset(soft)
         if not config.needs_teacher:  # there is nothing but cross-entropy
             stages = [replace(stage, ids=[name for name in stage.ids if name not in soft]) for stage in stages]
@@ -405,17 +407,64 @@ def with_trained_prompt(run: Run) -> Any:
     return kept
 
 
-def _teacher_responses(run: Run, config: TrainingConfig) -> datasets.Dataset:
-    """The teacher's own answers for sequence-level distillation, in the order of the training examples.
+PAIR = ("teacher", "student")  # who writes the two texts of a prompt
+OWN = " (student)"  # behind the id of an example: its text is the student's
+
+
+def pair_examples(run: Run, config: TrainingConfig) -> EncodedExamples:
+    """Every training prompt twice: with the teacher's text, and with the student's, which has no cross-entropy."""
+    both = []
+    for who in PAIR:
+        with run.progress("tokens") as update:
+            both.append(
+                run.encoder.encode(run.split("train"), _responses(run, config, run.files.pair_text(who)), update)
+            )
+    texts, own = both
+    names = [f"{name}{OWN}" for name in own["id"]]
+    own = own.remove_columns("id").add_column("id", names).select_columns(texts.column_names).cast(texts.features)
+    examples = EncodedExamples(datasets.concatenate_datasets([texts, own]))
+    examples.soft = frozenset(names)
+    return examples
+
+
+def pair_cache(run: Run, examples: EncodedExamples) -> TeacherCache | None:
+    """What the teacher says of both texts of each prompt; None where the recipe wants no cache, or one so large."""
+    cache = run.recipe.cache
+    needed = examples.response_tokens * tier_of_run(run).token_bytes(run.hidden_size, run.width)
+    if cache.enabled is False or run.recipe.teacher.source or needed > cache.limit_gb * 1e9:
+        return None
+    with run.progress("teacher") as update:
+        return build_cache(
+            place_of_cache(run),
+            lambda: load(run.teacher_source, run, run.teacher_options()),
+            examples,
+            collator(run),
+            tier=tier_of_run(run),
+            width=run.width,
+            max_kl=cache.max_kl,
+            batch_size=run.recipe.generation.batch_size,
+            progress=update,
+        )
+
+
+def _in_pairs(stage: Stage) -> Stage:
+    """A stage with both texts of its prompts."""
+    ids = [text for name in stage.ids for text in (name, name + OWN)]
+    return replace(stage, ids=ids, subset=None if stage.subset is None else 2 * stage.subset)
+
+
+def _responses(run: Run, config: TrainingConfig, path: Path) -> datasets.Dataset:
+    """What a model answered to the training prompts, in the order of the training examples.
 
     Args:
         run: The run.
         config: Of the training, which cuts them; they are as long as the one that wants most of them wants.
+        path: The file with the answers.
 
     Returns:
         ``tokens`` without what ended them, and whether they ``ended``.
     """
-    answers = datasets.Dataset(pq.read_table(run.files.teacher_text))
+    answers = datasets.Dataset(pq.read_table(path))
     order = positions(column(run.split("train"), "id"), answers)
     answers = answers.select_columns(["tokens", "ended"]).select(order)
     lengths = pc.list_value_length(answers.data.column("tokens")).to_numpy()
@@ -436,7 +485,8 @@ def _stages(
     curriculum = run.curriculum_of(config)
     if curriculum is None:
         return [Stage(0, list(examples.ids), config.temperature, config.weight)], None
-    stages = curriculum.split(ranked_scores(run, curriculum))
+    in_pairs = _in_pairs if config.on_pairs else lambda stage: stage
+    stages = [in_pairs(stage) for stage in curriculum.split(ranked_scores(run, curriculum))]
 
     def choose_again(model: Any, stage: Stage) -> Stage:
         path = folder / "stages" / str(stage.index) / "scores.parquet"
@@ -444,7 +494,7 @@ def _stages(
             keep_scores(reflect_on(run, model, path.parent / "batches"), path, path.parent / "batches")
             parallel.on_main(lambda: seal(path))
         ranked = ranked_scores(run, curriculum, path)
-        return curriculum.split(ranked)[stage.index]
+        return in_pairs(curriculum.split(ranked)[stage.index])
 
     return stages, choose_again if curriculum.reflect_again else None
 

@@ -296,11 +296,12 @@ def temperatures_of(training: TrainingConfig) -> list[float]:
 def stages_of(training: TrainingConfig, examples: int) -> tuple[StagePlan, ...]:
     """The stages of a training on so many examples. Passes are epoch equivalents: 1 is once over all the data."""
     sizes = training.curriculum.sizes(examples) if training.curriculum else [examples]
+    texts = 2 if training.on_pairs else 1  # of each prompt
     return tuple(
         StagePlan(
-            size,
+            size * texts,
             size / examples * training.epochs,
-            max(1, math.ceil(steps_per_epoch(size, training.batch_size) * training.epochs)),
+            max(1, math.ceil(steps_per_epoch(size * texts, training.batch_size) * training.epochs)),
         )
         for size in sizes
     )
@@ -319,7 +320,7 @@ def training_phase(name: str, training: TrainingConfig, facts: Facts, live: bool
     data, teacher = facts.data, facts.joined
     model = teacher if kept == "teacher" else facts.student
     stages = stages_of(training, data.train)
-    passes = math.fsum(stage.passes for stage in stages)
+    passes = math.fsum(stage.passes for stage in stages) * (2 if training.on_pairs else 1)
     forward = model.forward(facts.prompt, facts.response)
     factor = 2.0 if training.lora else 3.0
     factor += 1.0 if training.gradient_checkpointing else 0.0

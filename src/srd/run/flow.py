@@ -16,6 +16,7 @@ from srd.run.steps.cleaning import Cleaning, Likelihoods, Repair, cleaning_steps
 from srd.run.steps.evaluation import Evaluation
 from srd.run.steps.examples import Examples
 from srd.run.steps.measures import Measures
+from srd.run.steps.pairs import Pairs
 from srd.run.steps.ranking import Ranking
 from srd.run.steps.reflection import Reflection
 from srd.run.steps.student import Student
@@ -34,6 +35,7 @@ def steps_of(recipe: Recipe) -> list[Step]:
         TeacherText(),
         Cache(),
         Student(),
+        Pairs(),
         Reflection(),
         Measures(),
         Ranking(),

@@ -54,6 +54,10 @@ class RunFolder:
         self.train_samples = self.evaluation / "train_samples.jsonl"
         self.report = root / "report" / "index.html"
 
+    def pair_text(self, who: str) -> Path:
+        """What teacher or student wrote to each training prompt, where a training has two texts of each."""
+        return self.root / "pairs" / f"{who}.parquet"
+
     def examples(self, split: str) -> Path:
         """The examples of a split."""
         return self.root / "examples" / f"{split}.parquet"

@@ -16,7 +16,9 @@ from srd.training.divergences.base import DIVERGENCES, canonical_name, check_par
 ValueAndSlope = tuple[Tensor, Tensor]
 
 
-def value_and_slope(name: str, log_p: Tensor, log_q: Tensor, parameters: dict[str, float]) -> ValueAndSlope:
+def value_and_slope(
+    name: str, log_p: Tensor, log_q: Tensor, parameters: dict[str, float], columns: dict[str, Tensor] | None = None
+) -> ValueAndSlope:
     """Evaluate a divergence on log-probabilities ``[N, V]``; masked ids (-inf in both) contribute nothing.
 
     0 · (−∞ − (−∞)) is NaN in floating point where the divergence's limit is 0. Masks are rare, so the plain form is
@@ -25,10 +27,11 @@ def value_and_slope(name: str, log_p: Tensor, log_q: Tensor, parameters: dict[st
     check_parameters(name, parameters)
     known = DIVERGENCES.get(name)
     function = known.function if known.gives_slope else partial(_by_autograd, known.function)
-    value, slope = function(log_p, log_q, **parameters)
+    given: dict[str, Any] = {**parameters, **(columns or {})}  # numbers, and what differs from row to row, [N, 1]
+    value, slope = function(log_p, log_q, **given)
     if not torch.isfinite(value).all():
         lowest = torch.finfo(log_p.dtype).min / 1e6
-        value, slope = function(log_p.clamp(min=lowest), log_q.clamp(min=lowest), **parameters)
+        value, slope = function(log_p.clamp(min=lowest), log_q.clamp(min=lowest), **given)
         value = value.masked_fill(value > 1e12, float("inf"))  # mass where the other has none
     return value.clamp_(min=0), slope
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -89,6 +89,7 @@ def _row_losses(
     scale: Tensor | None,
     coarse: OutcomeHead | None,
     boost: Tensor | float,
+    columns: dict[str, Tensor],
 ) -> LossParts:
     """Losses of some rows; with ``scale``, ``student`` is overwritten by the gradient of their weighted sum.
 
@@ -101,6 +102,7 @@ def _row_losses(
         scale: Factor on the gradient (scalar); None where no gradient is wanted.
         coarse: Of a teacher that is known by some tokens and a rest.
         boost: Another one on the divergence's.
+        columns: Parameters of the divergence that differ from row to row, ``[n, 1]``.
     """
     temperature = settings.temperature
     distils = settings.objective is not None and teacher is not None
@@ -121,7 +123,8 @@ def _row_losses(
         if coarse:
             kd, slope = coarse.compare(teacher, log_q, settings.objective, settings.parameters, temperature)
         else:
-            kd, slope = value_and_slope(settings.objective, torch.log_softmax(teacher, -1), log_q, settings.parameters)
+            log_p = torch.log_softmax(teacher, -1)
+            kd, slope = value_and_slope(settings.objective, log_p, log_q, settings.parameters, columns)
         if scale is not None:
             slope.mul_(scale * boost * (settings.kd_factor / temperature))
             weight_of_q = slope.sum(-1, keepdim=True)
@@ -145,6 +148,7 @@ def _chunk_losses(
     scale: Tensor | None,
     coarse: OutcomeHead | None,
     boost: Tensor | float,
+    columns: dict[str, Tensor],
     watch: bool = False,
 ) -> LossParts:
     """`_row_losses` over cache-sized blocks of rows on a CPU, at once on a GPU; with ``watch`` also log π."""
@@ -157,7 +161,8 @@ def _chunk_losses(
         logits, wanted, theirs = student[block], targets[block], None if teacher is None else teacher[block]
         if watch:  # before the logits are overwritten
             own.append(logits.gather(-1, wanted[:, None]).squeeze(-1) - torch.logsumexp(logits, -1))
-        parts.append(_row_losses(logits, theirs, wanted, reference[block], settings, scale, coarse, boost))
+        given = {name: column[block, None] for name, column in columns.items()}
+        parts.append(_row_losses(logits, theirs, wanted, reference[block], settings, scale, coarse, boost, given))
     ce, kd = torch.cat([part.ce for part in parts]), torch.cat([part.kd for part in parts])
     return LossParts(ce, kd, torch.cat(own) if watch else None)
 
@@ -226,6 +231,7 @@ class _Aims:
         teacher_head: The teacher's head, or what stands for it.
         chosen: The positions that distil, ``[M]``; None: all.
         boost: What the divergence counts more for that, a factor: items of the step to those that distil.
+        columns: Parameters of the divergence that differ from position to position, ``[N]``.
         watch: Whether log π of the targets is wanted, too.
     """
 
@@ -236,6 +242,7 @@ class _Aims:
     teacher_head: HeadWeights | None
     chosen: Tensor | None = None
     boost: Tensor | float = 1.0
+    columns: dict[str, Tensor] = field(default_factory=dict)
     watch: bool = False
 
     def chunks(self, vocabulary: int) -> list[tuple[Places, bool]]:
@@ -256,7 +263,10 @@ class _Aims:
             teacher = _workspace.logits("teacher", self.teacher_head, self.teacher_hidden[places])
         targets, reference = self.targets[places], self.reference[places]
         coarse = self.teacher_head if isinstance(self.teacher_head, OutcomeHead) else None
-        return _chunk_losses(student, teacher, targets, reference, self.settings, scale, coarse, self.boost, self.watch)
+        columns = {name: column[places] for name, column in self.columns.items()}
+        return _chunk_losses(
+            student, teacher, targets, reference, self.settings, scale, coarse, self.boost, columns, self.watch
+        )
 
     def total(self, parts: list[tuple[Places, LossParts]], inverse: Tensor) -> tuple[Tensor, ...]:
         """The loss; the cross-entropy and divergence of each token, and log π where it is wanted and was worked out."""
@@ -380,6 +390,7 @@ def head_loss(
     reference: Tensor | None = None,
     chosen: Tensor | None = None,
     chosen_items: Tensor | None = None,
+    columns: dict[str, Tensor] | None = None,
     watch: bool = False,
 ) -> tuple[Tensor, LossParts]:
     """Loss of the student's last hidden states at response positions.
@@ -395,6 +406,7 @@ def head_loss(
         reference: 0 on tokens that the student wrote itself (no cross-entropy there), else 1, ``[N]``.
         chosen: The positions that distil, ``[M]``; None: all.
         chosen_items: Their number in the whole optimizer step (scalar), by which the divergence is divided.
+        columns: Parameters of the divergence that differ from position to position, ``[N]``.
         watch: Whether log π of the targets is wanted among the parts (NaN where no logits are made).
 
     Returns:
@@ -403,7 +415,7 @@ def head_loss(
     """
     known = _reference(reference, targets, hidden)
     boost = _boost(items, chosen_items, known.dtype)
-    aims = _Aims(targets, known, settings, teacher_hidden, teacher_head, chosen, boost, watch)
+    aims = _Aims(targets, known, settings, teacher_hidden, teacher_head, chosen, boost, columns or {}, watch)
     with _as_given(hidden):
         loss, *parts = _HeadLoss.apply(hidden, head.weight, head.bias, head, aims, items)
     return loss, LossParts(*parts)
@@ -421,12 +433,13 @@ def logits_loss(
     reference: Tensor | None = None,
     chosen: Tensor | None = None,
     chosen_items: Tensor | None = None,
+    columns: dict[str, Tensor] | None = None,
     watch: bool = False,
 ) -> tuple[Tensor, LossParts]:
     """`head_loss` for logits ``[N, V]`` at response positions; ids from ``width`` on are padding rows."""
     known = _reference(reference, targets, logits)
     boost = _boost(items, chosen_items, known.dtype)
-    aims = _Aims(targets, known, settings, teacher_hidden, teacher_head, chosen, boost, watch)
+    aims = _Aims(targets, known, settings, teacher_hidden, teacher_head, chosen, boost, columns or {}, watch)
     with _as_given(logits):
         loss, *parts = _LogitsLoss.apply(logits, width, aims, items)
     return loss, LossParts(*parts)

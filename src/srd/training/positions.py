@@ -50,6 +50,15 @@ def entropies_of(logits: MakeLogits, like: Tensor, vocabulary: int, temperature:
     return in_blocks(len(like), vocabulary, measure, like)
 
 
+def log_likelihoods(logits: MakeLogits, targets: Tensor, vocabulary: int) -> Tensor:
+    """Log-probability of the token that follows each position, ``[N]``."""
+
+    def measure(rows: slice) -> Tensor:
+        return torch.log_softmax(logits(rows), -1).gather(-1, targets[rows, None])[:, 0]
+
+    return in_blocks(len(targets), vocabulary, measure, targets)
+
+
 def gaps_of(
     student: MakeLogits, teacher_hidden: Tensor, teacher_head: HeadWeights, vocabulary: int, temperature: float
 ) -> Tensor:

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from srd.training.loss_settings import LossSettings
+
+Gather = Callable[[Any], list[Any]]
+
+
+def _alone(value: Any) -> list[Any]:
+    return [value]
 
 
 @dataclass
@@ -25,9 +31,11 @@ class Schedule:
         steps_before: Optimizer steps of the stages before this one, whose steps begin at 0.
         steps_in_all: Of all stages; 0: of this one.
         whole: Whether it needs the teacher's probabilities of all tokens, whatever the divergence.
+        wants_likelihoods: Whether it says something of each text by what the models think of it: see `of_rows`.
     """
 
     whole: ClassVar[bool] = False
+    wants_likelihoods: ClassVar[bool] = False
     steps_before: int = 0
     steps_in_all: int = 0
 
@@ -52,13 +60,26 @@ class Schedule:
         """What is minimised in this step."""
         return settings
 
-    def end_step(self, divergence: float, step: int, total_steps: int) -> None:
+    def of_rows(
+        self, own: NDArray[np.bool_], teacher: NDArray[np.float64], student: NDArray[np.float64]
+    ) -> dict[str, NDArray[np.float64]]:
+        """What the divergence is given for each text of a micro-batch, where it ``wants_likelihoods``.
+
+        Args:
+            own: Whether the student wrote it, ``[B]``.
+            teacher: The teacher's mean log-likelihood of a token, ``[B]``.
+            student: The student's.
+        """
+        return {}
+
+    def end_step(self, divergence: float, step: int, total_steps: int, gather: Gather = _alone) -> None:
         """Take note of a step's divergence, in nats a token.
 
         Args:
             divergence: Of the whole step, before its factor.
             step: From 1: steps taken in this stage.
             total_steps: Of this stage.
+            gather: Gives a value of each process, on all of them.
         """
 
     def logged(self) -> dict[str, float]:
@@ -99,7 +120,7 @@ class InterpolatedTeacher(Schedule):
     def settings(self, settings: LossSettings) -> LossSettings:
         return replace(settings, teacher_share=self.start if self.share is None else self.share)
 
-    def end_step(self, divergence: float, step: int, total_steps: int) -> None:
+    def end_step(self, divergence: float, step: int, total_steps: int, gather: Gather = _alone) -> None:
         share = self.start if self.share is None else self.share
         if self.before:
             fall = (self.before - divergence) / self.before
@@ -143,6 +164,64 @@ class UncertainTeacher(Schedule):
 
     def logged(self) -> dict[str, float]:
         return {"entropy_threshold": self.threshold} if math.isfinite(self.threshold) else {}
+
+
+@dataclass
+class Contrast(Schedule):
+    """DistiLLM-2's α for each text, and the weight of the two kinds: see `srd.training.methods.distillm2`.
+
+    Attributes:
+        alpha: α₀.
+        anchor: The share of the steps in which the mean difference of likelihoods is measured.
+        gradual: Whether the student's texts count more and more.
+        differences: What was measured so far on the teacher's texts and on the student's: sum and count of each.
+    """
+
+    alpha: float = 0.1
+    anchor: float = 0.1
+    gradual: bool = False
+    differences: list[list[float]] = field(default_factory=lambda: [[0.0, 0], [0.0, 0]])
+    whole: ClassVar[bool] = True
+    wants_likelihoods: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        self._fresh: list[tuple[bool, float]] = []  # of this step, of this process
+        self._measures, self._balance = True, 1.0
+
+    def begin_step(self, step: int, total_steps: int, entropies: Callable[[float], NDArray[np.float32]]) -> None:
+        done = self.done(step, total_steps)
+        self._measures = not done or done < self.anchor
+        self._balance = 1 + 0.5 * min(1.0, 2 * done) if self.gradual else 1.0
+
+    def settings(self, settings: LossSettings) -> LossSettings:
+        return replace(settings, objective="distillm2", parameters={})
+
+    def of_rows(
+        self, own: NDArray[np.bool_], teacher: NDArray[np.float64], student: NDArray[np.float64]
+    ) -> dict[str, NDArray[np.float64]]:
+        ahead = np.where(own, -1.0, 1.0) * (np.exp(teacher) - np.exp(student))
+        alpha = np.full(len(own), self.alpha)
+        if self._measures:
+            self._fresh += zip(own.tolist(), ahead.tolist(), strict=True)
+        else:
+            means = np.array([total / max(1, count) for total, count in self.differences])[own.astype(int)]
+            alpha = np.clip(1 - (1 - self.alpha) * means / (ahead + 1e-5), 0.01, self.alpha)
+        share = np.where(own, self._balance, 2 - self._balance)
+        return {"alpha": alpha, "own": own.astype(np.float64), "share": share}
+
+    def end_step(self, divergence: float, step: int, total_steps: int, gather: Gather = _alone) -> None:
+        fresh, self._fresh = self._fresh, []
+        if self._measures:
+            everyone = [each for part in gather(fresh) for each in part]
+            for kind, sums in enumerate(self.differences):
+                values = [ahead for own, ahead in everyone if own == bool(kind)]
+                sums[0], sums[1] = math.fsum([sums[0], *values]), sums[1] + len(values)
+
+    def state(self) -> dict[str, Any]:
+        return {"differences": self.differences}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.differences = [list(sums) for sums in state["differences"]]
 
 
 def quantile_between(values: NDArray[np.float32], quantile: float) -> float:

@@ -21,7 +21,8 @@ class ObjectiveConfig(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     name: str = Field(
-        "fkl", description="fkl, rkl, jsd, tvd, sfkl, srkl, ab, akl, entropy_aware, or one that you registered"
+        "fkl",
+        description="fkl, rkl, jsd, tvd, sfkl, srkl, ab, akl, entropy_aware, distillm2, or one that you registered",
     )
 
     @model_validator(mode="before")
@@ -55,7 +56,7 @@ class TrainingConfig(Section):
 
     method: AnyMethod = Field(
         default_factory=lambda: METHODS.get("kd")(),
-        description="sft, seqkd, kd, gkd, distillm, taid, entropy_aware, or one that you registered",
+        description="sft, seqkd, kd, gkd, distillm, distillm2, taid, entropy_aware, or one that you registered",
     )
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="divergence between teacher and student")
     weight: float = Field(1.0, ge=0, le=1, description="weight of the divergence; 1 - weight is cross-entropy's")
@@ -174,6 +175,11 @@ class TrainingConfig(Section):
     def teacher_writes(self) -> bool:
         """Whether it trains on text that the teacher has written."""
         return self.method.text == "teacher"
+
+    @property
+    def on_pairs(self) -> bool:
+        """Whether it trains on two texts of each prompt, which teacher and student have written."""
+        return self.method.text == "both"
 
     @property
     def on_policy(self) -> bool:

@@ -58,7 +58,15 @@ from srd.training.checkpoints import forget_older, last_checkpoint, seal, step_o
 from srd.training.divergences.base import canonical_name, check_parameters
 from srd.training.loss import LossParts, LossSettings, head_loss, logits_loss
 from srd.training.methods.base import METHODS, Method, any_method
-from srd.training.positions import MakeLogits, choose_positions, entropies, entropies_of, gaps_of, random_scores
+from srd.training.positions import (
+    MakeLogits,
+    choose_positions,
+    entropies,
+    entropies_of,
+    gaps_of,
+    log_likelihoods,
+    random_scores,
+)
 from srd.training.refresh import Ahead, Refresher
 from srd.training.rollouts import Rollouts, replace_responses
 from srd.training.schedules import Schedule
@@ -430,19 +438,58 @@ class DistillTrainer(Trainer):
         extra["watch"] = "log_likelihood" in inputs
         if self._head_is_reachable(core):
             hidden, head = response_hidden(model, inputs, core=core), head_weights(core, width)
-            if settings.tokens is not None:
-                own = head.computing_in(hidden)
-                extra |= self._chosen(inputs, settings, own.vocabulary, lambda rows: own.logits(hidden[rows]), **extra)
+            own = head.computing_in(hidden)
+            extra |= self._by_position(inputs, settings, own.vocabulary, lambda rows: own.logits(hidden[rows]), extra)
             return head_loss(hidden, head, inputs["targets"], settings, items, **extra)
         logits = response_logits(model, inputs, core=core)
         width = width or logits.shape[-1]
-        if settings.tokens is not None:
-            extra |= self._chosen(inputs, settings, width, lambda rows: logits[rows, :width].float(), **extra)
+        extra |= self._by_position(inputs, settings, width, lambda rows: logits[rows, :width].float(), extra)
         return logits_loss(logits, width, inputs["targets"], settings, items, **extra)
+
+    def _by_position(
+        self,
+        inputs: dict[str, Any],
+        settings: LossSettings,
+        vocabulary: int,
+        student: MakeLogits,
+        known: dict[str, Any],
+    ) -> dict[str, Any]:
+        """What the loss is told of each position beside the targets, by what the models say at all of them."""
+        told: dict[str, Any] = {}
+        teacher = {name: known[name] for name in ("teacher_hidden", "teacher_head")}
+        if settings.tokens is not None:
+            told |= self._chosen(inputs, settings, vocabulary, student, **teacher)
+        if self.schedule is not None and self.schedule.wants_likelihoods:
+            told["columns"] = self._columns(self.schedule, inputs, vocabulary, student, **teacher)
+        return told
+
+    def _columns(
+        self, schedule: Schedule, inputs: dict[str, Any], vocabulary: int, student: MakeLogits, *,
+        teacher_hidden: Tensor, teacher_head: HeadWeights,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """What the schedule gives the divergence for each text, repeated for its positions."""
+        targets, counts = inputs["targets"], inputs["counts"]
+        ends, written = np.cumsum(counts)[:-1], [count > 0 for count in counts]
+
+        def means(logits: MakeLogits) -> NDArray[np.float64]:
+            nats = log_likelihoods(logits, targets, vocabulary).double().cpu().numpy()
+            return np.array([part.mean() if len(part) else 0.0 for part in np.split(nats, ends)])
+
+        reference = inputs.get("reference")
+        known = np.ones(len(targets)) if reference is None else reference.cpu().numpy()
+        own = np.array([bool(len(part)) and not part[0] for part in np.split(known, ends)], dtype=bool)
+        by_teacher = means(lambda rows: teacher_head.logits(teacher_hidden[rows]))
+        found = schedule.of_rows(own[written], by_teacher[written], means(student)[written])
+        dtype = torch.float64 if teacher_hidden.dtype == torch.float64 else torch.float32
+        lengths = np.array(counts)[written]
+        return {
+            name: torch.tensor(np.repeat(values, lengths), dtype=dtype, device=targets.device)
+            for name, values in found.items()
+        }
 
     def _chosen(
         self, inputs: dict[str, Any], settings: LossSettings, vocabulary: int, student: MakeLogits, *,
-        teacher_hidden: Tensor, teacher_head: HeadWeights, **others: Any,
+        teacher_hidden: Tensor, teacher_head: HeadWeights,
     ) -> dict[str, Any]:  # fmt: skip
         """Where the divergence is taken, by what teacher and student say at all positions of a micro-batch."""
         choice, targets = settings.tokens, inputs["targets"]
@@ -576,7 +623,7 @@ class DistillTrainer(Trainer):
         total = torch.stack(sums).sum() if sums else torch.zeros((), device=self.args.device)
         if self.args.world_size > 1:
             total = self.accelerator.reduce(total, "sum")
-        self.schedule.end_step(float(total), self.state.global_step, self.state.max_steps)
+        self.schedule.end_step(float(total), self.state.global_step, self.state.max_steps, parallel.gather)
 
     # -------------------------------------------------------------------------------------------------- checkpoints
 
@@ -803,6 +850,11 @@ def _writing(given: Any, args: TrainingArguments) -> tuple[Writing, bool]:
         raise UserError(
             f"method: '{named.name}' trains on what the teacher has written. Give the teacher's answers as the rows "
             f"and method='sft'; srd.distill(…, method='{named.name}') does both."
+        )
+    if named.text == "both":
+        raise UserError(
+            f"method: '{named.name}' trains on what teacher and student have written beforehand. Use "
+            f"srd.distill(…, method='{named.name}', objective='{named.own_objective}'), which lets them write."
         )
     folder = Path(str(args.output_dir)) / ROLLOUTS
     return writing_of(named, named.rollouts(args.seed), named.schedule(), folder), named.uses_teacher

@@ -114,12 +114,14 @@ def teaching_steps(recipe: Recipe, training: Any) -> list[str]:
     """The steps that bring the teacher's part to a training: its text, or its cache."""
     if training.teacher_writes:
         return ["teacher text"]
+    if training.on_pairs:  # which are cached as the training begins
+        return ["pairs"]
     return ["cache"] if may_cache(recipe) and training.caches_references else []
 
 
 def runs_live(facts: Facts, training: Any) -> bool:
     """Whether the teacher runs in every pass of a training, because no cache serves it."""
-    cached = training.writes_ahead or "cache" in teaching_steps(facts.recipe, training)
+    cached = training.writes_ahead or training.on_pairs or "cache" in teaching_steps(facts.recipe, training)
     return not cached or not may_cache(facts.recipe) or not facts.cache_fits
 
 

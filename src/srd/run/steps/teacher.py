@@ -17,6 +17,7 @@ from srd.base.files import remove
 from srd.base.remedies import warn
 from srd.base.tables import write_table
 from srd.base.text import count, many, shown_bytes
+from srd.data.batching import EncodedExamples
 from srd.data.turns import without_end
 from srd.models.generation import Decoding, generate_tokens
 from srd.models.tokens import stop_token_ids
@@ -130,35 +131,53 @@ class TeacherText(Step):
         return f"{many(summary['examples'], 'answer')} of the teacher, {cut:,} cut and {empty:,} empty"
 
     def make(self, run: Run) -> Summary:
-        rows, encoder = run.encoded_for_teacher("train"), run.teacher_encoder
-        done, longest = 0, self.longest(run.recipe)
+        rows, tokenizer = run.encoded_for_teacher("train"), run.teacher_encoder.tokenizer
         model = load_writer(run.teacher_source, run, run.teacher_options())
-        with run.progress("teacher writes") as update:
+        decoding = Decoding(self.longest(run.recipe))
+        return write_text(run, model, rows, tokenizer, decoding, run.files.teacher_text, "teacher")
 
-            def count(more: int) -> None:
-                nonlocal done
-                done += more
-                update(done, len(rows))
 
-            answers = generate_tokens(
-                model, encoder.tokenizer, rows.prompts, rows.ids, Decoding(longest),
-                batch_size=run.recipe.generation.batch_size, progress=count, share=parallel.processes() > 1,
-            )  # fmt: skip
-        written = [without_end(ids, stop_token_ids(model, encoder.tokenizer)) for ids in answers]
-        written = [_known_tokens(*answer, len(run.tokenizer)) for answer in written]
-        texts = run.tokenizer.batch_decode([tokens for tokens, _ in written], skip_special_tokens=True)
-        if parallel.is_main():
-            columns = {"tokens": [tokens for tokens, _ in written], "ended": [ended for _, ended in written]}
-            table = pa.table({"id": rows.ids, "response": texts, **columns}, schema=TEACHER_TEXT)
-            write_table(datasets.Dataset(table), run.files.teacher_text)
-        cut = sum(not ended for _, ended in written)
-        if cut:
-            logger.warning(
-                "%d of the teacher's %d answers (%.0f %%) were cut at %d tokens: the student learns no end from them. "
-                "A higher max_new_tokens of the method lets more of them end.",
-                cut, len(texts), 100 * cut / len(texts), longest,
-            )  # fmt: skip
-        return {"examples": len(texts), "empty": sum(not text.strip() for text in texts), "cut": cut}
+def write_text(
+    run: Run, model: Any, rows: EncodedExamples, tokenizer: Any, decoding: Decoding, path: Path, who: str
+) -> Summary:
+    """Let a model answer training prompts and keep it as `TEACHER_TEXT`.
+
+    Args:
+        run: The run.
+        model: Writes.
+        rows: The prompts as it reads them.
+        tokenizer: Its own.
+        decoding: How it chooses tokens.
+        path: The file.
+        who: The model's role, for messages.
+    """
+    done = 0
+    with run.progress(f"{who} writes") as update:
+
+        def count(more: int) -> None:
+            nonlocal done
+            done += more
+            update(done, len(rows))
+
+        answers = generate_tokens(
+            model, tokenizer, rows.prompts, rows.ids, decoding,
+            batch_size=run.recipe.generation.batch_size, progress=count, share=parallel.processes() > 1,
+        )  # fmt: skip
+    written = [without_end(ids, stop_token_ids(model, tokenizer)) for ids in answers]
+    written = [_known_tokens(*answer, len(run.tokenizer)) for answer in written]
+    texts = run.tokenizer.batch_decode([tokens for tokens, _ in written], skip_special_tokens=True)
+    if parallel.is_main():
+        columns = {"tokens": [tokens for tokens, _ in written], "ended": [ended for _, ended in written]}
+        table = pa.table({"id": rows.ids, "response": texts, **columns}, schema=TEACHER_TEXT)
+        write_table(datasets.Dataset(table), path)
+    cut = sum(not ended for _, ended in written)
+    if cut:
+        logger.warning(
+            "%d of the %s's %d answers (%.0f %%) were cut at %d tokens: the student learns no end from them. "
+            "A higher max_new_tokens of the method lets more of them end.",
+            cut, who, len(texts), 100 * cut / len(texts), decoding.max_new_tokens,
+        )  # fmt: skip
+    return {"examples": len(texts), "empty": sum(not text.strip() for text in texts), "cut": cut}
 
 
 def _known_tokens(tokens: list[int], ended: bool, count: int) -> tuple[list[int], bool]:

@@ -50,14 +50,15 @@ class Method(Section):
     Attributes:
         name: What it is registered under.
         title: What it is called in tables; empty: its name.
-        text: Who writes the responses: the data, the teacher once beforehand, or (at least now and then) the student.
+        text: Who writes the responses: the data, the teacher once beforehand, (at least now and then) the student, or
+            teacher and student both, once beforehand.
         uses_teacher: Whether the teacher's distribution enters the loss.
         own_objective: The divergence that it prescribes; None: it goes with any.
     """
 
     name: str = Field("", description="what it is registered under")
     title: ClassVar[str] = ""
-    text: ClassVar[Literal["reference", "teacher", "student"]] = "reference"
+    text: ClassVar[Literal["reference", "teacher", "student", "both"]] = "reference"
     uses_teacher: ClassVar[bool] = True
     own_objective: ClassVar[str | None] = None
 

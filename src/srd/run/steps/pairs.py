@@ -1,0 +1,62 @@
+"""Two texts of every training prompt, written once: the teacher's and the starting student's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from srd.base.text import many
+from srd.models.generation import Decoding
+from srd.recipe.schema import Recipe
+from srd.run.assemble import PAIR, load_writer
+from srd.run.context import Run
+from srd.run.costs import Facts, Phase, one_pass
+from srd.run.steps.base import Step, Summary
+from srd.run.steps.cleaning import cleaning_steps
+from srd.run.steps.teacher import write_text
+
+
+class Pairs(Step):
+    """``pairs/teacher.parquet`` and ``pairs/student.parquet``, as `TEACHER_TEXT` has it."""
+
+    name = "pairs"
+
+    def after(self, recipe: Recipe) -> tuple[str, ...]:
+        return ("examples", *cleaning_steps(recipe), "teacher", "student")
+
+    def decoding(self, recipe: Recipe) -> Decoding:
+        """How both write: as the trainings say, which agree but for the length, of which the greatest counts."""
+        methods: list[Any] = [each.method for each in recipe.arms.values() if each.on_pairs]
+        longest = max(method.longest_text() for method in methods)
+        return Decoding(longest, methods[0].temperature, methods[0].top_p, seed=recipe.seed)
+
+    def inputs(self, run: Run) -> list[Any]:
+        generation, decoding = run.recipe.generation, self.decoding(run.recipe)
+        how = [decoding.max_new_tokens, decoding.temperature, decoding.top_p, decoding.seed]
+        return [run.encoding, run.teacher_frame, how, generation.engine, generation.batch_size]
+
+    def outputs(self, run: Run) -> list[Path]:
+        return [run.files.pair_text(who) for who in PAIR]
+
+    def cost(self, facts: Facts) -> Phase:
+        teacher = one_pass(self.name, facts.teacher, facts, teacher_passes=1.0)
+        student = one_pass(self.name, facts.student, facts)
+        total = {name: getattr(teacher, name) + getattr(student, name) for name in ("tokens", "flops")}
+        return replace(teacher, **total, memory=max(teacher.memory, student.memory))
+
+    def told(self, run: Run, summary: Summary) -> str:
+        return f"{many(summary['examples'], 'prompt')} answered by both, {summary['cut']:,} answers cut"
+
+    def make(self, run: Run) -> Summary:
+        decoding, told = self.decoding(run.recipe), []
+        models = {
+            "teacher": (run.teacher_source, run.teacher_options(), run.teacher_encoder.tokenizer),
+            "student": (run.start_source, run.start_options(), run.encoder.tokenizer),
+        }
+        for who, (source, options, tokenizer) in models.items():
+            rows = run.encoded_for_teacher("train") if who == "teacher" else run.encoded("train")
+            model = load_writer(source, run, options)
+            told.append(write_text(run, model, rows, tokenizer, decoding, run.files.pair_text(who), who))
+            del model
+        return {"examples": told[0]["examples"], "cut": sum(each["cut"] for each in told)}
