@@ -1,0 +1,108 @@
+"""Axolotl's distillation from files: rows of the targets stand where the teacher predicts from, labels at their tokens.
+
+Its kernel shifts the labels by one position and leaves the targets where they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from srd.base.files import atomic_write
+from srd.base.yaml_text import dump_yaml
+from srd.curation.curriculum import Stage
+from srd.export.base import FORMATS, Exported, Format
+from srd.export.curated import start_model
+from srd.export.topk import Taught, TaughtStages, check_taught, in_parts, stage_count
+
+NOTHING = -1e9  # log-probability of rows that do not count
+INTS, NESTED = pa.list_(pa.int64()), pa.list_(pa.list_(pa.int64()))
+SCHEMA = pa.schema(
+    [
+        ("input_ids", INTS), ("attention_mask", INTS), ("labels", INTS),
+        ("target_token_ids", NESTED), ("target_logprobs", pa.list_(pa.list_(pa.float32()))), ("target_mask", NESTED),
+    ]
+)  # fmt: skip
+
+
+def names(exported: Exported) -> list[str]:
+    """Rows and a configuration for every stage."""
+    check_taught(exported)
+    return [name for stage in range(stage_count(exported.run)) for name in (_rows(stage), _config(stage))]
+
+
+def _rows(stage: int) -> str:
+    return f"stage_{stage}.parquet"
+
+
+def _config(stage: int) -> str:
+    return f"axolotl_kd_stage_{stage}.yaml"
+
+
+def write(exported: Exported, folder: Path) -> None:
+    """Write them."""
+    taught = TaughtStages(exported)
+    for stage in taught.stages:
+        with atomic_write(folder / _rows(stage.index)) as partial, pq.ParquetWriter(partial, SCHEMA) as writer:
+            for part in in_parts(taught.rows(stage, stage.temperature)):
+                writer.write_table(pa.Table.from_pylist([targets(row, taught.k) for row in part], schema=SCHEMA))
+        with atomic_write(folder / _config(stage.index)) as partial:
+            partial.write_text(dump_yaml(dict(_settings(taught, stage))), encoding="utf-8")
+
+
+def targets(row: Taught, k: int) -> dict[str, Any]:
+    """A row as Axolotl reads it: the likeliest tokens' probabilities add up to 1."""
+    length = len(row.ids)
+    tokens, mask = np.zeros((length, k), np.int64), np.zeros((length, k), np.int64)
+    logprobs: NDArray[np.float32] = np.full((length, k), NOTHING, np.float32)
+    tokens[row.positions], mask[row.positions] = row.tokens, 1
+    exact = row.logprobs.astype(np.float64)
+    total = np.log(np.exp(exact - exact[:, :1]).sum(1, keepdims=True)) + exact[:, :1]
+    logprobs[row.positions] = exact - total
+    return {
+        "input_ids": row.ids, "attention_mask": [1] * length, "labels": row.labels,
+        "target_token_ids": tokens.tolist(), "target_logprobs": logprobs.tolist(), "target_mask": mask.tolist(),
+    }  # fmt: skip
+
+
+def _settings(taught: TaughtStages, stage: Stage) -> Iterator[tuple[str, Any]]:
+    training = taught.run.recipe.training
+    micro = training.micro_batch_size or training.batch_size
+    yield "base_model", f"./outputs/stage_{stage.index - 1}" if stage.index else start_model(taught.run)
+    yield "plugins", ["axolotl.integrations.kd.KDPlugin"]
+    yield "kd_trainer", True
+    yield "kd_ce_alpha", 1 - stage.weight
+    yield "kd_alpha", stage.weight
+    yield "kd_temperature", stage.temperature
+    yield "kd_beta", 1.0 if training.objective.name == "rkl" else 0.0
+    yield "kd_normalize_topk", True
+    yield "datasets", [{"path": f"./{_rows(stage.index)}", "ds_type": "parquet", "type": None}]
+    yield "skip_prepare_dataset", True
+    yield "remove_unused_columns", False
+    yield "curriculum_sampling", True
+    yield "shuffle_merged_datasets", False
+    yield "sample_packing", False
+    yield "val_set_size", 0
+    yield "output_dir", f"./outputs/stage_{stage.index}"
+    yield "sequence_len", taught.run.recipe.data.max_length
+    yield "num_epochs", training.epochs
+    yield "micro_batch_size", micro
+    yield "gradient_accumulation_steps", training.batch_size // micro
+    yield "learning_rate", training.learning_rate
+    yield "lr_scheduler", training.schedule
+    yield "optimizer", training.optimizer
+    yield "weight_decay", training.weight_decay
+
+
+def then(exported: Exported, folder: Path) -> str:
+    """What to do with it."""
+    return f"cd {folder} && axolotl train {_config(0)}, then the next stage"
+
+
+FORMATS.register("axolotl_kd", aliases=("axolotl-kd",))(Format("Axolotl KD", names, write, then))

@@ -1,0 +1,144 @@
+"""The teacher's likeliest tokens wherever something is learnt, from the exact cache: what offline distillers read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from srd.base.errors import UserError
+from srd.base.remedies import warn
+from srd.curation.curriculum import Curriculum, Stage
+from srd.data.batching import IGNORED, EncodedExamples, learnt_spans
+from srd.export.base import Exported
+from srd.run.assemble import place_of_cache, ranked_scores
+from srd.run.checks import check_recipe
+from srd.run.context import Run
+from srd.run.curate import Curated
+from srd.run.flow import advance
+from srd.training.teacher_cache import TeacherCache
+
+logger = logging.getLogger(__name__)
+
+ROWS_AT_ONCE = 256  # examples that are written together
+
+
+@dataclass(frozen=True)
+class Taught:
+    """An example with what the teacher says of it.
+
+    Attributes:
+        ids: Tokens of prompt and response, ``[T]``.
+        labels: Those that are learnt, at their own positions; `IGNORED` elsewhere, ``[T]``.
+        positions: From where the learnt tokens are predicted, ``[N]``: the positions before theirs.
+        tokens: The teacher's likeliest tokens there, likeliest first, ``[N, k]``.
+        logprobs: Their log-probabilities over the whole vocabulary, ``[N, k]``.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    positions: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+    logprobs: NDArray[np.float32]
+
+
+def stage_count(run: Run) -> int:
+    """How many stages the recipe has."""
+    return (run.curriculum_of(run.recipe.training) or Curriculum()).stages
+
+
+def check_taught(exported: Exported) -> None:
+    """Refuse a run without a cache of its teacher, before anything is computed.
+
+    Raises:
+        UserError: an encoder-decoder, a teacher whose text the student is yet to write, or a cache that is off.
+    """
+    run = exported.run
+    check_recipe(run)
+    if run.encoder_decoder:
+        raise UserError("the models are encoder-decoders, which these trainers do not read. Use srd's own training.")
+    if run.recipe.cache.enabled is False or run.recipe.teacher.source:
+        raise UserError(
+            "this run keeps no cache of its teacher (cache.enabled, teacher.source), from which its answers would be "
+            "exported. Run the recipe with cache.enabled=true and without teacher.source, then export that run."
+        )
+    if run.recipe.training.teacher_writes:
+        warn(
+            logger,
+            f"the method {run.recipe.training.method.name} learns from texts that the teacher writes; the rows that "
+            "are exported have the references.",
+            "Use srd's own training for this method.",
+        )
+
+
+class TaughtStages:
+    """The stages of a run, with what the teacher says of their examples.
+
+    Args:
+        exported: What `check_taught` has let pass; missing steps of the run are made.
+
+    Raises:
+        UserError: the cache would be too large to be kept.
+    """
+
+    def __init__(self, exported: Exported) -> None:
+        self.run, wanted = exported.run, exported.settings.top_k
+        advance(self.run, "ranking", "cache")
+        if "cache" not in self.run.keys:
+            raise UserError("the teacher's cache is larger than cache.limit_gb, so that there is none. Raise it.")
+        self.examples: EncodedExamples = self.run.encoded("train")
+        cache = self.examples.teacher = TeacherCache(place_of_cache(self.run))
+        head = cache.head().cut(self.run.width)
+        bias = None if head.bias is None else head.bias.float()
+        self.head = replace(head, weight=head.weight.float(), bias=bias)  # half precision would round the product
+        self.k = min(wanted, self.head.vocabulary)
+        self.place = {name: number for number, name in enumerate(self.examples.ids)}
+        curriculum = self.run.curriculum_of(self.run.recipe.training) or Curriculum()
+        self.stages = curriculum.split(ranked_scores(self.run, curriculum))
+        if any(stage.subset is not None for stage in self.stages):
+            warn(
+                logger,
+                "with order: fresh every pass draws its own rows, but a stage is exported once.",
+                "Its files have the rows of its first pass.",
+            )
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest example."""
+        return max(self.examples.lengths)
+
+    def rows(self, stage: Stage, temperature: float) -> Iterator[Taught]:
+        """The examples of a stage, in its order, with distributions at a temperature."""
+        for name in Curated(self.run, self.stages, Path()).first_pass(stage):
+            yield self._taught(self.examples[self.place[name]], temperature)
+
+    @torch.no_grad()
+    def _taught(self, row: dict[str, Any], temperature: float) -> Taught:
+        ids = [*row["prompt_ids"], *row["response_ids"]]
+        learnt = [place for start, end in learnt_spans(row) for place in range(start, end)]
+        labels = [IGNORED] * len(ids)
+        for place in learnt:
+            labels[place] = ids[place]
+        logits = self.head.logits(row["teacher_hidden"]).double() / temperature
+        best = torch.log_softmax(logits, -1).topk(self.k)
+        return Taught(
+            ids, labels, np.array(learnt, np.int64) - 1, best.indices.numpy(), best.values.numpy().astype(np.float32)
+        )
+
+
+def in_parts(rows: Iterator[Taught]) -> Iterator[list[Taught]]:
+    """So many rows at a time as are written together."""
+    part: list[Taught] = []
+    for row in rows:
+        part.append(row)
+        if len(part) == ROWS_AT_ONCE:
+            yield part
+            part = []
+    if part:
+        yield part
