@@ -170,7 +170,7 @@ def test_a_users_file_stays_and_a_former_export_is_replaced(tmp_path: Path) -> N
     export(source, "gguf", out, Settings("f16"))
     assert [path.name for path in out.glob("*.gguf")] == ["model-f16.gguf"]
     (out / "model-f32.gguf").write_text("mine")
-    with pytest.raises(UserError, match=r"model-f32\.gguf was not written by srd export and would be lost"):
+    with pytest.raises(UserError, match=r"model-f32\.gguf was not written by srd export --to gguf and would be lost"):
         export(source, "gguf", out, Settings("f32"))
     with pytest.raises(UserError, match="is where the model lies"):
         export(source, "gguf", source)

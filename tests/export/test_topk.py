@@ -122,11 +122,19 @@ def test_stages_follow_the_curriculum_and_bits_are_packed_highest_first(
     assert "shuffles the rows within a stage" in then
     assert pack_bits(np.array([[1, 2, 7]]), 3).tolist() == [[0b00101011, 0b10000000]]
     assert [index_bits(size) for size in (2, 3, 400, 512, 513, 49152)] == [1, 2, 9, 9, 10, 16]
-    assert json.loads((tmp_path / "srd-export.json").read_text())["format"] == "DistillKit"
+    assert json.loads((tmp_path / "srd-export-distillkit.json").read_text())["format"] == "DistillKit"
 
 
-def test_a_run_without_a_cache_is_refused(tmp_path: Path) -> None:
+UNTAUGHT = {
+    "no cache": ({"cache__enabled": False}, r"keeps no cache of its teacher.*cache\.enabled=true"),
+    "no whole distributions": ({"cache__tier": "topk"}, r"cache\.tier is topk.*cache\.tier=exact"),
+}
+
+
+@pytest.mark.parametrize("case", UNTAUGHT)
+def test_a_run_without_the_teachers_distributions_is_refused(case: str, tmp_path: Path) -> None:
+    settings, message = UNTAUGHT[case]
     tiny = TinyRun(tmp_path)
-    tiny.set(cache__enabled=False).advance("examples")
-    with pytest.raises(UserError, match=r"keeps no cache of its teacher.*cache\.enabled=true"):
+    tiny.set(**settings).advance("examples")
+    with pytest.raises(UserError, match=message):
         export(tiny.run_dir, "axolotl-kd", tmp_path / "out")

@@ -18,7 +18,7 @@ from srd.recipe.reading import load_recipe
 from srd.run.context import Run
 from srd.run.folder import RunFolder
 
-WRITTEN = "srd-export.json"  # what `srd export` has written into a folder
+WRITTEN = "srd-export-{}.json"  # what `srd export` has written into a folder in some format
 KINDS = ("f32", "f16", "bf16", "q8_0")
 
 
@@ -164,7 +164,8 @@ def export(source: Path, to: str, target: Path, settings: Settings | None = None
         inside = target.resolve().is_relative_to(source.resolve())
         if inside and (target.resolve() == source.resolve() or not exported.is_run):
             raise UserError(f"-o {target} is where the model lies. Choose another folder.")
-        files, names = OwnedFiles(target, WRITTEN, "srd export"), form.names(exported)
+        record = WRITTEN.format(FORMATS.name_of(to.replace("-", "_")))
+        files, names = OwnedFiles(target, record, f"srd export --to {to}"), form.names(exported)
         files.check(names)
         files.begin(names)
         form.write(exported, target)

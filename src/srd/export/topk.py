@@ -17,7 +17,7 @@ from srd.base.remedies import warn
 from srd.curation.curriculum import Curriculum, Stage
 from srd.data.batching import IGNORED, EncodedExamples, learnt_spans
 from srd.export.base import Exported
-from srd.run.assemble import place_of_cache, ranked_scores
+from srd.run.assemble import place_of_cache, ranked_scores, tier_of_run
 from srd.run.checks import check_recipe
 from srd.run.context import Run
 from srd.run.curate import Curated
@@ -67,6 +67,15 @@ def check_taught(exported: Exported) -> None:
         raise UserError(
             "this run keeps no cache of its teacher (cache.enabled, teacher.source), from which its answers would be "
             "exported. Run the recipe with cache.enabled=true and without teacher.source, then export that run."
+        )
+    if len(run.recipe.all_teachers) > 1:
+        raise UserError(
+            "several teachers have a cache each, and these trainers read one. Export a run with one teacher."
+        )
+    if not tier_of_run(run).with_head:
+        raise UserError(
+            f"cache.tier is {run.recipe.cache.tier}, which has not kept what the teacher's whole distributions are "
+            "made of. Run the recipe with cache.tier=exact (a teacher behind a server has no such), then export that run."
         )
     if run.recipe.training.teacher_writes:
         warn(
