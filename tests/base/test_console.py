@@ -26,7 +26,7 @@ def test_pace_says_what_has_passed_and_what_is_left() -> None:
     clock.now += 60
     assert pace.words(20, 90) == "1 min 30 s so far, about 7 min left"
     assert pace.words(30, None) == "1 min 30 s so far"
-    assert pace.words(90, 90) == "1 min 30 s so far, about 5 s left"
+    assert pace.words(90, 90) == "1 min 30 s so far"
     assert pace.words(32.5, 90) == "1 min 30 s so far, about 3 min left, about 13 min of the whole run"
     assert pace.words(0, 90) == "1 min 30 s so far"  # begun anew
 
@@ -38,7 +38,7 @@ def test_a_bar_says_what_it_does_within_the_terminal(monkeypatch: pytest.MonkeyP
     with progress_bar("srd[x]") as update:
         update(3, 40, "stage 1 of 3, \x1b]0;loss 1.234")
     text = output.getvalue()
-    assert "srd[x]" in text and "3/40" in text and "stage 1 of 3" in text
+    assert "srd[x]" in text and "3 of 40" in text and "stage 1 of 3" in text
     assert "\x1b]0" not in text
 
 

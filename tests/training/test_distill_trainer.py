@@ -44,6 +44,7 @@ def test_train_evaluate_and_save(tmp_path: Path) -> None:
     before = made.evaluate()
     assert set(before) >= {"eval_loss", "eval_rouge_l"} and 0 <= before["eval_rouge_l"] <= 1
     made.train()
+    assert made.tokens_read == sum(made.train_dataset.lengths)  # one epoch
     assert made.state.global_step == 2 and made.evaluate()["eval_loss"] != before["eval_loss"]
     assert set(made.evaluate(EVALUATED[:2], metric_key_prefix="two")) >= {"two_loss", "two_rouge_l"}
     made.save_model(str(tmp_path / "student"))

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.segment import Segment
 from rich.text import Text
 
@@ -110,7 +110,7 @@ class Pace:
             self.first, self.seen = done, now
         said = f"{duration(now - self.started)} so far"
         made, seconds = done - self.first, now - self.seen
-        if not total or made <= 0 or seconds <= 0:
+        if not total or made <= 0 or seconds <= 0 or done >= total:
             return said
         left = max(total - done, 0) * seconds / made
         after = self.after(made / total, seconds) if self.after else None
@@ -127,6 +127,10 @@ class _Bar(Progress):
                 yield Text(f"    {visible(task.fields['note'])}", style="dim", no_wrap=True, overflow="ellipsis")
 
 
+def _of(done: float, total: float | None) -> str:
+    return f"{done:,g}" if total is None else f"{done:,g} of {total:,g}"
+
+
 @contextmanager
 def progress_bar(description: str, after: After | None = None) -> Iterator[Callable[..., None]]:
     """Yield ``update(done, total or None, note="")``: a bar on a terminal, now and then a line elsewhere.
@@ -138,13 +142,13 @@ def progress_bar(description: str, after: After | None = None) -> Iterator[Calla
     pace = Pace(after)
     if console.is_terminal:
         columns = (
-            TextColumn("  {task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn(),
-            TextColumn("{task.fields[pace]}"),
+            TextColumn("  {task.description}", markup=False), BarColumn(bar_width=20),
+            TextColumn("{task.fields[count]}"), TextColumn("{task.fields[pace]}"),
         )  # fmt: skip
         with _Bar(*columns, console=console, transient=True) as bars:
-            task = bars.add_task(description, total=None, note="", pace="")
+            task = bars.add_task(description, total=None, note="", pace="", count="")
             yield lambda done, total, note="": bars.update(
-                task, completed=done, total=total, note=note, pace=pace.words(done, total)
+                task, completed=done, total=total, note=note, pace=pace.words(done, total), count=_of(done, total)
             )
         return
     last = time.monotonic()
@@ -154,9 +158,8 @@ def progress_bar(description: str, after: After | None = None) -> Iterator[Calla
         said = pace.words(done, total)
         if time.monotonic() - last > QUIET_SECONDS:
             last = time.monotonic()
-            of = "" if total is None else f" of {total:,g}"
             console.print(
-                f"  {description}: {done:,g}{of}, {said}{note and f' ({note})'}", soft_wrap=True, markup=False
+                f"  {description}: {_of(done, total)}, {said}{note and f' ({note})'}", soft_wrap=True, markup=False
             )
 
     yield update

@@ -79,6 +79,7 @@ from srd.training.written import Pen
 
 logger = logging.getLogger(__name__)
 
+MASKS = ("attention_mask", "decoder_attention_mask")  # of a batch: 1 where a token is read
 ENOUGH = 16  # answers of the student, to say how many of them were cut
 
 ROLLOUTS = "rollouts"  # the folder of what the student writes ahead
@@ -258,9 +259,7 @@ class DistillTrainer(Trainer):
             )
         if by_student:
             samples = [self._by_student(own) for own in rows]
-        self.tokens_read += self.args.world_size * sum(
-            len(row["prompt_ids"]) + len(row["response_ids"]) for own in rows for row in own
-        )
+        self.tokens_read += self.args.world_size * sum(map(_tokens_in, samples))
         items = torch.tensor(sum(len(batch["targets"]) for batch in samples), device=device)
         if self.args.world_size > 1:
             items = self.accelerator.reduce(items, "sum")
@@ -773,6 +772,12 @@ class _WrittenAhead(TrainerCallback):
 def _nothing(rows: list[int]) -> dict[str, Any]:
     """In place of a batch whose rows are chosen when its step comes."""
     return {"rows": []}
+
+
+def _tokens_in(batch: Mapping[str, Any]) -> int:
+    """Tokens that a batch holds beside its padding; one that is packed has none."""
+    masks = [batch[name] for name in MASKS if name in batch]
+    return sum(int(mask.sum()) for mask in masks) if masks else batch["input_ids"].numel()
 
 
 class _WithRows:

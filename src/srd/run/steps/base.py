@@ -192,7 +192,7 @@ def _tell(run: Run, step: Step, summary: Summary) -> None:
     seconds = run.manifest.steps[step.name]["seconds"]
     if run.forecast:
         run.forecast.seconds[step.name] = seconds
-    told = f"{duration(seconds)}. {step.told(run, summary)}".rstrip(". ") + "."
+    told = f"{duration(seconds)}: {step.told(run, summary)}".rstrip(": ") + "."
     console.print(f"[green]✓[/] {step.name} [dim]in {escape(told)}[/]", soft_wrap=True)
 
 
