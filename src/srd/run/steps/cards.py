@@ -9,6 +9,7 @@ from typing import Any
 
 from srd.base import parallel
 from srd.base.files import atomic_write, content_of, file_digest, read_sealed, write_json, write_sealed
+from srd.base.text import many
 from srd.base.version import VERSION
 from srd.models.facts import CARD
 from srd.models.loading import load_config, load_generation_config
@@ -50,6 +51,11 @@ class Cards(Step):
     def spoilt(self, run: Run, damaged: list[Path]) -> list[Path]:
         """A card that is there was changed by hand."""
         return [path for path in damaged if path.name != CARD]
+
+    def told(self, run: Run, summary: Summary) -> str:
+        kept = len(summary["by hand"])
+        left = f", {kept} left as changed by hand" if kept else ""
+        return f"{many(len(run.recipe.arms) - kept, 'model card')} written{left}"
 
     def make(self, run: Run) -> Summary:
         kept: list[Path] = []
