@@ -38,7 +38,7 @@ from srd.models.generation import Decoding
 from srd.models.head import HeadWeights
 from srd.models.loading import load_model, load_tokenizer
 from srd.models.tokens import padding_id
-from srd.training.loss import LossSettings, head_loss
+from srd.training.loss import LossSettings, TokenChoice, head_loss
 from srd.training.rollouts import OnPolicy
 from srd.training.teacher_cache import TeacherCache, build_cache
 from srd.training.teachers.cache import CachedTeacher
@@ -123,7 +123,8 @@ def _run_trainer(model: Any, tokenizer: Any, batches: Batches, **options: Any) -
         trainer.train()
     steps = batches.steps[1:]
     padding = padded_share(batches.examples.lengths, steps)
-    return {"seconds": clock.seconds, "padding": padding, "tokens": token_count(batches) / len(steps)}
+    times = {"seconds": clock.seconds, "processor": clock.processor}
+    return {**times, "padding": padding, "tokens": token_count(batches) / len(steps)}
 
 
 def train_sft(folder: str, profile: str, batch_size: int, steps: int) -> Result:
@@ -144,6 +145,20 @@ def train_ours(
         batches,
         train_dataset=with_teacher(batches.examples, cache),
         objective=LossSettings("fkl", weight=weight),
+        teacher=CachedTeacher(cache.head()),
+    )
+
+
+def train_tokens(folder: str, profile: str, batch_size: int, steps: int, share: float, by: str) -> Result:
+    """Distillation with the warm cache and forward KL alone, at some positions only; a share of 1: at all."""
+    tokenizer, batches = _batches(folder, profile, batch_size, steps)
+    cache = TeacherCache(_cache_folder(folder, profile, batch_size, "float32"))
+    return _run_trainer(
+        _student(folder),
+        tokenizer,
+        batches,
+        train_dataset=with_teacher(batches.examples, cache),
+        objective=LossSettings("fkl", tokens=None if share == 1 else TokenChoice(share, by)),
         teacher=CachedTeacher(cache.head()),
     )
 
@@ -369,7 +384,8 @@ CASES: dict[str, Callable[..., Result]] = {
     function.__name__: function
     for function in (
         student, build, train_conventional, train_trl_gkd, train_trl_distillation, train_sft, train_ours,
-        train_ours_on_policy, reflect_conventional, reflect_ours, rouge, ranking, data_path, loss_path, profile_step,
+        train_ours_on_policy, train_tokens, reflect_conventional, reflect_ours, rouge, ranking, data_path, loss_path,
+        profile_step,
     )
 }  # fmt: skip
 

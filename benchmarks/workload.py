@@ -141,17 +141,27 @@ class StepClock(TrainerCallback):
     def __init__(self, warm_up: int = 1) -> None:
         self.warm_up = warm_up
         self.ends: list[float] = []
+        self.worked: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
+        self.worked.append(time.process_time())
 
     @property
     def seconds(self) -> float:
         """Mean time of a step, everything between two steps included."""
-        ends = self.ends[self.warm_up - 1 :]
-        return (ends[-1] - ends[0]) / (len(ends) - 1)
+        return self._mean(self.ends)
+
+    @property
+    def processor(self) -> float:
+        """Mean time that this process's threads worked in a step, which other processes hardly change."""
+        return self._mean(self.worked)
+
+    def _mean(self, times: list[float]) -> float:
+        times = times[self.warm_up - 1 :]
+        return (times[-1] - times[0]) / (len(times) - 1)
 
 
 def peak_memory() -> int:
