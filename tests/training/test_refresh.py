@@ -16,10 +16,12 @@ from srd.data.batching import Collator, LengthBatches
 from srd.models.generation import Decoding
 from srd.models.head import head_weights, response_hidden
 from srd.models.tokens import padding_id
+from srd.run.costs import stages_of, written_ahead
 from srd.training.loss import LossSettings, head_loss, logits_loss
 from srd.training.methods.base import any_method
 from srd.training.refresh import Ahead, Refresher
 from srd.training.rollouts import AdaptiveOffPolicy, OnPolicy
+from srd.training.settings import TrainingConfig
 from srd.training.teacher_cache import build_cache
 from srd.training.teachers.cache import CachedTeacher
 from srd.training.trainer import DistillTrainer, Writing
@@ -269,3 +271,26 @@ def test_a_run_reads_its_text_once_and_keeps_it(tiny_run: TinyRun, monkeypatch: 
         assert all(len(row["tokens"]) == len(row["log_likelihood"]) for row in table.to_pylist())
     assert table.column_names == ["id", "response", "tokens", "log_likelihood", "ended"]
     assert len(pq.read_table(run.folder / "stages/0/rollouts/0.parquet")) == 16
+
+
+@pytest.mark.parametrize("every", ["stage", "epoch", 5, 10, 20, 7])
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_a_plan_counts_what_is_written(every: Any, share: float) -> None:
+    """Refreshes, answers and tokens; of rows that are drawn, the expected number, of epochs that are torn, at most."""
+    made, starts, rows = refresher(every, OnPolicy(share), steps=20), [], 0
+    for step in range(20):
+        if made.is_due(step):
+            made.interval = made.next_interval(step)
+            starts.append(step)
+            names = [
+                [made.examples.ids[i] for i in batch] for _, _, own in made._planned(made.interval) for batch in own
+            ]
+            rows += len(made.rollouts.ahead(made.interval.number, step, names, 20))
+    config = TrainingConfig.model_validate({"method": gkd(every, share), "epochs": 2, "batch_size": 4})
+    planned = written_ahead(config, stages_of(config, 40), response=20.0)
+    assert planned.refreshes == len(starts)
+    assert (
+        planned.rows >= rows if every == 7 and share == 1 else planned.rows == pytest.approx(rows, abs=80 * (1 - share))
+    )
+    assert planned.tokens == planned.rows * 6  # no longer than the method lets them be
+    assert written_ahead(TrainingConfig(), stages_of(config, 40), 20.0).refreshes == 0

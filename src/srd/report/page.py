@@ -36,6 +36,7 @@ from srd.report.figures import (
 )
 from srd.report.html import render
 from srd.report.reading import RunFiles, read_run
+from srd.report.refreshes import refreshes_section
 from srd.report.stages import changed_answers, stage_table, stages_of
 from srd.report.tables import to_html
 
@@ -54,7 +55,7 @@ FILES = {
     "reflection/scores.parquet": "the student's answers before training, with their scores",
     "cleaning/rows.parquet": "which rows are marked as wrong, and why",
     "curriculum/ranked.parquet": "rank and stage of every training example",
-    "stages/": "numbers, answers and best model of every stage",
+    "stages/": "numbers, answers and best model of every stage, and the text that the student wrote to train on",
     "evaluation/metrics.json": "scores of all models",
     "evaluation/predictions/": "their answers",
 }
@@ -136,12 +137,15 @@ def training_section(run: RunFiles) -> dict[str, Any]:
     staged = main.get("curriculum") is not None and main.get("select_by") != "last"
     stages = stages_of(run)
     changed = changed_answers(run, stages)
+    refreshes, texts = refreshes_section(run)
     return {
         "curves": training_curves(run),
         "preparation": preparation_curves(run),
         "restarts_at_best": staged,
         "stages": to_html(stage_table(run, stages)) if stages else None,
         "changed": [changed] if changed else [],
+        "refreshes": to_html(refreshes) if refreshes else None,
+        "own_texts": [texts] if texts else [],
     }
 
 

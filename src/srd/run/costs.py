@@ -16,6 +16,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -164,6 +165,9 @@ class Phase:
         memory: Bytes on one device.
         disk: Bytes that it leaves behind.
         scratch: Bytes that it takes while it works.
+        refreshes: How often the student writes ahead of its training.
+        written: Tokens that it writes then.
+        refresh_bytes: Bytes of the teacher's states for them at a time, part of ``scratch``.
     """
 
     name: str
@@ -175,6 +179,9 @@ class Phase:
     memory: float = 0.0
     disk: float = 0.0
     scratch: float = 0.0
+    refreshes: int = 0
+    written: float = 0.0
+    refresh_bytes: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -256,6 +263,13 @@ class Facts:
         heads = sum(size.head for size in self.teachers)
         return heads * bytes_of(self.running_dtype) if self.tier.with_head else 0
 
+    def states_bytes(self, answers: float) -> float:
+        """What the states of so many answers of the student take beside a head, kept exact."""
+        exact = cache_tier(self.recipe, self.running_dtype, "exact")
+        tokens = answers * self.data.response
+        per_token = exact.token_bytes(self.teacher.hidden_size, self.teacher.vocabulary)
+        return tokens * per_token + self.teacher.head * bytes_of(self.running_dtype) if answers else 0.0
+
     @property
     def bytes_of_tiers(self) -> dict[str, int]:
         """What each tier would take, the head of those that need it included."""
@@ -307,6 +321,46 @@ def stages_of(training: TrainingConfig, examples: int) -> tuple[StagePlan, ...]:
     )
 
 
+@dataclass(frozen=True)
+class WrittenAhead:
+    """What a student writes ahead of its training, over all stages.
+
+    Attributes:
+        refreshes: How often.
+        rows: Answers, each of them read once by student and teacher.
+        tokens: Of these.
+        at_once: Answers whose states the teacher's cache holds at a time, at most.
+    """
+
+    refreshes: int = 0
+    rows: float = 0.0
+    tokens: float = 0.0
+    at_once: float = 0.0
+
+
+def written_ahead(training: TrainingConfig, stages: tuple[StagePlan, ...], response: float) -> WrittenAhead:
+    """What a student writes ahead; ``auto``, which nobody can foresee, counts as once an epoch.
+
+    Args:
+        training: Its settings.
+        stages: Of the training.
+        response: Mean tokens of a response.
+    """
+    every, method = training.method.refreshed(), training.method
+    if not training.writes_ahead:
+        return WrittenAhead()
+    refreshes, rows, at_once = 0, 0.0, 0.0
+    for stage in stages:
+        epoch = steps_per_epoch(stage.examples, training.batch_size)
+        steps = {"stage": stage.steps, "epoch": epoch, "auto": epoch}[every] if isinstance(every, str) else every
+        answers = method.written_share() * min(stage.examples, min(steps, stage.steps) * training.batch_size)
+        between = max(1, round(epoch * training.evaluate_every))  # checkpoints, at which older states go
+        held = 1 if steps % between == 0 else 2 if steps > between else between // steps + 1
+        count = math.ceil(stage.steps / steps)
+        refreshes, rows, at_once = refreshes + count, rows + count * answers, max(at_once, min(held, count) * answers)
+    return WrittenAhead(refreshes, rows, rows * min(response, method.longest_text() or response), at_once)
+
+
 def training_phase(name: str, training: TrainingConfig, facts: Facts, live: bool, kept: str = "student") -> Phase:
     """A training: the student forward and backward, and the teacher where it runs live or the student writes text.
 
@@ -330,19 +384,28 @@ def training_phase(name: str, training: TrainingConfig, facts: Facts, live: bool
         flops += passes * teacher.forward(facts.prompt, facts.response)
     elif training.needs_teacher:
         flops += passes * 2 * teacher.head * facts.response  # the logits come from the cached states
-    flops += passes * training.method.written_share() * forward  # every written token is one forward pass
+    ahead = written_ahead(training, stages, data.response)
+    if training.writes_ahead:  # written, read once by the student, and by the teacher unless it is live
+        once = 2 * forward + (0.0 if live else teacher.forward(facts.prompt, facts.response))
+        flops += ahead.rows / data.train * once
+    else:
+        flops += passes * training.method.written_share() * forward  # every written token is one forward pass
+    held = 0.0 if live or not training.writes_ahead else facts.states_bytes(ahead.at_once)
     trained = trained_parameters(model, training)
     final = model.parameters * (bytes_of(model.dtype) if training.lora else 4)
     return Phase(
         name,
         stages,
-        teacher_passes=passes if runs_teacher or kept == "teacher" else 0.0,
+        teacher_passes=passes if runs_teacher or kept == "teacher" else ahead.rows / data.train,
         student_passes=passes if kept == "student" else 0.0,
         tokens=passes * (facts.prompt + facts.response),
         flops=flops,
         memory=training_memory(training, model, teacher, data, live, facts.devices),
         disk=4 * len(stages) * trained + final,
-        scratch=needed_disk(trained),
+        scratch=needed_disk(trained) + held,
+        refreshes=ahead.refreshes,
+        written=ahead.tokens,
+        refresh_bytes=held,
     )
 
 
@@ -389,7 +452,7 @@ def inference_memory(size: Size, facts: Facts) -> float:
     return size.parameters * bytes_of(size.dtype) + cache
 
 
-def one_pass(name: str, reader: Size, facts: Facts, **costs: float) -> Phase:
+def one_pass(name: str, reader: Size, facts: Facts, **costs: Any) -> Phase:
     """A step in which one model goes over all the training data once."""
     flops, tokens = reader.forward(facts.prompt, facts.response), facts.prompt + facts.response
     return Phase(name, (), tokens=tokens, flops=flops, memory=inference_memory(reader, facts), **costs)

@@ -436,6 +436,13 @@ def _needs_table(plan: Plan) -> Table:
         sizes = (f"{name} {shown_bytes(size)}" for name, size in plan.tier_bytes.items())
         table.add_row("disk, all tiers", f"{', '.join(sizes)}, with the head")
     table.add_row("disk, checkpoints", f"{shown_bytes(plan.checkpoint_bytes)} while a stage trains")
+    if any(phase.refreshes for phase in plan.phases):
+        written = math.fsum(phase.written for phase in plan.phases)
+        refreshes = sum(phase.refreshes for phase in plan.phases)
+        held = max(phase.refresh_bytes for phase in plan.phases)
+        times = "once" if refreshes == 1 else f"at {refreshes:,} times"
+        table.add_row("written ahead", f"about {count(written)} tokens by the student, {times}")
+        table.add_row("disk, refreshes", f"{shown_bytes(held)} of the teacher's states while a stage trains")
     table.add_row("disk, models", f"{shown_bytes(plan.kept_bytes)} kept")
     return table
 

@@ -54,6 +54,7 @@ from srd.training.tiers.base import Listed, Tier, make_tier, tier_of
 logger = logging.getLogger(__name__)
 
 FORMAT = 3
+HEAD = ("head.safetensors", "meta.json")  # in the order in which they are written
 SHARD_BATCHES = 16  # a killed build loses at most this much work of one process
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
