@@ -233,11 +233,11 @@ CASES: dict[str, tuple[Change, str, list[Change]]] = {
                           [all_of(leave_out("baselines.student"), put("baselines.other={}"))]),
     # ----------------------------------------------------------------------------------------------------- models
     "a revision of a folder": (put("student.revision=main"), "Remove revision", [leave_out("student.revision")]),
-    "other kinds": (
-        models("t5", "student"), "shorten the teacher itself (student.drop_layers",
-        [models("t5", "t5-small"), put("student.model=null student.drop_layers=1")]),
-    "other tokenizers": (models("plain-teacher", "student"), "shorten the teacher itself (student.drop_layers",
-                         [put("student.model=null student.drop_layers=1")]),
+    "a part of a distribution over other tokens": (
+        all_of(models("plain-teacher", "student"), put("cache.tier=topk")), "set cache.tier to int8 or exact",
+        [put("cache.tier=int8")]),
+    "chunks of the same tokens": (put("training.alignment=chunks"), "Leave training.alignment out",
+                                  [put("training.alignment=auto")]),
     "a module that is not there": (put("training.lora.targets=[q_prj]"), "did you mean 'q_proj'",
                                    [put("training.lora.targets=[q_proj]")]),
     "an adapter for a model": (all_of(file("adapter/adapter_config.json", ADAPTER), models("teacher", "adapter")),

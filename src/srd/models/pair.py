@@ -1,4 +1,4 @@
-"""Do teacher and student speak of the same tokens? Distillation compares their distributions id by id.
+"""Do teacher and student speak of the same tokens, so that their distributions are compared id by id?
 
 All checks read tokenizers and configurations only, so a pair that does not fit is refused before a weight is
 loaded.
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from srd.base.errors import UserError
+from srd.models.token_bytes import token_bytes
 
 # Equal vocabularies with other merges or another treatment of spaces and digits still cut texts differently.
 PROBE = "It's 12,345.67 km:\n\n\tdef naïve_sum(x):  return x+1  # Ünïcödé 你好 🙂"
@@ -23,47 +24,42 @@ def head_width(config: PreTrainedConfig) -> int:
     return int(config.get_text_config().vocab_size)
 
 
-def check_same_kind(teacher_config: PreTrainedConfig, student_config: PreTrainedConfig) -> None:
-    """Raise UserError where one is encoder-decoder and the other decoder-only: positions do not match."""
+def kinds_differ(teacher_config: PreTrainedConfig, student_config: PreTrainedConfig) -> str:
+    """Say where one is encoder-decoder and the other decoder-only; empty: they are of one kind."""
     kinds = ["encoder-decoder" if c.is_encoder_decoder else "decoder-only" for c in (teacher_config, student_config)]
-    if kinds[0] != kinds[1]:
-        raise UserError(
-            f"the teacher ({teacher_config.model_type}) is {kinds[0]} and the student ({student_config.model_type}) is "
-            f"{kinds[1]}: their predictions cannot be compared position by position. Take two of one kind, or "
-            f"{SHORTEN}."
-        )
+    if kinds[0] == kinds[1]:
+        return ""
+    return (
+        f"the teacher ({teacher_config.model_type}) is {kinds[0]} and the student ({student_config.model_type}) is "
+        f"{kinds[1]}"
+    )
 
 
-def check_same_tokenizer(
-    teacher: PreTrainedTokenizerBase,
-    student: PreTrainedTokenizerBase,
-    names: tuple[str, str] = ("teacher", "student"),
-) -> None:
-    """Raise UserError unless every id that both tokenizers know is the same token, and texts are cut alike.
+def tokenizers_differ(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> str:
+    """Say how two tokenizers differ, so that a teacher has to read texts in tokens of its own; empty: they do not.
 
-    One vocabulary may go on where the other ends (tokens added to one of the two); ids below must agree, and
-    so must the end-of-sequence token, which is a target of training.
-
-    Args:
-        teacher: the tokenizer of the teacher.
-        student: the tokenizer of the student.
-        names: how the message calls the two models.
+    Every id that both know must be the same token, by its bytes, and texts must be cut alike. One vocabulary may go on
+    where the other ends (tokens added to one of the two). The end-of-sequence token, a target of training, must agree.
     """
-    reason = _difference(teacher, student)
-    if reason:
-        raise UserError(
-            f"'{names[0]}' and '{names[1]}' have different tokenizers: {reason}. Distillation compares the two models "
-            f"token by token. Take a student of the teacher's family, or {SHORTEN}."
-        )
+    if reason := _difference(teacher, student):
+        return reason
     if teacher.eos_token_id != student.eos_token_id:
-        raise UserError(
-            f"'{names[0]}' ends its answers with {teacher.eos_token!r} (id {teacher.eos_token_id}) and "
-            f"'{names[1]}' with "
-            f"{student.eos_token!r} (id {student.eos_token_id}): the student would learn never to stop. Take "
-            "the same "
-            "variant of both (two base or two instruct models), or save the teacher's tokenizer with the "
-            "student."
+        return (
+            f"the first ends its answers with {teacher.eos_token!r} (id {teacher.eos_token_id}), the second with "
+            f"{student.eos_token!r} (id {student.eos_token_id})"
         )
+    return ""
+
+
+def _same_bytes(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> bool:
+    """Whether tokens that are written differently are the same bytes, id by id, and control tokens look alike."""
+    try:
+        sides = token_bytes(teacher), token_bytes(student)
+    except UserError:
+        return False
+    count = min(map(len, sides))
+    control = [{token: look for token, look in side.control.items() if token < count} for side in sides]
+    return sides[0].pieces[:count] == sides[1].pieces[:count] and control[0] == control[1]
 
 
 def _difference(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> str:
@@ -73,6 +69,8 @@ def _difference(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBa
     sizes = f"{len(teacher_tokens)} and {len(student_tokens)} tokens"
     for index in sorted(teacher_tokens.keys() & student_tokens.keys()):
         if teacher_tokens[index] != student_tokens[index]:
+            if _same_bytes(teacher, student):
+                break
             return (
                 f"{sizes}, and id {index} is {teacher_tokens[index]!r} in the first, "
                 f"{student_tokens[index]!r} in the second"
@@ -88,7 +86,10 @@ def _difference(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBa
 
 
 def shared_vocabulary(
-    teacher_config: PreTrainedConfig, student_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+    teacher_config: PreTrainedConfig,
+    student_config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str = "student",
 ) -> int:
     """Return V, the number of leading ids that both heads have, at which both distributions are compared.
 
@@ -99,6 +100,7 @@ def shared_vocabulary(
         teacher_config: Of the teacher.
         student_config: Of the student.
         tokenizer: The student's.
+        name: Of the student in a message.
 
     Raises:
         UserError: the student's head is narrower than its tokenizer, so that some token has no logit.
@@ -106,7 +108,7 @@ def shared_vocabulary(
     width, tokens = head_width(student_config), token_count(tokenizer)
     if width < tokens:
         raise UserError(
-            f"the student's output head has {width} rows, but the tokenizer has {tokens} tokens. It belongs "
+            f"the {name}'s output head has {width} rows, but the tokenizer has {tokens} tokens. It belongs "
             "to another model, or tokens were added to it without resizing the student's embeddings: "
             f"model.resize_token_embeddings({tokens}), and save it again."
         )

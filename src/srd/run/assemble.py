@@ -43,12 +43,14 @@ from srd.run.costs import cache_tier
 from srd.run.identity import model_identity
 from srd.run.served import endpoint_of
 from srd.tasks.base import get_task
+from srd.training.alignment import Reader, warn_of_coverage
 from srd.training.settings import TrainingConfig
 from srd.training.several import SeveralCaches
 from srd.training.stages import Training, check_disk
 from srd.training.teacher_cache import HEAD, TeacherCache, build_cache, cache_folder, example_key
 from srd.training.teachers.base import TEACHERS, TeacherSource
 from srd.training.teachers.cache import head_alone
+from srd.training.teachers.common import Teacher
 from srd.training.tiers.base import Tier
 
 logger = logging.getLogger(__name__)
@@ -64,7 +66,8 @@ def load(source: str, run: Run, options: dict[str, Any]) -> Any:
     device = parallel.state().device if torch.cuda.is_available() else None
     teachers = {run.teacher_source, *(each.model for each in run.recipe.teachers)}
     role = "teacher" if source in teachers else "student"
-    return load_model(source, tokenizer=run.tokenizer, device=device, role=role, **options)
+    tokenizer = run.teacher_tokenizer if role == "teacher" and run.apart else run.tokenizer
+    return load_model(source, tokenizer=tokenizer, device=device, role=role, **options)
 
 
 def load_writer(source: str, run: Run, options: dict[str, Any]) -> Any:
@@ -134,7 +137,7 @@ def tier_of_run(run: Run, name: str | None = None, *, number: int = 0) -> Tier:
 
 def taught_rows(run: Run, number: int = 0) -> EncodedExamples:
     """The training examples that a teacher is read for: all, or those that are its own."""
-    examples = run.encoded("train")
+    examples = run.read_by_teacher("train")
     if not run.recipe.teach_by_row:
         return examples
     owners = zip(examples.ids, run.owners, strict=True)
@@ -145,7 +148,7 @@ def needed_cache_bytes(run: Run, number: int = 0) -> int:
     """What the cache of a teacher takes."""
     teacher, tier = run.recipe.all_teachers[number], tier_of_run(run, number=number)
     width = 0 if teacher.endpoint is not None else run.teacher_configs[number].get_text_config().hidden_size
-    return taught_rows(run, number).response_tokens * tier.token_bytes(int(width), run.width)
+    return taught_rows(run, number).response_tokens * tier.token_bytes(int(width), run.teacher_width)
 
 
 def all_cache_bytes(run: Run) -> int:
@@ -169,7 +172,7 @@ def place_of_cache(run: Run, number: int = 0) -> Path:
     # As the key of the step `teacher` is with one: a cache is the same, alone and among others.
     several, own = run.recipe.teachers, model_identity(run.recipe.all_teachers[number])
     key = fingerprint("teacher", [], own) if several else run.keys["teacher"]
-    return cache_folder(root, fingerprint(key, run.width), tier_of_run(run, number=number).identity)
+    return cache_folder(root, fingerprint(key, run.teacher_width), tier_of_run(run, number=number).identity)
 
 
 def caches_of(run: Run) -> TeacherCache | SeveralCaches:
@@ -194,14 +197,15 @@ def caches_of(run: Run) -> TeacherCache | SeveralCaches:
 
 
 def collator(run: Run) -> Collator:
-    """The collator, before any model is loaded."""
+    """The teacher's collator, before any model is loaded."""
     config, teacher = run.configs[0], run.recipe.teacher
+    padding = padding_id(run.teacher_tokenizer if run.apart else run.tokenizer)
     if not config.is_encoder_decoder:
-        return Collator(padding_id(run.tokenizer))
+        return Collator(padding)
     generation = load_generation_config(
         teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code
     )
-    return Collator(padding_id(run.tokenizer), prefix_of(config, generation))
+    return Collator(padding, prefix_of(config, generation))
 
 
 # --------------------------------------------------------------------------------------------------- reflection, ranks
@@ -281,11 +285,14 @@ def with_marks(run: Run, laid_out: datasets.Dataset) -> datasets.Dataset:
 def teacher_losses(run: Run, folder: Path) -> NDArray[np.float64]:
     """The teacher's mean nats a token of each training response, ``[N]``: from its cache where there is one.
 
+    Where its tokens are not the student's, they are nats for each of the student's: so scores can compare the two.
+
     Args:
         run: The run.
         folder: Keeps what is done, where the teacher has to read.
     """
-    examples = run.encoded("train")
+    examples = run.read_by_teacher("train")
+    tokens = np.maximum([len(response) for response in run.encoded("train").responses], 1)
     if "cache" not in run.keys and run.recipe.teacher.endpoint is not None:
         ask = lists_of(run, folder, 0)
         with run.progress("teacher reads") as update:
@@ -296,13 +303,20 @@ def teacher_losses(run: Run, folder: Path) -> NDArray[np.float64]:
         pairs = Pairs(examples.prompts, examples.responses, np.stack([rows, rows], 1))
         with run.progress("teacher reads") as update:
             totals, _ = pair_losses(
-                model, run.tokenizer, pairs, batch_size=run.recipe.generation.batch_size, folder=folder, progress=update
+                model,
+                run.teacher_tokenizer if run.apart else run.tokenizer,
+                pairs,
+                batch_size=run.recipe.generation.batch_size,
+                folder=folder,
+                progress=update,
             )
-        return totals / np.maximum([len(response) for response in examples.responses], 1)
+        return totals / tokens
     cache = caches_of(run)
-    head = cache.head().cut(run.width)
+    head = cache.head().cut(run.teacher_width)
     losses = (cache.losses(head, *examples.tokens(i).values()) for i in range(len(examples)))
-    return np.array([float(nats.double().mean()) for nats in losses])
+    means = [float(nats.double().sum()) / count if run.apart else float(nats.double().mean())
+             for nats, count in zip(losses, tokens, strict=True)]  # fmt: skip
+    return np.array(means)
 
 
 # ------------------------------------------------------------------------------------------------------- one training
@@ -314,21 +328,17 @@ def training_of(
 ) -> Iterator[Training]:
     """Gather what a training needs: text, teacher, stages, validation, a log, a progress bar."""
     check_disk(run.folder, parameters(start))
+    of_teacher = bool(run.apart) and config is run.recipe.teacher.sft
     written = _responses(run, config, run.files.teacher_text) if config.teacher_writes else None
-    examples = pair_examples(run, config) if config.on_pairs else run.encoded("train", written)
+    if config.on_pairs:
+        examples = pair_examples(run, config)
+    else:
+        examples = run.read_by_teacher("train") if of_teacher else run.encoded("train", written)
     load_teacher = read_once = None
     if config.needs_teacher:
-        cached = config.caches_references and "cache" in run.keys and not config.on_pairs
-        cache = caches_of(run) if cached else None
-        if config.on_pairs and may_cache(run.recipe):
-            cache = pair_cache(run, examples)
-        examples.teacher = cache
-        source = TeacherSource(lambda: load(run.teacher_source, run, run.teacher_options()), run.width, cache)
         if config.writes_ahead and may_cache(run.recipe) and cache_fits(run):
             read_once = functools.partial(_read_once, run)
-        kind = run.recipe.teacher.source or ("cache" if cache is not None else "live")
-        make = head_alone if read_once is not None and cache is None else TEACHERS.get(kind)
-        load_teacher = functools.partial(make, source)
+        load_teacher = _teacher_of(run, config, examples, written=written is not None, ahead=read_once is not None)
     stages, again = _stages(run, config, examples, folder)
     if config.method.text not in ("teacher", "both") and (soft := run.soft_rows()):
         examples.soft = frozenset(soft)
@@ -343,8 +353,8 @@ def training_of(
             start=start,
             load_options=options,
             examples=examples,
-            tokenizer=run.tokenizer,
-            validation=run.validation(config),
+            tokenizer=run.teacher_tokenizer if of_teacher else run.tokenizer,
+            validation=run.validation(config, of_teacher=of_teacher),
             stages=stages,
             seed=run.seed_of(config),
             load_teacher=load_teacher,
@@ -461,6 +471,50 @@ def _in_pairs(stage: Stage) -> Stage:
     """A stage with both texts of its prompts."""
     ids = [text for name in stage.ids for text in (name, name + OWN)]
     return replace(stage, ids=ids, subset=None if stage.subset is None else 2 * stage.subset)
+
+
+def _teacher_of(
+    run: Run, config: TrainingConfig, examples: EncodedExamples, *, written: bool, ahead: bool
+) -> Callable[[], Teacher]:
+    """What gives the teacher of a training; where it is not apart, the examples bring what a cache has of them.
+
+    Args:
+        run: The run.
+        config: Of the training.
+        examples: That it trains on.
+        written: Whether a model has written their answers.
+        ahead: Whether text is written ahead, and read by the teacher once.
+    """
+    cached = config.caches_references and "cache" in run.keys and not config.on_pairs
+    cache = caches_of(run) if cached else None
+    if config.on_pairs and may_cache(run.recipe):
+        cache = pair_cache(run, examples)
+    source = TeacherSource(lambda: load(run.teacher_source, run, run.teacher_options()), run.teacher_width, cache)
+    kind = run.recipe.teacher.source or ("cache" if cache is not None else "live")
+    make = head_alone if ahead and cache is None else TEACHERS.get(kind)
+    if not run.apart:
+        examples.teacher = cache
+        return functools.partial(make, source)
+    reader = reader_of(run, config, written=written)
+    reader.examples.teacher = cache
+
+    def load_teacher() -> Teacher:
+        teacher: Teacher = make(source)
+        teacher.reader = reader
+        return teacher
+
+    return load_teacher
+
+
+def reader_of(run: Run, config: TrainingConfig, *, written: bool = False) -> Reader:
+    """What a teacher with tokens of its own reads in a training, which says how much of it that can supervise."""
+    theirs = run.read_by_teacher("train")
+    reader = Reader(run.teacher_tokenizer, run.tokenizer, theirs, collator(run), config.alignment, written)
+    if parallel.is_main():
+        told = reader.coverage_of(run.encoded("train"))
+        logger.info("%s", told.words)
+        warn_of_coverage(told)
+    return reader
 
 
 def _responses(run: Run, config: TrainingConfig, path: Path) -> datasets.Dataset:

@@ -8,13 +8,11 @@ from typing import Any
 
 from srd.base.errors import UserError, nearest
 from srd.data.templates.base import get_template
+from srd.models.alignment import prefix_classes
 from srd.models.architecture import check_lora, position_limit
 from srd.models.engines.base import ENGINES
-from srd.models.loading import check_weights, load_generation_config, packages_missing
+from srd.models.loading import check_weights, packages_missing
 from srd.models.packages import Missing, check_packages, quantisation
-from srd.models.pair import check_same_kind, check_same_tokenizer
-from srd.models.settings import ModelConfig
-from srd.models.tokens import prefix_of
 from srd.recipe.schema import Recipe
 from srd.run.costs import cache_tier, cached_trainings, temperatures_of
 from srd.run.models import RecipeModels
@@ -41,7 +39,8 @@ def check_recipe(models: RecipeModels, *, packages: bool = True) -> None:
     check_cleaning(models.recipe)
     check_cache(models.recipe)
     teacher, student, here = models.recipe.teacher, models.recipe.student, models.recipe.models_here
-    ENGINES.get(models.recipe.generation.engine).check(models.encoder_decoder, here)
+    kinds = [config.is_encoder_decoder for config in models.configs]
+    ENGINES.get(models.recipe.generation.engine).check(any(kinds), here)
     for named in here:
         check_weights(
             str(named.model),
@@ -58,13 +57,8 @@ def check_recipe(models: RecipeModels, *, packages: bool = True) -> None:
             f"student.model: '{student.model}' is an encoder-decoder, and a teacher behind a server reads texts in one "
             "piece. Take a decoder-only student, or a teacher without endpoint."
         )
-    if len(configs) > 1 and models.asks_teacher:
-        for named, config in zip(here[:-1], configs[:-1], strict=True):
-            check_same_kind(config, configs[-1])
-            names = (str(named.model), str(student.model))
-            check_same_tokenizer(models.tokenizer_of(named), models.tokenizer, names)
-            check_same_beginning(named, student, [config, configs[-1]])
-    assert models.width  # refuses vocabularies that share too few ids
+    check_alignment(models)
+    assert models.width and models.teacher_width  # refuses heads that are narrower than their tokenizers
     for config, model in zip(configs, here, strict=True):
         _check_lengths(models, config, str(model.model))
     for training, config in [(teacher.sft, configs[0]), *((training, configs[-1]) for training in trainings)]:
@@ -91,20 +85,55 @@ def missing_packages(recipe: Recipe) -> list[Missing]:
     return [missing for named in recipe.models_here for missing in packages_missing(named)]
 
 
-def check_same_beginning(teacher: ModelConfig, student: ModelConfig, configs: list[Any]) -> None:
-    """Refuse decoders that begin with other ids: both models read the same text, position by position."""
-    begin = []
-    for named, config in zip((teacher, student), configs, strict=True):
-        generation = load_generation_config(
-            str(named.model), revision=named.revision, trust_remote_code=named.trust_remote_code
-        )
-        begin.append(prefix_of(config, generation))
-    if begin[0] != begin[1]:
+def check_alignment(models: RecipeModels) -> None:
+    """Refuse a teacher whose tokens cannot be brought together with the student's, where a student learns from them."""
+    _check_several(models)
+    teacher, student = models.recipe.teacher, models.recipe.student
+    taught = [training for training in models.recipe.student_trainings if training.needs_teacher]
+    if any(training.alignment == "chunks" for training in taught) and not models.apart:
         raise UserError(
-            f"the decoder of the teacher '{teacher.model}' begins with the ids {begin[0]}, that of the student "
-            f"'{student.model}' with {begin[1]}. Set decoder_start_token_id and forced_bos_token_id alike in the "
-            "generation_config.json of both."
+            "training.alignment is chunks, but teacher and student read the same tokens, which are compared one by "
+            "one. Leave training.alignment out."
         )
+    if not models.apart or not taught:
+        return
+    for found, what, remedy in _unaligned(models.recipe, taught):
+        if found:
+            raise UserError(f"{what}, and teacher and student read different tokens ({models.apart}): {remedy}.")
+    try:
+        prefix_classes(models.teacher_tokenizer, models.tokenizer)
+    except UserError as error:
+        raise UserError(
+            f"'{teacher.model}' and '{student.model}' have to be aligned by the bytes of their tokens "
+            f"({models.apart}). But {error} Or let it write its answers: training.method=seqkd learns from any teacher."
+        ) from None
+
+
+def _unaligned(recipe: Recipe, taught: list[TrainingConfig]) -> Iterator[tuple[bool, str, str]]:
+    """What does not go with different tokens: whether it is so, what it is, and what helps."""
+    tier = cache_tier(recipe, "float32")
+    yield (
+        bool(cached_trainings(recipe)) and not tier.whole,
+        f"cache.tier is {tier.name}, which keeps a part of the teacher's distribution",
+        "set cache.tier to int8 or exact",
+    )
+    for training in taught:
+        name = training.method.name
+        yield bool(training.tokens), "training.tokens chooses among common positions", "leave training.tokens out"
+        yield training.on_pairs, f"the method {name} trains on pairs of texts", "set training.method to kd or gkd"
+        yield training.writes_ahead, f"the method {name} writes ahead of its training", "set its refresh to step"
+
+
+def _check_several(models: RecipeModels) -> None:
+    """Refuse several teachers of which one has other tokens than the student."""
+    if not models.recipe.teachers or not models.asks_teacher:
+        return
+    for number, named in enumerate(models.recipe.models_here[:-1]):
+        if reason := models.parted(number):
+            raise UserError(
+                f"teachers: '{named.model}' and '{models.recipe.student.model}' have different tokenizers: {reason}. "
+                "Several teachers need the student's; one alone, as teacher, is aligned with it."
+            )
 
 
 def check_cache(recipe: Recipe) -> None:

@@ -92,7 +92,7 @@ class Run(RecipeModels):
         self.forecast: Forecast | None = None  # once the examples are known, where there is something to wait for
         self.step = ""  # the name of the one that is being made
         self.cleaned: Path | None = None  # the training rows, once they were cleaned
-        self._encoded: dict[str, datasets.Dataset] = {}
+        self._encoded: dict[tuple[str, bool], datasets.Dataset] = {}
         parallel.on_main(self._claim)
         _check_shared(folder)
         # By the main process, as there may be moves to finish.
@@ -175,7 +175,8 @@ class Run(RecipeModels):
 
     def forget_tokens(self) -> None:
         """Read the training rows anew where they are next asked for."""
-        self._encoded.pop("train", None)
+        for for_teacher in (False, True):
+            self._encoded.pop(("train", for_teacher), None)
 
     @cached_property
     def words(self) -> Words:
@@ -251,21 +252,26 @@ class Run(RecipeModels):
         """A split as the teacher reads it where it writes text."""
         if self.teacher_encoder is self.encoder:
             return self.encoded(split)
-        with self.progress("tokens") as update:
-            return EncodedExamples(self.teacher_encoder.encode(self.split(split), progress=update))
+        return EncodedExamples(self.token_ids(split, for_teacher=True))
 
-    def token_ids(self, split: str) -> datasets.Dataset:
+    def read_by_teacher(self, split: str) -> EncodedExamples:
+        """A split as the teacher reads it where it says what follows: as the student does, unless they are `apart`."""
+        return self.encoded_for_teacher(split) if self.apart else self.encoded(split)
+
+    def token_ids(self, split: str, *, for_teacher: bool = False) -> datasets.Dataset:
         """The rows of `Encoder.encode` for a split, tokenised once a command, mapped anew by each that asks."""
-        if split not in self._encoded:
+        key = (split, for_teacher)
+        if key not in self._encoded:
+            encoder = self.teacher_encoder if for_teacher else self.encoder
             with self.progress("tokens") as update:
-                self._encoded[split] = self.encoder.encode(self.split(split), progress=update)
-        return reopened(self._encoded[split])
+                self._encoded[key] = encoder.encode(self.split(split), progress=update)
+        return reopened(self._encoded[key])
 
-    def validation(self, config: TrainingConfig) -> Validation:
+    def validation(self, config: TrainingConfig, *, of_teacher: bool = False) -> Validation:
         """What checkpoints of a training are chosen by."""
         generation = self.recipe.generation
         return Validation(
-            self.encoded("validation"),
+            self.read_by_teacher("validation") if of_teacher else self.encoded("validation"),
             list(self.split("validation")["references"]),
             Decoding(generation.max_new_tokens),
             generation.batch_size,

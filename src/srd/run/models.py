@@ -11,11 +11,20 @@ from srd.data.encoding import Encoder
 from srd.data.templates.base import get_template
 from srd.data.turns import turns_of
 from srd.models.architecture import position_limit
-from srd.models.loading import load_config, load_tokenizer
-from srd.models.pair import check_read, head_width, shared_vocabulary, token_count
+from srd.models.loading import load_config, load_generation_config, load_tokenizer
+from srd.models.pair import (
+    check_read,
+    head_width,
+    kinds_differ,
+    shared_vocabulary,
+    token_count,
+    tokenizers_differ,
+)
 from srd.models.settings import ModelConfig
-from srd.models.tokens import tokenizer_identity
+from srd.models.tokens import prefix_of, tokenizer_identity
 from srd.recipe.schema import Recipe
+
+SHORTER = 4  # tokens of a teacher's own for one of the student's, at most: text beyond that is cut
 
 
 class RecipeModels:
@@ -30,14 +39,39 @@ class RecipeModels:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer that teacher and student share."""
+        """The student's tokenizer, which teacher and student share unless they are `apart`."""
         named = self.recipe.models_here[-1]
         return load_tokenizer(str(named.model), revision=named.revision, trust_remote_code=named.trust_remote_code)
 
     @cached_property
     def encoder_decoder(self) -> bool:
-        """Whether the models are of the encoder-decoder kind."""
-        return bool(self.configs[0].is_encoder_decoder)
+        """Whether the student is of the encoder-decoder kind."""
+        return bool(self.configs[-1].is_encoder_decoder)
+
+    @cached_property
+    def apart(self) -> str:
+        """Why the teacher has to read texts in tokens of its own; empty where it reads the student's.
+
+        Several teachers all read the student's.
+        """
+        alone = len(self.configs) == 2 and self.asks_teacher and not self.recipe.teachers
+        return self.parted(0) if alone else ""
+
+    def parted(self, number: int) -> str:
+        """What is different in the tokens of the student and of one of `Recipe.models_here`; empty: nothing."""
+        named, student = self.recipe.models_here[number], self.recipe.models_here[-1]
+        config = self.configs[number]
+        begin = [prefix_of(config, self._generation(named)), prefix_of(self.configs[-1], self._generation(student))]
+        return (
+            tokenizers_differ(self.tokenizer_of(named), self.tokenizer)
+            or kinds_differ(config, self.configs[-1])
+            or (f"their decoders begin with the ids {begin[0]} and {begin[1]}" if begin[0] != begin[1] else "")
+        )
+
+    def _generation(self, model: ModelConfig) -> Any:
+        return load_generation_config(
+            str(model.model), revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -58,6 +92,25 @@ class RecipeModels:
             positions=min(filter(None, map(position_limit, self.configs)), default=None),
         )
 
+    def _apart_encoder(self) -> Encoder:
+        """What a teacher with tokens of its own reads: the same texts, in its own frame and as long as it takes them.
+
+        Its tokens may be shorter than the student's: the same text is more of them.
+        """
+        data, own, config = self.recipe.data, self.teacher_tokenizer, self.configs[0]
+        name, options = data.frame
+        limit = position_limit(config) or SHORTER * data.max_length
+        longest = max(data.max_length, min(SHORTER * data.max_length, limit))
+        return Encoder(
+            own,
+            get_template("plain" if name == "chat" and not own.chat_template else name, own, options),
+            max_length=longest,
+            max_prompt_length=min(SHORTER * data.max_prompt_length, longest - 1),
+            encoder_decoder=bool(config.is_encoder_decoder),
+            train_on=data.train_on,
+            positions=position_limit(config),
+        )
+
     @cached_property
     def original_teacher_tokenizer(self) -> Any:
         """The tokenizer that came with the teacher; a served one reads the student's tokens."""
@@ -74,19 +127,26 @@ class RecipeModels:
 
     @property
     def teacher_tokenizer(self) -> Any:
-        """What the teacher reads and writes with: its own; a teacher that this run tunes takes the student's."""
-        shared = not self.recipe.student.model or self.recipe.teacher.sft
+        """What the teacher reads and writes with: its own; one tuned by this run takes the student's, unless apart."""
+        shared = not self.recipe.student.model or (self.recipe.teacher.sft and not self.apart)
         return self.tokenizer if shared else self.original_teacher_tokenizer
 
     @cached_property
     def teacher_encoder(self) -> Encoder:
-        """What the teacher reads where it writes text: its own chat template, where it has one, in the same lengths."""
+        """What the teacher reads where it writes text: its own chat template, where it has one, in the same lengths.
+
+        One that is `apart` reads all texts so.
+        """
+        if self.apart:
+            return self._apart_encoder()
         return self._encoder(self.teacher_tokenizer, prompts_only=True) if self.teacher_frame else self.encoder
 
     @cached_property
     def teacher_frame(self) -> list[Any]:
         """What the teacher's tokenizer and chat template put around texts, where that is not what the student's do."""
         own, shared = self.teacher_tokenizer, self.tokenizer
+        if self.apart:
+            return [tokenizer_identity(own), bool(self.configs[0].is_encoder_decoder)]
         if own is shared or (not own.chat_template and shared.chat_template):
             return []
         frames = [
@@ -124,7 +184,9 @@ class RecipeModels:
 
     @cached_property
     def known_to_teacher(self) -> int | None:
-        """How many ids the teacher has, where it is asked and the tokenizer has more; else None."""
+        """How many ids the teacher has, where it is asked for tokens of a tokenizer that has more; else None."""
+        if self.apart:
+            return None
         width = min(map(head_width, self.teacher_configs))
         return width if self.asks_teacher and width < token_count(self.tokenizer) else None
 
@@ -141,6 +203,7 @@ class RecipeModels:
     @cached_property
     def _trial_encoders(self) -> list[Encoder]:
         teachers = [self._encoder(self.teacher_tokenizer, prompts_only=True)] if self.teacher_frame else []
+        teachers = [self._apart_encoder()] if self.apart else teachers
         return [self._encoder(self.tokenizer), *teachers]
 
     @property
@@ -174,8 +237,16 @@ class RecipeModels:
 
     @cached_property
     def width(self) -> int:
-        """Token ids that all teachers and the student share."""
-        return min(shared_vocabulary(each, self.configs[-1], self.tokenizer) for each in self.teacher_configs)
+        """Token ids that get a logit of the student: those that all teachers share, unless they are `apart`."""
+        others = self.configs[-1:] if self.apart else self.teacher_configs
+        return min(shared_vocabulary(each, self.configs[-1], self.tokenizer) for each in others)
+
+    @cached_property
+    def teacher_width(self) -> int:
+        """Token ids that get a logit of the teacher."""
+        if not self.apart:
+            return self.width
+        return shared_vocabulary(self.configs[0], self.configs[0], self.teacher_tokenizer, "teacher")
 
     @property
     def hidden_size(self) -> int:

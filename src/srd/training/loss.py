@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from srd.models.head import HeadWeights
+from srd.models.head import HeadWeights, cross_entropy
+from srd.training.aligned_loss import Alignment, ClassMaps, by_class, chunk_terms, through_classes
 from srd.training.divergence import value_and_slope
 from srd.training.loss_settings import LossSettings as LossSettings
 from srd.training.loss_settings import TokenChoice as TokenChoice
@@ -28,6 +31,7 @@ from srd.training.outcomes import OutcomeHead
 CHUNK_BYTES = 48 << 20  # one chunk of fp32 logits: large enough for the matrix product to be efficient
 CHUNKS_ON_A_GPU = 64  # of its memory: fewer and larger kernels, and still little beside a model
 FLOAT16_TOP = 13  # largest power of two in a lifted gradient: float16 ends at 2 ** 16
+LIKELY_ROWS = 64  # positions whose targets' likelihood is worked out at a time
 BLOCK_BYTES = 1 << 20  # rows worked on at a time on a CPU: small enough to stay in one core's own cache
 
 
@@ -63,11 +67,14 @@ class LossParts:
         ce: Cross-entropy ``[N]`` in nats (zeros where it has no weight).
         kd: Divergence ``[N]`` without its factor.
         own: log π of each target under the student, in nats, ``[N]``; None where nobody wants to know.
+        mass: The teacher's probability of tokens that the student has, ``[N]``, where tokenizers differ and a position
+            is compared; else nothing.
     """
 
     ce: Tensor
     kd: Tensor
     own: Tensor | None = None
+    mass: Tensor | None = None
 
 
 def _soften(student: Tensor, teacher: Tensor | None, settings: LossSettings) -> None:
@@ -139,6 +146,52 @@ def _row_losses(
     return LossParts(ce, kd)
 
 
+@dataclass(frozen=True)
+class _Apart:
+    """What rows of a student are compared with where its teacher has another tokenizer.
+
+    Attributes:
+        maps: Classes of both vocabularies.
+        used: 1 where distributions are compared, ``[n]``.
+        pull: What chunks add to the weight of the cross-entropy, for the gradient alone, ``[n]``.
+    """
+
+    maps: ClassMaps
+    used: Tensor
+    pull: Tensor
+
+    def __getitem__(self, rows: slice) -> _Apart:
+        return _Apart(self.maps, self.used[rows], self.pull[rows])
+
+
+def _apart_losses(
+    student: Tensor,
+    teacher: Tensor,
+    targets: Tensor,
+    reference: Tensor,
+    settings: LossSettings,
+    scale: Tensor | None,
+    apart: _Apart,
+) -> LossParts:
+    """`_row_losses` where the teacher's logits are over another vocabulary ``[n, V_teacher]``."""
+    maps = apart.maps
+    log_q = torch.log_softmax(student, -1)
+    ce = -log_q.gather(-1, targets[:, None]).squeeze(-1) * reference * float(settings.ce_factor > 0)
+    q, p = log_q.exp_(), torch.softmax(teacher, -1)
+    sums = by_class(q, maps.student, maps.count)
+    logits, aims = sums[:, :-1].log(), by_class(p, maps.teacher, maps.count)[:, :-1].log()
+    share = None if scale is None else scale * settings.weight
+    only = replace(settings, weight=1.0)  # cross-entropy is over tokens, not classes
+    kd = _row_losses(logits, aims, targets, reference, only, share, None, 1.0, {}).kd * apart.used
+    mass = (p @ maps.shared.to(p.dtype)) * apart.used
+    if scale is not None:
+        pull = (settings.ce_factor * reference + apart.pull)[:, None] * scale
+        total = through_classes(logits.mul_(apart.used[:, None]), q.clone(), sums, maps.student)
+        student.copy_(total.addcmul_(q, pull))
+        student.scatter_add_(-1, targets[:, None], -pull)
+    return LossParts(ce, kd, mass=mass)
+
+
 def _chunk_losses(
     student: Tensor,
     teacher: Tensor | None,
@@ -150,21 +203,34 @@ def _chunk_losses(
     boost: Tensor | float,
     columns: dict[str, Tensor],
     watch: bool = False,
+    apart: _Apart | None = None,
 ) -> LossParts:
-    """`_row_losses` over cache-sized blocks of rows on a CPU, at once on a GPU; with ``watch`` also log π."""
+    """Losses of rows in cache-sized blocks on a CPU, at once on a GPU; with ``watch`` also log π."""
     rows = len(targets)
     if student.device.type == "cpu":
         rows = max(1, BLOCK_BYTES // (student.shape[1] * student.element_size()))
-    parts, own = [], []
-    for start in range(0, len(targets), rows):
-        block = slice(start, start + rows)
+    parts = []
+    for block in (slice(start, start + rows) for start in range(0, len(targets), rows)):
         logits, wanted, theirs = student[block], targets[block], None if teacher is None else teacher[block]
+        own = None
         if watch:  # before the logits are overwritten
-            own.append(logits.gather(-1, wanted[:, None]).squeeze(-1) - torch.logsumexp(logits, -1))
-        given = {name: column[block, None] for name, column in columns.items()}
-        parts.append(_row_losses(logits, theirs, wanted, reference[block], settings, scale, coarse, boost, given))
-    ce, kd = torch.cat([part.ce for part in parts]), torch.cat([part.kd for part in parts])
-    return LossParts(ce, kd, torch.cat(own) if watch else None)
+            own = logits.gather(-1, wanted[:, None]).squeeze(-1) - torch.logsumexp(logits, -1)
+        given = (wanted, reference[block], settings, scale)
+        if apart is None or theirs is None:
+            beside = {name: column[block, None] for name, column in columns.items()}
+            found = _row_losses(logits, theirs, *given, coarse, boost, beside)
+        else:
+            found = _apart_losses(logits, theirs, *given, apart[block])
+        parts.append(replace(found, own=own))
+    return _joined(parts, student)
+
+
+def _joined(parts: list[LossParts], like: Tensor) -> LossParts:
+    """Parts of one batch put together."""
+    none = like.new_zeros(0)
+    ce, kd = (torch.cat([none, *(getattr(part, name) for part in parts)]) for name in ("ce", "kd"))
+    owns, masses = ([value for part in parts if (value := getattr(part, name)) is not None] for name in ("own", "mass"))
+    return LossParts(ce, kd, torch.cat(owns) if owns else None, torch.cat(masses) if masses else None)
 
 
 def chunk_bytes(device: torch.device | None = None) -> int:
@@ -227,12 +293,15 @@ class _Aims:
         targets: Token ids ``[N]``.
         reference: 1 where the text is a reference, 0 where the student wrote it, ``[N]``.
         settings: What is minimised.
-        teacher_hidden: ``[N, d_teacher]`` or what else its head takes, or None without a teacher.
+        teacher_hidden: ``[N, d_teacher]`` or what else its head takes, or None without a teacher; with an alignment
+            ``[M, d_teacher]``.
         teacher_head: The teacher's head, or what stands for it.
         chosen: The positions that distil, ``[M]``; None: all.
         boost: What the divergence counts more for that, a factor: items of the step to those that distil.
         columns: Parameters of the divergence that differ from position to position, ``[N]``.
         watch: Whether log π of the targets is wanted, too.
+        alignment: How positions go together where the teacher has another tokenizer.
+        masses: What `LossParts.mass` is put together from.
     """
 
     targets: Tensor
@@ -244,6 +313,40 @@ class _Aims:
     boost: Tensor | float = 1.0
     columns: dict[str, Tensor] = field(default_factory=dict)
     watch: bool = False
+    alignment: Alignment | None = None
+    masses: list[Tensor] = field(default_factory=list)
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether there is a teacher, and one with another tokenizer."""
+        return bool(self.alignment is not None and self.settings.objective and self.teacher_hidden is not None)
+
+    @cached_property
+    def aligned_hidden(self) -> Tensor | None:
+        """What enters the teacher's head where the student's positions are compared, ``[N, d_teacher]``."""
+        if self.alignment is None or self.teacher_hidden is None:
+            return self.teacher_hidden
+        if not len(self.teacher_hidden):  # the teacher's text has no token of the answer
+            return self.teacher_hidden.new_zeros(len(self.targets), self.teacher_hidden.shape[1])
+        return self.teacher_hidden[self.alignment.position.clamp(min=0)]
+
+    def likelihood_terms(self, logits_at: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """What chunks add to the divergence, and to the weight of the gradient of the cross-entropy; ``[N]`` each.
+
+        Args:
+            logits_at: The student's logits at some positions.
+        """
+        alignment, hidden, head = self.alignment, self.teacher_hidden, self.teacher_head
+        if not self.is_apart or not self.settings.kd_factor or alignment is None or hidden is None or head is None:
+            return torch.zeros_like(self.reference), torch.zeros_like(self.reference)
+        spread, pull = chunk_terms(
+            alignment,
+            lambda rows: cross_entropy(hidden[rows], head, alignment.teacher_targets[rows]),
+            lambda rows: _nats(logits_at, rows, self.targets),
+        )
+        # The likelihood of a chunk has no temperature, nor the square of one before it.
+        weight = self.settings.weight
+        return spread * (weight / self.settings.kd_factor), pull * weight
 
     def chunks(self, vocabulary: int) -> list[tuple[Places, bool]]:
         """Positions to work on at a time, and whether they distil; those that nothing is asked of are left out."""
@@ -256,17 +359,31 @@ class _Aims:
             places += [(rest[rows], False) for rows in _cut(rest, vocabulary)]
         return places
 
-    def losses(self, places: Places, distils: bool, student: Tensor, scale: Tensor | None) -> LossParts:
-        """Losses of a chunk; with ``scale``, its logits ``student`` are overwritten by their gradient."""
-        teacher = None
-        if distils and self.settings.objective and self.teacher_hidden is not None and self.teacher_head is not None:
-            teacher = _workspace.logits("teacher", self.teacher_head, self.teacher_hidden[places])
-        targets, reference = self.targets[places], self.reference[places]
+    def losses(
+        self, places: Places, distils: bool, student: Tensor, scale: Tensor | None, terms: tuple[Tensor, Tensor]
+    ) -> LossParts:
+        """Losses of a chunk; with ``scale``, its logits ``student`` are overwritten by their gradient.
+
+        Args:
+            places: Its positions.
+            distils: Whether they do.
+            student: Their logits.
+            scale: Factor on the gradient; None where none is wanted.
+            terms: From `likelihood_terms`.
+        """
+        teacher, hidden, apart = None, self.aligned_hidden, None
+        if distils and self.settings.objective and hidden is not None and self.teacher_head is not None:
+            teacher = _workspace.logits("teacher", self.teacher_head, hidden[places])
+        if self.alignment is not None:
+            apart = _Apart(self.alignment.maps, self.alignment.used.to(student.dtype)[places], terms[1][places])
         coarse = self.teacher_head if isinstance(self.teacher_head, OutcomeHead) else None
         columns = {name: column[places] for name, column in self.columns.items()}
-        return _chunk_losses(
-            student, teacher, targets, reference, self.settings, scale, coarse, self.boost, columns, self.watch
-        )
+        given = (self.targets[places], self.reference[places], self.settings, scale)
+        found = _chunk_losses(student, teacher, *given, coarse, self.boost, columns, self.watch, apart)
+        if self.is_apart:
+            found.kd += terms[0][places]
+            self.masses.extend([] if found.mass is None else [found.mass])
+        return found
 
     def total(self, parts: list[tuple[Places, LossParts]], inverse: Tensor) -> tuple[Tensor, ...]:
         """The loss; the cross-entropy and divergence of each token, and log π where it is wanted and was worked out."""
@@ -284,6 +401,15 @@ def _cut(places: Tensor, vocabulary: int) -> list[slice]:
     """Parts of some positions ``[M]``, each as large as one chunk of logits may be."""
     step = max(1, chunk_rows(vocabulary, len(places), places.device))
     return [slice(start, start + step) for start in range(0, len(places), step)]
+
+
+def _nats(logits_at: Callable[[Tensor], Tensor], rows: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood of the targets at some positions, a few of them at a time."""
+    parts = []
+    for some in rows.split(LIKELY_ROWS):  # one empty part where there are none
+        logits = logits_at(some)
+        parts.append(torch.logsumexp(logits, -1) - logits.gather(-1, targets[some, None]).squeeze(-1))
+    return torch.cat(parts)
 
 
 def _finish(ctx: Any, gradients: tuple[Tensor | None, ...], result: tuple[Tensor, ...]) -> None:
@@ -321,11 +447,13 @@ class _HeadLoss(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs[2] else None
         plain = HeadWeights(weight.detach(), None if bias is None else bias.detach(), head.scale, head.softcap, width)
         compute = plain.computing_in(hidden)
+        terms = aims.likelihood_terms(lambda rows: compute.logits(hidden[rows]))
         parts: list[tuple[Places, LossParts]] = []
         for places, distils in chunks:
             student = _workspace.logits("student", compute, hidden[places])
             capped = student.clone() if gradient and head.softcap is not None else None
-            parts.append((places, aims.losses(places, distils, student, inverse * head.scale if gradient else None)))
+            factor = inverse * head.scale if gradient else None
+            parts.append((places, aims.losses(places, distils, student, factor, terms)))
             if not gradient:
                 continue
             if capped is not None and head.softcap is not None:  # d tanh
@@ -358,9 +486,10 @@ class _LogitsLoss(torch.autograd.Function):
         inverse = 1.0 / items.to(dtype)
         parts: list[tuple[Places, LossParts]] = []
         ctx.lifted = []
+        terms = aims.likelihood_terms(lambda rows: logits[rows, :width].to(dtype))
         for places, distils in aims.chunks(width):
             student = logits[places, :width].to(dtype, copy=True)
-            parts.append((places, aims.losses(places, distils, student, None if grad is None else inverse)))
+            parts.append((places, aims.losses(places, distils, student, None if grad is None else inverse, terms)))
             if grad is not None:
                 grad[places, :width], back = _lifted(student, logits.dtype)
                 ctx.lifted += [] if back is None else [(places, back)]
@@ -392,6 +521,7 @@ def head_loss(
     chosen_items: Tensor | None = None,
     columns: dict[str, Tensor] | None = None,
     watch: bool = False,
+    alignment: Alignment | None = None,
 ) -> tuple[Tensor, LossParts]:
     """Loss of the student's last hidden states at response positions.
 
@@ -401,13 +531,14 @@ def head_loss(
         targets: The token that follows each position, ``[N]``.
         settings: What is minimised.
         items: Valid tokens of the whole optimizer step, over micro-batches and processes (scalar).
-        teacher_hidden: ``[N, d_teacher]`` at the same positions.
-        teacher_head: The teacher's head, cut to the same vocabulary.
+        teacher_hidden: ``[N, d_teacher]`` at the same positions; with an alignment at the teacher's own.
+        teacher_head: The teacher's head, cut to the same vocabulary; with an alignment all of it.
         reference: 0 on tokens that the student wrote itself (no cross-entropy there), else 1, ``[N]``.
         chosen: The positions that distil, ``[M]``; None: all.
         chosen_items: Their number in the whole optimizer step (scalar), by which the divergence is divided.
         columns: Parameters of the divergence that differ from position to position, ``[N]``.
         watch: Whether log π of the targets is wanted among the parts (NaN where no logits are made).
+        alignment: How positions go together where the teacher has another tokenizer.
 
     Returns:
         The loss (scalar, a sum divided by ``items``) and its parts per token. N = 0 gives a loss of 0 that can still
@@ -415,10 +546,10 @@ def head_loss(
     """
     known = _reference(reference, targets, hidden)
     boost = _boost(items, chosen_items, known.dtype)
-    aims = _Aims(targets, known, settings, teacher_hidden, teacher_head, chosen, boost, columns or {}, watch)
+    aims = _Aims(targets, known, settings, teacher_hidden, teacher_head, chosen, boost, columns or {}, watch, alignment)
     with _as_given(hidden):
         loss, *parts = _HeadLoss.apply(hidden, head.weight, head.bias, head, aims, items)
-    return loss, LossParts(*parts)
+    return loss, replace(LossParts(*parts), mass=torch.cat(aims.masses) if aims.masses else None)
 
 
 def logits_loss(
@@ -435,14 +566,15 @@ def logits_loss(
     chosen_items: Tensor | None = None,
     columns: dict[str, Tensor] | None = None,
     watch: bool = False,
+    alignment: Alignment | None = None,
 ) -> tuple[Tensor, LossParts]:
     """`head_loss` for logits ``[N, V]`` at response positions; ids from ``width`` on are padding rows."""
     known = _reference(reference, targets, logits)
     boost = _boost(items, chosen_items, known.dtype)
-    aims = _Aims(targets, known, settings, teacher_hidden, teacher_head, chosen, boost, columns or {}, watch)
+    aims = _Aims(targets, known, settings, teacher_hidden, teacher_head, chosen, boost, columns or {}, watch, alignment)
     with _as_given(logits):
         loss, *parts = _LogitsLoss.apply(logits, width, aims, items)
-    return loss, LossParts(*parts)
+    return loss, replace(LossParts(*parts), mass=torch.cat(aims.masses) if aims.masses else None)
 
 
 def _as_given(like: Tensor) -> torch.autocast:

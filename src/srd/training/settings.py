@@ -61,6 +61,11 @@ class TrainingConfig(Section):
     objective: ObjectiveConfig = Field(ObjectiveConfig(), description="divergence between teacher and student")
     weight: float = Field(1.0, ge=0, le=1, description="weight of the divergence; 1 - weight is cross-entropy's")
     temperature: DivergenceTemperature = Field(1.0, description="softmax temperature in the divergence")
+    alignment: Literal["auto", "prefix", "chunks", "identical"] = Field(
+        "auto",
+        description="for a teacher with another tokenizer: auto: distributions over common beginnings of tokens, and "
+        "likelihoods of what they leave out; prefix, chunks: one of the two; identical: common tokens alone",
+    )
     temperature_scaling: Literal["paper", "all", "none"] = Field(
         "paper", description="multiply by T squared: for all but rkl, tvd, sfkl as the paper does; for all; for none"
     )
@@ -155,8 +160,11 @@ class TrainingConfig(Section):
         return self
 
     def decides(self) -> dict[str, Any]:
-        """The settings that its result follows from; one that came later is left out where it changes nothing."""
-        found = self.model_dump(exclude={"log_to", *(() if self.tokens else ("tokens",))})
+        """The settings that its result follows from; one that came later is left out where it changes nothing.
+
+        ``alignment`` decides where tokenizers differ: see `srd.run.steps.student.alignment`.
+        """
+        found = self.model_dump(exclude={"log_to", "alignment", *(() if self.tokens else ("tokens",))})
         if not self.writes_ahead:
             found["method"].pop("refresh", None)
         return found

@@ -269,6 +269,7 @@ def build_cache(
     width: int | None = None,
     max_kl: float = math.inf,
     batch_size: int = 16,
+    tokenizer: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> TeacherCache:
     """Run the teacher over the examples that the cache lacks.
@@ -283,17 +284,17 @@ def build_cache(
         width: Token ids that teacher and student share; None: all of the teacher's.
         max_kl: Largest mean KL, in nats, between the teacher and what is kept.
         batch_size: Examples in one forward pass.
+        tokenizer: Identity of the tokenizer that the examples' ids are of, to be noted.
         progress: Called with examples done and examples to do.
 
     Returns:
         The cache, checked, holding every example.
 
     Raises:
-        RunError: the disk is too small, or the teacher gives states that are not finite (naming its tensor, or the
-            examples).
+        RunError: the disk is too small, or the teacher gives states that are not finite (naming what is to blame).
         UserError: the teacher's logits do not follow from its hidden states, or the tier is too far from the teacher.
     """
-    work = _work(folder, examples, batch_size)
+    work = _work(folder, examples, batch_size, tokenizer)
     if work.todo or not work.cache.meta:
         teacher = load_teacher()
         running = str(next(teacher.parameters()).dtype).removeprefix("torch.")
@@ -380,12 +381,14 @@ class _Work:
         examples: What is asked for.
         keys: Of the examples.
         todo: Shards that are missing, as (name, batches of indices).
+        tokenizer: Whose ids they are of.
     """
 
     cache: TeacherCache
     examples: EncodedExamples
     keys: list[str]
     todo: list[tuple[str, list[list[int]]]]
+    tokenizer: str | None = None
 
     @property
     def tokens(self) -> int:
@@ -398,12 +401,13 @@ class _Work:
         return [token for i in batch for token in learnt_tokens(*self.examples.tokens(i).values())]
 
 
-def _work(folder: Path, examples: EncodedExamples, batch_size: int) -> _Work:
+def _work(folder: Path, examples: EncodedExamples, batch_size: int, tokenizer: str | None = None) -> _Work:
     folder.mkdir(parents=True, exist_ok=True)
     cache, keys = open_verified(folder), _keys(examples)
     shards = parallel.on_main(lambda: _plan(folder, cache, keys, examples, batch_size))
     done_before = parallel.on_main(lambda: {path.stem for path in folder.glob("shard-*.json")})
-    return _Work(cache, examples, keys, [(name, batches) for name, batches in shards if name not in done_before])
+    todo = [(name, batches) for name, batches in shards if name not in done_before]
+    return _Work(cache, examples, keys, todo, tokenizer)
 
 
 def _check_tier(cache: TeacherCache, tier: Tier) -> None:
@@ -481,6 +485,7 @@ def _set_up(work: _Work, tier: Tier, head: HeadWeights, states_of: Callable[[lis
     _describe(path.with_name("meta.json"), {
         "digest": file_digest(path), "scale": head.scale, "softcap": head.softcap, "width": head.vocabulary,
         "tier": tier.described, "error": error, "learnt": known, "learnt_names": sorted(learnt),
+        "tokenizer": work.tokenizer,
     })  # fmt: skip
 
 

@@ -39,6 +39,7 @@ from srd.data.encoding import encode, is_encoded
 from srd.data.turns import without_end
 from srd.metrics.rouge import rouge_l_many
 from srd.metrics.scripts import Words
+from srd.models.alignment import NONE
 from srd.models.finite import blame
 from srd.models.generation import Decoding, decode_batch, generate
 from srd.models.head import (
@@ -49,11 +50,19 @@ from srd.models.head import (
     response_logits,
     response_losses,
 )
-from srd.models.loading import load_model
-from srd.models.pair import check_read, check_same_kind, head_width, shared_vocabulary, token_count
+from srd.models.loading import load_model, load_tokenizer
+from srd.models.pair import (
+    check_read,
+    head_width,
+    kinds_differ,
+    shared_vocabulary,
+    token_count,
+    tokenizers_differ,
+)
 from srd.models.reading import abilities, bears_packing
 from srd.models.sharding import check_sharding, models_are_whole, shared_embeddings_together, whole_model
 from srd.models.tokens import decoder_prefix, padding_id, stop_token_ids
+from srd.training.alignment import ENOUGH_MASS, Reader, for_teacher, warn_of_mass
 from srd.training.checkpoints import forget_older, last_checkpoint, seal, step_of
 from srd.training.divergences.base import canonical_name, check_parameters
 from srd.training.loss import LossParts, LossSettings, head_loss, logits_loss
@@ -167,6 +176,7 @@ class DistillTrainer(Trainer):
     tokens_read = 0  # by all processes, if they read as much as this one
     _unchecked: tuple[Tensor, dict[str, Any], Any]  # the last micro-batch's loss, its inputs, and when it is there
     answers: Sequence[tuple[str, str, float]] = ()  # of the last validation: id, text, ROUGE-L
+    _told_mass = False  # whether it was said that the teacher's tokens are others than the student's
     _told_cut = False  # whether it was said that most answers of the student are cut
 
     def __init__(
@@ -190,7 +200,9 @@ class DistillTrainer(Trainer):
         _check_served(teacher, settings, writing)
         _check_reads(writing, self.teacher)
         self.validation = validation = _validation(eval_dataset, tokenizer, model)
-        self.collator = make_collator(model, tokenizer, self.teacher.model if self.teacher else None)
+        self.reader = self.teacher.reader if self.teacher else None  # of a teacher with another tokenizer
+        alike = None if self.teacher is None or self.reader is not None else self.teacher.model
+        self.collator = make_collator(model, tokenizer, alike)
         use_one_device(args)
         widen(model, scaled=args.fp16)
         super().__init__(
@@ -217,7 +229,7 @@ class DistillTrainer(Trainer):
         for callback in (_EpochOrder(self.batches), _FirstValidation(self), _StepEnd(self)):
             self.add_callback(callback)
         self._drifts: list[Tensor] = []  # [2] of each micro-batch since the last log: sum of log π − log π₀, and tokens
-        self._parts: list[tuple[Tensor, Tensor]] = []
+        self._parts: list[tuple[Tensor, ...]] = []
         self._parts_since = self._parts_before = 0  # the last log's step; parts of the steps before this one
         self._written = [0, 0]  # answers of the student, and how many of them were cut
         self._logged = [0, 0]  # of all processes at the last log
@@ -234,7 +246,7 @@ class DistillTrainer(Trainer):
             batch_sampler=self.batches,
             collate_fn=_nothing
             if self.refresher is not None
-            else _WithRows(self.collator, rows=self.rollouts is not None),
+            else _WithRows(self.collator, self.reader, rows=self.rollouts is not None),
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
         )
@@ -289,10 +301,10 @@ class DistillTrainer(Trainer):
         values = [np.zeros(0, np.float32)]
         for batch in samples:
             with self.compute_loss_context_manager():
-                hidden = self.teacher.hidden(self._prepare_inputs(batch))
+                hidden = self.teacher.hidden(for_teacher(self._prepare_inputs(batch)))
             head = self.teacher.head_on(hidden.device)
             if hidden.shape[1] < head.vocabulary:
-                batch["teacher_hidden"] = hidden  # a live teacher has read the text, and need not again
+                for_teacher(batch)["teacher_hidden"] = hidden  # a live teacher has read the text, and need not again
             values.append(entropies(hidden, head, temperature).float().cpu().numpy())
         return np.concatenate(parallel.gather(np.concatenate(values)))
 
@@ -337,13 +349,14 @@ class DistillTrainer(Trainer):
 
     def _readable(self) -> int:
         """Ids from here on are not written, as the teacher could not read them."""
-        return min(len(self.tokenizer), self.teacher.head.vocabulary) if self.teacher else len(self.tokenizer)
+        alike = self.teacher is not None and self.reader is None
+        return min(len(self.tokenizer), self.teacher.head.vocabulary) if alike and self.teacher else len(self.tokenizer)
 
     def _by_student(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """A micro-batch of the student's own answers, on which there is no cross-entropy."""
         batch = {**self.collator(rows), **_about(rows)}
         batch["reference"] = torch.zeros(len(batch["targets"]))
-        return batch
+        return batch if self.reader is None else {**batch, **self.reader.batch(rows, written=True)}
 
     @torch.no_grad()
     def _write(self, rows: list[dict[str, Any]]) -> list[list[int]]:
@@ -400,7 +413,9 @@ class DistillTrainer(Trainer):
         items = torch.as_tensor(count, device=inputs["targets"].device).clamp(min=1)
         loss, parts = self.loss_of(model, inputs, items)
         self._unchecked = (loss.detach().to("cpu", non_blocking=True), inputs, _marked(loss.device))
-        self._parts.append((parts.ce.sum() / items, parts.kd.sum() / inputs.get("chosen_items", items)))
+        told = [] if parts.mass is None else [(inputs["alignment"]["position"] != NONE).sum(), parts.mass.sum()]
+        kd = parts.kd.sum() / inputs.get("chosen_items", items)
+        self._parts.append((parts.ce.sum() / items, kd, *(part / items for part in told)))
         if parts.own is not None:
             self._watch(parts.own, inputs["log_likelihood"])
         # DDP averages gradients over processes, but our sum is divided by the global count already.
@@ -427,13 +442,17 @@ class DistillTrainer(Trainer):
         settings, reference = settings or self.settings, inputs.get("reference")
         if self.schedule is not None:
             settings = self.schedule.settings(settings)
-        teacher_hidden = teacher_head = None
+        extra: dict[str, Any] = {"teacher_hidden": None, "teacher_head": None, "reference": reference}
+        width = None
         if settings.objective and self.teacher is not None:
-            known = inputs.get("teacher_hidden")
-            teacher_hidden = self.teacher.hidden(inputs) if known is None else known
-            teacher_head = self.teacher.head_on(inputs["targets"].device)
-        width = teacher_head.vocabulary if teacher_head else None
-        extra: dict[str, Any] = {"teacher_hidden": teacher_hidden, "teacher_head": teacher_head, "reference": reference}
+            theirs, teacher_head = for_teacher(inputs), self.teacher.head_on(inputs["targets"].device)
+            known = theirs.get("teacher_hidden")
+            extra["teacher_hidden"] = self.teacher.hidden(theirs) if known is None else known
+            extra["teacher_head"] = teacher_head
+            width = teacher_head.vocabulary
+            if self.reader is not None:
+                width = head_width(core.config)
+                extra["alignment"] = self.reader.alignment(inputs, teacher_head.vocabulary, width)
         extra["watch"] = "log_likelihood" in inputs
         if self._head_is_reachable(core):
             hidden, head = response_hidden(model, inputs, core=core), head_weights(core, width)
@@ -583,8 +602,14 @@ class DistillTrainer(Trainer):
             sums = torch.stack([torch.stack(part).sum() for part in zip(*self._parts, strict=True)])
             if self.args.world_size > 1:
                 sums = self.accelerator.reduce(sums, "sum")
-            ce, kd = (sums / steps).tolist()
-            logs = {**logs, "ce_loss": ce, "kd_loss": kd, **(self.schedule.logged() if self.schedule else {})}
+            ce, kd, *told = (sums / steps).tolist()
+            logs = {
+                **logs,
+                "ce_loss": ce,
+                "kd_loss": kd,
+                **self._alignment(told),
+                **(self.schedule.logged() if self.schedule else {}),
+            }
             self._parts.clear()
         if "loss" in logs and self.rollouts is not None and self.refresher is None:
             logs = {**logs, **self._cut_share()}
@@ -596,6 +621,16 @@ class DistillTrainer(Trainer):
         if self.log_row is not None and self.is_world_process_zero():
             times = {"seconds": round(self.seconds, 3)}
             self.log_row({"step": self.state.global_step, "epoch": self.state.epoch, **logs, **times})
+
+    def _alignment(self, told: list[float]) -> dict[str, float]:
+        """The share of positions that a teacher with another tokenizer supervises, and its mass on common tokens."""
+        if not told:
+            return {}
+        supervised, mass = told[0], told[1] / max(told[0], 1e-9)
+        if supervised and mass < ENOUGH_MASS and not self._told_mass:
+            self._told_mass = True
+            warn_of_mass(mass)
+        return {"supervised": supervised, **({"mass": mass} if supervised else {})}
 
     def _cut_share(self) -> dict[str, float]:
         """The share of the student's answers since the last log that were cut where they were written."""
@@ -618,7 +653,7 @@ class DistillTrainer(Trainer):
         """Tell the schedule what the divergence of an optimizer step was, over all micro-batches and processes."""
         if self.schedule is None:
             return
-        sums = [kd for _, kd in self._parts[self._parts_before :]]
+        sums = [kd for _, kd, *_ in self._parts[self._parts_before :]]
         total = torch.stack(sums).sum() if sums else torch.zeros((), device=self.args.device)
         if self.args.world_size > 1:
             total = self.accelerator.reduce(total, "sum")
@@ -783,11 +818,12 @@ def _tokens_in(batch: Mapping[str, Any]) -> int:
 class _WithRows:
     """Collates, and keeps ids beside the tensors for messages, and the rows where the student may write them anew."""
 
-    def __init__(self, collator: Collator, *, rows: bool) -> None:
-        self.collator, self.rows = collator, rows
+    def __init__(self, collator: Collator, reader: Reader | None = None, *, rows: bool) -> None:
+        self.collator, self.reader, self.rows = collator, reader, rows
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = {**self.collator(rows), **_about(rows)}
+        batch |= self.reader.batch(rows) if self.reader is not None else {}
         return {**batch, "rows": rows} if self.rows else batch
 
 
@@ -891,8 +927,15 @@ def _teacher(
         return CachedTeacher(head.cut(width))
     if given is student:
         raise UserError("teacher and student are one and the same object. Load the teacher apart.")
-    model = load_model(str(given), tokenizer=tokenizer, role="teacher") if isinstance(given, str | Path) else given
-    check_same_kind(model.config, student.config)
+    named = isinstance(given, str | Path)
+    model = load_model(str(given), tokenizer=tokenizer, role="teacher") if named else given
+    reason = kinds_differ(model.config, student.config)
+    reason = reason or (tokenizers_differ(load_tokenizer(str(given)), tokenizer) if named else "")
+    if reason:
+        raise UserError(
+            f"teacher and student read different tokens: {reason}. srd.distill(teacher, student, rows) aligns them; "
+            "this trainer compares them position by position."
+        )
     width = shared_vocabulary(model.config, student.config, tokenizer)
     _check_read(examples, width, tokenizer)
     return live(TeacherSource(lambda: model.to(args.device), width))

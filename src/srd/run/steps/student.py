@@ -19,6 +19,7 @@ from srd.run.costs import Facts, Phase, training_phase
 from srd.run.identity import model_identity, plugins_identity
 from srd.run.steps.base import Step, Summary
 from srd.run.steps.cleaning import cleaning_steps
+from srd.training.settings import TrainingConfig
 from srd.training.stages import told_of, train
 from srd.training.trainer import make_collator
 
@@ -50,7 +51,7 @@ class Student(Step):
         found: list[Any] = [*own, student.dtype, student.drop_layers, run.encoding, run.recipe.seed]
         if warm is not None:  # its checkpoints may be chosen by what they write
             generation = run.recipe.generation.model_dump(exclude={"engine"})
-            found += [warm.decides(), generation, *taught_by(run.recipe), *run.reading(warm)]
+            found += [warm.decides(), generation, *taught_by(run.recipe), *run.reading(warm), *alignment(run, warm)]
         return found
 
     def outputs(self, run: Run) -> list[Path]:
@@ -108,6 +109,11 @@ def taught_by(recipe: Recipe) -> list[Any]:
     source = [recipe.teacher.source] if recipe.teacher.source else []
     weights = [] if recipe.teach_by_row else [each.weight or 1.0 for each in recipe.teachers]
     return [plugins_identity(recipe), *source, *([weights] if weights else [])]
+
+
+def alignment(run: Run, training: TrainingConfig) -> list[Any]:
+    """What decides how a teacher with tokens of its own teaches."""
+    return [training.alignment, *run.teacher_frame] if run.apart and training.needs_teacher else []
 
 
 def teaching_steps(recipe: Recipe, training: Any) -> list[str]:

@@ -20,7 +20,8 @@ from srd.base.text import count, many, shown_bytes
 from srd.data.batching import EncodedExamples
 from srd.data.turns import without_end
 from srd.models.generation import Decoding, generate_tokens
-from srd.models.tokens import stop_token_ids
+from srd.models.token_bytes import continuations
+from srd.models.tokens import stop_token_ids, tokenizer_identity
 from srd.recipe.schema import Recipe
 from srd.run.assemble import (
     all_cache_bytes,
@@ -68,7 +69,8 @@ class Teacher(Step):
             return [model_identity(each) for each in run.recipe.all_teachers]
         # Its checkpoints may be chosen by what they write.
         settings = [teacher.sft.decides(), run.recipe.generation.model_dump(exclude={"engine"})]
-        return [model_identity(teacher), *settings, run.encoding, run.recipe.seed, *run.reading(teacher.sft)]
+        own = run.teacher_frame if run.apart else []
+        return [model_identity(teacher), *settings, run.encoding, run.recipe.seed, *run.reading(teacher.sft), *own]
 
     def outputs(self, run: Run) -> list[Path]:
         return [run.files.teacher, run.files.log(self.label)] if run.recipe.teacher.sft else []
@@ -164,8 +166,12 @@ def write_text(
             batch_size=run.recipe.generation.batch_size, progress=count, share=parallel.processes() > 1,
         )  # fmt: skip
     written = [without_end(ids, stop_token_ids(model, tokenizer)) for ids in answers]
-    written = [_known_tokens(*answer, len(run.tokenizer)) for answer in written]
-    texts = run.tokenizer.batch_decode([tokens for tokens, _ in written], skip_special_tokens=True)
+    if run.apart and tokenizer is not run.tokenizer:
+        texts = tokenizer.batch_decode([tokens for tokens, _ in written], skip_special_tokens=True)
+        written = list(zip(_tokens_of(run.tokenizer, texts), [ended for _, ended in written], strict=True))
+    else:
+        written = [_known_tokens(*answer, len(run.tokenizer)) for answer in written]
+        texts = run.tokenizer.batch_decode([tokens for tokens, _ in written], skip_special_tokens=True)
     if parallel.is_main():
         columns = {"tokens": [tokens for tokens, _ in written], "ended": [ended for _, ended in written]}
         table = pa.table({"id": rows.ids, "response": texts, **columns}, schema=TEACHER_TEXT)
@@ -178,6 +184,15 @@ def write_text(
             cut, who, len(texts), 100 * cut / len(texts), decoding.max_new_tokens,
         )  # fmt: skip
     return {"examples": len(texts), "empty": sum(not text.strip() for text in texts), "cut": cut}
+
+
+def _tokens_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """What a teacher with tokens of its own wrote, in the student's, as they stand behind a prompt."""
+    try:
+        return continuations(tokenizer, texts)
+    except UserError:  # it changes texts, so that no more can be said of their beginning
+        read: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return read
 
 
 def _known_tokens(tokens: list[int], ended: bool, count: int) -> tuple[list[int], bool]:
@@ -214,7 +229,8 @@ class Cache(Step):
         return True
 
     def inputs(self, run: Run) -> list[Any]:
-        return [run.encoding, run.width, *(tier_of_run(run, number=number).identity for number in _numbers(run.recipe))]
+        tiers = [tier_of_run(run, number=number).identity for number in _numbers(run.recipe)]
+        return [run.encoding, run.teacher_width, *tiers, *(run.teacher_frame if run.apart else [])]
 
     def needed(self, run: Run) -> list[Path]:
         return [place_of_cache(run, number) for number in _numbers(run.recipe)]
@@ -271,7 +287,8 @@ def _read(run: Run, number: int) -> Summary:
         else:
             source, options = run.teacher_options_of(number)
             cache = build_cache(
-                place, lambda: load(source, run, options), examples, collator(run), tier=tier, width=run.width,
+                place, lambda: load(source, run, options), examples, collator(run), tier=tier, width=run.teacher_width,
+                tokenizer=tokenizer_identity(run.teacher_tokenizer) if run.apart else run.tokenizer_identity,
                 max_kl=run.recipe.cache.max_kl, batch_size=run.recipe.generation.batch_size, progress=update,
             )  # fmt: skip
     kept = {"examples": len(examples), "bytes": needed_cache_bytes(run, number)}

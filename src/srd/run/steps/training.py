@@ -14,7 +14,7 @@ from srd.run.costs import Facts, Phase, training_phase
 from srd.run.steps.base import Step, Summary
 from srd.run.steps.cleaning import cleaning_steps
 from srd.run.steps.measures import measuring_steps
-from srd.run.steps.student import Student, needs_teacher, runs_live, taught_by, teaching_steps
+from srd.run.steps.student import Student, alignment, needs_teacher, runs_live, taught_by, teaching_steps
 from srd.run.steps.teacher import Teacher
 from srd.training.stages import told_of, train
 
@@ -43,7 +43,7 @@ class Training(Step):
 
     def inputs(self, run: Run) -> list[Any]:
         recipe, config = run.recipe, run.recipe.arms[self.label]
-        found: list[Any] = [config.decides(), run.encoding, recipe.seed]
+        found: list[Any] = [config.decides(), run.encoding, recipe.seed, *alignment(run, config)]
         found += [recipe.generation.model_dump(exclude={"engine"}), *taught_by(recipe)]
         return [*found, *run.reading(config)]
 

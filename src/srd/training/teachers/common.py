@@ -11,6 +11,7 @@ from torch import Tensor
 from srd.base.errors import UserError
 from srd.models.head import HeadWeights, own_logits, response_logits
 from srd.models.sharding import shard_for_inference
+from srd.training.alignment import Reader
 from srd.training.teachers.base import TeacherSource
 
 
@@ -23,12 +24,14 @@ class Teacher:
 
     Attributes:
         reads_new_text: Whether it can be asked about text that the student writes while it trains.
+        reader: Reads for it where its tokenizer is not the student's; its head then is whole.
     """
 
     reads_new_text: ClassVar[bool] = True
 
     def __init__(self, head: HeadWeights, model: Any = None) -> None:
         self.head, self.model = head, model
+        self.reader: Reader | None = None
         self._is_sharded = False
         if model is not None:
             model.eval().requires_grad_(False)

@@ -1,0 +1,209 @@
+"""Whole runs with a teacher and a student of different tokenizers, and what of them is refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import normalizers
+from typer.testing import CliRunner
+
+from srd.base.errors import UserError
+from srd.base.files import read_json
+from srd.cli import app
+from srd.models.tokens import tokenizer_identity
+from srd.recipe.reading import validate_recipe
+from srd.run.assemble import place_of_cache, reader_of
+from srd.run.checks import check_alignment
+from srd.run.models import RecipeModels
+from srd.training.trainer import DistillTrainer
+from tests.faults import in_a_process_of_its_own
+from tests.runs import TinyRun, close, logged
+from tests.tiny import save_tiny, sentencepiece_tokenizer, tiny_tokenizer
+
+TRAINING = {"epochs": 2, "batch_size": 4, "micro_batch_size": 4, "evaluate_every": 0.5, "select_by": "loss",
+            "learning_rate": 3e-3, "curriculum": None, "weight": 0.7}  # fmt: skip
+
+
+def two_tokenizers(folder: Path, teacher: str = "qwen2", student: str = "llama") -> TinyRun:
+    """A teacher of byte-level BPE, and a student that reads SentencePiece."""
+    folder.mkdir(exist_ok=True)
+    tiny = TinyRun(folder, student, student={"vocab_size": 640})
+    save_tiny(folder / "teacher", teacher, layers=2, seed=1)
+    sentencepiece_tokenizer().save_pretrained(folder / "student")
+    return tiny.set(training=dict(TRAINING), data__train_limit=8, evaluation__models=["student"])
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> TinyRun:
+    return two_tokenizers(tmp_path / "pair")
+
+
+def models_of(tiny: TinyRun) -> RecipeModels:
+    return RecipeModels(validate_recipe(tiny.recipe, "tiny"))
+
+
+def test_a_run_by_the_command_line_is_killed_and_goes_on(tiny: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["distill", str(tiny.write_recipe()), "--run-dir"]
+    whole, killed = (str(tiny.folder / name) for name in ("whole", "killed"))
+    original, steps = DistillTrainer.training_step, [0]
+
+    def dies(self: Any, *arguments: Any) -> Any:
+        steps[0] += 1
+        if steps[0] == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DistillTrainer, "training_step", dies)
+        assert in_a_process_of_its_own(lambda: CliRunner().invoke(app, [*command, killed]))[0] == -signal.SIGKILL
+    for folder in (whole, killed):
+        assert CliRunner().invoke(app, [*command, folder]).exit_code == 0
+    weights = [(Path(folder) / "student/model.safetensors").read_bytes() for folder in (whole, killed)]
+    assert weights[0] == weights[1]
+    rows = [row for row in logged(Path(whole)) if "loss" in row]
+    assert all(0.9 < row["supervised"] <= 1 and 0.9 < row["mass"] <= 1 and row["kd_loss"] > 0 for row in rows)
+    meta = read_json(next(Path(whole).glob("cache/*/meta.json")))
+    assert meta["tokenizer"] == tokenizer_identity(models_of(tiny).teacher_tokenizer)
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "the student's own text": {"training__method": {"name": "gkd", "student_share": 1.0, "max_new_tokens": 5}},
+    "a teacher tuned on its own tokens, live": {
+        "teacher__sft": {"epochs": 1, "batch_size": 8},
+        "cache__enabled": False,
+    },
+    "the teacher's texts": {"training__method": {"name": "seqkd", "max_new_tokens": 5}},
+    "scores of both": {"training__curriculum": {"stages": 2, "score": "gap"}},
+    "a threshold of entropies": {"training__method": "entropy_aware"},
+    "chunks in smaller micro-batches": {"training__alignment": "chunks", "training__micro_batch_size": 1},
+}
+
+
+@pytest.mark.parametrize(
+    "case", [*list(CASES)[:1], *(pytest.param(c, marks=pytest.mark.slow) for c in list(CASES)[1:])]
+)
+def test_every_way_to_learn_goes_with_two_tokenizers(tiny: TinyRun, case: str) -> None:
+    run = tiny.set(training__epochs=1, training__evaluate_every=1, **CASES[case]).train()
+    assert run.files.student(run.recipe.training.label).is_dir()
+    rows = [row for row in logged(tiny.run_dir) if "loss" in row and row["arm"] != "teacher_sft"]
+    assert rows and all(row["loss"] > 0 for row in rows)
+
+
+def test_how_much_is_supervised_is_told_and_warned_of(tiny: TinyRun, caplog: pytest.LogCaptureFixture) -> None:
+    run = tiny.advance("examples")
+    logging.getLogger("srd").propagate = True
+    with caplog.at_level(logging.INFO, "srd"):
+        for method, enough in (("auto", True), ("identical", False)):
+            caplog.clear()
+            reader = reader_of(run, run.recipe.training.model_copy(update={"alignment": method}))
+            told = reader.coverage_of(run.encoded("train"))
+            assert (told.supervised > 0.8) == enough
+            assert f"it supervises {told.supervised:.1%} of the student's tokens" in caplog.text
+            assert ("cut these texts at different places" in caplog.text) != enough
+    close(run)
+
+
+def test_the_student_text_is_read_anew_by_its_bytes(tiny: TinyRun) -> None:
+    run = tiny.advance("examples")
+    reader = reader_of(run, run.recipe.training)
+    name, ids = run.encoded("train").ids[0], run.tokenizer("x The whale ü", add_special_tokens=False)["input_ids"]
+    for end, cut in (([run.tokenizer.eos_token_id], 0), ([], 1)):  # ended, and cut within a character
+        row = {"id": name, "prompt_ids": [5], "response_ids": [*ids[: len(ids) - cut], *end]}
+        batch = reader.batch([row], written=True)
+        theirs = batch["teacher"]["targets"].tolist()
+        text = run.teacher_tokenizer.decode(theirs, skip_special_tokens=True)
+        assert text.strip() == ("x The whale ü" if end else "x The whale")
+        assert (theirs[-1] == run.teacher_tokenizer.eos_token_id) == bool(end)
+        assert (batch["alignment"]["position"] >= 0).float().mean() > 0.5
+    close(run)
+
+
+def test_conversations_are_read_in_each_models_own_frame(tmp_path: Path) -> None:
+    talk = [("user", "Why is the sky blue?"), ("assistant", "Because of the air."),
+            ("user", "Why is it red?"), ("assistant", "Because of the light.")]  # fmt: skip
+    rows = [{"messages": [{"role": role, "content": text} for role, text in talk]} for _ in range(30)]
+    for number, row in enumerate(rows):
+        row["messages"][0]["content"] += f" {number}"
+    tiny = two_tokenizers(tmp_path / "chat").set(data__template="chat", data__train_on="all")
+    frame = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.role == 'assistant' %}</s>{% endif %}{% endfor %}"
+    )
+    student = sentencepiece_tokenizer()
+    student.chat_template = frame + "{% if add_generation_prompt %}[assistant]{% endif %}"
+    student.save_pretrained(tiny.student)
+    tiny.rows.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    run = tiny.advance("examples")
+    reader, own = reader_of(run, run.recipe.training), run.encoded("train")
+    told = reader.coverage_of(own)
+    assert told.tokens == own.response_tokens  # of both answers
+    assert told.supervised > 0.8
+    close(run)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "pairs of texts": ({"training__method": "distillm2"}, "set training.method to kd or gkd"),
+    "text written ahead": ({"training__method": {"name": "gkd", "refresh": "epoch"}}, "set its refresh to step"),
+    "a part of the distribution": ({"cache__tier": "topk"}, "cache.tier is topk.*int8 or exact"),
+    "chosen positions": ({"training__tokens": {"share": 0.5}}, "leave training.tokens out"),
+}
+
+
+def lower_casing() -> Any:
+    tokenizer = tiny_tokenizer("qwen2")
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    return tokenizer
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_aligned_is_refused(tiny: TinyRun, case: str) -> None:
+    changes, message = REFUSED[case]
+    with pytest.raises(UserError, match=f"(?s){message}"):
+        check_alignment(models_of(tiny.set(**changes)))
+
+
+def test_a_teacher_that_lower_cases_is_refused_but_its_texts_can_be_learnt(tiny: TinyRun) -> None:
+    for method in ("kd", "seqkd"):
+        models = models_of(tiny.set(training__method=method))
+        models.original_teacher_tokenizer = lower_casing()
+        if method == "seqkd":
+            check_alignment(models)
+            continue
+        with pytest.raises(UserError, match=r"(?s)aligned by the bytes.*back byte for byte.*training\.method=seqkd"):
+            check_alignment(models)
+
+
+def test_one_tokenizer_stays_on_the_usual_path(make_tiny_run: Callable[..., TinyRun]) -> None:
+    one = make_tiny_run("llama")
+    models = models_of(one)
+    assert models.apart == "" and models.teacher_encoder is models.encoder
+    with pytest.raises(UserError, match=r"training\.alignment is chunks, but .* read the same tokens"):
+        check_alignment(models_of(one.set(training__alignment="chunks")))
+
+
+def test_another_end_of_sequence_is_aligned_by_its_role(tmp_path: Path) -> None:
+    """A base model teaches a student that ends its turns with another token of one vocabulary."""
+    tiny = TinyRun(tmp_path, "qwen2").set(training=dict(TRAINING))
+    base = tiny_tokenizer("qwen2")
+    base.eos_token = "<|endoftext|>"
+    base.chat_template = None
+    base.save_pretrained(tiny.teacher)
+    run = tiny.advance("examples")
+    told = reader_of(run, run.recipe.training).coverage_of(run.encoded("train"))
+    assert told.supervised == told.shared_tokens == 1
+    assert "ends its answers" in run.apart
+    close(run)
+
+
+def test_an_encoder_decoder_teaches_a_decoder(tmp_path: Path) -> None:
+    tiny = two_tokenizers(tmp_path / "kinds", teacher="t5").set(training__epochs=1)
+    run = tiny.train()
+    rows = [row for row in logged(tiny.run_dir) if "loss" in row]
+    assert rows and all(row["supervised"] > 0.9 and row["kd_loss"] > 0 for row in rows)
+    assert place_of_cache(run).is_dir()
