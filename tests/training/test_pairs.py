@@ -82,6 +82,7 @@ def test_both_write_once_and_both_texts_are_cached(tiny_run: TinyRun, monkeypatc
         assert [set(part) for part in known] == [{float(not name.endswith(OWN))} for name in inputs["ids"]]
         assert inputs["teacher_hidden"] is not None
     assert {name.endswith(OWN) for inputs in seen for name in inputs["ids"]} == {False, True}
+    assert read_json(run.folder / "manifest.json")["steps"]["train/srd"]["summary"]["examples"] == 9  # 0.75 of 12
     state = read_json(run.folder / "stages/1" / SCHEDULE_FILE)["differences"]
     assert all(count > 0 for _, count in state)
 

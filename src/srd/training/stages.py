@@ -499,11 +499,12 @@ def summarise(training: Training) -> dict[str, Any]:
     """What a training took, from its stages' metrics."""
     stages = [read_json(training.stage_folder(stage.index) / "metrics.json") for stage in training.stages]
     everything = len(training.examples)
+    texts = 2 if training.config.on_pairs else 1  # of each example
     total = sum(stage["seconds"] for stage in stages)
     checking = sum(stage["validation_seconds"] for stage in stages)
     return {
         "passes": round(sum(s["examples"] for s in stages) * training.config.epochs / everything, 4),
-        "examples": everything if training.stages[-1].subset else max(stage["examples"] for stage in stages),
+        "examples": (everything if training.stages[-1].subset else max(s["examples"] for s in stages)) // texts,
         "steps": sum(stage["steps"] for stage in stages),
         "stages": len(stages),
         "seconds": round(total, 2),
