@@ -77,7 +77,7 @@ def check_taught(exported: Exported) -> None:
             f"cache.tier is {run.recipe.cache.tier}, which has not kept what the teacher's whole distributions are "
             "made of. Run the recipe with cache.tier=exact (a teacher behind a server has no such), then export that run."
         )
-    if run.recipe.training.teacher_writes:
+    if run.recipe.training.teacher_writes or run.recipe.training.on_pairs:
         warn(
             logger,
             f"the method {run.recipe.training.method.name} learns from texts that the teacher writes; the rows that "
