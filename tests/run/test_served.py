@@ -147,6 +147,7 @@ def test_a_plan_says_whether_the_server_is_there(here: TinyRun, served: Served, 
     recipe = validate_recipe(asking(here, served, tmp_path).recipe, "tiny")
     plan = make_plan(recipe)
     assert any("is there and fits" in note for note in plan.notes)
+    assert any("asked about 32 texts" in note and "the 20 likeliest" in note for note in plan.notes)
     assert plan.cache_bytes and plan.teacher.parameters == 0
     served.model = None
     served.trouble = lambda number, path, body: (401, {"error": "no"}, {})

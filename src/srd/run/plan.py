@@ -37,7 +37,7 @@ from srd.run.checks import check_evaluation, check_libraries, check_recipe
 from srd.run.costs import DataFacts, Facts, Phase, Size, limit_for, other_sizes, sizes_of
 from srd.run.flow import planned_steps
 from srd.run.models import RecipeModels
-from srd.run.served import told_of_server
+from srd.run.served import requests_of, told_of_server
 from srd.run.steps.examples import read_splits
 from srd.tasks.base import data_set_of, data_sets
 
@@ -356,6 +356,7 @@ def make_plan(
         models = check_what_is_at_hand(recipe, notes)
         data = read_data(recipe, notes, bool(configs[0].is_encoder_decoder), models)
     facts = Facts(recipe, teacher, student, data, devices, other_sizes(recipe, configs))
+    notes += requests_of(facts)
     steps = planned_steps(recipe)
     caches = any(step.name == "cache" for step in steps)
     if caches and not facts.cache_fits:

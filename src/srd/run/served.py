@@ -8,6 +8,7 @@ from srd.curation.scores.base import measured_needs
 from srd.models.served.client import Address
 from srd.models.served.endpoint import Away, Endpoint
 from srd.recipe.schema import Recipe, TeacherConfig
+from srd.run.costs import Facts
 from srd.run.models import RecipeModels
 
 
@@ -58,6 +59,15 @@ def check_server(models: RecipeModels) -> None:
     for teacher in recipe.all_teachers:
         endpoint = endpoint_of(teacher, top_of(recipe) if taught else 0)
         endpoint.check(models.tokenizer, recipe.data.max_length, needs_likelihoods=taught or ranks_by_teacher(recipe))
+
+
+def requests_of(facts: Facts) -> list[str]:
+    """What a plan says of the requests to a served teacher for its cache."""
+    recipe, data = facts.recipe, facts.data
+    if recipe.teacher.endpoint is None or not any(training.needs_teacher for training in recipe.student_trainings):
+        return []
+    top = f", the {top_of(recipe)} likeliest at each token of the response" if top_of(recipe) else ""
+    return [f"the server is asked about {data.train:,} texts of about {data.prompt + data.response:.0f} tokens{top}"]
 
 
 def told_of_server(models: RecipeModels) -> list[str]:
