@@ -122,7 +122,7 @@ def test_a_served_teacher_writes_and_its_text_is_kept(here: TinyRun, served: Ser
         ({"student": {"drop_layers": 1}}, r"student.model is missing"),
         ({"training__curriculum": {"temperature": [1, 2]}}, r"training.curriculum.temperature=1"),
         ({"generation__engine": "endpoint"}, r"Set generation.engine to transformers"),
-        ({"training__objective": "rkl", "cache__tier": "likelihood"}, r"likelihood keeps a number a token"),
+        ({"training__objective": "rkl", "cache__tier": "likelihood"}, r"is likelihood: it keeps a number a token"),
     ],
 )
 def test_what_a_server_cannot_do_is_refused_before_it_is_asked(
