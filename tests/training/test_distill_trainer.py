@@ -91,6 +91,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"weight": 2}, "weight is 2"),
     ({"method": "gdk"}, "method: .*gdk.*gkd"),
     ({"method": {"name": "gkd", "student_share": 2}}, "method: .*less than or equal to 1"),
+    ({"method": {"name": "gkd", "max_new_tokens": 1020}}, "max_new_tokens is 1020, and the longest prompt has"),
     ({"method": "seqkd"}, "trains on what the teacher has written"),
     ({"train_dataset": [{"question": "Why?"}]}, "row 1"),
     ({"train_dataset": []}, "no rows"),

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from srd.base import parallel
 from srd.data.batching import Collator, LengthBatches
 from srd.models.generation import Decoding
 from srd.models.head import head_weights, response_hidden
@@ -25,6 +26,7 @@ from srd.training.settings import TrainingConfig
 from srd.training.teacher_cache import build_cache
 from srd.training.teachers.cache import CachedTeacher
 from srd.training.trainer import DistillTrainer, Writing
+from srd.training.written import Pen, write_text
 from tests.runs import TinyRun
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.test_trainer import arguments, encoded
@@ -294,3 +296,27 @@ def test_a_plan_counts_what_is_written(every: Any, share: float) -> None:
     )
     assert planned.tokens == planned.rows * 6  # no longer than the method lets them be
     assert written_ahead(TrainingConfig(), stages_of(config, 40), 20.0).refreshes == 0
+
+
+def test_each_process_writes_its_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes, one after the other: each answers every other batch, and the file is that of one process."""
+    rows, model = encoded(ROWS, TOKENIZER), tiny_model("llama", seed=1).eval()
+    pen = Pen(model, model, TOKENIZER, Collator(padding_id(TOKENIZER)), len(TOKENIZER), 4)
+    answered: list[str] = []
+    original = Pen.answer
+
+    def spy(self: Pen, names: list[str], *given: Any) -> Any:
+        answered.extend(names)
+        return original(self, names, *given)
+
+    monkeypatch.setattr(Pen, "answer", spy)
+    for folder, processes in (("one", 1), ("two", 2)):
+        for process in reversed(range(processes)):  # the main process joins what is there
+            monkeypatch.setattr(parallel, "processes", lambda count=processes: count)
+            monkeypatch.setattr(parallel, "process", lambda number=process: number)
+            monkeypatch.setattr(parallel, "barrier", lambda: None)
+            monkeypatch.setattr(parallel, "on_main", lambda work, number=process: work() if number == 0 else None)
+            answered.clear()
+            write_text(tmp_path / f"{folder}/0.parquet", {}, rows, Decoding(4, 1.0), pen, lambda done, total: None)
+            assert len(answered) == {(1, 0): 12, (2, 0): 8, (2, 1): 4}[processes, process]
+    assert (tmp_path / "one/0.parquet").read_bytes() == (tmp_path / "two/0.parquet").read_bytes()

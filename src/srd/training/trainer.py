@@ -34,13 +34,15 @@ from srd.data.batching import (
     learnt_spans,
     learnt_tokens,
     length_sorted_batches,
+    lengths_of,
 )
 from srd.data.encoding import encode, is_encoded
 from srd.data.turns import without_end
 from srd.metrics.rouge import rouge_l_many
 from srd.metrics.scripts import Words
 from srd.models.alignment import NONE
-from srd.models.finite import blame
+from srd.models.architecture import position_limit
+from srd.models.finite import blame, name_of
 from srd.models.generation import Decoding, decode_batch, generate
 from srd.models.head import (
     HeadWeights,
@@ -198,7 +200,7 @@ class DistillTrainer(Trainer):
         examples = _encoded(train_dataset, tokenizer, model)
         self.teacher = _teacher(teacher, examples, model, tokenizer, args) if settings.objective else None
         _check_served(teacher, settings, writing)
-        _check_reads(writing, self.teacher)
+        _check_writing(writing, examples, model, self.teacher)
         self.validation = validation = _validation(eval_dataset, tokenizer, model)
         self.reader = self.teacher.reader if self.teacher else None  # of a teacher with another tokenizer
         alike = None if self.teacher is None or self.reader is not None else self.teacher.model
@@ -901,11 +903,22 @@ def _writing(given: Any, args: TrainingArguments) -> tuple[Writing, bool]:
     return writing_of(named, named.rollouts(args.seed), named.schedule(), folder), named.uses_teacher
 
 
-def _check_reads(writing: Writing, teacher: Teacher | None) -> None:
-    """Refuse a teacher that cannot be asked about what the student is yet to write."""
+def _check_writing(writing: Writing, examples: EncodedExamples, student: Any, teacher: Teacher | None) -> None:
+    """Refuse a teacher that cannot be asked about what the student is yet to write, and text that has no place."""
+    if writing.rollouts is None:
+        return
     read_once = writing.ahead is not None and writing.ahead.read is not None
-    if writing.rollouts is not None and teacher is not None and not teacher.reads_new_text and not read_once:
+    if teacher is not None and not teacher.reads_new_text and not read_once:
         raise UserError("a teacher cache cannot foresee what the student writes. Give the teacher itself.")
+    longest, prompt = writing.decoding.max_new_tokens, int(lengths_of(examples.prompts).max(initial=0))
+    for model in filter(None, (student, teacher.model if teacher is not None else None)):
+        limit = position_limit(model.config)
+        if limit is not None and not model.config.is_encoder_decoder and prompt + longest > limit:
+            raise UserError(
+                f"method: max_new_tokens is {longest}, and the longest prompt has {prompt} tokens, but "
+                f"{name_of(model)} takes {limit} together. Set max_new_tokens to at most {max(0, limit - prompt)}, or "
+                "shorten the prompts."
+            )
 
 
 def _teacher(

@@ -1,0 +1,115 @@
+"""``python -m benchmarks.refresh``: what on-policy distillation costs beside off-policy, by step and written ahead.
+
+One stage of so many passes over the same rows of the standard library's documentation, SmolLM2-135M to eight of its
+layers, forward KL: off-policy from a cache, GKD with every row the student's, written once for the stage, and written
+in every step. Each is a process of its own that runs the recipe's own step, loading included; for off-policy the
+building of the cache counts, too. Time is that of the processor, which other work on the machine changes less than the
+clock. The student is not trained before and seldom stops, so its answers are as long as they may be: about as long as
+the references.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.run import ROOT, machine
+from srd.base.files import atomic_write
+
+RESULTS = ROOT / "runs" / "bench-refresh.json"
+WAYS: dict[str, dict[str, Any]] = {
+    "off-policy": {"name": "kd"},
+    "on-policy, written once for the stage": {"name": "gkd", "student_share": 1.0, "refresh": "stage"},
+    "on-policy, written in every step": {"name": "gkd", "student_share": 1.0},
+}
+
+Result = dict[str, float]
+
+
+def recipe(student: Path, way: str, rows: int, passes: int, tokens: int) -> dict[str, Any]:
+    """The recipe of one way."""
+    method = {**WAYS[way], **({} if way == "off-policy" else {"max_new_tokens": tokens})}
+    return {
+        "teacher": "smollm2", "student": str(student),
+        "data": {"train": "pydocs", "train_limit": rows, "validation_limit": 4, "test_limit": 4},
+        "training": {"method": method, "objective": "fkl", "curriculum": None, "epochs": passes, "batch_size": 16,
+                     "evaluate_every": passes, "select_by": "last"},
+    }  # fmt: skip
+
+
+def run_training(settings: dict[str, Any], folder: Path) -> Result:
+    """Run a recipe as far as its trained student; seconds of the processor from the cache on."""
+    from srd.recipe.reading import validate_recipe
+    from srd.run.context import Run
+    from srd.run.flow import advance
+
+    run = Run(validate_recipe(settings, "refresh"), folder)
+    advance(run, "student", "teacher")
+    before, clock = time.process_time(), time.perf_counter()
+    advance(run, f"train/{run.recipe.training.label}")
+    return {
+        "processor": time.process_time() - before,
+        "seconds": time.perf_counter() - clock,
+        "memory_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0,
+    }
+
+
+def measure(rows: int, passes: int, tokens: int) -> dict[str, Result]:
+    """Every way, in a process of its own."""
+    from benchmarks.workload import make_student
+
+    found = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_student(folder / "student")
+        for number, way in enumerate(WAYS):
+            settings = recipe(folder / "student", way, rows, passes, tokens)
+            command = [sys.executable, "-m", "benchmarks.refresh", "--case", json.dumps(settings),
+                       "--folder", str(folder / str(number))]  # fmt: skip
+            said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            found[way] = json.loads(said.splitlines()[-1])
+    return found
+
+
+def table(found: dict[str, Result]) -> str:
+    """The results as a table in Markdown; off-policy is 1."""
+    whole = found["off-policy"]
+    lines = ["| way | processor time | ÷ off-policy | peak memory | ÷ off-policy |", "|---|---:|---:|---:|---:|"]
+    for way, result in found.items():
+        time_ratio, memory_ratio = (result[name] / whole[name] for name in ("processor", "memory_peak"))
+        memory = f"{result['memory_peak'] / 2**20:,.0f} MiB"
+        lines.append(f"| {way} | {result['processor']:.0f} s | {time_ratio:.2f} | {memory} | {memory_ratio:.2f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print the table, and write all figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--rows", type=int, default=128)
+    parser.add_argument("--passes", type=int, default=8, help="over the rows, in one stage; the paper has 8")
+    parser.add_argument("--tokens", type=int, default=64, help="of the longest answer")
+    parser.add_argument("-o", "--output", type=Path, default=RESULTS)
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.case:
+        print(json.dumps(run_training(json.loads(arguments.case), arguments.folder)))
+        return
+    found = measure(arguments.rows, arguments.passes, arguments.tokens)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    settings = {"rows": arguments.rows, "passes": arguments.passes, "tokens": arguments.tokens}
+    with atomic_write(arguments.output) as partial:
+        content = {"machine": machine(), **settings, "results": found}
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
