@@ -17,10 +17,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from srd import __version__
 from srd.base.console import Terminal, console, set_up_logging
 from srd.base.errors import RunError, UserError
 from srd.base.text import visible
+from srd.base.version import VERSION
 
 app = typer.Typer(
     help="Selective Reflection Distillation: a small language model from a large one.",
@@ -69,7 +69,7 @@ RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where to work. D
 
 def _say_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"srd {__version__}")
+        typer.echo(f"srd {VERSION}")
         raise typer.Exit
 
 
@@ -113,11 +113,23 @@ def write_report(run: Any) -> Path | None:
 
 
 @app.command("run")
-def run_command(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = None) -> None:
+def run_command(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    run_dir: RunDir = None,
+    engine: Annotated[
+        str | None, typer.Option(help="local, or ray: work that falls into shards is done on a Ray cluster.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Of the Ray cluster, such as ray-head:6379. Default: this machine alone.")
+    ] = None,
+) -> None:
     """Run a whole recipe: examples to report. Running it again resumes it."""
     from srd.run.flow import run_all
 
-    run = open_run(recipe, overrides, run_dir)
+    cluster = {"engine": engine, "address": address}
+    given = [f"cluster.{name}={value}" for name, value in cluster.items() if value is not None]
+    run = open_run(recipe, [*(overrides or []), *given], run_dir)
     run_all(run)
     write_report(run)
     finish(run)

@@ -66,23 +66,25 @@ def test_run_directory_holds_exactly_the_contract(done: TinyRun) -> None:
         for seed in (1, 2)
         for ending in ("jsonl", "scores.json")
     }
-    stages = {f"stages/{stage}/metrics.json" for stage in range(3)}
+    stages = {f"stages/{stage}/{name}" for stage in range(3) for name in ("metrics.json", "validation.jsonl")}
     stages |= {f"stages/{stage}/model/{name}" for stage in range(3) for name in MODEL_FILES}
-    baseline = {"baselines/kd/stages/0/metrics.json"}
-    baseline |= {f"baselines/kd/{part}/{name}" for part in ("stages/0/model", "student") for name in MODEL_FILES}
+    baseline = {f"baselines/kd/stages/0/{name}" for name in ("metrics.json", "validation.jsonl")}
+    baseline |= {f"baselines/kd/stages/0/model/{name}" for name in MODEL_FILES}
+    student = {*MODEL_FILES, "README.md", "chat_template.jinja"}
+    baseline |= {f"baselines/kd/student/{name}" for name in student}
     (cache,) = (done.run_dir / "cache").iterdir()
     cached = {path.name for path in cache.iterdir()}
     expected = {
-        ".lock", ".bad_rows.json", "manifest.json", ".manifest.json", "metrics.jsonl",
+        ".lock", ".bad_rows.json", ".cards.json", "manifest.json", ".manifest.json", "metrics.jsonl",
         "logs/kd.jsonl", "logs/srd.jsonl", "recipe.yaml", "report/index.html",
         *(f"examples/{name}.parquet" for name in ("train", "validation", "test")),
         "reflection/scores.parquet", "curriculum/ranked.parquet",
         *(f"evaluation/{name}" for name in ("metrics.json", "comparisons.json", "details.json", "train_samples.jsonl",
           "predictions/index.json")),
-        *(f"student/{name}" for name in MODEL_FILES),
+        *(f"student/{name}" for name in student),
     }  # fmt: skip
     found = {name for name in files(done.run_dir) if not name.startswith("cache/")}
-    assert found == expected | predictions | stages | baseline
+    assert found ^ (expected | predictions | stages | baseline) == set()
     assert {"meta.json", "head.safetensors"} <= cached
     assert sorted({name.split("-")[0].split(".")[0] for name in cached}) == ["head", "meta", "plan", "shard"]
 
@@ -273,7 +275,7 @@ def test_live_teacher_gives_the_losses_of_the_cache(done: TinyRun, tmp_path: Pat
     def losses(folder: Path) -> list[float]:
         return [row["loss"] for row in logged(folder) if "loss" in row]
 
-    assert losses(tmp_path / "live") == pytest.approx(losses(done.run_dir), abs=1e-5)
+    assert losses(tmp_path / "live") == pytest.approx(losses(done.run_dir), abs=1e-4)  # the cache is in float16
 
 
 def test_training_texts_are_tokenised_once_a_run(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ the loss of its end.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import random
@@ -24,10 +25,12 @@ from numpy.typing import NDArray
 
 from srd.base import parallel
 from srd.base.errors import RunError, UserError
-from srd.base.files import fingerprint, read_sealed, write_sealed
+from srd.base.files import fingerprint, read_sealed
 from srd.curation.scores.base import PASSES
+from srd.curation.shards import make_shards
 from srd.data.batching import TokenLists, length_sorted_batches, lengths_of
 from srd.data.encoding import Encoder
+from srd.models.cluster import Shard
 from srd.models.finite import blame, non_finite_tensor
 from srd.models.reading import Reader, abilities, groups
 from srd.models.tokens import padding_id
@@ -59,6 +62,17 @@ class Pairs:
     def tokens(self, places: NDArray[np.int64]) -> list[tuple[list[int], list[int]]]:
         """Some of the pairs, as token ids."""
         return [(self.prompts[prompt], self.responses[response]) for prompt, response in self.which[places].tolist()]
+
+    def part(self, places: NDArray[np.int64]) -> Pairs:
+        """Some of the pairs, with the texts that they need and no others."""
+        (asked, prompts), (read, responses) = (
+            np.unique(self.which[places, side], return_inverse=True) for side in (0, 1)
+        )
+        return Pairs(
+            [self.prompts[int(i)] for i in asked],
+            [self.responses[int(i)] for i in read],
+            np.stack([prompts.reshape(-1), responses.reshape(-1)], 1),
+        )
 
     def blocks(self, size: int) -> list[NDArray[np.int64]]:
         """Places in ``which``, in blocks of at most so many prompts of similar length, which are read once a block."""
@@ -104,21 +118,20 @@ def pair_losses(
         RunError: the model's weights are not finite.
     """
     blocks = pairs.blocks(batch_size)
-    found: dict[int, Mapping[str, list[float]]] = {}
     mine = range(parallel.process() if folder else 0, len(blocks), parallel.processes() if folder else 1)
+    done = itertools.count(1)
+
+    def shard_of(number: int) -> tuple[str, Shard]:
+        return fingerprint(pairs.tokens(blocks[number])) if folder else "", (pairs.part(blocks[number]),)
+
     training = model.training
     model.eval()
     try:
-        for done, number in enumerate(mine):
-            path = folder / f"block-{number:07d}.json" if folder else None
-            made_from = fingerprint(pairs.tokens(blocks[number])) if path else ""
-            kept = read_sealed(path) if path else {}
-            if not path or kept.get("made_from") != made_from:
-                found[number] = _read(model, tokenizer, pairs, blocks[number], batch_size)
-            if path and number in found:
-                write_sealed(path, {"made_from": made_from, **found.pop(number)})
-            if progress:
-                progress(done + 1, len(mine))
+        found = make_shards(
+            model, _read, (tokenizer, batch_size), mine, shard_of,
+            lambda number: folder / f"block-{number:07d}.json" if folder else None,
+            lambda number: progress(next(done), len(mine)) if progress else None,
+        )  # fmt: skip
     finally:
         model.train(training)
     parallel.barrier() if folder else None
@@ -130,23 +143,20 @@ def pair_losses(
 
 
 @torch.no_grad()
-def _read(
-    model: Any, tokenizer: Any, pairs: Pairs, block: NDArray[np.int64], batch_size: int
-) -> dict[str, list[float]]:
+def _read(model: Any, tokenizer: Any, batch_size: int, pairs: Pairs) -> dict[str, list[float]]:
     """Read a block's prompts once, and behind them its responses, those of similar length together."""
-    nats: list[list[float]] = [[] for _ in block]
-    asked, able = sorted(set(pairs.which[block, 0].tolist())), abilities(model)
-    texts = [pairs.prompts[prompt] for prompt in asked]
-    for some in groups(texts, able):
-        reader = Reader(model, [texts[i] for i in some], padding_id(tokenizer), able)
+    nats: list[list[float]] = [[] for _ in pairs.which]
+    able = abilities(model)
+    for some in groups(pairs.prompts, able):
+        reader = Reader(model, [pairs.prompts[i] for i in some], padding_id(tokenizer), able)
         logits = reader.prefill()
-        row_of = {asked[i]: row for row, i in enumerate(some)}
-        responses = {place: pairs.responses[pairs.which[pair, 1]] for place, pair in enumerate(block.tolist())
-                     if int(pairs.which[pair, 0]) in row_of}  # fmt: skip
+        row_of = {prompt: row for row, prompt in enumerate(some)}
+        responses = {place: pairs.responses[response] for place, (prompt, response) in enumerate(pairs.which.tolist())
+                     if prompt in row_of}  # fmt: skip
         filled = [place for place, response in responses.items() if response]
         for batch in length_sorted_batches([len(responses[place]) for place in filled], batch_size):
             places = [filled[i] for i in batch]
-            rows = torch.tensor([row_of[int(pairs.which[block[place], 0])] for place in places], device=reader.device)
+            rows = torch.tensor([row_of[int(pairs.which[place, 0])] for place in places], device=reader.device)
             for place, found in zip(places, reader.behind(logits, rows, [responses[p] for p in places]), strict=True):
                 nats[place] = found
     totals, lasts = [math.fsum(each) for each in nats], [each[-1] if each else 0.0 for each in nats]

@@ -6,6 +6,7 @@ cache is cut back to the prompt, and the answer is decoded from there.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -20,14 +21,16 @@ from transformers import PreTrainedTokenizerBase
 
 from srd.base import parallel
 from srd.base.errors import UserError
-from srd.base.files import atomic_write, fingerprint, read_sealed, remove, write_sealed
+from srd.base.files import atomic_write, fingerprint, read_sealed, remove
 from srd.base.tables import column, positions, reopened
+from srd.curation.shards import make_shards
 from srd.data.batching import TokenLists, length_sorted_batches
 from srd.data.encoding import Encoder
 from srd.data.examples import as_examples
 from srd.data.templates.base import get_template
 from srd.metrics.rouge import rouge_l_many
 from srd.metrics.scripts import Words, choose_words, words_note
+from srd.models.cluster import Shard
 from srd.models.generation import Decoding, answer_texts, decode_batch
 from srd.models.tokens import padding_id, stop_token_ids
 
@@ -171,28 +174,32 @@ def _reflect_on_all(
 ) -> datasets.Dataset:  # fmt: skip
     """Batch by batch, each process its own; what ``folder`` holds already is not done again."""
     batches = length_sorted_batches(TokenLists(encoded.data.column("prompt_ids")).lengths.tolist(), batch_size)
-    parts: dict[int, dict[str, list[Any]]] = {}
     mine = range(parallel.process() if folder else 0, len(batches), parallel.processes() if folder else 1)
     done, total = 0, sum(len(batches[i]) for i in mine)
-    was_training = model.training
-    model.eval()
-    window = max(1, MAPPED_ROWS // batch_size)
-    for count, number in enumerate(mine):
-        if count % window == 0:
-            tokens, texts = reopened(encoded), reopened(examples).select_columns("references")
-        path = folder / f"batch-{number:07d}.json" if folder else None
+    window = mine.step * max(1, MAPPED_ROWS // batch_size)
+
+    def told(number: int) -> None:
+        nonlocal done
+        done += len(batches[number])
+        progress(done, total)
+
+    @functools.lru_cache(1)
+    def opened(window: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+        return reopened(encoded), reopened(examples).select_columns("references")
+
+    def shard_of(number: int) -> tuple[str, Shard]:
+        tokens, texts = opened(number // window)
         chosen = tokens[batches[number]]
         decided = [chosen["id"], chosen["prompt_ids"], chosen["response_ids"], max_new_tokens]
         made_from = fingerprint(*decided, *words_note(words).values())
-        if path is None or read_sealed(path).get("made_from") != made_from:
-            references = texts[batches[number]]["references"]
-            part = _reflect_batch(model, tokenizer, references, chosen, max_new_tokens, words)
-            if path is None:
-                parts[number] = part
-            else:
-                write_sealed(path, {"made_from": made_from, **part})
-        done += len(batches[number])
-        progress(done, total)
+        return made_from, (texts[batches[number]]["references"], chosen)
+
+    was_training = model.training
+    model.eval()
+    parts = make_shards(
+        model, _reflect_batch, (tokenizer, max_new_tokens, words), mine, shard_of,
+        lambda number: folder / f"batch-{number:07d}.json" if folder else None, told,
+    )  # fmt: skip
     model.train(was_training)
     if folder is None:
         tables = [pa.Table.from_pydict(parts[number], schema=SCHEMA) for number in mine]
@@ -209,7 +216,7 @@ def _refuse_below_one(**settings: int) -> None:
 
 
 def _reflect_batch(
-    model: Any, tokenizer: Any, references: list[list[str]], chosen: dict[str, list[Any]], longest: int, words: Words
+    model: Any, tokenizer: Any, longest: int, words: Words, references: list[list[str]], chosen: dict[str, list[Any]]
 ) -> dict[str, list[Any]]:
     stop = stop_token_ids(model, tokenizer)
     tokens, losses = decode_batch(

@@ -75,7 +75,7 @@ def check_taught(exported: Exported) -> None:
     if not tier_of_run(run).with_head:
         raise UserError(
             f"cache.tier is {run.recipe.cache.tier}, which has not kept what the teacher's whole distributions are "
-            "made of. Run the recipe with cache.tier=exact (a teacher behind a server has no such), then export that run."
+            "made of. Run the recipe with cache.tier=exact (a teacher behind a server has none), then export that run."
         )
     if run.recipe.training.teacher_writes or run.recipe.training.on_pairs:
         warn(

@@ -20,6 +20,7 @@ from srd.base import parallel
 from srd.base.errors import RunError
 from srd.data.batching import length_sorted_batches
 from srd.data.turns import without_end
+from srd.models.cluster import spread
 from srd.models.finite import blame, name_of, non_finite_tensor
 from srd.models.reading import Reader, abilities, groups
 from srd.models.tokens import padding_id, stop_token_ids
@@ -240,17 +241,28 @@ def generate_tokens(
     model.eval()
     batches = length_sorted_batches([len(prompt) for prompt in prompts], batch_size)
     try:
-        for rows in batches[parallel.process() :: parallel.processes()] if share else batches:
-            tokens, _ = decode_batch(
-                model, [prompts[i] for i in rows], [names[i] for i in rows], decoding, stop, pad_id, width=width
-            )
-            for i, ids in zip(rows, tokens, strict=True):
+        mine = batches[parallel.process() :: parallel.processes()] if share else batches
+        asked = (([prompts[i] for i in rows], [names[i] for i in rows]) for rows in mine)
+        for number, tokens in spread(model, _decode, (decoding, stop, pad_id, width), asked):
+            for i, ids in zip(mine[number], tokens, strict=True):
                 answers[i] = ids
             if progress:
-                progress(len(rows))
+                progress(len(mine[number]))
     finally:
         model.train(training)
     return _gathered(answers, batches) if share and parallel.processes() > 1 else answers
+
+
+def _decode(
+    model: Any,
+    decoding: Decoding,
+    stop: Sequence[int],
+    pad_id: int,
+    width: int,
+    prompts: Sequence[Sequence[int]],
+    names: Sequence[str],
+) -> list[list[int]]:
+    return decode_batch(model, prompts, names, decoding, stop, pad_id, width=width)[0]
 
 
 def _gathered(answers: list[list[int]], batches: list[list[int]]) -> list[list[int]]:

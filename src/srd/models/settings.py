@@ -87,3 +87,16 @@ class LoraConfig(Section):
         None, description="module names; else the family's usual"
     )
     merge: bool = Field(True, description="merge into the saved student; else save the adapter beside its base")
+
+
+class ClusterConfig(Section):
+    """Where shards of work are done: in this process, or on a Ray cluster. What comes of them is the same."""
+
+    short_for = "engine"
+
+    engine: Literal["local", "ray"] = Field("local", description="local, or ray: pip install 'ray[default]'")
+    address: Named | None = Field(None, description="of a Ray cluster, such as ray-head:6379; none: this machine")
+    actors: int | None = Field(None, ge=1, description="copies of the model; none: one for each GPU, else each machine")
+    cpus: float = Field(1.0, gt=0, description="processors that Ray sets aside for a copy")
+    gpus: float | None = Field(None, ge=0, description="GPUs of a copy; none: one where the cluster has any")
+    memory_gb: float | None = Field(None, gt=0, description="memory that Ray sets aside for a copy; none: any")

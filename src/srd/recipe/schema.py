@@ -19,7 +19,7 @@ from srd.curation.settings import CurriculumConfig, ReflectionConfig
 from srd.data.settings import DataConfig
 from srd.evaluation.settings import EvaluationConfig
 from srd.models.engines.base import GenerationConfig
-from srd.models.settings import ModelConfig, ServedConfig
+from srd.models.settings import ClusterConfig, ModelConfig, ServedConfig
 from srd.recipe.merging import merge
 from srd.training.settings import CacheConfig, TrainingConfig
 from srd.training.teachers.base import TEACHERS
@@ -216,6 +216,7 @@ class Recipe(Section):
     student: StudentConfig = Field(description="the small model")
     data: DataConfig = Field(description="the examples")
     generation: GenerationConfig = Field(GenerationConfig(), description="how text is generated")
+    cluster: ClusterConfig = Field(ClusterConfig(), description="where work that falls into shards is done")
     reflection: ReflectionConfig = Field(ReflectionConfig(), description="how the student reflects")
     cache: CacheConfig = Field(CacheConfig(), description="the teacher cache")
     training: TrainingConfig = Field(TrainingConfig(curriculum=CurriculumConfig()), description="the main training")

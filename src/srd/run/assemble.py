@@ -32,6 +32,7 @@ from srd.curation.scores.base import columns_of, scores_of
 from srd.data.batching import Collator, EncodedExamples
 from srd.data.portable_chat import chat_template_of, usual_template
 from srd.models.architecture import count_parameters
+from srd.models.cluster import RemoteModel
 from srd.models.engines.base import ENGINES
 from srd.models.loading import load_config, load_generation_config, load_model, save_model
 from srd.models.served.journal import Journal
@@ -64,14 +65,27 @@ def parameters(source: str) -> int:
 def load(source: str, run: Run, options: dict[str, Any]) -> Any:
     """A model that trains or is read."""
     device = parallel.state().device if torch.cuda.is_available() else None
-    teachers = {run.teacher_source, *(each.model for each in run.recipe.teachers)}
-    role = "teacher" if source in teachers else "student"
-    tokenizer = run.teacher_tokenizer if role == "teacher" and run.apart else run.tokenizer
+    tokenizer, role = _part(source, run)
     return load_model(source, tokenizer=tokenizer, device=device, role=role, **options)
 
 
+def _part(source: str, run: Run) -> tuple[Any, str]:
+    """The tokenizer of a model of the run, and whether it is a teacher or the student."""
+    if source in {run.teacher_source, *(each.model for each in run.recipe.teachers)}:
+        return run.teacher_tokenizer if run.apart else run.tokenizer, "teacher"
+    return run.tokenizer, "student"
+
+
+def load_reader(source: str, run: Run, options: dict[str, Any]) -> Any:
+    """A model that is only read: here, or by the actors of a cluster."""
+    if run.recipe.cluster.engine == "local":
+        return load(source, run, options)
+    there = functools.partial(_load_there, source, *_part(source, run), options)
+    return RemoteModel(run.recipe.cluster, there)
+
+
 def load_writer(source: str, run: Run, options: dict[str, Any]) -> Any:
-    """A model that only writes: by the recipe's engine, or by its server."""
+    """A model that only writes: by the recipe's engine, or by its server; or by the actors of a cluster."""
     served = source == run.teacher_source and run.recipe.teacher.endpoint is not None
     engine = ENGINES.get("endpoint" if served else run.recipe.generation.engine)
     if served:
@@ -80,7 +94,20 @@ def load_writer(source: str, run: Run, options: dict[str, Any]) -> Any:
             "tokenizer": run.tokenizer,
             "journal": journal_of(run),
         }
+    elif run.recipe.cluster.engine == "ray":
+        name, longest = run.recipe.generation.engine, _longest_text(run)
+        there = functools.partial(_load_there, source, *_part(source, run), options, name, longest)
+        return RemoteModel(run.recipe.cluster, there)
     return engine.load(source, _longest_text(run), options, lambda: load(source, run, options))
+
+
+def _load_there(
+    source: str, tokenizer: Any, role: str, options: dict[str, Any], engine: str = "transformers", longest: int = 0
+) -> Any:
+    """What an actor loads."""
+    device = "cuda" if torch.cuda.is_available() else None
+    here = functools.partial(load_model, source, tokenizer=tokenizer, device=device, role=role, **options)
+    return ENGINES.get(engine).load(source, longest, options, here)
 
 
 def journal_of(run: Run) -> Path:
@@ -298,7 +325,7 @@ def teacher_losses(run: Run, folder: Path) -> NDArray[np.float64]:
         with run.progress("teacher reads") as update:
             return ask.mean_losses([examples.tokens(i) for i in range(len(examples))], update)
     if "cache" not in run.keys:
-        model = load(run.teacher_source, run, run.teacher_options())
+        model = load_reader(run.teacher_source, run, run.teacher_options())
         rows = np.arange(len(examples))
         pairs = Pairs(examples.prompts, examples.responses, np.stack([rows, rows], 1))
         with run.progress("teacher reads") as update:

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from srd.base import parallel
 from srd.base.errors import UserError, nearest
 from srd.data.templates.base import get_template
+from srd.models import cluster
 from srd.models.alignment import prefix_classes
 from srd.models.architecture import check_lora, position_limit
 from srd.models.engines.base import ENGINES
@@ -172,6 +174,10 @@ def check_libraries(recipe: Recipe) -> None:
     for field, training in {**named, "training": recipe.training}.items():
         if training is not None:
             check_installed(field, training.optimizer, training.log_to)
+    if recipe.cluster.engine == "ray":
+        cluster.check_installed()
+        if parallel.processes() > 1:
+            raise UserError("cluster.engine=ray spreads the work of one process: start this run without a launcher.")
 
 
 def _check_lengths(models: RecipeModels, config: Any, model: str) -> None:

@@ -29,10 +29,10 @@ import itertools
 import logging
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from srd.base.errors import RunError, UserError
 from srd.base.files import atomic_write, file_digest, fingerprint, read_sealed, remove, write_sealed
 from srd.base.text import shown_bytes
 from srd.data.batching import Collator, EncodedExamples, learnt_spans, length_sorted_batches
+from srd.models.cluster import ask, spread
 from srd.models.finite import blame
 from srd.models.head import HeadWeights, cross_entropy, head_weights, response_hidden
 from srd.training.tier_error import TOKENS, check_error, measure
@@ -297,23 +298,23 @@ def build_cache(
     work = _work(folder, examples, batch_size, tokenizer)
     if work.todo or not work.cache.meta:
         teacher = load_teacher()
-        running = str(next(teacher.parameters()).dtype).removeprefix("torch.")
+        running, head = ask(teacher, _frame_of, width)
         tier = tier or make_tier("exact", dtype=stored_dtype(running) if dtype == "auto" else dtype)
         _check_tier(work.cache, tier)
-        head = head_weights(teacher)
-        head = head.cut(min(head.vocabulary, width or head.vocabulary))
-        states_of = partial(_teacher_states, teacher, examples, collator=collator)
-        parallel.on_main(lambda: _set_up(work, tier, head, states_of))
+        parallel.on_main(
+            lambda: _set_up(work, tier, head, lambda batch: ask(teacher, _teacher_states, collator, *work.rows(batch)))
+        )
         cache = TeacherCache(folder)
         check_error(cache.tier, cache.meta.get("error"), max_kl)
         _check_disk(folder, work.tokens * tier.token_bytes(head.weight.shape[1], head.vocabulary))
+        shared = (collator, tier, width, cache._learnt)
 
-        def pack(batch: list[int]) -> dict[str, Tensor]:
-            kept = tier.pack(states_of(batch), torch.tensor(work.targets(batch)), head, cache._learnt)
-            return {name: tensor.cpu() for name, tensor in kept.items()}
+        def pack(batches: list[list[int]]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+            shards = ((*work.rows(batch), work.targets(batch)) for batch in batches)
+            return spread(teacher, _packed, shared, shards)
 
         _write_shards(work, cache, pack, progress)
-        del teacher, states_of
+        del teacher
     parallel.barrier()
     cache = TeacherCache(folder)
     check_error(cache.tier, cache.meta.get("error"), max_kl)
@@ -367,7 +368,7 @@ def fill_cache(
                 raise RunError(f"the teacher has told of {told} tokens of a batch, and {expected} are learnt")
             return tier.pack_listed(listed, work.targets(batch), width)
 
-        _write_shards(work, TeacherCache(folder), pack, progress)
+        _write_shards(work, TeacherCache(folder), lambda batches: enumerate(map(pack, batches)), progress)
     parallel.barrier()
     return TeacherCache(folder)
 
@@ -396,6 +397,10 @@ class _Work:
         learnt = self.examples.learnt
         return sum(learnt[i] for _, batches in self.todo for batch in batches for i in batch)
 
+    def rows(self, batch: list[int]) -> tuple[list[str], list[dict[str, list[int]]]]:
+        """Ids and tokens of a batch."""
+        return [self.examples.ids[i] for i in batch], [self.examples.tokens(i) for i in batch]
+
     def targets(self, batch: list[int]) -> list[int]:
         """The tokens of a batch that are learnt."""
         return [token for i in batch for token in learnt_tokens(*self.examples.tokens(i).values())]
@@ -421,19 +426,25 @@ def _check_tier(cache: TeacherCache, tier: Tier) -> None:
 def _write_shards(
     work: _Work,
     cache: TeacherCache,
-    pack: Callable[[list[int]], dict[str, Tensor]],
+    pack: Callable[[list[list[int]]], Iterable[tuple[int, dict[str, Tensor]]]],
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Make this process's share of the missing shards."""
+    """Make this process's share of the missing shards; ``pack`` gives what is kept of batches, in any order."""
     mine, learnt = work.todo[parallel.process() :: parallel.processes()], work.examples.learnt
+    flat = [(shard, place) for shard, (_, batches) in enumerate(mine) for place in range(len(batches))]
+    waiting: list[dict[int, dict[str, Tensor]]] = [{} for _ in mine]
     total, done = sum(len(batch) for _, batches in mine for batch in batches), 0
-    for name, batches in mine:
-        parts: list[dict[str, Tensor]] = []
-        for batch in batches:
-            parts.append(pack(batch))
-            done += len(batch)
-            if progress:
-                progress(done, total)
+    for number, tensors in pack([batch for _, batches in mine for batch in batches]):
+        shard, place = flat[number]
+        name, batches = mine[shard]
+        waiting[shard][place] = tensors
+        done += len(batches[place])
+        if progress:
+            progress(done, total)
+        if len(waiting[shard]) < len(batches):
+            continue
+        parts = [part for _, part in sorted(waiting[shard].items(), key=lambda item: item[0])]
+        waiting[shard] = {}
         tensors = {kind: torch.cat([part[kind] for part in parts]) for kind in parts[0]}
         rows = [i for batch in batches for i in batch]
         content = {"keys": [work.keys[i] for i in rows], "lengths": [learnt[i] for i in rows]}
@@ -511,18 +522,36 @@ def _absent(keys: list[str], batches: list[list[int]]) -> list[int]:
     return [i for i, key in enumerate(keys) if key not in planned]
 
 
+def _frame_of(teacher: Any, width: int | None) -> tuple[str, HeadWeights]:
+    """The precision that a teacher runs in, and its head, cut to the ids that count."""
+    head = head_weights(teacher)
+    return str(next(teacher.parameters()).dtype).removeprefix("torch."), head.cut(
+        min(head.vocabulary, width or head.vocabulary)
+    )
+
+
 @torch.no_grad()
-def _teacher_states(teacher: Any, examples: EncodedExamples, batch: list[int], collator: Collator) -> Tensor:
+def _packed(
+    teacher: Any, collator: Collator, tier: Tier, width: int | None, learnt: dict[str, Tensor], ids: list[str],
+    rows: list[dict[str, list[int]]], targets: list[int],
+) -> dict[str, Tensor]:  # fmt: skip
+    """What a tier keeps of a batch."""
+    _, head = _frame_of(teacher, width)
+    kept = tier.pack(_teacher_states(teacher, collator, ids, rows), torch.tensor(targets), head, learnt)
+    return {name: tensor.cpu() for name, tensor in kept.items()}
+
+
+@torch.no_grad()
+def _teacher_states(teacher: Any, collator: Collator, ids: list[str], rows: list[dict[str, list[int]]]) -> Tensor:
     device = next(teacher.parameters()).device
-    rows = [examples.tokens(i) for i in batch]
     tensors = {name: value.to(device) for name, value in collator(rows).items()}
     states = response_hidden(teacher, tensors)
     if not torch.isfinite(states).all():
         bad, start = [], 0
-        for i, row in zip(batch, rows, strict=True):
+        for name, row in zip(ids, rows, strict=True):
             end = start + sum(end - first for first, end in learnt_spans(row))
             if not torch.isfinite(states[start:end]).all():
-                bad.append(examples.ids[i])
+                bad.append(name)
             start = end
         raise RunError(
             f"the teacher gives hidden states that are not finite for {bad[:5]}. {blame({'teacher': teacher}, bad)}"

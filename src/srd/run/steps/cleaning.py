@@ -35,7 +35,7 @@ from srd.models.generation import Decoding, generate_tokens
 from srd.models.settings import ModelConfig
 from srd.models.tokens import stop_token_ids
 from srd.recipe.schema import Recipe
-from srd.run.assemble import load, load_writer
+from srd.run.assemble import load_reader, load_writer
 from srd.run.context import Run, load_options
 from srd.run.costs import Facts, Phase, inference_memory
 from srd.run.identity import model_identity
@@ -61,7 +61,7 @@ def reading_encoder(run: Run) -> Encoder:
 def reader_of(run: Run, folder: Path, progress: Any) -> Reader:
     """The model that reads, loaded."""
     named = reading_model(run.recipe)
-    model = load(str(named.model), run, load_options(named))
+    model = load_reader(str(named.model), run, load_options(named))
     return Reader(model, reading_encoder(run), run.recipe.generation.batch_size, folder, progress)
 
 

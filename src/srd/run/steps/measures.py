@@ -16,7 +16,7 @@ from srd.curation.copies import near_copies
 from srd.curation.likelihoods import likelihoods
 from srd.curation.scores.base import NEEDS, PASSES, measured_needs
 from srd.recipe.schema import Recipe
-from srd.run.assemble import load, teacher_losses
+from srd.run.assemble import load_reader, teacher_losses
 from srd.run.context import Run
 from srd.run.costs import Facts, Phase, inference_memory
 from srd.run.identity import model_identity
@@ -83,7 +83,7 @@ class Measures(Step):
         if not needs & PASSES.keys():
             return {}
         source, options = reflecting_student(run)  # scores join what it says here with what it says in reflecting
-        model = load(source, run, options)
+        model = load_reader(source, run, options)
         with run.progress("student reads") as update:
             return likelihoods(
                 model, run.encoder, run.split("train"), needs, encoded=run.token_ids("train"),

@@ -28,7 +28,7 @@ from srd.run.assemble import (
     cache_fits,
     collator,
     lists_of,
-    load,
+    load_reader,
     load_writer,
     needed_cache_bytes,
     parameters,
@@ -287,7 +287,8 @@ def _read(run: Run, number: int) -> Summary:
         else:
             source, options = run.teacher_options_of(number)
             cache = build_cache(
-                place, lambda: load(source, run, options), examples, collator(run), tier=tier, width=run.teacher_width,
+                place, lambda: load_reader(source, run, options), examples, collator(run), tier=tier,
+                width=run.teacher_width,
                 tokenizer=tokenizer_identity(run.teacher_tokenizer) if run.apart else run.tokenizer_identity,
                 max_kl=run.recipe.cache.max_kl, batch_size=run.recipe.generation.batch_size, progress=update,
             )  # fmt: skip
