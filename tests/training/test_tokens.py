@@ -17,6 +17,7 @@ from srd.recipe.reading import load_recipe
 from srd.training import loss as loss_module
 from srd.training import trainer as trainer_module
 from srd.training.loss import LossSettings, TokenChoice, head_loss, logits_loss
+from srd.training.outcomes import OutcomeHead, log1mexp, outcome_rows
 from srd.training.positions import choose_positions, entropies, gaps_of, random_scores
 from srd.training.settings import TrainingConfig
 from tests.runs import TinyRun
@@ -133,6 +134,21 @@ def test_what_is_asked_of_all_positions_is_asked_in_blocks(monkeypatch: pytest.M
     )  # fmt: skip
     torch.testing.assert_close(found, naive("jsd", student, teacher, 1.5, share=0.5), rtol=1e-9, atol=1e-12)
     assert sizes and max(sizes) <= 3
+
+
+def test_the_gap_to_a_teacher_of_whom_a_part_is_known() -> None:
+    """Five tokens and a rest: the gap of these six outcomes."""
+    problem = make_problem()
+    student, teacher = (torch.log_softmax(plain_logits(*each), -1) for each in (
+        (problem.hidden, problem.head), (problem.teacher_hidden, problem.teacher_head)))  # fmt: skip
+    log_p, ids = teacher.topk(5, -1)
+    rest = log1mexp(log_p.logsumexp(-1, keepdim=True))
+    head = OutcomeHead(torch.empty(37, 0), width=37, listed=5)
+    found = gaps_of(lambda rows: student[rows], outcome_rows(ids, log_p, rest), head, 37, 1.0)
+    own = student.gather(-1, ids)
+    others = log1mexp(own.logsumexp(-1, keepdim=True))
+    expected = naive("jsd", torch.cat([own, others], -1), torch.cat([log_p, rest], -1), share=0.5)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("by", WAYS)
