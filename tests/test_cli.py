@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import io
 import json
 import re
 import shutil
@@ -19,6 +20,9 @@ from srd import __version__ as version
 from srd import cli
 from srd.base import console
 from srd.base.files import read_json
+from srd.recipe.reading import load_recipe
+from srd.report.closing import next_steps
+from srd.report.reading import read_run
 from srd.run.context import Run
 from srd.run.steps import training
 from srd.training import stages
@@ -478,3 +482,42 @@ def test_stopped_by_the_keyboard(
         outcome = srd("run", shared.folder / "tiny.yaml", "--run-dir", tmp_path / "run")
     assert outcome.code == 130
     assert "continues" in outcome.told and "Traceback" not in outcome.told
+
+
+def test_a_first_recipe_from_answers_or_options(srd: Command, shared: TinyRun, tmp_path: Path) -> None:
+    options = ("--teacher", shared.teacher, "--student", shared.student, "--data", shared.rows, "--epochs", 2)
+    made = srd("init", *options, "--name", "first")
+    assert made.code == 0 and made.out.startswith("first.yaml\n") and "train/srd" in made.out
+    text = (tmp_path / "first.yaml").read_text(encoding="utf-8")
+    assert "# softmax temperature" not in text and "# passes over its data, in each stage" in text
+    recipe = load_recipe(str(tmp_path / "first.yaml"))
+    assert (recipe.name, recipe.training.epochs, recipe.student.model) == ("first", 2.0, str(shared.student))
+    again = srd("init", *options, "--name", "first")
+    assert again.code == 2 and "is not written over" in again.told
+    layers = srd("init", "--teacher", shared.teacher, "--student", 0, "--data", shared.rows, "--name", "other")
+    assert layers.code == 2 and "how many layers" in layers.told and not (tmp_path / "other.yaml").exists()
+
+
+def test_chat_through_a_pipe_and_a_list_of_what_would_be_pushed(
+    srd: Command, shared: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\n\ntwo\n"))
+    options = ("--temperature", 0, "--max-new-tokens", 4)
+    both = srd("chat", shared.student, *options)
+    assert both.code == 0 and "asked with Alpaca's wording" in both.told
+    each = [srd("chat", shared.student, "--prompt", text, *options).out for text in ("one", "two")]
+    assert both.out == "".join(each) and all(each)
+    assert srd("chat", shared.student, "--prompt", " ").code == 2
+    student = tmp_path / "a run" / "student"
+    student.mkdir(parents=True)
+    (student / "README.md").write_text("---\nlicense: mit\n---\n\n# tiny\n")
+    (student.parent / "recipe.yaml").write_text(yaml.safe_dump(shared.recipe))
+    shown = srd("push", "a run", "me/tiny", "--dry-run")
+    assert shown.code == 0 and "README.md" in shown.out and "nothing was uploaded" in shown.told
+    (student.parent / "manifest.json").write_text("{}")
+    steps = next_steps(read_run(Path("a run")))
+    assert [command for _, command in steps] == [
+        "srd chat 'a run'",
+        "srd evaluate 'a run/recipe.yaml' --run-dir 'a run'",
+        "srd push 'a run' me/tiny --dry-run",
+    ]

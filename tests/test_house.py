@@ -13,7 +13,7 @@ MOST_ARGUMENTS = 10  # of a constructor, without self
 #: Lines of Python in each room. A change that needs more raises the number here and says in its commit what for.
 BUDGETS = {
     "base": 2200, "metrics": 850, "data": 5800, "models": 6800, "tasks": 1700, "sandbox": 1100, "curation": 2700,
-    "training": 7000, "evaluation": 1400, "recipe": 900, "run": 7500, "report": 3000, "api": 500, "sweep": 1100,
+    "training": 7000, "evaluation": 1400, "recipe": 1000, "run": 7500, "report": 3000, "api": 500, "sweep": 1100,
     "export": 2500, "integrations": 350, "cli": 1200, "__init__": 130, "__main__": 10,
 }  # fmt: skip
 

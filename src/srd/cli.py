@@ -412,6 +412,168 @@ def export_command(
     console.print(f"[dim]next:[/] {_escaped(then)}", soft_wrap=True)
 
 
+@app.command("chat")
+def chat_command(
+    model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run directory, or any model's folder or name.")],
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="Answer this and stop. Default: ask, or read stdin.")
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also the teacher's answer, and the student's before its training.")
+    ] = False,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer. Default: as evaluated.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, max=100, help="Of sampling; 0 is greedy. Default: as evaluated.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(min=1e-6, max=1, help="Nucleus sampling. Default: as evaluated.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Fixes the samples.")] = 0,
+) -> None:
+    """Talk with a student; in a pipe, one prompt a line."""
+    from srd.run.chat import chosen, voices
+
+    set_up_logging()
+    found, notes = voices(model, compare=compare)
+    for note in notes:
+        console.print(f"[dim]{_escaped(note)}[/]")
+    talk = _Talk(found, chosen(found[-1].decoding(), max_new_tokens, temperature, top_p, seed))
+    if prompt is not None:
+        talk.answer(prompt)
+    elif sys.stdin is not None and sys.stdin.isatty():
+        talk.converse()
+    else:
+        for line in (line.rstrip("\r\n") for line in sys.stdin or ()):
+            if line.strip():
+                talk.answer(line)
+
+
+class _Talk:
+    """Questions and answers on the terminal, or through a pipe.
+
+    Args:
+        voices: Who answers; of one the answer is shown as it is written.
+        decoding: How they write.
+    """
+
+    def __init__(self, voices: list[Any], decoding: Any) -> None:
+        self.voices = voices
+        self.decoding = decoding
+        self.turns: list[dict[str, str]] = []
+        self.asked = 0
+
+    def answer(self, question: str) -> None:
+        """Answer one question that stands alone."""
+        if not question.strip():
+            raise UserError("the prompt is empty: give it a text, as in --prompt 'Why is the sky blue?'")
+        self.turns = []
+        self._say(question)
+
+    def converse(self) -> None:
+        """Ask until the person leaves with Ctrl-D; /new forgets what was said."""
+        console.print("[dim]Write a question and press Enter. /new begins a new conversation, Ctrl-D ends.[/]")
+        while True:
+            try:
+                question = input("> ").strip()
+            except EOFError:
+                print()
+                return
+            if question == "/new":
+                self.turns = []
+            elif question:
+                self._say(question)
+
+    def _say(self, question: str) -> None:
+        self.turns.append({"role": "user", "content": question})
+        self.asked += 1
+        for voice in self.voices:
+            if len(self.voices) > 1:
+                typer.echo(f"[{voice.name}]" if not sys.stdout.isatty() else typer.style(voice.name, bold=True))
+            said = ""
+            for piece in voice.answer(self.turns, self.decoding, f"chat {self.asked}"):
+                typer.echo(visible(piece) if sys.stdout.isatty() else piece, nl=False)
+                sys.stdout.flush()
+                said += piece
+            typer.echo("")
+        self.turns.append({"role": "assistant", "content": said})
+
+
+@app.command("push")
+def push_command(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run directory; with --data also a folder of srd curate.")
+    ],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Where on the Hugging Face hub.")],
+    data: Annotated[bool, typer.Option("--data", help="The curated training data in place of the student.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be uploaded, and stop.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see it. Default: private.")] = False,
+) -> None:
+    """Upload a run's student with its card to the Hugging Face hub, private unless you say otherwise."""
+    from srd.base.text import shown_bytes
+    from srd.export.push import prepared, push
+
+    set_up_logging()
+    with prepared(run, repository, data=data) as upload:
+        for name, size in upload.sizes.items():
+            _echo(f"{shown_bytes(size):>9}  {name}")
+        whose = "public" if public else "private"
+        total = f"{len(upload.files)} files, {shown_bytes(sum(upload.sizes.values()))}"
+        console.print(f"{total} as a {whose} {upload.kind}: {upload.address}", soft_wrap=True)
+        for note in upload.notes:
+            console.print(f"[yellow]![/] {_escaped(note)}", soft_wrap=True)
+        if dry_run:
+            console.print("[dim]nothing was uploaded (--dry-run)[/]")
+        else:
+            _echo(push(upload, public=public))
+
+
+@app.command("init")
+def init_command(
+    teacher: Annotated[str | None, typer.Option(help="The large model: hub name, folder, GGUF file, smollm2.")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="The small one, likewise; or how many layers the teacher loses.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="File, folder, hub name, or a data set that srd knows.")] = None,
+    epochs: Annotated[float | None, typer.Option(min=1e-3, help="Passes over the data in each stage.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the recipe: it is written to NAME.yaml.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+) -> None:
+    """Write a first recipe from five answers, with comments, and say what it would cost."""
+    from srd.base.files import atomic_write
+    from srd.recipe.start import first_recipe, first_text
+
+    given = {
+        "teacher": ("Teacher, the large model (hub name, folder, GGUF file)", teacher, "smollm2"),
+        "student": ("Student, the small model; or how many layers the teacher is to lose", student, "10"),
+        "data": ("Data (file, folder, hub name, or a known data set)", data, "pydocs"),
+        "epochs": ("Passes over the data in each stage", epochs, "3"),
+        "name": ("Name of the recipe", name, "mine"),
+    }
+    answers = {key: _asked(key, *question) for key, question in given.items()}
+    path = Path(f"{answers['name']}.yaml")
+    if path.exists():
+        raise UserError(f"{path} is there already, and is not written over. Give another --name, or move it away.")
+    try:
+        passes = float(answers.pop("epochs"))
+    except ValueError:
+        raise UserError("--epochs is a number of passes over the data, such as 3") from None
+    recipe = first_recipe(**answers, epochs=passes, answer=max_new_tokens)
+    with atomic_write(path) as partial:
+        partial.write_text(first_text(recipe), encoding="utf-8")
+    _echo(path)
+    plan_command(str(path), None, 1, None, False)
+
+
+def _asked(key: str, question: str, given: Any, usual: str) -> str:
+    """What an option says, or else the person; without one the usual."""
+    if given is not None:
+        return str(given)
+    if sys.stdin is None or not sys.stdin.isatty():
+        console.print(f"[dim]--{key} {usual}  (not given: {question})[/]", soft_wrap=True)
+        return usual
+    return str(typer.prompt(question, default=usual, err=True)).strip()
+
+
 @app.command("plan")
 def plan_command(
     recipe: RecipeArgument,

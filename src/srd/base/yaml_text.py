@@ -48,9 +48,10 @@ for _kind, _pattern, _first in (
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"^(?:{_pattern})$"), list(_first))
 
 
-def dump_yaml(value: Any) -> str:
-    """Write plain data so that `parse_yaml` reads the same."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+def dump_yaml(value: Any, *, short_lists: bool = False) -> str:
+    """Write plain data so that `parse_yaml` reads the same; ``short_lists``: lists of plain values on one line."""
+    flow = None if short_lists else False
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=flow)
 
 
 def read_yaml(path: Path) -> Any:

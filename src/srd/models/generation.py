@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -170,6 +170,36 @@ def _answers(
             active, alive, tokens = active[rows], alive[rows], tokens[rows]
         logits = batch.step(tokens.clamp(min=0))
     return answers
+
+
+@torch.no_grad()
+def stream_tokens(
+    model: Any, prompt: Sequence[int], name: str, decoding: Decoding, stop: Sequence[int], pad_id: int, *, width: int
+) -> Iterator[int]:
+    """Answer one prompt token by token, the one that ends the answer included: the tokens that `decode_batch` gives.
+
+    Args:
+        model: In evaluation mode.
+        prompt: Token ids.
+        name: Names the random stream.
+        decoding: How tokens are chosen.
+        stop: Ids that end an answer.
+        pad_id: Any valid id.
+        width: Ids from here on are never chosen.
+
+    Raises:
+        RunError: logits are not finite.
+    """
+    batch = Reader(model, [prompt], pad_id, abilities(model))
+    logits = batch.prefill()
+    uniform = torch.from_numpy(_uniforms([name], decoding)).to(batch.device)
+    for position in range(decoding.max_new_tokens):
+        token = choose(logits[:, :width], decoding, uniform[:, position])
+        _checked(model, [name], [token.tolist()], [])
+        yield int(token)
+        if int(token) in stop or position + 1 == decoding.max_new_tokens:
+            return
+        logits = batch.step(token)
 
 
 def _checked(

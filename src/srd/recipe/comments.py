@@ -50,13 +50,20 @@ def _is_section(value: Any) -> bool:
     )
 
 
+def _text(key: str, value: Any) -> str:
+    if isinstance(value, list) and value:  # a list of plain values stands on one line
+        inner = dump_yaml({key: value}, short_lists=True)
+        return inner if inner.startswith(_key(key)) else dump_yaml({key: value})
+    return dump_yaml({key: value})
+
+
 def _key(key: str) -> str:
     return dump_yaml({key: None}).rpartition(":")[0]
 
 
 def _setting(key: str, value: Any, told: str, margin: str) -> Iterator[str]:
     """A setting on a line of its own, its meaning behind it where there is room, else above it."""
-    lines = [f"{margin}{line}" for line in dump_yaml({key: value}).splitlines()]
+    lines = [f"{margin}{line}" for line in _text(key, value).splitlines()]
     single = f"{lines[0]:<{COLUMN}}  # {told}"
     if not told:
         yield from lines

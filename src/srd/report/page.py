@@ -13,6 +13,7 @@ from srd.base.files import atomic_write
 from srd.base.text import duration
 from srd.report.answers import training_answers, unseen_answers
 from srd.report.cleaning import cleaning_section
+from srd.report.closing import next_steps
 from srd.report.comparison import (
     COST_COLUMNS,
     GIVEN_MODELS,
@@ -85,6 +86,7 @@ def page(run: RunFiles) -> str:
         "about": " · ".join(part for part in (recipe_models(run), finished[:10]) if part),
         "lead": headline(run, models),
         "words": WORDS if models else {},
+        "next_steps": next_steps(run),
         "sections": {name: name.capitalize() for name in SECTIONS if name != "cleaning" or run.files.marked.is_file()},
         "command": run.command,
         **comparison_section(run, models),

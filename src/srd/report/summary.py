@@ -9,6 +9,7 @@ from rich.markup import escape as escape_markup
 from rich.table import Table as RichTable
 
 from srd.base.text import visible
+from srd.report.closing import next_steps
 from srd.report.comparison import comparison_table, headline, models_of
 from srd.report.reading import RunFiles, read_run
 from srd.report.tables import Table
@@ -50,6 +51,11 @@ def print_summary(run_dir: Path, console: Console) -> None:
     for line in places(run):
         # A path that is folded over two lines cannot be clicked or copied.
         console.print(escape(line), highlight=False, soft_wrap=True)
+    steps = next_steps(run)
+    if steps:
+        console.print()
+    for title, command in steps:
+        console.print(f"{title + ':':<13}{escape(command)}", highlight=False, soft_wrap=True)
 
 
 def brief(table: Table) -> Table:

@@ -1,0 +1,33 @@
+"""What a person may do next with a finished run: each a command that works as it stands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+from srd.models.facts import CARD
+from srd.report.reading import RunFiles
+
+
+def next_steps(run: RunFiles) -> list[tuple[str, str]]:
+    """What to do with the student, and the command; nothing where there is none yet."""
+    student = run.files.student(run.main_arm)
+    if not student.is_dir():
+        return []
+    folder, name = run.run_dir, re.sub(r"[^\w.-]+", "-", str(run.recipe.get("name") or "student")).strip("-.")
+    target = folder.parent / f"{folder.name}-lm-eval"
+    found: list[tuple[str, list[str | Path]]] = [
+        ("Talk to it", ["srd", "chat", folder]),
+        ("Evaluate it", ["srd", "evaluate", run.files.recipe, "--run-dir", folder]),
+    ]
+    if run.evaluation:
+        found.append(("Export it", ["srd", "export", folder, "--to", "lm-eval", "-o", target]))
+    if (student / CARD).is_file():
+        found.append(("Push it", ["srd", "push", folder, f"me/{name}", "--dry-run"]))
+    return [(title, shell_line(command)) for title, command in found]
+
+
+def shell_line(words: list[str | Path]) -> str:
+    """A command as it is typed, with quotes where they are needed."""
+    return shlex.join(map(str, words))

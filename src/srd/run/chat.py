@@ -1,0 +1,188 @@
+"""Talking with a student: one answer at a time, as it is written, or beside those of its teacher and its start."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from srd.base import parallel
+from srd.base.errors import UserError
+from srd.data.encoding import Encoder
+from srd.data.templates.base import get_template
+from srd.evaluation.models import UNLIMITED, longest_prompt
+from srd.models.generation import Decoding, stream_tokens
+from srd.models.loading import load_generation_config, load_model, load_tokenizer
+from srd.models.settings import ModelConfig
+from srd.models.tokens import padding_id, stop_token_ids
+from srd.recipe.reading import load_recipe
+from srd.recipe.schema import Recipe
+from srd.run.context import load_options
+from srd.run.folder import RunFolder
+
+Message = dict[str, str]
+RUNS = Path("runs")
+LONGEST_ANSWER = 512  # tokens, where a model's files do not say
+UNFINISHED = "\ufffd"  # of a character whose last bytes are still to come
+
+
+def run_folder(name: str) -> Path | None:
+    """The run directory that a name stands for: itself, or one below ``runs``; None where it is none."""
+    return next((path for path in (Path(name), RUNS / name) if (path / "recipe.yaml").is_file()), None)
+
+
+@dataclass
+class Voice:
+    """A model that answers.
+
+    Attributes:
+        name: What it is called where several answer.
+        source: Folder or name on the hub.
+        tokenizer: Its chat template asks.
+        options: How it is loaded.
+    """
+
+    name: str
+    source: str
+    tokenizer: Any
+    options: dict[str, Any]
+
+    @cached_property
+    def model(self) -> Any:
+        """The model, loaded when it is first asked."""
+        device = parallel.state().device if torch.cuda.is_available() else None
+        return load_model(self.source, tokenizer=self.tokenizer, device=device, role=self.name, **self.options)
+
+    def decoding(self) -> Decoding:
+        """How it writes, by its files: a student as it was evaluated."""
+        given = load_generation_config(self.source, **_of_hub(self.options))
+        sampled = bool(getattr(given, "do_sample", False))
+        temperature = float(getattr(given, "temperature", None) or 1.0) if sampled else 0.0
+        top_p = float(getattr(given, "top_p", None) or 1.0) if sampled else 1.0
+        return Decoding(int(getattr(given, "max_new_tokens", None) or LONGEST_ANSWER), temperature, top_p)
+
+    def answer(self, turns: Sequence[Message], decoding: Decoding, name: str) -> Iterator[str]:
+        """Answer a conversation, in pieces of text as they come.
+
+        Raises:
+            UserError: the prompt does not fit.
+        """
+        (prompt,), _, _ = self._encoder(decoding).prompts([_row(turns)])
+        tokens: list[int] = []
+        said = ""
+        stop = stop_token_ids(self.model, self.tokenizer)
+        for token in stream_tokens(
+            self.model, prompt, name, decoding, stop, padding_id(self.tokenizer), width=len(self.tokenizer)
+        ):
+            tokens += [] if token in stop else [token]
+            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+            if not text.endswith(UNFINISHED) or token in stop:
+                yield text[len(said) :]
+                said = text
+        rest = self.tokenizer.decode(tokens, skip_special_tokens=True)[len(said) :]
+        if rest:
+            yield rest
+
+    def _encoder(self, decoding: Decoding) -> Encoder:
+        room = longest_prompt(self.model.config, self.tokenizer, decoding.max_new_tokens)
+        if room is not None and room < 1:
+            raise UserError(
+                f"--max-new-tokens is {decoding.max_new_tokens}, which leaves no room for a prompt in model "
+                f"'{self.source}'. Give a smaller one."
+            )
+        return Encoder(
+            self.tokenizer,
+            get_template("chat" if self.tokenizer.chat_template else "alpaca", self.tokenizer),
+            max_length=UNLIMITED,
+            max_prompt_length=room or UNLIMITED,
+            encoder_decoder=bool(self.model.config.is_encoder_decoder),
+        )
+
+
+def _row(turns: Sequence[Message]) -> dict[str, Any]:
+    return {
+        "id": "chat", "instruction": "", "input": "", "prompt": "", "messages": json.dumps(list(turns)),
+        "references": [""], "extra": "",
+    }  # fmt: skip
+
+
+def _of_hub(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in ("revision", "trust_remote_code") if options.get(name)}
+
+
+def voices(name: str, *, compare: bool = False) -> tuple[list[Voice], list[str]]:
+    """The models to talk with: a run's student, or any model.
+
+    Args:
+        name: A run directory, the name of one below ``runs``, a student's folder, or any model.
+        compare: Also the run's teacher and the student as it started, in front of it.
+
+    Returns:
+        The models, and notes to the person.
+
+    Raises:
+        UserError: the run has no student yet, or there is nothing to compare with.
+    """
+    folder = run_folder(name)
+    if folder is None and compare:
+        folder = next((above for above in list(Path(name).resolve().parents)[:3] if run_folder(str(above))), None)
+        if folder is None:
+            raise UserError(
+                f"--compare needs a run directory, with its teacher and the student it began with, but '{name}' is "
+                "none. Give one, such as runs/demo, or leave --compare out."
+            )
+    if folder is None:
+        tokenizer = load_tokenizer(name)
+        notes = [] if tokenizer.chat_template else [f"{name} has no chat template: it is asked with Alpaca's wording."]
+        return [Voice(name, name, tokenizer, {})], notes
+    recipe = load_recipe(str(folder / "recipe.yaml"))
+    place = RunFolder(folder, recipe.training.label).student(recipe.training.label)
+    if not place.is_dir():
+        raise UserError(
+            f"{place} is not there: this run has trained no student yet. Train it: srd run {folder / 'recipe.yaml'} "
+            f"--run-dir {folder}"
+        )
+    student = Voice("student", str(place), load_tokenizer(str(place)), {})
+    if not compare:
+        return [student], []
+    teacher, notes = _teacher(recipe, folder, student.tokenizer)
+    return [*teacher, _start(recipe, folder, student.tokenizer), student], notes
+
+
+def _start(recipe: Recipe, folder: Path, tokenizer: Any) -> Voice:
+    """The student before the training, asked as it was trained."""
+    own = recipe.student
+    if own.drop_layers or own.warm_start:
+        start = RunFolder(folder, recipe.training.label).start
+        return Voice("start", str(start), tokenizer, load_options(own, loose=False))
+    return Voice("start", str(own.model), tokenizer, load_options(own))
+
+
+def _teacher(recipe: Recipe, folder: Path, shared: Any) -> tuple[list[Voice], list[str]]:
+    """The teacher, asked by its own chat template where the training was a conversation, else as the student is."""
+    named: ModelConfig = recipe.teacher
+    tuned = RunFolder(folder, recipe.training.label).teacher
+    if recipe.teacher.sft:
+        return [Voice("teacher", str(tuned), load_tokenizer(str(tuned)), load_options(named, loose=False))], []
+    if getattr(recipe.teacher, "endpoint", None):
+        return [], ["The teacher is behind a server and is not asked here."]
+    options = load_options(named)
+    own = load_tokenizer(named.model, **_of_hub(options))
+    if recipe.data.frame[0] not in ("auto", "chat") or not own.chat_template:
+        own = copy.deepcopy(own)
+        own.chat_template = shared.chat_template
+    return [Voice("teacher", named.model, own, options)], []
+
+
+def chosen(
+    decoding: Decoding, max_new_tokens: int | None, temperature: float | None, top_p: float | None, seed: int
+) -> Decoding:
+    """How answers are written: as the model's files say, unless the person says otherwise."""
+    given: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+    return replace(decoding, seed=seed, **{name: value for name, value in given.items() if value is not None})

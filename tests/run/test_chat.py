@@ -1,0 +1,88 @@
+"""Talking with a model: the same tokens as the evaluation gives, as text that is whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srd.base.errors import UserError
+from srd.models.generation import Decoding, decode_batch, stream_tokens
+from srd.models.loading import load_model, load_tokenizer
+from srd.models.tokens import padding_id, stop_token_ids
+from srd.recipe.reading import validate_recipe, write_recipe
+from srd.run.chat import chosen, voices
+from tests.runs import TinyRun
+from tests.tiny import save_tiny
+
+ASKED = [{"role": "user", "content": "Why is the sky blue?"}]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory as far as talking needs it: a recipe, and a student that is a copy of its start."""
+    tiny = TinyRun(tmp_path_factory.mktemp("chat"))
+    tiny.run_dir.mkdir()
+    write_recipe(validate_recipe(tiny.recipe, "tiny"), tiny.run_dir / "recipe.yaml")
+    student = save_tiny(tiny.run_dir / "student", "llama", layers=2, seed=2)
+    (student / "chat_template.jinja").write_text("<s>{{ messages[-1]['content'] }}\n")
+    settings = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "max_new_tokens": 5, "eos_token_id": 2}
+    (student / "generation_config.json").write_text(json.dumps(settings))
+    return tiny.run_dir
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+@pytest.mark.parametrize("decoding", [Decoding(9), Decoding(9, 1.0, 0.9, seed=3)])
+def test_a_stream_has_the_tokens_of_a_batch(tmp_path: Path, family: str, decoding: Decoding) -> None:
+    source = str(save_tiny(tmp_path / family, family))
+    tokenizer = load_tokenizer(source)
+    model = load_model(source, tokenizer=tokenizer)
+    prompt, stop = tokenizer("Why is the sky blue?")["input_ids"], stop_token_ids(model, tokenizer)
+    (wanted,), _ = decode_batch(model, [prompt], ["x"], decoding, stop, padding_id(tokenizer), width=len(tokenizer))
+    got = stream_tokens(model, prompt, "x", decoding, stop, padding_id(tokenizer), width=len(tokenizer))
+    assert list(got) == wanted
+
+
+def test_a_student_writes_as_it_was_evaluated_unless_told_otherwise(trained: Path) -> None:
+    (student,), notes = voices(str(trained))
+    assert (student.name, notes) == ("student", [])
+    own = student.decoding()
+    assert own == Decoding(5, 0.7, 0.9)
+    assert chosen(own, 7, 0.0, None, 4) == Decoding(7, 0.0, 0.9, seed=4)
+    pieces = list(student.answer(ASKED, own, "chat 1"))
+    assert "".join(pieces) == "".join(student.answer(ASKED, own, "chat 1"))
+    assert len(pieces) > 1
+
+
+def test_compare_asks_teacher_start_and_student(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trained.parent)
+    for name in ("run", "run/student", str(trained)):
+        found, _ = voices(name, compare=True)
+        assert [voice.name for voice in found] == ["teacher", "start", "student"]
+        assert {voice.tokenizer.chat_template for voice in found} == {"<s>{{ messages[-1]['content'] }}\n"}
+    assert all("".join(voice.answer(ASKED, Decoding(4), "x")) is not None for voice in found)
+
+
+def test_half_characters_wait_for_their_other_half(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (student,), _ = voices(str(trained))
+    ids: list[int] = student.tokenizer("é 😀", add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr("srd.run.chat.stream_tokens", lambda *given, **more: iter([*ids, 2]))
+    pieces = list(student.answer(ASKED, Decoding(9), "x"))
+    assert "".join(pieces) == "é 😀" and not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({}, "has trained no student yet. Train it: srd run .*recipe.yaml --run-dir"),
+        ({"name": "elsewhere", "compare": True}, "--compare needs a run directory"),
+    ],
+)
+def test_what_cannot_be_talked_to(trained: Path, tmp_path: Path, arguments: Any, told: str) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text((trained / "recipe.yaml").read_text())
+    with pytest.raises(UserError, match=told):
+        voices(arguments.pop("name", str(run)), **arguments)
