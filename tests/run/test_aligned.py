@@ -22,6 +22,7 @@ from srd.recipe.reading import validate_recipe
 from srd.run.assemble import place_of_cache, reader_of
 from srd.run.checks import check_alignment
 from srd.run.models import RecipeModels
+from srd.run.plan import make_plan
 from srd.training.trainer import DistillTrainer
 from tests.faults import in_a_process_of_its_own
 from tests.runs import TinyRun, close, logged
@@ -69,6 +70,8 @@ def test_a_run_by_the_command_line_is_killed_and_goes_on(tiny: TinyRun, monkeypa
     assert weights[0] == weights[1]
     rows = [row for row in logged(Path(whole)) if "loss" in row]
     assert all(0.9 < row["supervised"] <= 1 and 0.9 < row["mass"] <= 1 and row["kd_loss"] > 0 for row in rows)
+    step = read_json(Path(whole) / "manifest.json")["steps"]["train/kd"]
+    assert step["summary"]["supervised"] == round(rows[-1]["supervised"], 4)
     meta = read_json(next(Path(whole).glob("cache/*/meta.json")))
     assert meta["tokenizer"] == tokenizer_identity(models_of(tiny).teacher_tokenizer)
 
@@ -107,6 +110,16 @@ def test_how_much_is_supervised_is_told_and_warned_of(tiny: TinyRun, caplog: pyt
             assert (told.supervised > 0.8) == enough
             assert f"it supervises {told.supervised:.1%} of the student's tokens" in caplog.text
             assert ("cut these texts at different places" in caplog.text) != enough
+    close(run)
+
+
+def test_a_plan_tells_how_much_is_supervised_and_counts_the_teachers_own_tokens(tiny: TinyRun) -> None:
+    made = make_plan(validate_recipe(tiny.recipe, "tiny"))
+    run = tiny.advance("examples")
+    theirs = run.read_by_teacher("train").response_tokens
+    assert made.data.teacher_tokens == theirs != made.data.response_tokens
+    assert made.cache_bytes == theirs * 32 * 2  # float16 states
+    assert [note for note in made.notes if "it supervises" in note and "by distributions" in note]
     close(run)
 
 

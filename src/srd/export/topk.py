@@ -72,6 +72,11 @@ def check_taught(exported: Exported) -> None:
         raise UserError(
             "several teachers have a cache each, and these trainers read one. Export a run with one teacher."
         )
+    if run.apart:
+        raise UserError(
+            f"teacher and student read different tokens ({run.apart}), and these trainers compare them one by one. Use "
+            "srd's own training, which aligns them, or a teacher with the student's tokenizer."
+        )
     if not tier_of_run(run).with_head:
         raise UserError(
             f"cache.tier is {run.recipe.cache.tier}, which has not kept what the teacher's whole distributions are "

@@ -131,6 +131,7 @@ class DataFacts:
         response: Mean tokens of a response, end of sequence included.
         response_tokens: Of all the training data.
         exact: Whether all the data was read and tokenised.
+        teacher_tokens: `response_tokens` in the teacher's tokens where these are others; 0: they are the same.
     """
 
     train: int
@@ -140,6 +141,7 @@ class DataFacts:
     response: float
     response_tokens: int
     exact: bool
+    teacher_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -250,7 +252,7 @@ class Facts:
         """What a tier keeps of all responses takes, of all teachers."""
         width = min(size.vocabulary for size in (*self.teachers, self.student))
         token = sum(tier.token_bytes(size.hidden_size, width) for size in self.teachers)
-        return int(self.data.response_tokens * self.rows_each * token)
+        return int((self.data.teacher_tokens or self.data.response_tokens) * self.rows_each * token)
 
     @property
     def cache_bytes(self) -> int:

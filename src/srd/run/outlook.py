@@ -59,7 +59,12 @@ def warn_of_frames(models: RecipeModels, train: datasets.Dataset) -> None:
     """Say where teacher and student would each see a conversation in a frame of their own."""
     own, shared = models.teacher_tokenizer, models.tokenizer
     template, _ = models.recipe.data.frame
-    if not models.is_taught or template not in ("chat", "auto") or str(own.chat_template) == str(shared.chat_template):
+    if (
+        models.apart
+        or not models.is_taught
+        or template not in ("chat", "auto")
+        or str(own.chat_template) == str(shared.chat_template)
+    ):
         return
     if template == "auto" and not pc.any(pc.not_equal(column(train, "messages"), "")).as_py():
         return

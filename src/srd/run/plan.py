@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import datasets
 import numpy as np
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
@@ -24,7 +25,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from srd.base.errors import UserError, nearest
 from srd.base.text import count, duration, shown_bytes
-from srd.data.batching import EncodedExamples
+from srd.data.batching import Collator, EncodedExamples
 from srd.data.encoding import Encoder
 from srd.data.settings import SourceConfig
 from srd.data.sources import is_hub_name
@@ -40,9 +41,11 @@ from srd.run.models import RecipeModels
 from srd.run.served import requests_of, told_of_server
 from srd.run.steps.examples import read_splits
 from srd.tasks.base import data_set_of, data_sets
+from srd.training.alignment import Reader, warn_of_coverage
 
 #: An A100 at about half of its peak in 16 bit.
 A100_FLOPS_PER_SECOND = 1.5e14
+COVERED = 1_000  # of those, how many a teacher with tokens of its own is tried on
 SAMPLE = 10_000  # training examples that are tokenised
 CONNECT_SECONDS = 3.0
 
@@ -206,6 +209,7 @@ def read_data(recipe: Recipe, notes: list[str], encoder_decoder: bool, models: R
     examples = EncodedExamples(encoded)
     response = examples.response_tokens / len(train)
     prompt = (sum(examples.lengths) - examples.response_tokens) / len(train)
+    theirs = 0.0 if models is None or not models.apart else _read_apart(models, train, examples, notes)
     return DataFacts(
         count,
         len(splits["validation"]),
@@ -214,7 +218,21 @@ def read_data(recipe: Recipe, notes: list[str], encoder_decoder: bool, models: R
         response,
         round(response * count),
         count <= SAMPLE,
+        round(theirs * count),
     )
+
+
+def _read_apart(models: RecipeModels, train: datasets.Dataset, examples: EncodedExamples, notes: list[str]) -> float:
+    """Tokens of a response for a teacher with tokens of its own; notes how much of the student's it can supervise."""
+    rows = train.select(np.unique(np.linspace(0, len(train) - 1, min(COVERED, len(train))).astype(int)))
+    theirs = EncodedExamples(models.teacher_encoder.encode(rows))
+    if any(training.needs_teacher for training in models.recipe.student_trainings):
+        method = models.recipe.training.alignment
+        reader = Reader(models.teacher_tokenizer, models.tokenizer, theirs, Collator(0), method)
+        told = reader.coverage_of(examples.subset(theirs.ids))
+        notes.append(told.words)
+        warn_of_coverage(told)
+    return theirs.response_tokens / len(rows)
 
 
 def _encoder(recipe: Recipe, encoder_decoder: bool) -> Encoder | None:

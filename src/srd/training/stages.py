@@ -40,6 +40,7 @@ from srd.training.trainer import (
     Writing,
     append_row,
     filter_rows,
+    read_rows,
     steps_per_epoch,
     use_one_device,
     widen,
@@ -511,7 +512,14 @@ def summarise(training: Training) -> dict[str, Any]:
         "training_seconds": round(total - checking, 2),
         "validation_seconds": round(checking, 2),
         "best_validation": stages[-1]["best_metric"],
+        **_alignment(training),
     }
+
+
+def _alignment(training: Training) -> dict[str, float]:
+    """The last of what was logged of a teacher with tokens of its own: its positions, and its mass on common tokens."""
+    rows = [row for row in read_rows(training.log_file) if "supervised" in row]
+    return {name: round(rows[-1][name], 4) for name in ("supervised", "mass") if rows and name in rows[-1]}
 
 
 def told_of(summary: dict[str, Any], config: TrainingConfig | None) -> str:
@@ -519,6 +527,8 @@ def told_of(summary: dict[str, Any], config: TrainingConfig | None) -> str:
     if config is None or "steps" not in summary:
         return ""
     stages = f" in {many(summary['stages'], 'stage')}" if summary["stages"] > 1 else ""
+    if "supervised" in summary:
+        stages += f" by a teacher that supervised {summary['supervised']:.1%} of the positions"
     told = f"trained for {many(summary['steps'], 'step')}{stages}, {summary['passes']:.3g} passes over the data"
     best = summary["best_validation"]
     if best is None:

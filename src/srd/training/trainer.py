@@ -1052,12 +1052,18 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def filter_rows(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Rewrite a JSON-lines log with the rows that ``keep`` accepts; a line torn by a kill is dropped."""
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines log; a line torn by a kill is left out."""
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
             rows += [row] if isinstance(row, dict) else []
+    return rows
+
+
+def filter_rows(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Rewrite a JSON-lines log with the rows that ``keep`` accepts; a line torn by a kill is dropped."""
+    rows = read_rows(path)
     with atomic_write(path) as partial:
         partial.write_text("".join(f"{json.dumps(row)}\n" for row in rows if keep(row)), encoding="utf-8")
