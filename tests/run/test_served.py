@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +18,11 @@ from srd.recipe.reading import recipe_yaml, validate_recipe
 from srd.run.assemble import place_of_cache, teacher_losses
 from srd.run.checks import check_recipe
 from srd.run.context import Run
+from srd.run.doctor import examine
 from srd.run.models import RecipeModels
 from srd.run.plan import make_plan
 from srd.training.teacher_cache import TeacherCache
-from tests.runs import TinyRun, close
+from tests.runs import TinyRun
 from tests.served import Served, serving
 
 KEY = "sk-0123456789abcdef"
@@ -157,5 +159,8 @@ def test_a_plan_says_whether_the_server_is_there(here: TinyRun, served: Served, 
     assert any("not checked" in note and "cannot be reached" in note for note in make_plan(recipe).notes)
 
 
-def test_the_run_directory_is_given_free(here: TinyRun, served: Served, tmp_path: Path) -> None:
-    close(asking(here, served, tmp_path).open())
+def test_a_doctor_looks_at_a_served_teacher_as_at_others(here: TinyRun, served: Served, tmp_path: Path) -> None:
+    found = examine(validate_recipe(asking(here, served, tmp_path).recipe, "tiny"), 1, 1e12)
+    assert found.teacher.architecture == "behind a server" and found.teacher.stops == found.student.stops
+    assert any("is there and fits" in note for note in found.notes)
+    assert KEY not in json.dumps(found.as_json())

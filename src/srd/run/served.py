@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from srd.base import parallel
 from srd.curation.scores.base import measured_needs
 from srd.models.served.client import Address
 from srd.models.served.endpoint import Away, Endpoint
@@ -23,9 +24,8 @@ def endpoint_of(teacher: TeacherConfig, top: int) -> Endpoint:
         UserError: its key is not set.
     """
     assert teacher.endpoint is not None
-    address = Address(
-        teacher.endpoint, teacher.model, teacher.api_key_env, teacher.parallel, teacher.timeout, teacher.patience
-    )
+    at_once = max(1, teacher.parallel // parallel.processes())  # the processes of a run share what is allowed
+    address = Address(teacher.endpoint, teacher.model, teacher.api_key_env, at_once, teacher.timeout, teacher.patience)
     return Endpoint(address, top)
 
 
