@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -245,10 +246,13 @@ def test_a_server_that_stays_busy_is_given_up_with_a_remedy(
 def test_what_is_under_way_when_another_fails_is_still_given() -> None:
     client = Client(Address("http://nowhere/v1", "tiny", parallel=4))
 
+    all_under_way, stopped = threading.Barrier(4), client._stopped
+
     def ask(number: int) -> int:
-        time.sleep(0.05 if number else 0.01)
+        all_under_way.wait(10)
         if number == 0:
             raise RunError("the first has failed")
+        assert stopped.wait(10)
         return number
 
     given: list[tuple[int, int]] = []
