@@ -5,6 +5,7 @@ A process of its own gives each system its own peak of resident memory, and none
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -57,6 +58,7 @@ def _teacher(dtype: str = "float32") -> Any:
     return load_model(TEACHER, dtype=dtype).requires_grad_(False)
 
 
+@functools.cache  # several cases of one process have the same
 def _batches(folder: str, profile: str, batch_size: int, steps: int) -> tuple[Any, Batches]:
     tokenizer = load_tokenizer(str(Path(folder) / "student"))
     return tokenizer, make_batches(tokenizer, profile, batch_size, steps)
