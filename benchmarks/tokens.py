@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import cases
-from benchmarks.run import ROOT, machine
+from benchmarks.run import ROOT
 from benchmarks.workload import forget_peak, peak_memory
 from srd.base.files import atomic_write
 
@@ -63,7 +63,7 @@ def main() -> None:
     found = measure(arguments.batch_size, arguments.steps)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(arguments.output) as partial:
-        partial.write_text(json.dumps({"machine": machine(), "results": found}, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(table(found))
 
 
