@@ -264,7 +264,11 @@ def test_summary_says_gain_cost_and_places(whole_run: Path) -> None:
     build_report(whole_run)
     wide, narrow = io.StringIO(), io.StringIO()
     print_summary(whole_run, Console(file=wide, width=200))
-    *_, gain, cost, _, _, _, student, report, warnings = wide.getvalue().splitlines()
+    said, next_steps = wide.getvalue().rsplit("\n\n", 1)
+    *_, gain, cost, _, _, _, student, report, warnings = said.splitlines()
+    assert [line.split(": ")[0] for line in next_steps.splitlines()] == ["Talk to it", "Evaluate it", "Export it"]
+    for page in (next_steps, (whole_run / "report" / "index.html").read_text(encoding="utf-8")):
+        assert f"srd chat {whole_run}" in page and f"{whole_run / 'recipe.yaml'} --run-dir {whole_run}" in page
     assert gain.startswith("SRD is 1.4 points ahead of plain KD in ROUGE-L on pydocs: 24.8 against 23.4")
     assert cost.startswith("It took 75% of the examples, 25% fewer passes and 13% less time")
     assert [student, report, warnings] == [

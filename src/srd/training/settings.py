@@ -92,7 +92,7 @@ class TrainingConfig(Section):
     select_by: Literal["rouge_l", "loss", "last"] = Field("rouge_l", description="which checkpoint of a stage is best")
     evaluate_every: float = Field(1.0, gt=0, description="validate and checkpoint after so many epochs")
     log_to: Annotated[list[str], AfterValidator(each_once)] = Field(
-        [], description="tensorboard, wandb, trackio: loggers of transformers"
+        [], description="tensorboard, wandb, trackio, mlflow, …: loggers of transformers, each a package of its own"
     )
 
     @field_validator("method", mode="before")
