@@ -15,6 +15,7 @@ import gc
 import itertools
 import logging
 import os
+import socket
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +31,7 @@ Shard = tuple[Any, ...]
 
 AHEAD = 2  # shards that an actor has been given: one that it works on, one that waits
 TRIES = 3  # actors that a shard may lose before the run gives up
+KNOCKING = 10.0  # seconds for a cluster to answer
 PATIENCE = 30.0  # seconds without an actor after which that is said
 
 
@@ -300,11 +302,19 @@ def connect(settings: ClusterConfig) -> Any:
     if not ray.is_initialized():
         logging.getLogger("ray").setLevel(logging.ERROR)
         try:
+            _knock(settings.address)
             ray.init(settings.address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"cluster.address '{settings.address}': no Ray cluster answers there ({reason}). Start one with "
                 "`ray start --head` and give the address that it prints, or none for this machine alone."
             ) from error
     return ray
+
+
+def _knock(address: str | None) -> None:
+    """Ray itself would knock for an hour."""
+    host, _, port = (address or "").rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), KNOCKING).close()
