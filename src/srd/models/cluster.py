@@ -11,6 +11,7 @@ room.
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import logging
@@ -51,6 +52,9 @@ def spread(
     """
     if isinstance(model, RemoteModel):
         yield from model.spread(function, shared, shards)
+        return
+    if (groups := getattr(model, "layer_groups", None)) is not None:  # many at once: see `srd.models.offload`
+        yield from enumerate(groups.run(functools.partial(function, model, *shared, *shard) for shard in shards))
         return
     for number, shard in enumerate(shards):
         yield number, function(model, *shared, *shard)

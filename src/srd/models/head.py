@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -345,8 +346,13 @@ def own_logits(model: Any) -> OwnLogits:
 
 @contextlib.contextmanager
 def _before_head(core: nn.Module, replacement: Any) -> Iterator[None]:
-    head = core.get_output_embeddings()  # type: ignore[operator]
-    handle = head.register_forward_pre_hook(lambda module, args: (replacement(args[0]),))
+    """Replace what enters the head, in forward passes of this thread: others may be under way at the same time."""
+    head, thread = core.get_output_embeddings(), threading.get_ident()  # type: ignore[operator]
+
+    def own(module: nn.Module, args: Any) -> Any:
+        return (replacement(args[0]),) if threading.get_ident() == thread else None
+
+    handle = head.register_forward_pre_hook(own)
     try:
         yield
     finally:

@@ -33,6 +33,7 @@ from srd.models.gguf import check_gguf, converted_folder
 from srd.models.guard import first_lines, guarded
 from srd.models.head import logit_rule
 from srd.models.merging import merge_adapter
+from srd.models.offload import device_map
 from srd.models.packages import Missing, check_packages, is_installed, missing_packages, quantisation
 from srd.models.portable import make_portable
 from srd.models.settings import ModelConfig
@@ -189,6 +190,7 @@ def load_model(
     trust_remote_code: bool = False,
     device: str | torch.device | None = None,
     role: str = "model",
+    offload: Path | None = None,
 ) -> PreTrainedModel:
     """Load a causal or sequence-to-sequence language model in eval mode, ready to generate, and try it out.
 
@@ -202,6 +204,8 @@ def load_model(
         trust_remote_code: run Python code that comes with the model.
         device: where to put it; None leaves it on the CPU.
         role: what messages call it: teacher, student.
+        offload: leave its layers on disk, to be read when they run (`srd.models.offload`); a folder for weights that
+            are not stored as they are used. None: load all of it.
 
     Raises:
         UserError: the model cannot be found or read, lacks weights, has them as pickle only or for another
@@ -223,6 +227,7 @@ def load_model(
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
+            **_on_disk(config, offload, device),
         )
     check_report(source, model, report)
     model.generation_config = generation
@@ -233,9 +238,17 @@ def load_model(
     set_name(model, f"the {role} '{source}'")
     with guarded(source):
         loaded: PreTrainedModel = model.eval()
-        loaded = loaded.to(device) if device is not None else loaded  # type: ignore[arg-type]
+        if offload is None and device is not None:
+            loaded = loaded.to(device)  # type: ignore[arg-type]
         logit_rule(loaded)
     return loaded
+
+
+def _on_disk(config: PreTrainedConfig, folder: Path | None, device: Any) -> dict[str, Any]:
+    """What leaves a model's layers on disk."""
+    if folder is None:
+        return {}
+    return {"device_map": device_map(config, device or "cpu"), "offload_folder": str(folder)}
 
 
 def check_weights(

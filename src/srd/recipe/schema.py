@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from srd.base.errors import UserError
-from srd.base.settings import LONGEST_NAME, FolderName, Named, Section, Seed, each_once
+from srd.base.settings import LONGEST_NAME, FolderName, Named, OffIsAWord, Section, Seed, each_once
 from srd.curation.detectors.base import DETECTORS
 from srd.curation.scores.base import PASSES, measured_needs, scores_of
 from srd.curation.settings import CurriculumConfig, ReflectionConfig
@@ -46,6 +46,9 @@ class TeacherConfig(ServedConfig, ModelConfig):
         None, description="who gives the targets: live or one of a plugin; none: the cache where it can, else live"
     )
     sft: TrainingConfig | None = Field(None, description="fine-tune the teacher on the training data first")
+    offload: Annotated[Literal["auto", "always", "off"], OffIsAWord] = Field(
+        "auto", description="read its layers from disk for the cache: auto, where it does not fit into memory"
+    )
 
     @field_validator("source")
     @classmethod

@@ -302,7 +302,7 @@ def build_cache(
         tier = tier or make_tier("exact", dtype=stored_dtype(running) if dtype == "auto" else dtype)
         _check_tier(work.cache, tier)
         parallel.on_main(
-            lambda: _set_up(work, tier, head, lambda batch: ask(teacher, _teacher_states, collator, *work.rows(batch)))
+            lambda: _set_up(work, tier, head, lambda batches: _states_of(teacher, collator, map(work.rows, batches)))
         )
         cache = TeacherCache(folder)
         check_error(cache.tier, cache.meta.get("error"), max_kl)
@@ -314,7 +314,6 @@ def build_cache(
             return spread(teacher, _packed, shared, shards)
 
         _write_shards(work, cache, pack, progress)
-        del teacher
     parallel.barrier()
     cache = TeacherCache(folder)
     check_error(cache.tier, cache.meta.get("error"), max_kl)
@@ -461,21 +460,21 @@ def _sample_batches(work: _Work, tokens: int, batch_size: int = 4) -> list[list[
 
 
 @torch.no_grad()
-def _set_up(work: _Work, tier: Tier, head: HeadWeights, states_of: Callable[[list[int]], Tensor] | None) -> None:
+def _set_up(work: _Work, tier: Tier, head: HeadWeights, states_of: Callable[[list[list[int]]], Tensor] | None) -> None:
     """Write what all shards have in common: the head, what the tier has learnt, and its error.
 
     Args:
         work: The request.
         tier: The tier.
         head: The teacher's, which has been checked to give its own logits, cut to the ids that count.
-        states_of: The teacher's states of a batch; None: it is not here.
+        states_of: The teacher's states of some batches; None: it is not here.
     """
     if work.cache.meta:
         return
     tensors, error, learnt = {}, None, {}
     if states_of is not None and len(work.keys):
         batches = _sample_batches(work, tier.sample)
-        states = torch.cat([states_of(batch) for batch in batches])
+        states = states_of(batches)
         targets = torch.tensor([token for batch in batches for token in work.targets(batch)])
         learnt = tier.learn(states)
         places = torch.linspace(0, len(states) - 1, min(TOKENS, len(states))).long()
@@ -528,6 +527,12 @@ def _frame_of(teacher: Any, width: int | None) -> tuple[str, HeadWeights]:
     return str(next(teacher.parameters()).dtype).removeprefix("torch."), head.cut(
         min(head.vocabulary, width or head.vocabulary)
     )
+
+
+def _states_of(teacher: Any, collator: Collator, batches: Iterable[tuple[Any, ...]]) -> Tensor:
+    """The teacher's states of some batches, one behind the other, ``[N, d]``."""
+    found = sorted(spread(teacher, _teacher_states, (collator,), batches), key=lambda each: each[0])
+    return torch.cat([states for _, states in found])
 
 
 @torch.no_grad()

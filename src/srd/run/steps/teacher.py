@@ -28,7 +28,6 @@ from srd.run.assemble import (
     cache_fits,
     collator,
     lists_of,
-    load_reader,
     load_writer,
     needed_cache_bytes,
     parameters,
@@ -40,6 +39,7 @@ from srd.run.assemble import (
 from srd.run.context import Run, load_options
 from srd.run.costs import Facts, Phase, limit_for, one_pass, training_phase
 from srd.run.identity import model_identity
+from srd.run.large import load_large
 from srd.run.served import top_of
 from srd.run.steps.base import Step, Summary
 from srd.run.steps.cleaning import cleaning_steps
@@ -287,7 +287,7 @@ def _read(run: Run, number: int) -> Summary:
         else:
             source, options = run.teacher_options_of(number)
             cache = build_cache(
-                place, lambda: load_reader(source, run, options), examples, collator(run), tier=tier,
+                place, lambda: load_large(source, run, options, teacher.offload), examples, collator(run), tier=tier,
                 width=run.teacher_width,
                 tokenizer=tokenizer_identity(run.teacher_tokenizer) if run.apart else run.tokenizer_identity,
                 max_kl=run.recipe.cache.max_kl, batch_size=run.recipe.generation.batch_size, progress=update,

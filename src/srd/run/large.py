@@ -1,0 +1,62 @@
+"""Teachers that do not fit into memory: read for the cache with their layers on disk."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from srd.base import parallel
+from srd.base.errors import UserError
+from srd.base.text import shown_bytes
+from srd.models.loading import load_config, load_model
+from srd.models.offload import GROUP_SHARE, SHARE, LayerGroups, free_memory, weight_bytes
+from srd.models.packages import quantisation
+from srd.models.sources import resolve_source, split_adapter
+from srd.models.weights import weight_files
+from srd.run.assemble import load, load_reader
+from srd.run.context import Run
+
+logger = logging.getLogger(__name__)
+
+
+def load_large(source: str, run: Run, options: dict[str, Any], offload: str) -> Any:
+    """A teacher that fills a cache: all of it, or with its layers on disk where it does not fit into memory.
+
+    Args:
+        source: The teacher.
+        run: The run.
+        options: How it is loaded.
+        offload: ``auto``, ``always`` or ``off``.
+
+    Raises:
+        UserError: its layers are to stay on disk, but its weights are not used as they lie there.
+    """
+    device = parallel.state().device if torch.cuda.is_available() else None
+    found = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}
+    config = load_config(source, **found)
+    needed, free = weight_bytes(config, str(options.get("dtype", "auto"))), free_memory(device)
+    if offload == "off" or (offload == "auto" and needed <= SHARE * free):
+        return load_reader(source, run, options)
+    changed = options.get("adapter") or split_adapter(source)[1]
+    if changed or quantisation(config) is not None:
+        what = "an adapter is merged into its weights" if changed else "its weights are quantised"
+        if offload == "auto":
+            return load_reader(source, run, options)
+        raise UserError(
+            f"teacher.offload is always, but {what}, so that they are not read from disk layer by layer. Set "
+            f"teacher.offload=auto{', or save the merged teacher first' if changed else ''}."
+        )
+    folder = run.files.cache / f"offload-{parallel.process()}"
+    model = load_model(source, tokenizer=run.tokenizer, device=device, role="teacher", offload=folder, **options)
+    groups = LayerGroups(model, max(1, int(GROUP_SHARE * free)), folder)
+    model.layer_groups = groups  # type: ignore[assignment]
+    batches = -(-len(run.encoded("train")) // run.recipe.generation.batch_size)
+    place = Path(resolve_source(source))
+    outlook = groups.outlook(-(-batches // parallel.processes()), weight_files(place) if place.is_dir() else [])
+    logger.warning(
+        "the teacher's weights take %s, and %s of memory are free: %s.", shown_bytes(needed), shown_bytes(free), outlook
+    )
+    return model
