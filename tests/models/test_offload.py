@@ -8,12 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from srd.models import offload as module
-from srd.models.head import response_hidden
+from srd.models.head import head_is_enough, response_hidden
 from srd.models.loading import load_model
 from srd.models.offload import LayerGroups, free_memory, reading_speed, weight_bytes
+from srd.recipe.schema import TeacherConfig
+from srd.run.context import load_options
+from srd.run.identity import model_identity
 from srd.training import teacher_cache
 from srd.training.teacher_cache import build_cache
 from srd.training.trainer import make_collator
@@ -46,7 +50,7 @@ def tokenizer_of(family: str) -> Any:
 
 def on_disk(source: str, family: str, folder: Path, memory: int = 1) -> Any:
     model: Any = load_model(source, tokenizer=tokenizer_of(family), offload=folder / "written")
-    model.layer_groups = LayerGroups(model, memory, folder / "written")
+    model.layer_groups = LayerGroups(model, memory)
     return model
 
 
@@ -118,3 +122,36 @@ def test_what_is_said_beforehand(tmp_path: Path) -> None:
     assert reading_speed([tmp_path / "none", file]) > 1e5 and reading_speed([]) == 0
     told = LayerGroups(whole, 1).outlook(65, [file])
     assert "4 layers (148.5 kB) are read from disk in 4 groups, twice: 297.0 kB, about" in told
+
+
+@pytest.mark.parametrize(("settings", "problem"), [
+    ({"load_in_8bit": True, "load_in_4bit": True}, "are both true. Choose one"),
+    ({"load_in_8bit": True, "sft": {}}, "sft would train weights that load_in_8bit quantises"),
+    ({"load_in_4bit": True, "adapter": "a"}, "adapter would be merged into weights that load_in_4bit quantises"),
+    ({"load_in_4bit": True, "offload": "always"}, "stay in memory. Remove one"),
+    ({"offload": "sometimes"}, "'auto', 'always' or 'off'"),
+])  # fmt: skip
+def test_ways_to_load_a_teacher_that_exclude_each_other(settings: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        TeacherConfig(model="m", **settings)
+
+
+def test_a_quantised_teacher_is_another_one(tmp_path: Path) -> None:
+    source = saved(tmp_path, "llama")
+    ways: list[dict[str, Any]] = [{}, {"load_in_8bit": True}, {"load_in_4bit": True}]
+    teachers = [TeacherConfig(model=source, **way) for way in ways]
+    assert [load_options(teacher).get("bits") for teacher in teachers] == [None, 8, 4]
+    assert len({model_identity(teacher) for teacher in teachers}) == 3
+    asked = TeacherConfig(model=source, offload="always")  # the cache is the same, so the teacher is
+    assert model_identity(asked) == model_identity(teachers[0])
+    assert TeacherConfig(model="m", offload=False).offload == "off"  # as YAML reads it
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_weights_are_quantised_while_they_are_loaded(bits: int, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    source, tokenizer = saved(tmp_path, "llama"), tokenizer_of("llama")
+    model: Any = load_model(source, tokenizer=tokenizer, bits=bits)
+    assert model.is_quantized and head_is_enough(model)
+    examples, collator = encoded(5, tokenizer), make_collator(model, tokenizer)
+    assert build_cache(tmp_path / "cache", lambda: model, examples, collator).holds(examples)

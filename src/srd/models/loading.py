@@ -13,6 +13,7 @@ from huggingface_hub import snapshot_download
 from transformers import (
     AutoConfig,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -100,6 +101,8 @@ def packages_missing(named: ModelConfig) -> list[Missing]:
     config = load_config(source, revision=named.revision, trust_remote_code=named.trust_remote_code)
     folder = _weights_folder(source, named.revision)
     missing = missing_packages(source, folder, config, attn_implementation=named.attn_implementation)
+    if (bits := getattr(named, "bits", None)) and not is_installed("bitsandbytes"):
+        missing.append(Missing(f"model '{source}': load_in_{bits}bit", ("bitsandbytes",)))
     method = quantisation(config)
     if method is not None and not missing:
         try:
@@ -191,6 +194,7 @@ def load_model(
     device: str | torch.device | None = None,
     role: str = "model",
     offload: Path | None = None,
+    bits: int | None = None,
 ) -> PreTrainedModel:
     """Load a causal or sequence-to-sequence language model in eval mode, ready to generate, and try it out.
 
@@ -204,8 +208,8 @@ def load_model(
         trust_remote_code: run Python code that comes with the model.
         device: where to put it; None leaves it on the CPU.
         role: what messages call it: teacher, student.
-        offload: leave its layers on disk, to be read when they run (`srd.models.offload`); a folder for weights that
-            are not stored as they are used. None: load all of it.
+        offload: leave its layers on disk (`srd.models.offload`); a folder for weights that have to be written anew.
+        bits: 8 or 4: quantise its weights while they are loaded, by bitsandbytes.
 
     Raises:
         UserError: the model cannot be found or read, lacks weights, has them as pickle only or for another
@@ -218,17 +222,13 @@ def load_model(
         read_headers(weight_files(Path(place)), source)
     config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
     generation = load_generation_config(source, revision=revision, trust_remote_code=trust_remote_code)
+    placed = _placed(config, device or "cpu", offload, bits)
+    kind = dtype if dtype == "auto" else getattr(torch, dtype)
     with guarded(source):
         model, report = auto_class(config).from_pretrained(
-            place,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            revision=revision,
-            attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
-            **_on_disk(config, offload, device),
-        )
+            place, dtype=kind, revision=revision, attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code, use_safetensors=True, output_loading_info=True, **placed,
+        )  # fmt: skip
     check_report(source, model, report)
     model.generation_config = generation
     if adapter is not None:
@@ -238,17 +238,20 @@ def load_model(
     set_name(model, f"the {role} '{source}'")
     with guarded(source):
         loaded: PreTrainedModel = model.eval()
-        if offload is None and device is not None:
+        if not placed and device is not None:
             loaded = loaded.to(device)  # type: ignore[arg-type]
         logit_rule(loaded)
     return loaded
 
 
-def _on_disk(config: PreTrainedConfig, folder: Path | None, device: Any) -> dict[str, Any]:
-    """What leaves a model's layers on disk."""
-    if folder is None:
-        return {}
-    return {"device_map": device_map(config, device or "cpu"), "offload_folder": str(folder)}
+def _placed(config: PreTrainedConfig, device: Any, offload: Path | None, bits: int | None) -> dict[str, Any]:
+    """What makes transformers put a model's parts where they belong while it loads them; nothing: it does not."""
+    if offload is not None:
+        return {"device_map": device_map(config, device), "offload_folder": str(offload)}
+    if bits is not None:
+        quantised = BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4)
+        return {"quantization_config": quantised, "device_map": {"": device}}
+    return {}
 
 
 def check_weights(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -145,15 +144,14 @@ class LayerGroups:
     Args:
         model: As transformers has loaded it.
         memory: Bytes that a group of layers may take.
-        folder: Where weights lie that had to be written anew to be read by layers; removed at the end. None: nowhere.
 
     Attributes:
         bytes: Of all layers.
         groups: Layers that are in memory at the same time.
     """
 
-    def __init__(self, model: nn.Module, memory: int, folder: Path | None = None) -> None:
-        self.folder, self.groups = folder, []
+    def __init__(self, model: nn.Module, memory: int) -> None:
+        self.groups = []
         self._here: int | None = None
         self._held: list[tuple[nn.Module, AlignDevicesHook]] = []
         self.bytes, taken = 0, memory
@@ -222,11 +220,6 @@ class LayerGroups:
             f"{many(len(self.groups), 'group')}, {['once', 'twice'][waves - 1] if waves < 3 else f'{waves} times'}: "
             f"{shown_bytes(self.reads(passes))}, about {took} of reading"
         )
-
-    def close(self) -> None:
-        """Remove what was written to be read by layers."""
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _reading(layer: nn.Module) -> Iterator[tuple[nn.Module, AlignDevicesHook]]:

@@ -49,6 +49,26 @@ class TeacherConfig(ServedConfig, ModelConfig):
     offload: Annotated[Literal["auto", "always", "off"], OffIsAWord] = Field(
         "auto", description="read its layers from disk for the cache: auto, where it does not fit into memory"
     )
+    load_in_8bit: bool = Field(False, description="quantise its weights to 8 bits while it is loaded (bitsandbytes)")
+    load_in_4bit: bool = Field(False, description="quantise its weights to 4 bits while it is loaded (bitsandbytes)")
+
+    @property
+    def bits(self) -> int | None:
+        """Of its weights, where they are quantised while it is loaded."""
+        return 8 if self.load_in_8bit else 4 if self.load_in_4bit else None
+
+    @model_validator(mode="after")
+    def _can_be_quantised(self) -> Self:
+        if self.load_in_8bit and self.load_in_4bit:
+            raise ValueError("load_in_8bit and load_in_4bit are both true. Choose one")
+        if self.bits and (self.sft is not None or self.adapter):
+            what = "sft would train" if self.sft is not None else "adapter would be merged into"
+            raise ValueError(f"{what} weights that load_in_{self.bits}bit quantises. Remove one, or do it beforehand")
+        if self.bits and self.offload == "always":
+            raise ValueError(
+                f"offload is always, but quantised weights (load_in_{self.bits}bit) stay in memory. Remove one"
+            )
+        return self
 
     @field_validator("source")
     @classmethod

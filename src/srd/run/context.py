@@ -283,7 +283,8 @@ class Run(RecipeModels):
 def load_options(model: ModelConfig, loose: bool = True) -> dict[str, Any]:
     """How a model of the recipe is loaded; one that lies in the run directory has its adapter merged already."""
     keys = ("dtype", "attn_implementation", *(("revision", "adapter", "trust_remote_code") if loose else ()))
-    return {"dtype": model.dtype, **{key: getattr(model, key) for key in keys}}
+    bits = getattr(model, "bits", None) if loose else None
+    return {"dtype": model.dtype, **{key: getattr(model, key) for key in keys}, **({"bits": bits} if bits else {})}
 
 
 def _name_in(path: Path) -> str | None:

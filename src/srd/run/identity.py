@@ -61,7 +61,8 @@ def model_identity(model: ModelConfig) -> str:
     if endpoint := getattr(model, "endpoint", None):  # nobody sees its weights: its address, or the user's word
         return fingerprint("served", str(model.model), *([model.revision] if model.revision else ["at", endpoint]))
     content = model_fingerprint(str(model.model), revision=model.revision, adapter=model.adapter)
-    return fingerprint(content, model.dtype, model.attn_implementation, model.trust_remote_code)
+    bits = [bits] if (bits := getattr(model, "bits", None)) else []
+    return fingerprint(content, model.dtype, model.attn_implementation, model.trust_remote_code, *bits)
 
 
 def task_identity(task: TaskConfig) -> Any:

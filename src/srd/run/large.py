@@ -11,7 +11,7 @@ import torch
 from srd.base import parallel
 from srd.base.errors import UserError
 from srd.base.text import shown_bytes
-from srd.models.loading import load_config, load_model
+from srd.models.loading import load_config
 from srd.models.offload import GROUP_SHARE, SHARE, LayerGroups, free_memory, weight_bytes
 from srd.models.packages import quantisation
 from srd.models.sources import resolve_source, split_adapter
@@ -20,6 +20,11 @@ from srd.run.assemble import load, load_reader
 from srd.run.context import Run
 
 logger = logging.getLogger(__name__)
+
+
+def offload_folder(run: Run) -> Path:
+    """Where weights lie that have to be written anew to be read layer by layer."""
+    return run.files.cache / f"offload-{parallel.process()}"
 
 
 def load_large(source: str, run: Run, options: dict[str, Any], offload: str) -> Any:
@@ -38,8 +43,12 @@ def load_large(source: str, run: Run, options: dict[str, Any], offload: str) -> 
     found = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}
     config = load_config(source, **found)
     needed, free = weight_bytes(config, str(options.get("dtype", "auto"))), free_memory(device)
-    if offload == "off" or (offload == "auto" and needed <= SHARE * free):
+    if options.get("bits") or offload == "off" or (offload == "auto" and needed <= SHARE * free):
         return load_reader(source, run, options)
+    if run.recipe.cluster.engine != "local":  # the memory is that of other machines
+        if offload == "auto":
+            return load_reader(source, run, options)
+        raise UserError("teacher.offload is always, which is for the local engine. Set teacher.offload=auto.")
     changed = options.get("adapter") or split_adapter(source)[1]
     if changed or quantisation(config) is not None:
         what = "an adapter is merged into its weights" if changed else "its weights are quantised"
@@ -49,9 +58,9 @@ def load_large(source: str, run: Run, options: dict[str, Any], offload: str) -> 
             f"teacher.offload is always, but {what}, so that they are not read from disk layer by layer. Set "
             f"teacher.offload=auto{', or save the merged teacher first' if changed else ''}."
         )
-    folder = run.files.cache / f"offload-{parallel.process()}"
-    model = load_model(source, tokenizer=run.tokenizer, device=device, role="teacher", offload=folder, **options)
-    groups = LayerGroups(model, max(1, int(GROUP_SHARE * free)), folder)
+    folder = offload_folder(run)
+    model = load(source, run, {**options, "offload": folder})
+    groups = LayerGroups(model, max(1, int(GROUP_SHARE * free)))
     model.layer_groups = groups  # type: ignore[assignment]
     batches = -(-len(run.encoded("train")) // run.recipe.generation.batch_size)
     place = Path(resolve_source(source))

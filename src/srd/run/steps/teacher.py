@@ -39,7 +39,7 @@ from srd.run.assemble import (
 from srd.run.context import Run, load_options
 from srd.run.costs import Facts, Phase, limit_for, one_pass, training_phase
 from srd.run.identity import model_identity
-from srd.run.large import load_large
+from srd.run.large import load_large, offload_folder
 from srd.run.served import top_of
 from srd.run.steps.base import Step, Summary
 from srd.run.steps.cleaning import cleaning_steps
@@ -292,6 +292,7 @@ def _read(run: Run, number: int) -> Summary:
                 tokenizer=tokenizer_identity(run.teacher_tokenizer) if run.apart else run.tokenizer_identity,
                 max_kl=run.recipe.cache.max_kl, batch_size=run.recipe.generation.batch_size, progress=update,
             )  # fmt: skip
+    remove(offload_folder(run))
     kept = {"examples": len(examples), "bytes": needed_cache_bytes(run, number)}
     error = cache.meta.get("error") or {}  # none where it is from before it was measured
     return {**kept, **{name: float(f"{value:.3g}") for name, value in error.items() if name != "tokens"}}
