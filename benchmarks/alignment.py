@@ -4,7 +4,7 @@ Small models from nothing, so that it runs on a CPU: a teacher is trained on Pyt
 students of half its depth learn the same rows with cross-entropy only, from common tokens at identical places (what
 other trainers do), from prefix classes, from these and chunks, and, as ceiling, with the teacher's own tokenizer. What
 is compared is the loss of the references in validation, in nats a byte. The ceiling's tokenizer is another one: its
-number differs for that reason, too. """
+number differs for that reason, too."""
 
 from __future__ import annotations
 
