@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from srd.models import offload as module
-from srd.models.head import head_is_enough, response_hidden
+from srd.models.head import head_is_enough, response_hidden, same_logits
 from srd.models.loading import load_model
 from srd.models.offload import LayerGroups, free_memory, reading_speed, weight_bytes
 from srd.recipe.schema import TeacherConfig
@@ -145,6 +145,14 @@ def test_a_quantised_teacher_is_another_one(tmp_path: Path) -> None:
     asked = TeacherConfig(model=source, offload="always")  # the cache is the same, so the teacher is
     assert model_identity(asked) == model_identity(teachers[0])
     assert TeacherConfig(model="m", offload=False).offload == "off"  # as YAML reads it
+
+
+@pytest.mark.parametrize(("quantised", "same"), [(False, False), (True, True)])
+def test_quantised_layers_agree_up_to_their_own_rounding(quantised: bool, same: bool) -> None:
+    """In eight bits what a row gives depends on the rows beside it: a hundredth is no other model."""
+    model: Any = torch.nn.Linear(2, 2)
+    model.is_quantized = quantised
+    assert same_logits(model, torch.tensor([[2.0, -1.0]]), torch.tensor([[2.02, -1.0]])) == same
 
 
 @pytest.mark.parametrize("bits", [8, 4])
