@@ -1,6 +1,6 @@
 """TRL takes a curated folder in order, on the recipe's own tokens, and its GKD loss has the temperature of each stage.
 
-python -m benchmarks.neighbours.check_trl WORK    # WORK/trl: a folder of `srd curate --for trl`; WORK/student, …
+python -m benchmarks.neighbours.check_trl WORK    # WORK/trl: of `srd curate --for trl`; WORK/student, WORK/teacher
 """
 
 from __future__ import annotations
