@@ -44,7 +44,12 @@ def environment(work: Path, name: str, reuse: bool) -> Path:
 def check_module(work: Path, python: Path, name: str) -> dict[str, Any]:
     """What a check of this folder prints."""
     module = f"benchmarks.neighbours.check_{name.replace('-', '_')}"
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(work / "hf")}
+    env = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_CACHE": str(work / "hf"),
+    }
     command = [python, "-m", module, str(work)]
     done = subprocess.run(command, env=env, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))

@@ -15,12 +15,13 @@ litgpt shuffles its rows, and there is no switch for it: **the order within a st
 one run for each, from the model of the one before:
 
 ```
-litgpt finetune_full MODEL --data JSON --data.json_path litgpt/stage_0 --data.prompt_style default \\
-    --data.mask_prompt true --train.epochs PASSES --out_dir out/stage_0
+litgpt finetune_full MODEL --data JSON --data.json_path litgpt/stage_0 --data.mask_prompt true \\
+    --data.prompt_style.class_path litgpt.prompts.Default --train.epochs PASSES --out_dir out/stage_0
 litgpt finetune_full out/stage_0/final --data JSON --data.json_path litgpt/stage_1 …
 ```
 
-with the passes of the table above. The prompts stand in their frame already, so that the style is `default`.
+with the passes of the table above. The prompts stand in their frame already, so that the style is the class
+`Default`, which adds nothing and has no name of its own.
 """
 
 
