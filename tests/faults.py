@@ -29,13 +29,13 @@ class Places:
     Args:
         folder: The run directory, in which places are named.
         moments: Which of begin, replace and done.
-        half: 0 or 1: every other place only, by its name; None: all.
+        part: Which places, by their names, of how many parts: ``(0, 2)`` is one half.
     """
 
     def __init__(
-        self, folder: Path, moments: tuple[str, ...] = ("begin", "replace", "done"), half: int | None = None
+        self, folder: Path, moments: tuple[str, ...] = ("begin", "replace", "done"), part: tuple[int, int] = (0, 1)
     ) -> None:
-        self.half = half
+        self.part = part
         self.folder = folder
         self.moments = moments
         self.seen: set[Place] = set()
@@ -48,7 +48,7 @@ class Places:
 
         def seam(moment: str, path: Path) -> None:
             place = self._name(path), moment
-            here = self.half is None or zlib.crc32(place[0].encode()) % 2 == self.half
+            here = zlib.crc32(place[0].encode()) % self.part[1] == self.part[0]
             if here and self.wanted(place) and moment in self.moments and place not in self.seen and not hit:
                 hit.append(place)
                 fault(place)

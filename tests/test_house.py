@@ -12,9 +12,9 @@ MOST_ARGUMENTS = 10  # of a constructor, without self
 
 #: Lines of Python in each room. A change that needs more raises the number here and says in its commit what for.
 BUDGETS = {
-    "base": 2200, "metrics": 850, "data": 5800, "models": 6800, "tasks": 1700, "sandbox": 1100, "curation": 2700,
-    "training": 7000, "evaluation": 1400, "recipe": 1000, "run": 7500, "report": 3000, "api": 500, "sweep": 1100,
-    "export": 2500, "integrations": 350, "cli": 1200, "__init__": 130, "__main__": 10,
+    "base": 1945, "metrics": 810, "data": 4960, "models": 5990, "tasks": 1680, "sandbox": 1065, "curation": 2465,
+    "training": 6930, "evaluation": 1060, "recipe": 955, "run": 6425, "report": 2370, "export": 2230,
+    "integrations": 280, "api": 450, "sweep": 1025, "cli": 785, "__init__": 105, "__main__": 5,
 }  # fmt: skip
 
 
@@ -47,3 +47,4 @@ def test_rooms_keep_to_their_budgets() -> None:
         room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
         found[room] += len(path.read_text(encoding="utf-8").splitlines())
     assert {room: lines for room, lines in found.items() if lines > BUDGETS[room]} == {}
+    assert all(lines > 0.9 * BUDGETS[room] for room, lines in found.items()), "a room has shrunk: lower its budget"

@@ -141,10 +141,10 @@ def test_status_and_message(
 
 def test_what_fails_in_a_plugin_is_called_that(tmp_path: Path) -> None:
     """With its file and line, also where it fails beneath; a call of ours that fails elsewhere is still ours."""
-    plugin = tmp_path / "mine.py"
+    plugin = tmp_path / "failing.py"
     plugin.write_text("import json\n\ndef broken(rows):\n    return rows['x']\n\ndef beneath():\n    json.loads('{')\n")
     import_plugin(str(plugin))
-    mine = next(module for name, module in sys.modules.items() if name.startswith("srd_plugin_mine_"))
+    mine = next(module for name, module in sys.modules.items() if name.startswith("srd_plugin_failing_"))
     for call, line, words in ((lambda: mine.broken({}), 4, "KeyError: 'x'"), (mine.beneath, 7, "JSONDecodeError")):
         with pytest.raises(Exception) as caught:  # noqa: PT011 - whichever it is
             call()

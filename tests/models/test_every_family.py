@@ -161,12 +161,12 @@ def loss_with_teacher(student: Any, teacher: Any, folder: Path) -> Tensor:
     batch = collator([examples[i] for i in range(len(PROMPTS))])
     targets, one = batch["targets"], torch.tensor(1)
     if head_is_enough(teacher):
-        cache = build_cache(folder, lambda: teacher, examples, collator, batch_size=2)
+        cache = build_cache(folder, lambda: teacher, examples, collator, dtype="float32", batch_size=2)
         hidden = torch.cat([cache.hidden(*pair) for pair in zip(PROMPTS, REFERENCES, strict=True)])
         taught = {"teacher_hidden": hidden, "teacher_head": cache.head()}
         return head_loss(response_hidden(student, batch), head_weights(student), targets, LOSS, one, **taught)[0]
     with pytest.raises(UserError, match=r"no cache can keep them. Set cache.enabled=false"):
-        build_cache(folder, lambda: teacher, examples, collator)
+        build_cache(folder, lambda: teacher, examples, collator, dtype="float32")
     taught = {"teacher_hidden": response_logits(teacher, batch).detach(), "teacher_head": own_logits(teacher)}
     return logits_loss(response_logits(student, batch), WIDTH, targets, LOSS, one, **taught)[0]
 

@@ -299,8 +299,9 @@ def test_the_phases_are_the_steps_of_the_run(tmp_path: Path, monkeypatch: pytest
     for check in ("check_recipe", "check_room"):
         monkeypatch.setattr(flow, check, lambda *run: None)
     monkeypatch.setattr(Teacher, "make", tuned)
-    for kind in (TeacherText, Cache, Student, Reflection, Ranking, Training, Evaluation, Cards):
+    for kind in (TeacherText, Cache, Student, Reflection, Ranking, Training, Evaluation):
         monkeypatch.setattr(kind, "make", lambda self, run: {})
+    monkeypatch.setattr(Cards, "make", lambda self, run: {"by hand": []})
     for kind in (Teacher, TeacherText, Cache, Student, Reflection, Ranking, Training, Evaluation):
         monkeypatch.setattr(kind, "told", lambda self, run, summary: "nothing")
     for name, changes in VARIANTS.items():

@@ -148,12 +148,17 @@ def interrupt(
             work(run_dir)
 
 
-@pytest.mark.parametrize(("moment", "half"), [("replace", 0), ("done", 1)])
-def test_killed_at_every_write(undisturbed: Callable[[str], TinyRun], tmp_path: Path, moment: str, half: int) -> None:
+@pytest.mark.parametrize(("moment", "part"), [
+    ("replace", (0, 6)), ("done", (1, 6)),
+    *(pytest.param(moment, (half, 2), marks=pytest.mark.slow) for half, moment in enumerate(("replace", "done"))),
+])  # fmt: skip
+def test_killed_at_every_write(
+    undisturbed: Callable[[str], TinyRun], tmp_path: Path, moment: str, part: tuple[int, int]
+) -> None:
     """A new process continues each time, to be killed at the next file: before or after it gets its name, in turn."""
     tiny, run_dir = undisturbed("short"), tmp_path / "run"
-    kills = kill_at_every_place(lambda: tiny.run(run_dir), Places(run_dir, (moment,), half))
-    assert kills > 15
+    kills = kill_at_every_place(lambda: tiny.run(run_dir), Places(run_dir, (moment,), part))
+    assert kills > 30 / part[1]
     assert_same(run_dir, tiny.run_dir)
 
 
@@ -221,12 +226,13 @@ def test_killed_where_libraries_write(
     assert_same(run_dir, tiny.run_dir)
 
 
-def test_a_disk_full_at_every_write(undisturbed: Callable[[str], TinyRun], tmp_path: Path) -> None:
+@pytest.mark.parametrize("parts", [6, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_disk_full_at_every_write(undisturbed: Callable[[str], TinyRun], tmp_path: Path, parts: int) -> None:
     """Each time one message that names the file, and the same command continues."""
     tiny, run_dir = undisturbed("short"), tmp_path / "run"
-    places = Places(run_dir, ("begin",))
+    places = Places(run_dir, ("begin",), (2 % parts, parts))
     said = fail_at_every_place(lambda: tiny.run(run_dir), places, disk_full)
-    assert len(said) > 40
+    assert len(said) > 40 / parts
     assert all("the disk is full: could not write" in message for message in said)
     assert_same(run_dir, tiny.run_dir)
 

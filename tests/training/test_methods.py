@@ -291,11 +291,11 @@ def test_bfloat16_autocast_is_close_to_float32(ways: TinyRun) -> None:
 @pytest.mark.xdist_group("ways")
 def test_teacher_in_bfloat16_beside_a_float32_student(ways: TinyRun, tiny_run: TinyRun) -> None:
     tiny_run.set(teacher={"model": str(tiny_run.teacher), "dtype": "bfloat16"}, training__curriculum=None).train()
-    for dtype, folder in (("float32", ways.run_dir), ("bfloat16", tiny_run.run_dir)):
+    for dtype, stored, folder in (("float32", "float16", ways.run_dir), ("bfloat16", "bfloat16", tiny_run.run_dir)):
         (head,) = folder.glob("cache/*/head.safetensors")
         assert load_file(head)["weight"].dtype == getattr(torch, dtype)
         (shard,) = folder.glob("cache/*/shard-*.safetensors")
-        assert load_file(shard)["hidden"].dtype == getattr(torch, dtype)
+        assert load_file(shard)["hidden"].dtype == getattr(torch, stored)
     assert losses(tiny_run.run_dir, "kd") == pytest.approx(losses(ways.run_dir, "kd"), rel=0.05)
 
 
