@@ -178,6 +178,7 @@ def test_the_card_tells_of_the_run_and_is_written_again_with_its_results(again: 
     assert card.read_text(encoding="utf-8") == first
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_in_the_same_card(
     done: TinyRun, again: TinyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
