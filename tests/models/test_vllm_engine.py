@@ -293,6 +293,7 @@ def assert_runs_agree(tiny: TinyRun) -> None:
         assert one == other, name
 
 
+@pytest.mark.slow
 def test_a_run_by_either_engine_is_the_same(
     tiny_run: TinyRun, fake_vllm: type[FakeLlm], monkeypatch: pytest.MonkeyPatch
 ) -> None:

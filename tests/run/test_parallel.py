@@ -229,6 +229,7 @@ def test_the_command_line_under_accelerate(alone: dict[str, TinyRun], tmp_path: 
     assert "accelerate takes up FSDP" not in done.stderr
 
 
+@pytest.mark.slow
 def test_sharding_without_a_gpu_is_said_to_be_none(
     alone: dict[str, TinyRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

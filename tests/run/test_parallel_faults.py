@@ -63,6 +63,7 @@ def test_a_killed_process_is_missed_by_the_other(process: int, undisturbed: Tiny
     assert_same(folder, undisturbed.run_dir)
 
 
+@pytest.mark.slow
 def test_fewer_examples_than_processes(tmp_path: Path) -> None:
     recipe = TinyRun(tmp_path).set(data__train_limit=1).write_recipe()
     statuses, said = forked(tmp_path, "line", "run", recipe, "--run-dir", tmp_path / "run")

@@ -162,6 +162,7 @@ def test_killed_at_every_write(
     assert_same(run_dir, tiny.run_dir)
 
 
+@pytest.mark.slow
 def test_killed_wherever_text_is_written_ahead(undisturbed: Callable[[str], TinyRun], tmp_path: Path) -> None:
     """Batches, files, seals and the teacher's states of each refresh: none of its bytes is another one."""
     tiny, run_dir = undisturbed("gkd ahead"), tmp_path / "run"
