@@ -204,7 +204,8 @@ def test_a_killed_run_ends_in_the_same_card(
                 pass
         again.advance()
         now = steps_finished(again.run_dir)
-        assert {name for name in now if now[name] != made[name]} == {"cards"}, kill
+        # Within the second in which it was first made, it is told by nothing that it was made again.
+        assert {name for name in now if now[name] != made[name]} <= {"cards"}, kill
         assert contents(again.run_dir) == wanted, kill
     assert kill > 10
 
