@@ -183,6 +183,18 @@ def test_llama_factory_gets_whole_texts_and_a_list_of_data_sets(ranked: TinyRun,
             assert ids == [expected[row["id"]][key] for key in ("prompt_ids", "response_ids")]
 
 
+@pytest.mark.parametrize("micro", [None, 4])
+def test_a_step_has_as_many_examples_as_in_the_recipe(micro: int | None, ranked: TinyRun, tmp_path: Path) -> None:
+    for trainer, name, size, steps in (
+        ("axolotl", "axolotl_stage_0.yaml", "micro_batch_size", "gradient_accumulation_steps"),
+        ("llamafactory", "llamafactory_stage_0.yaml", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    ):
+        run = curate(ranked, tmp_path / trainer, trainer, training__micro_batch_size=micro)
+        told = yaml.safe_load((tmp_path / trainer / name).read_text())
+        batch = run.recipe.training.batch_size
+        assert (told[size], told[size] * told[steps]) == (micro or batch, batch)
+
+
 def test_litgpt_gets_a_folder_for_every_stage_and_is_said_to_shuffle(ranked: TinyRun, tmp_path: Path) -> None:
     run = curate(ranked, tmp_path, "litgpt")
     rows, stage = json.loads((tmp_path / "litgpt/stage_1/train.json").read_text()), read(tmp_path / "stage_1.jsonl")

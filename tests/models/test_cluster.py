@@ -55,6 +55,13 @@ def test_without_ray_its_package_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         cluster.check_installed()
 
 
+@pytest.mark.parametrize("setting", [{"address": "head:6379"}, {"actors": 2}, {"gpus": 0.0}, {"memory_gb": 1.0}])
+def test_a_cluster_that_is_not_asked_is_not_set_up(setting: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"{next(iter(setting))} is for a Ray cluster. Set engine: ray"):
+        ClusterConfig(**setting)
+    assert ClusterConfig(engine="ray", **setting).engine == "ray"
+
+
 @pytest.fixture(scope="module")
 def two_machines() -> Iterator[Any]:
     """A cluster of two machines, as Ray simulates it."""

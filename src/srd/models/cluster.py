@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from srd.base.errors import RunError, UserError
+from srd.models.never_trains import NeverTrains
 from srd.models.settings import ClusterConfig
 
 logger = logging.getLogger(__name__)
@@ -171,7 +172,7 @@ def _frame_of(model: Any) -> tuple[Any, Any]:
     return model.config, getattr(model, "generation_config", None)
 
 
-class RemoteModel:
+class RemoteModel(NeverTrains):
     """A model that actors of a Ray cluster hold; it is read and writes, and never trains.
 
     Args:
@@ -182,7 +183,6 @@ class RemoteModel:
         UserError: Ray is not installed, no cluster answers, or the model cannot be loaded.
     """
 
-    training = False
     _number = itertools.count()
 
     def __init__(self, settings: ClusterConfig, load: Callable[[], Any]) -> None:
@@ -193,15 +193,6 @@ class RemoteModel:
         self.load = Load(load, torch.get_num_threads())
         weakref.finalize(self, self.actors.forget)
         self.config, self.generation_config = ask(self, _frame_of)
-
-    def eval(self) -> RemoteModel:
-        """It is always in evaluation mode."""
-        return self
-
-    def train(self, mode: bool = True) -> RemoteModel:
-        """Asked to go back to the mode it was in: there is only one."""
-        assert not mode, "a model of a cluster does not train"
-        return self
 
     def spread(self, function: Callable[..., Any], shared: Shard, shards: Iterable[Shard]) -> Iterator[tuple[int, Any]]:
         """See `spread`."""

@@ -100,3 +100,10 @@ class ClusterConfig(Section):
     cpus: float = Field(1.0, gt=0, description="processors that Ray sets aside for a copy")
     gpus: float | None = Field(None, ge=0, description="GPUs of a copy; none: one where the cluster has any")
     memory_gb: float | None = Field(None, gt=0, description="memory that Ray sets aside for a copy; none: any")
+
+    @model_validator(mode="after")
+    def _is_for_a_cluster(self) -> Self:
+        idle = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
+        if self.engine == "local" and idle:
+            raise ValueError(f"{idle[0]} is for a Ray cluster. Set engine: ray (--engine ray), or remove {idle[0]}")
+        return self

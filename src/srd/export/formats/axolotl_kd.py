@@ -20,6 +20,7 @@ from srd.curation.curriculum import Stage
 from srd.export.base import FORMATS, Exported, Format
 from srd.export.curated import start_model
 from srd.export.topk import Taught, TaughtStages, check_taught, in_parts, stage_count
+from srd.training.stages import micro_batch_size
 
 NOTHING = -1e9  # log-probability of rows that do not count
 INTS, NESTED = pa.list_(pa.int64()), pa.list_(pa.list_(pa.int64()))
@@ -73,7 +74,7 @@ def targets(row: Taught, k: int) -> dict[str, Any]:
 
 def _settings(taught: TaughtStages, stage: Stage) -> Iterator[tuple[str, Any]]:
     training = taught.run.recipe.training
-    micro = training.micro_batch_size or training.batch_size
+    micro = micro_batch_size(training)
     yield "base_model", f"./outputs/stage_{stage.index - 1}" if stage.index else start_model(taught.run)
     yield "plugins", ["axolotl.integrations.kd.KDPlugin"]
     yield "kd_trainer", True

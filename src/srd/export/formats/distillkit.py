@@ -25,6 +25,7 @@ from srd.export.base import FORMATS, Exported, Format
 from srd.export.curated import start_model
 from srd.export.topk import Taught, TaughtStages, check_taught, in_parts, stage_count
 from srd.models.tokens import padding_id
+from srd.training.stages import micro_batch_size
 
 NOTHING = -1e9
 ROUND_TO = 8  # lengths are multiples of this
@@ -109,7 +110,7 @@ def _table(rows: list[dict[str, NDArray[Any]]]) -> pa.Table:
 
 def _settings(taught: TaughtStages, stage: Stage, length: int) -> Iterator[tuple[str, Any]]:
     training = taught.run.recipe.training
-    micro = training.micro_batch_size or training.batch_size
+    micro = micro_batch_size(training)
     yield "model", f"./outputs/stage_{stage.index - 1}" if stage.index else start_model(taught.run)
     yield "output_path", f"./outputs/stage_{stage.index}"
     yield "sequence_length", length

