@@ -12,9 +12,9 @@ MOST_ARGUMENTS = 10  # of a constructor, without self
 
 #: Lines of Python in each room. A change that needs more raises the number here and says in its commit what for.
 BUDGETS = {
-    "base": 1945, "metrics": 810, "data": 4960, "models": 5990, "tasks": 1680, "sandbox": 1065, "curation": 2465,
-    "training": 6930, "evaluation": 1060, "recipe": 955, "run": 6425, "report": 2370, "export": 2230,
-    "integrations": 280, "api": 450, "sweep": 1025, "cli": 785, "__init__": 105, "__main__": 5,
+    "base": 2080, "metrics": 865, "data": 5305, "models": 6405, "tasks": 1795, "sandbox": 1135, "curation": 2635,
+    "training": 7415, "evaluation": 1130, "recipe": 1020, "run": 6870, "report": 2535, "export": 2385,
+    "integrations": 295, "api": 480, "sweep": 1095, "cli": 835, "__init__": 110, "__main__": 5,
 }  # fmt: skip
 
 
