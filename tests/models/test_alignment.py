@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,18 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from srd.models.alignment import END, NONE, Chunk, Classes, chunks_of, identical_classes, pair_tokens, prefix_classes
+from srd.models.alignment import (
+    END,
+    KEPT,
+    NONE,
+    Chunk,
+    Classes,
+    chunks_of,
+    identical_classes,
+    kept_classes,
+    pair_tokens,
+    prefix_classes,
+)
 from srd.models.token_bytes import continuations
 from tests.models.test_token_bytes import KINDS, texts
 from tests.tiny import sentencepiece_tokenizer, tiny_tokenizer
@@ -133,3 +145,28 @@ def test_ends_meet_by_their_role() -> None:
     assert classes.teacher.classes[teacher.eos_token_id] == classes.student.classes[student.eos_token_id] == end
     others = [teacher.convert_tokens_to_ids("<|im_start|>"), teacher.pad_token_id]
     assert (classes.teacher.classes[others] == NONE).all()
+
+
+def test_classes_are_kept_and_made_again_where_the_file_is_damaged(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    def prefix(teacher: Any, student: Any) -> Classes:
+        made.append("made")
+        return prefix_classes(teacher, student)
+
+    def arrays(classes: Classes) -> list[Any]:
+        sides = (classes.teacher, classes.student)
+        return [classes.count, *(getattr(side, name).tolist() for side in sides for name in KEPT)]
+
+    pair = tiny_tokenizer("qwen2"), sentencepiece_tokenizer()
+    first = kept_classes(prefix, *pair, tmp_path)
+    assert arrays(kept_classes(prefix, *pair, tmp_path)) == arrays(first) and len(made) == 1
+    kept_classes(prefix, *reversed(pair), tmp_path)
+    other = tiny_tokenizer("qwen2")
+    other.backend_tokenizer.model = models.BPE(other.get_vocab(), [])  # the same tokens, but it writes others
+    kept_classes(prefix, other, pair[1], tmp_path)
+    assert len(made) == 3
+    for path in tmp_path.iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    assert arrays(kept_classes(prefix, *pair, tmp_path)) == arrays(first) and len(made) == 4
+    assert kept_classes(prefix, *pair, None).count == first.count

@@ -19,10 +19,13 @@ from srd.base.files import read_json
 from srd.cli import app
 from srd.models.tokens import tokenizer_identity
 from srd.recipe.reading import validate_recipe
+from srd.report.reading import read_run
+from srd.report.teaching import alignment_table
 from srd.run.assemble import place_of_cache, reader_of
 from srd.run.checks import check_alignment
 from srd.run.models import RecipeModels
 from srd.run.plan import make_plan
+from srd.training.alignment import Coverage, warn_of_coverage
 from srd.training.trainer import DistillTrainer
 from tests.faults import in_a_process_of_its_own
 from tests.runs import TinyRun, close, logged
@@ -71,7 +74,11 @@ def test_a_run_by_the_command_line_is_killed_and_goes_on(tiny: TinyRun, monkeypa
     rows = [row for row in logged(Path(whole)) if "loss" in row]
     assert all(0.9 < row["supervised"] <= 1 and 0.9 < row["mass"] <= 1 and row["kd_loss"] > 0 for row in rows)
     step = read_json(Path(whole) / "manifest.json")["steps"]["train/kd"]
-    assert step["summary"]["supervised"] == round(rows[-1]["supervised"], 4)
+    for name in ("supervised", "by_chunks", "mass"):
+        assert step["summary"][name] == pytest.approx(sum(row[name] for row in rows) / len(rows), abs=1e-4)
+    table = alignment_table(read_run(Path(whole)))
+    assert table is not None and table.rows[0][1:] == [step["summary"][n] for n in ("supervised", "by_chunks", "mass")]
+    assert list((Path(whole) / "alignment").glob("*.npz"))
     meta = read_json(next(Path(whole).glob("cache/*/meta.json")))
     assert meta["tokenizer"] == tokenizer_identity(models_of(tiny).teacher_tokenizer)
 
@@ -111,6 +118,25 @@ def test_how_much_is_supervised_is_told_and_warned_of(tiny: TinyRun, caplog: pyt
             assert f"it supervises {told.supervised:.1%} of the student's tokens" in caplog.text
             assert ("cut these texts at different places" in caplog.text) != enough
     close(run)
+
+
+@pytest.mark.parametrize(
+    ("told", "warned"),
+    [
+        (Coverage(100, 80, 0, 90, 10), []),
+        (Coverage(100, 79, 21, 90, 10), ["79% of the student's tokens, and 21% more"]),
+        (Coverage(100, 0, 90, 90, 10), []),  # by chunks alone
+        (Coverage(100, 0, 70, 90, 10), ["0% of the student's tokens, and 70% more"]),
+        (Coverage(100, 90, 0, 89, 11), ["89% of the teacher's own tokens"]),
+        (Coverage(100, 50, 0, 50, 50), ["50% of the student's tokens", "50% of the teacher's own tokens"]),
+    ],
+)
+def test_shares_under_the_limits_are_warned_of(
+    told: Coverage, warned: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("srd"), "propagate", True)
+    warn_of_coverage(told)
+    assert [each in message for each, message in zip(warned, caplog.messages, strict=True)] == [True] * len(warned)
 
 
 def test_a_plan_tells_how_much_is_supervised_and_counts_the_teachers_own_tokens(tiny: TinyRun) -> None:

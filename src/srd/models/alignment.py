@@ -12,18 +12,23 @@ the other, that are the same bytes. Both models predict its first tokens from th
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from srd.base.files import atomic_write, fingerprint
 from srd.models.token_bytes import TokenBytes, continuations, token_bytes
+from srd.models.tokens import tokenizer_identity
 
 END = b"\xffend"  # the class of the end of an answer; no text has this byte
 NONE = -1  # no class, no position, no chunk
+RULE = 1  # how classes are made: another number where another version of this file would make others
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -44,6 +49,9 @@ class Side:
     classes: Ints
     exact: Bools
     shared: Bools
+
+
+KEPT = ("classes", "exact", "shared")  # of a side: what takes long to find out
 
 
 @dataclass(frozen=True)
@@ -97,8 +105,9 @@ Names = list[bytes | None]  # of the class of each token
 
 def _prefix(piece: bytes | None, common: set[bytes]) -> bytes | None:
     """The longest beginning of a piece that is in common."""
-    lengths = range(len(piece or b""), 0, -1)
-    return next((piece[:length] for length in lengths if piece and piece[:length] in common), None)
+    if piece is None or piece in common:  # so are most
+        return piece
+    return next((start for length in range(len(piece) - 1, 0, -1) if (start := piece[:length]) in common), None)
 
 
 def _prefixes(side: TokenBytes, common: set[bytes]) -> Names:
@@ -146,6 +155,39 @@ def _numbered(sides: tuple[TokenBytes, TokenBytes], names: Sequence[Names]) -> C
             values[ends] = value
         made.append(Side(side, classes, exact, shared))
     return Classes(len(number), *made)
+
+
+Make = Callable[[Any, Any], Classes]  # `prefix_classes` or `identical_classes`
+
+
+def kept_classes(make: Make, teacher: Any, student: Any, folder: Path | None) -> Classes:
+    """What ``make`` makes of two tokenizers, kept in a folder: each has to encode the other's whole vocabulary.
+
+    Args:
+        make: `prefix_classes` or `identical_classes`.
+        teacher: A tokenizer.
+        student: Another.
+        folder: Where it is kept; None: nowhere.
+
+    Raises:
+        UserError: a tokenizer changes the texts that it reads.
+    """
+    if folder is None:
+        return make(teacher, student)
+    path = folder / f"{fingerprint(RULE, make.__name__, *map(tokenizer_identity, (teacher, student)))}.npz"
+    sides = [token_bytes(tokenizer) for tokenizer in (teacher, student)]
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            made = [Side(side, *(kept[f"{name}_{i}"] for name in KEPT)) for i, side in enumerate(sides)]
+            return Classes(int(kept["count"]), *made)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # not there, or damaged
+        pass
+    found = make(teacher, student)
+    arrays = {f"{name}_{i}": getattr(side, name) for i, side in enumerate((found.teacher, found.student))
+              for name in KEPT}  # fmt: skip
+    with atomic_write(path) as partial, partial.open("wb") as file:
+        np.savez(file, count=np.array(found.count), **arrays)
+    return found
 
 
 # -------------------------------------------------------------------------------------------------- cutting one text

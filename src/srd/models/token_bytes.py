@@ -67,7 +67,12 @@ class TokenBytes:
 
     def spell(self, ids: Iterable[int]) -> bytes:
         """The text of some tokens, in bytes; control tokens are left out."""
-        return b"".join(self.pieces[i] or b"" for i in ids if i < len(self.pieces))
+        pieces, count = self._spelt, len(self.pieces)
+        return b"".join([pieces[i] for i in ids if i < count])
+
+    @cached_property
+    def _spelt(self) -> list[bytes]:
+        return [piece or b"" for piece in self.pieces]
 
     @cached_property
     def digest(self) -> str:
@@ -94,7 +99,14 @@ ALPHABET = _byte_alphabet()
 
 def _byte_level(tokenizer: Any) -> Reader:
     """GPT-2, Llama 3, Qwen, DeepSeek: one character a byte."""
-    return lambda _, token: bytes(ALPHABET[one] for one in token) if all(map(ALPHABET.__contains__, token)) else None
+
+    def read(_: int, token: str) -> bytes | None:
+        try:
+            return bytes(map(ALPHABET.__getitem__, token))
+        except KeyError:
+            return None
+
+    return read
 
 
 def _sentencepiece(tokenizer: Any) -> Reader:
@@ -152,9 +164,10 @@ def token_bytes(tokenizer: Any) -> TokenBytes:
 
 
 def _strings(tokenizer: Any) -> list[str | None]:
-    count = max(len(tokenizer), *(index + 1 for index in tokenizer.get_vocab().values()))
-    known = set(tokenizer.get_vocab().values())
-    whole = len(known) < len(tokenizer.get_vocab())  # several tokens of one id: strings stand for nothing here
+    vocabulary = tokenizer.get_vocab()  # made anew by each call
+    known = set(vocabulary.values())
+    count = max(len(tokenizer), max(known) + 1)
+    whole = len(known) < len(vocabulary)  # several tokens of one id: strings stand for nothing here
     found: list[str | None] = list(tokenizer.convert_ids_to_tokens(list(range(count))))
     return [text if whole or i in known else None for i, text in enumerate(found)]
 

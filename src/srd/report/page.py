@@ -40,6 +40,7 @@ from srd.report.reading import RunFiles, read_run
 from srd.report.refreshes import refreshes_section
 from srd.report.stages import changed_answers, stage_table, stages_of
 from srd.report.tables import to_html
+from srd.report.teaching import alignment_table, cache_table
 
 #: The words of the first lines, which mean something of their own here.
 WORDS = {
@@ -140,6 +141,7 @@ def training_section(run: RunFiles) -> dict[str, Any]:
     stages = stages_of(run)
     changed = changed_answers(run, stages)
     refreshes, texts = refreshes_section(run)
+    aligned, cached = alignment_table(run), cache_table(run)
     return {
         "curves": training_curves(run),
         "preparation": preparation_curves(run),
@@ -148,6 +150,8 @@ def training_section(run: RunFiles) -> dict[str, Any]:
         "changed": [changed] if changed else [],
         "refreshes": to_html(refreshes) if refreshes else None,
         "own_texts": [texts] if texts else [],
+        "aligned": to_html(aligned) if aligned else None,
+        "cached": to_html(cached) if cached else None,
     }
 
 

@@ -536,7 +536,8 @@ def _teacher_of(
 def reader_of(run: Run, config: TrainingConfig, *, written: bool = False) -> Reader:
     """What a teacher with tokens of its own reads in a training, which says how much of it that can supervise."""
     theirs = run.read_by_teacher("train")
-    reader = Reader(run.teacher_tokenizer, run.tokenizer, theirs, collator(run), config.alignment, written)
+    method, folder = config.alignment, run.files.alignment
+    reader = Reader(run.teacher_tokenizer, run.tokenizer, theirs, collator(run), method, written, folder)
     if parallel.is_main():
         told = reader.coverage_of(run.encoded("train"))
         logger.info("%s", told.words)

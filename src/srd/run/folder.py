@@ -34,6 +34,7 @@ class RunFolder:
         self.teacher_text = root / "seqkd" / "responses.parquet"
         self.cache = root / "cache"
         self.served = root / "served"
+        self.alignment = root / "alignment"
         self.scores = root / "reflection" / "scores.parquet"
         self.batches = root / "reflection" / "batches"
         self.folds = root / "reflection" / "folds"

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from srd.models.alignment import (
     Classes,
     Paired,
     identical_classes,
+    kept_classes,
     pair_tokens,
     prefix_classes,
 )
@@ -118,6 +120,7 @@ class Reader:
         collator: Pads the teacher's batches.
         method: How positions are supervised; see `RULES`.
         written: Whether the answers are not the examples' own, but what a model has written.
+        folder: Where the classes are kept; None: nowhere.
     """
 
     teacher_tokenizer: Any
@@ -126,12 +129,13 @@ class Reader:
     collator: Collator
     method: Method = "auto"
     written: bool = False
+    folder: Path | None = None
     _maps: dict[tuple[int, int, torch.device], ClassMaps] = field(default_factory=dict, init=False)
 
     @cached_property
     def classes(self) -> Classes:
         """What the two tokenizers have in common."""
-        return RULES[self.method].classes(self.teacher_tokenizer, self.student_tokenizer)
+        return kept_classes(RULES[self.method].classes, self.teacher_tokenizer, self.student_tokenizer, self.folder)
 
     @cached_property
     def _places(self) -> dict[str, int]:
@@ -268,8 +272,29 @@ def for_teacher(batch: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def sums_told(alignment: dict[str, Tensor], mass: Tensor | None) -> list[Tensor]:
+    """What is added up for the log over a batch: positions compared, other tokens by chunks, the teacher's mass."""
+    used = alignment["position"] != NONE
+    others = (alignment["student_chunk"] != NONE) & ~used
+    return [used.sum(), others.sum(), torch.zeros((), device=used.device) if mass is None else mass.sum()]
+
+
+def shares_told(sums: Sequence[float]) -> dict[str, float]:
+    """What the log says of a teacher with another tokenizer.
+
+    Args:
+        sums: Of `sums_told`, each divided by all of the student's tokens.
+
+    Returns:
+        ``supervised``: the share of positions whose distributions were compared; ``by_chunks``: of others whose chunk's
+        likelihood was; ``mass``: the teacher's probability of the student's tokens at the former, where there are any.
+    """
+    supervised, by_chunks, mass = sums
+    return {"supervised": supervised, "by_chunks": by_chunks} | ({"mass": mass / supervised} if supervised else {})
+
+
 def warn_of_coverage(coverage: Coverage) -> None:
-    """Say where much of the student's text is not supervised."""
+    """Say where much of the student's text is not supervised, or much of the teacher's no text of the student's."""
     if coverage.supervised + coverage.by_chunks < ENOUGH_POSITIONS or (
         coverage.supervised and coverage.supervised < ENOUGH_POSITIONS
     ):
@@ -278,6 +303,13 @@ def warn_of_coverage(coverage: Coverage) -> None:
             logger,
             f"the teacher's tokenizer lets it supervise {coverage.supervised:.0%} of the student's tokens{also}: the "
             "two tokenizers cut these texts at different places.",
+            ANOTHER,
+        )
+    if coverage.shared_tokens < ENOUGH_MASS:
+        warn(
+            logger,
+            f"{coverage.shared_tokens:.0%} of the teacher's own tokens in these texts are the student's, too: about as "
+            "much of its probability lies on tokens that the student has. Of the others it tells how they begin.",
             ANOTHER,
         )
 

@@ -517,9 +517,10 @@ def summarise(training: Training) -> dict[str, Any]:
 
 
 def _alignment(training: Training) -> dict[str, float]:
-    """The last of what was logged of a teacher with tokens of its own: its positions, and its mass on common tokens."""
+    """How much a teacher with tokens of its own supervised: the mean of what was logged."""
     rows = [row for row in read_rows(training.log_file) if "supervised" in row]
-    return {name: round(rows[-1][name], 4) for name in ("supervised", "mass") if rows and name in rows[-1]}
+    values = {name: [row[name] for row in rows if name in row] for name in ("supervised", "by_chunks", "mass")}
+    return {name: round(math.fsum(own) / len(own), 4) for name, own in values.items() if own}
 
 
 def told_of(summary: dict[str, Any], config: TrainingConfig | None) -> str:
@@ -529,6 +530,7 @@ def told_of(summary: dict[str, Any], config: TrainingConfig | None) -> str:
     stages = f" in {many(summary['stages'], 'stage')}" if summary["stages"] > 1 else ""
     if "supervised" in summary:
         stages += f" by a teacher that supervised {summary['supervised']:.1%} of the positions"
+        stages += f" and {chunks:.1%} by chunks" if (chunks := summary.get("by_chunks", 0)) else ""
     told = f"trained for {many(summary['steps'], 'step')}{stages}, {summary['passes']:.3g} passes over the data"
     best = summary["best_validation"]
     if best is None:

@@ -40,7 +40,6 @@ from srd.data.encoding import encode, is_encoded
 from srd.data.turns import without_end
 from srd.metrics.rouge import rouge_l_many
 from srd.metrics.scripts import Words
-from srd.models.alignment import NONE
 from srd.models.architecture import position_limit
 from srd.models.finite import blame, name_of
 from srd.models.generation import Decoding, decode_batch, generate
@@ -64,7 +63,7 @@ from srd.models.pair import (
 from srd.models.reading import abilities, bears_packing
 from srd.models.sharding import check_sharding, models_are_whole, shared_embeddings_together, whole_model
 from srd.models.tokens import decoder_prefix, padding_id, stop_token_ids
-from srd.training.alignment import ENOUGH_MASS, Reader, for_teacher, warn_of_mass
+from srd.training.alignment import ENOUGH_MASS, Reader, for_teacher, shares_told, sums_told, warn_of_mass
 from srd.training.checkpoints import forget_older, last_checkpoint, seal, step_of
 from srd.training.divergences.base import canonical_name, check_parameters
 from srd.training.loss import LossParts, LossSettings, head_loss, logits_loss
@@ -415,7 +414,7 @@ class DistillTrainer(Trainer):
         items = torch.as_tensor(count, device=inputs["targets"].device).clamp(min=1)
         loss, parts = self.loss_of(model, inputs, items)
         self._unchecked = (loss.detach().to("cpu", non_blocking=True), inputs, _marked(loss.device))
-        told = [] if parts.mass is None else [(inputs["alignment"]["position"] != NONE).sum(), parts.mass.sum()]
+        told = sums_told(inputs["alignment"], parts.mass) if "alignment" in inputs else []
         kd = parts.kd.sum() / inputs.get("chosen_items", items)
         self._parts.append((parts.ce.sum() / items, kd, *(part / items for part in told)))
         if parts.own is not None:
@@ -624,15 +623,13 @@ class DistillTrainer(Trainer):
             times = {"seconds": round(self.seconds, 3)}
             self.log_row({"step": self.state.global_step, "epoch": self.state.epoch, **logs, **times})
 
-    def _alignment(self, told: list[float]) -> dict[str, float]:
-        """The share of positions that a teacher with another tokenizer supervises, and its mass on common tokens."""
-        if not told:
-            return {}
-        supervised, mass = told[0], told[1] / max(told[0], 1e-9)
-        if supervised and mass < ENOUGH_MASS and not self._told_mass:
+    def _alignment(self, sums: list[float]) -> dict[str, float]:
+        """How much a teacher with another tokenizer supervised; see `srd.training.alignment.shares_told`."""
+        told = shares_told(sums) if sums else {}
+        if told.get("mass", 1.0) < ENOUGH_MASS and not self._told_mass:
             self._told_mass = True
-            warn_of_mass(mass)
-        return {"supervised": supervised, **({"mass": mass} if supervised else {})}
+            warn_of_mass(told["mass"])
+        return told
 
     def _cut_share(self) -> dict[str, float]:
         """The share of the student's answers since the last log that were cut where they were written."""
