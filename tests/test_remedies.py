@@ -59,7 +59,7 @@ class World:
             )
             models = RecipeModels(loaded)
             check_recipe(models)
-            read_all(loaded, models.refused)
+            read_all(loaded, models)
         except UserError as error:
             return str(error)
         return ""

@@ -13,10 +13,11 @@ from srd.base.errors import UserError
 from srd.curation.reflection import reflect
 from srd.data.batching import Collator, EncodedExamples, learnt_spans
 from srd.data.encoding import Encoder, encode
-from srd.data.examples import examples_from_rows
+from srd.data.examples import examples_from_rows, one_for_each_answer
 from srd.data.templates.base import get_template
 from srd.models.head import response_losses
 from srd.training.teacher_cache import build_cache
+from tests.data.families import THINKING
 from tests.data.test_chat import FAMILIES, TOOL, USED, talk, tokenizer_of, with_tools
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -100,7 +101,31 @@ def test_an_answer_that_was_cut_is_not_learnt(template: str) -> None:
     assert [answer for _, answer in parts(tokenizer, cut)] == [answer for _, answer in parts(tokenizer, whole)][1:]
 
 
+THOUGHTS = talk(
+    "Name it.", "<think>\nbig\n</think>\n\nwhale", "And?", "dolphin", "More?", "<think>\nnone\n</think>\n\nNo."
+)
+
+
+@pytest.mark.parametrize("family", ["deepseek r1", "qwq", "qwen 3", "qwen 3, thinking", "deepseek v3.1, thinking"])
+def test_answers_that_one_text_cannot_hold_become_examples_of_their_own(family: str) -> None:
+    """Each is what it would be as the last of its conversation, and what came before is context only."""
+    shape, turns = THINKING[family], [{**turn} for turn in THOUGHTS]
+    turns[3]["train"] = False
+    (example,) = examples_from_rows([{"id": "a", "messages": turns, "tools": [TOOL]}], "rows").to_list()
+    template = get_template("auto", shape.tokenizer, shape.options or None)
+    encoder = Encoder(shape.tokenizer, template, max_length=900, max_prompt_length=800, train_on="all")
+    assert encoder.divided_ids([example]) == ["a"] and not encoder.refused([example])
+    parts = one_for_each_answer(example)
+    assert [part["id"] for part in parts] == ["a#2", "a"] and encoder.divided_ids(parts) == []
+    alone = Encoder(shape.tokenizer, template, max_length=900, max_prompt_length=800)
+    cut = [{"messages": turns[: place + 1], "tools": [TOOL]} for place in (1, 5)]
+    expected = alone.encode_rows(examples_from_rows(cut, "rows").to_list())
+    assert encoder.encode_rows(parts) == {**expected, "earlier": [[], []]}
+    assert [shape.tokenizer.decode(ids).count("</think>") for ids in expected["response_ids"]] == [1, 1]
+
+
 def test_an_earlier_answer_that_does_not_follow_its_prompt_is_refused() -> None:
+    """Where rows are to stay what they are."""
     tokenizer = tokenizer_of("asks with an open thought")
     with pytest.raises(UserError, match=r"does not follow its prompt.*data.train_on=last"):
         encoded(tokenizer, {"messages": TALK})

@@ -148,8 +148,6 @@ def test_what_is_tried_out_is_what_encoding_refuses(template: str, train_on: Any
         {"messages": [{"role": "system", "content": "Be kind. " * n}, *TURNS]} for n in (1, 5, 9, 12, 13, 14, 15, 40)
     ]
     prompts = [{"prompt": text, "completion": "b"} for text in (" ", "a\n" + "b" * 200, "Why? " * 90 + "\nAnswer:")]
-    # An answer that is no more the last does not stand behind what asked for it.
-    tokenizer.chat_template = "{% if messages|length > 2 %}Long.{% endif %}" + TEMPLATE
     talks = [talk(*["user", "assistant"] * turns) for turns in (2, 3)] + [
         talk("user", "user", "assistant", "assistant")
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from functools import cache
 from typing import Any
 
@@ -181,19 +182,19 @@ def test_an_answer_that_does_not_follow_its_prompt_is_refused_with_both_texts() 
     tokenizer = tiny_tokenizer("gemma2")
     tokenizer.chat_template, tokenizer.name_or_path = OPENS, "some/model"
     with pytest.raises(UserError) as caught:
-        encoded(tokenizer, {"id": "x", "messages": talk("Why?", "<think>b</think>So.")})
-    for word in ("example x", "'some/model'", "<assistant><think>", "<assistant>So.<eos>", "data.template=plain"):
+        encoded(tokenizer, {"id": "x", "messages": talk("Why?", "So.")})
+    for word in ("example x", "'some/model'", "<assistant><think>", "<assistant>So.<eos>", "or give the answers what"):
         assert word in str(caught.value)
-    row = encoded(tokenizer, {"messages": talk("Why?", "<think>b</think>So.")}, "plain")
-    assert tokenizer.decode(row["response_ids"]) == "<think>b</think>So.<eos>"
-    tokenizer.chat_template = OPENS.replace(
-        "<{{ m.role }}>",
-        "<{{ m.role }}>{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}</think>{% endif %}",
-    )
-    with pytest.raises(UserError, match="or give the answers their reasoning_content"):
+    # What it says to do helps: the thought is put where the prompt has opened it.
+    for answer in ({"content": "<think>\nb</think>So."}, {"content": "So.", "reasoning_content": "b"}):
+        row = encoded(tokenizer, {"messages": [*talk("Why?"), {"role": "assistant", **answer}]})
+        learnt = "b</think>So." if "reasoning_content" not in answer else "b\n</think>\n\nSo."
+        assert tokenizer.decode(row["response_ids"]) == f"{learnt}<eos>"
+    tokenizer.chat_template = OPENS.replace("<think>\n", "#").replace(".split('</think>')[-1]", "")
+    with pytest.raises(UserError, match=r"or choose data.template=plain"):
         encoded(tokenizer, {"messages": talk("Why?", "So.")})
-    row = encoded(tokenizer, {"messages": [*talk("Why?"), {**talk("", "So.")[1], "reasoning_content": "b"}]})
-    assert tokenizer.decode(row["response_ids"]) == "b</think>So.<eos>"
+    row = encoded(tokenizer, {"messages": talk("Why?", "So.")}, "plain")
+    assert tokenizer.decode(row["response_ids"]) == "So.<eos>"
     # One that does not touch what was said has nothing to double.
     tokenizer.chat_template = OPENS.replace(".split('</think>')[-1]", "")
     row = encoded(tokenizer, {"messages": talk("Why?", "<think>\nb</think>So.")})
@@ -312,8 +313,8 @@ def test_what_a_template_leaves_out_is_said_or_refused(caplog: pytest.LogCapture
     encoder = Encoder(tokenizer, get_template("auto", tokenizer))
     with caplog.at_level(logging.WARNING):
         encoder.encode(examples_from_rows(rows, "rows"))
-    for what in ("tools", "the calls of tools", "something of the answer"):
-        assert f"leaves out {what}: 1 examples, the first is" in caplog.text
+    for what in ("tools", "the calls of tools", "what answers thought, .* between <think> and </think>"):
+        assert re.search(f"leaves out {what}: 1 examples, the first is", caplog.text)
     with pytest.raises(UserError, match="leaves out that the answer calls the tool 'weather'"):
         encoded(tokenizer, FIELDS["a call"])
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from srd.base.errors import UserError
@@ -92,3 +93,29 @@ def test_a_step_that_wrote_less_in_an_earlier_version_is_kept(tiny: TinyRun) -> 
     run.manifest.save()
     close(run)
     assert make(tiny) == before
+
+
+CUTS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}"
+)
+
+
+def test_conversations_of_a_template_that_cuts_thoughts_are_learnt_answer_by_answer(tiny: TinyRun) -> None:
+    """Of `data.train_on=all`, to train and to validate; the test split asks for the last answer only."""
+    for folder in (tiny.teacher, tiny.student):
+        (folder / "chat_template.jinja").write_text(CUTS)
+    turns = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "<think>Hm.</think>So."}]
+    asked = [{"role": "user", "content": f"Why {number}?"} for number in range(20)]
+    talks = [[question, turns[1], *(turns if number < 12 else [])] for number, question in enumerate(asked)]
+    write_rows(tiny.rows, [{"id": f"talk-{number}", "messages": talk} for number, talk in enumerate(talks)])
+    last, every = make(tiny), make(tiny.set(data__train_on="all"))
+    assert last["fingerprint"] != every["fingerprint"]
+    assert sum(last["summary"].values()) == 20
+    divided = {}
+    for split in ("train", "validation", "test"):
+        ids = pq.read_table(tiny.run_dir / f"examples/{split}.parquet")["id"].to_pylist()
+        divided[split] = [name for name in ids if "#2" in name]
+        assert {name.partition("#")[0] for name in divided[split]} <= set(ids)
+    assert len(divided["train"]) > 5 and not divided["test"]
+    assert len(divided["train"]) + len(divided["validation"]) == sum(every["summary"].values()) - 20

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any, Literal
 
@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from srd.base.errors import UserError
 from srd.base.files import fingerprint
 from srd.base.remedies import warn
-from srd.data.examples import as_examples
+from srd.data.examples import as_examples, one_for_each_answer
 from srd.data.messages import texts_beside
-from srd.data.templates.base import Segment, Template, get_template, takes_options
+from srd.data.templates.base import PartedError, Segment, Template, get_template, takes_options
 from srd.data.turns import ControlText, turns_of
 
 logger = logging.getLogger(__name__)
@@ -317,9 +317,23 @@ class Encoder:
             elif ids or not any(segment.text.strip() for segment in segments):
                 self.encode_rows([row])
         if not self.prompts_only:
-            self.template.response(row)
-        if self.train_on == "all":
-            self.template.earlier(row)
+            for one in one_for_each_answer(row) if self.divided_ids([row]) else [row]:
+                self.template.response(one)
+
+    def divided_ids(self, rows: Iterable[dict[str, Any]]) -> list[str]:
+        """The conversations whose answers one text cannot hold, so that each has to become an example of its own.
+
+        A template that cuts old thoughts writes an answer in the middle in another way than a model does.
+        """
+        return [row["id"] for row in rows if self._is_parted(row)]
+
+    def _is_parted(self, row: dict[str, Any]) -> bool:
+        if self.train_on == "all" and not self.prompts_only:
+            try:
+                self.template.earlier(row)
+            except PartedError:
+                return True
+        return False
 
     def encode(
         self,

@@ -446,3 +446,23 @@ def row_of(example: Mapping[str, Any]) -> dict[str, Any]:
     if teacher := extra_of(example).get("teacher"):
         content["teacher"] = teacher
     return {"id": example["id"], **content}
+
+
+def one_for_each_answer(example: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A conversation as several examples, one for each answer that is learnt; the last keeps its id.
+
+    The others' end in the number of the answer's turn, from 1. Earlier answers are context only.
+    """
+    turns = [*conversation_of(example), answer_of(example)]
+    learnt = [place for place, turn in enumerate(turns) if turn["role"] == "assistant" and turn.get("train", True)]
+    extra = extra_of(example)
+    found = []
+    for place in learnt:
+        before = [{**turn, "train": False} if turn["role"] == "assistant" else turn for turn in turns[:place]]
+        row = {"messages": [*before, turns[place]], "tools": extra.get("tools")}
+        one = example_from_row(row, f"example {example['id']!r}")
+        if "teacher" in extra:
+            one["extra"] = json.dumps({**extra_of(one), "teacher": extra["teacher"]}, ensure_ascii=False)
+        last = place == len(turns) - 1
+        found.append({**one, "id": example["id"] if last else f"{example['id']}#{place + 1}"})
+    return found

@@ -137,7 +137,7 @@ def examine(recipe: Recipe, rows: int, flops_per_second: float) -> Diagnosis:
         models, missing = RecipeModels(recipe), _missing(recipe)
         check_recipe(models, packages=False)
         served = told_of_server(models)
-        splits, benchmarks = read_all(recipe, models.refused)
+        splits, benchmarks = read_all(recipe, models)
         train = splits["train"]
         examples = tuple(_seen(models.encoder, train.select(range(min(rows, len(train))))))
         encoded = _encoded(models.encoder, train, recipe.seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -168,6 +168,11 @@ class RecipeModels:
         if self.known_to_teacher is not None:
             found |= self._unread(rows, self.known_to_teacher, found)
         return found
+
+    def divided_ids(self, rows: Iterable[dict[str, Any]]) -> list[str]:
+        """The conversations that become an example for each answer, in the student's frame or the teacher's."""
+        found = [encoder.divided_ids(rows) for encoder in self._trial_encoders]
+        return list(dict.fromkeys(name for names in found for name in names))
 
     def _unread(self, rows: Sequence[dict[str, Any]], width: int, but: Collection[int]) -> dict[int, UserError]:
         """Which other examples have a token that the teacher has not."""

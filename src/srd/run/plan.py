@@ -194,7 +194,7 @@ def read_data(recipe: Recipe, notes: list[str], encoder_decoder: bool, models: R
         return _estimated_data(recipe, notes)
     encoder = _encoder(recipe, encoder_decoder)
     trial = encoder.with_template(recipe.data.frame[0]) if encoder else None  # it tells nothing
-    splits = read_splits(recipe, models.refused if models else trial.refused if trial else None)
+    splits = read_splits(recipe, models or trial)
     count, train = len(splits["train"]), splits["train"]
     if count > SAMPLE:
         notes.append(f"tokens are counted on {SAMPLE:,} of {count:,} training examples")

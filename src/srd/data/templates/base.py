@@ -62,6 +62,10 @@ class Frame:
     gap: str
 
 
+class PartedError(UserError):
+    """An answer that does not follow its prompt in the text of a conversation."""
+
+
 class Template(ABC):
     """Renders examples to prompts.
 

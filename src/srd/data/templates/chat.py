@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,17 @@ from jinja2.exceptions import TemplateError
 
 from srd.base.errors import UserError, nearest
 from srd.data.messages import REASONING, SYSTEM, Message, answer_of, conversation_of, extra_of, plain_text
-from srd.data.templates.base import Example, Segment, Template, joined, register_template
+from srd.data.templates.base import Example, PartedError, Segment, Template, joined, register_template
+from srd.data.thoughts import (
+    Thought,
+    closes_only,
+    continued,
+    holds,
+    opened_by,
+    tags_in,
+    thought_of,
+    told_in_fields,
+)
 from srd.data.turns import CALL, TOOL, Turns, turns_of
 
 if TYPE_CHECKING:
@@ -25,7 +36,10 @@ if TYPE_CHECKING:
 Part = tuple[str, bool]  # a text, and whether it may be cut
 Slot = tuple[Message, str, list[Part]]  # where a text of a message stands, and its parts
 SHOWN = 200  # characters of a text in a message
-PROBE = "QzProbe"
+PROBE, THOUGHT = "QzProbe", "QzThought"
+PLAIN, LAST = "choose data.template=plain", "set data.train_on=last"
+FORGETS = "leaves out what answers thought, which it would keep in their content, between <think> and </think>"
+THINK = "give the answers what they thought: as reasoning_content, or in the content as <think>…</think>"
 PROMPTS_KEPT = 1_000  # as many as are encoded together
 
 
@@ -78,17 +92,11 @@ class ChatTemplate(Template):
             UserError: the conversation with its answer does not go on from the prompt.
         """
         messages, _ = self._conversation(example)
-        whole = [*messages, *self._suited([answer_of(example)])]
-        prompt, text = self._asking(messages, example), self._apply(whole, example, ask=False)
-        if not text.startswith(prompt):
-            thought = {**whole[-1], "reasoning_content": PROBE}
-            helps = self._apply([*messages, thought], example, ask=False).startswith(prompt)
-            remedy = "give the answers their reasoning_content" if helps else "choose data.template=plain"
-            raise self._parted(prompt, text, example, remedy)
-        segments = self._marked(whole, None, text, example, answer_only=True)
-        if segments is None:
-            segments = self._rewritten(whole, text, len(prompt), example)
-        answer = joined(_behind(segments, len(prompt)))
+        prompt = self._asking(messages, example)
+        (said,) = self._suited([answer_of(example)])
+        whole, segments = self._answered(messages, said, prompt, example)
+        answer = self._tagged(joined(_behind(segments, len(prompt))))
+        text = "".join(segment.text for segment in segments)
         calls = whole[-1].get("tool_calls") or []
         given = [arguments for arguments in map(_arguments, calls) if isinstance(arguments, str)]
         if any(json.dumps(arguments, ensure_ascii=False) in text for arguments in given):
@@ -100,11 +108,85 @@ class ChatTemplate(Template):
             )
         return self._ended(answer, calls=bool(calls))
 
+    def _answered(
+        self, messages: Sequence[Message], answer: Message, prompt: str, example: Example
+    ) -> tuple[list[Message], list[Segment]]:
+        """A conversation with its answer, and its text in pieces, which goes on from the prompt.
+
+        Of the ways to tell a thought the first counts that loses nothing of it.
+
+        Raises:
+            PartedError: in no way it goes on from the prompt.
+        """
+        whole, thought = [*messages, answer], thought_of(answer)
+        text = first = self._apply(whole, example, ask=False)
+        if thought is not None and (not _tells(text, prompt, thought) or self._writes_thoughts_untagged):
+            for other in told_in_fields(answer, thought):
+                told = self._apply([*messages, other], example, ask=False)
+                if _tells(told, prompt, thought):
+                    whole, text = [*messages, other], told
+                    break
+        if thought is not None and not _tells(text, prompt, thought):
+            pieces = self._continued(whole, thought, prompt, example)
+            if pieces is not None:
+                return whole, pieces
+            self._note(FORGETS, example)
+        if not text.startswith(prompt):
+            raise self._parted(prompt, first, example, THINK if opened_by(prompt)[1] else PLAIN)
+        segments = self._marked(whole, None, text, example, answer_only=True)
+        return whole, self._rewritten(whole, text, len(prompt), example) if segments is None else segments
+
+    def _continued(
+        self, whole: Sequence[Message], thought: Thought, prompt: str, example: Example
+    ) -> list[Segment] | None:
+        """The pieces of a conversation whose template cuts the thought of an answer, with that put back.
+
+        None: it knows no thoughts, or the answer does not stand behind the prompt.
+        """
+        base, opening = opened_by(prompt)
+        if thought.field != "content" and not opening and not self._cuts_thoughts:
+            return None
+        mark = _mark(whole)
+        bare = {name: value for name, value in whole[-1].items() if name not in REASONING} | {"content": mark}
+        before, found, behind = self._apply([*whole[:-1], bare], example, ask=False).partition(mark)
+        if not found or not before.startswith(base) or not closes_only(before[len(base) :], opening):
+            return None
+        said = continued(whole[-1], thought, opening)
+        return [Segment(prompt, False), Segment(said, False, content=True), Segment(behind, False)]
+
+    @cached_property
+    def _writes_thoughts_untagged(self) -> bool:
+        """Whether what an answer thought is written in a way of the template's own, and not between usual tags."""
+        fields = dict.fromkeys(REASONING, THOUGHT)
+        text = self._probe(PROBE, [{"role": "assistant", "content": PROBE, **fields}])
+        before, found, _ = text.rpartition(PROBE)[0].rpartition(THOUGHT)
+        return bool(found) and not opened_by(before)[1]
+
+    @cached_property
+    def _cuts_thoughts(self) -> bool:
+        """Whether what an answer thought is cut from its content."""
+        text = self._probe(PROBE, [{"role": "assistant", "content": f"<think>\n{THOUGHT}\n</think>\n\n{PROBE}"}])
+        return PROBE in text and THOUGHT not in text
+
+    def _tagged(self, answer: list[Segment]) -> list[Segment]:
+        """An answer whose tags around a thought are the tokenizer's, where it has such: these are no words."""
+        text = "".join(segment.text for segment in answer)
+        tags = [(a, b) for a, b in tags_in(text) if text[a:b] in self._turns.control]
+        pieces, begin = [], 0
+        for segment in answer:
+            last, end = begin, begin + len(segment.text)
+            for a, b in [(a, b) for a, b in tags if segment.content and begin <= a < end]:
+                pieces += [replace(segment, text=text[last:a]), Segment(text[a:b], False)]
+                last = b
+            pieces.append(replace(segment, text=text[last:end]))
+            begin = end
+        return joined(pieces)
+
     def earlier(self, example: Example) -> list[tuple[int, int]]:
         """Return where the template has written earlier answers that are learnt, up to what ends each turn.
 
         Raises:
-            UserError: it writes one elsewhere than behind what asks for it.
+            PartedError: it writes one elsewhere than behind what asks for it, or without what was thought.
         """
         turns, segments = conversation_of(example), self.render(example)
         messages, text = self._suited(turns), "".join(segment.text for segment in segments)
@@ -116,10 +198,19 @@ class ChatTemplate(Template):
             if turn["role"] != "assistant" or not turn.get("train", True):
                 continue
             prompt = self._apply(messages[:place], example)
-            if not text.startswith(prompt):
-                raise self._parted(prompt, text, example, "set data.train_on=last")
-            found.append((len(prompt), self._end_behind(segments, len(prompt), slots - 1)))
+            end = self._end_behind(segments, len(prompt), slots - 1)
+            if not text.startswith(prompt) or self._forgets(messages[: place + 1], turn, prompt, text[:end], example):
+                raise self._parted(prompt, text, example, LAST)
+            found.append((len(prompt), end))
         return found
+
+    def _forgets(self, turns: Sequence[Message], turn: Message, prompt: str, text: str, example: Example) -> bool:
+        """Whether a text lacks what a turn thought, which the turn has where it is the last."""
+        thought = thought_of(turn)
+        if thought is None or holds(text[len(prompt) :], thought):
+            return False
+        _, pieces = self._answered(turns[:-1], turns[-1], prompt, example)
+        return _tells("".join(piece.text for piece in pieces), prompt, thought)
 
     def _end_behind(self, segments: list[Segment], start: int, slot: int) -> int:
         """Where a turn ends whose last content is the one with this number: behind the token that ends it, if any."""
@@ -202,7 +293,7 @@ class ChatTemplate(Template):
                     inside += f"{mark}{len(contents)}Q"
                     part = part.lstrip() if strip and place == 0 else part
                     part = part.rstrip() if strip and place == len(parts) - 1 else part
-                    needed.append(answer_only or key not in REASONING)
+                    needed.append(key not in REASONING)
                     contents.append(Segment(part, cuttable, cut_order=len(contents), content=True))
                 holder[key] = inside
             pieces = re.split(f"{mark}([0-9]+)Q", self._apply(marked, example, ask=not answer_only))
@@ -315,11 +406,11 @@ class ChatTemplate(Template):
             ) from error
         return str(text)
 
-    def _parted(self, prompt: str, whole: str, example: Example, remedy: str) -> UserError:
+    def _parted(self, prompt: str, whole: str, example: Example, remedy: str) -> PartedError:
         """What says that an answer does not follow its prompt."""
         same = len(os.path.commonprefix([prompt, whole]))  # noqa: RUF071 - of texts, not of paths
         shown = [repr(text[max(0, same - SHOWN // 2) : same + SHOWN]) for text in (prompt, whole)]
-        error = UserError(
+        error = PartedError(
             f"example {example['id']}: with the chat template of the tokenizer {self._tokenizer.name_or_path!r} an "
             f"answer does not follow its prompt. The prompt is …{shown[0]}, the conversation with its answer "
             f"…{shown[1]}. Mend the template (chat_template.jinja beside the model), or {remedy}."
@@ -365,6 +456,11 @@ def _slots(messages: Sequence[Message], asked: list[Part] | None) -> Iterator[Sl
         elif isinstance(content, str):
             last = asked if place == len(messages) else None
             yield message, "content", last or [(content, cuttable)]
+
+
+def _tells(text: str, prompt: str, thought: Thought) -> bool:
+    """Whether a text goes on from a prompt and has all of a thought behind it."""
+    return text.startswith(prompt) and holds(text[len(prompt) :], thought)
 
 
 def _arguments(call: Any) -> Any:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import datasets
 import numpy as np
@@ -21,7 +21,7 @@ from srd.base.tables import column, map_large, repeated, write_table
 from srd.base.text import many
 from srd.data.bad_rows import BadRows, Check, Owner, without_refused
 from srd.data.corruption import corrupt
-from srd.data.examples import EXAMPLE_FEATURES, split_examples
+from srd.data.examples import EXAMPLE_FEATURES, one_for_each_answer, split_examples
 from srd.data.leaks import leaked_ids, without_leaks
 from srd.recipe.schema import Recipe
 from srd.run.context import Run
@@ -32,6 +32,8 @@ from srd.run.steps.base import Step, Summary
 from srd.tasks.base import get_task, load_source
 
 logger = logging.getLogger(__name__)
+
+DIVIDED = ("train", "validation")  # splits that losses are asked of; of the test split only the last answer is asked
 
 
 class Examples(Step):
@@ -74,7 +76,7 @@ class Examples(Step):
 
     def _write(self, run: Run) -> Summary:
         found = self._found(run)
-        splits = _prepared(run.recipe, dict(found.splits), found.benchmarks)
+        splits = _prepared(run.recipe, dict(found.splits), found.benchmarks, found.divided)
         warn_of_copies(run.recipe.data, splits, found.benchmarks)
         _check_ids(splits)
         for name in SPLITS:
@@ -91,22 +93,39 @@ class Examples(Step):
 
     def _found(self, run: Run) -> _Found:
         """What there is to make examples from, read once for fingerprint and files."""
-        self._kept = self._kept or _Found(run.recipe, run.refused)
+        self._kept = self._kept or _Found(run.recipe, run)
         return self._kept
+
+
+class Frames(Protocol):
+    """What makes tokens of examples, of a recipe's models or of one tokenizer."""
+
+    def refused(self, rows: Sequence[dict[str, Any]]) -> Mapping[int, UserError]:
+        """Which examples cannot be made tokens of, by position, and why."""
+
+    def divided_ids(self, rows: Iterable[dict[str, Any]]) -> list[str]:
+        """Which conversations become an example for each of their answers."""
 
 
 class _Found:
     """Rows by split, and the examples of the named tasks, each read when it is first asked for."""
 
-    def __init__(self, recipe: Recipe, check: Check | None) -> None:
+    def __init__(self, recipe: Recipe, frames: Frames | None) -> None:
         self.recipe = recipe
-        self.check = check
+        self.frames = frames
         self.bad = BadRows(recipe.data.bad_rows, of_recipe=True)
 
     @cached_property
     def splits(self) -> dict[str, datasets.Dataset]:
         """Train, validation and test, as they are read, without the rows that cannot be used."""
-        return _load_splits(self.recipe, self.bad, self.check)
+        return _load_splits(self.recipe, self.bad, None if self.frames is None else self.frames.refused)
+
+    @cached_property
+    def divided(self) -> list[str]:
+        """The conversations to learn from that become an example for each of their answers, by their ids."""
+        if self.frames is None or self.recipe.data.train_on != "all":
+            return []
+        return [name for split in DIVIDED for name in self.frames.divided_ids(self.splits[split])]
 
     @cached_property
     def benchmarks(self) -> dict[str, datasets.Dataset]:
@@ -138,10 +157,11 @@ def _dropped(run: Run, found: _Found, data: list[Any]) -> list[str]:
     if noted.get("identity") != identity:
         found.splits  # noqa: B018 - reads the rows
         check_benchmarks(found.benchmarks, run.refused)
-        noted = {"identity": identity, "dropped": found.bad.digest}
+        divided = fingerprint(found.divided) if found.divided else ""
+        noted = {"identity": identity, "dropped": found.bad.digest, "divided": divided}
         if len(found.benchmarks) == len(tasks):  # else some could not be read this time
             write_sealed(note, noted)
-    return [noted["dropped"]] if noted["dropped"] else []
+    return [stands_for for stands_for in (noted["dropped"], noted.get("divided")) if stands_for]
 
 
 def check_benchmarks(benchmarks: Mapping[str, datasets.Dataset], check: Check) -> None:
@@ -193,15 +213,15 @@ def _benchmarks(recipe: Recipe) -> dict[str, datasets.Dataset]:
     return found
 
 
-def read_all(recipe: Recipe, check: Check | None) -> tuple[dict[str, datasets.Dataset], dict[str, datasets.Dataset]]:
+def read_all(recipe: Recipe, frames: Frames | None) -> tuple[dict[str, datasets.Dataset], dict[str, datasets.Dataset]]:
     """The examples of a recipe by split, and those of the named tasks, as a run takes them.
 
     Args:
         recipe: Says where they are.
-        check: Says which of them cannot be used.
+        frames: Say which of them cannot be used.
     """
-    found = _Found(recipe, check)
-    splits = _prepared(recipe, dict(found.splits), found.benchmarks)
+    found = _Found(recipe, frames)
+    splits = _prepared(recipe, dict(found.splits), found.benchmarks, found.divided)
     _check_ids(splits)
     return splits, found.benchmarks
 
@@ -214,28 +234,33 @@ def _check_ids(splits: Mapping[str, datasets.Dataset]) -> None:
         raise UserError(f"the id '{twice[0]}' is in {first} and in {second}: ids must be unique.")
 
 
-def read_splits(recipe: Recipe, check: Check | None = None) -> dict[str, datasets.Dataset]:
+def read_splits(recipe: Recipe, frames: Frames | None = None) -> dict[str, datasets.Dataset]:
     """The examples of a recipe by split, the named tasks left aside, but for examples that could not be asked.
 
     Args:
         recipe: Says where they are.
-        check: Says which of them cannot be used.
+        frames: Say which of them cannot be used.
     """
-    splits = _load_splits(recipe, BadRows(recipe.data.bad_rows, of_recipe=True), check)
-    if check is not None:
-        check_benchmarks(_benchmarks(recipe), check)
-    return _prepared(recipe, splits, {})
+    found = _Found(recipe, frames)
+    splits = dict(found.splits)
+    if frames is not None:
+        check_benchmarks(_benchmarks(recipe), frames.refused)
+    return _prepared(recipe, splits, {}, found.divided)
 
 
 def _prepared(
-    recipe: Recipe, splits: dict[str, datasets.Dataset], benchmarks: Mapping[str, datasets.Dataset]
+    recipe: Recipe,
+    splits: dict[str, datasets.Dataset],
+    benchmarks: Mapping[str, datasets.Dataset],
+    divided: Collection[str],
 ) -> dict[str, datasets.Dataset]:
-    """Rows by split, limited, without leaks, and (where asked) corrupted.
+    """Rows by split, limited, without leaks, divided, and (where asked) corrupted.
 
     Args:
         recipe: Says all of that.
         splits: As they were read.
         benchmarks: What the models are evaluated on beside the test split, which is not to be trained on either.
+        divided: Conversations to train on that become an example for each of their answers.
     """
     data, seed = recipe.data, recipe.seed
     # The training data last: a limit counts what is left of it.
@@ -246,9 +271,32 @@ def _prepared(
         if limit is not None and limit < len(splits[name]):
             chosen = np.sort(np.random.default_rng(seed).permutation(len(splits[name]))[:limit])
             splits[name] = splits[name].select(chosen)
+    for name in DIVIDED if divided else ():
+        splits[name] = _with_divided(splits[name], name, set(divided))
     if data.corruption:
         splits["train"] = corrupt(splits["train"], data.corruption.share, data.corruption.kinds, seed)
     return splits
+
+
+def _with_divided(rows: datasets.Dataset, split: str, divided: set[str]) -> datasets.Dataset:
+    """The rows of a split, with an example for each answer of the divided conversations."""
+    there = divided.intersection(column(rows, "id").to_pylist())
+    if not there:
+        return rows
+    warn(
+        logger,
+        f"{split}: {len(there):,} of {many(len(rows), 'conversation')} became an example for each answer, as the chat "
+        "template writes earlier answers in another way than the last (without what was thought, most often).",
+        "Nothing is lost by it but time; data.train_on=last learns the last answer of each only.",
+    )
+
+    def each_answer(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        given = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        found = [one for row in given for one in (one_for_each_answer(row) if row["id"] in there else [row])]
+        return {name: [row[name] for row in found] for name in batch}
+
+    name = fingerprint("divided", rows._fingerprint, sorted(there))
+    return rows.map(each_answer, batched=True, features=rows.features, load_from_cache_file=False, new_fingerprint=name)
 
 
 def owner_of(recipe: Recipe) -> Owner | None:

@@ -1,0 +1,65 @@
+"""Families of the last years, with templates in their shape: what was thought is learnt, once, behind its prompt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from srd.data.encoding import Encoder
+from srd.data.examples import examples_from_rows
+from srd.data.templates.base import get_template
+from tests.data.families import THINKING, Family
+
+
+def encoded(family: Family, row: dict[str, Any], **changes: Any) -> tuple[dict[str, Any], str, str]:
+    """A row as tokens, and the texts of its prompt and response."""
+    tokenizer = family.tokenizer
+    template = get_template("auto", tokenizer, family.options or None)
+    encoder = Encoder(tokenizer, template, max_length=900, max_prompt_length=800, **changes)
+    columns = encoder.encode_rows(examples_from_rows([row], "rows").to_list())
+    found = {name: values[0] for name, values in columns.items()}
+    return found, tokenizer.decode(found["prompt_ids"]), tokenizer.decode(found["response_ids"])
+
+
+def talk(*contents: Any) -> dict[str, Any]:
+    turns = [text if isinstance(text, dict) else {"content": text} for text in contents]
+    return {"messages": [{"role": ("user", "assistant")[i % 2], **turn} for i, turn in enumerate(turns)]}
+
+
+# One thought, as data sets tell it.
+FORMS = {
+    "a field": {"content": "So.", "reasoning_content": "Hm, why"},
+    "tags with lines": {"content": "<think>\nHm, why\n</think>\n\nSo."},
+    "bare tags": {"content": "<think>Hm, why</think>So."},
+    "a tag at its end": {"content": "Hm, why\n</think>\n\nSo."},
+}
+# What is learnt behind what the prompt ends with, for each form.
+OPENED = ("Hm, why\n</think>\n\nSo.", "Hm, why\n</think>\n\nSo.", "Hm, why</think>So.", "Hm, why\n</think>\n\nSo.")
+WHOLE = "<think>\nHm, why\n</think>\n\nSo."
+AS_IT_IS = (WHOLE, WHOLE, FORMS["bare tags"]["content"], FORMS["a tag at its end"]["content"])
+CHANNEL = "<|channel|>analysis<|message|>Hm, why<|end|><|start|>assistant<|channel|>final<|message|>So."
+LEARNT: dict[str, tuple[str, tuple[str, ...]]] = {
+    "deepseek r1": ("<think>\n", OPENED),
+    "deepseek r1, later": ("<｜Assistant｜>", AS_IT_IS),
+    "deepseek v3.1, thinking": ("<think>", ("Hm, why</think>So.", "\nHm, why\n</think>\n\nSo.", *OPENED[2:])),
+    "qwq": ("<think>\n", OPENED),
+    "qwen 3": ("assistant\n", (WHOLE,) * 4),
+    "qwen 3, thinking": ("<think>\n", (OPENED[0],) * 4),
+    "glm 4.5": ("<|assistant|>", ("\n<think>Hm, why</think>\nSo.",) * 4),
+    "harmony": ("<|start|>assistant", (CHANNEL,) * 4),
+    "a tag that is a control token": ("<think>\n", OPENED),
+}
+
+
+@pytest.mark.parametrize("family", LEARNT)
+def test_a_thought_is_learnt_once_however_it_is_told(family: str) -> None:
+    shape, (asked, answers) = THINKING[family], LEARNT[family]
+    for form, learnt in zip(FORMS.values(), answers, strict=True):
+        found, prompt, response = encoded(shape, talk("Why?", form))
+        assert prompt.endswith(asked)
+        assert response == learnt + shape.end
+        tokenizer = shape.tokenizer
+        assert tokenizer(prompt + response, add_special_tokens=False)["input_ids"] == (
+            found["prompt_ids"] + found["response_ids"]
+        )
