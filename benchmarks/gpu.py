@@ -1,12 +1,14 @@
 """``python -m benchmarks.gpu``: what a GPU makes of training. One JSON file and one table, in under 20 minutes.
 
 Nothing is downloaded: models of real sizes and tokenizer widths with random weights, texts of random tokens. It needs
-torch, transformers and accelerate, and no other of this project's dependencies; without a GPU, ``--tiny`` shows that it
-works. All systems go through one bare loop with the same optimizer, so that what differs is the loss:
+torch, transformers and accelerate; ``trainer`` and ``trl`` need what they train with, and say so. Without a GPU,
+``--tiny`` shows that it works. All but these two go through one bare loop with the same optimizer, so that what differs
+is the loss:
 
 - ``sft``     cross-entropy at response positions: the limit
 - ``build``   the teacher reads all texts once, into the exact cache
 - ``kd``      cross-entropy and forward KL from that cache
+- ``trainer`` the same by `srd.DistillTrainer`, with all that a run does besides
 - ``stage``   the same on texts that the student wrote at once and the teacher read once
 - ``plain``   the same as published scripts have it: in every step both models' logits at all positions
 - ``trl``     TRL's GKDTrainer off policy (lmbda 0), where TRL is installed
@@ -312,6 +314,36 @@ def kd(work: Work, folder: Path) -> Result:
     return _distil(work, work.examples, TeacherCache(folder / "cache"))
 
 
+def trainer(work: Work, folder: Path) -> Result:
+    """The same steps from the same cache as a run trains: logging, checks, learning rate, the Trainer's own work."""
+    from transformers import TrainingArguments
+
+    from benchmarks.workload import StepClock
+    from srd.training.teachers.cache import CachedTeacher
+    from srd.training.trainer import DistillTrainer
+
+    clock, on_cpu, steps = StepClock(WARM_UP), work.device.type == "cpu", work.steps
+    cache = TeacherCache(folder / "cache")
+    work.examples.teacher = cache
+    try:
+        arguments = TrainingArguments(
+            str(folder / "trained"), max_steps=len(steps), per_device_train_batch_size=len(steps[0]),
+            learning_rate=1e-5,
+            optim="adamw_torch_fused", bf16=not on_cpu, use_cpu=on_cpu, save_strategy="no", report_to="none",
+            disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=not on_cpu,
+        )  # fmt: skip
+        ours = DistillTrainer(
+            work.student(), arguments, work.examples, token_names(work.width),
+            CachedTeacher(cache.head().cut(work.width)), LossSettings("fkl", weight=WEIGHT),
+        )  # fmt: skip
+        ours.add_callback(clock)
+        ours.batches.batches = lambda: steps  # type: ignore[method-assign]
+        ours.train()
+    finally:
+        work.examples.teacher = None
+    return {"seconds": clock.seconds * (len(steps) - WARM_UP), "tokens": work.tokens}
+
+
 def stage(work: Work, folder: Path, longest: int = 256) -> Result:
     """The student writes all answers, the teacher reads them, and training goes on as off-policy training does."""
     used = _used(work)
@@ -366,7 +398,7 @@ def token_names(count: int) -> Any:
 
 
 SYSTEMS: dict[str, Callable[[Work, Path], Result]] = {
-    "sft": sft, "build": build, "kd": kd, "stage": stage, "plain": plain, "trl": trl,
+    "sft": sft, "build": build, "kd": kd, "trainer": trainer, "stage": stage, "plain": plain, "trl": trl,
 }  # fmt: skip
 
 
@@ -412,7 +444,13 @@ def attempt(system: Callable[[], Result], device: torch.device) -> Result:
 def model_flops(teacher: str, student: str, result: Result, name: str) -> float:
     """Operations of the models' matrices: 6 a weight and token that is trained on, 2 for one that is read."""
     trained, read = (_weights(SHAPES[each]) for each in (student, teacher))
-    each = {"sft": 6 * trained, "kd": 6 * trained, "build": 2 * read, "plain": 6 * trained + 2 * read}
+    each = {
+        "sft": 6 * trained,
+        "kd": 6 * trained,
+        "trainer": 6 * trained,
+        "build": 2 * read,
+        "plain": 6 * trained + 2 * read,
+    }
     return float(each.get(name, 0) * result["tokens"])
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import functools
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,6 +138,39 @@ def on_tiny_models() -> dict[str, Any]:
     plan = replace(gpu.TINY, texts=(("64", 2),), steps=1, written=4)
     found = dict(gpu.measure(plan, torch.device("cpu")))
     return {"device": "no GPU", "torch": "", "transformers": "", "peak_flops": 1e9, "measured": found}
+
+
+def _imported_at_once(body: list[ast.stmt]) -> Iterator[str]:
+    """Names that importing these statements imports: not those in functions, nor those that only types ask for."""
+    for node in body:
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module and not node.level
+            yield from (node.module, *(f"{node.module}.{name.name}" for name in node.names))
+        elif isinstance(node, ast.If | ast.Try | ast.With | ast.ClassDef) and "TYPE_CHECKING" not in ast.unparse(node):
+            yield from _imported_at_once(node.body)
+
+
+def test_the_gpu_benchmark_needs_nothing_that_a_training_machine_lacks() -> None:
+    places, waiting, seen = (ROOT, ROOT / "src"), ["benchmarks.gpu"], set[str]()
+    others = set[str]()
+    while waiting:
+        module = waiting.pop()
+        parts = module.split(".")
+        waiting += [".".join(parts[:end]) for end in range(1, len(parts))]
+        paths = [place.joinpath(*parts) for place in places]
+        files = [file for path in paths for file in (path.with_suffix(".py"), path / "__init__.py")]
+        if module in seen or parts[0] in sys.stdlib_module_names:
+            continue
+        seen.add(module)
+        if found := [file for file in files if file.is_file()]:
+            waiting += _imported_at_once(ast.parse(found[0].read_text(encoding="utf-8")).body)
+        elif parts[0] not in ("srd", "benchmarks"):
+            others.add(parts[0])
+    assert len(seen) > 40
+    # what torch, transformers and accelerate bring, and pyarrow
+    assert others == {"torch", "numpy", "transformers", "huggingface_hub", "safetensors", "pyarrow"}
 
 
 def test_every_path_of_the_gpu_benchmark_runs(on_tiny_models: dict[str, Any]) -> None:

@@ -21,11 +21,13 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from srd.base.errors import RunError, UserError
 from srd.models.never_trains import NeverTrains
-from srd.models.settings import ClusterConfig
+
+if TYPE_CHECKING:  # settings need pydantic, which the benchmark for a GPU does without
+    from srd.models.settings import ClusterConfig
 
 logger = logging.getLogger(__name__)
 
