@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: docs demo test test-all check bench bench-gpu clean
+.PHONY: docs demo test test-all check bench bench-gpu bench-quality clean
 
 demo: $(VENV)/.demo
 	$(BIN)/srd demo
@@ -25,6 +25,10 @@ check: $(VENV)/.test
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.run
+
+# Quality over time, a day's work on two cores; SIZE="--rows 320 --seeds 1" and the like make it smaller.
+bench-quality: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.quality $(SIZE)
 
 # On a machine with a GPU, by the Python that has torch, transformers and accelerate there: nothing is installed.
 bench-gpu:

@@ -7,7 +7,7 @@ position, each loss makes its own softmax over all of them in float32, and masks
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,9 +19,9 @@ from benchmarks.lengths import MAX_LENGTH, MAX_PROMPT
 IGNORED = -100
 
 
-def pad_batch(rows: Sequence[dict[str, Any]], pad_id: int) -> dict[str, Tensor]:
+def pad_batch(rows: Sequence[dict[str, Any]], pad_id: int, length: int = MAX_LENGTH) -> dict[str, Tensor]:
     """Prompt and response of each row, filled up to the full length; labels count the response only."""
-    shape = (len(rows), MAX_LENGTH)
+    shape = (len(rows), length)
     batch = {
         "input_ids": torch.full(shape, pad_id),
         "attention_mask": torch.zeros(shape, dtype=torch.long),
@@ -60,14 +60,24 @@ def train(
     pad_id: int,
     weight: float,
     temperature: float,
+    *,
+    learning_rate: float = 1e-4,
+    length: int = MAX_LENGTH,
+    ended: Callable[[int], None] = lambda step: None,
 ) -> float:
-    """Train over these steps and return the mean seconds of one; the first warms up and does not count."""
-    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, weight_decay=1e-2)
+    """Train over these steps and return the mean seconds of one; the first warms up and does not count.
+
+    The learning rate falls to 0 as a cosine does; ``ended`` is told of each step, and 0 before the first.
+    """
+    optimizer = torch.optim.AdamW(student.parameters(), lr=learning_rate, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(steps))
+    device = next(student.parameters()).device
     student.train()
     teacher.eval()
     ends = []
-    for rows in steps:
-        batch = pad_batch(rows, pad_id)
+    ended(0)
+    for number, rows in enumerate(steps, start=1):
+        batch = {name: tensor.to(device) for name, tensor in pad_batch(rows, pad_id, length).items()}
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         student_logits = student(**inputs, use_cache=False).logits
         with torch.no_grad():
@@ -78,10 +88,12 @@ def train(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
+        schedule.step()
         optimizer.zero_grad()
         loss.item()
         ends.append(time.perf_counter())
-    return (ends[-1] - ends[0]) / (len(ends) - 1)
+        ended(number)
+    return (ends[-1] - ends[0]) / max(1, len(ends) - 1)
 
 
 @torch.no_grad()

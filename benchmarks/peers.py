@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
 import torch
+from transformers import TrainerCallback
 
 from benchmarks.workload import StepClock
 from srd.data.batching import IGNORED, pad_left
@@ -123,3 +124,74 @@ def on_policy_distillation(
         )
         trainer.train()
     return clock.seconds
+
+
+# --------------------------------------------------------------------------- whole trainings, for benchmarks.quality
+
+
+class _Ended(TrainerCallback):
+    """Tells of the steps of a training: 0 as it begins."""
+
+    def __init__(self, ended: Callable[[int], None]) -> None:
+        self.ended = ended
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.ended(0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.ended(state.global_step)
+
+
+def import_trl() -> None:
+    """What takes seconds, done beforehand."""
+    from trl import DistillationTrainer  # noqa: F401
+    from trl.experimental.gkd import GKDTrainer  # noqa: F401
+
+
+def train_gkd(
+    student: Any,
+    teacher: Any,
+    tokenizer: Any,
+    rows: Sequence[dict[str, Any]],
+    ended: Callable[[int], None],
+    **settings: Any,
+) -> None:
+    """GKDTrainer over all rows, with its own defaults (beta 0.5, temperature 0.9) but for ``settings``."""
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    taken = [{key: row[key] for key in ("prompt_ids", "response_ids")} for row in rows]
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = GKDTrainer(
+            model=student,
+            teacher_model=teacher,
+            args=GKDConfig(output_dir=folder, **{**COMMON, **settings}),
+            data_collator=TokenCollator(pad),
+            train_dataset=datasets.Dataset.from_list(taken),
+            processing_class=tokenizer,
+            callbacks=[_Ended(ended)],
+        )
+        trainer.train()
+
+
+def train_distillation(
+    student: Any,
+    teacher: Any,
+    tokenizer: Any,
+    rows: Sequence[dict[str, Any]],
+    ended: Callable[[int], None],
+    **settings: Any,
+) -> None:
+    """DistillationTrainer over all prompts, with its own defaults (beta 1, temperature 1) but for ``settings``."""
+    from trl import DistillationConfig, DistillationTrainer
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = DistillationTrainer(
+            model=student,
+            teacher_model=teacher,
+            args=DistillationConfig(output_dir=folder, **{**COMMON, **settings}),
+            train_dataset=datasets.Dataset.from_list([{"prompt": tokenizer.decode(row["prompt_ids"])} for row in rows]),
+            processing_class=tokenizer,
+            callbacks=[_Ended(ended)],
+        )
+        trainer.train()

@@ -177,6 +177,7 @@ def machine() -> str:
     """The machine in a line: processor, cores, memory, and the library that does the work."""
     import platform
     from importlib.metadata import version
+    from importlib.util import find_spec
 
     name = platform.processor() or platform.machine()
     information = Path("/proc/cpuinfo")
@@ -185,7 +186,8 @@ def machine() -> str:
         name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    libraries = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers", "trl"))
+    packages = [package for package in ("torch", "transformers", "trl") if find_spec(package)]
+    libraries = ", ".join(f"{package} {version(package)}" for package in packages)
     return f"{name}, {cores} cores, {math.ceil(installed)} GiB, Python {platform.python_version()}, {libraries}"
 
 

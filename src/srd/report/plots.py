@@ -150,6 +150,7 @@ def line_plot(
     y_label: str,
     bands: Sequence[Band] = (),
     markers: bool = False,
+    file: bool = False,
 ) -> Markup:
     """Draw lines over shaded bands.
 
@@ -160,6 +161,7 @@ def line_plot(
         y_label: Written above the axis.
         bands: Shaded stretches of the x axis.
         markers: Draw each point, with its tooltip.
+        file: Make a file of its own, with a legend, not a part of a page.
     """
     xs = [x for line in series for x, _ in line.points] + [edge for band in bands for edge in (band.start, band.end)]
     x_low, x_high = min([*xs, 0.0]), max(xs, default=1.0)
@@ -167,7 +169,7 @@ def line_plot(
     x = Axis(x_label, x_low, x_high if x_high > x_low else x_low + 1.0)
     y = Axis(y_label, y_low, y_high, up=True)
     content = _content(series, x, y, bands=bands, lines=True, radius=3.5 if markers else 0)
-    return _canvas(content, title, 260)
+    return _file(content, title, 264, 70, series) if file else _canvas(content, title, 260)
 
 
 def log_plot(series: Sequence[Series], *, title: str, x_label: str, y_label: str) -> Markup:

@@ -1,0 +1,637 @@
+"""``python -m benchmarks.quality``: how good the student is after how long, by every way that a user might go.
+
+The same rows, the same teacher (SmolLM2-135M, fine-tuned on them), the same student (layers of it removed, healed),
+as many passes in steps of as many rows. Quality is ROUGE-L of greedy answers to validation questions. The clock runs
+from when the libraries are imported: loading, caching, reflecting and writing count. Validation and checkpoints do
+not, for any way. Each is a process of its own, with no other beside it. What is finished is not run again.
+
+Every way has its learning rate chosen alike: that of ``--rates`` with which the student of the first seed ends best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import conventional, peers
+from benchmarks.workload import forget_peak, peak_memory
+from srd.base.files import atomic_write, fingerprint, read_json, write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "runs" / "bench-quality"
+DOCUMENT = ROOT / "docs" / "speed.md"
+PLOT = ROOT / "docs" / "plots" / "quality.svg"
+GAIN = 0.9  # of the best gain: the time to it is compared
+
+Result = dict[str, Any]
+Point = tuple[int, float, float]  # optimizer step, seconds, ROUGE-L
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every way works on.
+
+    Attributes:
+        rows: That are trained on.
+        questions: Of the validation.
+        passes: Over the rows.
+        points: Validations of a training.
+        batch_size: Rows of an optimizer step.
+        tokens: Of the longest text that a model writes.
+        max_length: Of prompt and response; longer ones are cut.
+        teacher: Its model, which is fine-tuned first.
+        drop: Layers of it that the student lacks.
+        data: Where the rows come from.
+    """
+
+    rows: int = 960
+    questions: int = 300
+    passes: int = 6
+    points: int = 6
+    batch_size: int = 16
+    tokens: int = 64
+    max_length: int = 256
+    teacher: str = "smollm2"
+    drop: int = 10
+    data: str = "pydocs"
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of a training."""
+        return self.passes * (-(-self.rows // self.batch_size))
+
+    def is_due(self, step: int) -> bool:
+        """Whether the student is validated after this step."""
+        return step * self.points // self.steps > (step - 1) * self.points // self.steps
+
+    def recipe(self, **settings: Any) -> Result:
+        """A recipe over these rows; settings of sections replace these."""
+        data = {
+            "train": self.data, "template": "plain", "max_length": self.max_length, "max_prompt_length": 64,
+            "train_limit": self.rows, "validation_limit": self.questions, "test_limit": 4,
+        }  # fmt: skip
+        generation = {"max_new_tokens": self.tokens, "batch_size": 300 if torch.cuda.is_available() else 32}
+        return {"data": data, "generation": generation, **settings}
+
+    def models(self) -> Result:
+        """The recipe that makes teacher and student."""
+        tuning = {"epochs": 2, "learning_rate": 5e-5, "batch_size": self.batch_size, "select_by": "last"}
+        healing = {**tuning, "epochs": 1, "learning_rate": 2e-4}
+        teacher = {"model": self.teacher, "sft": tuning}
+        return self.recipe(teacher=teacher, student={"drop_layers": self.drop, "warm_start": healing})
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training: a way, its seed, its highest learning rate."""
+
+    system: str
+    seed: int
+    rate: float
+
+    def file(self, folder: Path) -> Path:
+        """Where its result lies."""
+        return folder / f"{self.system}-{self.seed}-{self.rate:g}.json"
+
+
+# ------------------------------------------------------------------------------------------------- clock and validation
+
+
+@dataclass
+class Watch:
+    """The clock of a training, which stands while it is paused, and the points that it notes."""
+
+    started: float = field(default_factory=lambda: time.perf_counter())
+    paused: float = 0.0
+    points: list[Point] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """That count so far."""
+        return time.perf_counter() - self.started - self.paused
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """What is done within does not count."""
+        _wait()
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            _wait()
+            self.paused += time.perf_counter() - began
+
+    def note(self, step: int, rouge_l: float) -> None:
+        """A point of the curve, in points of ROUGE-L of 100."""
+        _wait()
+        self.points.append((step, self.seconds, 100 * rouge_l))
+
+
+def _wait() -> None:
+    """For all that a GPU has been given to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Teacher and student, the rows as token ids, and how good both are."""
+
+    plan: Plan
+    folder: Path
+
+    @property
+    def teacher(self) -> Path:
+        return self.folder / "models" / "teacher"
+
+    @property
+    def student(self) -> Path:
+        return self.folder / "models" / "start"
+
+    def content(self) -> Result:
+        """Rows and scores."""
+        return dict(read_json(self.folder / "prepared.json"))
+
+
+def rouge_of(model: Any, tokenizer: Any, questions: list[Result], plan: Plan) -> float:
+    """Mean ROUGE-L of greedy answers, 0 to 1, as `DistillTrainer.evaluate` gives it."""
+    from srd.metrics.rouge import rouge_l_many
+    from srd.models.generation import Decoding, generate
+
+    training = model.training
+    model.eval()
+    prompts, names = [row["prompt_ids"] for row in questions], [row["id"] for row in questions]
+    size = plan.recipe()["generation"]["batch_size"]
+    with torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_available()):
+        answers = generate(model, tokenizer, prompts, names, Decoding(plan.tokens), batch_size=size)
+    model.train(training)
+    return float(rouge_l_many(answers, [row["references"] for row in questions]).mean())
+
+
+def load(folder: Path, tokenizer: Any = None) -> Any:
+    """A model of `Prepared`, in float32, where it is to compute; its tokenizer where none is given."""
+    from srd.models.loading import load_model, load_tokenizer
+
+    if tokenizer is None:
+        return load_tokenizer(str(folder))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load_model(str(folder), tokenizer=tokenizer, dtype="float32").to(device)
+
+
+def prepare(plan: Plan, folder: Path) -> None:
+    """Make teacher and student, and everything that peers are given."""
+    from srd.recipe.reading import validate_recipe
+    from srd.run.context import Run
+    from srd.run.flow import advance
+
+    where = Prepared(plan, folder)
+    run = Run(validate_recipe(plan.models(), "quality"), folder / "models")
+    advance(run, "student", "teacher")
+    train, asked = run.encoded("train"), run.encoded("validation")
+    keys = ("id", "prompt_ids", "response_ids")
+    rows = [dict(zip(keys, row, strict=True)) for row in zip(train.ids, train.prompts, train.responses, strict=True)]
+    references = list(run.split("validation")["references"])
+    questions = [
+        {"id": name, "prompt_ids": prompt, "references": list(known)}
+        for name, prompt, known in zip(asked.ids, asked.prompts, references, strict=True)
+    ]
+    run.close()
+    content: Result = {"rows": rows, "questions": questions}
+    tokenizer = load(where.student)
+    for name, source in (("student", where.student), ("teacher", where.teacher)):
+        content[name] = rouge_of(load(source, tokenizer), tokenizer, questions, plan)
+    write_json(folder / "prepared.json", content)
+
+
+# ----------------------------------------------------------------------------------------------------------------- ways
+
+
+def by_recipe(case: Case, where: Prepared, watch: Watch, start: float) -> None:
+    """This project: a recipe, as far as its trained student."""
+    from srd.recipe.reading import validate_recipe
+    from srd.run.context import Run
+    from srd.run.flow import advance
+
+    plan, folder = where.plan, where.folder / "runs" / f"{case.system}-{case.seed}-{case.rate:g}"
+    training = {
+        "curriculum": None, "epochs": plan.passes, "batch_size": plan.batch_size, "learning_rate": case.rate,
+        "seed": case.seed, "select_by": "rouge_l", **OURS[case.system],
+    }  # fmt: skip
+    if training["method"]["name"] == "gkd":
+        training["method"] = {**training["method"], "max_new_tokens": plan.tokens}
+    if training["curriculum"]:  # three stages over a third, two thirds and all of the rows
+        training["epochs"] = plan.passes / 2
+    training["evaluate_every"] = training["epochs"] / (plan.points // 3 if training["curriculum"] else plan.points)
+    settings = plan.recipe(teacher=str(where.teacher), student=str(where.student), training=training)
+    _remove(folder)
+    with _noted(watch, start):
+        run = Run(validate_recipe(settings, "quality"), folder)
+        advance(run, f"train/{run.recipe.training.label}")
+        run.close()
+    _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    from srd.base.files import remove
+
+    remove(folder)
+
+
+@contextlib.contextmanager
+def _noted(watch: Watch, start: float) -> Iterator[None]:
+    """Note every validation of our trainer; stop the clock while it validates or writes checkpoints."""
+    from srd.training.trainer import DistillTrainer
+
+    own = {name: getattr(DistillTrainer, name) for name in ("train", "evaluate", "_save_checkpoint")}
+    before = 0
+
+    def train(trainer: Any, *given: Any, **named: Any) -> Any:
+        nonlocal before
+        if not watch.points:
+            watch.note(0, start)
+        done = own["train"](trainer, *given, **named)
+        before += trainer.state.global_step
+        return done
+
+    def evaluate(trainer: Any, *given: Any, **named: Any) -> Any:
+        with watch.pause():
+            metrics = own["evaluate"](trainer, *given, **named)
+        if "eval_rouge_l" in metrics:
+            watch.note(before + trainer.state.global_step, metrics["eval_rouge_l"])
+        return metrics
+
+    def save(trainer: Any, *given: Any, **named: Any) -> Any:
+        with watch.pause():
+            return own["_save_checkpoint"](trainer, *given, **named)
+
+    patched: Any = DistillTrainer
+    patched.train, patched.evaluate, patched._save_checkpoint = train, evaluate, save
+    try:
+        yield
+    finally:
+        patched.train, patched.evaluate, patched._save_checkpoint = own.values()
+
+
+def by_peer(case: Case, where: Prepared, watch: Watch, start: float) -> None:
+    """Another way: a loop over the same token ids, which asks after every step whether to validate."""
+    plan, content = where.plan, where.content()
+    tokenizer = load(where.student)
+    student, teacher = load(where.student, tokenizer), load(where.teacher, tokenizer)
+    teacher.eval().requires_grad_(False)
+
+    def ended(step: int) -> None:
+        if step == 0:
+            watch.note(0, start)
+        elif plan.is_due(step):
+            with watch.pause():
+                score = rouge_of(student, tokenizer, content["questions"], plan)
+            watch.note(step, score)
+
+    PEERS[case.system](case, plan, student, teacher, tokenizer, content["rows"], ended)
+
+
+def conventional_way(
+    case: Case, plan: Plan, student: Any, teacher: Any, tokenizer: Any, rows: list[Result], ended: Callable[[int], None]
+) -> None:
+    """As published training scripts have it; forward KL alone, a cosine without warm-up."""
+    random = np.random.default_rng(case.seed)
+    orders = [random.permutation(len(rows)) for _ in range(plan.passes)]
+    size = plan.batch_size
+    steps = [[rows[i] for i in order[at : at + size]] for order in orders for at in range(0, len(rows), size)]
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    with torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_available()):
+        conventional.train(
+            student, teacher, steps, pad, 1.0, 1.0,
+            learning_rate=case.rate, length=plan.max_length, ended=ended,
+        )  # fmt: skip
+
+
+def trl_gkd(
+    case: Case, plan: Plan, student: Any, teacher: Any, tokenizer: Any, rows: list[Result], ended: Callable[[int], None]
+) -> None:
+    """TRL's GKDTrainer, with the settings that it has by default."""
+    own = {"lmbda": 1.0 if case.system.endswith("on") else 0.0, "max_new_tokens": plan.tokens}
+    peers.train_gkd(student, teacher, tokenizer, rows, ended, **own, **_trl(case, plan))
+
+
+def trl_distillation(
+    case: Case, plan: Plan, student: Any, teacher: Any, tokenizer: Any, rows: list[Result], ended: Callable[[int], None]
+) -> None:
+    """TRL's DistillationTrainer, with the settings that it has by default."""
+    own = {"max_completion_length": plan.tokens}
+    peers.train_distillation(student, teacher, tokenizer, rows, ended, **own, **_trl(case, plan))
+
+
+def _trl(case: Case, plan: Plan) -> Result:
+    gpu = torch.cuda.is_available()
+    return {
+        "learning_rate": case.rate, "per_device_train_batch_size": plan.batch_size, "num_train_epochs": plan.passes,
+        "seed": case.seed, "use_cpu": not gpu, "bf16": gpu,
+    }  # fmt: skip
+
+
+#: What our recipes say of their training.
+OURS: dict[str, Result] = {
+    "kd": {"method": {"name": "kd"}},
+    "kd-tokens": {"method": {"name": "kd"}, "tokens": {"share": 0.2, "by": "student_entropy"}},
+    "gkd-step": {"method": {"name": "gkd", "student_share": 1.0}},
+    "gkd-stage": {"method": {"name": "gkd", "student_share": 1.0, "refresh": "stage"}},
+    "plus": {"method": {"name": "kd"}, "curriculum": {"preset": "plus"}},
+}
+PEERS: dict[str, Callable[..., None]] = {
+    "conventional": conventional_way, "trl-gkd-off": trl_gkd, "trl-gkd-on": trl_gkd,
+    "trl-distillation": trl_distillation,
+}  # fmt: skip
+TITLES = {
+    "conventional": "the conventional way", "trl-gkd-off": "TRL GKDTrainer, off-policy (lmbda 0)",
+    "trl-gkd-on": "TRL GKDTrainer, on-policy (lmbda 1)", "trl-distillation": "TRL DistillationTrainer",
+    "kd": "ours, off-policy KD", "kd-tokens": "ours, KD at 20 % of the positions",
+    "gkd-step": "ours, on-policy, refresh: step", "gkd-stage": "ours, on-policy, refresh: stage",
+    "plus": "ours, preset: plus",
+}  # fmt: skip
+COLORS = dict(
+    zip(
+        TITLES,
+        ("#8c8c8c", "#c99700", "#a04000", "#d4709a", "#1f6fb4", "#64b5f6", "#5b3f9e", "#00897b", "#2e7d32"),
+        strict=True,
+    )
+)
+
+
+def run_case(case: Case, where: Prepared) -> Result:
+    """Train one student in this process."""
+    _import_all(case.system)
+    start = where.content()["student"]
+    forget_peak()
+    watch = Watch()
+    (by_recipe if case.system in OURS else by_peer)(case, where, watch, start)
+    memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_memory()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return {**asdict(case), "points": watch.points, "seconds": watch.seconds, "memory": memory, "device": device}
+
+
+def _import_all(system: str) -> None:
+    """Import what takes seconds and differs between machines more than between ways; and wake a GPU."""
+    import srd.run.flow  # noqa: F401
+
+    if system.startswith("trl"):
+        peers.import_trl()
+    if torch.cuda.is_available():
+        torch.zeros(1, device="cuda")
+
+
+# ---------------------------------------------------------------------------------------------- processes, one by one
+
+
+def child(arguments: list[str], done: Path, log: Path, end: float = math.inf) -> str:
+    """Run a part of this benchmark in a process of its own, unless its file is there; why it failed, or nothing."""
+    if done.exists():
+        return ""
+    if time.perf_counter() > end:
+        return "no time was left"
+    command = [sys.executable, "-m", "benchmarks.quality", *arguments]
+    paths = [str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "TRL_EXPERIMENTAL_SILENCE": "1"}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    with open(log, "w", encoding="utf-8") as output:
+        code = subprocess.run(command, stdout=output, stderr=output, env=environment, cwd=ROOT, check=False).returncode
+    failed = "" if not code and done.exists() else f"status {code}, see {log}"
+    print(f"{done.stem}: {failed or 'done'} ({time.perf_counter() - began:.0f} s)", flush=True)
+    return failed
+
+
+def missing(system: str) -> str:
+    """Why a way cannot be gone here."""
+    return "TRL is not installed" if system.startswith("trl") and find_spec("trl") is None else ""
+
+
+def measure_system(
+    system: str, where: Prepared, seeds: int, rates: list[float], same: list[str], end: float = math.inf
+) -> str:
+    """All trainings of a way: the first seed with every rate, the others with the best; why it failed, or nothing."""
+    if why := missing(system):
+        return why
+
+    def run(case: Case) -> str:
+        given = ["--case", json.dumps(asdict(case))]
+        file = case.file(where.folder)
+        return child([*same, *given], file, where.folder / "logs" / f"{file.stem}.txt", end)
+
+    tried = [Case(system, 0, rate) for rate in rates]
+    failed = [why for why in map(run, tried) if why]
+    if len(failed) == len(tried):
+        return failed[0]
+    best = best_rate(where, system, rates)
+    failed = [why for seed in range(1, seeds) if (why := run(Case(system, seed, best)))]
+    return failed[0] if failed else ""
+
+
+def best_rate(where: Prepared, system: str, rates: list[float]) -> float:
+    """With which the student of the first seed ends best."""
+    ends = {}
+    for rate in rates:
+        file = Case(system, 0, rate).file(where.folder)
+        if file.exists():
+            ends[rate] = read_json(file)["points"][-1][2]
+    return max(ends, key=lambda rate: ends[rate])
+
+
+def results_of(where: Prepared, system: str, seeds: int, rates: list[float]) -> list[Result]:
+    """What is there of a way, at its best rate."""
+    if not any(Case(system, 0, rate).file(where.folder).exists() for rate in rates):
+        return []
+    best = best_rate(where, system, rates)
+    files = [Case(system, seed, best).file(where.folder) for seed in range(seeds)]
+    return [read_json(file) for file in files if file.exists()]
+
+
+# ------------------------------------------------------------------------------------------------------ table and plot
+
+
+def mean_curve(results: list[Result]) -> list[tuple[float, float]]:
+    """Seconds and ROUGE-L, means over the seeds."""
+    curves = np.array([[point[1:] for point in result["points"]] for result in results])
+    return [(float(seconds), float(rouge)) for seconds, rouge in curves.mean(0)]
+
+
+def time_to(curve: list[tuple[float, float]], goal: float) -> float | None:
+    """When a curve first reaches a value, between two points in proportion; None: it does not."""
+    for (before, low), (after, high) in itertools.pairwise(curve):
+        if high >= goal:
+            return before if low >= goal else before + (after - before) * (goal - low) / (high - low)
+    return None
+
+
+def table(content: Result, found: dict[str, list[Result]], failed: dict[str, str]) -> str:
+    """A row a way, and what it is measured by."""
+    curves = {system: mean_curve(results) for system, results in found.items() if results}
+    if not curves:
+        return "\n".join(f"{TITLES[system]}: {why}" for system, why in failed.items())
+    start = 100 * content["student"]
+    best = max(rouge for curve in curves.values() for _, rouge in curve)
+    goal = start + GAIN * (best - start)
+    times = {system: time_to(curve, goal) for system, curve in curves.items()}
+    peer = min((t for system, t in times.items() if system in PEERS and t is not None), default=None)
+    lines = [
+        f"The student starts at {start:.2f} ROUGE-L, the teacher has {100 * content['teacher']:.2f}, the best student "
+        f"{best:.2f}; 90 % of its gain is {goal:.2f}.",
+        "",
+        "| way | learning rate | seeds | best ROUGE-L | at the end | training | time to 90 % | best peer ÷ | memory |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for system in TITLES:
+        if system in curves:
+            results, curve, time_there = found[system], curves[system], times[system]
+            ratio = f"{peer / time_there:.2f}" if peer is not None and time_there else "–"
+            cells = [
+                f"{results[0]['rate']:g}", str(len(results)), f"{max(rouge for _, rouge in curve):.2f}",
+                f"{curve[-1][1]:.2f}", f"{curve[-1][0]:.0f} s",
+                "not reached" if time_there is None else f"{time_there:.0f} s", ratio,
+                f"{max(result['memory'] for result in results) / 2**20:,.0f} MiB",
+            ]  # fmt: skip
+            lines.append(f"| {TITLES[system]} | {' | '.join(cells)} |")
+        if why := failed.get(system):
+            lines.append(f"| {TITLES[system]}: {why} |" + " – |" * 8)
+    return "\n".join(lines)
+
+
+def plot(content: Result, found: dict[str, list[Result]]) -> str:
+    """Quality over time, a line a way."""
+    from srd.report.plots import Series, line_plot
+
+    series = [Series(TITLES[name], COLORS[name], mean_curve(found[name])) for name in TITLES if found.get(name)]
+    title, x_label, y_label = "Quality of the student over time", "seconds", "ROUGE-L of the validation"
+    return str(line_plot(series, title=title, x_label=x_label, y_label=y_label, markers=True, file=True))
+
+
+# ----------------------------------------------------------------------------------------------------------------- main
+
+
+def tiny_teacher(folder: Path) -> str:
+    """A model of three small layers with random weights, whose tokens are bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    names = ["<pad>", "<end>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokens = Tokenizer(models.BPE({name: number for number, name in enumerate(names)}, []))
+    tokens.pre_tokenizer, tokens.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, pad_token="<pad>", eos_token="<end>")
+    config = LlamaConfig(
+        vocab_size=len(names), hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2,
+        max_position_embeddings=512, eos_token_id=1, bos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+TINY = Plan(rows=8, questions=4, passes=3, points=3, batch_size=4, tokens=4, max_length=96, drop=1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--tiny", action="store_true", help="a random model and a few rows: does everything work?")
+    for name, help_text in {
+        "rows": "that are trained on", "questions": "of the validation", "passes": "over the rows",
+        "points": "validations of a training, a multiple of 3", "batch-size": "rows of an optimizer step",
+        "tokens": "longest text that a model writes", "drop": "layers of the teacher that the student lacks",
+    }.items():  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, help=f"{help_text} ({getattr(Plan, name.replace('-', '_'))})")
+    parser.add_argument("--teacher", help=f"the model that is fine-tuned as the teacher ({Plan.teacher})")
+    parser.add_argument("--data", help=f"data set known by name, or a file of rows ({Plan.data})")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each way")
+    parser.add_argument("--rates", type=float, nargs="+", default=[5e-5, 1e-4, 2e-4], help="learning rates to try")
+    parser.add_argument("--systems", choices=[*TITLES], nargs="+", default=[*TITLES], help="ways to go")
+    parser.add_argument("--jobs", type=int, default=1, help="ways side by side, which makes times worth less")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin nothing more after these")
+    parser.add_argument("-o", "--output", type=Path, default=FOLDER, help="where all is kept")
+    parser.add_argument("--document", action="store_true", help="put table and plot into docs/")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--prepare", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def plan_of(options: argparse.Namespace) -> Plan:
+    """The plan that is asked for."""
+    names = ("rows", "questions", "passes", "points", "batch_size", "tokens", "drop", "teacher", "data")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    plan = replace(TINY if options.tiny else Plan(), **given)
+    return replace(plan, teacher=str(options.output / "tiny-teacher")) if options.tiny and not options.teacher else plan
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure what is not there yet, and show the table."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    options.output = options.output.absolute()
+    end = time.perf_counter() + 60 * options.minutes
+    plan = plan_of(options)
+    if plan.points % 3 or plan.points > plan.steps:
+        parser.error(f"--points is {plan.points}: give a multiple of 3 that is at most {plan.steps}, the steps")
+    folder = options.output / fingerprint(asdict(plan))[:12]
+    where = Prepared(plan, folder)
+    if options.prepare:
+        if options.tiny and not options.teacher:
+            tiny_teacher(Path(plan.teacher))
+        prepare(plan, folder)
+        return
+    if options.case:
+        case = Case(**json.loads(options.case))
+        result = run_case(case, where)
+        write_json(case.file(folder), result)
+        return
+    same = [*arguments, "--output", str(options.output)]
+    if failed := child([*same, "--prepare"], folder / "prepared.json", folder / "logs" / "prepare.txt"):
+        sys.exit(f"teacher and student could not be made: {failed}")
+    how = options.seeds, options.rates
+    with ThreadPoolExecutor(options.jobs) as pool:
+        ends = pool.map(lambda name: measure_system(name, where, *how, same, end), options.systems)
+        reasons = {name: why for name, why in zip(options.systems, ends, strict=True) if why}
+    found = {name: results_of(where, name, *how) for name in options.systems}
+    show(options, where, found, reasons)
+
+
+def show(options: argparse.Namespace, where: Prepared, found: dict[str, list[Result]], failed: dict[str, str]) -> None:
+    """Print the table, and keep it beside the plot."""
+    from benchmarks.run import machine
+
+    content, plan = where.content(), where.plan
+    device = next((result["device"] for results in found.values() for result in results), "no GPU")
+    about = (
+        f"{device}; {machine()}; {len(content['rows'])} rows, {len(content['questions'])} questions, "
+        f"{plan.passes} passes in steps of {plan.batch_size}, texts of at most {plan.tokens} tokens."
+    )
+    text = f"{about}\n\n{table(content, found, failed)}\n"
+    drawn = plot(content, found)
+    for file, written in ((where.folder / "table.md", text), (where.folder / "plot.svg", drawn)):
+        with atomic_write(file) as partial:
+            partial.write_text(written, encoding="utf-8")
+    print(f"\n{text}\n{where.folder}")
+    if options.document:
+        from benchmarks.tables import write_document, write_plot
+
+        write_document(DOCUMENT, {"quality": text.strip()})
+        write_plot(PLOT, drawn)  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()

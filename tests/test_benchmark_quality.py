@@ -1,0 +1,90 @@
+"""The benchmark of quality over time runs by every way, and its table says what was measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks import quality
+
+from srd.base.files import write_json
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> quality.Prepared:
+    """Teacher and student of the tiny benchmark, on rows of its own."""
+    folder = tmp_path_factory.mktemp("quality")
+    rows = [{"instruction": f"Say {i}.", "output": "yes it is " * (1 + i % 3)} for i in range(24)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    teacher = quality.tiny_teacher(folder / "teacher")
+    plan = replace(quality.TINY, teacher=teacher, data=str(folder / "rows.jsonl"))
+    quality.prepare(plan, folder / "work")
+    return quality.Prepared(plan, folder / "work")
+
+
+@pytest.mark.parametrize("system", quality.TITLES)
+def test_every_way_to_quality_runs(prepared: quality.Prepared, system: str) -> None:
+    if why := quality.missing(system):
+        pytest.skip(why)
+    case = quality.Case(system, seed=0, rate=1e-3)
+    result = quality.run_case(case, prepared)
+    write_json(case.file(prepared.folder), result)
+    steps, seconds, scores = zip(*result["points"], strict=True)
+    assert len(steps) == 1 + prepared.plan.points
+    assert (steps[0], scores[0]) == (0, 100 * prepared.content()["student"])
+    assert abs(steps[-1] - prepared.plan.steps) <= 2, "a curriculum's stages are rounded, each for itself"
+    assert 0 < seconds[0] < seconds[-1] <= result["seconds"]
+
+
+def test_what_is_not_counted_stops_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(quality.time, "perf_counter", lambda: now)
+    watch = quality.Watch()
+    now = 5.0
+    with watch.pause():
+        now = 105.0
+    now = 106.0
+    watch.note(3, 0.25)
+    assert watch.points == [(3, 6.0, 25.0)]
+
+
+def result(rate: float, *scores: float, system: str = "kd", seed: int = 0, pace: float = 1.0) -> dict[str, Any]:
+    points = [(step, pace * 10 * step, score) for step, score in enumerate(scores)]
+    return {"system": system, "seed": seed, "rate": rate, "points": points, "memory": 2**20, "device": "no GPU"}
+
+
+def test_the_learning_rate_is_the_one_that_ends_best(tmp_path: Path) -> None:
+    where = quality.Prepared(quality.TINY, tmp_path)
+    for given in (result(1e-4, 10, 30, 20), result(2e-4, 10, 25, 24), result(2e-4, 10, 25, 22, seed=1)):
+        write_json(quality.Case("kd", given["seed"], given["rate"]).file(tmp_path), given)
+    found = quality.results_of(where, "kd", seeds=3, rates=[1e-4, 2e-4, 4e-4])
+    assert [(each["rate"], each["seed"]) for each in found] == [(2e-4, 0), (2e-4, 1)]
+    assert quality.mean_curve(found) == [(0, 10), (10, 25), (20, 23)]
+    assert quality.results_of(where, "plus", seeds=3, rates=[1e-4]) == []
+
+
+@pytest.mark.parametrize(
+    ("goal", "seconds"), [(15.0, 5.0), (20.0, 10.0), (25.0, 17.5), (30.0, 20.0), (31.0, None), (9.0, 0.0)]
+)
+def test_the_time_to_a_quality_lies_between_two_validations(goal: float, seconds: float | None) -> None:
+    assert quality.time_to([(0, 10), (10, 20), (15, 20), (20, 30), (30, 20)], goal) == seconds
+
+
+def test_the_table_compares_with_the_best_peer(tmp_path: Path) -> None:
+    found = {
+        "kd": [result(1e-4, 10, 20, 30)],
+        "conventional": [result(1e-4, 10, 20, 30, pace=8)],
+        "trl-gkd-off": [result(1e-4, 10, 20, 30, pace=4)],
+        "plus": [result(1e-4, 10, 12, 11)],
+    }
+    content = {"student": 0.1, "teacher": 0.4}
+    text = quality.table(content, found, {"trl-gkd-on": "TRL is not installed"})
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in text.splitlines() if line[:1] == "|"}
+    assert rows["ours, off-policy KD"][5:7] == ["18 s", "4.00"]
+    assert rows["the conventional way"][5:7] == ["144 s", "0.50"]
+    assert rows["ours, preset: plus"][5:7] == ["not reached", "–"]
+    assert "TRL GKDTrainer, on-policy (lmbda 1): TRL is not installed" in text
+    assert quality.plot(content, found).count("<path") >= 4
