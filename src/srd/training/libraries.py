@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 
 from srd.base.errors import UserError, nearest
 
@@ -64,11 +65,32 @@ def check_logger(name: str) -> str:
     return name
 
 
+def _wandb_is_ready() -> str:
+    """Why W&B would refuse a run, or ask for a key, hours after the start; empty: it would not."""
+    import wandb
+
+    if wandb.setup().settings.mode != "online":
+        return ""
+    try:
+        known = wandb.login(prompt=False)
+    except TypeError:  # before 0.31 it cannot be asked without a prompt
+        return ""
+    except wandb.Error as error:
+        return str(error)
+    return "" if known else "it has no key"
+
+
+#: A logger that can say at the start that it would not write -> what it says, and what to do.
+READY: dict[str, tuple[Callable[[], str], str]] = {
+    "wandb": (_wandb_is_ready, "Run: wandb login, or set the variable WANDB_MODE=offline to write to ./wandb"),
+}
+
+
 def check_installed(field: str, optimizer: str, loggers: list[str]) -> None:
-    """Refuse an optimizer or a logger whose package is missing here.
+    """Refuse an optimizer or a logger whose package is missing here, and a logger that would not write.
 
     Raises:
-        UserError: with the field and the command that installs the package.
+        UserError: with the field and the command that helps.
     """
     needed = [
         (f"{field}.optimizer={optimizer}", package)
@@ -79,3 +101,7 @@ def check_installed(field: str, optimizer: str, loggers: list[str]) -> None:
     for setting, (module, package) in needed:
         if importlib.util.find_spec(module) is None:
             raise UserError(f"{setting} needs a package that is not installed: pip install {package}")
+    for name in loggers:
+        refuses, remedy = READY.get(name, (str, ""))
+        if reason := refuses():
+            raise UserError(f"{field}.log_to=[{name}]: {name} would not log this run: {reason}. {remedy}")

@@ -33,6 +33,7 @@ from srd.training.schedules import Schedule
 from srd.training.settings import TrainingConfig
 from srd.training.teacher_cache import TeacherCache
 from srd.training.teachers.common import Teacher
+from srd.training.tracking import Tables, names_of
 from srd.training.trainer import (
     ROLLOUTS,
     DistillTrainer,
@@ -278,7 +279,35 @@ def make_trainer(training: Training, stage: Stage, model: Any) -> DistillTrainer
     trainer.log_row = log_row
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Report(training, stage, trainer))
+    if config.log_to:
+        trainer.add_callback(Tables(trainer, _told_stages(training), _questions(training)))
     return trainer
+
+
+def _told_stages(training: Training) -> list[dict[str, Any]]:
+    """What trackers are told of the stages."""
+    return [
+        {
+            "stage": stage.index,
+            "examples": stage.size,
+            "epochs": training.config.epochs,
+            "steps": total_steps(training.config, stage),
+            "temperature": stage.temperature,
+            "weight": stage.weight,
+        }
+        for stage in training.stages
+    ]
+
+
+def _questions(training: Training) -> dict[str, tuple[str, str]]:
+    """Prompt and first reference of the validation examples, by id."""
+    validation = training.validation
+    examples = validation.examples
+    texts = (training.tokenizer.decode(examples.prompts[place]) for place in range(len(examples)))
+    return {
+        name: (text, references[0])
+        for name, text, references in zip(examples.ids, texts, validation.references, strict=True)
+    }
 
 
 def loss_settings(config: TrainingConfig, stage: Stage) -> LossSettings:
@@ -370,7 +399,7 @@ def training_arguments(training: Training, stage: Stage) -> TrainingArguments:
         log_level_replica="error",  # as the main process: transformers would let the others warn
         disable_tqdm=True,
         report_to=config.log_to or "none",
-        run_name=training.label,
+        **names_of(training.metrics_file.parent.name, training.label, stage.index),
         seed=training.seed + stage.index,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
