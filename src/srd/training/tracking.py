@@ -80,8 +80,9 @@ class Tables(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if answers := sorted(self.trainer.answers)[:SHOWN]:
             rows = [
-                {"id": name, "prompt": self.questions[name][0], "answer": text, "reference": self.questions[name][1], "rouge_l": score}
+                {"id": name, "prompt": prompt, "answer": text, "reference": reference, "rouge_l": score}
                 for name, text, score in answers
+                for prompt, reference in (self.questions[name],)
             ]
             self._write("validation_answers", rows, state.global_step)
 
