@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows
 from srd.data.templates.base import get_template
+from srd.run.manifest import Manifest
 from tests.data.families import THINKING, Family
 
 
@@ -63,3 +66,27 @@ def test_a_thought_is_learnt_once_however_it_is_told(family: str) -> None:
         assert tokenizer(prompt + response, add_special_tokens=False)["input_ids"] == (
             found["prompt_ids"] + found["response_ids"]
         )
+
+
+DATED = Family(
+    ["<|im_start|>", "<|im_end|>"],
+    "{{ 'Today is ' + strftime_now('%d %b %Y %H:%M:%S.%f') }}{% for m in messages %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    "<|im_end|>",
+)
+
+
+def test_a_date_in_a_template_is_that_of_the_run_however_long_it_takes(tmp_path: Path) -> None:
+    day, rows = date(2031, 5, 17), examples_from_rows([talk("Why?", "So.", "And?", "No.")], "rows").to_list()
+    template = get_template("auto", DATED.tokenizer, None, day)
+    for name in ("auto", "chat"):
+        encoder = Encoder(DATED.tokenizer, template).with_template(name)
+        found = encoder.encode_rows(rows)
+        assert DATED.tokenizer.decode(found["prompt_ids"][0]).startswith("Today is 17 May 2031 00:00:00.000000<|im_")
+        assert found == encoder.encode_rows(rows)
+    begun = Manifest(tmp_path)
+    assert begun.day == date.today()
+    begun.content["day"] = day.isoformat()
+    begun.save()
+    assert Manifest(tmp_path).day == day

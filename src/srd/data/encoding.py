@@ -101,7 +101,9 @@ class Encoder:
         """The same encoder with another template, by name or as a text of one's own."""
         return Encoder(
             self.tokenizer,
-            get_template(name, self.tokenizer, self.template.options if takes_options(name) else None),
+            get_template(
+                name, self.tokenizer, self.template.options if takes_options(name) else None, self.template.day
+            ),
             max_length=self.max_length,
             max_prompt_length=self.max_prompt_length,
             encoder_decoder=self.encoder_decoder,

@@ -97,6 +97,7 @@ class Run(RecipeModels):
         _check_shared(folder)
         # By the main process, as there may be moves to finish.
         self.manifest = parallel.on_main(lambda: Manifest(folder, named_paths(recipe).values()))
+        self.day = self.manifest.day
         self.warnings: list[str] = self.manifest.content["warnings"]
         self.manifest.content["versions"] = versions()
         self.manifest.content["machine"] = _machine()

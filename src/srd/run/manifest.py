@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ class Manifest:
         self.folder = folder
         self.inputs = [str(path.absolute()) for path in inputs]
         self.path, self.copy = folder / "manifest.json", folder / ".manifest.json"
-        self.content: dict[str, Any] = {"steps": {}, "warnings": [], "moves": [], "digests": {}, **self._read()}
+        begun = {"day": date.today().isoformat(), "steps": {}, "warnings": [], "moves": [], "digests": {}}
+        self.content: dict[str, Any] = {**begun, **self._read()}
         known_digests.update(self.content.pop("digests"))
         self._finish_moves()
 
@@ -63,6 +65,11 @@ class Manifest:
             )
         logger.warning("%s was damaged or missing: its copy %s is used", self.path, self.copy.name)
         return content
+
+    @property
+    def day(self) -> date:
+        """When the run was begun. Chat templates that write a date write this one, however long the run takes."""
+        return date.fromisoformat(self.content["day"])
 
     @property
     def steps(self) -> dict[str, Any]:

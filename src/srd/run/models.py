@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from datetime import date
 from functools import cached_property
 from typing import Any
 
@@ -36,6 +37,7 @@ class RecipeModels:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        self.day: date | None = None  # that chat templates write; a run keeps that of its beginning
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -83,7 +85,7 @@ class RecipeModels:
         name, options = data.frame
         return Encoder(
             tokenizer,
-            get_template(name, tokenizer, options),
+            get_template(name, tokenizer, options, self.day),
             max_length=data.max_length,
             max_prompt_length=data.max_prompt_length,
             encoder_decoder=self.encoder_decoder,
@@ -103,7 +105,7 @@ class RecipeModels:
         longest = max(data.max_length, min(SHORTER * data.max_length, limit))
         return Encoder(
             own,
-            get_template("plain" if name == "chat" and not own.chat_template else name, own, options),
+            get_template("plain" if name == "chat" and not own.chat_template else name, own, options, self.day),
             max_length=longest,
             max_prompt_length=min(SHORTER * data.max_prompt_length, longest - 1),
             encoder_decoder=bool(config.is_encoder_decoder),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 from srd.data.templates.base import (
@@ -57,11 +58,14 @@ class AutoTemplate(Template):
     name = "auto"
     takes_options = True
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any] | None = None, day: date | None = None
+    ) -> None:
         """Keep the tokenizer, whose chat template is asked for when the first conversation comes."""
         self._tokenizer = tokenizer
         self.options = dict(options or {})
-        self._chat = ChatTemplate(tokenizer, options) if options else None
+        self.day = day
+        self._chat = ChatTemplate(tokenizer, options, day) if options else None
         self._prompt = PromptTemplate(end_of(tokenizer))
         self._alpaca = get_template("alpaca", tokenizer)
 
@@ -85,7 +89,7 @@ class AutoTemplate(Template):
     def for_row(self, example: Example) -> Template:
         """Return the template for this row; UserError where a conversation meets a tokenizer without one."""
         if example["messages"]:
-            self._chat = self._chat or ChatTemplate(self._tokenizer, self.options)
+            self._chat = self._chat or ChatTemplate(self._tokenizer, self.options, self.day)
             return self._chat
         # A row of plain text has neither prompt nor instruction, and its prompt is empty as it is.
         return self._prompt if example["prompt"] or not example["instruction"] else self._alpaca

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from string import Formatter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -76,6 +77,7 @@ class Template(ABC):
         takes_options: whether the tokenizer's chat template has a part in this, which may take further arguments:
             it is then made of a tokenizer and these.
         options: those arguments.
+        day: that the chat template takes for today.
         notes: what the chat template does to rows that it should not, with the ids of the examples.
     """
 
@@ -83,6 +85,7 @@ class Template(ABC):
     adds_special_tokens: bool = True
     takes_options: ClassVar[bool] = False
     options: Mapping[str, Any] = MappingProxyType({})
+    day: date | None = None
     notes: Mapping[str, dict[str, None]] = MappingProxyType({})
 
     @abstractmethod
@@ -207,7 +210,9 @@ TEMPLATES: Registry[Callable[..., Template]] = Registry("template", "srd.data.te
 register_template = TEMPLATES.register
 
 
-def get_template(name: str, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any] | None = None) -> Template:
+def get_template(
+    name: str, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any] | None = None, day: date | None = None
+) -> Template:
     """Return a template by name, or made from a text of one's own.
 
     Args:
@@ -215,12 +220,13 @@ def get_template(name: str, tokenizer: PreTrainedTokenizerBase, options: Mapping
             `{input}` (`{{` and `}}` stand for braces).
         tokenizer: the chat template is taken from it.
         options: further arguments of the chat template (``enable_thinking``); ``chat_template`` names one of several.
+        day: that a chat template writes where it asks for the date; today, unless said.
 
     Raises:
         UserError: an unknown name or place, a tokenizer without a chat template, or options that nothing takes.
     """
     if takes_options(name):
-        return TEMPLATES.get(name)(tokenizer, options)
+        return TEMPLATES.get(name)(tokenizer, options, day)
     if options:
         raise UserError(
             f"data.template_arguments ({', '.join(options)}) are for the chat template, which data.template={name!r} "

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import date, datetime, time
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,8 @@ PROBE, THOUGHT = "QzProbe", "QzThought"
 PLAIN, LAST = "choose data.template=plain", "set data.train_on=last"
 FORGETS = "leaves out what answers thought, which it would keep in their content, between <think> and </think>"
 THINK = "give the answers what they thought: as reasoning_content, or in the content as <think>…</think>"
+# What templates call to learn the time, and how it is to be told.
+ASKED_TIME = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<form>[^"']*)(?P=quote)\s*\)""")
 PROMPTS_KEPT = 1_000  # as many as are encoded together
 
 
@@ -51,18 +54,22 @@ class ChatTemplate(Template):
     adds_special_tokens = False
     takes_options = True
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any] | None = None, day: date | None = None
+    ) -> None:
         """Take the template of a tokenizer.
 
         Args:
             tokenizer: Has it.
             options: Further arguments of the template; ``chat_template`` names one of several.
+            day: What it takes for today, in all that it renders; None: this day.
 
         Raises:
             UserError: it has none, or none of that name, or an option is not the user's to set.
         """
         self._tokenizer = tokenizer
         self.options = dict(options or {})
+        self.day = day or date.today()
         self.notes: dict[str, dict[str, None]] = {}
         self._prompts: dict[str, str] = {}
         _check(tokenizer, self.options)
@@ -230,6 +237,21 @@ class ChatTemplate(Template):
         return turns_of(self._tokenizer, self.options)
 
     @cached_property
+    def _dated(self) -> PreTrainedTokenizerBase:
+        """The tokenizer with the day in its templates where they ask for it, so that a text is the same at any time."""
+        found = self._tokenizer.chat_template
+        if not ASKED_TIME.search(str(found)):
+            return self._tokenizer
+        now = datetime.combine(self.day or date.today(), time())
+        told = {
+            name: ASKED_TIME.sub(lambda call: json.dumps(now.strftime(call["form"]), ensure_ascii=False), text)
+            for name, text in (found.items() if isinstance(found, dict) else [("", found)])
+        }
+        dated = copy.copy(self._tokenizer)
+        dated.chat_template = told if isinstance(found, dict) else told[""]
+        return dated
+
+    @cached_property
     def _stops(self) -> re.Pattern[str]:
         return self._turns.stop_texts
 
@@ -391,9 +413,7 @@ class ChatTemplate(Template):
         """The text of messages, with or without what asks for an answer behind them."""
         options = {"tools": extra_of(example).get("tools"), **self.options, **options}
         try:
-            text = self._tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=ask, tokenize=False, **options
-            )
+            text = self._dated.apply_chat_template(list(messages), add_generation_prompt=ask, tokenize=False, **options)
         except MemoryError:
             raise
         except Exception as error:  # a template is a program of its author's and may raise anything
