@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: docs demo test test-all check bench bench-gpu bench-quality clean
+.PHONY: docs demo test test-all check bench bench-gpu bench-quality evidence clean
 
 demo: $(VENV)/.demo
 	$(BIN)/srd demo
@@ -33,6 +33,12 @@ bench-quality: $(VENV)/.bench
 # On a machine with a GPU, by the Python that has torch, transformers and accelerate there: nothing is installed.
 bench-gpu:
 	PYTHONPATH=src $(PYTHON) -m benchmarks.gpu
+
+# Does cleaning pay? Hours on two cores, minutes on a GPU with JOBS=12; the same command goes on. Tables: docs/evidence.md.
+JOBS ?= 1
+evidence: $(VENV)/.demo
+	$(BIN)/srd sweep evidence --jobs $(JOBS)
+	$(BIN)/python -m benchmarks.evidence sweeps/evidence
 
 # torch first and by itself: its pinned version is the CPU build where one is offered, and else pip would choose newer.
 $(VENV)/.torch: constraints.txt

@@ -1,6 +1,9 @@
 """Put the tables and plots of sweeps into docs/evidence.md.
 
-python -m benchmarks.evidence sweeps/demo-methods sweeps/demo-ablations
+python -m benchmarks.evidence sweeps/demo-methods sweeps/demo-ablations sweeps/evidence
+
+Of a sweep with an oracle also what its arms win back (`benchmarks.won_back`). A sweep that is not yet done, or whose
+folder came from another machine without its tables, is read from its cells: the tables are made again first.
 """
 
 from __future__ import annotations
@@ -11,7 +14,11 @@ from pathlib import Path
 
 from benchmarks.run import PLOTS, ROOT
 from benchmarks.tables import write_document, write_plot
+from benchmarks.won_back import ORACLE, tables_of
+from srd.base.yaml_text import read_yaml
 from srd.report.plots import Interval, interval_plot
+from srd.sweep.runner import Sweep
+from srd.sweep.settings import find_sweep, load_sweep
 
 DOCUMENT = ROOT / "docs" / "evidence.md"
 
@@ -28,8 +35,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweeps", type=Path, nargs="+", help="their folders, named as the sweeps are")
     for folder in parser.parse_args().sweeps:
-        table = (folder / "results.md").read_text(encoding="utf-8")
-        write_document(DOCUMENT, {folder.name: table})
+        path = find_sweep(str(read_yaml(folder / "sweep.yaml")["name"]))
+        if not (folder / "results.md").exists():
+            Sweep(path, folder).write_report()
+        config = load_sweep(path)
+        tables = {folder.name: (folder / "results.md").read_text(encoding="utf-8")}
+        if ORACLE in config.cells:
+            tables = tables_of(folder, path)
+        for table in tables.values():
+            print(table)
+        write_document(DOCUMENT, tables)
         title = f"{folder.name}: difference in ROUGE-L from the reference, 95 % interval"
         write_plot(PLOTS / f"{folder.name}.svg", interval_plot(differences(folder), title=title))
 

@@ -628,6 +628,7 @@ def sweep_command(
     overrides: Overrides = None,
     folder: Annotated[Path | None, typer.Option("--dir", help="Where to work. Default: sweeps/<name>.")] = None,
     list_cells: Annotated[bool, typer.Option("--list", help="List the cells and their state, run nothing.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Cells at a time, each in a process of its own.")] = 1,
 ) -> None:
     """Run a recipe under many settings and compare them in one table. Running it again makes what is missing."""
     from srd.sweep.page import print_sweep
@@ -636,7 +637,7 @@ def sweep_command(
 
     set_up_logging()
     opened = Sweep(find_sweep(sweep), folder, overrides)
-    outcomes = opened.outcomes() if list_cells else opened.run()
+    outcomes = opened.outcomes() if list_cells else opened.run(jobs)
     for outcome in outcomes if list_cells else []:
         _echo(f"{outcome.state:8} {outcome.cell.title}")
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]

@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 
 from srd.base.errors import UserError
-from srd.data.corruption import corrupt
+from srd.data.corruption import corrupt, leave_out
 from srd.data.examples import EXAMPLE_FEATURES, examples_from_rows
 
 
@@ -102,3 +102,17 @@ def test_mistakes_are_named(share: float, kinds: list[str], word: str) -> None:
 def test_duplicating_everything_is_refused() -> None:
     with pytest.raises(UserError, match="no row is left"):
         corrupt(make_examples(), 1.0, ["duplicated"], seed=0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_what_is_left_out_again(share: float) -> None:
+    spoilt = corrupt(make_examples(), share, ["swapped", "duplicated"], seed=1)
+    assert leave_out(spoilt, "nothing", 1) is spoilt
+    known, chance = (leave_out(spoilt, which, 1) for which in ("damaged", "as_many"))
+    assert set(known["corruption"]) == {""}
+    assert len(known) == len(chance) == 60 - round(share * 60)
+    if share:
+        assert 0 < sum(map(bool, chance["corruption"])) < 15
+    backwards = leave_out(spoilt.select(range(59, -1, -1)), "as_many", 1)
+    assert set(backwards["id"]) == set(chance["id"])
+    assert set(leave_out(spoilt, "as_many", 2)["id"]) != set(chance["id"]) or not share

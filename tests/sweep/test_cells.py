@@ -138,3 +138,54 @@ def test_folder_of_another_sweep(tmp_path: Path, recipe_file: Path) -> None:
     (tmp_path / "other" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="holds other files"):
         Sweep(path, tmp_path / "other")
+
+
+def test_a_cell_may_be_at_some_points_alone(tmp_path: Path, recipe_file: Path) -> None:
+    cells = {**KD_AND_SRD, "oracle": {"only_at": {"data.corruption.share": [0.5]}}}
+    path = write_sweep(tmp_path, recipe_file, grid={"data.corruption.share": [0.0, 0.5], "seed": [0, 1]}, cells=cells)
+    laid = lay_out(load_sweep(path), path)
+    assert [cell.title for cell in laid if cell.label == "oracle"] == [f"share 0.5, oracle, seed {n}" for n in (0, 1)]
+    assert len(laid) == 2 * 2 * 2 + 2
+
+
+@pytest.mark.parametrize(
+    ("label", "only_at", "message"),
+    [
+        ("srd", 3, r"cells\.srd\.only_at is 3\. Write \{FIELD OF THE GRID: \[VALUE, …\]\}"),
+        ("srd", {"data.corruption.shar": [0.5]}, r"data\.corruption\.shar is no field of the grid; did you mean"),
+        (
+            "srd",
+            {"data.corruption.share": []},
+            r"only_at\.data\.corruption\.share is \[\]\. List some of .*\[0\.0, 0\.5\]",
+        ),
+        ("srd", {"data.corruption.share": [0.4]}, r"only_at\.data\.corruption\.share is \[0\.4\]\. List some of"),
+        ("srd", {"data.corruption.share": 0.5}, r"only_at\.data\.corruption\.share is 0\.5\. List some of"),
+        (
+            "kd",
+            {"data.corruption.share": [0.5]},
+            r"reference 'kd' is not at share 0\.0\. Leave only_at out of that cell",
+        ),
+    ],
+)
+def test_points_that_are_not_there(tmp_path: Path, recipe_file: Path, label: str, only_at: Any, message: str) -> None:
+    cells = {**KD_AND_SRD, label: {**KD_AND_SRD[label], "only_at": only_at}}
+    path = write_sweep(tmp_path, recipe_file, grid={"data.corruption.share": [0.0, 0.5]}, cells=cells, reference="kd")
+    with pytest.raises(UserError, match=message):
+        Sweep(path, tmp_path / "work")
+
+
+def test_the_evidence_runs_what_matters_most_first() -> None:
+    path = find_sweep("evidence")
+    laid = lay_out(load_sweep(path), path)
+    assert len(laid) == 3 * (7 + 4 + 7)
+    for label, rows in (("oracle", 360), ("random subset", 360), ("kd", 600)):
+        recipe = validate_recipe(next(c for c in laid if c.label == label).content, "test")
+        assert recipe.data.corruption is not None
+        assert (recipe.data.corruption.leave_out != "nothing") is (rows < 600)
+        assert recipe.teacher.sft is not None and recipe.teacher.sft.epochs == recipe.training.epochs == 2
+    passes = {c.label: validate_recipe(c.content, "test").training for c in laid}
+    for label in ("plus", "srd"):  # in passes over all rows, as KD makes
+        curriculum = passes[label].curriculum
+        assert curriculum is not None
+        sizes = curriculum.sizes(12_000)
+        assert passes[label].epochs * sum(sizes) / 12_000 == pytest.approx(passes["kd"].epochs, rel=1e-3)

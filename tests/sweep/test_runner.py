@@ -19,7 +19,7 @@ from srd.cli import app
 from srd.recipe.reading import validate_recipe
 from srd.run.context import Run
 from srd.run.flow import run_all
-from srd.sweep import runner
+from srd.sweep import one
 from srd.sweep.page import print_sweep
 from srd.sweep.runner import Sweep
 from tests.sweep.conftest import write_sweep
@@ -142,7 +142,7 @@ def test_done_cells_are_left_alone(done: Sweep, monkeypatch: pytest.MonkeyPatch)
     def refuse(run: Run) -> None:
         raise AssertionError(f"{run.folder} was done")
 
-    monkeypatch.setattr(runner, "run_all", refuse)
+    monkeypatch.setattr(one, "run_all", refuse)
     before = (done.folder / "results.csv").read_bytes()
     assert [outcome.state for outcome in done.run()] == ["done"] * 4
     assert (done.folder / "results.csv").read_bytes() == before
@@ -157,15 +157,15 @@ def test_a_cell_whose_files_were_changed_is_not_done(done: Sweep, tmp_path: Path
     folder = tmp_path / "cell"
     shutil.copytree(done.folder / "cells" / "srd-seed-0", folder)
     identity = json.loads((folder / "cell.json").read_text())["identity"]
-    assert runner._is_done(folder, identity)
-    assert not runner._is_done(folder, "another")
+    assert one._is_done(folder, identity)
+    assert not one._is_done(folder, "another")
     path = folder / name
     whole = path.read_text()
     for content in (whole.replace("0", "1", 1), "[]", "", "{"):
         path.write_text(content)
-        assert not runner._is_done(folder, identity)
+        assert not one._is_done(folder, identity)
     path.unlink()
-    assert not runner._is_done(folder, identity)
+    assert not one._is_done(folder, identity)
 
 
 def test_failed_cell_does_not_stop_the_others(
@@ -179,7 +179,7 @@ def test_failed_cell_does_not_stop_the_others(
             raise ZeroDivisionError("by zero")
         run_all(run)
 
-    monkeypatch.setattr(runner, "run_all", crash)
+    monkeypatch.setattr(one, "run_all", crash)
     with pytest.raises(
         RunError, match=r"2 of 3 cells failed: broken: .*nobody.*; crashing: ZeroDivisionError: by zero"
     ):
@@ -189,5 +189,5 @@ def test_failed_cell_does_not_stop_the_others(
     assert (tmp_path / "work" / "cells" / "kd" / "student" / "model.safetensors").is_file()
     sweep = Sweep(path, tmp_path / "work", ["training.epochs=0.5"])
     assert [outcome.state for outcome in sweep.outcomes()] == ["failed", "failed", "done"]
-    monkeypatch.setattr(runner, "run_all", run_all)
+    monkeypatch.setattr(one, "run_all", run_all)
     assert [outcome.state for outcome in sweep.run()] == ["failed", "done", "done"]

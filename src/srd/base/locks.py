@@ -32,6 +32,23 @@ def lock(path: Path, option: str) -> Any:
 
 
 @contextlib.contextmanager
+def by_turns(path: Path) -> Iterator[None]:
+    """Go through the block while no other process is in a block of the same path; wait for it, if one is.
+
+    The file stays: were it removed, a process that waits for it and one that makes it anew would both go on.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
 def held(folder: Path, option: str) -> Iterator[None]:
     """Make a folder if it is not there, and hold it while the block runs.
 

@@ -62,6 +62,25 @@ def corrupt(examples: Dataset, share: float, kinds: Sequence[str], seed: int) ->
     return concatenate_datasets([examples, spoilt]).select(picked)
 
 
+def leave_out(examples: Dataset, which: str, seed: int) -> Dataset:
+    """What is left of damaged data for one who knows the damage, and for one who drops as many rows by chance.
+
+    Args:
+        examples: What `corrupt` gives.
+        which: ``nothing``, ``damaged`` (exactly the rows that were damaged) or ``as_many`` (by chance).
+        seed: Of the chance; depends on the ids, not on the order of the rows.
+    """
+    damaged = [index for index, kind in enumerate(examples["corruption"]) if kind]
+    if which == "as_many":
+        ids = examples["id"]
+        order = sorted(range(len(examples)), key=lambda index: ids[index])
+        damaged = random.Random(f"{seed}:leave out").sample(order, len(damaged))
+    if which == "nothing" or not damaged:
+        return examples
+    without = set(damaged)
+    return examples.select([index for index in range(len(examples)) if index not in without])
+
+
 def _check(share: float, kinds: Sequence[str]) -> None:
     if not 0 <= share <= 1:
         raise UserError(f"corruption share: {share} is not between 0 and 1.")

@@ -54,6 +54,11 @@ class CorruptionConfig(Section):
     kinds: Annotated[
         list[Literal["swapped", "truncated", "duplicated"]], Field(min_length=1), AfterValidator(each_once)
     ] = Field(["swapped"], description="what is done to them, in equal parts")
+    leave_out: Literal["nothing", "damaged", "as_many"] = Field(
+        "nothing",
+        description="rows that are left out again before anything sees them: damaged: those that were damaged, as one "
+        "who knows them would; as_many: as many by chance",
+    )
 
 
 class ChatTemplateConfig(Section):

@@ -6,6 +6,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -17,6 +18,7 @@ import numpy as np
 
 from srd.base import parallel
 from srd.base.files import atomic_folder, fingerprint, link, read_json, write_json
+from srd.base.locks import by_turns
 from srd.data.encoding import Encoder
 from srd.evaluation.predictions import (
     COMPARISONS,
@@ -36,6 +38,7 @@ from srd.sandbox.outside import Permission
 from srd.tasks.base import Predictions, Task, get_task
 
 SHARED_ANSWERS = "answers.jsonl"
+TURNS = ".turns"  # runs of a sweep that work side by side give the same answers one at a time
 
 log = logging.getLogger(__name__)
 
@@ -186,12 +189,15 @@ def _answer_all(
                 contender.identity, benchmark.template, contents[benchmark.key], asdict(benchmark.decoding), seed,
                 batch_size, benchmark.samples,
             )  # fmt: skip
-            if not parallel.on_main(partial(_has_answers, path, identity, shared)):
-                loaded = loaded or contender.load()
-                update = partial(_count, progress, f"{contender.name} on {benchmark.key}, seed {seed}", before, total)
-                texts = _answer(loaded, benchmark, seed, batch_size, update)
-                _write_predictions(path, benchmark, texts, identity, scoring)
-                _give(path, identity, shared)
+            with by_turns(shared / TURNS / identity) if shared and parallel.is_main() else nullcontext():
+                if not parallel.on_main(partial(_has_answers, path, identity, shared)):
+                    loaded = loaded or contender.load()
+                    title = f"{contender.name} on {benchmark.key}, seed {seed}"
+                    texts = _answer(
+                        loaded, benchmark, seed, batch_size, partial(_count, progress, title, before, total)
+                    )
+                    _write_predictions(path, benchmark, texts, identity, scoring)
+                    _give(path, identity, shared)
             parallel.barrier()
             before += len(benchmark.examples) * benchmark.samples
             by_seed.setdefault((contender.name, benchmark.key), {})[seed] = read_json(scores_path(path))

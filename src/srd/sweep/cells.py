@@ -13,7 +13,7 @@ from srd.base.errors import UserError, nearest
 from srd.base.settings import LONGEST_NAME
 from srd.recipe.merging import merge, nested
 from srd.recipe.reading import find_recipe, parse_overrides, read_recipe, validate_recipe
-from srd.sweep.settings import EQUAL_PASSES, SweepConfig
+from srd.sweep.settings import EQUAL_PASSES, ONLY_AT, SweepConfig
 from srd.training.settings import TrainingConfig
 
 SEED_FIELDS = ("seed", "training.seed")  # values of these repeat a row of the table
@@ -106,6 +106,7 @@ def lay_out(config: SweepConfig, path: Path, overrides: list[str] | None = None)
     base = merge(read_recipe(find_recipe(config.recipe, beside=path)), nested(config.overrides))
     base = {**merge(base, parse_overrides(overrides or [])), "baselines": {}}
     named = tuple(key for key, axis in config.grid.items() if isinstance(axis, dict))
+    _check_only_at(config, path)
     cells: list[Cell] = []
     for values in itertools.product(*config.grid.values()):
         settings = dict(zip(config.grid, values, strict=True))
@@ -113,7 +114,9 @@ def lay_out(config: SweepConfig, path: Path, overrides: list[str] | None = None)
         seeds = {key: value for key, value in settings.items() if key in SEED_FIELDS}
         here = {}
         for label, changes in (config.cells or {"": {}}).items():
-            own = {key: value for key, value in changes.items() if key != EQUAL_PASSES}
+            if any(settings[key] not in values for key, values in changes.get(ONLY_AT, {}).items()):
+                continue
+            own = {key: value for key, value in changes.items() if key not in (EQUAL_PASSES, ONLY_AT)}
             content = merge(merge(base, _changes(config, settings)), nested(own))
             here[label] = cell = Cell(label, point, seeds, content, named)
             content["name"] = f"{config.name}.{cell.folder}"[:LONGEST_NAME].rstrip(". -")
@@ -132,6 +135,20 @@ def _changes(config: SweepConfig, point: Mapping[str, Any]) -> dict[str, Any]:
         axis = config.grid[key]
         changes = merge(changes, nested(axis[value] if isinstance(axis, dict) else {key: value}))
     return changes
+
+
+def _check_only_at(config: SweepConfig, path: Path) -> None:
+    """Refuse a cell that is to be at points that the grid has not."""
+    for label, changes in config.cells.items():
+        place, points = f"{path}, cells.{label}.{ONLY_AT}", changes.get(ONLY_AT, {})
+        if not isinstance(points, dict):
+            raise UserError(f"{place} is {points!r}. Write {{FIELD OF THE GRID: [VALUE, …]}}.")
+        for key, values in points.items():
+            if key not in config.grid:
+                raise UserError(f"{place}: {key} is no field of the grid; {nearest(str(key), config.grid)}")
+            known = list(config.grid[key])
+            if not isinstance(values, list) or not values or any(value not in known for value in values):
+                raise UserError(f"{place}.{key} is {values!r}. List some of the grid's values: {known}.")
 
 
 def _match_passes(config: SweepConfig, cells: Mapping[str, Cell], path: Path) -> None:
@@ -176,6 +193,10 @@ def reference_rows(config: SweepConfig, cells: list[Cell], path: Path) -> dict[s
     reference = config.reference or (next(iter(config.cells)) if config.cells else rows[0])
     if reference in config.cells:
         at = {cell.point_name: cell.row for cell in cells if cell.label == reference}
+        if missing := [cell.point_name for cell in cells if cell.point_name not in at]:
+            raise UserError(
+                f"{path}: reference '{reference}' is not at {missing[0]}. Leave {ONLY_AT} out of that cell."
+            )
         return {cell.row: at[cell.point_name] for cell in cells}
     if reference in rows:
         return dict.fromkeys(rows, reference)

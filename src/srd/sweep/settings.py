@@ -19,7 +19,8 @@ what is missing.
 
 ``extends: NAME`` starts from another sweep. A grid axis may also be a mapping of names to changes, where its values
 differ in more than one field: ``method: {gkd: {training.method: gkd}, sft: {training.method: sft}}``. In a cell,
-``equal_passes: CELL`` sets the epochs so that it makes as many passes over all the data as another cell.
+``equal_passes: CELL`` sets the epochs so that it makes as many passes over all the data as another cell, and
+``only_at: {FIELD: [VALUE, …]}`` leaves it out at all other points of the grid.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from srd.base.settings import FolderName, Section
 from srd.recipe.mistakes import describe_mistakes
 from srd.recipe.reading import find_file, read_recipe
 
-EQUAL_PASSES = "equal_passes"
+EQUAL_PASSES, ONLY_AT = "equal_passes", "only_at"
 
 
 class SweepConfig(Section):

@@ -450,7 +450,7 @@ SHOWN = {
 
 
 class _Report(TrainerCallback):
-    """Progress, and a validation with a checkpoint at the very last step."""
+    """Progress, and a validation at the very last step, with a checkpoint where the best one is to be chosen."""
 
     def __init__(self, training: Training, stage: Stage, trainer: DistillTrainer) -> None:
         self.training = training
@@ -470,7 +470,8 @@ class _Report(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
-            control.should_evaluate = control.should_save = control.should_log = True
+            control.should_evaluate = control.should_log = True
+            control.should_save = self.training.config.select_by != "last"  # else the model itself is written next
         self.training.progress(self.before + state.global_step, self.total, self.note())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from rich.markup import escape
 from srd.base import parallel
 from srd.base.console import console
 from srd.base.files import fingerprint
+from srd.base.locks import by_turns
 from srd.base.text import duration
 from srd.recipe.schema import Recipe
 from srd.run.context import Clock, Run
@@ -57,6 +58,10 @@ class Step:
         """Files that it writes into the folders of steps before it, which then answer for them no longer."""
         return []
 
+    def turns(self, run: Run, key: str) -> list[str]:
+        """What the runs of a sweep that work side by side make one at a time: names of files to lock, sorted."""
+        return [f"{self.name.replace('/', '-')}-{key}"] if self.shares else []
+
     def is_idle(self, run: Run) -> bool:
         """Whether there turns out to be nothing to do."""
         return False
@@ -92,10 +97,22 @@ def do(run: Run, step: Step) -> None:
     if parallel.on_main(lambda: step.is_idle(run)):
         return
     key = parallel.on_main(lambda: key_of(run, step))  # files are hashed by one process
-    if not _is_kept(run, step, key) and not _is_taken(run, step, key):
-        _make(run, step, key)
+    if not _is_kept(run, step, key):
+        with _by_turns(run, step, key):
+            if not _is_taken(run, step, key):
+                _make(run, step, key)
     run.keys[step.name] = key
     step.open(run)
+
+
+@contextlib.contextmanager
+def _by_turns(run: Run, step: Step, key: str) -> Iterator[None]:
+    """Wait while another run of a sweep makes the same: then it can be taken."""
+    with contextlib.ExitStack() as stack:
+        if run.shared is not None and parallel.is_main():
+            for name in step.turns(run, key):
+                stack.enter_context(by_turns(run.shared.folder / ".turns" / name))
+        yield
 
 
 def _is_kept(run: Run, step: Step, key: str) -> bool:

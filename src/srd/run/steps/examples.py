@@ -20,7 +20,7 @@ from srd.base.remedies import warn
 from srd.base.tables import column, map_large, repeated, write_table
 from srd.base.text import many
 from srd.data.bad_rows import BadRows, Check, Owner, without_refused
-from srd.data.corruption import corrupt
+from srd.data.corruption import corrupt, leave_out
 from srd.data.examples import EXAMPLE_FEATURES, one_for_each_answer, split_examples
 from srd.data.leaks import leaked_ids, without_leaks
 from srd.recipe.schema import Recipe
@@ -56,6 +56,8 @@ class Examples(Step):
                 "leaks",
             }
         )
+        if data.corruption and data.corruption.leave_out == "nothing":  # came later
+            settings["corruption"].pop("leave_out")
         found = self._found(run)
         dropped = _dropped(run, found, [sources, settings])
         taken = _taken_by_tasks(run, found, [sources, settings, *dropped])
@@ -274,7 +276,8 @@ def _prepared(
     for name in DIVIDED if divided else ():
         splits[name] = _with_divided(splits[name], name, set(divided))
     if data.corruption:
-        splits["train"] = corrupt(splits["train"], data.corruption.share, data.corruption.kinds, seed)
+        damaged = corrupt(splits["train"], data.corruption.share, data.corruption.kinds, seed)
+        splits["train"] = leave_out(damaged, data.corruption.leave_out, seed)
     return splits
 
 

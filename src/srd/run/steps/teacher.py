@@ -210,6 +210,9 @@ class Cache(Step):
     def after(self, recipe: Recipe) -> tuple[str, ...]:
         return ("examples", *cleaning_steps(recipe), "teacher")
 
+    def turns(self, run: Run, key: str) -> list[str]:
+        return sorted(place_of_cache(run, number).name for number in _numbers(run.recipe))
+
     def is_idle(self, run: Run) -> bool:
         needed = all_cache_bytes(run)
         if cache_fits(run):

@@ -1,0 +1,224 @@
+"""What of the loss to wrong rows a sweep's arms win back, with intervals: the tables of `srd sweep evidence`.
+
+At every share of damage all arms of a seed answer the same questions. Resampled are the seeds, and within them the
+questions, for all arms together; so differences and their quotient, won back = (arm − KD) ÷ (oracle − KD), are
+pairwise.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from srd.base.files import read_json
+from srd.evaluation.predictions import predictions_path, read_answers, read_scores
+from srd.report.reading import read_run
+from srd.report.tables import Column, Measure, Table, to_markdown
+from srd.sweep.cells import Cell, lay_out
+from srd.sweep.settings import load_sweep
+
+REFERENCE, ORACLE, CHANCE, SHARE = "kd", "oracle", "random subset", "data.corruption.share"
+SAMPLES = 10_000
+Span = tuple[float, float, float]  # the value, and the interval's ends
+Scores = dict[int, np.ndarray]  # seed -> the score of each question, in percent, [N]
+
+
+@dataclass
+class Arm:
+    """One arm at one share of damage.
+
+    Attributes:
+        scores: Of its students.
+        teachers: Of its teachers, where they were evaluated: fine-tuned on the same rows.
+        summaries: Of its trainings.
+        folders: Of its cells.
+    """
+
+    scores: Scores = field(default_factory=dict)
+    teachers: Scores = field(default_factory=dict)
+    summaries: list[dict[str, Any]] = field(default_factory=list)
+    folders: dict[int, Path] = field(default_factory=dict)
+
+
+def read_arms(folder: Path, path: Path) -> dict[float, dict[str, Arm]]:
+    """The cells of a sweep (its folder, its file) that are done: share of damage -> arm -> what it scored."""
+    found: dict[float, dict[str, Arm]] = {}
+    for cell in lay_out(load_sweep(path), path):
+        place = folder / "cells" / cell.folder
+        if read_json(place / "cell.json", {}).get("state") == "done":
+            _add(found.setdefault(cell.point[SHARE], {}).setdefault(cell.label, Arm()), cell, place)
+    return dict(sorted(found.items()))
+
+
+def _add(arm: Arm, cell: Cell, place: Path) -> None:
+    run, seed = read_run(place), cell.seeds["seed"]
+    arm.folders[seed] = place
+    arm.scores[seed] = _scores(place, run.main_arm)
+    arm.summaries.append(run.summary(f"train/{run.main_arm}"))
+    if "teacher" in run.evaluation:
+        arm.teachers[seed] = _scores(place, "teacher")
+
+
+def _scores(place: Path, model: str) -> np.ndarray:
+    """The score of each question in percent, by the questions' ids."""
+    path = next((place / "evaluation" / "predictions").glob(f"{model}.test.*.jsonl"))
+    assert path == predictions_path(place / "evaluation", model, "test", path.stem.rpartition(".")[2])
+    kept, rows = read_scores(path), read_answers(path)
+    if kept is None or rows is None:
+        raise RuntimeError(f"{path} is not as it was scored")
+    by_id = sorted(zip((str(row["id"]) for row in rows), kept["per_example"]["rouge_l"], strict=True))
+    return 100 * np.array([score for _, score in by_id])
+
+
+# ---------------------------------------------------------------------------------------------------------- intervals
+
+
+def resampled(arms: Sequence[Scores], seed: int = 0) -> np.ndarray:
+    """Means of arms over resampled seeds and questions, the same ones for all, ``[arms, SAMPLES]``."""
+    seeds = sorted(set.intersection(*(set(scores) for scores in arms)))
+    draw = np.random.default_rng(seed)
+    weights = (draw.integers(len(seeds), size=(SAMPLES, len(seeds)))[:, :, None] == np.arange(len(seeds))).mean(1)
+    means = np.zeros((len(arms), SAMPLES))
+    for place, number in enumerate(seeds):
+        count = len(arms[0][number])
+        for start in range(0, SAMPLES, 1000):
+            picked = draw.integers(count, size=(1000, count))
+            for arm, scores in enumerate(arms):
+                part = slice(start, start + 1000)
+                means[arm, part] += weights[part, place] * scores[number][picked].mean(1)
+    return means
+
+
+def mean_of(scores: Scores, seeds: Sequence[int]) -> float:
+    """The mean over seeds of the mean over questions."""
+    return statistics.fmean(float(scores[seed].mean()) for seed in seeds)
+
+
+def difference(arm: Scores, other: Scores) -> Span | None:
+    """One arm less another, over the seeds that both have."""
+    seeds = sorted(set(arm) & set(other))
+    if not seeds:
+        return None
+    ours, theirs = resampled([arm, other])
+    low, high = np.quantile(ours - theirs, [0.025, 0.975])
+    return mean_of(arm, seeds) - mean_of(other, seeds), float(low), float(high)
+
+
+def won_back(arm: Scores, reference: Scores, oracle: Scores) -> Span | None:
+    """(arm − reference) ÷ (oracle − reference); no interval (NaN) where the oracle is not surely ahead."""
+    seeds = sorted(set(arm) & set(reference) & set(oracle))
+    if not seeds:
+        return None
+    ours, theirs, best = resampled([arm, reference, oracle])
+    lost = mean_of(oracle, seeds) - mean_of(reference, seeds)
+    value = (mean_of(arm, seeds) - mean_of(reference, seeds)) / lost if lost > 0 else float("nan")
+    if np.quantile(best - theirs, 0.025) <= 0:
+        return value, float("nan"), float("nan")
+    low, high = np.quantile((ours - theirs) / (best - theirs), [0.025, 0.975])
+    return value, float(low), float(high)
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+def _shown(span: Span | None, digits: int = 2, sign: str = "+") -> str | None:
+    if span is None or span[0] != span[0]:
+        return None
+    value, *ends = (f"{each:{sign}.{digits}f}".replace("-", "−") for each in span)
+    return value if span[1] != span[1] else f"{value} ({ends[0]} to {ends[1]})"
+
+
+def arms_table(found: dict[float, dict[str, Arm]], *, teachers: bool) -> str:
+    """Every arm at every share: score, difference from KD and from chance, won back."""
+    rows = []
+    for share, arms in found.items():
+        scores = {label: arm.teachers if teachers else arm.scores for label, arm in arms.items()}
+        scores = {label: own for label, own in scores.items() if own}
+        for label, own in scores.items():
+            means = [float(values.mean()) for values in own.values()]
+            spread = statistics.stdev(means) if len(means) > 1 else None
+            against = {
+                other: difference(own, scores[other]) if other in scores and other != label else None
+                for other in (REFERENCE, CHANCE)
+            }
+            back = None
+            if ORACLE in scores and REFERENCE in scores and label not in (REFERENCE, ORACLE):
+                back = won_back(own, scores[REFERENCE], scores[ORACLE])
+            kept, steps, seconds = (
+                statistics.fmean(summary[key] for summary in arms[label].summaries)
+                for key in ("examples", "steps", "training_seconds")
+            )
+            score = Measure(statistics.fmean(means), spread)
+            shown = [_shown(against[REFERENCE]), _shown(against[CHANCE]), _shown(back, sign="")]
+            rows.append([f"{share:.0%}", label, len(own), kept, score, *shown, *([] if teachers else [steps, seconds])])
+    titles = [Column("Damaged"), Column("Arm"), Column("Seeds"), Column("Rows", 0), Column("ROUGE-L", 2, best=None)]
+    titles += [Column("less KD"), Column("less random subset"), Column("Won back")]
+    titles += [] if teachers else [Column("Steps", 0), Column("Training, s", 0)]
+    return to_markdown(Table(titles, rows).without_empty_columns())
+
+
+def found_table(found: dict[float, dict[str, Arm]], label: str) -> str:
+    """What the cleaning of an arm marked, by kind of damage, over all seeds."""
+    rows = []
+    for share, arms in found.items():
+        counts: dict[str, list[bool]] = {}
+        for place in arms[label].folders.values() if label in arms else ():
+            marks = pq.read_table(place / "cleaning" / "rows.parquet", columns=["id", "wrong"])
+            wrong = dict(zip(marks["id"].to_pylist(), marks["wrong"].to_pylist(), strict=True))
+            table = pq.read_table(place / "examples" / "train.parquet", columns=["id", "corruption"])
+            for name, kind in zip(table["id"].to_pylist(), table["corruption"].to_pylist(), strict=True):
+                counts.setdefault(kind or "none", []).append(bool(wrong.get(name)))
+        for kind, marked in sorted(counts.items()):
+            rows.append([f"{share:.0%}", kind, len(marked), 100 * sum(marked) / len(marked)])
+    return to_markdown(Table([Column("Damaged"), Column("Kind"), Column("Rows", 0), Column("Marked, %", 1)], rows))
+
+
+def targets_table(found: dict[float, dict[str, Arm]]) -> str:
+    """What was to be reached, and what was."""
+    rows: list[list[Any]] = []
+    clean = found.get(0.0, {})
+    if "plus" in clean and REFERENCE in clean:
+        span = difference(clean["plus"].scores, clean[REFERENCE].scores)
+        assert span is not None
+        rows.append(["`plus` is not behind KD on clean data: at most 0.2 behind, the interval's end above 0",
+                     _shown(span), span[0] >= -0.2 and span[2] > 0])  # fmt: skip
+    for share, arms in found.items():
+        if ORACLE not in arms or REFERENCE not in arms:
+            continue
+        span = difference(arms[ORACLE].scores, arms[REFERENCE].scores)
+        assert span is not None
+        rows.append([f"{share:.0%} damaged: there is something to win (oracle less KD)", _shown(span), span[1] > 0])
+        for label in ("cleaning, drop", "cleaning, repair", "plus"):
+            if label not in arms:
+                continue
+            back = won_back(arms[label].scores, arms[REFERENCE].scores, arms[ORACLE].scores)
+            rows.append([f"{share:.0%} damaged: {label} wins back at least 0.8", _shown(back, sign=""),
+                         back is not None and back[0] >= 0.8])  # fmt: skip
+            if CHANCE in arms and (ahead := difference(arms[label].scores, arms[CHANCE].scores)):
+                rows.append(
+                    [f"{share:.0%} damaged: {label} is ahead of the random subset", _shown(ahead), ahead[1] > 0]
+                )
+    told = [[target, value, "met" if met else "missed"] for target, value, met in rows]
+    return to_markdown(Table([Column("Target, set beforehand"), Column("Measured"), Column("")], told))
+
+
+def tables_of(folder: Path, path: Path) -> dict[str, str]:
+    """All tables of a sweep with an oracle.
+
+    Args:
+        folder: Where it ran.
+        path: Its file.
+    """
+    found, name = read_arms(folder, path), folder.name
+    return {
+        f"{name}-arms": arms_table(found, teachers=False),
+        f"{name}-teachers": arms_table(found, teachers=True),
+        f"{name}-found": found_table(found, "cleaning, drop"),
+        f"{name}-targets": targets_table(found),
+    }

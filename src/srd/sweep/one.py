@@ -1,0 +1,135 @@
+"""Running one cell of a sweep, in its own run directory, and keeping how it ended."""
+
+from __future__ import annotations
+
+import gc
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.markup import escape
+
+from srd.base import parallel
+from srd.base.console import console, set_up_logging
+from srd.base.errors import RunError, UserError
+from srd.base.files import fingerprint, read_sealed, remove, write_sealed
+from srd.recipe.merging import merge
+from srd.recipe.reading import validate_recipe
+from srd.recipe.schema import Recipe
+from srd.report.page import build_report
+from srd.run.context import Run
+from srd.run.flow import run_all
+from srd.run.folder import RunFolder
+from srd.run.identity import recipe_identity
+from srd.run.manifest import Manifest
+from srd.sweep.cells import Cell
+
+RESULT = "cell.json"  # beside the run directory's own files: how the cell ended
+
+
+@dataclass(frozen=True)
+class CellRunner:
+    """Runs cells; several processes may do so in one folder, as each cell is locked and common steps are by turns.
+
+    Attributes:
+        folder: The sweep's.
+        keep_students: Whether the trained weights stay.
+    """
+
+    folder: Path
+    keep_students: bool = False
+
+    def place(self, cell: Cell) -> Path:
+        """The run directory of a cell."""
+        return self.folder / "cells" / cell.folder
+
+    def state(self, cell: Cell) -> str:
+        """How a cell has ended: done, failed, or missing."""
+        return str(read_sealed(self.place(cell) / RESULT).get("state", "missing"))
+
+    def run(self, cell: Cell) -> bool:
+        """Run a cell unless it is done; False if there was nothing to do."""
+        try:
+            return self._run(cell)
+        finally:
+            gc.collect()  # a model that only a cycle holds would still be in memory when the next one is loaded
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()  # others may share the device
+
+    def _run(self, cell: Cell) -> bool:
+        folder = self.place(cell)
+        try:
+            recipe = parallel.together(lambda: self._recipe(cell))
+            identity = parallel.on_main(lambda: fingerprint(recipe.model_dump(), recipe_identity(recipe)))
+            if parallel.on_main(lambda: _is_done(folder, identity)):
+                console.print("[green]✓[/] done before")
+                return False
+            self._note(folder, {})
+            run = Run(recipe, folder, shared=self.folder / "shared")
+            set_up_logging(run.warnings)
+            run_all(run)
+            if parallel.is_main():
+                build_report(folder)
+            self._note(folder, {"state": "done", "identity": identity})
+            if not self.keep_students and parallel.is_main():
+                _drop_weights(run.files)
+        except Exception as error:  # one cell's failure must not cost the others; it is shown, kept and counted
+            self._note_failure(folder, error)
+        return True
+
+    def _note_failure(self, folder: Path, error: Exception) -> None:
+        """Show and keep why a cell failed; what the others cannot go on after is raised."""
+        expected = isinstance(error, UserError | RunError)
+        message = str(error) if expected else f"{type(error).__name__}: {error}"
+        failed = {"state": "failed", "error": message}
+        if not parallel.can_go_on(error):
+            if not parallel.is_lost(error):  # then it is the other process that knows why
+                write_sealed(folder / RESULT, failed)
+            raise error
+        shown = escape(message if expected else traceback.format_exc())
+        console.print(f"[bold red]failed:[/] {shown}", soft_wrap=True)
+        self._note(folder, failed)
+
+    def _note(self, folder: Path, result: dict[str, Any]) -> None:
+        """Keep how a cell ended."""
+        if parallel.is_main():
+            if result:
+                write_sealed(folder / RESULT, result)
+            else:
+                remove(folder / RESULT)
+        parallel.barrier()
+
+    def _recipe(self, cell: Cell) -> Recipe:
+        """The recipe of a cell, which caches the teacher where all cells find it."""
+        shared = {"cache": {"dir": str(self.folder / "shared" / "cache")}}
+        return validate_recipe(merge(shared, cell.content), f"cell '{cell.title}'")
+
+
+def _is_done(folder: Path, identity: str) -> bool:
+    """Whether a cell has been run from this recipe and these files, and what it keeps is as it was."""
+    noted = read_sealed(folder / RESULT)
+    if noted.get("state") != "done" or noted.get("identity") != identity:
+        return False
+    try:
+        manifest = Manifest(folder)
+    except UserError:  # running the cell says it
+        return False
+    own = [path for step in manifest.steps for path in manifest.damaged(step) if path.is_relative_to(folder)]
+    changed = [path for path in own if path.exists() or not _is_weight(path.relative_to(folder))]
+    if changed:
+        name = escape(str(changed[0].relative_to(folder)))
+        console.print(f"{name} was changed or is missing: the cell is run again")
+    return not changed
+
+
+def _is_weight(path: Path) -> bool:
+    """Whether a file of a run directory is of a model, which is dropped."""
+    return path.parts[0] in ("student", "start", "teacher") or (path.parts[0] == "stages" and "model" in path.parts)
+
+
+def _drop_weights(files: RunFolder) -> None:
+    """Delete the weights of a cell that has been evaluated: a student takes 4 bytes a parameter, and there are many."""
+    for path in [files.student(files.main), files.start, files.teacher, *files.stages(files.main).glob("*/model")]:
+        remove(path)
