@@ -1,128 +1,92 @@
 """What a teacher with another tokenizer teaches, by how it is aligned: ``python -m benchmarks.alignment``.
 
-Small models from nothing, so that it runs on a CPU: a teacher is trained on Python's own documentation (`pydocs`), and
-students of half its depth learn the same rows with cross-entropy only, from common tokens at identical places (what
-other trainers do), from prefix classes, from these and chunks, and, as ceiling, with the teacher's own tokenizer. What
-is compared is the loss of the references in validation, in nats a byte. The ceiling's tokenizer is another one: its
-number differs for that reason, too."""
+Small models from nothing, so that it runs on a CPU. A teacher is trained on all training rows of `pydocs`; students of
+half its depth and width learn some of these rows: with cross-entropy only, from common tokens at identical places (what
+other trainers do), from prefix classes, and from these and chunks. As ceiling one learns with the teacher's own
+tokenizer; it is another model, so that it has its own cross-entropy beside it. What is compared is the cross-entropy
+of test answers in nats a byte, and the ROUGE-L of greedy answers in percent.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+import pyarrow.parquet as pq
 
-from srd.recipe.reading import validate_recipe
-from srd.run.context import Run
-from srd.run.flow import advance, training_steps
-from srd.tasks.base import get_task
+import srd
+from benchmarks.small import TEXTS, Found, nats_a_byte, options_of, over_seeds, save_model, tell, tokenizer_of
+from srd.run.folder import RunFolder
+from srd.tasks.pydocs import load_pydocs
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "cross-entropy only": {"method": "sft"},
-    "identical": {"alignment": "identical"},
-    "prefix": {"alignment": "prefix"},
+#: The trainings of the student with a tokenizer of its own, by their labels; the last is the default.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ce": ("cross-entropy only", {"method": "sft"}),
+    "identical": ("identical", {"alignment": "identical"}),
+    "prefix": ("prefix", {"alignment": "prefix"}),
+    "chunks": ("chunks", {"alignment": "chunks"}),
+    "kd": ("prefix and chunks", {}),
 }
-BOTH = "prefix and chunks"  # the default
-CEILING = "same tokenizer"
+#: And of the one with the teacher's.
+CEILING = {"ce": "cross-entropy only, teacher's tokenizer", "kd": "same tokenizer"}
 
 
-def tokenizer_of(texts: list[str], size: int, *, digits: bool) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of so many tokens; ``digits``: each a token of its own."""
-    made = Tokenizer(models.BPE())
-    parts: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if digits else []
-    made.pre_tokenizer = pre_tokenizers.Sequence([*parts, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    made.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
-    )
-    made.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", pad_token="<end>")
-
-
-def save_model(folder: Path, tokenizer: PreTrainedTokenizerFast, layers: int, seed: int) -> None:
-    """A random model of so many layers, with a tokenizer."""
-    set_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=512, tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id, bos_token_id=None, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def losses(recipe: dict[str, Any], folder: Path) -> dict[str, float]:
-    """Train what a recipe compares; the best validation loss of each, in nats a byte."""
-    run = Run(validate_recipe(recipe, "alignment"), folder)
-    try:
-        advance(run, *training_steps(run.recipe))
-        tokens = run.encoded("validation").response_tokens
-        size = sum(len(texts[0].encode()) for texts in run.split("validation")["references"])
-        found = {}
-        for label in run.recipe.arms:
-            rows = [json.loads(line) for line in run.files.log(label).read_text(encoding="utf-8").splitlines()]
-            found[label] = min(row["eval_loss"] for row in rows if "eval_loss" in row) * tokens / size
-        return found
-    finally:
-        run.close()
-
-
-def compare(folder: Path, rows: int, epochs: int, seed: int) -> dict[str, float]:
-    """The loss of every variant, with one seed."""
-    examples = get_task("pydocs").examples(None, rows)
-    texts = [f"{row['instruction']}\n{row['references'][0]}" for row in examples]
-    tokenizers = tokenizer_of(texts, 3000, digits=False), tokenizer_of(texts[: len(texts) // 4], 1500, digits=True)
-    save_model(folder / "teacher", tokenizers[0], 4, seed)
-    for name, tokenizer in (("ceiling", tokenizers[0]), ("student", tokenizers[1])):
-        save_model(folder / name, tokenizer, 2, seed + 1)
-    common = {
-        "batch_size": 16,
-        "learning_rate": 2e-3,
-        "select_by": "loss",
-        "weight": 0.5,
-        "epochs": epochs,
-        "curriculum": None,
-    }
-    names = {name.replace(" ", "-").replace("cross-entropy", "ce"): name for name in VARIANTS}
-    arms = {label: {**common, **VARIANTS[name], "seed": seed} for label, name in names.items()}
-    recipe: dict[str, Any] = {
-        "name": "alignment", "seed": seed, "data": {"train": "pydocs", "template": "plain", "train_limit": rows,
-        "validation_limit": 100, "max_length": 256, "max_prompt_length": 64},
-        "teacher": {"model": str(folder / "teacher"), "sft": {**common, "epochs": 2 * epochs, "method": "sft"}},
-        "student": str(folder / "student"), "baselines": arms,
-        "training": {**common, "method": "kd"}, "evaluation": {"models": ["student"]},
-    }  # fmt: skip
-    found = losses(recipe, folder / "apart")  # its main training is the default
-    ceiling = {**recipe, "student": str(folder / "ceiling"), "baselines": {}}
+def recipe_of(name: str, seed: int, wanted: argparse.Namespace, teacher: str, student: str) -> dict[str, Any]:
+    """A recipe without its trainings."""
     return {
-        **{name: found[label] for label, name in names.items()},
-        BOTH: found["kd"],
-        CEILING: losses(ceiling, folder / "alike")["kd"],
-    }
+        "name": name, "seed": seed, "teacher": teacher, "student": student, "generation": {"max_new_tokens": 48},
+        "data": {"train": "pydocs", "train_limit": wanted.rows, "validation_limit": 100, "test_limit": wanted.answers,
+                 **TEXTS},
+        "evaluation": {"temperature": 0, "seeds": [seed]},
+    }  # fmt: skip
+
+
+def training_of(seed: int, epochs: int, weight: float, **more: Any) -> dict[str, Any]:
+    """A training that ends at its best validation loss."""
+    return {"method": "kd", "batch_size": 16, "learning_rate": 2e-3, "select_by": "loss", "weight": weight,
+            "epochs": epochs, "curriculum": None, "seed": seed, **more}  # fmt: skip
+
+
+def measured(recipe: dict[str, Any], folder: Path, names: dict[str, str]) -> Found:
+    """Run a recipe; what its trainings, by their labels, come to under their names."""
+    result = srd.run({**recipe, "evaluation": {**recipe["evaluation"], "models": list(names)}}, run_dir=folder)
+    files = RunFolder(result.run_dir, recipe["training"]["method"])
+    rows = [{"instruction": row["instruction"], "input": row["input"], "output": row["references"][0]}
+            for row in pq.read_table(files.examples("test")).to_pylist()]  # fmt: skip
+    return {
+        name: {"nats a byte": nats_a_byte(files.student(label), rows),
+               "ROUGE-L": result.metrics[label]["test"]["rouge_l"]["mean"]}
+        for label, name in names.items()
+    }  # fmt: skip
+
+
+def compare(folder: Path, seed: int, wanted: argparse.Namespace) -> Found:
+    """All systems, with one seed."""
+    texts = [f"{row['instruction']}\n{row['output']}" for row in load_pydocs()]
+    own, other = tokenizer_of(texts, 3000), tokenizer_of(texts[::4], 1500, digits=True)
+    teacher = save_model(folder / "teacher", own, 4, 2 * wanted.width, seed)
+    student, ceiling = (save_model(folder / f"student-{len(tokenizer)}", tokenizer, 2, wanted.width, seed + 1)
+                        for tokenizer in (other, own))  # fmt: skip
+    sft = training_of(seed, wanted.teacher_epochs, 0.0, method="sft")
+    everything = recipe_of("teacher", seed, wanted, teacher, teacher)
+    everything["data"]["train_limit"] = wanted.teacher_rows
+    found = measured({**everything, "training": sft}, folder / "tuned", {"sft": "teacher"})
+    tuned = str(RunFolder(folder / "tuned", "sft").student("sft"))
+    weight = wanted.weight / 100
+    arms = {label: training_of(seed, wanted.epochs, weight, **more) for label, (_, more) in VARIANTS.items()}
+    for name, model, titles in (("apart", student, {label: title for label, (title, _) in VARIANTS.items()}),
+                                ("alike", ceiling, CEILING)):  # fmt: skip
+        baselines = {label: arms[label] for label in titles if label != "kd"}
+        recipe = recipe_of(name, seed, wanted, tuned, model)
+        found |= measured({**recipe, "training": arms["kd"], "baselines": baselines}, folder / name, titles)
+    return found
 
 
 def main() -> None:
     """Print a table of means over seeds."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=600)
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--seeds", type=int, default=3)
-    wanted = parser.parse_args()
-    found: list[dict[str, float]] = []
-    for seed in range(wanted.seeds):
-        with tempfile.TemporaryDirectory() as folder:
-            found.append(compare(Path(folder), wanted.rows, wanted.epochs, seed))
-    print(f"| alignment | nats a byte, mean of {wanted.seeds} seeds | spread |\n|---|---:|---:|")
-    for name in (*VARIANTS, BOTH, CEILING):
-        values = [each[name] for each in found]
-        print(f"| {name} | {np.mean(values):.4f} | {np.std(values):.4f} |")
+    wanted = options_of(str(__doc__), teacher_rows=4000, teacher_epochs=6, weight=80)
+    tell("alignment", over_seeds(compare, wanted), wanted)
 
 
 if __name__ == "__main__":
