@@ -30,7 +30,7 @@ from srd.sweep.one import RESULT, CellRunner
 START = "spawn"  # how a process is made: a fork would share the GPU's state
 LOGS = "logs"  # beside the cells: what each process prints
 TIDYING = 5.0  # seconds that a process has to end once it is told to
-REPORTS = 0.1  # share of the time that writing the tables between two cells may take
+REPORTS = 0.02  # share of the time that writing the tables between two cells may take
 
 
 @dataclass
