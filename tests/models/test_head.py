@@ -22,6 +22,7 @@ from srd.models.head import (
     response_hidden,
     response_logits,
     response_losses,
+    same_logits,
 )
 from srd.training.trainer import make_collator
 from tests.tiny import ENCODER_DECODER, FAMILIES, tiny_model, tiny_tokenizer
@@ -216,3 +217,35 @@ def test_cross_entropy_in_chunks(family: str) -> None:
             torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
     assert cross_entropy(hidden[:0], head_weights(model), batch["targets"][:0]).shape == (0,)
     assert model.config.is_encoder_decoder == (family in ENCODER_DECODER)
+
+
+def test_a_model_is_measured_in_its_own_precision_though_training_has_begun() -> None:
+    """Under autocast the model's own product and ours are rounded apart, and the head would not be relied on."""
+    model = tiny_model("llama")
+    seen = []
+    model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert logit_rule(model).head
+    assert set(seen) == {torch.float32}
+
+
+@pytest.mark.parametrize(("noise", "same"), [(0.012, True), (0.2, False)])
+def test_what_halves_round_is_told_from_what_is_wrong(noise: float, same: bool) -> None:
+    """0.012 is what 24 layers of bfloat16 do; its largest error is over 3 % where the vocabulary is large."""
+    model = tiny_model("llama").to(torch.bfloat16)
+    torch.manual_seed(0)
+    theirs = 0.6 * torch.randn(9, 150_000)
+    ours = theirs * (1 + noise * torch.randn(9, 1)) + 0.6 * noise * torch.randn(9, 150_000)
+    assert same_logits(model, ours, theirs) is same
+    assert not same_logits(tiny_model("llama"), ours, theirs), "float32 has no such error"
+
+
+def test_a_head_computes_as_autocast_lets_its_layers() -> None:
+    """A norm in float32 before the head must not make its product the most expensive part of a step."""
+    head, hidden = HeadWeights(torch.randn(7, 4)), torch.randn(3, 4)
+    assert head.computing_in(hidden).weight.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        halved = head.computing_in(hidden)
+    assert halved.weight.dtype == torch.bfloat16
+    assert head.computing_in(hidden.bfloat16()).weight.dtype == torch.bfloat16
+    assert HeadWeights(head.weight.double()).computing_in(hidden).weight.dtype == torch.float64

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srd.models.head import HeadWeights, cross_entropy
+from srd.models.head import HeadWeights, cross_entropy, gives_float32, product
 from srd.training.aligned_loss import Alignment, ClassMaps, by_class, chunk_terms, through_classes
 from srd.training.divergence import value_and_slope
 from srd.training.loss_settings import LossSettings as LossSettings
@@ -261,12 +261,12 @@ def _lifted(gradient: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None
 
 
 def _product(left: Tensor, right: Tensor, back: Tensor | None) -> Tensor:
-    """``left @ right`` of lifted halves: added up in float32, as tensor cores do anyway, and brought back there."""
+    """``left @ right``; of lifted halves it is added up in float32 and brought back there."""
     if back is None:
-        return torch.mm(left, right)
-    if left.device.type == "cuda" and "dtype" in torch.ops.aten.mm.overloads():
-        return torch.mm(left, right, out_dtype=torch.float32).mul_(back)
-    return torch.mm(left.float(), right.float()).mul_(back)
+        return product(left, right)
+    if not gives_float32(left):
+        left, right = left.float(), right.float()
+    return product(left, right).mul_(back)
 
 
 def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor, back: Tensor | None, *, first: bool) -> None:
@@ -275,7 +275,7 @@ def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor, back: Tensor |
     if back is not None:
         total.copy_(_product(*factors, back)) if first else total.add_(_product(*factors, back))
     elif gradient.dtype != total.dtype:
-        total.copy_(torch.mm(*factors)) if first else total.add_(torch.mm(*factors))
+        total.copy_(product(*factors)) if first else total.add_(product(*factors))
     elif first:
         torch.mm(*factors, out=total)
     else:
