@@ -492,6 +492,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="tiny models, on whatever device there is: does it work?")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the figures are kept, as JSON")
     parser.add_argument("--minutes", type=float, default=Plan.minutes, help="begin nothing more after these")
+    parser.add_argument("--texts", nargs="+", choices=[name for name, _ in Plan.texts], help="these alone")
     parser.add_argument("--document", action="store_true", help="put the table into docs/speed.md")
     options = parser.parse_args()
     if not torch.cuda.is_available() and not options.tiny:
@@ -503,6 +504,8 @@ def main() -> None:
     results: Result = {"device": named, "torch": torch.__version__, "transformers": transformers.__version__}
     results |= {"date": time.strftime("%Y-%m-%d"), "peak_flops": peak_flops(device), "measured": {}}
     plan = replace(TINY if options.tiny else Plan(), minutes=options.minutes)
+    if options.texts and not options.tiny:
+        plan = replace(plan, texts=tuple(text for text in plan.texts if text[0] in options.texts))
     for key, result in measure(plan, device):
         print(key, result.get("failed") or f"{result['seconds']:.2f} s", flush=True)
         results["measured"][key] = result
