@@ -39,12 +39,16 @@ from srd.models.generation import Decoding
 from srd.models.head import HeadWeights
 from srd.models.loading import load_model, load_tokenizer
 from srd.models.tokens import padding_id
-from srd.training.loss import LossSettings, TokenChoice, head_loss
+from srd.training.batches import make_collator
+from srd.training.cache_building import build_cache
+from srd.training.loss import head_loss
+from srd.training.loss_settings import LossSettings, TokenChoice
 from srd.training.rollouts import OnPolicy
-from srd.training.teacher_cache import TeacherCache, build_cache
+from srd.training.student_text import Writing
+from srd.training.teacher_cache import TeacherCache
 from srd.training.teachers.cache import CachedTeacher
 from srd.training.teachers.live import LiveTeacher
-from srd.training.trainer import DistillTrainer, Writing, make_collator
+from srd.training.trainer import DistillTrainer
 
 Result = dict[str, Any]
 HIDDEN = 576  # of SmolLM2-135M, for the cases that measure the loss path alone
@@ -296,7 +300,8 @@ def ranking(rows: int) -> Result:
 
 def data_path(examples: int, batch_size: int) -> Result:
     """An epoch without models: order, reading from a real cache, padding to tensors."""
-    from srd.training.teacher_cache import _write_shard, example_key
+    from srd.training.cache_building import _write_shard
+    from srd.training.teacher_cache import example_key
 
     random = np.random.default_rng(SEED)
     prompts = [random.integers(0, 49152, 72).tolist() for _ in range(examples)]

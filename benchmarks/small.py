@@ -28,7 +28,7 @@ from srd.data.batching import EncodedExamples
 from srd.data.encoding import encode
 from srd.models.head import response_losses
 from srd.models.loading import load_model, load_tokenizer
-from srd.training.trainer import make_collator
+from srd.training.batches import make_collator
 
 TEXTS = {"template": "plain", "max_length": 256, "max_prompt_length": 64}
 ROOT = Path(__file__).resolve().parent.parent

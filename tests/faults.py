@@ -15,6 +15,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from srd.base import files
 from srd.base.errors import RunError
@@ -143,3 +146,23 @@ def fail_at_every_place(work: Callable[[], object], places: Places, fault: Calla
             said.append(str(error))
         else:
             return said
+
+
+@contextmanager
+def cache_killed_after(shards: int) -> Iterator[None]:
+    """A build of a teacher cache that is killed when so many shards are written, and another is begun."""
+    from srd.training import cache_building
+
+    write, written = cache_building._write_shard, []
+
+    def dies(folder: Path, name: str, *rest: Any) -> None:
+        if len(written) == shards:
+            files.partial_path(folder / f"{name}.safetensors").write_bytes(b"torn")
+            raise KeyboardInterrupt
+        write(folder, name, *rest)
+        written.append(name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache_building, "_write_shard", dies)
+        with pytest.raises(KeyboardInterrupt):
+            yield

@@ -70,12 +70,12 @@ def run(recipe: str, folder: str) -> None:
 def kill(place: str, call: str, number: str, recipe: str, folder: str) -> None:
     from srd.base import parallel
     from srd.curation import reflection
-    from srd.training import teacher_cache
+    from srd.training import cache_building
     from srd.training.trainer import DistillTrainer
 
     places: dict[str, tuple[Any, str]] = {
         "reflection": (reflection, "_reflect_batch"),
-        "cache": (teacher_cache, "_write_shard"),
+        "cache": (cache_building, "_write_shard"),
         "training": (DistillTrainer, "training_step"),
     }
     owner, name = places[place]
@@ -150,9 +150,9 @@ def as_process(number: int, port: int, said: Path, *arguments: str) -> None:
 
 def main(command: str, *arguments: str) -> None:
     from srd.base import parallel
-    from srd.training import teacher_cache
+    from srd.training import cache_building
 
-    teacher_cache.SHARD_BATCHES = 1  # so that every process has some
+    cache_building.SHARD_BATCHES = 1  # so that every process has some
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and command != "line":
         allow_fsdp_on_cpu()
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":

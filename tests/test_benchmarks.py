@@ -18,7 +18,8 @@ from benchmarks.workload import padded_share
 
 from srd.data.batching import Collator
 from srd.models.head import HeadWeights, head_weights, response_hidden
-from srd.training.loss import LossSettings, head_loss
+from srd.training.loss import head_loss
+from srd.training.loss_settings import LossSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 

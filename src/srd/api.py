@@ -52,10 +52,10 @@ from srd.run.context import Run, versions
 from srd.run.flow import advance, training_steps
 from srd.run.folder import SPLITS, RunFolder
 from srd.sandbox.outside import Permission
+from srd.training.batches import make_collator
+from srd.training.cache_building import build_cache as keep_states
 from srd.training.teacher_cache import DTYPES, TeacherCache, cache_folder, stored_dtype
-from srd.training.teacher_cache import build_cache as keep_states
 from srd.training.tiers.base import make_tier
-from srd.training.trainer import make_collator
 
 RUNS = Path("runs")
 NOTES = ("architectures", "dtype", "torch_dtype", "transformers_version")  # what saving puts into a configuration

@@ -31,21 +31,15 @@ from srd.base.files import read_json
 from srd.data.batching import Collator, EncodedExamples
 from srd.models.architecture import auto_class
 from srd.models.generation import Decoding, decode_batch
-from srd.models.head import (
-    head_is_enough,
-    head_weights,
-    logit_rule,
-    own_logits,
-    response_hidden,
-    response_logits,
-)
+from srd.models.head import head_is_enough, head_weights, logit_rule, own_logits, response_hidden, response_logits
 from srd.models.reading import Abilities, abilities
 from srd.models.tokens import decoder_prefix
-from srd.run.assemble import collator as collator_of
 from srd.run.flow import advance
+from srd.run.teacher_caches import collator as collator_of
+from srd.training.cache_building import build_cache
 from srd.training.divergences.base import DIVERGENCES
-from srd.training.loss import LossSettings, head_loss, logits_loss
-from srd.training.teacher_cache import build_cache
+from srd.training.loss import head_loss, logits_loss
+from srd.training.loss_settings import LossSettings
 from tests.runs import TinyRun, in_turn, logged
 from tests.tiny import DECODER_ONLY, ENCODER_DECODER, tiny_tokenizer
 from tests.tiny import FAMILIES as OWN_KIND

@@ -24,7 +24,7 @@ from srd.models.head import (
     response_losses,
     same_logits,
 )
-from srd.training.trainer import make_collator
+from srd.training.batches import make_collator
 from tests.tiny import ENCODER_DECODER, FAMILIES, tiny_model, tiny_tokenizer
 from tests.training.test_trainer import encoded
 

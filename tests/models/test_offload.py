@@ -18,9 +18,9 @@ from srd.models.offload import LayerGroups, free_memory, reading_speed, weight_b
 from srd.recipe.schema import TeacherConfig
 from srd.run.context import load_options
 from srd.run.identity import model_identity
-from srd.training import teacher_cache
-from srd.training.teacher_cache import build_cache
-from srd.training.trainer import make_collator
+from srd.training import cache_building
+from srd.training.batches import make_collator
+from srd.training.cache_building import build_cache
 from tests.tiny import save_tiny, tiny_tokenizer
 from tests.training.test_trainer import encoded
 
@@ -60,7 +60,7 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "t5", *EXPERTS])
 def test_the_cache_is_the_ordinary_one(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teacher_cache, "SHARD_BATCHES", 2)
+    monkeypatch.setattr(cache_building, "SHARD_BATCHES", 2)
     monkeypatch.setattr(module, "MOST_PASSES", 3)
     source, tokenizer = saved(tmp_path, family), tokenizer_of(family)
     whole, examples = load_model(source, tokenizer=tokenizer), encoded(13, tokenizer)

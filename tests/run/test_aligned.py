@@ -21,10 +21,11 @@ from srd.models.tokens import tokenizer_identity
 from srd.recipe.reading import validate_recipe
 from srd.report.reading import read_run
 from srd.report.teaching import alignment_table
-from srd.run.assemble import place_of_cache, reader_of
+from srd.run.assemble import reader_of
 from srd.run.checks import check_alignment
 from srd.run.models import RecipeModels
 from srd.run.plan import make_plan
+from srd.run.teacher_caches import place_of_cache
 from srd.training.alignment import Coverage, warn_of_coverage
 from srd.training.trainer import DistillTrainer
 from tests.faults import in_a_process_of_its_own

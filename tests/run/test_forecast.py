@@ -9,7 +9,7 @@ import pytest
 from srd.run.costs import Phase
 from srd.run.flow import steps_of
 from srd.run.forecast import Forecast
-from srd.training.stages import told_of
+from srd.training.progress import told_of
 from tests.runs import TinyRun, close
 
 COSTS = [

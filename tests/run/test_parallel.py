@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from srd.base import parallel
 from srd.base.errors import UserError
 from srd.base.files import read_json
-from srd.training import stages
+from srd.training import progress
+from srd.training.arguments import micro_batch_size
 from srd.training.settings import TrainingConfig
-from srd.training.stages import micro_batch_size
 from tests.faults import begun, ended
 from tests.parallel_worker import as_process
 from tests.runs import TinyRun, logged
@@ -133,7 +133,7 @@ class _StoppedError(Exception):
 
 def begin_and_stop(run: TinyRun, folder: Path) -> None:
     """Begin a run and stop it within the second stage of its curriculum, past a checkpoint."""
-    original = stages._Report.on_step_end
+    original = progress.Report.on_step_end
 
     def on_step_end(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         original(self, args, state, control, **kwargs)
@@ -141,7 +141,7 @@ def begin_and_stop(run: TinyRun, folder: Path) -> None:
             raise _StoppedError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages._Report, "on_step_end", on_step_end)
+        patch.setattr(progress.Report, "on_step_end", on_step_end)
         with pytest.raises(_StoppedError):
             run.run(folder)
     assert list((folder / "stages" / "1").glob("checkpoint-*")), "stopped before the first checkpoint"

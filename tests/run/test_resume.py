@@ -20,7 +20,7 @@ from srd.base.errors import UserError
 from srd.base.files import read_json, write_json
 from srd.curation import reflection
 from srd.run import context
-from srd.training import stages, teacher_cache, trainer
+from srd.training import cache_building, stages, trainer
 from srd.training.checkpoints import seal
 from srd.training.trainer import STATE_FILE, DistillTrainer, Trainer
 from tests.faults import (
@@ -98,7 +98,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tin
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teacher_cache, "SHARD_BATCHES", 1)
+    monkeypatch.setattr(cache_building, "SHARD_BATCHES", 1)
 
 
 def kill(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, *, after: bool = False) -> list[int]:

@@ -15,12 +15,13 @@ import torch
 from srd.base.errors import RunError, UserError
 from srd.models.loading import load_model, load_tokenizer
 from srd.recipe.reading import recipe_yaml, validate_recipe
-from srd.run.assemble import place_of_cache, teacher_losses
 from srd.run.checks import check_recipe
 from srd.run.context import Run
 from srd.run.doctor import examine
 from srd.run.models import RecipeModels
 from srd.run.plan import make_plan
+from srd.run.scores import teacher_losses
+from srd.run.teacher_caches import place_of_cache
 from srd.training.teacher_cache import TeacherCache
 from tests.runs import TinyRun
 from tests.served import Served, serving

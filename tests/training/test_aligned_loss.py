@@ -13,7 +13,8 @@ from srd.models.alignment import NONE
 from srd.models.head import HeadWeights
 from srd.training.aligned_loss import EPSILON, TAU, Alignment, ClassMaps, chunk_divergence
 from srd.training.divergence import divergence
-from srd.training.loss import LossSettings, head_loss, logits_loss
+from srd.training.loss import head_loss, logits_loss
+from srd.training.loss_settings import LossSettings
 
 N, M, D = 7, 9, 5
 TEACHER, STUDENT, COUNT = 13, 11, 6  # ids of each, and classes; number 6 is none of them

@@ -22,10 +22,13 @@ from srd.run import assemble
 from srd.run.steps import training as training_step
 from srd.training import stages
 from srd.training.checkpoints import FILES, damage, forget_older, last_checkpoint, list_files, seal
-from srd.training.loss import LossSettings
+from srd.training.log import append_row
+from srd.training.loss_settings import LossSettings
 from srd.training.rollouts import AdaptiveOffPolicy
 from srd.training.stages import load_student
-from srd.training.trainer import DistillTrainer, Validation, Writing, append_row
+from srd.training.student_text import Writing
+from srd.training.trainer import DistillTrainer
+from srd.training.validation import Validation
 from tests.runs import TinyRun, in_turn
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.test_trainer import arguments, encoded

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from srd.models.head import HeadWeights
-from srd.training import loss as loss_module
+from srd.training import chunks, row_losses
 from srd.training.divergences.base import loss_scale
-from srd.training.loss import LossSettings, head_loss, logits_loss
+from srd.training.loss import head_loss, logits_loss
+from srd.training.loss_settings import LossSettings
 from tests.training.test_divergences import NAMES, naive
 
 CONVENTIONS = ("paper", "all", "none")
@@ -280,18 +281,18 @@ def test_a_fully_masked_batch_without_divergence_has_no_gradient() -> None:
 def test_chunks_and_blocks_change_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = make_problem(softcap=3.0, bias=True)
     for block in (1, 2, rows):
-        monkeypatch.setattr(loss_module, "CHUNK_BYTES", rows * 37 * 4)
-        monkeypatch.setattr(loss_module, "BLOCK_BYTES", block * 37 * 8)
+        monkeypatch.setattr(chunks, "CHUNK_BYTES", rows * 37 * 4)
+        monkeypatch.setattr(row_losses, "BLOCK_BYTES", block * 37 * 8)
         for name in (None, "jsd"):
             compare(problem, settings_of(name, 2.0, 0.5), 1e-9)
 
 
 def test_chunks_are_of_equal_size_and_within_the_limit() -> None:
     for tokens, vocabulary in itertools.product((1, 7, 250, 251, 10_000), (100, 50_000, 256_000)):
-        rows = loss_module.chunk_rows(vocabulary, tokens)
-        chunks = -(-tokens // rows)
-        assert rows == 1 or rows * vocabulary * 4 <= loss_module.CHUNK_BYTES
-        assert chunks * rows - tokens < chunks
+        rows = chunks.chunk_rows(vocabulary, tokens)
+        parts = -(-tokens // rows)
+        assert rows == 1 or rows * vocabulary * 4 <= chunks.CHUNK_BYTES
+        assert parts * rows - tokens < parts
 
 
 @pytest.mark.parametrize("upstream", [2.0, 0.25, -1.0])
@@ -468,7 +469,7 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize("name", [None, *NAMES])
 def test_memory_does_not_grow_with_tokens_times_vocabulary(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens, vocabulary, rows = 96, 501, 8  # as many rows in a chunk as hidden states are wide
-    monkeypatch.setattr(loss_module, "CHUNK_BYTES", rows * vocabulary * 4)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", rows * vocabulary * 4)
     problem = with_gradient(make_problem(tokens, vocabulary=vocabulary, softcap=5.0).in_dtype(torch.float32))
     with LargestTensor() as seen:
         ours(problem, settings_of(name, 2.0, 0.5))[0].backward()
@@ -478,7 +479,7 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary(name: str | None, mon
 
 def test_the_logits_loss_adds_no_float32_copy_of_all_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens, vocabulary, rows = 96, 501, 8
-    monkeypatch.setattr(loss_module, "CHUNK_BYTES", rows * vocabulary * 4)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", rows * vocabulary * 4)
     problem = make_problem(tokens, vocabulary=vocabulary).in_dtype(torch.float32)
     logits = (problem.hidden @ problem.head.weight.T).bfloat16().requires_grad_()
 

@@ -18,9 +18,9 @@ from srd.base.errors import UserError
 from srd.base.files import read_json
 from srd.run.flow import advance
 from srd.run.steps import training as training_step
-from srd.training import stages
 from srd.training.methods.distillm import DistillmMethod
 from srd.training.trainer import DistillTrainer
+from srd.training.training import Training
 from tests.runs import TinyRun, close, in_turn, logged, steps_finished
 from tests.tiny import tiny_tokenizer
 
@@ -63,10 +63,10 @@ def test_every_method_plain_and_with_curriculum(tiny_run: TinyRun, method: str) 
 
 
 def test_seqkd_trains_on_what_the_teacher_wrote(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[stages.Training] = []
+    seen: list[Training] = []
     original = training_step.train
 
-    def spy(training: stages.Training, final: Path) -> dict[str, Any]:
+    def spy(training: Training, final: Path) -> dict[str, Any]:
         seen.append(training)
         return original(training, final)
 

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from srd.base.errors import UserError
 from srd.base.files import read_json
 from srd.recipe.reading import load_recipe
-from srd.run.assemble import OWN
+from srd.run.pairs import OWN
 from srd.training.methods.base import METHODS
 from srd.training.schedules import Contrast
-from srd.training.stages import SCHEDULE_FILE
 from srd.training.teacher_cache import TeacherCache
 from srd.training.trainer import DistillTrainer
+from srd.training.training import SCHEDULE_FILE
 from tests.runs import TinyRun
 from tests.training.test_schedules import trainer_of
 

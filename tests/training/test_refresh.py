@@ -18,14 +18,16 @@ from srd.models.generation import Decoding
 from srd.models.head import head_weights, response_hidden
 from srd.models.tokens import padding_id
 from srd.run.costs import stages_of, written_ahead
-from srd.training.loss import LossSettings, head_loss, logits_loss
+from srd.training.cache_building import build_cache
+from srd.training.loss import head_loss, logits_loss
+from srd.training.loss_settings import LossSettings
 from srd.training.methods.base import any_method
 from srd.training.refresh import Ahead, Refresher
 from srd.training.rollouts import AdaptiveOffPolicy, OnPolicy
 from srd.training.settings import TrainingConfig
-from srd.training.teacher_cache import build_cache
+from srd.training.student_text import Writing
 from srd.training.teachers.cache import CachedTeacher
-from srd.training.trainer import DistillTrainer, Writing
+from srd.training.trainer import DistillTrainer
 from srd.training.written import Pen, write_text
 from tests.runs import TinyRun
 from tests.tiny import tiny_model, tiny_tokenizer

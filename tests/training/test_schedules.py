@@ -17,8 +17,8 @@ from srd.recipe.reading import load_recipe
 from srd.training.methods.base import METHODS
 from srd.training.schedules import InterpolatedTeacher, quantile_between
 from srd.training.settings import TrainingConfig
-from srd.training.stages import SCHEDULE_FILE
 from srd.training.trainer import DistillTrainer
+from srd.training.training import SCHEDULE_FILE
 from tests.runs import TinyRun, logged
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.test_trainer import arguments, encoded

@@ -11,13 +11,15 @@ import torch
 from srd.base.errors import UserError
 from srd.data.batching import EncodedExamples
 from srd.models.head import head_weights, response_hidden, response_logits
+from srd.training.batches import make_collator
+from srd.training.cache_building import build_cache
 from srd.training.divergence import divergence
-from srd.training.loss import LossSettings, head_loss
+from srd.training.loss import head_loss
+from srd.training.loss_settings import LossSettings
 from srd.training.several import SeveralCaches
-from srd.training.teacher_cache import TeacherCache, build_cache, example_key
+from srd.training.teacher_cache import TeacherCache, example_key
 from srd.training.teachers.cache import CachedTeacher
 from srd.training.tiers.base import make_tier
-from srd.training.trainer import make_collator
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.test_trainer import encoded
 

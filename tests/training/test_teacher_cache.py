@@ -13,16 +13,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from srd.base import files
 from srd.base.errors import RunError, UserError
 from srd.data.batching import EncodedExamples
 from srd.models.head import head_weights, response_hidden
-from srd.training import teacher_cache as module
-from srd.training.loss import LossSettings, head_loss
-from srd.training.teacher_cache import TeacherCache, build_cache, cache_folder, example_key, open_verified
+from srd.training import cache_building as module
+from srd.training import teacher_cache
+from srd.training.batches import make_collator
+from srd.training.cache_building import build_cache
+from srd.training.loss import head_loss
+from srd.training.loss_settings import LossSettings
+from srd.training.teacher_cache import DTYPES, TeacherCache, cache_folder, example_key, open_verified
 from srd.training.teachers.cache import CachedTeacher
 from srd.training.teachers.live import LiveTeacher
-from srd.training.trainer import make_collator
+from tests.faults import cache_killed_after
 from tests.tiny import FAMILIES, tiny_model, tiny_tokenizer
 from tests.training.test_trainer import encoded
 
@@ -123,23 +126,12 @@ def test_a_built_cache_needs_no_teacher(tmp_path: Path) -> None:
     assert torch.equal(everything(cache, built.examples), everything(built.cache, built.examples))
 
 
-def test_a_killed_build_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_build_goes_on_where_it_was(tmp_path: Path) -> None:
     whole = build(tmp_path / "whole")
-    original, written = module._write_shard, []
-
-    def dies(folder: Path, name: str, *rest: Any) -> None:
-        if len(written) == 3:
-            files.partial_path(folder / f"{name}.safetensors").write_bytes(b"torn")
-            raise KeyboardInterrupt
-        original(folder, name, *rest)
-        written.append(name)
-
-    monkeypatch.setattr(module, "_write_shard", dies)
-    with pytest.raises(KeyboardInterrupt):
+    with cache_killed_after(3):
         build(tmp_path / "killed")
     assert len(shards(tmp_path / "killed")) == 3
     times = {path: path.stat().st_mtime_ns for path in shards(tmp_path / "killed")}
-    monkeypatch.setattr(module, "_write_shard", original)
     done: list[tuple[int, int]] = []
     resumed = build(tmp_path / "killed", progress=lambda *counts: done.append(counts))
     assert done[-1] == (9, 9)  # 21 examples less three shards of four
@@ -314,8 +306,8 @@ def test_bytes_per_token(dtype: str, size: int, tmp_path: Path, monkeypatch: pyt
 def test_what_is_stored_is_the_state_rounded(dtype: str, tmp_path: Path) -> None:
     exact, rounded = build(tmp_path / "exact"), build(tmp_path / "rounded", dtype=dtype)
     states = everything(rounded.cache, rounded.examples)
-    assert states.dtype == module.DTYPES[dtype]
-    assert torch.equal(states, everything(exact.cache, exact.examples).to(module.DTYPES[dtype]))
+    assert states.dtype == DTYPES[dtype]
+    assert torch.equal(states, everything(exact.cache, exact.examples).to(DTYPES[dtype]))
 
 
 def test_states_that_are_not_finite_name_their_examples(tmp_path: Path) -> None:
@@ -349,7 +341,7 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_work(tmp_path: Path, mon
 def test_reading_maps_memory_instead_of_loading_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One example's slice is read through an open map; no shard is loaded, and workers open maps of their own."""
     built = build(tmp_path)
-    monkeypatch.setattr(module, "load_file", lambda *arguments: pytest.fail("a whole shard was loaded"))
+    monkeypatch.setattr(teacher_cache, "load_file", lambda *arguments: pytest.fail("a whole shard was loaded"))
     cache = TeacherCache(tmp_path)
     row = built.examples[3]
     states = cache.hidden(row["prompt_ids"], row["response_ids"])

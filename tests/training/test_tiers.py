@@ -14,16 +14,20 @@ import torch
 from torch import Tensor
 
 from srd.base.errors import RunError, UserError
+from srd.base.files import read_sealed
 from srd.data.batching import EncodedExamples, learnt_spans
 from srd.models.head import HeadWeights, head_weights
-from srd.training import teacher_cache as module
-from srd.training.loss import LossSettings, head_loss
+from srd.training import cache_building
+from srd.training.batches import make_collator
+from srd.training.cache_building import build_cache, fill_cache
+from srd.training.loss import head_loss
+from srd.training.loss_settings import LossSettings
 from srd.training.outcomes import OutcomeHead
 from srd.training.schedules import InterpolatedTeacher
-from srd.training.teacher_cache import TeacherCache, build_cache, cache_folder, fill_cache, stored_dtype
+from srd.training.teacher_cache import TeacherCache, cache_folder, describe, stored_dtype
 from srd.training.tier_error import measure
 from srd.training.tiers.base import TIERS, make_tier
-from srd.training.trainer import make_collator
+from tests.faults import cache_killed_after
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.test_divergences import NAMES, naive
 from tests.training.test_trainer import encoded
@@ -198,7 +202,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SHARD_BATCHES", 2)
+    monkeypatch.setattr(cache_building, "SHARD_BATCHES", 2)
 
 
 @pytest.mark.parametrize("tier", ALL)
@@ -208,12 +212,12 @@ def test_the_error_is_the_one_that_the_kept_tokens_give(tier: str, tmp_path: Pat
     error = cache.meta["error"]
     head = head_weights(teacher)
     assert 100 < error["tokens"] == len(states) <= 256
-    assert measure(cache.tier, states, targets, head, cache._learnt) == pytest.approx(error, rel=1e-6)
+    assert measure(cache.tier, states, targets, head, cache.learnt) == pytest.approx(error, rel=1e-6)
     # By definition, of what is read back for a student that is the teacher at temperature 1 / 0.7.
     logits = (states @ teacher.lm_head.weight.T).double().detach()
     p = torch.softmax(logits, -1)
-    packed = cache.tier.pack(states, targets, head, cache._learnt)
-    read, decoder = cache.tier.unpack(packed, targets.tolist(), cache._learnt), cache.head()
+    packed = cache.tier.pack(states, targets, head, cache.learnt)
+    read, decoder = cache.tier.unpack(packed, targets.tolist(), cache.learnt), cache.head()
     if isinstance(decoder, OutcomeHead):
         ids, log_p = decoder.outcomes(read, 1.0)
         shape = torch.softmax(0.7 * logits, -1).scatter(-1, ids, 0.0)
@@ -250,20 +254,10 @@ def test_a_tier_above_the_limit_is_refused_before_the_cache_is_made(tier: str, t
 
 
 @pytest.mark.parametrize("tier", ["int8", "topk", "likelihood"])
-def test_a_killed_build_ends_in_the_same_bytes(tier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_build_ends_in_the_same_bytes(tier: str, tmp_path: Path) -> None:
     built(tmp_path / "whole", tier)
-    write, written = module._write_shard, []
-
-    def dies(*arguments: Any) -> None:
-        if len(written) == 3:
-            raise KeyboardInterrupt
-        write(*arguments)
-        written.append(1)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "_write_shard", dies)
-        with pytest.raises(KeyboardInterrupt):
-            built(tmp_path / "killed", tier)
+    with cache_killed_after(3):
+        built(tmp_path / "killed", tier)
     built(tmp_path / "killed", tier)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole") and len(contents(tmp_path / "whole")) == 7
 
@@ -290,9 +284,9 @@ def test_shards_that_were_levelled_otherwise_are_made_again(tmp_path: Path) -> N
     for name in ("meta.json", "head.safetensors"):
         (tmp_path / name).write_bytes((tmp_path / "apart" / name).read_bytes())
     meta = (tmp_path / "meta.json").read_text().replace('"apart"', f'"{tmp_path.name}"')
-    content = module.read_sealed(tmp_path / "apart" / "meta.json")
+    content = read_sealed(tmp_path / "apart" / "meta.json")
     assert meta
-    module._describe(tmp_path / "meta.json", {name: value for name, value in content.items() if name != "cache"})
+    describe(tmp_path / "meta.json", {name: value for name, value in content.items() if name != "cache"})
     cache = TeacherCache(tmp_path)
     assert not cache.holds(first)
     cache = built(tmp_path, "int8", first)
@@ -356,26 +350,14 @@ def _best(values: Tensor, own: int, count: int) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize("tier", ["topk", "likelihood"])
-def test_what_a_server_lists_is_what_the_teacher_says(
-    tier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_server_lists_is_what_the_teacher_says(tier: str, tmp_path: Path) -> None:
     """Filled from lists and built from the teacher, a cache says the same; nothing is asked for twice."""
     teacher, examples, made = tiny_model("llama", seed=2), rows_of(), make_tier(tier, top_k=5)
     local = built(tmp_path / "local", tier, top_k=5)
     asked: list[int] = []
     ask = listing(teacher, 5, asked)
-    write, written = module._write_shard, []
-
-    def dies(*arguments: Any) -> None:
-        if len(written) == 2:
-            raise KeyboardInterrupt
-        write(*arguments)
-        written.append(1)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "_write_shard", dies)
-        with pytest.raises(KeyboardInterrupt):
-            fill_cache(tmp_path / "served", made, examples, ask, width=400, batch_size=2)
+    with cache_killed_after(2):
+        fill_cache(tmp_path / "served", made, examples, ask, width=400, batch_size=2)
     assert len(asked) == 12
     cache = fill_cache(tmp_path / "served", made, examples, ask, width=400, batch_size=2)
     assert len(asked) == 12 + 21 - 8 and cache.meta["error"] is None and cache.verify() == []

@@ -14,9 +14,9 @@ from torch import Tensor
 from srd.base.errors import UserError
 from srd.models.head import HeadWeights
 from srd.recipe.reading import load_recipe
-from srd.training import loss as loss_module
-from srd.training import trainer as trainer_module
-from srd.training.loss import LossSettings, TokenChoice, head_loss, logits_loss
+from srd.training import chunks, positions
+from srd.training.loss import head_loss, logits_loss
+from srd.training.loss_settings import LossSettings, TokenChoice
 from srd.training.outcomes import OutcomeHead, log1mexp, outcome_rows
 from srd.training.positions import choose_positions, entropies, gaps_of, random_scores
 from srd.training.settings import TrainingConfig
@@ -75,7 +75,7 @@ def plain_chosen_loss(logits: Tensor, problem: Problem, settings: LossSettings, 
 @pytest.mark.parametrize(("weight", "temperature"), [(1.0, 1.0), (0.6, 2.0), (0.7, 1.0)])
 def test_value_and_gradients(weight: float, temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the head loss and of the logits loss, over several chunks, against the plain formula."""
-    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * 37 * 3)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 4 * 37 * 3)
     settings = LossSettings("srkl", {}, temperature, weight)
     chosen = torch.tensor([0, 2, 3, 7, 9])
     for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-5)):
@@ -101,13 +101,13 @@ def test_value_and_gradients(weight: float, temperature: float, monkeypatch: pyt
 @pytest.mark.parametrize(("weight", "asked"), [(1.0, 3), (0.5, 11)])
 def test_the_head_is_asked_where_it_must(weight: float, asked: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {"student": 0, "teacher": 0}
-    original = loss_module._workspace.logits
+    original = chunks.workspace.logits
 
     def counting(name: str, head: HeadWeights, hidden: Tensor) -> Tensor:
         rows[name] += len(hidden)
         return original(name, head, hidden)
 
-    monkeypatch.setattr(loss_module._workspace, "logits", counting)
+    monkeypatch.setattr(chunks.workspace, "logits", counting)
     problem = with_gradient(make_problem().in_dtype(torch.float32))
     chosen_loss(problem, LossSettings("fkl", {}, 1.0, weight), torch.tensor([1, 4, 5]))[0].backward()
     assert rows == {"student": asked, "teacher": 3}
@@ -122,7 +122,7 @@ def test_what_is_asked_of_all_positions_is_asked_in_blocks(monkeypatch: pytest.M
         assert not torch.is_grad_enabled()
         return original(self, hidden, out)
 
-    monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * 37 * 3)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 4 * 37 * 3)
     monkeypatch.setattr(HeadWeights, "logits", watched)
     hidden = problem.hidden.requires_grad_()
     student, teacher = plain_logits(hidden, problem.head), plain_logits(problem.teacher_hidden, problem.teacher_head)
@@ -161,7 +161,7 @@ def test_how_a_step_is_cut_changes_nothing(by: str, tmp_path: Path, monkeypatch:
         seen.append([len(chosen), sum(choice.count(count) for count in counts), sum(counts)])
         return chosen
 
-    monkeypatch.setattr(trainer_module, "choose_positions", spy)
+    monkeypatch.setattr(positions, "choose_positions", spy)
     whole, one, _ = run("llama", tmp_path / "a", micro=8, settings=settings, cached=True, num_train_epochs=2)
     cut, two, _ = run("llama", tmp_path / "b", micro=2, accumulation=4, settings=settings, num_train_epochs=2)
     assert all(chosen == wanted < every for chosen, wanted, every in seen)

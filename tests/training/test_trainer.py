@@ -22,13 +22,18 @@ from srd.models.reading import bears_packing
 from srd.models.settings import LoraConfig
 from srd.models.tokens import padding_id
 from srd.training import trainer as trainer_module
-from srd.training.loss import LossParts, LossSettings
+from srd.training.batches import make_collator
+from srd.training.loss_settings import LossSettings
+from srd.training.precision import widen
 from srd.training.rollouts import AdaptiveOffPolicy, OnPolicy
+from srd.training.row_losses import LossParts
+from srd.training.student_text import Writing
 from srd.training.teachers.base import TeacherSource
 from srd.training.teachers.cache import CachedTeacher
 from srd.training.teachers.common import Teacher
 from srd.training.teachers.live import LiveTeacher, live
-from srd.training.trainer import DistillTrainer, Validation, Writing, make_collator, validation_loss, widen
+from srd.training.trainer import DistillTrainer
+from srd.training.validation import Validation, validation_loss
 from tests.models.test_every_family import tiny_of
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.test_divergences import naive
@@ -161,7 +166,7 @@ def test_packing_is_for_kernels_that_can_do_it() -> None:
 def test_packing_is_not_for_states_that_go_on(family: str, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_of(family)
     assert bears_packing(model) == packed
-    monkeypatch.setattr("srd.training.trainer.bears_packing", lambda other: bears_packing(tiny_of(family)))
+    monkeypatch.setattr("srd.training.batches.bears_packing", lambda other: bears_packing(tiny_of(family)))
     model.config._attn_implementation_internal = "flash_attention_2"
     assert make_collator(model, tiny_tokenizer("llama")).packed == packed
 

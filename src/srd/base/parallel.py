@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from srd.base.errors import RunError, UserError
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import PartialState
 
 T = TypeVar("T")
@@ -58,6 +59,13 @@ def on_cpu() -> bool:
     import torch
 
     return not torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") != "true"
+
+
+def own_gpu() -> torch.device | None:
+    """The GPU of this process; None where there is none."""
+    import torch
+
+    return state().device if torch.cuda.is_available() else None
 
 
 def state() -> PartialState:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.table import Table
 
 from srd.base import parallel
@@ -258,7 +257,6 @@ def _contender(model: str, name: str, answer_length: int, max_prompt_length: int
     )
 
     def load() -> tuple[Any, Encoder]:
-        device = parallel.state().device if torch.cuda.is_available() else None
-        return load_model(model, tokenizer=tokenizer, device=device), encoder
+        return load_model(model, tokenizer=tokenizer, device=parallel.own_gpu()), encoder
 
     return Contender(name, fingerprint(model_fingerprint(model), encoder.max_prompt_length), load)

@@ -17,11 +17,12 @@ from srd.base.remedies import warn
 from srd.curation.curriculum import Curriculum, Stage
 from srd.data.batching import IGNORED, EncodedExamples, learnt_spans
 from srd.export.base import Exported
-from srd.run.assemble import place_of_cache, ranked_scores, tier_of_run
 from srd.run.checks import check_recipe
 from srd.run.context import Run
 from srd.run.curate import Curated
 from srd.run.flow import advance
+from srd.run.scores import ranked_scores
+from srd.run.teacher_caches import place_of_cache, tier_of_run
 from srd.training.teacher_cache import TeacherCache
 
 logger = logging.getLogger(__name__)

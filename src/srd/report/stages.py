@@ -13,7 +13,7 @@ from srd.base.text import count, duration, signed
 from srd.report.answers import Card, Group, by_id, card, scored
 from srd.report.reading import Row, RunFiles, finite, parse_json, read_file, read_json_lines, read_parquet
 from srd.report.tables import Cell, Column, Table
-from srd.training.stages import ANSWERS_FILE, METRICS_FILE
+from srd.training.training import ANSWERS_FILE, METRICS_FILE
 
 SHOWN = 3  # prompts whose answers are printed stage by stage
 

@@ -10,8 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from srd.base import parallel
 from srd.base.errors import UserError
 from srd.data.encoding import Encoder
@@ -56,8 +54,9 @@ class Voice:
     @cached_property
     def model(self) -> Any:
         """The model, loaded when it is first asked."""
-        device = parallel.state().device if torch.cuda.is_available() else None
-        return load_model(self.source, tokenizer=self.tokenizer, device=device, role=self.name, **self.options)
+        return load_model(
+            self.source, tokenizer=self.tokenizer, device=parallel.own_gpu(), role=self.name, **self.options
+        )
 
     def decoding(self) -> Decoding:
         """How it writes, by its files: a student as it was evaluated."""

@@ -39,9 +39,9 @@ from srd.run.forecast import Forecast
 from srd.run.identity import named_paths
 from srd.run.manifest import Manifest, SharedSteps
 from srd.run.models import RecipeModels
+from srd.training.arguments import micro_batch_size
 from srd.training.settings import TrainingConfig
-from srd.training.stages import micro_batch_size
-from srd.training.trainer import Validation
+from srd.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 

@@ -24,12 +24,11 @@ from srd.base.errors import UserError
 from srd.models.architecture import count_parameters
 from srd.models.pruning import DEPTH_NAMES, PER_LAYER_NAMES, is_set
 from srd.recipe.schema import Recipe
-from srd.training.loss import CHUNK_BYTES
-from srd.training.settings import TrainingConfig
-from srd.training.stages import needed_disk
+from srd.training.checkpoints import needed_disk
+from srd.training.chunks import CHUNK_BYTES
+from srd.training.settings import TrainingConfig, steps_per_epoch
 from srd.training.teacher_cache import DTYPES, stored_dtype
 from srd.training.tiers.base import TIERS, Tier, make_tier
-from srd.training.trainer import steps_per_epoch
 
 #: Bytes a token, layer and unit of width that training keeps for the backward pass, in 16 bit; and with checkpointing.
 ACTIVATION_BYTES, CHECKPOINTED_BYTES = 34, 2

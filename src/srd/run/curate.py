@@ -21,9 +21,9 @@ from srd.base.tables import positions
 from srd.curation.curriculum import Curriculum, Stage
 from srd.data.batching import LengthBatches
 from srd.data.examples import row_of
-from srd.run.assemble import ranked_scores
 from srd.run.context import Run
 from srd.run.flow import advance
+from srd.run.scores import ranked_scores
 
 WRITTEN = "stages.json"  # what `curate` has written into a folder: the digest of every file; null while it writes
 AT_ONCE = 1000  # rows that are laid out together

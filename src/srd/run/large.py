@@ -6,8 +6,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from srd.base import parallel
 from srd.base.errors import UserError
 from srd.base.text import shown_bytes
@@ -16,8 +14,8 @@ from srd.models.offload import GROUP_SHARE, SHARE, LayerGroups, free_memory, wei
 from srd.models.packages import quantisation
 from srd.models.sources import resolve_source, split_adapter
 from srd.models.weights import weight_files
-from srd.run.assemble import load, load_reader
 from srd.run.context import Run
+from srd.run.loading import load, load_reader
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +37,7 @@ def load_large(source: str, run: Run, options: dict[str, Any], offload: str) -> 
     Raises:
         UserError: its layers are to stay on disk, but its weights are not used as they lie there.
     """
-    device = parallel.state().device if torch.cuda.is_available() else None
+    device = parallel.own_gpu()
     found = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}
     config = load_config(source, **found)
     needed, free = weight_bytes(config, str(options.get("dtype", "auto"))), free_memory(device)

@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
+from srd.base.errors import RunError
 from srd.base.files import file_digest, read_json, remove, write_json
+from srd.base.text import shown_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -101,3 +104,18 @@ def forget_older(folder: Path, keep: int | None, best: str | None) -> None:
     others = [path for path in found if path not in protected]
     for path in others[max(0, keep - len(protected)) :]:
         remove(path)
+
+
+def needed_disk(parameters: int) -> int:
+    """Bytes that a stage's two checkpoints (weights, two moments) and the kept models take at most."""
+    return parameters * 4 * (2 * 3 + 2)
+
+
+def check_disk(folder: Path, parameters: int) -> None:
+    """Refuse to begin a training whose checkpoints cannot be written."""
+    free, needed = shutil.disk_usage(folder).free, needed_disk(parameters)
+    if free < needed:
+        raise RunError(
+            f"training needs {shown_bytes(needed)} for checkpoints in {folder}, and {shown_bytes(free)} are free. "
+            "Free some space, or choose another --run-dir."
+        )

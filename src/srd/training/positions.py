@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from srd.models.head import HeadWeights
+from srd.training.chunks import chunk_rows
 from srd.training.divergence import value_and_slope
 from srd.training.divergences.entropy_aware import entropy
-from srd.training.loss import TokenChoice, chunk_rows
+from srd.training.loss_settings import LossSettings, TokenChoice
 from srd.training.outcomes import OutcomeHead
+from srd.training.schedules import Schedule
 
 MakeLogits = Callable[[slice], Tensor]  # positions -> [n, V]
 
@@ -101,3 +105,70 @@ def random_scores(names: Sequence[str], counts: Sequence[int], seed: int, step: 
         digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
         drawn.append(np.random.default_rng([seed, step, int.from_bytes(digest, "big")]).random(count))
     return torch.from_numpy(np.concatenate(drawn))
+
+
+def told_by_position(
+    inputs: dict[str, Any],
+    settings: LossSettings,
+    schedule: Schedule | None,
+    draw: tuple[int, int],
+    teacher_hidden: Tensor,
+    teacher_head: HeadWeights,
+    vocabulary: int,
+    student: MakeLogits,
+) -> dict[str, Any]:
+    """What the loss is told of each position beside the targets, by what the models say at all of them.
+
+    Args:
+        inputs: A micro-batch.
+        settings: What is minimised.
+        schedule: Of the loss, if there is one.
+        draw: Seed and optimizer step.
+        teacher_hidden: What enters the teacher's head, ``[N, d]``.
+        teacher_head: The teacher's head.
+        vocabulary: Ids that the student's logits are over.
+        student: Makes them.
+    """
+    told: dict[str, Any] = {}
+    if settings.tokens is not None:
+        targets, counts = inputs["targets"], inputs["counts"]
+        if settings.tokens.by == "random":
+            scores = random_scores(inputs["ids"], counts, *draw).to(targets.device)
+        elif settings.tokens.by == "student_entropy":
+            scores = entropies_of(student, targets, vocabulary)
+        else:
+            scores = gaps_of(student, teacher_hidden, teacher_head, vocabulary, settings.temperature)
+        told["chosen"] = choose_positions(scores, counts, settings.tokens)
+        told["chosen_items"] = inputs["chosen_items"].to(targets.device)
+    if schedule is not None and schedule.wants_likelihoods:
+        told["columns"] = _columns(schedule, inputs, teacher_hidden, teacher_head, vocabulary, student)
+    return told
+
+
+def _columns(
+    schedule: Schedule,
+    inputs: dict[str, Any],
+    teacher_hidden: Tensor,
+    teacher_head: HeadWeights,
+    vocabulary: int,
+    student: MakeLogits,
+) -> dict[str, Tensor]:
+    """What the schedule gives the divergence for each text, repeated for its positions."""
+    targets, counts = inputs["targets"], inputs["counts"]
+    ends, written = np.cumsum(counts)[:-1], [count > 0 for count in counts]
+
+    def means(logits: MakeLogits) -> NDArray[np.float64]:
+        nats = log_likelihoods(logits, targets, vocabulary).double().cpu().numpy()
+        return np.array([part.mean() if len(part) else 0.0 for part in np.split(nats, ends)])
+
+    reference = inputs.get("reference")
+    known = np.ones(len(targets)) if reference is None else reference.cpu().numpy()
+    own = np.array([bool(len(part)) and not part[0] for part in np.split(known, ends)], dtype=bool)
+    by_teacher = means(lambda rows: teacher_head.logits(teacher_hidden[rows]))
+    found = schedule.of_rows(own[written], by_teacher[written], means(student)[written])
+    dtype = torch.float64 if teacher_hidden.dtype == torch.float64 else torch.float32
+    lengths = np.array(counts)[written]
+    return {
+        name: torch.tensor(np.repeat(values, lengths), dtype=dtype, device=targets.device)
+        for name, values in found.items()
+    }

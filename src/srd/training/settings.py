@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -224,3 +225,8 @@ class CacheConfig(Section):
     @classmethod
     def _tier_is_known(cls, value: str) -> str:
         return TIERS.name_of(value)
+
+
+def steps_per_epoch(examples: int, batch_size: int) -> int:
+    """Optimizer steps in one pass; the last may be smaller."""
+    return math.ceil(examples / batch_size)

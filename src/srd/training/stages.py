@@ -2,118 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, set_seed
 
 from srd.base import parallel
-from srd.base.errors import RunError, UserError
-from srd.base.files import atomic_write, disk_errors, fingerprint, read_json, remove, write_json
-from srd.base.text import many, shown_bytes
+from srd.base.files import disk_errors, fingerprint, read_json, remove, write_json
 from srd.curation.curriculum import Stage
-from srd.data.batching import EncodedExamples
 from srd.models.adapters import add_lora, load_adapter
 from srd.models.loading import load_model, save_model
 from srd.models.merging import merge_adapter
-from srd.models.sharding import is_sharded, models_are_whole, whole_weights
+from srd.models.sharding import is_sharded, whole_weights
+from srd.training.arguments import total_steps, training_arguments
 from srd.training.checkpoints import damage, last_checkpoint, list_files, readable_json, step_of
-from srd.training.loss import LossSettings, TokenChoice
+from srd.training.log import append_row, filter_rows
+from srd.training.loss_settings import LossSettings, TokenChoice
+from srd.training.precision import resolve_precision, widen
+from srd.training.progress import Report, summarise
 from srd.training.rollouts import Rollouts
 from srd.training.schedules import Schedule
 from srd.training.settings import TrainingConfig
-from srd.training.teacher_cache import TeacherCache
-from srd.training.teachers.common import Teacher
-from srd.training.tracking import Tables, names_of
-from srd.training.trainer import (
-    ROLLOUTS,
-    DistillTrainer,
-    Validation,
-    Writing,
-    append_row,
-    filter_rows,
-    read_rows,
-    steps_per_epoch,
-    use_one_device,
-    widen,
-    writing_of,
-)
+from srd.training.student_text import ROLLOUTS, Writing, writing_of
+from srd.training.tracking import Tables
+from srd.training.trainer import DistillTrainer
+from srd.training.training import METRICS_FILE, ROLLOUTS_FILE, SCHEDULE_FILE, SCORES_FILE, Training
 
 logger = logging.getLogger(__name__)
 
 OPTIONS_OF_STAGES = ("role", "dtype", "attn_implementation", "trust_remote_code")  # what loads the model of a stage too
-METRICS_FILE = "metrics.json"  # written last: a stage that has it is done
-SCORES_FILE = "scores.parquet"  # of a stage that chose its examples anew
-ROLLOUTS_FILE = "rollouts.json"  # what a stage hands on to the next beside its model: who writes,
-SCHEDULE_FILE = "schedule.json"  # ... and how far the loss has come
-ANSWERS_FILE = "validation.jsonl"  # what the best model of a stage answered in validation
-
-
-@dataclass
-class Training:
-    """Everything one training needs.
-
-    Attributes:
-        label: Its name in files and tables, such as srd or kd.
-        config: Its settings.
-        folder: Its stages lie in ``folder/stages/<i>``.
-        start: Where the student comes from (hub name or folder).
-        load_options: How the student is loaded (dtype, revision …).
-        examples: Encoded training examples, with the teacher cache where there is one.
-        tokenizer: Of student and teacher.
-        validation: What checkpoints are chosen by.
-        stages: What each stage trains on. `reflect_again` may replace a stage's examples.
-        seed: Fixes order, dropout and student text.
-        load_teacher: Gives the teacher; None where the method needs none.
-        read_once: ``(examples, folder) -> cache``: lets the teacher read what the student has written ahead; None: it
-            is asked in every step.
-        engine: ``(student, folder) -> what it writes with``, within a context; the folder is free for it.
-        choose_again: ``(model, stage) -> stage`` before every stage but the first; None: stages are as planned.
-        metrics_file: Every logged value goes here, one JSON object a line, ...
-        log_file: ... and here, where this training's are alone.
-        progress: ``(done, total, note)`` in optimizer steps of all stages.
-        kept_tokenizer: What is saved beside the trained model; None: the tokenizer as it is.
-    """
-
-    label: str
-    config: TrainingConfig
-    folder: Path
-    start: str
-    load_options: dict[str, Any]
-    examples: EncodedExamples
-    tokenizer: PreTrainedTokenizerBase
-    validation: Validation
-    stages: list[Stage]
-    seed: int
-    metrics_file: Path
-    log_file: Path
-    load_teacher: Callable[[], Teacher] | None = None
-    read_once: Callable[[EncodedExamples, Path], TeacherCache] | None = None
-    engine: Callable[[Any, Path], AbstractContextManager[Any]] = lambda student, folder: nullcontext(student)
-    choose_again: Callable[[Any, Stage], Stage] | None = None
-    progress: Callable[..., None] = lambda *values: None
-    kept_tokenizer: PreTrainedTokenizerBase | None = None
-    _teacher: Teacher | None = field(default=None, init=False)
-
-    def stage_folder(self, index: int) -> Path:
-        """Where a stage keeps its checkpoints, its metrics and its best model."""
-        return self.folder / "stages" / str(index)
-
-    @property
-    def teacher(self) -> Teacher | None:
-        """The teacher, loaded at its first use."""
-        if self._teacher is None and self.load_teacher is not None:
-            self._teacher = self.load_teacher()
-        return self._teacher
 
 
 def train(training: Training, final: Path) -> dict[str, Any]:
@@ -178,9 +97,9 @@ def _metrics(folder: Path) -> Any:
 def load_student(training: Training, stage: int) -> Any:
     """The student as it enters a stage: as it started, or the best of the stage before.
 
-    Trained weights are float32, whatever the model's files or the recipe say: see `srd.training.trainer.widen`.
+    Trained weights are float32, whatever the model's files or the recipe say: see `srd.training.precision.widen`.
     """
-    device = parallel.state().device if torch.cuda.is_available() else None
+    device = parallel.own_gpu()
     model = _load_student(training, stage)
     widen(model, scaled=resolve_precision(training.config.precision) == "float16")
     return model.to(device) if device is not None else model
@@ -278,7 +197,7 @@ def make_trainer(training: Training, stage: Stage, model: Any) -> DistillTrainer
     trainer.batches.draw(stage.subset)
     trainer.log_row = log_row
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Report(training, stage, trainer))
+    trainer.add_callback(Report(training, stage, trainer))
     if config.log_to:
         trainer.add_callback(Tables(trainer, _told_stages(training), _questions(training)))
     return trainer
@@ -359,143 +278,6 @@ def _stage_schedule(training: Training, stage: Stage) -> Schedule | None:
     return schedule
 
 
-def training_arguments(training: Training, stage: Stage) -> TrainingArguments:
-    """Our settings in the Trainer's terms."""
-    config = training.config
-    micro = micro_batch_size(config)
-    steps = steps_per_epoch(stage.size, config.batch_size)
-    total = total_steps(config, stage)
-    every = max(1, round(steps * config.evaluate_every))
-    precision = resolve_precision(config.precision)
-    schedule = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}[config.schedule]
-    arguments = TrainingArguments(
-        output_dir=str(training.stage_folder(stage.index)),
-        max_steps=total,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=config.batch_size // (micro * parallel.processes()),
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=schedule,
-        # As a share: transformers would ask the optimizer for its learning rate, and DeepSpeed's wrapper does not say.
-        lr_scheduler_kwargs={"min_lr_rate": config.min_learning_rate / config.learning_rate}
-        if config.schedule == "cosine"
-        else {},
-        warmup_steps=math.ceil(config.warmup * total),
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        optim=config.optimizer,
-        bf16=precision == "bfloat16",
-        fp16=precision == "float16",
-        **({"gradient_checkpointing": True} if config.gradient_checkpointing else {}),
-        eval_strategy="steps",
-        eval_steps=every,
-        save_strategy="steps",
-        save_steps=every,
-        save_total_limit=1,
-        load_best_model_at_end=config.select_by != "last",
-        metric_for_best_model=None if config.select_by == "last" else config.select_by,
-        greater_is_better=config.select_by == "rouge_l",
-        logging_steps=max(1, min(10, steps // 2)),
-        logging_nan_inf_filter=False,
-        log_level_replica="error",  # as the main process: transformers would let the others warn
-        disable_tqdm=True,
-        report_to=config.log_to or "none",
-        **names_of(training.metrics_file.parent.name, training.label, stage.index),
-        seed=training.seed + stage.index,
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        use_cpu=parallel.on_cpu(),
-        ddp_find_unused_parameters=False,
-    )
-    use_one_device(arguments)
-    models_are_whole()  # the teacher is loaded after this
-    return arguments
-
-
-def total_steps(config: TrainingConfig, stage: Stage) -> int:
-    """Optimizer steps of a stage."""
-    return max(1, math.ceil(steps_per_epoch(stage.size, config.batch_size) * config.epochs))
-
-
-def micro_batch_size(config: TrainingConfig) -> int:
-    """Examples in one forward pass of one process."""
-    processes = parallel.processes()
-    largest = config.batch_size // processes
-    if largest * processes != config.batch_size:
-        raise UserError(
-            f"training.batch_size ({config.batch_size}) is no multiple of the {processes} processes. "
-            f"Use a batch size of {processes * max(1, largest)} or another number of processes."
-        )
-    micro = min(config.micro_batch_size or largest, largest)
-    if largest % micro:
-        raise UserError(
-            f"training.micro_batch_size ({micro}) does not divide the {largest} examples that each of {processes} "
-            "processes has in an optimizer step"
-        )
-    return micro
-
-
-def resolve_precision(precision: str) -> str:
-    """What ``auto`` means on this machine."""
-    if precision != "auto":
-        return precision
-    return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
-
-
-#: What a training says of itself while it works: key in the log -> name, decimals and factor.
-SHOWN = {
-    "loss": ("loss", 3, 1),
-    "eval_loss": ("validation loss", 3, 1),
-    "eval_rouge_l": ("validation ROUGE-L", 1, 100),
-}
-
-
-class _Report(TrainerCallback):
-    """Progress, and a validation at the very last step, with a checkpoint where the best one is to be chosen."""
-
-    def __init__(self, training: Training, stage: Stage, trainer: DistillTrainer) -> None:
-        self.training = training
-        self.stage = stage
-        self.trainer = trainer
-        steps = [total_steps(training.config, each) for each in training.stages]
-        self.before, self.total = sum(steps[: stage.index]), sum(steps)
-        self.values: dict[str, float] = {}
-        self.started = self._seconds()
-
-    def _seconds(self) -> float:
-        """Time spent on training alone."""
-        return self.trainer.seconds - self.trainer.validation_seconds
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.started = self._seconds()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step >= state.max_steps:
-            control.should_evaluate = control.should_log = True
-            control.should_save = self.training.config.select_by != "last"  # else the model itself is written next
-        self.training.progress(self.before + state.global_step, self.total, self.note())
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        self.values |= {name: logs[name] for name in SHOWN if logs and name in logs}
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        """Keep the answers of the best model so far, for the report."""
-        key, best = self.training.config.select_by, state.best_metric
-        value = metrics.get(f"eval_{key}")
-        better = best is None or value is None or (value > best if key == "rouge_l" else value < best)
-        if better and self.trainer.answers and parallel.is_main():
-            rows = [{"id": name, "text": text, "rouge_l": score} for name, text, score in self.trainer.answers]
-            with atomic_write(self.training.stage_folder(self.stage.index) / ANSWERS_FILE) as partial:
-                partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-    def note(self) -> str:
-        """Stage, speed and the last values."""
-        seconds, stages = self._seconds() - self.started, len(self.training.stages)
-        parts = [f"stage {self.stage.index + 1} of {stages}"] if stages > 1 else []
-        parts += [f"{self.trainer.tokens_read / seconds:,.0f} tokens a second"] if seconds > 0 else []
-        shown = [(SHOWN[name], value) for name, value in self.values.items()]
-        return ", ".join(parts + [f"{name} {factor * value:.{digits}f}" for (name, digits, factor), value in shown])
-
-
 def _forget_rows(training: Training, stage: Stage, checkpoint: Path | None) -> None:
     """Drop logged rows of steps that are taken again, and the last one, which the Trainer logs at every end."""
     if not parallel.is_main():
@@ -524,64 +306,3 @@ def _save_final(training: Training, model: Any, final: Path) -> None:
         with disk_errors(final):
             save_model(model, training.kept_tokenizer or training.tokenizer, final, portable=True)
     parallel.barrier()
-
-
-def summarise(training: Training) -> dict[str, Any]:
-    """What a training took, from its stages' metrics."""
-    stages = [read_json(training.stage_folder(stage.index) / "metrics.json") for stage in training.stages]
-    everything = len(training.examples)
-    texts = 2 if training.config.on_pairs else 1  # of each example
-    total = sum(stage["seconds"] for stage in stages)
-    checking = sum(stage["validation_seconds"] for stage in stages)
-    return {
-        "passes": round(sum(s["examples"] for s in stages) * training.config.epochs / everything, 4),
-        "examples": (everything if training.stages[-1].subset else max(s["examples"] for s in stages)) // texts,
-        "steps": sum(stage["steps"] for stage in stages),
-        "stages": len(stages),
-        "seconds": round(total, 2),
-        "training_seconds": round(total - checking, 2),
-        "validation_seconds": round(checking, 2),
-        "best_validation": stages[-1]["best_metric"],
-        **_alignment(training),
-    }
-
-
-def _alignment(training: Training) -> dict[str, float]:
-    """How much a teacher with tokens of its own supervised: the mean of what was logged."""
-    rows = [row for row in read_rows(training.log_file) if "supervised" in row]
-    values = {name: [row[name] for row in rows if name in row] for name in ("supervised", "by_chunks", "mass")}
-    return {name: round(math.fsum(own) / len(own), 4) for name, own in values.items() if own}
-
-
-def told_of(summary: dict[str, Any], config: TrainingConfig | None) -> str:
-    """A summary in words: what was trained on, and the best validation; nothing of what was not trained."""
-    if config is None or "steps" not in summary:
-        return ""
-    stages = f" in {many(summary['stages'], 'stage')}" if summary["stages"] > 1 else ""
-    if "supervised" in summary:
-        stages += f" by a teacher that supervised {summary['supervised']:.1%} of the positions"
-        stages += f" and {chunks:.1%} by chunks" if (chunks := summary.get("by_chunks", 0)) else ""
-    told = f"trained for {many(summary['steps'], 'step')}{stages}, {summary['passes']:.3g} passes over the data"
-    best = summary["best_validation"]
-    if best is None:
-        return told
-    return (
-        told
-        + (f", ROUGE-L {100 * best:.1f}" if config.select_by == "rouge_l" else f", loss {best:.3f}")
-        + (" in validation")
-    )
-
-
-def needed_disk(parameters: int) -> int:
-    """Bytes that a stage's two checkpoints (weights, two moments) and the kept models take at most."""
-    return parameters * 4 * (2 * 3 + 2)
-
-
-def check_disk(folder: Path, parameters: int) -> None:
-    """Refuse to begin a training whose checkpoints cannot be written."""
-    free, needed = shutil.disk_usage(folder).free, needed_disk(parameters)
-    if free < needed:
-        raise RunError(
-            f"training needs {shown_bytes(needed)} for checkpoints in {folder}, and {shown_bytes(free)} are free. "
-            "Free some space, or choose another --run-dir."
-        )

@@ -20,7 +20,7 @@ from srd.curation.curriculum import Stage
 from srd.export.base import FORMATS, Exported, Format
 from srd.export.curated import start_model
 from srd.export.topk import Taught, TaughtStages, check_taught, in_parts, stage_count
-from srd.training.stages import micro_batch_size
+from srd.training.arguments import micro_batch_size
 
 NOTHING = -1e9  # log-probability of rows that do not count
 INTS, NESTED = pa.list_(pa.int64()), pa.list_(pa.list_(pa.int64()))

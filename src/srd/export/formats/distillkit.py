@@ -25,7 +25,7 @@ from srd.export.base import FORMATS, Exported, Format
 from srd.export.curated import start_model
 from srd.export.topk import Taught, TaughtStages, check_taught, in_parts, stage_count
 from srd.models.tokens import padding_id
-from srd.training.stages import micro_batch_size
+from srd.training.arguments import micro_batch_size
 
 NOTHING = -1e9
 ROUND_TO = 8  # lengths are multiples of this

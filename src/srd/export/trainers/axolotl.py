@@ -9,7 +9,7 @@ from srd.base.yaml_text import dump_yaml
 from srd.export.curated import TRAINERS, Trainer, start_model
 from srd.export.texts import Shown
 from srd.run.curate import Curated, stage_file
-from srd.training.stages import micro_batch_size
+from srd.training.arguments import micro_batch_size
 
 USAGE = """
 In this folder, one stage after the other, each from the model of the one before:

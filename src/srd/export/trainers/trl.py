@@ -8,7 +8,7 @@ from typing import Any
 from srd.export.curated import TRAINERS, Trainer, start_model, teacher_model
 from srd.export.texts import Shown
 from srd.run.curate import Curated
-from srd.training.stages import micro_batch_size
+from srd.training.arguments import micro_batch_size
 
 USAGE = """
 ```

@@ -35,10 +35,10 @@ from srd.models.generation import Decoding, generate_tokens
 from srd.models.settings import ModelConfig
 from srd.models.tokens import stop_token_ids
 from srd.recipe.schema import Recipe
-from srd.run.assemble import load_reader, load_writer
 from srd.run.context import Run, load_options
 from srd.run.costs import Facts, Phase, inference_memory
 from srd.run.identity import model_identity
+from srd.run.loading import load_reader, load_writer
 from srd.run.steps.base import Step, Summary
 
 logger = logging.getLogger(__name__)

@@ -22,10 +22,10 @@ from srd.evaluation.predictions import SUMMARIES, evaluation_files
 from srd.metrics.rouge import rouge_l
 from srd.models.generation import Decoding, generate
 from srd.recipe.schema import Recipe
-from srd.run.assemble import load, load_writer
 from srd.run.context import Run
 from srd.run.costs import Facts, Phase, inference_memory
 from srd.run.identity import plugins_identity, task_identity
+from srd.run.loading import load, load_writer
 from srd.run.steps.base import Step, Summary
 from srd.run.steps.cleaning import cleaning_steps
 from srd.tasks.base import get_task

@@ -16,10 +16,11 @@ from srd.curation.copies import near_copies
 from srd.curation.likelihoods import likelihoods
 from srd.curation.scores.base import NEEDS, PASSES, measured_needs
 from srd.recipe.schema import Recipe
-from srd.run.assemble import load_reader, teacher_losses
 from srd.run.context import Run
 from srd.run.costs import Facts, Phase, inference_memory
 from srd.run.identity import model_identity
+from srd.run.loading import load_reader
+from srd.run.scores import teacher_losses
 from srd.run.steps.base import Step, Summary
 from srd.run.steps.cleaning import cleaning_steps
 from srd.run.steps.student import reflecting_student, teaching_steps

@@ -9,9 +9,10 @@ from typing import Any
 from srd.base.text import many
 from srd.models.generation import Decoding
 from srd.recipe.schema import Recipe
-from srd.run.assemble import PAIR, load_writer
 from srd.run.context import Run
 from srd.run.costs import Facts, Phase, one_pass
+from srd.run.loading import load_writer
+from srd.run.pairs import PAIR
 from srd.run.steps.base import Step, Summary
 from srd.run.steps.cleaning import cleaning_steps
 from srd.run.steps.teacher import write_text

@@ -12,8 +12,8 @@ from srd.base.tables import write_table
 from srd.base.text import many
 from srd.curation.curriculum import Curriculum
 from srd.recipe.schema import Recipe
-from srd.run.assemble import ranked_scores, with_marks
 from srd.run.context import Run
+from srd.run.scores import ranked_scores, with_marks
 from srd.run.steps.base import Step, Summary
 from srd.run.steps.cleaning import cleaning_steps
 from srd.run.steps.measures import measuring_steps

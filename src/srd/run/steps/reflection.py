@@ -19,9 +19,11 @@ from srd.base.tables import positions
 from srd.curation.reflection import ranking_warnings
 from srd.metrics.scripts import words_note
 from srd.recipe.schema import Recipe
-from srd.run.assemble import keep_scores, load_writer, longest_answer, mean_scores, reflect_on, training_of
+from srd.run.assemble import training_of
 from srd.run.context import Run, load_options
 from srd.run.costs import Facts, Phase, inference_memory, training_phase
+from srd.run.loading import load_writer
+from srd.run.scores import keep_scores, longest_answer, mean_scores, reflect_on
 from srd.run.steps.base import Step, Summary
 from srd.run.steps.cleaning import cleaning_steps
 from srd.run.steps.student import Student, reflecting_student, runs_live, shorten

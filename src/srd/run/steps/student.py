@@ -13,15 +13,18 @@ from srd.base.text import count, many
 from srd.models.loading import load_model, save_model
 from srd.models.pruning import drop_layers
 from srd.recipe.schema import Recipe
-from srd.run.assemble import may_cache, parameters, training_of
+from srd.run.assemble import training_of
 from srd.run.context import Run, load_options
 from srd.run.costs import Facts, Phase, training_phase
 from srd.run.identity import model_identity, plugins_identity
+from srd.run.loading import parameters
 from srd.run.steps.base import Step, Summary
 from srd.run.steps.cleaning import cleaning_steps
+from srd.run.teacher_caches import may_cache
+from srd.training.batches import make_collator
+from srd.training.progress import told_of
 from srd.training.settings import TrainingConfig
-from srd.training.stages import told_of, train
-from srd.training.trainer import make_collator
+from srd.training.stages import train
 
 SHRINK_EXAMPLES = 64  # training examples whose hidden states decide which layers go
 

@@ -23,28 +23,28 @@ from srd.models.generation import Decoding, generate_tokens
 from srd.models.token_bytes import continuations
 from srd.models.tokens import stop_token_ids, tokenizer_identity
 from srd.recipe.schema import Recipe
-from srd.run.assemble import (
-    all_cache_bytes,
-    cache_fits,
-    collator,
-    lists_of,
-    load_writer,
-    needed_cache_bytes,
-    parameters,
-    place_of_cache,
-    taught_rows,
-    tier_of_run,
-    training_of,
-)
+from srd.run.assemble import training_of
 from srd.run.context import Run, load_options
 from srd.run.costs import Facts, Phase, limit_for, one_pass, training_phase
 from srd.run.identity import model_identity
 from srd.run.large import load_large, offload_folder
+from srd.run.loading import lists_of, load_writer, parameters
 from srd.run.served import top_of
 from srd.run.steps.base import Step, Summary
 from srd.run.steps.cleaning import cleaning_steps
-from srd.training.stages import told_of, train
-from srd.training.teacher_cache import TeacherCache, build_cache, fill_cache
+from srd.run.teacher_caches import (
+    all_cache_bytes,
+    cache_fits,
+    collator,
+    needed_cache_bytes,
+    place_of_cache,
+    taught_rows,
+    tier_of_run,
+)
+from srd.training.cache_building import build_cache, fill_cache
+from srd.training.progress import told_of
+from srd.training.stages import train
+from srd.training.teacher_cache import TeacherCache
 from srd.training.tier_error import check_error
 
 logger = logging.getLogger(__name__)

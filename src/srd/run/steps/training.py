@@ -16,7 +16,8 @@ from srd.run.steps.cleaning import cleaning_steps
 from srd.run.steps.measures import measuring_steps
 from srd.run.steps.student import Student, alignment, needs_teacher, runs_live, taught_by, teaching_steps
 from srd.run.steps.teacher import Teacher
-from srd.training.stages import told_of, train
+from srd.training.progress import told_of
+from srd.training.stages import train
 
 
 class Training(Step):

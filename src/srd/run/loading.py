@@ -1,0 +1,124 @@
+"""Models of a run, loaded to train, to be read or to write: here, by an engine, a server or a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from srd.base import parallel
+from srd.base.files import remove
+from srd.models.architecture import count_parameters
+from srd.models.cluster import RemoteModel
+from srd.models.engines.base import ENGINES
+from srd.models.loading import load_config, load_model, save_model
+from srd.models.served.journal import Journal
+from srd.models.served.lists import ServedLists, key_of
+from srd.run.context import Run
+from srd.run.identity import model_identity
+from srd.run.served import endpoint_of
+from srd.tasks.base import get_task
+from srd.training.settings import TrainingConfig
+
+
+def parameters(source: str) -> int:
+    """How many parameters a model has."""
+    return count_parameters(load_config(source))["total"]
+
+
+def load(source: str, run: Run, options: dict[str, Any]) -> Any:
+    """A model that trains or is read."""
+    tokenizer, role = _part(source, run)
+    return load_model(source, tokenizer=tokenizer, device=parallel.own_gpu(), role=role, **options)
+
+
+def _part(source: str, run: Run) -> tuple[Any, str]:
+    """The tokenizer of a model of the run, and whether it is a teacher or the student."""
+    if source in {run.teacher_source, *(each.model for each in run.recipe.teachers)}:
+        return run.teacher_tokenizer if run.apart else run.tokenizer, "teacher"
+    return run.tokenizer, "student"
+
+
+def load_reader(source: str, run: Run, options: dict[str, Any]) -> Any:
+    """A model that is only read: here, or by the actors of a cluster."""
+    if run.recipe.cluster.engine == "local":
+        return load(source, run, options)
+    there = functools.partial(_load_there, source, *_part(source, run), options)
+    return RemoteModel(run.recipe.cluster, there)
+
+
+def load_writer(source: str, run: Run, options: dict[str, Any]) -> Any:
+    """A model that only writes: by the recipe's engine, or by its server; or by the actors of a cluster."""
+    served = source == run.teacher_source and run.recipe.teacher.endpoint is not None
+    engine = ENGINES.get("endpoint" if served else run.recipe.generation.engine)
+    if served:
+        options = {
+            "endpoint": endpoint_of(run.recipe.teacher, 0),
+            "tokenizer": run.tokenizer,
+            "journal": journal_of(run),
+        }
+    elif run.recipe.cluster.engine == "ray":
+        name, longest = run.recipe.generation.engine, longest_text(run)
+        there = functools.partial(_load_there, source, *_part(source, run), options, name, longest)
+        return RemoteModel(run.recipe.cluster, there)
+    return engine.load(source, longest_text(run), options, lambda: load(source, run, options))
+
+
+def _load_there(
+    source: str, tokenizer: Any, role: str, options: dict[str, Any], engine: str = "transformers", longest: int = 0
+) -> Any:
+    """What an actor loads."""
+    device = "cuda" if torch.cuda.is_available() else None
+    here = functools.partial(load_model, source, tokenizer=tokenizer, device=device, role=role, **options)
+    return ENGINES.get(engine).load(source, longest, options, here)
+
+
+def journal_of(run: Run) -> Path:
+    """Where this process keeps what a served teacher has written; of another teacher nothing is taken."""
+    name = f"{run.keys.get('teacher', model_identity(run.recipe.teacher))[:16]}-{parallel.process()}.jsonl"
+    return run.files.served / name
+
+
+def lists_of(run: Run, folder: Path, top: int, number: int = 0) -> ServedLists:
+    """A served teacher that is asked about training examples; ``folder`` keeps what it says while it is asked.
+
+    Raises:
+        UserError: it cannot serve.
+    """
+    endpoint, examples = endpoint_of(run.recipe.all_teachers[number], top), run.encoded("train")
+    endpoint.check(run.tokenizer, run.recipe.data.max_length)
+    names = {key_of(examples.tokens(i)): name for i, name in enumerate(examples.ids)}
+    return ServedLists(endpoint, Journal(folder / f"asked-{parallel.process()}.jsonl"), names)
+
+
+def longest_text(run: Run) -> int:
+    """Tokens of the longest text a writer handles: a prompt and its answer, or a prompt, its reference and one more."""
+    recipe = run.recipe
+    answers = [recipe.generation.max_new_tokens, recipe.reflection.max_new_tokens or 0]
+    trainings = [each for each in recipe.student_trainings if each.teacher_writes or each.writes_ahead or each.on_pairs]
+    answers += [each.method.longest_text() or 0 for each in trainings]
+    answers += [get_task(named.name).decoding.max_new_tokens for named in recipe.evaluation.tasks]
+    return max(recipe.data.max_length + 1, recipe.data.max_prompt_length + max(answers))
+
+
+@contextlib.contextmanager
+def engine_for(run: Run, config: TrainingConfig, student: Any, folder: Path) -> Iterator[Any]:
+    """What a student in training writes with: the engine that the recipe names, or itself where that takes files.
+
+    An adapter is not put into the weights for it: taking it out again would change them by rounding.
+    """
+    engine = ENGINES.get(run.recipe.generation.engine)
+    if engine.reads_files and config.lora is not None:
+        yield student
+        return
+    if engine.reads_files and parallel.is_main():
+        save_model(student, run.tokenizer, folder)
+    parallel.barrier()
+    yield engine.load(str(folder), longest_text(run), {"dtype": run.recipe.student.dtype}, lambda: student)
+    parallel.barrier()
+    if parallel.is_main():
+        remove(folder)

@@ -1,0 +1,160 @@
+"""The teachers' caches of a run: what they keep, where they lie, how large they get."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from srd.base import parallel
+from srd.base.errors import UserError
+from srd.base.files import fingerprint, link
+from srd.data.batching import Collator, EncodedExamples
+from srd.models.loading import load_config, load_generation_config
+from srd.models.tokens import padding_id, prefix_of
+from srd.recipe.schema import Recipe
+from srd.run.context import Run
+from srd.run.costs import cache_tier
+from srd.run.identity import model_identity
+from srd.run.loading import load
+from srd.training.cache_building import build_cache
+from srd.training.several import SeveralCaches
+from srd.training.teacher_cache import HEAD, TeacherCache, cache_folder, example_key
+from srd.training.tiers.base import Tier
+
+
+def exact_tier(run: Run) -> Tier:
+    """What is kept of text that the student writes ahead: the teacher's states."""
+    return tier_of_run(run, "exact")
+
+
+def tier_of_run(run: Run, name: str | None = None, *, number: int = 0) -> Tier:
+    """What the cache of a teacher keeps of a token.
+
+    Args:
+        run: The run.
+        name: Another tier than the recipe's.
+        number: Which of several teachers, here and in what follows.
+    """
+    teacher = run.recipe.all_teachers[number]
+    running: str = "float32" if teacher.endpoint is not None else teacher.dtype
+    if running == "auto":
+        config = load_config(run.teacher_options_of(number)[0])
+        running = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    return cache_tier(run.recipe, running, name)
+
+
+def taught_rows(run: Run, number: int = 0) -> EncodedExamples:
+    """The training examples that a teacher is read for: all, or those that are its own."""
+    examples = run.read_by_teacher("train")
+    if not run.recipe.teach_by_row:
+        return examples
+    owners = zip(examples.ids, run.owners, strict=True)
+    return examples.subset([name for name, owner in owners if owner == number])
+
+
+def needed_cache_bytes(run: Run, number: int = 0) -> int:
+    """What the cache of a teacher takes."""
+    teacher, tier = run.recipe.all_teachers[number], tier_of_run(run, number=number)
+    width = 0 if teacher.endpoint is not None else run.teacher_configs[number].get_text_config().hidden_size
+    return taught_rows(run, number).response_tokens * tier.token_bytes(int(width), run.teacher_width)
+
+
+def all_cache_bytes(run: Run) -> int:
+    """What the caches of all teachers take."""
+    return sum(needed_cache_bytes(run, number) for number in range(len(run.recipe.all_teachers)))
+
+
+def cache_fits(run: Run) -> bool:
+    """Whether the recipe allows a cache of that size."""
+    return all_cache_bytes(run) <= run.recipe.cache.limit_gb * 1e9
+
+
+def may_cache(recipe: Recipe) -> bool:
+    """Whether the recipe allows a cache at all; other teachers than the model itself are asked in every step."""
+    return recipe.cache.enabled is not False and not recipe.teacher.source
+
+
+def place_of_cache(run: Run, number: int = 0) -> Path:
+    """The folder of a teacher's cache."""
+    root = Path(run.recipe.cache.dir).expanduser() if run.recipe.cache.dir else run.files.cache
+    # As the key of the step `teacher` is with one: a cache is the same, alone and among others.
+    several, own = run.recipe.teachers, model_identity(run.recipe.all_teachers[number])
+    key = fingerprint("teacher", [], own) if several else run.keys["teacher"]
+    return cache_folder(root, fingerprint(key, run.teacher_width), tier_of_run(run, number=number).identity)
+
+
+def caches_of(run: Run) -> TeacherCache | SeveralCaches:
+    """The teacher's cache; of several teachers all of them, as one."""
+    recipe = run.recipe
+    caches = [TeacherCache(place_of_cache(run, number)) for number in range(len(recipe.all_teachers))]
+    if not recipe.teachers:
+        return caches[0]
+    if not recipe.teach_by_row:
+        return SeveralCaches(caches, [each.weight or 1.0 for each in recipe.teachers])
+    examples = run.encoded("train")
+    owners: dict[str, int] = {}
+    for index, owner in enumerate(run.owners):
+        key = example_key(*examples.tokens(index).values())
+        if owners.setdefault(key, owner) != owner:
+            names = [recipe.teachers[each].title for each in (owners[key], owner)]
+            raise UserError(
+                f"example '{examples.ids[index]}' is there twice, once with the teacher '{names[0]}' and once with "
+                f"'{names[1]}'. Remove one of the two rows."
+            )
+    return SeveralCaches(caches, owners=owners)
+
+
+def collator(run: Run) -> Collator:
+    """The teacher's collator, before any model is loaded."""
+    config, teacher = run.configs[0], run.recipe.teacher
+    padding = padding_id(run.teacher_tokenizer if run.apart else run.tokenizer)
+    if not config.is_encoder_decoder:
+        return Collator(padding)
+    generation = load_generation_config(
+        teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code
+    )
+    return Collator(padding, prefix_of(config, generation))
+
+
+def read_once_of(run: Run, examples: EncodedExamples, folder: Path) -> TeacherCache:
+    """Let the teacher read text that the student has written, as it reads the references for the run's cache."""
+    place = cache_folder(folder, fingerprint(run.keys["teacher"], run.width), exact_tier(run).identity)
+    parallel.on_main(lambda: _share_head(place, [*folder.parent.glob(f"*.work/{place.name}"), place_of_cache(run)]))
+    with run.progress("teacher reads") as update:
+        return build_cache(
+            place,
+            lambda: load(run.teacher_source, run, run.teacher_options()),
+            examples,
+            collator(run),
+            tier=exact_tier(run),
+            width=run.width,
+            batch_size=run.recipe.generation.batch_size,
+            progress=update,
+        )
+
+
+def _share_head(place: Path, others: list[Path]) -> None:
+    """Take the teacher's head from another cache of the same kind: it is as large as a fifth of a small teacher."""
+    for other in others:
+        if other.name == place.name and (other / HEAD[-1]).is_file() and not (place / HEAD[-1]).is_file():
+            for name in HEAD:
+                link(other / name, place / name)
+
+
+def pair_cache(run: Run, examples: EncodedExamples) -> TeacherCache | None:
+    """What the teacher says of both texts of each prompt; None where the recipe wants no cache, or one so large."""
+    cache = run.recipe.cache
+    needed = examples.response_tokens * tier_of_run(run).token_bytes(run.hidden_size, run.width)
+    if cache.enabled is False or run.recipe.teacher.source or needed > cache.limit_gb * 1e9:
+        return None
+    with run.progress("teacher") as update:
+        return build_cache(
+            place_of_cache(run),
+            lambda: load(run.teacher_source, run, run.teacher_options()),
+            examples,
+            collator(run),
+            tier=tier_of_run(run),
+            width=run.width,
+            max_kl=cache.max_kl,
+            batch_size=run.recipe.generation.batch_size,
+            progress=update,
+        )

@@ -1,0 +1,152 @@
+"""What a trainer is given (rows, names, models, caches), as the loop takes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+from srd.base.errors import UserError
+from srd.data.batching import EncodedExamples, lengths_of
+from srd.data.encoding import encode, is_encoded
+from srd.models.architecture import position_limit
+from srd.models.finite import name_of
+from srd.models.loading import load_model, load_tokenizer
+from srd.models.pair import check_read, head_width, kinds_differ, shared_vocabulary, token_count, tokenizers_differ
+from srd.training.divergences.base import canonical_name, check_parameters
+from srd.training.loss_settings import LossSettings
+from srd.training.methods.base import METHODS, any_method
+from srd.training.student_text import ROLLOUTS, Writing, writing_of
+from srd.training.teacher_cache import TeacherCache
+from srd.training.teachers.base import TeacherSource
+from srd.training.teachers.cache import CachedTeacher
+from srd.training.teachers.common import Teacher
+from srd.training.teachers.live import live
+from srd.training.validation import Validation
+
+
+def encoded(rows: Any, tokenizer: PreTrainedTokenizerBase, model: Any) -> EncodedExamples:
+    """Rows as token ids; those that are so already are left as they are."""
+    if isinstance(rows, EncodedExamples):
+        return rows
+    if not is_encoded(rows):
+        rows = encode(rows, tokenizer, encoder_decoder=bool(model.config.is_encoder_decoder))
+    return EncodedExamples(rows)
+
+
+def validation_of(rows: Any, tokenizer: PreTrainedTokenizerBase, model: Any) -> Validation | None:
+    """Rows as something to validate on."""
+    if rows is None or isinstance(rows, Validation):
+        return rows
+    if not is_encoded(rows):
+        rows = encode(rows, tokenizer, encoder_decoder=bool(model.config.is_encoder_decoder))
+    return Validation(EncodedExamples(rows), list(rows["references"]))
+
+
+def settings_of(objective: Any, temperature: float, weight: float, uses_teacher: bool) -> LossSettings:
+    """What is minimised, by the name of a divergence or its settings."""
+    if isinstance(objective, LossSettings):
+        return objective
+    parameters = dict(objective) if isinstance(objective, Mapping) else {"name": objective}
+    name = canonical_name(str(parameters.pop("name", "")))
+    check_parameters(name, parameters)
+    if not 0 < temperature < math.inf:
+        raise UserError(f"temperature is {temperature}, but must be above 0 and finite")
+    if not 0 <= weight <= 1:
+        raise UserError(f"weight is {weight}, but must be between 0 and 1")
+    return LossSettings(name, parameters, temperature, weight) if uses_teacher else LossSettings()
+
+
+def writing_by(given: Any, args: TrainingArguments) -> tuple[Writing, bool]:
+    """How the student writes by a method, and whether the teacher is asked."""
+    if isinstance(given, Writing):
+        return given, True
+    try:
+        settings = {"name": given} if isinstance(given, str) else given
+        named = any_method().validate_python(dict(settings) if isinstance(settings, Mapping) else settings)
+    except ValidationError as error:
+        raise UserError(f"method: {error.errors()[0]['msg']}; known are {', '.join(METHODS.names())}") from error
+    if named.text == "teacher":
+        raise UserError(
+            f"method: '{named.name}' trains on what the teacher has written. Give the teacher's answers as the rows "
+            f"and method='sft'; srd.distill(…, method='{named.name}') does both."
+        )
+    if named.text == "both":
+        raise UserError(
+            f"method: '{named.name}' trains on what teacher and student have written beforehand. Use "
+            f"srd.distill(…, method='{named.name}', objective='{named.own_objective}'), which lets them write."
+        )
+    folder = Path(str(args.output_dir)) / ROLLOUTS
+    return writing_of(named, named.rollouts(args.seed), named.schedule(), folder), named.uses_teacher
+
+
+def check_writing(writing: Writing, examples: EncodedExamples, student: Any, teacher: Teacher | None) -> None:
+    """Refuse a teacher that cannot be asked about what the student is yet to write, and text that has no place."""
+    if writing.rollouts is None:
+        return
+    read_once = writing.ahead is not None and writing.ahead.read is not None
+    if teacher is not None and not teacher.reads_new_text and not read_once:
+        raise UserError("a teacher cache cannot foresee what the student writes. Give the teacher itself.")
+    longest, prompt = writing.decoding.max_new_tokens, int(lengths_of(examples.prompts).max(initial=0))
+    for model in filter(None, (student, teacher.model if teacher is not None else None)):
+        limit = position_limit(model.config)
+        if limit is not None and not model.config.is_encoder_decoder and prompt + longest > limit:
+            raise UserError(
+                f"method: max_new_tokens is {longest}, and the longest prompt has {prompt} tokens, but "
+                f"{name_of(model)} takes {limit} together. Set max_new_tokens to at most {max(0, limit - prompt)}, or "
+                "shorten the prompts."
+            )
+
+
+def teacher_of(
+    given: Any, examples: EncodedExamples, student: Any, tokenizer: PreTrainedTokenizerBase, args: TrainingArguments
+) -> Teacher | None:
+    """A teacher that is ready to be asked; where it is a cache the examples bring its states."""
+    if given is None or isinstance(given, Teacher):
+        return given
+    if isinstance(given, TeacherCache):
+        if not given.holds(examples):
+            raise UserError(
+                f"the teacher cache in {given.folder} lacks some of the rows. Build it from the same rows, with the "
+                "same tokenizer, template and lengths: srd.build_cache"
+            )
+        examples.teacher = given
+        head = given.head()
+        width = min(head.vocabulary, head_width(student.config))
+        _check_read(examples, width, tokenizer)
+        return CachedTeacher(head.cut(width))
+    if given is student:
+        raise UserError("teacher and student are one and the same object. Load the teacher apart.")
+    named = isinstance(given, str | Path)
+    model = load_model(str(given), tokenizer=tokenizer, role="teacher") if named else given
+    reason = kinds_differ(model.config, student.config)
+    reason = reason or (tokenizers_differ(load_tokenizer(str(given)), tokenizer) if named else "")
+    if reason:
+        raise UserError(
+            f"teacher and student read different tokens: {reason}. srd.distill(teacher, student, rows) aligns them; "
+            "this trainer compares them position by position."
+        )
+    width = shared_vocabulary(model.config, student.config, tokenizer)
+    _check_read(examples, width, tokenizer)
+    return live(TeacherSource(lambda: model.to(args.device), width))
+
+
+def check_served(teacher: Any, settings: LossSettings, writing: Writing) -> None:
+    """Refuse a divergence without a teacher, or one that what a cache keeps cannot serve."""
+    if settings.objective and settings.weight > 0 and teacher is None:
+        raise UserError(f"the objective '{settings.objective}' needs a teacher: give teacher=, or method='sft'")
+    if not settings.objective or not isinstance(teacher, TeacherCache):
+        return
+    if problem := teacher.tier.problem(settings.objective, settings.temperature, writing.schedule):
+        raise UserError(f"the teacher cache in {teacher.folder} is of the tier {teacher.tier.name}: {problem}.")
+
+
+def _check_read(examples: EncodedExamples, width: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse examples with tokens that the teacher has not."""
+    if width < token_count(tokenizer):
+        for name, prompt, response in zip(examples.ids, examples.prompts, examples.responses, strict=True):
+            check_read(name, prompt, response, width, tokenizer)
