@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from benchmarks import conventional, gpu, tables
+from benchmarks import conventional, gpu, tables, won_back
 from benchmarks.lengths import log_normal_lengths
 from benchmarks.workload import padded_share
 
@@ -213,3 +214,29 @@ def test_a_system_that_fails_costs_no_other_its_figures(on_tiny_models: dict[str
     assert "| 7B → 0.5B | 4096 | plain | out of memory |" in gpu.table(results)
     rows = gpu.table(on_tiny_models).splitlines()
     assert len(rows) == 4 + len(on_tiny_models["measured"])
+
+
+def test_what_is_won_back_is_paired_by_seed_and_question() -> None:
+    draw = np.random.default_rng(0)
+    questions = {seed: draw.normal(25, 10, 200 + seed) for seed in (0, 1, 2)}  # hard and easy ones, other for each seed
+    arms = {
+        name: {s: own + gain for s, own in questions.items()}
+        for name, gain in (("kd", 0.0), ("oracle", 4.0), ("drop", 3.0))
+    }
+    assert won_back.difference(arms["drop"], arms["kd"]) == pytest.approx(
+        (3, 3, 3)
+    )  # the spread of questions is none of it
+    assert won_back.won_back(arms["drop"], arms["kd"], arms["oracle"]) == pytest.approx((0.75, 0.75, 0.75))
+    arms["drop"][1] = arms["drop"][1] - 3
+    value, low, high = won_back.won_back(arms["drop"], arms["kd"], arms["oracle"]) or (0, 0, 0)
+    assert value == pytest.approx(0.5)
+    assert (low, high) == pytest.approx((0, 0.75))  # the seed that gained nothing may be drawn alone, or not at all
+    del arms["drop"][1]
+    assert won_back.difference(arms["drop"], arms["kd"]) == pytest.approx((3, 3, 3))  # over the seeds that both have
+
+
+def test_nothing_is_won_back_where_the_oracle_is_not_surely_ahead() -> None:
+    draw = np.random.default_rng(0)
+    arms = [{seed: draw.normal(25, 10, 50) for seed in (0, 1)} for _ in range(3)]
+    assert np.isnan((won_back.won_back(*arms) or (0, 0, 0))[1:]).all()
+    assert won_back.difference(arms[0], {}) is None
