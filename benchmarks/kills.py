@@ -57,13 +57,12 @@ def prepare(folder: Path, rows: int) -> Path:
     return path
 
 
-def start(recipe: Path, run_dir: Path) -> subprocess.Popen[str]:
+def start(recipe: Path, run_dir: Path, stderr: Any = subprocess.PIPE) -> subprocess.Popen[str]:
     """The command, in a process of its own."""
     command = [sys.executable, "-m", "srd", "run", str(recipe), "--run-dir", str(run_dir)]
     paths = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": paths}, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    environment = {**os.environ, "PYTHONPATH": paths}
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=stderr)
 
 
 def finish(recipe: Path, run_dir: Path) -> float:

@@ -2,6 +2,8 @@
 
     python -m benchmarks.memory --rows 10000 100000 1000000 -o memory.json
     python -m benchmarks.memory --rows 1000000 --work curate    # all of it in one process: half an hour
+    python -m benchmarks.memory --rows 10000000 --work rank copies
+    python -m benchmarks.memory --rows 1000000 --work clean     # import, rules and near copies, marks and cleaned rows
 
 Every size runs in a process of its own. ``anonymous`` is what the process cannot give back to the system; ``resident``
 also counts pages of memory-mapped files, which the system takes back when it needs them.
@@ -115,10 +117,11 @@ def lay_out_scores(folder: Path, rows: int) -> None:
 
     random = np.random.default_rng(0)
     with pq.ParquetWriter(folder / "scores.parquet", SCHEMA) as writer:
-        for start, text in texts(rows):
-            numbers = {"rouge_l": random.random(len(text)), "ce": random.gamma(2.0, 1.0, len(text))}
-            ids = [f"example-{start + i}" for i in range(len(text))]
-            writer.write_table(pa.table({"id": ids, "response": text, **numbers}, schema=SCHEMA))
+        for start in range(0, rows, WRITE_ROWS):
+            count = min(WRITE_ROWS, rows - start)
+            numbers = {"rouge_l": random.random(count), "ce": random.gamma(2.0, 1.0, count)}
+            ids = [f"example-{start + i}" for i in range(count)]
+            writer.write_table(pa.table({"id": ids, "response": ["said"] * count, **numbers}, schema=SCHEMA))
 
 
 def rank_rows(folder: Path, rows: int) -> None:
@@ -129,6 +132,76 @@ def rank_rows(folder: Path, rows: int) -> None:
 
     ranked = rank(pq.read_table(folder / "scores.parquet", columns=["id", "rouge_l", "ce"]))
     write_table(Curriculum().assign(ranked), folder / "ranked.parquet")
+
+
+def prose(rows: int) -> Iterator[tuple[int, list[str], list[str]]]:
+    """Prompts and responses of 35 words each, of 20,000 words as frequent as in a language; a row of ten is a copy."""
+    random = np.random.default_rng(0)
+    words = np.array([f"w{number}" for number in range(20_000)], dtype=object)
+    chances = 1 / np.arange(10.0, 20_010.0)
+    steps = np.cumsum(chances / chances.sum())
+    for start in range(0, rows, WRITE_ROWS):
+        count = min(WRITE_ROWS, rows - start)
+        drawn = words[np.minimum(np.searchsorted(steps, random.random((count, 70))), len(words) - 1)]
+        drawn[9::10] = drawn[: count - count % 10 : 10]
+        drawn[19::20, -1] = "other"  # of two copies one has a word of its own
+        yield start, *([" ".join(line) for line in part] for part in (drawn[:, :35], drawn[:, 35:]))
+
+
+def write_prose(folder: Path, rows: int) -> None:
+    """JSON lines of these."""
+    with open(folder / "rows.jsonl", "w", encoding="utf-8") as file:
+        for _, prompts, responses in prose(rows):
+            for prompt, response in zip(prompts, responses, strict=True):
+                file.write(f'{{"instruction": "{prompt}", "output": "{response}"}}\n')
+
+
+def lay_out_prose(folder: Path, rows: int) -> None:
+    """Examples of these, as a run maps them."""
+    from srd.data.examples import EXAMPLE_FEATURES
+
+    schema = EXAMPLE_FEATURES.arrow_schema
+    with pa.ipc.new_stream(str(folder / "train.arrow"), schema) as stream:
+        for start, prompts, responses in prose(rows):
+            columns = {
+                **{name: [""] * len(prompts) for name in schema.names},
+                "id": [f"example-{start + i}" for i in range(len(prompts))],
+                "instruction": prompts,
+                "references": [[response] for response in responses],
+            }
+            stream.write_table(pa.table(columns, schema=schema))
+
+
+def find_copies(folder: Path, rows: int) -> None:
+    """Near copies, beside a hundred rows that are held out."""
+    import datasets
+
+    from srd.curation.copies import near_copies
+
+    examples = datasets.Dataset.from_file(str(folder / "train.arrow"))
+    found = near_copies(examples, examples.select(range(100)))
+    spare = int(found.spare(np.zeros(rows)).sum())
+    assert 0.099 * rows < spare <= 0.1 * rows, spare
+
+
+def clean_rows(folder: Path, rows: int) -> None:
+    """All of ``srd clean`` that asks no model."""
+    from tests.tiny import save_tiny
+
+    from srd.base.console import set_up_logging
+    from srd.recipe.reading import validate_recipe
+    from srd.run.context import Run
+    from srd.run.flow import advance
+
+    recipe = {
+        "name": "memory",
+        "teacher": str(save_tiny(folder / "teacher", "llama", layers=2, seed=1)),
+        "student": str(save_tiny(folder / "student", "llama", layers=1, seed=2)),
+        "data": {"train": str(folder / "rows.jsonl"), "template": "plain", "validation_size": 100, "test_size": 100,
+                 "cleaning": {"action": "drop", "find": ["empty", "looping", "near_copy"]}},
+    }  # fmt: skip
+    set_up_logging()
+    advance(Run(validate_recipe(recipe, "memory"), folder / "run"), "cleaning")
 
 
 def curate_rows(folder: Path, rows: int) -> None:
@@ -186,6 +259,8 @@ WORK = {
     "reflect": (write_examples, reflect_rows),
     "rank": (lay_out_scores, rank_rows),
     "curate": (write_file, curate_rows),
+    "copies": (lay_out_prose, find_copies),
+    "clean": (write_prose, clean_rows),
 }
 
 

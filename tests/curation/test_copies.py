@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from srd.curation import copies
+from srd.curation import copies, grams
 from srd.curation.copies import copies_of, near_copies
 from srd.data.corruption import corrupt
 from srd.data.examples import examples_from_rows
@@ -127,7 +127,39 @@ def test_copies_of_rows_that_are_held_out() -> None:
 
 
 def test_empty_texts_are_no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copies, "CHUNK_ROWS", 2)
+    monkeypatch.setattr(grams, "CHUNK_ROWS", 2)
     listed = [{"instruction": "?", "output": mark} for mark in ("...", "!!", "...")] + rows(4)
     listed = [{**row, "id": str(i)} for i, row in enumerate(listed)]
     assert not near_copies(examples(listed)).likeness.any()
+
+
+PROMPT = "Tell me of the whale and of the sea in the old book"
+LONG = "it is a large animal of the sea that eats small fish " * 2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "compared", "gone"),
+    [
+        ("{i} " + PROMPT, "{other} {other} {other}", 0, 0),  # nothing in common but a frame
+        (PROMPT, LONG, 0, 399),  # all the same: never compared
+        (PROMPT, LONG + "{i}", 30, 399),  # all nearly the same
+        (PROMPT, "{other} {other} {other} {i}", 12, 0),  # the same prompt, other answers
+        ("?", "{other} {other} {other} {i}", 0, 0),  # a prompt that says nothing is nothing in common
+    ],
+)
+def test_how_many_pairs_are_compared(
+    prompt: str, response: str, compared: int, gone: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So many for each row at most, whatever they have in common: else a million rows take hours."""
+    asked: list[int] = []
+    original = copies._Index.similarities
+    monkeypatch.setattr(
+        copies._Index, "similarities", lambda self, one, other: asked.append(len(one)) or original(self, one, other)
+    )
+    listed = [
+        {"id": str(i), "instruction": prompt.format(i=i), "output": response.format(i=i, other=f"w{i * i}x{i % 3}")}
+        for i in range(400)
+    ]
+    found = near_copies(examples(listed))
+    assert found.spare(np.zeros(400)).sum() == gone
+    assert sum(asked) <= compared * 400 and len(asked) <= 25

@@ -179,3 +179,10 @@ def test_killed_anywhere_and_started_again_gives_the_same_bytes(run: TinyRun, mo
     assert {
         path.relative_to(again.folder): path.read_bytes() for path in files.walk(again.folder / "cleaning")
     } == expected
+
+
+def test_what_asks_no_model_makes_no_tokens(run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a million rows they take longer than all the rest."""
+    monkeypatch.setattr("srd.data.encoding.Encoder.encode", lambda *arguments: pytest.fail("tokens were made"))
+    run.set(data__cleaning={"action": "drop", "find": ["empty", "looping", "near_copy"]}).advance("cleaning")
+    assert {row["why"] for row in marks(run).values()} == {"", "near_copy"}

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from numpy.typing import NDArray
 
+from srd.base.tables import column
 from srd.curation.calibration import Calibration, calibrate
 from srd.curation.copies import COPY, near_copies
 from srd.curation.damage import chosen_rows, damaged
@@ -46,7 +47,7 @@ class Findings:
         calibrations: Of the contrasts.
     """
 
-    ids: list[str]
+    ids: pa.ChunkedArray
     scores: Columns
     why: NDArray[np.object_]
     calibrations: dict[str, Calibration] = field(default_factory=dict)
@@ -116,8 +117,8 @@ def find_wrong(
         Scores, marks and reasons, in the order of the rows.
     """
     chosen = [DETECTORS.get(name) for name in detectors]
-    ids = list(examples["id"])
-    kept, named = np.isin(ids, list(keep)), np.isin(ids, list(drop))
+    ids = column(examples, "id")
+    kept, named = (pc.is_in(ids, value_set=pa.array(list(each), ids.type)).to_numpy() for each in (keep, drop))
     scores: Columns = {}
     calibrations: dict[str, Calibration] = {}
     why = np.full(len(ids), "", dtype=object)

@@ -9,18 +9,22 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from srd.base.errors import UserError
 from srd.curation.settings import CurriculumConfig
 from srd.data.rows import as_table, with_ids, with_numbers
 
-#: What an order makes of the kept ids, which come easiest first; ``fresh`` draws anew for every pass.
-ORDERS: dict[str, Callable[[list[str], int], list[str]]] = {
-    "easy_to_hard": lambda ids, seed: ids,
-    "hard_to_easy": lambda ids, seed: ids[::-1],
-    "random": lambda ids, seed: [ids[i] for i in np.random.default_rng(seed).permutation(len(ids))],
-    "fresh": lambda ids, seed: ids,
+Places = NDArray[np.int64]
+
+#: What an order makes of the places of the kept rows, which come easiest first; ``fresh`` draws anew for every pass.
+ORDERS: dict[str, Callable[[Places, int], Places]] = {
+    "easy_to_hard": lambda rows, seed: rows,
+    "hard_to_easy": lambda rows, seed: rows[::-1],
+    "random": lambda rows, seed: rows[np.random.default_rng(seed).permutation(len(rows))],
+    "fresh": lambda rows, seed: rows,
 }
 
 
@@ -73,10 +77,15 @@ class Curriculum(CurriculumConfig):
 
     def arrange(self, ranked: Any) -> list[str]:
         """The kept ids in the order in which the stages take them up."""
-        table = with_numbers(_ranked_table(ranked), "rank").sort_by([("rank", "ascending"), ("id", "ascending")])
-        ids: list[str] = table["id"].to_pylist()
-        kept = ids[: self.sizes(len(ids))[-1]]
-        return ORDERS[self.order](kept, self.seed)
+        table = _ranked_table(ranked)
+        ids: list[str] = table["id"].take(pa.array(self._places(table))).to_pylist()
+        return ids
+
+    def _places(self, table: pa.Table) -> Places:
+        """The places of the kept rows, in the order in which the stages take them up."""
+        keys = [("rank", "ascending"), ("id", "ascending")]
+        easiest = pc.sort_indices(with_numbers(table.select(["id", "rank"]), "rank"), keys).to_numpy()
+        return ORDERS[self.order](easiest[: self.sizes(len(table))[-1]].astype(np.int64), self.seed)
 
     def split(self, ranked: Any) -> list[Stage]:
         """Split ranked examples into stages.
@@ -103,11 +112,8 @@ class Curriculum(CurriculumConfig):
     def assign(self, ranked: Any) -> datasets.Dataset:
         """Add ``kept`` and ``stage`` (the first stage that has the example, -1 for dropped ones) to ranked examples."""
         table = _ranked_table(ranked)
-        ids = self.arrange(table)
-        first_stage = dict(
-            zip(ids, np.searchsorted(self.sizes(len(table)), np.arange(len(ids)), side="right"), strict=True)
-        )
-        stage = np.array([first_stage.get(name, -1) for name in table["id"].to_pylist()], dtype=np.int32)
+        places, stage = self._places(table), np.full(len(table), -1, dtype=np.int32)
+        stage[places] = np.searchsorted(self.sizes(len(table)), np.arange(len(places)), side="right")
         table = table.append_column("kept", pa.array(stage >= 0)).append_column("stage", pa.array(stage))
         return datasets.Dataset(table)
 

@@ -26,6 +26,10 @@ def facts_of(run: Run) -> Facts:
     return Facts(run.recipe, *sizes_of(run.recipe, run.configs), data, others=other_sizes(run.recipe, run.configs))
 
 
+#: Steps that write little and ask no model; to weigh them would take the tokens of all rows, which is most of the work.
+WITHOUT_MODELS = ("examples", "cleaning", "ranking")
+
+
 def check_room(run: Run, steps: Sequence[Step]) -> None:
     """Refuse to begin what the disk has no room for: what the steps that are not done leave, and the most of scratch.
 
@@ -35,7 +39,7 @@ def check_room(run: Run, steps: Sequence[Step]) -> None:
         RunError: with what is needed and what is free, where.
     """
     todo = [step for step in steps if "finished" not in run.manifest.steps.get(step.name, {})]
-    if all(step.name in ("examples", "ranking") for step in todo):
+    if all(step.name in WITHOUT_MODELS for step in todo):
         return
     if run.recipe.cache.dir and any(step.name == "cache" for step in todo):
         Path(run.recipe.cache.dir).expanduser().mkdir(parents=True, exist_ok=True)  # or it cannot be one

@@ -1,0 +1,203 @@
+"""Words and word 3-grams of many texts at once, as numbers, and how much two rows have of them in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from srd.data.messages import plain_text
+
+CHUNK_ROWS = 500
+# What stands in so many rows is a frame, and says nothing of a row: a share of them, and a count.
+FRAME_SHARE, FRAME_ROWS, SAMPLE = 0.05, 20, 20_000
+COLUMNS = ["instruction", "input", "messages", "references"]
+
+Hashes = NDArray[np.uint64]
+Grams = NDArray[np.uint32]
+Ints = NDArray[np.int64]
+
+BASE = 0x9E3779B97F4A7C15  # of the words' hashes; odd, so that it has an inverse
+MIX = np.array([0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5], dtype=np.uint64)
+
+
+def texts_of(rows: Dataset) -> Iterator[tuple[list[str], list[str]]]:
+    """The prompts and the responses of the rows, a chunk at a time."""
+    for batch in rows.select_columns(COLUMNS).iter(CHUNK_ROWS):
+        texts = [_text(*row) for row in zip(*(batch[name] for name in COLUMNS), strict=True)]
+        yield [prompt for prompt, _ in texts], [response for _, response in texts]
+
+
+def _text(instruction: str, context: str, messages: str, references: list[str]) -> tuple[str, str]:
+    """The prompt and the response of a row."""
+    return f"{_said(messages) if messages else instruction}\n{context}", (references or [""])[0]
+
+
+def _said(messages: str) -> str:
+    return "\n".join(plain_text(turn) for turn in json.loads(messages))
+
+
+def words_of(texts: list[str]) -> tuple[Hashes, Ints]:
+    """The words of some texts as hashes, one text's behind the other's, and how many each text has.
+
+    A word is a run of letters and digits, whatever their case; a sign that takes three bytes of UTF-8, as those of
+    scripts without spaces do, is a word of its own. Its hash is the polynomial of its bytes modulo 2 ** 64.
+    """
+    encoded = [text.lower().encode("utf-8", "replace") for text in texts]
+    data = np.frombuffer(b"\n".join([*encoded, b""]), np.uint8)
+    inside = (data >= 0x80) | ((data >= 97) & (data <= 122)) | ((data >= 48) & (data <= 57)) | (data == 95)
+    leads = (data & 0xF0) == 0xE0
+    whole = leads | _later(leads, 1) | _later(leads, 2)  # bytes of a sign that is a word of its own
+    begins = inside & (~_later(inside, 1) | leads | (_later(whole, 1) & ~whole))
+    ends = inside & ~(np.append(inside[1:], False) & ~np.append(begins[1:], False))
+    starts, stops = np.flatnonzero(begins), np.flatnonzero(ends) + 1
+    borders = np.cumsum([len(text) + 1 for text in encoded])
+    counts = np.diff(np.searchsorted(starts, borders), prepend=0)
+    with np.errstate(over="ignore"):
+        powers = np.full(len(data) + 1, BASE, np.uint64)
+        powers[0] = 1
+        inverse = np.full(len(data) + 1, pow(BASE, -1, 2**64), np.uint64)
+        inverse[0] = 1
+        sums = np.concatenate([[np.uint64(0)], np.cumsum(data * np.cumprod(powers)[:-1])])
+        return spread((sums[stops] - sums[starts]) * np.cumprod(inverse)[starts] + np.uint64(1)), counts
+
+
+def _later(flags: NDArray[np.bool_], places: int) -> NDArray[np.bool_]:
+    """Flags, each some places later."""
+    return np.concatenate([np.zeros(places, bool), flags[:-places]])[: len(flags)]
+
+
+def spread(values: Hashes) -> Hashes:
+    """Spread the bits of numbers (the finaliser of SplitMix64)."""
+    with np.errstate(over="ignore"):
+        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The words of some rows.
+
+    Attributes:
+        words: As hashes, one row's behind the other's, those of its prompt first.
+        prompts: How many words each prompt has, ``[N]``.
+        responses: How many each response has, ``[N]``.
+    """
+
+    words: Hashes
+    prompts: Ints
+    responses: Ints
+
+    @classmethod
+    def of(cls, prompts: list[str], responses: list[str]) -> Rows:
+        """Of so many prompts and responses."""
+        words, counts = words_of([text for row in zip(prompts, responses, strict=True) for text in row])
+        return cls(words, counts[::2], counts[1::2])
+
+    def answers(self) -> tuple[Hashes, Ints]:
+        """The words of the responses, one's behind the other's, and how many each has."""
+        counts = np.stack([self.prompts, self.responses], 1).ravel()
+        return self.words[np.repeat(np.arange(len(counts)) % 2 == 1, counts)], self.responses
+
+    def in_their_order(self) -> tuple[Hashes, Hashes]:
+        """What stands for the words of each prompt in their order, and of each response; 0 for one without words."""
+        counts = np.stack([self.prompts, self.responses], 1).ravel()
+        ends = np.cumsum(counts)
+        place = np.arange(len(self.words)) - np.repeat(ends - counts, counts)
+        with np.errstate(over="ignore"):
+            summands = spread(self.words + place.astype(np.uint64) * MIX[0])
+            sums = np.concatenate([[np.uint64(0)], np.cumsum(summands)])
+            found = sums[ends] - sums[ends - counts]
+        return found[::2], found[1::2]
+
+    def grams(self) -> tuple[Grams, Ints]:
+        """The word 3-grams of the rows as numbers, and how many each row has.
+
+        A row of one or two words has one of them; a row without words has none.
+        """
+        words, counts = self.words, self.prompts + self.responses
+        sizes = np.where(counts > 0, np.maximum(counts - 2, 1), 0)
+        owner = np.repeat(np.arange(len(counts)), sizes)
+        ends = np.cumsum(counts)
+        first = (ends - counts - np.cumsum(sizes) + sizes)[owner] + np.arange(len(owner))
+        last = ends[owner] - 1
+        padded = np.append(words, np.uint64(0))  # what stands in the place of a third word that is not there
+        with np.errstate(over="ignore"):
+            mixed = sum(padded[np.where(first + i <= last, first + i, len(words))] * MIX[i] for i in range(3))
+        return (spread(mixed) >> np.uint64(32)).astype(np.uint32), sizes
+
+
+def frames_of(rows: Dataset) -> Grams:
+    """The 3-grams that stand in so many rows that they say nothing of one, in ascending order."""
+    sample = rows.select(np.linspace(0, len(rows) - 1, SAMPLE).astype(int)) if len(rows) > SAMPLE else rows
+    found = [np.zeros(0, np.uint64)]
+    for texts in texts_of(sample):
+        grams, sizes = Rows.of(*texts).grams()
+        once = np.unique(np.repeat(np.arange(len(sizes)), sizes).astype(np.uint64) << np.uint64(32) | grams)
+        found.append(once & np.uint64(0xFFFFFFFF))
+    values, counts = np.unique(np.concatenate(found), return_counts=True)
+    return values[counts > max(FRAME_ROWS, FRAME_SHARE * len(sample))].astype(np.uint32)
+
+
+def without(grams: Grams, counts: Ints, frames: Grams) -> tuple[Grams, Ints]:
+    """Leave out what says nothing, but for rows of which nothing else would be left."""
+    if not len(frames):
+        return grams, counts
+    row = np.repeat(np.arange(len(counts)), counts)
+    kept = frames[np.minimum(np.searchsorted(frames, grams), len(frames) - 1)] != grams
+    kept |= np.bincount(row[kept], minlength=len(counts))[row] == 0
+    return grams[kept], np.bincount(row[kept], minlength=len(counts))
+
+
+# --------------------------------------------------------------------------------------------------- sets of many rows
+
+LOW = np.int64(0xFFFFFFFF)
+
+
+@dataclass(frozen=True)
+class Sets:
+    """A set of numbers for each row.
+
+    Attributes:
+        values: Of all rows, one row's behind the other's; as places among the different ones.
+        sizes: Of each row's set, ``[N]``.
+    """
+
+    values: Ints
+    sizes: Ints
+
+    @classmethod
+    def of(cls, values: NDArray[np.unsignedinteger], counts: Ints) -> Sets:
+        """The different ones of each row's values.
+
+        Args:
+            values: One row's behind the other's.
+            counts: Of each row, ``[N]``.
+        """
+        _, places = np.unique(values, return_inverse=True)
+        keys = np.unique(np.repeat(np.arange(len(counts)), counts) << 32 | places)
+        return cls(keys & LOW, np.bincount(keys >> 32, minlength=len(counts)))
+
+    def shared(self, one: Ints, other: Ints) -> Ints:
+        """How many values the sets of two rows have in common, for each pair ``[P]``."""
+        keys = np.concatenate([self._of(one), self._of(other)])
+        keys.sort()
+        return np.bincount(keys[1:][keys[1:] == keys[:-1]] >> 32, minlength=len(one))
+
+    def jaccard(self, one: Ints, other: Ints) -> NDArray[np.float64]:
+        """The similarity of the sets of two rows, for each pair ``[P]``; two empty ones are the same."""
+        shared = self.shared(one, other)
+        together = self.sizes[one] + self.sizes[other] - shared
+        return np.where(together > 0, shared / np.maximum(1, together), 1.0)
+
+    def _of(self, rows: Ints) -> Ints:
+        """The values of some rows, each with the number of the row among these in its upper half."""
+        sizes, starts = self.sizes[rows], (np.cumsum(self.sizes) - self.sizes)[rows]
+        number = np.repeat(np.arange(len(rows)), sizes)
+        inside = np.arange(len(number)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        return number << 32 | self.values[starts[number] + inside]
