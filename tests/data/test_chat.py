@@ -353,13 +353,41 @@ def test_a_call_is_closed_by_what_opens_the_result_of_the_tool() -> None:
     assert set(stops) == {"<|user|>", "<|observation|>", "<eos>"}
 
 
+# Templates that write JSON of any arguments, join them with text, ask for their names, or take what comes.
+ARGUMENTS = {
+    "JSON of them": ("{{ c.function.arguments | tojson }}", '{"city": "日本"}'),
+    "joined with text": ("{{ '>' + c.function.arguments + '<' }}", '>{"city": "日本"}<'),
+    "printed": ("{{ c.function.arguments }}", '{"city": "日本"}'),
+    "name by name": ("{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }}{% endfor %}", "city=日本"),
+    "either": (
+        "{{ c.function.arguments if c.function.arguments is string else c.function.arguments | tojson }}",
+        '{"city": "日本"}',
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", ARGUMENTS)
+def test_arguments_are_objects_or_text_as_the_template_reads_them(shape: str) -> None:
+    """Data sets have both; in the answer and in the history."""
+    tokenizer, (written, expected) = tiny_tokenizer("qwen2"), ARGUMENTS[shape]
+    tokenizer.chat_template = TOOLED.replace("{{ c.function | tojson }}", "{{ c.function.name }}:" + written)
+    for arguments in ({"city": "日本"}, '{"city": "日本"}'):
+        call = {**CALLS[0], "function": {"name": "weather", "arguments": arguments}}
+        asked = {"role": "assistant", "content": None, "tool_calls": [call]}
+        found = encoded(tokenizer, {"messages": [ASKED, asked], "tools": [TOOL]})
+        assert tokenizer.decode(found["response_ids"]) == f"<tool_call>weather:{expected}</tool_call><|im_end|>"
+        later = encoded(tokenizer, {"messages": [ASKED, asked, USED[2], *talk("", "Yes.")[1:]], "tools": [TOOL]})
+        assert f"weather:{expected}</tool_call>" in tokenizer.decode(later["prompt_ids"])
+
+
 def test_arguments_that_a_template_quotes_once_more_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Where they are no JSON, so that no object can be made of them."""
     tokenizer = with_tools()
-    call = {**CALLS[0], "function": {"name": "weather", "arguments": '{"city": "日本"}'}}
+    call = {**CALLS[0], "function": {"name": "weather", "arguments": "日本"}}
     row = {"messages": [ASKED, {"role": "assistant", "tool_calls": [call]}], "tools": [TOOL]}
     with caplog.at_level(logging.WARNING):
         encode([row, {**row, "messages": FIELDS["a call"]["messages"]}], tokenizer)
-    assert "quotes the arguments of calls, which are JSON text and no objects, once more: 1 examples" in caplog.text
+    assert "quotes the arguments of calls, which are text and no objects, once more: 1 examples" in caplog.text
 
 
 def test_control_words_in_tools_and_names_are_counted() -> None:

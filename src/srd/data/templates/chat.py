@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2.exceptions import TemplateError
 
 from srd.base.errors import UserError, nearest
-from srd.data.messages import REASONING, SYSTEM, Message, answer_of, conversation_of, extra_of, plain_text
+from srd.data.messages import CALLS, REASONING, SYSTEM, Message, answer_of, conversation_of, extra_of, plain_text
 from srd.data.templates.base import Example, PartedError, Segment, Template, joined, register_template
 from srd.data.thoughts import (
     Thought,
@@ -107,7 +107,7 @@ class ChatTemplate(Template):
         calls = whole[-1].get("tool_calls") or []
         given = [arguments for arguments in map(_arguments, calls) if isinstance(arguments, str)]
         if any(json.dumps(arguments, ensure_ascii=False) in text for arguments in given):
-            self._note("quotes the arguments of calls, which are JSON text and no objects, once more", example)
+            self._note("quotes the arguments of calls, which are text and no objects, once more", example)
         if names := [name for name in map(_name, calls) if name not in "".join(piece.text for piece in answer)]:
             raise UserError(
                 f"example {example['id']}: the chat template of the tokenizer leaves out that the answer calls the "
@@ -369,6 +369,8 @@ class ChatTemplate(Template):
                 kept["content"] = [{"type": "text", "text": content}]
             elif content is None and not self._reads_null:
                 kept["content"] = ""
+            if isinstance(calls := kept.get(CALLS), list) and self._arguments_are:
+                kept[CALLS] = [_with_arguments(call, self._arguments_are) for call in calls]
             suited.append(kept)
         return suited
 
@@ -388,6 +390,20 @@ class ChatTemplate(Template):
         """Whether an absent content beside the call of a tool is not written as a word."""
         text = self._probe("a", [{"role": "assistant", "content": None, "tool_calls": [CALL]}])
         return bool(text) and "None" not in text
+
+    @cached_property
+    def _arguments_are(self) -> str:
+        """What the arguments of a call have to be: `text`, an `object`, or (empty) either.
+
+        Some templates write text as JSON, quoted once more; others join it with other text, or print an object.
+        """
+        object, text = CALL["function"]["arguments"], json.dumps(CALL["function"]["arguments"])
+        wrote = {}
+        for kind, arguments in (("object", object), ("text", text)):
+            call = {**CALL, "function": {**CALL["function"], "arguments": arguments}}
+            wrote[kind] = self._probe("a", [{"role": "assistant", "content": "", "tool_calls": [call]}])
+        reads = {"object": bool(wrote["object"]) and str(object) not in wrote["object"], "text": text in wrote["text"]}
+        return "" if reads["object"] == reads["text"] else next(kind for kind, well in reads.items() if well)
 
     def _probe(self, content: Any, more: Sequence[Message] = ()) -> str:
         messages = [{"role": "user", "content": content}, *more]
@@ -487,6 +503,19 @@ def _arguments(call: Any) -> Any:
     """What a tool is called with."""
     function = call.get("function", call) if isinstance(call, Mapping) else {}
     return function.get("arguments") if isinstance(function, Mapping) else None
+
+
+def _with_arguments(call: Any, kind: str) -> Any:
+    """A call whose arguments are of a kind, where they can be."""
+    arguments = _arguments(call)
+    if kind == "text" and isinstance(arguments, Mapping):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    elif kind == "object" and isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            return call
+    return {**call, "function": {**call["function"], "arguments": arguments}} if "function" in call else call
 
 
 def _unnamed(tools: Sequence[Any], text: str) -> bool:
