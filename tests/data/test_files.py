@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import logging
 import lzma
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,6 +56,14 @@ def arrow(content: pa.Table, sink: Any) -> None:
         file.write_table(content, max_chunksize=2)
 
 
+def zipped(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
 def pretty(value: Any) -> bytes:
     return json.dumps(value, indent=2, ensure_ascii=False).encode()
 
@@ -79,6 +89,9 @@ FILES: list[tuple[str, bytes, str]] = [
     ("a.jsonl.zst", zstd(LINES.encode()), "JSON lines, zstd"),
     ("a.jsonl.zst", streamed(LINES.encode()), "JSON lines, zstd"),
     ("a.jsonl.zst", zstd(LINES[:70].encode()) + zstd(LINES[70:].encode()), "JSON lines, zstd"),
+    ("a.zip", zipped({"in/b.csv": TABLE.encode(), "README.md": b"#", "__MACOSX/in/._b.csv": b"x"}), "CSV, zip"),
+    ("a.jsonl.zip", zipped({"b": LINES.encode()}), "JSON lines, zip"),
+    ("a.zip", zipped({"b.parquet": table(parquet.write_table)}), "parquet, zip"),
     ("a.jsonl", gzip.compress(LINES.encode()), "JSON lines, gzip"),  # the ending is left out, or wrong
     ("a.jsonl.gz", LINES.encode(), "JSON lines"),
     ("a.json", LINES.encode(), "JSON lines"),
@@ -159,7 +172,9 @@ BROKEN: list[tuple[str, bytes, list[str]]] = [
     ("a.jsonl.zst", streamed(LINES.encode() * 99)[:-30], ["a.jsonl.zst", "whole"]),
     ("a.jsonl", bytes(range(256)) * 9, ["a.jsonl", "binary"]),
     ("a.csv", b"\x00\x01\x02" * 99, ["a.csv", "binary"]),
-    ("a.jsonl", b"PK\x03\x04" + b"x" * 99, ["a.jsonl", "zip", "Unpack"]),
+    ("a.jsonl", b"PK\x03\x04" + b"x" * 99, ["a.jsonl", "whole"]),
+    ("a.zip", zipped({"a.jsonl": b"{}", "b.csv": b"a"}), ["zip archive of 2 files (a.jsonl, b.csv)", "Unpack"]),
+    ("a.xlsx", zipped({"[Content_Types].xml": b"", "xl/workbook.xml": b""}), ["spreadsheet", "Save it as CSV"]),
     ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", ["a.parquet", "git lfs pull"]),
     ("a.bin", bytes(range(256)), ["'.bin'", "format"]),
     ("a.txt", b"Once upon a time", ["'.txt'", "Once upon", "format"]),

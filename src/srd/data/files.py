@@ -13,6 +13,7 @@ import json
 import lzma
 import re
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,8 @@ def format_of(path: Path, format: str = "auto") -> str:
         return format
     with reading(path, "a file of rows"), opened(path) as file:
         head = file.read(HEAD)
-        named = next((name for name, kind in FORMATS.items() if ending(path) in kind.endings), None)
+        called = ending(Path(_member(path)) if _compression(path) == "zip" else path)
+        named = next((name for name, kind in FORMATS.items() if called in kind.endings), None)
         found = _by_content(path, head, named)
     if found is None:
         raise UserError(
@@ -160,11 +162,8 @@ def opened(path: Path) -> BinaryIO:
     """Open a file for reading, decompressed.
 
     Raises:
-        UserError: it is an archive of several files, or what decompresses it is not installed.
+        UserError: it is an archive of several files of rows, or what decompresses it is not installed.
     """
-    with open(path, "rb") as file:
-        if file.read(4) in (b"PK\x03\x04", b"PK\x05\x06"):
-            raise UserError(f"{path}: this is a zip archive. Unpack it, and name the files in it.")
     kind = _compression(path)
     return cast(BinaryIO, COMPRESSIONS[kind].open(path)) if kind else open(path, "rb")
 
@@ -173,6 +172,25 @@ def _compression(path: Path) -> str | None:
     with open(path, "rb") as file:
         start = file.read(6)
     return next((name for name, kind in COMPRESSIONS.items() if start.startswith(kind.start)), None)
+
+
+def _member(path: Path) -> str:
+    """The one file of rows in a zip archive."""
+    with reading(path, "a zip archive"), zipfile.ZipFile(path) as archive:
+        inside = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
+    if any(name.startswith("xl/") for name in inside):
+        raise UserError(f"{path}: this is a spreadsheet of Excel. Save it as CSV.")
+    rows = [name for name in inside if is_data(Path(name))] or inside
+    if len(rows) != 1:
+        some = f" ({', '.join(rows[:3])}{', …' * (len(rows) > 3)})" if rows else ""
+        raise UserError(
+            f"{path}: this is a zip archive of {len(rows)} files{some}. Unpack it, and name the files in it."
+        )
+    return rows[0]
+
+
+def _open_zip(path: Path) -> Any:
+    return zipfile.ZipFile(path).open(_member(path))
 
 
 def _open_zstd(path: Path) -> Any:
@@ -488,6 +506,7 @@ COMPRESSIONS: Mapping[str, Compression] = {
     "gzip": Compression(".gz", b"\x1f\x8b", gzip.GzipFile),
     "bzip2": Compression(".bz2", b"BZh", bz2.BZ2File),
     "xz": Compression(".xz", b"\xfd7zXZ\0", lzma.LZMAFile),
+    "zip": Compression(".zip", b"PK\x03\x04", _open_zip),
     "zstd": Compression(".zst", b"\x28\xb5\x2f\xfd", _open_zstd),
 }
 FORMATS: Mapping[str, Format] = {
