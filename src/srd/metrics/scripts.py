@@ -34,8 +34,11 @@ UNSPACED = (
     "CJK ", "IDEOGRAPHIC ", "HIRAGANA ", "KATAKANA", "BOPOMOFO ", "YI ", "NUSHU ", "TANGUT ", "THAI ", "LAO ", "KHMER ",
     "MYANMAR ", "TAI ", "NEW TAI ", "AHOM ", "JAVANESE ", "BALINESE ",
 )  # fmt: skip
-# Characters that are there or not in the same word: accents of stress, forms of emoji, lengthened lines.
-WITHOUT_MEANING = ("COMBINING ", "VARIATION SELECTOR", "ARABIC TATWEEL")
+# Characters that are there or not in the same word: accents of stress, vowel points, forms of emoji, lengthened lines.
+WITHOUT_MEANING = (
+    "COMBINING ", "VARIATION SELECTOR", "HEBREW POINT ", "HEBREW ACCENT ",
+    *(f"ARABIC {mark}" for mark in ("TATWEEL", "FATHA", "DAMMA", "KASRA", "SHADDA", "SUKUN", "LETTER SUPERSCRIPT ALEF")),
+)  # fmt: skip
 # Letters of Latin script, which rouge-score either sees or takes for a separator, and signs that are letters by name.
 LATIN = ("LATIN ", "MODIFIER ")
 ZERO_WIDTH_SPACE = "\u200b"
