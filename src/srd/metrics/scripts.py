@@ -36,8 +36,8 @@ UNSPACED = (
 )  # fmt: skip
 # Characters that are there or not in the same word: accents of stress, vowel points, forms of emoji, lengthened lines.
 WITHOUT_MEANING = (
-    "COMBINING ", "VARIATION SELECTOR", "HEBREW POINT ", "HEBREW ACCENT ",
-    *(f"ARABIC {mark}" for mark in ("TATWEEL", "FATHA", "DAMMA", "KASRA", "SHADDA", "SUKUN", "LETTER SUPERSCRIPT ALEF")),
+    "COMBINING ", "VARIATION SELECTOR", "HEBREW POINT ", "HEBREW ACCENT ", "ARABIC TATWEEL", "ARABIC FATHA",
+    "ARABIC DAMMA", "ARABIC KASRA", "ARABIC SHADDA", "ARABIC SUKUN", "ARABIC LETTER SUPERSCRIPT ALEF",
 )  # fmt: skip
 # Letters of Latin script, which rouge-score either sees or takes for a separator, and signs that are letters by name.
 LATIN = ("LATIN ", "MODIFIER ")
