@@ -26,6 +26,7 @@ from srd.training.arguments import micro_batch_size
 from srd.training.settings import TrainingConfig
 from tests.faults import begun, ended
 from tests.parallel_worker import as_process
+from tests.run.test_aligned import two_tokenizers
 from tests.runs import TinyRun, logged
 
 ROOT = Path(__file__).parents[2]
@@ -181,6 +182,21 @@ def test_two_processes_do_what_one_does(name: str, alone: dict[str, TinyRun], to
 
 def test_a_run_goes_on_with_another_number_of_processes(alone: dict[str, TinyRun], together: dict[str, Path]) -> None:
     assert_same_run(alone["llama"].run_dir, together["continued"])
+
+
+def test_a_teacher_with_other_tokens_teaches_alike_however_a_batch_is_split(tmp_path: Path) -> None:
+    """Over micro-batches and over two processes, each of which aligns its own rows."""
+    run = two_tokenizers(tmp_path / "pair").set(cache__dtype="float32")
+    whole = logged(run.train(tmp_path / "whole").folder)
+    one_by_one = run.twin().set(training__micro_batch_size=1)
+    others = [logged(one_by_one.train(tmp_path / "one by one").folder)]
+    worker("line", "distill", run.set(training__micro_batch_size=2).write_recipe(), "--run-dir", tmp_path / "together")
+    others.append(logged(tmp_path / "together"))
+    names = ("loss", "ce_loss", "kd_loss", "supervised", "by_chunks", "mass")
+    assert len([row for row in whole if "mass" in row]) == 4
+    for rows in others:
+        for a, b in zip(whole, rows, strict=True):
+            assert [b.get(name) for name in names] == pytest.approx([a.get(name) for name in names], abs=TOLERANCE)
 
 
 def test_sharded_weights_give_the_same_losses(
