@@ -10,15 +10,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from srd.base.errors import UserError
 from srd.models import packages
 from srd.models.guard import guarded
-from srd.models.loading import load_tokenizer
+from srd.models.loading import check_weights, load_model, load_tokenizer, packages_missing
 from srd.models.packages import missing_packages, quantisation
+from srd.models.settings import ModelConfig
 from srd.run.checks import check_recipe
 from srd.run.plan import make_plan
 from tests.runs import TinyRun, close
+from tests.tiny import save_tiny, tiny_tokenizer
 
 GPTQ, AWQ, BNB = ({"quant_method": name} for name in ("gptq", "awq", "bitsandbytes"))
 TIKTOKEN = "IQ== 0\nIg== 1\n"
@@ -124,3 +128,33 @@ def test_quantised_weights_are_not_trained(training: dict[str, Any], message: st
             check_recipe(run)
     finally:
         close(run)
+
+
+def test_a_folder_that_compressed_tensors_made_is_loaded_as_it_is(tmp_path: Path) -> None:
+    """Eight bits a weight of the linear layers, each row with a scale of its own."""
+    module = pytest.importorskip("compressed_tensors", reason="pip install compressed-tensors")
+    quantization = pytest.importorskip("compressed_tensors.quantization")
+    made = AutoModelForCausalLM.from_pretrained(save_tiny(tmp_path / "plain", "llama", layers=1))
+    scheme = quantization.QuantizationScheme(
+        targets=["Linear"], weights=quantization.QuantizationArgs(num_bits=8, type="int", strategy="channel")
+    )
+    frozen = quantization.QuantizationStatus.FROZEN
+    wanted = quantization.QuantizationConfig(
+        config_groups={"all": scheme}, ignore=["lm_head"], quantization_status=frozen
+    )
+    quantization.apply_quantization_config(made, wanted)
+    for layer in made.modules():
+        if hasattr(layer, "weight_scale"):
+            layer.weight_scale.data.copy_(layer.weight.detach().abs().amax(1, keepdim=True) / 127)
+    compressor = module.ModelCompressor.from_pretrained_model(made)
+    compressor.compress_model(made)
+    made.save_pretrained(tmp_path / "quantised")
+    compressor.update_config(tmp_path / "quantised")
+    tiny_tokenizer("llama").save_pretrained(tmp_path / "quantised")
+    named = ModelConfig(model=str(tmp_path / "quantised"))
+    assert packages_missing(named) == []
+    check_weights(str(named.model))
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    plain, quantised = (load_model(str(tmp_path / name))(ids).logits.detach() for name in ("plain", "quantised"))
+    apart = float((plain - quantised).std() / plain.std())
+    assert 0 < apart < 0.2

@@ -191,7 +191,8 @@ class Endpoint:
     def _other_tokenizer(self, what: str) -> str:
         return (
             f"{self.address.shown} has another tokenizer than the student: {what}. A served teacher reads the "
-            "student's tokens: serve one of the student's family, or take a student of the teacher's."
+            "student's tokens: serve one of the student's family, take a student of the teacher's, or load the teacher "
+            "here (teacher.model without teacher.endpoint), where it is aligned by bytes."
         )
 
     # --------------------------------------------------------------------------------------------- what it says of text
