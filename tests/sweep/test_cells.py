@@ -174,10 +174,17 @@ def test_points_that_are_not_there(tmp_path: Path, recipe_file: Path, label: str
         Sweep(path, tmp_path / "work")
 
 
+@pytest.mark.parametrize("name", sorted(shipped_sweeps()))
+def test_shipped_sweeps_evaluate_models_that_there_are(name: str) -> None:
+    for cell in lay_out(load_sweep(find_sweep(name)), find_sweep(name)):
+        recipe = validate_recipe(cell.content, "test")
+        assert {*(recipe.evaluation.models or [])} <= {"teacher", "student", *recipe.arms}, cell.title
+
+
 def test_the_evidence_runs_what_matters_most_first() -> None:
     path = find_sweep("evidence")
     laid = lay_out(load_sweep(path), path)
-    assert len(laid) == 3 * (7 + 4 + 7)
+    assert len(laid) == 3 * (8 + 5 + 8)
     for label, rows in (("oracle", 360), ("random subset", 360), ("kd", 600)):
         recipe = validate_recipe(next(c for c in laid if c.label == label).content, "test")
         assert recipe.data.corruption is not None
