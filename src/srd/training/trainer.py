@@ -132,8 +132,11 @@ class DistillTrainer(Trainer):
         )
         models_are_whole()
         self.rollouts, self.rollout_decoding, self.schedule = writing.rollouts, writing.decoding, writing.schedule
+        # Measured before the Trainer wraps the forward pass in autocast, which rounds what is compared.
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            head_is_enough(self.model)
         if self.rollouts is not None or (validation is not None and validation.generate):
-            abilities(self.model)  # measured before autocast rounds what it compares
+            abilities(self.model)
         self.log_row: Callable[[dict[str, Any]], None] | None = None
         self.tell: Callable[[str], None] = lambda note: None
         self.model_accepts_loss_kwargs = True  # our loss is divided by the items of the whole step
