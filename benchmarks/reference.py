@@ -157,6 +157,8 @@ def value(field: dict[str, Any]) -> str:
     own = field["default"]
     if isinstance(own, dict) and own:
         return "see the section"
+    if own == "":
+        return "empty"
     return f"`{'none' if own is None else str(own).lower() if isinstance(own, bool) else own}`"
 
 

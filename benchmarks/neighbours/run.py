@@ -1,6 +1,6 @@
 """Each neighbour in an environment of its own, given what srd writes for it. Prints a line of JSON for each.
 
-    python -m benchmarks.neighbours.run WORK [trl gguf lm-eval llama-cpp]
+    python -m benchmarks.neighbours.run WORK [trl gguf lm-eval llama-cpp litgpt llamafactory axolotl]
 
 WORK/env-NAME are the environments; they stay, so that a second call makes none. What is to be taken in is made first,
 by ``benchmarks.neighbours.prepare``. With ``--reuse`` the packages of this interpreter are visible in the environments
@@ -25,7 +25,27 @@ NEEDS: dict[str, list[str]] = {
     "gguf": [str(ROOT), "gguf==0.19.0"],
     "lm-eval": ["lm_eval[hf]==0.4.13", "transformers==5.23.0"],
     "llama-cpp": ["llama-cpp-python==0.3.36"],
-}
+    "litgpt": ["torch==2.13.0", "litgpt==0.5.13"],
+    # What reading the data needs, by the tools' own bounds; all that they ask for does not go without CUDA.
+    "llamafactory": [
+        "torch==2.13.0", "transformers==5.6.0", "trl==0.24.0", "datasets==4.0.0", "peft==0.18.1", "accelerate==1.11.0",
+        "omegaconf", "fire", "sentencepiece", "tiktoken", "einops", "pandas", "scipy", "protobuf", "hf-transfer",
+        "tyro<0.9.0", "torchdata<=0.11.0", "fastapi", "uvicorn", "sse-starlette", "matplotlib",
+    ],
+    "axolotl": [
+        "torch==2.13.0", "transformers==5.16.1", "trl==1.9.0", "datasets==4.8.4", "peft==0.20.0", "accelerate==1.13.0",
+        "pydantic==2.12.5", "posthog==6.7.11", "addict", "fire", "colorama", "einops", "scipy", "fastcore", "evaluate",
+        "python-dotenv", "sentencepiece", "art", "axolotl-contribs-lgpl==0.0.7", "axolotl-contribs-mit==0.0.6",
+        "langdetect", "typer", "zstandard", "numba",
+    ],
+}  # fmt: skip
+#: What is installed without what it asks for.
+ALONE: dict[str, list[str]] = {
+    "llamafactory": ["llamafactory==0.9.5", "modelscope", "av<=16.0.0"], "axolotl": ["axolotl==0.19.0"],
+}  # fmt: skip
+#: Modules that stand for packages whose builds want CUDA libraries, and that reading texts does not use.
+EMPTY: dict[str, list[str]] = {"llamafactory": ["torchaudio"]}
+APART = ("llama-cpp", *ALONE, "litgpt")  # torch and transformers of their own
 
 
 def environment(work: Path, name: str, reuse: bool) -> Path:
@@ -34,10 +54,14 @@ def environment(work: Path, name: str, reuse: bool) -> Path:
     python = folder / "bin" / "python"
     if not python.exists():
         venv.create(folder, with_pip=True)
-        if reuse and name != "llama-cpp":
-            (site,) = folder.glob("lib/python3*/site-packages")
+        (site,) = folder.glob("lib/python3*/site-packages")
+        if reuse and name not in APART:
             (site / "host.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
         subprocess.run([python, "-m", "pip", "install", "--quiet", *NEEDS[name]], check=True)
+        if name in ALONE:
+            subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *ALONE[name]], check=True)
+        for module in EMPTY.get(name, []):
+            (site / f"{module}.py").touch()
     return python
 
 

@@ -230,7 +230,7 @@ class Recipe(Section):
     description: str = Field("", description="one line for `srd recipes`")
     seed: Seed = Field(0, description="fixes every random choice")
     plugins: Annotated[list[Named], AfterValidator(each_once)] = Field(
-        [], description="Python files or modules that register objectives"
+        [], description="Python files or modules that register objectives, scores, methods, tasks …"
     )
     teacher: TeacherConfig = Field(description="the large model")
     teachers: list[OneOfSeveral] = Field(
