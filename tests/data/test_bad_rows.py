@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import re
@@ -109,8 +110,14 @@ def test_places_are_three_and_reasons_are_few() -> None:
     assert "bad_rows" not in str(caught.value)  # here it is no recipe's to set
     assert "5 × memory: row 2, memory: row 3, memory: row 4, …: field 'output'" in str(caught.value)
     assert "4 × memory: row 7, memory: row 8, memory: row 9, …: messages[0]" in str(caught.value)
-    with pytest.raises(UserError, match="18 other reasons"):
-        examples_from_rows([GOOD, *({f"{name}": "x"} for name in "abcdefghijklmnopqrstuvwxyzABCD")], "memory")
+    with pytest.raises(UserError, match=r"3 × memory: row 2, .*: no question .*Fields found: a\.") as caught:
+        examples_from_rows([GOOD, *({name: "x"} for name in "abc")], "memory")
+    assert str(caught.value).count("×") == 1
+    bad = BadRows()
+    for word in itertools.islice(itertools.permutations("abcd"), 24):
+        for other in ("x", "y"):
+            bad.add("memory", {}, UserError(f"{''.join(word)} {other}"))
+    assert bad.told().count("1 ×") == 30 and "18 × 18 other reasons" in bad.told()
 
 
 def test_a_limit_counts_what_can_be_used(path: Path) -> None:

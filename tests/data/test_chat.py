@@ -406,6 +406,7 @@ WRONG_TURNS = [
     ([ASKED, {"role": "assistant", "content": "a", "weight": 0.5}], ["messages[1].weight", "0 or 1", "0.5"]),
     ([ASKED, {"role": "assistant", "content": "a", "weight": 0}], ["no assistant message that is to be learnt"]),
     ([ASKED, {"role": "assistant", "content": None}], ["messages[1].content", "empty response"]),
+    ([{**ASKED, "content": " \n"}, {"role": "assistant", "content": "a"}], ["the last user message is empty"]),
     ([{**ASKED, "name": {1, 2}}, {"role": "assistant", "content": "a"}], ["messages[0]", "JSON"]),
 ]
 

@@ -27,7 +27,7 @@ Owner = Callable[[Mapping[str, Any], str], str]
 
 CHECKED_ROWS = 1_000  # examples that are looked at together
 SHOWN_PLACES = 3
-SHOWN_REASONS = 12
+SHOWN_REASONS = 30
 NAMES = ("id", "role", "from", "type")  # fields that tell nothing of what a row says
 FIRST_WORDS = 100  # characters of a row that a list of dropped ones shows
 #: What differs between messages about the same fault: what was found, lists and objects, long quotations, numbers.

@@ -291,11 +291,13 @@ def _question_and_answer(row: Mapping[str, Any], nulls: Sequence[str], place: st
     if pair is None:
         fields = ", ".join(sorted(map(str, row))) or "nothing"
         null = f"; null: {', '.join(sorted(map(str, nulls)))}" if nulls else ""
-        raise UserError(
+        error = UserError(
             f"{place}: no question with an answer in this row. Fields found: {fields}{null}. "
             f"Expected one of: {ACCEPTED_SHAPES}. Other names can be mapped with 'columns', "
             "for example `columns: {instruction: task, output: solution}`."
         )
+        error.fault = "no question with an answer"
+        raise error
     return pair
 
 
@@ -325,6 +327,8 @@ def _from_messages(value: Any, tools: Any, place: str, field: str) -> dict[str, 
     users = [plain_text(turn) for turn in conversation if turn["role"] == "user"]
     if not users:
         raise UserError(f"{place}: field {field!r} has no user message before the last assistant message.")
+    if not users[-1].strip():
+        raise UserError(f"{place}: field {field!r}: the last user message is empty. Fill it in, or remove the row.")
     text = plain_text(answer)
     extra: dict[str, Any] = {"tools": read_tools(tools, place)} if tools else {}
     if answer != {"role": "assistant", "content": text}:

@@ -8,7 +8,11 @@ import re
 _TAGS = (
     (r"<(?:think|thinking|thought|reasoning)>", r"</(?:think|thinking|thought|reasoning)>"),
     (r"\[THINK\]", r"\[/THINK\]"),
+    (r"<seed:think>", r"</seed:think>"),
+    (r"◁think▷", r"◁/think▷"),
     (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),
+    (r"<\|channel\|>analysis<\|message\|>", r"<\|channel\|>final<\|message\|>"),
+    (r"\Aanalysis(?=[A-Z])", r"assistantfinal"),  # the same without its control tokens
 )
 _WHOLE = [re.compile(rf"{begin}.*?(?:{end}|\Z)", re.DOTALL | re.IGNORECASE) for begin, end in _TAGS]
 # The prompt has begun the thought: all that the answer shows of it is its end.
