@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,15 @@ def file(name: str, content: str = "") -> Change:
     return change
 
 
+def zipped(names: Iterable[str]) -> Change:
+    def change(world: World) -> None:
+        with zipfile.ZipFile(world.folder / "rows.zip", "w") as archive:
+            for name in names:
+                archive.writestr(name, LINES)
+
+    return change
+
+
 def copied(source: str, target: str, name: str = "", **changes: Any) -> Change:
     """A model folder of another name, with changes to one of its JSON files."""
 
@@ -123,6 +133,12 @@ def turns(*pairs: tuple[str, str], **more: Any) -> dict[str, Any]:
     return {"messages": [{"role": role, "content": text} for role, text in pairs], **more}
 
 
+def answered(**answer: str) -> Rows:
+    """Questions, each with this answer."""
+    asked = [{"role": "user", "content": f"Why {number}?"} for number in range(30)]
+    return [{"messages": [question, {"role": "assistant", **answer}]} for question in asked]
+
+
 ROWS = tiny_rows()
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 TWO = turns(("user", "Why?"), ("user", "And why?"), ("assistant", "So."))
@@ -130,6 +146,10 @@ RENAMED = [{"task": row["instruction"], "solution": row["output"]} for row in RO
 BAD = [*ROWS, {"instruction": "a", "output": ""}]
 TOOLS = [{"type": "function", "function": {"name": "weather"}}]
 LONG_TALK = turns(("user", "Why?"), ("assistant", "So."), ("user", "And?"), ("assistant", "Yes."))
+OPENS_THOUGHTS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
 CONFIGS = "---\nconfigs:\n- config_name: en\n  data_files: en.jsonl\n- config_name: de\n  data_files: de.jsonl\n---\n"
 ADAPTER = json.dumps({"base_model_name_or_path": "student", "peft_type": "LORA"})
 
@@ -207,6 +227,13 @@ CASES: dict[str, tuple[Change, str, list[Change]]] = {
                lambda world: (world.folder / "named/chat_template.jinja").rename(
                    world.folder / "named/additional_chat_templates/tool_use.jinja"),
                models("teacher", "named"), put("data.template=chat")), "none is the default", []),
+    "answers that thought nothing": (
+        all_of(copied("student", "thinker"), file("thinker/chat_template.jinja", OPENS_THOUGHTS),
+               models("thinker", "thinker"), rows(answered(content="So."))), "give the answers what they thought",
+        [rows(answered(content="So.", reasoning_content="Hm.")), rows(answered(content="<think>Hm.</think>So."))]),
+    "an archive of several files": (
+        all_of(zipped(("a.jsonl", "b.jsonl")), data("rows.zip")), "Unpack it, and name the files in it",
+        [zipped(("a.jsonl",)), all_of(file("a.jsonl", LINES), data("a.jsonl"))]),
     "rows all alike": (
         all_of(rows([{**row, "output": "the same for all"} for row in ROWS]), put("data.corruption.share=0.25")),
         "leave this kind out", [put("data.corruption.kinds=[truncated]")]),
