@@ -44,8 +44,9 @@ from srd.models.adapters import is_adapted
 from srd.models.loading import load_model, load_tokenizer
 from srd.models.pair import token_count
 from srd.models.tokens import tokenizer_identity
+from srd.recipe.files import parse_overrides
 from srd.recipe.merging import merge
-from srd.recipe.reading import load_recipe, parse_overrides, validate_recipe
+from srd.recipe.reading import load_recipe, validate_recipe
 from srd.recipe.schema import Recipe
 from srd.report.page import build_report
 from srd.run.context import Run, versions

@@ -52,7 +52,7 @@ RECIPE_SAYS = {
 
 def _shipped(incomplete: str) -> list[str]:
     """Names of shipped recipes that begin so, for the shell's completion; files it finds itself."""
-    from srd.recipe.reading import shipped_recipes
+    from srd.recipe.files import shipped_recipes
 
     return [name for name in shipped_recipes() if name.startswith(incomplete)]
 
@@ -151,20 +151,23 @@ def recipes(
     comments: Annotated[bool, typer.Option("--comments", help="With what each setting means beside it.")] = False,
 ) -> None:
     """List the shipped recipes."""
-    from srd.recipe.comments import commented
-    from srd.recipe.reading import load_recipe, read_recipe, recipe_yaml, shipped_recipes
-    from srd.recipe.schema import Recipe
-
     if schema and name:
         raise UserError(f"'{name}' has no effect with --schema: leave one of them out")
     if comments and not name:
         raise UserError("--comments is for one recipe: name it, as in srd recipes demo --comments")
     if schema:
+        from srd.recipe.schema import Recipe
+
         print(json.dumps(Recipe.model_json_schema(), indent=2))
     elif name:
+        from srd.recipe.comments import commented
+        from srd.recipe.reading import load_recipe, recipe_yaml
+
         write = commented if comments else recipe_yaml
         _echo(write(load_recipe(name)).rstrip("\n"))
     else:
+        from srd.recipe.files import read_recipe, shipped_recipes
+
         table = Table("recipe", "what it does", box=None, pad_edge=False)
         for known, path in shipped_recipes().items():
             table.add_row(known, read_recipe(path).get("description", ""))

@@ -12,17 +12,10 @@ import yaml
 from pydantic import BaseModel
 
 from srd.base.errors import UserError
+from srd.recipe.files import find_recipe, parse_overrides, shipped_recipes
 from srd.recipe.merging import merge
 from srd.recipe.mistakes import describe_mistake, known_keys
-from srd.recipe.reading import (
-    find_recipe,
-    load_recipe,
-    parse_overrides,
-    recipe_yaml,
-    shipped_recipes,
-    validate_recipe,
-    write_recipe,
-)
+from srd.recipe.reading import load_recipe, recipe_yaml, validate_recipe, write_recipe
 from srd.recipe.schema import Recipe
 
 SMALLEST = "teacher: big\nstudent: small\ndata: rows.jsonl\n"

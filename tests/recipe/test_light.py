@@ -13,8 +13,10 @@ HEAVY = "{'torch', 'transformers', 'datasets'} & set(sys.modules)"
 @pytest.mark.parametrize(
     "work",
     [
+        "from srd.recipe.files import read_recipe, shipped_recipes\n"
+        "[read_recipe(path) for path in shipped_recipes().values()]\nassert 'pydantic' not in sys.modules",
         "import srd.recipe.reading",
-        "from srd.recipe.reading import load_recipe, shipped_recipes\n"
+        "from srd.recipe.files import shipped_recipes\nfrom srd.recipe.reading import load_recipe\n"
         "[load_recipe(name) for name in shipped_recipes()]",
         "from srd.recipe.schema import Recipe\nRecipe.model_json_schema()",
     ],

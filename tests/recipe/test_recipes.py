@@ -13,7 +13,8 @@ from srd.base.errors import UserError
 from srd.base.files import read_json
 from srd.base.yaml_text import parse_yaml
 from srd.recipe.comments import commented
-from srd.recipe.reading import load_recipe, shipped_recipes, validate_recipe
+from srd.recipe.files import shipped_recipes
+from srd.recipe.reading import load_recipe, validate_recipe
 from srd.run.context import Run
 from srd.run.flow import run_all
 from srd.tasks.base import TASKS, benchmarks

@@ -13,7 +13,8 @@ from srd.base.errors import UserError
 from srd.base.remedies import Warned
 from srd.cli import app
 from srd.models import packages
-from srd.recipe.reading import load_recipe, parse_overrides
+from srd.recipe.files import parse_overrides
+from srd.recipe.reading import load_recipe
 from srd.run import doctor, outlook, plan
 from srd.run.doctor import Diagnosis, examine
 from srd.run.flow import advance

@@ -12,14 +12,20 @@ import importlib.util
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from srd.base.errors import UserError, nearest
 
 T = TypeVar("T")
 NO_NAMES = ("base", "common")  # files of a package that are no names
+
+
+@cache
+def _installed() -> Any:
+    """What installed packages offer: looked for once, as all of them are read for it."""
+    return entry_points()
 
 
 class Registry(Generic[T]):
@@ -47,7 +53,7 @@ class Registry(Generic[T]):
 
     @cached_property
     def _entry_points(self) -> dict[str, EntryPoint]:
-        return {point.name: point for point in entry_points(group=f"srd.{self.kind}s")}
+        return {point.name: point for point in _installed().select(group=f"srd.{self.kind}s")}
 
     def register(self, name: str, *, aliases: Iterable[str] = ()) -> Callable[[T], T]:
         """Register what it decorates under ``name``, and under other names that mean the same.

@@ -11,8 +11,9 @@ from typing import Any
 
 from srd.base.errors import UserError, nearest
 from srd.base.settings import LONGEST_NAME
+from srd.recipe.files import find_recipe, parse_overrides, read_recipe
 from srd.recipe.merging import merge, nested
-from srd.recipe.reading import find_recipe, parse_overrides, read_recipe, validate_recipe
+from srd.recipe.reading import validate_recipe
 from srd.sweep.settings import EQUAL_PASSES, ONLY_AT, SweepConfig
 from srd.training.settings import TrainingConfig
 

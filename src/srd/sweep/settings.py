@@ -33,8 +33,8 @@ from pydantic import Field, ValidationError
 
 from srd.base.errors import UserError
 from srd.base.settings import FolderName, Section
+from srd.recipe.files import find_file, read_recipe
 from srd.recipe.mistakes import describe_mistakes
-from srd.recipe.reading import find_file, read_recipe
 
 EQUAL_PASSES, ONLY_AT = "equal_passes", "only_at"
 
