@@ -67,7 +67,7 @@ class Sums:
         self._told_mass = False  # whether it was said that the teacher's tokens are others than the student's
         self._told_cut = False  # whether it was said that most answers of the student are cut
 
-    def _of_all(self, value: Tensor) -> Tensor:
+    def of_all(self, value: Tensor) -> Tensor:
         """The sum over all processes."""
         return self.accelerator.reduce(value, "sum") if self.accelerator.num_processes > 1 else value
 
@@ -99,7 +99,7 @@ class Sums:
         if not self._parts:
             return {}
         steps, self.since = step - self.since, step
-        sums = self._of_all(torch.stack([torch.stack(part).sum() for part in zip(*self._parts, strict=True)]))
+        sums = self.of_all(torch.stack([torch.stack(part).sum() for part in zip(*self._parts, strict=True)]))
         ce, kd, *told = (sums / steps).tolist()
         self._parts.clear()
         return {"ce_loss": ce, "kd_loss": kd, **self._alignment(told), **(schedule.logged() if schedule else {})}
@@ -116,11 +116,11 @@ class Sums:
         """The divergence of this optimizer step."""
         sums = [kd for _, kd, *_ in self._parts[self._step_begins :]]
         total = torch.stack(sums).sum() if sums else torch.zeros((), device=self.accelerator.device)
-        return float(self._of_all(total))
+        return float(self.of_all(total))
 
     def _drift(self, drifts: list[Tensor]) -> float | None:
         """Mean of log π − log π₀ in nats a token; None without text of the student."""
-        total = self._of_all(sum(drifts, torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)))
+        total = self.of_all(sum(drifts, torch.zeros(2, dtype=torch.float64, device=self.accelerator.device)))
         moved, tokens = total.tolist()
         return moved / tokens if tokens else None
 
@@ -138,7 +138,7 @@ class Sums:
 
     def cut_answers(self, longest: int) -> dict[str, float]:
         """The share of the student's answers since the last log that were cut after ``longest`` tokens."""
-        counts = self._of_all(torch.tensor(self._answers, device=self.accelerator.device))
+        counts = self.of_all(torch.tensor(self._answers, device=self.accelerator.device))
         before, self._logged = self._logged, counts.tolist()
         in_all, cut_in_all = self._logged
         if cut_in_all > in_all / 2 and in_all >= ENOUGH and not self._told_cut:

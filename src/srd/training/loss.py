@@ -250,20 +250,7 @@ class _LogitsLoss(torch.autograd.Function):
 
 
 def head_loss(
-    hidden: Tensor,
-    head: HeadWeights,
-    targets: Tensor,
-    settings: LossSettings,
-    items: Tensor,
-    *,
-    teacher_hidden: Tensor | None = None,
-    teacher_head: HeadWeights | None = None,
-    reference: Tensor | None = None,
-    chosen: Tensor | None = None,
-    chosen_items: Tensor | None = None,
-    columns: dict[str, Tensor] | None = None,
-    watch: bool = False,
-    alignment: Alignment | None = None,
+    hidden: Tensor, head: HeadWeights, targets: Tensor, settings: LossSettings, items: Tensor, **told: Any
 ) -> tuple[Tensor, LossParts]:
     """Loss of the student's last hidden states at response positions.
 
@@ -273,47 +260,32 @@ def head_loss(
         targets: The token that follows each position, ``[N]``.
         settings: What is minimised.
         items: Valid tokens of the whole optimizer step, over micro-batches and processes (scalar).
-        teacher_hidden: ``[N, d_teacher]`` at the same positions; with an alignment at the teacher's own.
-        teacher_head: The teacher's head, cut to the same vocabulary; with an alignment all of it.
-        reference: 0 on tokens that the student wrote itself (no cross-entropy there), else 1, ``[N]``.
-        chosen: The positions that distil, ``[M]``; None: all.
-        chosen_items: Their number in the whole optimizer step (scalar), by which the divergence is divided.
-        columns: Parameters of the divergence that differ from position to position, ``[N]``.
-        watch: Whether log π of the targets is wanted among the parts (NaN where no logits are made).
-        alignment: How positions go together where the teacher has another tokenizer.
+        told: What else is known of the positions, by name:
+
+            teacher_hidden: ``[N, d_teacher]`` at the same positions; with an alignment at the teacher's own.
+            teacher_head: The teacher's head, cut to the same vocabulary; with an alignment all of it.
+            reference: 0 on tokens that the student wrote itself (no cross-entropy there), else 1, ``[N]``.
+            chosen: The positions that distil, ``[M]``; None: all.
+            chosen_items: Their number in the whole optimizer step (scalar), by which the divergence is divided.
+            columns: Parameters of the divergence that differ from position to position, ``[N]``.
+            watch: Whether log π of the targets is wanted among the parts (NaN where no logits are made).
+            alignment: How positions go together where the teacher has another tokenizer.
 
     Returns:
         The loss (scalar, a sum divided by ``items``) and its parts per token. N = 0 gives a loss of 0 that can still
         be differentiated, so that processes stay in step.
     """
-    known = _reference(reference, targets, hidden)
-    boost = _boost(items, chosen_items, known.dtype)
-    aims = _Aims(targets, known, settings, teacher_hidden, teacher_head, chosen, boost, columns or {}, watch, alignment)
+    aims = _aims(hidden, targets, settings, items, **told)
     with _as_given(hidden):
         loss, *parts = _HeadLoss.apply(hidden, head.weight, head.bias, head, aims, items)
     return loss, replace(LossParts(*parts), mass=torch.cat(aims.masses) if aims.masses else None)
 
 
 def logits_loss(
-    logits: Tensor,
-    width: int,
-    targets: Tensor,
-    settings: LossSettings,
-    items: Tensor,
-    *,
-    teacher_hidden: Tensor | None = None,
-    teacher_head: HeadWeights | None = None,
-    reference: Tensor | None = None,
-    chosen: Tensor | None = None,
-    chosen_items: Tensor | None = None,
-    columns: dict[str, Tensor] | None = None,
-    watch: bool = False,
-    alignment: Alignment | None = None,
+    logits: Tensor, width: int, targets: Tensor, settings: LossSettings, items: Tensor, **told: Any
 ) -> tuple[Tensor, LossParts]:
     """`head_loss` for logits ``[N, V]`` at response positions; ids from ``width`` on are padding rows."""
-    known = _reference(reference, targets, logits)
-    boost = _boost(items, chosen_items, known.dtype)
-    aims = _Aims(targets, known, settings, teacher_hidden, teacher_head, chosen, boost, columns or {}, watch, alignment)
+    aims = _aims(logits, targets, settings, items, **told)
     with _as_given(logits):
         loss, *parts = _LogitsLoss.apply(logits, width, aims, items)
     return loss, replace(LossParts(*parts), mass=torch.cat(aims.masses) if aims.masses else None)
@@ -324,10 +296,23 @@ def _as_given(like: Tensor) -> torch.autocast:
     return torch.autocast(like.device.type, enabled=False)
 
 
-def _boost(items: Tensor, chosen_items: Tensor | None, dtype: torch.dtype) -> Tensor | float:
-    return 1.0 if chosen_items is None else items.to(dtype) / chosen_items.to(dtype)
-
-
-def _reference(reference: Tensor | None, targets: Tensor, like: Tensor) -> Tensor:
+def _aims(
+    like: Tensor,
+    targets: Tensor,
+    settings: LossSettings,
+    items: Tensor,
+    *,
+    teacher_hidden: Tensor | None = None,
+    teacher_head: HeadWeights | None = None,
+    reference: Tensor | None = None,
+    chosen: Tensor | None = None,
+    chosen_items: Tensor | None = None,
+    columns: dict[str, Tensor] | None = None,
+    watch: bool = False,
+    alignment: Alignment | None = None,
+) -> _Aims:
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    return torch.ones(len(targets), device=targets.device, dtype=dtype) if reference is None else reference.to(dtype)
+    known = torch.ones(len(targets), device=targets.device) if reference is None else reference
+    boost = 1.0 if chosen_items is None else items.to(dtype) / chosen_items.to(dtype)
+    given = (targets, known.to(dtype), settings, teacher_hidden, teacher_head, chosen, boost)
+    return _Aims(*given, columns or {}, watch, alignment)

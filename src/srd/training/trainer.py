@@ -188,9 +188,7 @@ class DistillTrainer(Trainer):
         if by_student:
             samples = [self._by_student(own) for own in rows]
         self.tokens_read += self.args.world_size * sum(map(tokens_in, samples))
-        items = torch.tensor(sum(len(batch["targets"]) for batch in samples), device=device)
-        if self.args.world_size > 1:
-            items = self.accelerator.reduce(items, "sum")
+        items = self.sums.of_all(torch.tensor(sum(len(batch["targets"]) for batch in samples), device=device))
         self.sums.begin_step()
         self._count_chosen(samples, device)
         if self.schedule is not None:
@@ -204,9 +202,8 @@ class DistillTrainer(Trainer):
         choice = self.settings.tokens
         if choice is None:
             return
-        chosen = torch.tensor(sum(choice.count(n) for batch in samples for n in batch["counts"]), device=device)
-        if self.args.world_size > 1:
-            chosen = self.accelerator.reduce(chosen, "sum")
+        count = sum(choice.count(n) for batch in samples for n in batch["counts"])
+        chosen = self.sums.of_all(torch.tensor(count, device=device))
         for batch in samples:
             batch["chosen_items"] = chosen.clamp(min=1)
 
