@@ -17,8 +17,7 @@ from srd.base.text import shown_bytes
 from srd.cli import app
 from srd.models.loading import load_model
 from srd.models.settings import ModelConfig
-from srd.recipe.files import shipped_recipes
-from srd.recipe.reading import load_recipe
+from srd.recipe.reading import load_recipe, shipped_recipes
 from srd.recipe.schema import Recipe
 from srd.run import flow
 from srd.run import plan as plan_module

@@ -14,7 +14,8 @@ import torch
 from srd.base.remedies import warn
 from srd.base.tables import column
 from srd.base.text import shown_bytes
-from srd.curation.copies import COLUMNS, copies_of
+from srd.curation.copies import copies_of
+from srd.curation.grams import COLUMNS
 from srd.data.settings import DataConfig
 from srd.run.models import RecipeModels
 from srd.training.settings import TrainingConfig
