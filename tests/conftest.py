@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# On a GPU the last bits are others every time, a fork cannot use it, and two processes cannot share it. To test on one
+# all the same: CUDA_VISIBLE_DEVICES=0 make test
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 
 @pytest.fixture(autouse=True, scope="session")

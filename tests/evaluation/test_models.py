@@ -23,6 +23,7 @@ from srd.evaluation.models import (
 )
 from srd.metrics.rouge import rouge_l
 from srd.models.loading import load_config, load_tokenizer
+from tests.marks import needs_bubblewrap
 from tests.runs import write_rows
 from tests.tiny import save_tiny
 
@@ -165,6 +166,7 @@ def test_code_needs_permission_before_anything_is_generated(
     assert not (tmp_path / "out").exists()
 
 
+@needs_bubblewrap
 def test_code_runs_with_permission(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "generate", lambda *arguments, **named: ["def add(a, b):\n    return b + a"])
     results = evaluate_models(
@@ -173,6 +175,7 @@ def test_code_runs_with_permission(files: Path, tmp_path: Path, monkeypatch: pyt
     assert results["student"]["mbpp"]["pass@1"]["mean"] == 100
 
 
+@needs_bubblewrap
 def test_several_samples_give_pass_at_k(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
@@ -195,6 +198,7 @@ def test_several_samples_give_pass_at_k(files: Path, tmp_path: Path, monkeypatch
     assert read_json(tmp_path / "details.json")["tasks"]["mbpp"]["samples"] == 10
 
 
+@needs_bubblewrap
 def test_samples_differ_and_the_first_is_the_only_one_of_a_single(files: Path, tmp_path: Path) -> None:
     answers = {}
     for samples in (1, 3):
@@ -222,7 +226,11 @@ def test_samples_differ_and_the_first_is_the_only_one_of_a_single(files: Path, t
         ({"max_new_tokens": 1024}, "smaller --max-new-tokens"),
         ({"samples": 0}, "--samples is 0"),
         ({"samples": 2}, "task 'dolly' scores one answer at a time"),
-        ({"samples": 2, "tasks": ["{mbpp}"], "allow_code_execution": True}, "give --temperature"),
+        pytest.param(
+            {"samples": 2, "tasks": ["{mbpp}"], "allow_code_execution": True},
+            "give --temperature",
+            marks=needs_bubblewrap,
+        ),
         ({"temperature": -1.0}, "--temperature is -1"),
         ({"max_prompt_length": 1022}, "--max-prompt-length is 1022"),
         ({"models": ["{student}", "{student}"]}, "given twice"),

@@ -15,6 +15,7 @@ from srd.base.locks import held
 from srd.evaluation.models import evaluate_models
 from srd.evaluation.predictions import evaluation_files, predictions_path, read_answers, read_scores, scores_path
 from srd.recipe.reading import validate_recipe
+from tests.marks import needs_bubblewrap
 from tests.runs import write_rows
 from tests.tiny import save_tiny
 
@@ -118,6 +119,7 @@ def test_a_former_result_is_kept_beside_the_one_that_takes_its_place(files: Path
     assert sorted(path.name for path in (tmp_path / "former").iterdir()) == ["1", "2"]
 
 
+@needs_bubblewrap
 def test_a_changed_row_is_scored_again_whatever_its_column(files: Path, tmp_path: Path) -> None:
     row = {"task_id": 11, "text": "Add.", "code": "def f(a): return a", "test_list": ["assert f(1) == 1"],
            "test_setup_code": "", "challenge_test_list": []}  # fmt: skip

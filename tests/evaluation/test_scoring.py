@@ -12,6 +12,7 @@ from rouge_score import rouge_scorer
 
 from srd.base.errors import UserError
 from srd.evaluation.scoring import score_files
+from tests.marks import needs_bubblewrap
 
 REFERENCES = [{"output": "the cat sat"}, {"output": ["a dog", "ran away"]}, {"output": "x"}]
 PREDICTIONS = [{"text": "The cat sat."}, {"text": "it ran"}, {"text": "y"}]
@@ -78,6 +79,7 @@ def test_translation_carries_signatures(write: Any) -> None:
     assert result["bleu"] == pytest.approx(100) and "tok:13a" in result["signatures"]["bleu"]
 
 
+@needs_bubblewrap
 def test_programs_need_permission_and_are_then_run(write: Any) -> None:
     reference = {"task_id": 3, "code": "def f(): return 1", "test_list": ["assert f() == 1"]}
     predictions = write("p.jsonl", [{"text": ["def f(): return 1", "def f(): return 2"], "task_id": 3}])

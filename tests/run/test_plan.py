@@ -32,6 +32,7 @@ from srd.run.steps.reflection import Reflection
 from srd.run.steps.student import Student
 from srd.run.steps.teacher import Cache, Teacher, TeacherText
 from srd.run.steps.training import Training
+from tests.marks import needs_bubblewrap
 from tests.runs import TinyRun, close
 from tests.tiny import save_tiny
 
@@ -66,7 +67,9 @@ def test_known_models_have_their_published_size(name: str, parameters: int) -> N
     assert "hub cannot be reached" in notes[0]
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=needs_bubblewrap if "coder" in name else ()) for name in PAPER]
+)
 def test_shipped_recipes_are_planned_without_a_network(name: str) -> None:
     recipe = load_recipe(name)
     plan = make_plan(recipe)

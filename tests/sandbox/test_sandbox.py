@@ -20,18 +20,17 @@ from srd.sandbox import outside
 from srd.sandbox.outside import (
     Permission,
     Program,
-    problem,
     program_imports,
     program_names,
     run_programs,
 )
+from tests.marks import needs_bubblewrap
 
 LIMIT = 2.0
 # Starting and ending processes on a busy machine.
 GRACE = 6.0
 TESTS = ("assert answer(20) == 42", "assert answer(40) == 82")
 
-needs_bubblewrap = pytest.mark.skipif(problem() is not None, reason=str(problem()))
 pytestmark = needs_bubblewrap
 
 

@@ -13,6 +13,7 @@ from datasets import Dataset
 from srd.base.errors import UserError
 from srd.tasks.base import get_task
 from srd.tasks.mbpp import extract_program
+from tests.marks import needs_bubblewrap
 
 ROW = {
     "task_id": 11,
@@ -92,6 +93,7 @@ def test_examples_are_the_test_split_with_tests_in_the_prompt(tmp_path: Path) ->
     assert get_task("mbpp").examples(path, limit=1)["id"][:] == ["mbpp-11"]
 
 
+@needs_bubblewrap
 def test_pass_at_k_over_samples() -> None:
     task = get_task("mbpp")
     examples = Dataset.from_list([task.scoring_columns(ROW, "here")] * 2)
@@ -183,6 +185,7 @@ JUDGED = {
 }  # fmt: skip
 
 
+@needs_bubblewrap
 def test_rows_of_ones_own_are_judged_rightly() -> None:
     task = get_task("mbpp")
     rows = [{"code": right, "test_list": [test], "test_setup_code": setup} for right, _, test, setup in JUDGED.values()]
@@ -193,6 +196,7 @@ def test_rows_of_ones_own_are_judged_rightly() -> None:
     assert [name for name, value in zip(JUDGED, passed, strict=True) if value] == []
 
 
+@needs_bubblewrap
 def test_models_may_use_the_operators_that_the_row_relies_on_and_no_others() -> None:
     task = get_task("mbpp")
     right, _, test, _ = JUDGED["a class of its own"]
@@ -205,6 +209,7 @@ def test_models_may_use_the_operators_that_the_row_relies_on_and_no_others() -> 
     assert scores.per_example["pass@1"].tolist() == [1.0, 0.0, 0.0]
 
 
+@needs_bubblewrap
 def test_rows_whose_own_program_fails_are_told_and_not_counted(caplog: pytest.LogCaptureFixture) -> None:
     task = get_task("mbpp")
     bad = {**ROW, "task_id": 12, "test_list": ["assert add(1, 2) == 4"]}
@@ -221,6 +226,7 @@ def test_rows_whose_own_program_fails_are_told_and_not_counted(caplog: pytest.Lo
         task.score([RIGHT], examples.select([1]), allow_code_execution=True)
 
 
+@needs_bubblewrap
 def test_one_bad_reference_does_not_spoil_the_others() -> None:
     task = get_task("mbpp")
     codes = ["def f(): return 1", "import os\nos._exit(0)\ndef f(): return 1", "def f():\n    return 1"]

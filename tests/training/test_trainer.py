@@ -510,11 +510,10 @@ def test_bfloat16_autocast_is_near_and_keeps_float32_weights(tmp_path: Path) -> 
 
 
 def test_autocast_does_not_keep_the_loss_from_the_head(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The Trainer wraps the forward pass in autocast; a head that is measured behind that looks like no plain product."""
+    """The Trainer wraps the forward pass in autocast; measured behind that, a head looks like no plain product."""
     _, _, trainer = run("llama", tmp_path, 4, 1, bf16=True)
     assert logit_rule(trainer.accelerator.unwrap_model(trainer.model)).head
     assert "do not follow" not in caplog.text
-
 
 
 @pytest.mark.parametrize("targets", [None, ["q_proj", "lm_head"]], ids=["usual", "head"])
