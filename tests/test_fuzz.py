@@ -24,7 +24,7 @@ from srd.tasks.base import load_source
 from tests.test_wrong_inputs import COMMANDS, WRONG_VALUES
 
 fuzz = settings(
-    max_examples=120,
+    # as many examples as the profile says: tests/conftest.py
     deadline=None,
     derandomize=True,
     database=None,

@@ -245,7 +245,7 @@ def test_other_named_data_sets(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 
 
 @pytest.mark.xdist_group("pydocs")
-def test_pydocs_by_name() -> None:
+def test_pydocs_by_name(pydocs_seconds: float) -> None:
     splits = load_splits(path="pydocs", limit=5)
     assert {name: len(split) for name, split in splits.items()} == {"train": 5, "validation": 5, "test": 5}
     assert "reads no file" in message(dataset="pydocs", path=__file__)

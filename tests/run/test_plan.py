@@ -261,7 +261,7 @@ def test_hub_check_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.real
 @pytest.mark.xdist_group("pydocs")
-def test_demo_is_planned_from_the_real_configuration() -> None:
+def test_demo_is_planned_from_the_real_configuration(pydocs_seconds: float) -> None:
     plan = make_plan(load_recipe("demo"))
     assert plan.teacher.parameters == 134_515_008
     assert plan.data.exact

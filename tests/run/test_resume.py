@@ -149,7 +149,7 @@ def interrupt(
 
 
 @pytest.mark.parametrize(("moment", "part"), [
-    ("replace", (0, 6)), ("done", (1, 6)),
+    ("replace", (0, 12)), ("done", (1, 12)),
     *(pytest.param(moment, (half, 2), marks=pytest.mark.slow) for half, moment in enumerate(("replace", "done"))),
 ])  # fmt: skip
 def test_killed_at_every_write(
@@ -227,7 +227,7 @@ def test_killed_where_libraries_write(
     assert_same(run_dir, tiny.run_dir)
 
 
-@pytest.mark.parametrize("parts", [6, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("parts", [12, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_disk_full_at_every_write(undisturbed: Callable[[str], TinyRun], tmp_path: Path, parts: int) -> None:
     """Each time one message that names the file, and the same command continues."""
     tiny, run_dir = undisturbed("short"), tmp_path / "run"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 
 import pytest
 
@@ -12,16 +11,11 @@ from srd.tasks import pydocs
 from srd.tasks.pydocs import first_paragraph, load_pydocs, pydocs_splits
 
 pytestmark = pytest.mark.xdist_group("pydocs")  # read once by one worker
-TAKEN: list[float] = []
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[dict[str, str]]:
-    pydocs._rows.cache_clear()
-    start = time.process_time()
-    found = load_pydocs()
-    TAKEN.append(time.process_time() - start)
-    return found
+def rows(pydocs_seconds: float) -> list[dict[str, str]]:
+    return load_pydocs()
 
 
 def test_size_order_and_content(rows: list[dict[str, str]]) -> None:
@@ -75,8 +69,8 @@ def test_near_duplicates_are_one_group() -> None:
     assert pydocs._groups(answers) == [0, 0, 2, 0]
 
 
-def test_loads_in_seconds(rows: list[dict[str, str]]) -> None:
-    assert TAKEN[0] < 30  # about 4 on a laptop
+def test_loads_in_seconds(pydocs_seconds: float) -> None:
+    assert 0 < pydocs_seconds < 30  # about 4 on a laptop
 
 
 @pytest.mark.parametrize(
