@@ -434,7 +434,7 @@ def test_disk_too_small_for_the_checkpoints(
         assert outcome.code == 1
         assert re.search(r"cache \d+\.\d kB, .*checkpoints while training", one_message(outcome.told))
     assert set(steps_finished(tmp_path / "run")) == {"examples"}
-    assert srd("run", shared.folder / "tiny.yaml", "--run-dir", tmp_path / "run").code == 0
+    assert srd("distill", shared.folder / "tiny.yaml", "--run-dir", tmp_path / "run").code == 0
 
 
 @pytest.mark.parametrize(
@@ -457,10 +457,10 @@ def test_disk_full_while_writing(
 
     with monkeypatch.context() as patched:
         patched.setattr(owner, name, fills_up)
-        outcome = srd("run", shared.folder / "tiny.yaml", "--run-dir", tmp_path / "run")
+        outcome = srd("distill", shared.folder / "tiny.yaml", "--run-dir", tmp_path / "run")
     assert outcome.code == 1
     assert "disk is full" in one_message(outcome.told)
-    outcome = srd("run", shared.folder / "tiny.yaml", "--run-dir", tmp_path / "run")
+    outcome = srd("distill", shared.folder / "tiny.yaml", "--run-dir", tmp_path / "run")
     assert outcome.code == 0, outcome.told
     rows = [(row["arm"], row["stage"], row["step"]) for row in logged(tmp_path / "run") if "loss" in row]
     assert len(rows) == len(set(rows)) > 0

@@ -17,9 +17,9 @@ from tests.runs import close, logged
 
 #: Fewer and shorter answers than the recipe asks for; models, methods and steps are its own.
 LESS = [
-    "data.train_limit=8", "data.validation_limit=2", "data.test_limit=4", "generation.max_new_tokens=12",
+    "data.train_limit=4", "data.validation_limit=2", "data.test_limit=4", "generation.max_new_tokens=12",
     "training.curriculum.stages=2", "baselines.kd.epochs=1", "evaluation.seeds=[10]",
-    "data.max_length=96", "training.select_by=last", "student.warm_start.select_by=last",
+    "data.max_length=72", "training.select_by=last", "student.warm_start.select_by=last",
 ]  # fmt: skip
 
 

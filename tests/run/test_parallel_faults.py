@@ -72,10 +72,10 @@ def test_fewer_examples_than_processes(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize(("process", "reason"), [(0, "address already in use"), (1, "no answer in 5 seconds")])
+@pytest.mark.parametrize(("process", "reason"), [(0, "address already in use"), (1, "no answer in 2 seconds")])
 def test_a_port_in_use(process: int, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The main process cannot listen there; another one is connected with a program that does not answer."""
-    monkeypatch.setattr(parallel, "MEETING", 5)
+    monkeypatch.setattr(parallel, "MEETING", 2)
     recipe = TinyRun(tmp_path).write_recipe()
     with socket.socket() as taken:
         taken.bind(("", 0))
