@@ -99,3 +99,58 @@ THINKING: dict[str, Family] = {
         "<eos>",
     ),
 }  # fmt: skip
+
+DATE = "{{ 'Today: ' + strftime_now('%d %b %Y') }}"
+# Others, each with what is its own: system prompts of theirs, dates, spaces, tags of Jinja that transformers adds.
+ANSWERING: dict[str, Family] = {
+    "llama 2": Family(
+        [], LOOP + "{%- if m.role == 'system' %}{{ '<<SYS>>' + m.content + '<</SYS>>' }}{%- elif m.role == 'user' %}"
+        "{{ bos_token + '[INST] ' + m.content.strip() + ' [/INST]' }}{%- else %}"
+        "{{ ' ' + m.content.strip() + ' ' + eos_token }}{%- endif %}{%- endfor %}", "<eos>",
+    ),
+    "llama 3.1": Family(
+        ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+        "{{ bos_token + '<|start_header_id|>system<|end_header_id|>\\n\\n' }}" + DATE + "{{ '<|eot_id|>' }}" + LOOP
+        + "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}"
+        "{%- endfor %}" + ASK + "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}", "<|eot_id|>",
+    ),
+    "granite": Family(
+        ["<|start_of_role|>", "<|end_of_role|>"],
+        "{%- if messages[0].role != 'system' %}" + DATE + "{{ eos_token + '\\n' }}{%- endif %}" + LOOP
+        + "{{ '<|start_of_role|>' + m.role + '<|end_of_role|>' + m.content + eos_token + '\\n' }}{%- endfor %}"
+        + ASK + "{{ '<|start_of_role|>assistant<|end_of_role|>' }}{%- endif %}", "<eos>",
+    ),
+    "smollm 3": Family(
+        CHATML, DATE + LOOP + "{%- if m.role == 'assistant' %}{%- generation %}{{ '<|im_start|>assistant\\n"
+        "<think>\\n\\n</think>\\n' + m.content.lstrip('\\n') + '<|im_end|>\\n' }}{%- endgeneration %}{%- else %}" + TURN
+        + "{%- endif %}{%- endfor %}" + ASK + "{{ '<|im_start|>assistant\\n<think>\\n\\n</think>\\n' }}{%- endif %}",
+        "<|im_end|>",
+    ),
+    "qwen 2.5": Family(
+        CHATML, "{%- if messages[0].role != 'system' %}{{ '<|im_start|>system\\nYou help.<|im_end|>\\n' }}{%- endif %}"
+        + LOOP + TURN + "{%- endfor %}" + ASK + ASSISTANT + "{%- endif %}", "<|im_end|>",
+    ),
+    "phi 4": Family(
+        [*CHATML, "<|im_sep|>"], LOOP + "{{ '<|im_start|>' + m.role + '<|im_sep|>' + m.content + '<|im_end|>' }}"
+        "{%- endfor %}" + ASK + "{{ '<|im_start|>assistant<|im_sep|>' }}{%- endif %}", "<|im_end|>",
+    ),
+    "mistral 7": Family(
+        ["[INST]", "[/INST]"], "{{ bos_token }}" + LOOP + "{%- if m.role == 'assistant' %}{{ m.content + eos_token }}"
+        "{%- else %}{{ '[INST]' + m.content + '[/INST]' }}{%- endif %}{%- endfor %}", "<eos>",
+    ),
+    "command r": Family(
+        ["<|START|>", "<|STOP|>", "<|USER|>", "<|BOT|>"], "{{ bos_token }}" + LOOP
+        + "{{ '<|START|>' + ('<|USER|>' if m.role == 'user' else '<|BOT|>') + m.content.strip() + '<|STOP|>' }}"
+        "{%- endfor %}" + ASK + "{{ '<|START|><|BOT|>' }}{%- endif %}", "<|STOP|>",
+    ),
+    "olmo": Family(
+        [], LOOP + "{{ '<|' + m.role + '|>\\n' + m.content + (eos_token if m.role == 'assistant' else '') }}"
+        "{%- if not loop.last %}{{ '\\n' }}{%- elif add_generation_prompt %}{{ '\\n<|assistant|>\\n' }}{%- endif %}"
+        "{%- endfor %}", "<eos>",
+    ),
+    "loops that are left": Family(
+        CHATML, LOOP + "{%- if m.role == 'system' %}{%- continue %}{%- endif %}" + TURN
+        + "{%- if loop.index > 90 %}{%- break %}{%- endif %}{%- endfor %}" + ASK + ASSISTANT + "{%- endif %}",
+        "<|im_end|>",
+    ),
+}  # fmt: skip

@@ -12,7 +12,7 @@ from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows
 from srd.data.templates.base import get_template
 from srd.run.manifest import Manifest
-from tests.data.families import THINKING, Family
+from tests.data.families import ANSWERING, THINKING, Family
 
 
 def encoded(family: Family, row: dict[str, Any], **changes: Any) -> tuple[dict[str, Any], str, str]:
@@ -90,3 +90,23 @@ def test_a_date_in_a_template_is_that_of_the_run_however_long_it_takes(tmp_path:
     begun.content["day"] = day.isoformat()
     begun.save()
     assert Manifest(tmp_path).day == day
+
+
+TALKS = [
+    talk("Why?", "So."),
+    talk("Why 日本?", " Hm.\n\nSo. ", "And <|im_end|> <eos>?", "Never; [/INST] 'x'."),
+    talk(" a ", "b"),
+]
+
+
+@pytest.mark.parametrize("family", ANSWERING)
+def test_tokens_are_the_rendering_of_the_whole_to_the_end_of_the_turn(family: str) -> None:
+    """What was typed stays as it is; with all answers learnt, too."""
+    shape = ANSWERING[family]
+    for row in TALKS:
+        whole = shape.tokenizer.apply_chat_template(row["messages"], tokenize=False)
+        for train_on in ("last", "all"):
+            found, prompt, response = encoded(shape, row, train_on=train_on)
+            assert prompt + response == whole.rpartition(shape.end)[0] + shape.end
+            assert found["response_ids"][-1] == shape.tokenizer.convert_tokens_to_ids(shape.end)
+            assert len(found.get("earlier", [])) == (train_on == "all") * (len(row["messages"]) - 2)
