@@ -104,16 +104,16 @@ def test_it_is_planned_and_wrong_settings_are_refused(tiny_run: TinyRun) -> None
 def test_plus_sets_what_is_not_set(tiny_run: TinyRun) -> None:
     plus = tiny_run.set(training__curriculum={"preset": "plus"})
     recipe = validate_recipe(plus.recipe, "tiny")
-    assert (recipe.data.cleaning.action, recipe.reflection.out_of_sample) == ("drop", "auto")
+    assert (recipe.data.cleaning.action, recipe.reflection.out_of_sample) == ("repair", "auto")
     assert recipe.training.curriculum is not None and recipe.training.curriculum.select == 1.0
-    assert recipe.training.curriculum.schedule("temperature") == [2.0, 1.5, 1.0]
+    assert recipe.training.curriculum.schedule("temperature") == [1.0, 1.0, 1.0]
     again = validate_recipe(parse_yaml(recipe_yaml(recipe), "recipe"), "tiny")
     assert again == recipe
     plus.set(data__cleaning="report", training__curriculum={"preset": "plus", "select": 0.5})
     recipe = validate_recipe(plus.recipe, "tiny")
     assert recipe.data.cleaning.action == "report" and recipe.training.curriculum.select == 0.5
     short = {**plus.recipe, "data": str(tiny_run.rows)}
-    assert validate_recipe(short, "tiny").data.cleaning.action == "drop"
+    assert validate_recipe(short, "tiny").data.cleaning.action == "repair"
     paper = validate_recipe(
         {**tiny_run.recipe, "training": {"curriculum": {"preset": "paper"}}, "data": str(tiny_run.rows)}, "tiny"
     )
