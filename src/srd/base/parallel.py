@@ -72,13 +72,15 @@ def state() -> PartialState:
     """The accelerate state, which joins the process group at its first use.
 
     Raises:
-        UserError: the processes do not find each other, or accelerate takes each of them for a run of its own.
+        UserError: the processes do not find each other, there are more of them than GPUs, or accelerate takes each of
+            them for a run of its own.
     """
     from accelerate import PartialState
     from torch.distributed import DistNetworkError
 
     if PartialState._shared_state:
         return PartialState()
+    check_gpus()
     giving_up = threading.Timer(MEETING, _give_up)
     giving_up.daemon = True
     giving_up.start()
@@ -96,6 +98,24 @@ def state() -> PartialState:
             "GPUs only, and there is none here. Use torchrun or ddp.yaml."
         )
     return made
+
+
+def check_gpus() -> None:
+    """Refuse processes that would have to share a GPU, which NCCL cannot.
+
+    Raises:
+        UserError: launchers started more processes on this machine than it has GPUs.
+    """
+    import torch
+
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if there and here > there:
+        raise UserError(
+            f"{here} processes were started on this machine, and torch sees {there} GPU{'s' * (there > 1)}: each process "
+            f"needs one of its own. Start {there} (--nproc-per-node of torchrun, --num_processes of accelerate launch), "
+            "or hide the GPUs (CUDA_VISIBLE_DEVICES='')."
+        )
 
 
 def _give_up() -> None:
