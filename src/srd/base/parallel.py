@@ -112,9 +112,9 @@ def check_gpus() -> None:
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if there and here > there:
         raise UserError(
-            f"{here} processes were started on this machine, and torch sees {there} GPU{'s' * (there > 1)}: each process "
-            f"needs one of its own. Start {there} (--nproc-per-node of torchrun, --num_processes of accelerate launch), "
-            "or hide the GPUs (CUDA_VISIBLE_DEVICES='')."
+            f"{here} processes were started on this machine, and torch sees {there} GPU{'s' * (there > 1)}: each needs "
+            f"one of its own. Start {there} (--nproc-per-node of torchrun, --num_processes of accelerate launch), or "
+            "hide the GPUs (CUDA_VISIBLE_DEVICES='')."
         )
 
 
