@@ -8,6 +8,7 @@ pairwise.
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,13 +49,19 @@ class Arm:
 
 
 def read_arms(folder: Path, path: Path) -> dict[float, dict[str, Arm]]:
-    """The cells of a sweep (its folder, its file) that are done: share of damage -> arm -> what it scored."""
+    """Share of damage -> arm -> what it scored, of a sweep (its folder, its file); only arms with all their seeds."""
     found: dict[float, dict[str, Arm]] = {}
+    wanted: Counter[tuple[float, str]] = Counter()
     for cell in lay_out(load_sweep(path), path):
-        place = folder / "cells" / cell.folder
+        place, where = folder / "cells" / cell.folder, (cell.point[SHARE], cell.label)
+        wanted[where] += 1
         if read_json(place / "cell.json", {}).get("state") == "done":
-            _add(found.setdefault(cell.point[SHARE], {}).setdefault(cell.label, Arm()), cell, place)
-    return dict(sorted(found.items()))
+            _add(found.setdefault(where[0], {}).setdefault(where[1], Arm()), cell, place)
+    whole = {
+        share: {label: arm for label, arm in arms.items() if len(arm.scores) == wanted[share, label]}
+        for share, arms in sorted(found.items())
+    }
+    return {share: arms for share, arms in whole.items() if REFERENCE in arms}
 
 
 def _add(arm: Arm, cell: Cell, place: Path) -> None:
@@ -187,9 +194,7 @@ def targets_table(found: dict[float, dict[str, Arm]]) -> str:
         if share == 0 and "plus" in arms and REFERENCE in arms:
             span = difference(arms["plus"].scores, arms[REFERENCE].scores)
             met = span is not None and span[0] >= -LEVEL and span[2] > 0
-            rows.append(
-                [f"clean: `plus` is at most {LEVEL} behind KD, and its interval ends above 0", _shown(span), met]
-            )
+            rows.append([f"clean: plus is at most {LEVEL} behind KD, and its interval ends above 0", _shown(span), met])
         if ORACLE in arms and REFERENCE in arms:
             rows += _damaged_targets(f"{share:.0%} damaged", arms)
     words = {True: "met", False: "missed", None: "cannot tell"}
