@@ -175,16 +175,20 @@ def found_table(found: dict[float, dict[str, Arm]], label: str) -> str:
     """What the cleaning of an arm marked, by kind of damage, over all seeds."""
     rows = []
     for share, arms in found.items():
-        counts: dict[str, list[bool]] = {}
+        reasons: dict[str, list[str]] = {}
         for place in arms[label].folders.values() if label in arms else ():
-            marks = pq.read_table(place / "cleaning" / "rows.parquet", columns=["id", "wrong"])
-            wrong = dict(zip(marks["id"].to_pylist(), marks["wrong"].to_pylist(), strict=True))
-            table = pq.read_table(place / "examples" / "train.parquet", columns=["id", "corruption"])
-            for name, kind in zip(table["id"].to_pylist(), table["corruption"].to_pylist(), strict=True):
-                counts.setdefault(kind or "none", []).append(bool(wrong.get(name)))
-        for kind, marked in sorted(counts.items()):
-            rows.append([f"{share:.0%}", kind, len(marked), 100 * sum(marked) / len(marked)])
-    return to_markdown(Table([Column("Damaged"), Column("Kind"), Column("Rows", 0), Column("Marked, %", 1)], rows))
+            marks = pq.read_table(place / "cleaning" / "rows.parquet", columns=["id", "why"])
+            why = dict(zip(marks["id"].to_pylist(), marks["why"].to_pylist(), strict=True))
+            examples = pq.read_table(place / "examples" / "train.parquet", columns=["id", "corruption", "instruction"])
+            asked = Counter(examples["instruction"].to_pylist())
+            for row in examples.to_pylist():
+                kind = row["corruption"] or ("none, but copied" if asked[row["instruction"]] > 1 else "none")
+                reasons.setdefault(kind, []).append(why[row["id"]])
+        for kind, own in sorted(reasons.items()):
+            by = ", ".join(f"{name} {count}" for name, count in sorted(Counter(filter(None, own)).items()))
+            rows.append([f"{share:.0%}", kind, len(own), 100 * sum(map(bool, own)) / len(own), by or None])
+    titles = [Column("Damaged"), Column("Kind"), Column("Rows", 0), Column("Marked, %", 1), Column("Of which by")]
+    return to_markdown(Table(titles, rows))
 
 
 def targets_table(found: dict[float, dict[str, Arm]]) -> str:
