@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 
 import pytest
 
@@ -52,3 +53,13 @@ def test_a_log_file_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) ->
     first, second = output.getvalue().splitlines()
     assert first == "  answers: 3,000 of 40,000, 0.0 s so far (teacher on test, seed 10)"
     assert second == "  answers: 1, 0.0 s so far"
+
+
+def test_what_libraries_say_of_their_next_versions_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    for asked, shown in (([], 0), (["default"], 1)):
+        monkeypatch.setattr("sys.warnoptions", asked)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.resetwarnings()
+            console_module.set_up_logging([])
+            warnings.warn("`old` is deprecated and will be removed", FutureWarning, stacklevel=1)
+        assert len(told) == shown

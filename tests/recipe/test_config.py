@@ -155,7 +155,9 @@ def test_files_that_are_no_recipe(content: bytes, message: str, tmp_path: Path) 
 def test_unknown_recipes() -> None:
     with pytest.raises(UserError, match="unknown recipe 'demo-tiyn'; did you mean 'demo-tiny'"):
         load_recipe("demo-tiyn")
-    with pytest.raises(UserError, match=r"no recipe file 'nowhere/x.yaml'. Give an existing YAML file"):
+    with pytest.raises(
+        UserError, match=r"no recipe file 'nowhere/x.yaml'. Give .* shipped name. `srd recipes`.*`srd init`"
+    ):
         load_recipe("nowhere/x.yaml")
 
 

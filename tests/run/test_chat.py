@@ -86,3 +86,12 @@ def test_what_cannot_be_talked_to(trained: Path, tmp_path: Path, arguments: Any,
     (run / "recipe.yaml").write_text((trained / "recipe.yaml").read_text())
     with pytest.raises(UserError, match=told):
         voices(arguments.pop("name", str(run)), **arguments)
+
+
+def test_a_run_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for known in ("no run", "other"):
+        with pytest.raises(UserError, match=rf"there is no run 'runs/mine' here. runs holds: {known}"):
+            voices("runs/mine")
+        (tmp_path / "runs" / "other").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "runs" / "other" / "recipe.yaml").touch()

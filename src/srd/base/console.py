@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from warnings import simplefilter
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.logging import RichHandler
@@ -56,6 +58,8 @@ def set_up_logging(warnings: list[str] | None = None) -> None:
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()
+    if not sys.warnoptions:  # python -W shows them
+        simplefilter("ignore", FutureWarning)  # what libraries say of each other's next versions
 
 
 class _Once(logging.Filter):

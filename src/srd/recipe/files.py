@@ -28,7 +28,7 @@ def find_recipe(name: str, beside: Path | None = None) -> Path:
     """The file of a recipe given by path, by a path beside the recipe that names it, or by a shipped name."""
     hidden = recipe_folder() / f"{name}.yaml"
     shipped = {**({name: hidden} if hidden.is_file() else {}), **shipped_recipes()}
-    return find_file(name, "recipe", shipped, beside, " `srd recipes` describes them.")
+    return find_file(name, "recipe", shipped, beside, " `srd recipes` describes them, `srd init` writes one.")
 
 
 def find_file(name: str, kind: str, shipped: Mapping[str, Path], beside: Path | None, hint: str = "") -> Path:
@@ -39,7 +39,8 @@ def find_file(name: str, kind: str, shipped: Mapping[str, Path], beside: Path | 
     if name in shipped:
         return shipped[name]
     if name.endswith((".yaml", ".yml")) or "/" in name:
-        raise UserError(f"no {kind} file '{name}'. Give an existing YAML file or a shipped name: {', '.join(shipped)}")
+        known = "" if hint else f": {', '.join(shipped)}"
+        raise UserError(f"no {kind} file '{name}'. Give an existing YAML file or a shipped name{known}.{hint}")
     raise UserError(f"unknown {kind} '{name}'; {nearest(name, shipped)}{'.' if hint else ''}{hint}")
 
 

@@ -137,6 +137,7 @@ def voices(name: str, *, compare: bool = False) -> tuple[list[Voice], list[str]]
                 "none. Give one, such as runs/demo, or leave --compare out."
             )
     if folder is None:
+        _check_place(name)
         tokenizer = load_tokenizer(name)
         notes = [] if tokenizer.chat_template else [f"{name} has no chat template: it is asked with Alpaca's wording."]
         return [Voice(name, name, tokenizer, {})], notes
@@ -152,6 +153,14 @@ def voices(name: str, *, compare: bool = False) -> tuple[list[Voice], list[str]]
         return [student], []
     teacher, notes = _teacher(recipe, folder, student.tokenizer)
     return [*teacher, _start(recipe, folder, student.tokenizer), student], notes
+
+
+def _check_place(name: str) -> None:
+    """Refuse a run that is not there, which would be looked for on the hub: ``runs/mine`` could be a name there."""
+    if Path(name).parts[:1] != RUNS.parts or Path(name).exists():
+        return
+    there = sorted(path.parent.name for path in RUNS.glob("*/recipe.yaml"))
+    raise UserError(f"there is no run '{name}' here. {RUNS} holds: {', '.join(there) or 'no run'}.")
 
 
 def _start(recipe: Recipe, folder: Path, tokenizer: Any) -> Voice:
