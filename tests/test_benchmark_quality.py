@@ -11,6 +11,7 @@ import pytest
 from benchmarks import quality
 
 from srd.base.files import write_json
+from tests.runs import in_turn
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> quality.Prepared:
     return quality.Prepared(plan, folder / "work")
 
 
-@pytest.mark.parametrize("system", quality.TITLES)
+@pytest.mark.parametrize(
+    "system", in_turn(quality.TITLES, "conventional", "trl-gkd-off", "trl-distillation", "gkd-stage", "plus")
+)
 def test_every_way_to_quality_runs(prepared: quality.Prepared, system: str) -> None:
     if why := quality.missing(system):
         pytest.skip(why)
