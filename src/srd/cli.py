@@ -581,7 +581,8 @@ def _asked(key: str, question: str, given: Any, usual: str) -> str:
 def plan_command(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    devices: Annotated[int, typer.Option(min=1, max=2**20, help="Data-parallel devices.")] = 1,
+    devices: Annotated[int, typer.Option(min=1, max=2**20, help="Data-parallel devices of a machine.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, max=2**14, help="Machines; of more than one also what they gain.")] = 1,
     flops_per_second: Annotated[
         float | None,
         typer.Option(
@@ -592,16 +593,21 @@ def plan_command(
 ) -> None:
     """Say what a run would do and cost (passes, steps, time, disk, memory), without loading a weight."""
     from srd.recipe.reading import load_recipe
+    from srd.run.machines import on_machines, print_machines
     from srd.run.plan import make_plan, measured_flops_per_second, print_plan
 
     set_up_logging()
     loaded = load_recipe(recipe, overrides or [])
     speed = flops_per_second or measured_flops_per_second()
     made = make_plan(loaded, devices=devices, flops_per_second=speed)
+    several = on_machines(loaded, made, nodes) if nodes > 1 else None
     if as_json:
-        print(json.dumps(made.as_json(), indent=2))
-    else:
-        print_plan(made, Terminal(highlight=False, width=console.width if console.is_terminal else 120))
+        print(json.dumps({**made.as_json(), **({"machines": several.as_json()} if several else {})}, indent=2))
+        return
+    terminal = Terminal(highlight=False, width=console.width if console.is_terminal else 120)
+    print_plan(made, terminal)
+    if several:
+        print_machines(several, terminal)
 
 
 @app.command("doctor")

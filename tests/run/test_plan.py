@@ -22,8 +22,9 @@ from srd.recipe.schema import Recipe
 from srd.run import flow
 from srd.run import plan as plan_module
 from srd.run.context import Run
-from srd.run.costs import size_of, stages_of
+from srd.run.costs import size_of, stages_of, trained_parameters
 from srd.run.flow import advance, training_steps
+from srd.run.machines import on_machines
 from srd.run.plan import KNOWN_CONFIGS, Plan, make_plan, print_plan, read_config
 from srd.run.steps.cards import Cards
 from srd.run.steps.evaluation import Evaluation
@@ -209,6 +210,39 @@ def test_more_devices() -> None:
     assert sum(map(one.seconds, one.phases)) == pytest.approx(8 * sum(map(eight.seconds, eight.phases)))
 
 
+def test_more_machines() -> None:
+    """Shards divide everywhere; training among processes, for what the gradients take, and not at all with Ray."""
+    recipe = load_recipe("openllama2")
+    found = on_machines(recipe, plan := make_plan(recipe, flops_per_second=1e14), 4)
+    kinds = {step.name: step.kind for step in found.steps}
+    assert kinds["cache"] == kinds["reflection"] == kinds["evaluation"] == "shards"
+    assert kinds["teacher"] == kinds["train/srd"] == "training" and found.memory < plan.memory
+    for step in found.steps:
+        assert step.torchrun == pytest.approx(step.one / 4)
+        assert step.ray == (step.torchrun if step.kind == "shards" else step.one)
+    full = next(step for step in found.steps if step.name == "train/srd")
+    steps = next(phase.steps for phase in plan.phases if phase.name == "train/srd")
+    trained = trained_parameters(plan.student, recipe.training)
+    assert full.gradients == pytest.approx(steps * 2 * 3 / 4 * 4 * trained / 1.25e9)
+    assert found.as_json()["total"]["ray"] == pytest.approx(sum(step.ray for step in found.steps))
+    many = on_machines(recipe, make_plan(recipe, devices=4, flops_per_second=1e14), 2)
+    assert [step.ray for step in many.steps if step.kind == "shards"] == pytest.approx(
+        [step.one / 2 for step in many.steps if step.kind == "shards"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("nodes", "remedy"), [(3, "--nodes 2, or a multiple of 3"), (5, "--nodes 4, or a multiple of 5")]
+)
+def test_a_batch_that_cannot_be_divided(nodes: int, remedy: str) -> None:
+    """Torchrun refuses it, Ray does not care."""
+    recipe = load_recipe("openllama2")
+    found, fine = (on_machines(recipe, make_plan(recipe, flops_per_second=1e14), count) for count in (nodes, nodes - 1))
+    assert remedy in found.hindrance and not fine.hindrance
+    assert found.total("torchrun") is None and fine.total("torchrun")
+    assert found.total("ray") < fine.total("ray")
+
+
 # ------------------------------------------------------------------------------------------------------------- output
 
 
@@ -229,6 +263,8 @@ def test_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert content["devices"] == 2
     assert next(p for p in content["phases"] if p["name"] == "train/kd")["student_passes"] == 4
     assert content["total"]["seconds"] > 0
+    app(["plan", "gpt2-kd", "--json", "--nodes", "2"], standalone_mode=False)
+    assert json.loads(capsys.readouterr().out)["machines"]["nodes"] == 2
 
 
 def test_unreadable_configuration() -> None:
