@@ -8,6 +8,7 @@ is the loss:
 - ``sft``     cross-entropy at response positions: the limit
 - ``build``   the teacher reads all texts once, into the exact cache
 - ``kd``      cross-entropy and forward KL from that cache
+- ``kd-compiled`` the same with ``training.compile: loss``
 - ``trainer`` the same by `srd.DistillTrainer`, with all that a run does besides
 - ``stage``   the same on texts that the student wrote at once and the teacher read once
 - ``plain``   the same as published scripts have it: in every step both models' logits at all positions
@@ -254,9 +255,11 @@ def train(work: Work, examples: EncodedExamples, loss_of: LossOf) -> Result:
     return {"seconds": clock.seconds, "tokens": work.tokens, "busy": clock.busy, "loss": final}
 
 
-def our_loss(student: Any, inputs: dict[str, Tensor], head: Any = None, width: int | None = None) -> Tensor:
+def our_loss(
+    student: Any, inputs: dict[str, Tensor], head: Any = None, width: int | None = None, compiled: bool = False
+) -> Tensor:
     """Cross-entropy, and forward KL where the batch brings the teacher's states."""
-    settings = LossSettings() if head is None else LossSettings("fkl", weight=WEIGHT)
+    settings = LossSettings() if head is None else LossSettings("fkl", weight=WEIGHT, compiled=compiled)
     targets = inputs["targets"]
     hidden = response_hidden(student, inputs)
     teacher = {} if head is None else {"teacher_hidden": inputs["teacher_hidden"], "teacher_head": head}
@@ -301,12 +304,12 @@ def build(work: Work, folder: Path) -> Result:
     return {"seconds": clock.seconds, "tokens": sum(used.lengths), "busy": clock.busy}
 
 
-def _distil(work: Work, examples: EncodedExamples, cache: TeacherCache) -> Result:
+def _distil(work: Work, examples: EncodedExamples, cache: TeacherCache, *, compiled: bool = False) -> Result:
     examples.teacher = cache
     head = cache.head().cut(work.width)
     head = replace(head, weight=head.weight.to(work.device))
     try:
-        return train(work, examples, functools.partial(our_loss, head=head, width=work.width))
+        return train(work, examples, functools.partial(our_loss, head=head, width=work.width, compiled=compiled))
     finally:
         examples.teacher = None
 
@@ -314,6 +317,11 @@ def _distil(work: Work, examples: EncodedExamples, cache: TeacherCache) -> Resul
 def kd(work: Work, folder: Path) -> Result:
     """Distillation from the cache that `build` has left."""
     return _distil(work, work.examples, TeacherCache(folder / "cache"))
+
+
+def kd_compiled(work: Work, folder: Path) -> Result:
+    """The same with the loss compiled, which happens as training warms up."""
+    return _distil(work, work.examples, TeacherCache(folder / "cache"), compiled=True)
 
 
 def trainer(work: Work, folder: Path) -> Result:
@@ -400,7 +408,8 @@ def token_names(count: int) -> Any:
 
 
 SYSTEMS: dict[str, Callable[[Work, Path], Result]] = {
-    "sft": sft, "build": build, "kd": kd, "trainer": trainer, "stage": stage, "plain": plain, "trl": trl,
+    "sft": sft, "build": build, "kd": kd, "kd-compiled": kd_compiled, "trainer": trainer, "stage": stage,
+    "plain": plain, "trl": trl,
 }  # fmt: skip
 
 
@@ -451,6 +460,7 @@ def model_flops(teacher: str, student: str, result: Result, name: str) -> float:
     each = {
         "sft": 6 * trained,
         "kd": 6 * trained,
+        "kd-compiled": 6 * trained,
         "trainer": 6 * trained,
         "build": 2 * read,
         "plain": 6 * trained + 2 * read,

@@ -2,8 +2,9 @@
 
 Distillation from a warm cache, forward KL alone, at shares of 1, 0.5, 0.2 and 0.1 of the positions: by the student's
 entropy, and at random, which costs nothing to choose. All in one process, the smallest share first, so that what the
-allocator keeps of a larger one is not counted again. Time is that of the processor, which other work on the machine
-changes less than the clock. What it does to quality is another command, with three seeds:
+allocator keeps of a larger one is not counted again. Time is that of the processor with one thread, which other work
+on the machine hardly changes: threads that wait for each other would count as working. What it does to quality is
+another command, with three seeds:
 
     srd sweep demo-tokens
 """
@@ -15,6 +16,8 @@ import json
 import tempfile
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks import cases
 from benchmarks.run import ROOT
@@ -60,6 +63,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("-o", "--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     found = measure(arguments.batch_size, arguments.steps)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(arguments.output) as partial:

@@ -19,6 +19,7 @@ from benchmarks.workload import padded_share
 
 from srd.data.batching import Collator
 from srd.models.head import HeadWeights, head_weights, response_hidden
+from srd.training import row_losses
 from srd.training.loss import head_loss
 from srd.training.loss_settings import LossSettings
 
@@ -137,8 +138,13 @@ def test_plots_are_written_whole(results: dict[str, Any], tmp_path: Path) -> Non
 
 @pytest.fixture(scope="module")
 def on_tiny_models() -> dict[str, Any]:
-    plan = replace(gpu.TINY, texts=(("64", 2),), steps=1, written=4)
-    found = dict(gpu.measure(plan, torch.device("cpu")))
+    plan, make = replace(gpu.TINY, texts=(("64", 2),), steps=1, written=4), torch.compile
+    with pytest.MonkeyPatch.context() as patch:
+        # Graphs without the kernels, which take long to make.
+        patch.setattr(torch, "compile", lambda function: make(function, backend="aot_eager"))
+        row_losses._compiled.cache_clear()
+        found = dict(gpu.measure(plan, torch.device("cpu")))
+    row_losses._compiled.cache_clear()
     return {"device": "no GPU", "torch": "", "transformers": "", "peak_flops": 1e9, "measured": found}
 
 

@@ -99,6 +99,7 @@ def test_all_mistakes_come_in_one_message(recipe: Any) -> None:
     ("overrides", "message"),
     [
         (["training.curriculum.stages=abc"], "training.curriculum.stages: input should be a valid integer"),
+        (["training.method=taid", "training.compile=loss"], "training: compile is loss, but the loss of taid changes"),
         (["training.learning_rate=.inf"], "training.learning_rate: input should be a finite number (is inf)"),
         (["training.temperature=.nan"], "training.temperature: input should be a finite number (is nan)"),
         (["training.weight=1.5"], "training.weight: input should be less than or equal to 1 (is 1.5)"),

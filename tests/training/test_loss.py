@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from srd.base.errors import RunError
 from srd.models.head import HeadWeights
 from srd.training import chunks, row_losses
 from srd.training.divergences.base import loss_scale
@@ -293,6 +294,44 @@ def test_chunks_are_of_equal_size_and_within_the_limit() -> None:
         parts = -(-tokens // rows)
         assert rows == 1 or rows * vocabulary * 4 <= chunks.CHUNK_BYTES
         assert parts * rows - tokens < parts
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What traces and writes graphs, without the kernels, which take long to make."""
+    make = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: make(function, backend="aot_eager"))
+    row_losses._compiled.cache_clear()
+    yield
+    row_losses._compiled.cache_clear()
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("settings", [LossSettings(), LossSettings("srkl", temperature=2.0, weight=0.6)])
+def test_compiled_it_is_the_same_loss(settings: LossSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem().in_dtype(torch.float32)
+    monkeypatch.setattr(row_losses, "BLOCK_BYTES", 5 * 37 * 4)
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    compare(problem, replace(settings, compiled=True), 1e-5)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"] - before
+    assert 1 <= graphs <= 2, "one for the first number of rows, and one for any: none was broken in two"
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_a_machine_that_cannot_compile_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: Any) -> None:
+        raise torch._dynamo.exc.TorchDynamoException("no C++ compiler was found\nmore")
+
+    monkeypatch.setattr(torch, "compile", lambda function: fails)
+    row_losses._compiled.cache_clear()
+    with pytest.raises(RunError, match=r"fails on this machine \(no C\+\+ compiler was found\).*training.compile=off"):
+        ours(make_problem(), LossSettings("fkl", compiled=True))
+    row_losses._compiled.cache_clear()
+
+
+@pytest.mark.slow
+def test_kernels_give_the_same_loss() -> None:
+    compare(make_problem().in_dtype(torch.float32), LossSettings("fkl", weight=0.6, compiled=True), 1e-5)
 
 
 @pytest.mark.parametrize("upstream", [2.0, 0.25, -1.0])

@@ -14,22 +14,33 @@ from srd.base.limits import temperature_problem
 from srd.training.divergences.base import DIVERGENCES, canonical_name, check_parameters
 
 ValueAndSlope = tuple[Tensor, Tensor]
+SlopeFunction = Callable[..., ValueAndSlope]
 
 
 def value_and_slope(
     name: str, log_p: Tensor, log_q: Tensor, parameters: dict[str, float], columns: dict[str, Tensor] | None = None
 ) -> ValueAndSlope:
-    """Evaluate a divergence on log-probabilities ``[N, V]``; masked ids (-inf in both) contribute nothing.
+    """Evaluate a divergence on log-probabilities ``[N, V]``; masked ids (-inf in both) contribute nothing."""
+    check_parameters(name, parameters)
+    return evaluate(slope_function(name), log_p, log_q, {**parameters, **(columns or {})})
+
+
+def slope_function(name: str) -> SlopeFunction:
+    """What gives a divergence and its slope of log-probabilities."""
+    known = DIVERGENCES.get(name)
+    return known.function if known.gives_slope else partial(_by_autograd, known.function)
+
+
+def evaluate(function: SlopeFunction, log_p: Tensor, log_q: Tensor, given: dict[str, Any]) -> ValueAndSlope:
+    """`value_and_slope` of a function, with its parameters: numbers, or what differs from row to row ``[N, 1]``.
 
     0 · (−∞ − (−∞)) is NaN in floating point where the divergence's limit is 0. Masks are rare, so the plain form is
-    evaluated first and the few rows' NaN, if any, lead to the careful form.
+    evaluated first and the few rows' NaN, if any, lead to the careful form. Compiled, the careful form costs nothing,
+    and to ask would.
     """
-    check_parameters(name, parameters)
-    known = DIVERGENCES.get(name)
-    function = known.function if known.gives_slope else partial(_by_autograd, known.function)
-    given: dict[str, Any] = {**parameters, **(columns or {})}  # numbers, and what differs from row to row, [N, 1]
-    value, slope = function(log_p, log_q, **given)
-    if not torch.isfinite(value).all():
+    compiled = torch.compiler.is_compiling()
+    value, slope = (log_p, log_p) if compiled else function(log_p, log_q, **given)
+    if compiled or not torch.isfinite(value).all():
         lowest = torch.finfo(log_p.dtype).min / 1e6
         value, slope = function(log_p.clamp(min=lowest), log_q.clamp(min=lowest), **given)
         value = value.masked_fill(value > 1e12, float("inf"))  # mass where the other has none

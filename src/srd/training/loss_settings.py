@@ -39,6 +39,7 @@ class LossSettings:
         teacher_share: The teacher's share of the logits that the divergence aims at; the student's own, as constants,
             are the rest (TAID, arXiv 2501.16937). 1: the teacher alone.
         tokens: Where the divergence is taken; None: everywhere.
+        compiled: Whether what is done to a chunk of logits is compiled for the machine first.
     """
 
     objective: str | None = None
@@ -48,6 +49,7 @@ class LossSettings:
     scaling: str = "paper"
     teacher_share: float = 1.0
     tokens: TokenChoice | None = None
+    compiled: bool = False
 
     @property
     def kd_factor(self) -> float:

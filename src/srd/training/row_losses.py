@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from srd.base.errors import RunError
 from srd.training.aligned_loss import ClassMaps, by_class, through_classes
-from srd.training.divergence import value_and_slope
+from srd.training.divergence import SlopeFunction, evaluate, slope_function
 from srd.training.loss_settings import LossSettings
 from srd.training.outcomes import OutcomeHead
 
 BLOCK_BYTES = 1 << 20  # rows worked on at a time on a CPU: small enough to stay in one core's own cache
+MOST_GRAPHS = 64  # that are compiled of the loss
 
 
 @dataclass
@@ -53,6 +58,7 @@ def _row_losses(
     coarse: OutcomeHead | None,
     boost: Tensor | float,
     columns: dict[str, Tensor],
+    divergence: SlopeFunction | None,
 ) -> LossParts:
     """Losses of some rows; with ``scale``, ``student`` is overwritten by the gradient of their weighted sum.
 
@@ -66,6 +72,7 @@ def _row_losses(
         coarse: Of a teacher that is known by some tokens and a rest.
         boost: Another one on the divergence's.
         columns: Parameters of the divergence that differ from row to row, ``[n, 1]``.
+        divergence: What the objective is; None without one, and where ``coarse`` compares.
     """
     temperature = settings.temperature
     distils = settings.objective is not None and teacher is not None
@@ -86,8 +93,9 @@ def _row_losses(
         if coarse:
             kd, slope = coarse.compare(teacher, log_q, settings.objective, settings.parameters, temperature)
         else:
+            assert divergence is not None
             log_p = torch.log_softmax(teacher, -1)
-            kd, slope = value_and_slope(settings.objective, log_p, log_q, settings.parameters, columns)
+            kd, slope = evaluate(divergence, log_p, log_q, {**settings.parameters, **columns})
         if scale is not None:
             slope.mul_(scale * boost * (settings.kd_factor / temperature))
             weight_of_q = slope.sum(-1, keepdim=True)
@@ -100,6 +108,23 @@ def _row_losses(
         if settings.ce_factor:
             student.scatter_add_(-1, targets[:, None], -pull)
     return LossParts(ce, kd)
+
+
+@cache
+def _compiled() -> Callable[..., LossParts]:
+    """`_row_losses` as a few kernels, in the place of one for every operation."""
+    # One graph for each stage's temperature and weight, with gradient and without.
+    torch._dynamo.config.recompile_limit = max(MOST_GRAPHS, torch._dynamo.config.recompile_limit)
+    compiled = torch.compile(_row_losses)
+
+    def call(*given: Any) -> LossParts:
+        try:
+            return compiled(*given)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0]
+            raise RunError(f"torch.compile fails on this machine ({reason}). Set training.compile=off") from error
+
+    return call
 
 
 @dataclass(frozen=True)
@@ -138,7 +163,8 @@ def _apart_losses(
     logits, aims = sums[:, :-1].log(), by_class(p, maps.teacher, maps.count)[:, :-1].log()
     share = None if scale is None else scale * settings.weight
     only = replace(settings, weight=1.0)  # cross-entropy is over tokens, not classes
-    kd = _row_losses(logits, aims, targets, reference, only, share, None, 1.0, {}).kd * apart.used
+    divergence = slope_function(str(settings.objective))
+    kd = _row_losses(logits, aims, targets, reference, only, share, None, 1.0, {}, divergence).kd * apart.used
     mass = (p @ maps.shared.to(p.dtype)) * apart.used
     if scale is not None:
         pull = (settings.ce_factor * reference + apart.pull)[:, None] * scale
@@ -165,6 +191,8 @@ def chunk_losses(
     rows = len(targets)
     if student.device.type == "cpu":
         rows = max(1, BLOCK_BYTES // (student.shape[1] * student.element_size()))
+    divergence = slope_function(settings.objective) if settings.objective and not coarse else None
+    row_losses = _compiled() if settings.compiled and not coarse else _row_losses
     parts = []
     for block in (slice(start, start + rows) for start in range(0, len(targets), rows)):
         logits, wanted, theirs = student[block], targets[block], None if teacher is None else teacher[block]
@@ -174,7 +202,7 @@ def chunk_losses(
         given = (wanted, reference[block], settings, scale)
         if apart is None or theirs is None:
             beside = {name: column[block, None] for name, column in columns.items()}
-            found = _row_losses(logits, theirs, *given, coarse, boost, beside)
+            found = row_losses(logits, theirs, *given, coarse, boost, beside, divergence)
         else:
             found = _apart_losses(logits, theirs, *given, apart[block])
         parts.append(replace(found, own=own))

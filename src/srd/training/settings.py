@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from srd.base.settings import DivergenceTemperature, Named, Precision, Section, Seed, each_once
+from srd.base.settings import DivergenceTemperature, Named, OffIsAWord, Precision, Section, Seed, each_once
 from srd.curation.settings import CurriculumConfig
 from srd.models.settings import LoraConfig
 from srd.training.divergences.base import canonical_name, check_parameters
@@ -89,6 +89,10 @@ class TrainingConfig(Section):
         "auto", description="auto: bfloat16 autocast on a GPU that has it, else float32"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
+    compile: Annotated[Literal["off", "loss"], OffIsAWord] = Field(
+        "off",
+        description="loss: make few kernels of what is done to logits (torch.compile), for a GPU: less time there",
+    )
     lora: LoraConfig | None = Field(None, description="train low-rank adapters instead of all weights")
     select_by: Literal["rouge_l", "loss", "last"] = Field("rouge_l", description="which checkpoint of a stage is best")
     evaluate_every: float = Field(1.0, gt=0, description="validate and checkpoint after so many epochs")
@@ -143,6 +147,15 @@ class TrainingConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _can_be_compiled(self) -> Self:
+        if self.compile == "loss" and self.method.schedule() is not None:
+            raise ValueError(
+                f"compile is loss, but the loss of {self.method.name} changes in every step and would be compiled "
+                "anew. Use compile=off"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _has_a_divergence(self) -> Self:
         if self.tokens is not None and not self.needs_teacher:
             raise ValueError(
@@ -165,7 +178,8 @@ class TrainingConfig(Section):
 
         ``alignment`` decides where tokenizers differ: see `srd.run.steps.student.alignment`.
         """
-        found = self.model_dump(exclude={"log_to", "alignment", *(() if self.tokens else ("tokens",))})
+        idle = [*(() if self.tokens else ("tokens",)), *(() if self.compile != "off" else ("compile",))]
+        found = self.model_dump(exclude={"log_to", "alignment", *idle})
         if not self.writes_ahead:
             found["method"].pop("refresh", None)
         return found

@@ -232,7 +232,7 @@ def _questions(training: Training) -> dict[str, tuple[str, str]]:
 def loss_settings(config: TrainingConfig, stage: Stage) -> LossSettings:
     """What a stage minimises."""
     if not config.needs_teacher:
-        return LossSettings()
+        return LossSettings(compiled=config.compile == "loss")
     return LossSettings(
         config.objective.name,
         config.objective.parameters,
@@ -242,6 +242,7 @@ def loss_settings(config: TrainingConfig, stage: Stage) -> LossSettings:
         tokens=TokenChoice(config.tokens.share, config.tokens.by)
         if config.tokens and config.tokens.share < 1
         else None,
+        compiled=config.compile == "loss",
     )
 
 
