@@ -55,6 +55,15 @@ def test_without_ray_its_package_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         cluster.check_installed()
 
 
+def test_an_address_at_which_nothing_listens_is_refused_before_any_work(
+    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "check_installed", lambda: None)
+    with pytest.raises(UserError, match=r"'127.0.0.1:9': no Ray cluster answers there.*`ray start --head`"):
+        tiny_run.set(cluster={"engine": "ray", "address": "127.0.0.1:9"}).advance("reflection")
+    assert not (tiny_run.run_dir / "examples").exists()
+
+
 @pytest.mark.parametrize("setting", [{"address": "head:6379"}, {"actors": 2}, {"gpus": 0.0}, {"memory_gb": 1.0}])
 def test_a_cluster_that_is_not_asked_is_not_set_up(setting: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=rf"{next(iter(setting))} is for a Ray cluster. Set engine: ray"):

@@ -302,12 +302,27 @@ def connect(settings: ClusterConfig) -> Any:
             _knock(settings.address)
             ray.init(settings.address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
         except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"cluster.address '{settings.address}': no Ray cluster answers there ({reason}). Start one with "
-                "`ray start --head` and give the address that it prints, or none for this machine alone."
-            ) from error
+            raise _no_cluster(settings, error) from error
     return ray
+
+
+def check_address(settings: ClusterConfig) -> None:
+    """Refuse to begin where nothing listens at the cluster's address: else that is found out behind hours of training.
+
+    Raises:
+        UserError: nothing does.
+    """
+    try:
+        _knock(settings.address)
+    except OSError as error:
+        raise _no_cluster(settings, error) from error
+
+
+def _no_cluster(settings: ClusterConfig, error: Exception) -> UserError:
+    return UserError(
+        f"cluster.address '{settings.address}': no Ray cluster answers there ({str(error).splitlines()[0]}). Start one "
+        "with `ray start --head` and give the address that it prints, or none for this machine alone."
+    )
 
 
 def _knock(address: str | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from srd.base import parallel
 from srd.base.errors import UserError
+from srd.models.cluster import check_address
 from srd.recipe.schema import Recipe
 from srd.run.checks import check_recipe
 from srd.run.context import Run
@@ -63,6 +64,8 @@ def advance(run: Run, *wanted: str) -> None:
     todo = [step.name for step in steps if "finished" not in run.manifest.steps.get(step.name, {})]
     if asks_server(run.recipe, todo):  # a run that has asked all it needs goes on without
         parallel.on_main(lambda: check_server(run))
+    if todo and run.recipe.cluster.engine == "ray":
+        check_address(run.recipe.cluster)
     for step in steps:
         do(run, step)
         if step.name == "examples":
