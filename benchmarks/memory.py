@@ -250,8 +250,9 @@ def measured(work: Work, folder: Path, rows: int, answers: Any) -> None:
     finally:
         done.set()
         watcher.join()
-    answers.put({**{name: round(value, 3) for name, value in peak.items()},
-                 "seconds": round(time.perf_counter() - started, 1), "processor": round(time.process_time(), 1)})  # fmt: skip
+    times = {"seconds": time.perf_counter() - started, "processor": time.process_time()}
+    rounded = {name: round(value, 3) for name, value in peak.items()}
+    answers.put({**rounded, **{name: round(value, 1) for name, value in times.items()}})
 
 
 WORK = {
