@@ -564,7 +564,7 @@ def init_command(
     with atomic_write(path) as partial:
         partial.write_text(first_text(recipe), encoding="utf-8")
     _echo(path)
-    plan_command(str(path), None, 1, None, False)
+    plan_command(str(path), devices=1, nodes=1, flops_per_second=None, as_json=False)
 
 
 def _asked(key: str, question: str, given: Any, usual: str) -> str:
