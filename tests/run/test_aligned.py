@@ -137,7 +137,8 @@ def test_shares_under_the_limits_are_warned_of(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("srd"), "propagate", True)
     warn_of_coverage(told)
-    assert [each in message for each, message in zip(warned, caplog.messages, strict=True)] == [True] * len(warned)
+    messages = dict.fromkeys(caplog.messages)  # told twice where another test has left a handler on the logger
+    assert [each in message for each, message in zip(warned, messages, strict=True)] == [True] * len(warned)
 
 
 def test_a_plan_tells_how_much_is_supervised_and_counts_the_teachers_own_tokens(tiny: TinyRun) -> None:

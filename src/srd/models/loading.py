@@ -81,6 +81,11 @@ def _check_config(source: str, config: PreTrainedConfig) -> None:
     if not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise UserError(f"model '{source}': config.json says dtype '{dtype}', which is none. Use float32 or bfloat16.")
     method = quantisation(config)
+    if method == "None":
+        raise UserError(
+            f"model '{source}': quantization_config in config.json cannot be read: it has no quant_method. Remove it if "
+            "the weights are not quantised."
+        )
     if method is not None and method not in (*AUTO_QUANTIZATION_CONFIG_MAPPING, "bitsandbytes"):
         raise UserError(
             f"model '{source}': quantization_config in config.json names the method '{method}', which this version of "
