@@ -83,8 +83,8 @@ def _check_config(source: str, config: PreTrainedConfig) -> None:
     method = quantisation(config)
     if method == "None":
         raise UserError(
-            f"model '{source}': quantization_config in config.json cannot be read: it has no quant_method. Remove it if "
-            "the weights are not quantised."
+            f"model '{source}': quantization_config in config.json cannot be read: it has no quant_method. Remove it "
+            "if the weights are not quantised."
         )
     if method is not None and method not in (*AUTO_QUANTIZATION_CONFIG_MAPPING, "bitsandbytes"):
         raise UserError(
