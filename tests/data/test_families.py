@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from srd.base.errors import UserError
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows
 from srd.data.templates.base import get_template
@@ -53,6 +55,23 @@ LEARNT: dict[str, tuple[str, tuple[str, ...]]] = {
     "harmony": ("<|start|>assistant", (CHANNEL,) * 4),
     "a tag that is a control token": ("<think>\n", OPENED),
 }
+
+
+QWEN = THINKING["qwen 3, thinking"]
+ASKING = QWEN.template.rpartition("'<think>\\n'")
+SWITCHED_OFF = {
+    "qwen 3": replace(QWEN, template="'<think>\\n\\n</think>\\n\\n'".join(ASKING[::2])),
+    "deepseek v3.1": replace(THINKING["deepseek v3.1, thinking"], options={"thinking": False}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("family", SWITCHED_OFF)
+def test_no_thought_is_learnt_behind_a_prompt_that_has_ended_it(family: str, form: str) -> None:
+    with pytest.raises(UserError, match=r"does not follow its prompt.*data\.template_arguments"):
+        encoded(SWITCHED_OFF[family], talk("Why?", FORMS[form]))
+    _, prompt, response = encoded(SWITCHED_OFF[family], talk("Why?", "So."))
+    assert prompt.rstrip().endswith("</think>") and response.startswith("So."), "as the message says"
 
 
 @pytest.mark.parametrize("family", LEARNT)

@@ -186,12 +186,26 @@ def test_columns_of_rows(tmp_path: Path, columns: dict[str, str], row: Row) -> N
          {"conversations": [{"who": "Patient", "what": "Weather?"}, {"who": "Doctor", "what": "It is blue."}]}),
         ({"from": "who", "value": "what", "human": "Patient", "gpt": "Doctor"},
          {"conversations": [{"who": "Patient", "what": "Weather?"}, {"who": "Doctor", "what": "It is blue."}]}),
+        ({"role": "who", "content": "what", "user": "Patient", "assistant": "Doctor", "developer": "Clinic"},
+         {"conversations": [{"who": "Patient", "what": "Weather?"}, {"who": "Doctor", "what": "It is blue."}]}),
         ({"user": "me", "assistant": "you", "messages": "log.turns"},
          {"log": {"turns": [said("me", "Weather?"), said("you", "It is blue.")]}}),
     ],
 )  # fmt: skip
 def test_columns_inside_conversations(columns: dict[str, str], row: Row) -> None:
     assert recognised(Columns(columns).renamed(row, "here"), "here")[1]["messages"] == [USER, DONE]
+
+
+@pytest.mark.parametrize("name", ["system", "developer"])
+def test_who_sets_the_scene_is_named_like_any_other_speaker(name: str, tmp_path: Path) -> None:
+    """`system` may be a column of the row, too: only where neither is there the name is wrong."""
+    row = {"conversations": [said("Narrator", "Be brief."), USER, DONE]}
+    columns = Columns({name: "Narrator"})
+    messages = recognised(columns.renamed(row, "here"), "here")[1]["messages"]
+    assert [turn["role"] for turn in messages] == [name, "user", "assistant"]
+    columns.check()
+    with pytest.raises(UserError, match=r"columns\.system: there is no column 'Narator'"):
+        load(tmp_path, [row], columns={"system": "Narator"})
 
 
 @pytest.mark.parametrize(

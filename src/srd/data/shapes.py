@@ -31,7 +31,7 @@ PAIRS: tuple[tuple[str, tuple[str, ...]], ...] = (
 CONTEXTS = ("input", "context")
 QUESTIONS = [question for question, _ in PAIRS if question not in CONTEXTS]
 TURN_FIELDS = ("role", "from", "content", "value", "name", "tool_calls", "tool_call_id", "reasoning_content", "weight")
-ROLE_NAMES = ("user", "assistant", "tool", "human", "gpt")
+ROLE_NAMES = ("user", "assistant", "tool", "developer", "human", "gpt")
 ROW_FIELDS = frozenset(
     {"id", "tools", "functions", "history", "references", *CONVERSATIONS, *SYSTEM, *CONTEXTS}
     | {name for question, answers in PAIRS for name in (question, *answers)}
@@ -41,7 +41,7 @@ SPEAKERS = {
     **dict.fromkeys(("human", "prompter"), "user"),
     **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "bing", "bard", "claude"), "assistant"),
     **dict.fromkeys(("observation", "tool_response", "function_response"), "tool"),
-    **{name: name for name in ("system", "user", "assistant", "tool")},
+    **{name: name for name in ("system", "developer", "user", "assistant", "tool")},
 }
 CALLS = ("function_call", "tool_call")
 
@@ -259,7 +259,7 @@ class Columns:
     """Names of our fields for those that a file has, of a row and of the turns in it.
 
     A name of ours may be a field of a row (theirs may lie deeper: `data.question`), a field of a turn (`role`,
-    `content`), or a role (`user`, `assistant`), whose name in the file is given.
+    `content`), or a role (`user`, `assistant`), whose name in the file is given; `system` is a column or a role.
 
     Args:
         names: ours -> theirs.
@@ -274,7 +274,8 @@ class Columns:
             if name not in ours:
                 raise UserError(f"columns: there is no column {name!r}; {nearest(name, ours)}.")
         self._turn = {} if known else {name: their for name, their in names.items() if name in TURN_FIELDS}
-        self._roles = {} if known else {their: SPEAKERS[name] for name, their in names.items() if name in ROLE_NAMES}
+        roles = () if known else (*ROLE_NAMES, "system")
+        self._roles = {their: SPEAKERS[name] for name, their in names.items() if name in roles}
         inside = () if known else (*TURN_FIELDS, *ROLE_NAMES)
         self._row = {name: their for name, their in names.items() if name not in inside}
         self._asking = set() if known else {*CONVERSATIONS, *QUESTIONS}
@@ -311,7 +312,11 @@ class Columns:
         others = {name: value for name, value in turn.items() if name not in self._turn.values()}
         turn = {**others, **{ours: turn[theirs] for ours, theirs in self._turn.items() if theirs in turn}}
         speaker = "role" if "role" in turn else "from"
-        return {**turn, speaker: self._roles.get(turn.get(speaker), turn.get(speaker))} if self._roles else turn
+        role = self._roles.get(turn.get(speaker))
+        if role is None:
+            return turn
+        self._met.add(role)  # a system that speaks in turns is no missing column
+        return {**turn, speaker: role}
 
 
 def _at(row: Row, name: str) -> list[Any]:

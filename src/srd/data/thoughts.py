@@ -62,6 +62,11 @@ def opened_by(prompt: str) -> tuple[str, str]:
     return (prompt[: found.start()], prompt[found.start() :]) if found else (prompt, "")
 
 
+def closes(prompt: str) -> bool:
+    """Whether a prompt ends a thought, most often an empty one: no thought belongs behind it."""
+    return prompt.rstrip().endswith(tuple(TAGS.values()))
+
+
 def continued(answer: Message, thought: Thought, opening: str) -> str:
     """An answer as a model writes it: its thought, what closes it, what it says.
 

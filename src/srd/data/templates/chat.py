@@ -21,6 +21,7 @@ from srd.data.messages import CALLS, REASONING, SYSTEM, Message, answer_of, conv
 from srd.data.templates.base import Example, PartedError, Segment, Template, joined, register_template
 from srd.data.thoughts import (
     Thought,
+    closes,
     closes_only,
     continued,
     holds,
@@ -41,6 +42,7 @@ PROBE, THOUGHT = "QzProbe", "QzThought"
 PLAIN, LAST = "choose data.template=plain", "set data.train_on=last"
 FORGETS = "leaves out what answers thought, which it would keep in their content, between <think> and </think>"
 THINK = "give the answers what they thought: as reasoning_content, or in the content as <think>…</think>"
+THINKS_NOT = "let it think (data.template_arguments switches that), or take out what the answers thought"
 # What templates call to learn the time, and how it is to be told.
 ASKED_TIME = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<form>[^"']*)(?P=quote)\s*\)""")
 PROMPTS_KEPT = 1_000  # as many as are encoded together
@@ -127,6 +129,8 @@ class ChatTemplate(Template):
         """
         whole, thought = [*messages, answer], thought_of(answer)
         text = first = self._apply(whole, example, ask=False)
+        if thought is not None and closes(prompt):
+            raise self._parted(prompt, first, example, THINKS_NOT)
         if thought is not None and (not _tells(text, prompt, thought) or self._writes_thoughts_untagged):
             for other in told_in_fields(answer, thought):
                 told = self._apply([*messages, other], example, ask=False)
