@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -13,10 +15,12 @@ from srd.base.errors import UserError
 from srd.curation import likelihoods
 from srd.data.corruption import corrupt
 from srd.data.examples import examples_from_rows, row_of
+from srd.models.generation import Decoding
 from srd.report.page import build_report
 from srd.run.steps import cleaning
 from tests.oracle import noun_rows, oracle_losses
 from tests.runs import TinyRun, steps_finished, write_rows
+from tests.tiny import tiny_model, tiny_tokenizer
 
 FIND = ["empty", "looping", "eos", "match", "near_copy"]
 
@@ -91,7 +95,10 @@ def test_softened_rows_lose_their_cross_entropy(run: TinyRun) -> None:
 def test_repaired_rows_have_an_answer_of_the_teacher(run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     def writes(model: Any, tokenizer: Any, prompts: Any, names: Any, decoding: Any, **options: Any) -> Any:
         """What the prompt names, in a sentence that ends; cut by every other sample."""
-        told = [tokenizer.decode(prompt).replace("What is", "It is").replace("?", ".") for prompt in prompts]
+        told = [
+            tokenizer.decode(prompt, skip_special_tokens=True).replace("What is", "It is").replace("?", ".")
+            for prompt in prompts
+        ]
         told = [text if not decoding.temperature else text[: len(text) // 2] for text in told]
         return [[*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in told]
 
@@ -115,6 +122,23 @@ def test_repaired_rows_have_an_answer_of_the_teacher(run: TinyRun, monkeypatch: 
     done = run.set(generation__max_new_tokens=65).advance("repair")
     assert not any(row["repaired"] for row in marks(run).values())
     assert ids(done.files.cleaned) == [name for name in found if name not in wrong]
+
+
+def test_a_repair_is_all_that_was_written(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A row is encoded anew: what has control tokens or half a sign would be learnt as something else."""
+    tokenizer = tiny_tokenizer("llama")
+    told, end = tokenizer("It is blue.", add_special_tokens=False)["input_ids"], [tokenizer.eos_token_id]
+    half = tokenizer("\N{SNOWMAN}", add_special_tokens=False)["input_ids"][:1]
+    control = [tokenizer.unk_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id]
+    answers = [[*told, *end], told, [*told, *control, *told, *end], [*told, *half, *end]]
+    monkeypatch.setattr(cleaning, "generate_tokens", lambda *a, **k: answers)
+    monkeypatch.setattr(logging.getLogger("srd"), "propagate", True)
+    caplog.set_level(logging.INFO)
+    encoder = SimpleNamespace(tokenizer=tokenizer)
+    prompts = [[1]] * len(answers)
+    found = cleaning._written(tiny_model("llama"), encoder, prompts, list("abcd"), Decoding(9), 4, lambda *a: None)
+    assert found == ["It is blue.", None, None, None]
+    assert "1 of 4 repairs were cut at 9 tokens" in caplog.text
 
 
 def test_too_many_marks_stop_and_show_examples(run: TinyRun) -> None:

@@ -374,10 +374,16 @@ def _answers(run: Run, rows: datasets.Dataset, wrong: NDArray[np.int64]) -> list
     return list(dict.fromkeys(found))
 
 
+HALF = "\ufffd"  # what stands for the bytes of a sign that is not whole
+
+
 def _written(
     model: Any, encoder: Encoder, prompts: list[list[int]], names: list[str], way: Decoding, size: int, update: Any
 ) -> list[str | None]:
-    """Answers as text; None for one that does not end or says nothing."""
+    """Answers as text; None for one that does not end, says nothing, or has control tokens or half a sign in it.
+
+    A repaired row is a row like any other, which is encoded anew: its text must be all that was written.
+    """
     done = 0
 
     def count(more: int) -> None:
@@ -385,11 +391,18 @@ def _written(
         done += more
         update(done, len(prompts))
 
-    answers = generate_tokens(model, encoder.tokenizer, prompts, names, way, batch_size=size, progress=count,
+    tokenizer = encoder.tokenizer
+    answers = generate_tokens(model, tokenizer, prompts, names, way, batch_size=size, progress=count,
                               share=parallel.processes() > 1)  # fmt: skip
-    ended = [without_end(ids, stop_token_ids(model, encoder.tokenizer)) for ids in answers]
-    texts = encoder.tokenizer.batch_decode([ids for ids, _ in ended], skip_special_tokens=True)
-    return [text.strip() if over and text.strip() else None for text, (_, over) in zip(texts, ended, strict=True)]
+    stop = stop_token_ids(model, tokenizer)
+    tokens, ended = zip(*(without_end(ids, stop) for ids in answers), strict=True) if answers else ((), ())
+    texts, whole = (tokenizer.batch_decode(list(tokens), skip_special_tokens=skip) for skip in (True, False))
+    if cut := len(answers) - sum(ended):
+        logger.info("%d of %d repairs were cut at %d tokens, and are not used.", cut, len(answers), way.max_new_tokens)
+    return [
+        text.strip() if over and text.strip() and text == everything and HALF not in text else None
+        for text, everything, over in zip(texts, whole, ended, strict=True)
+    ]
 
 
 def _chosen(run: Run, rows: datasets.Dataset, owners: NDArray[np.int64], texts: list[str]) -> dict[int, str]:
