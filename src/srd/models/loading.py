@@ -81,7 +81,7 @@ def _check_config(source: str, config: PreTrainedConfig) -> None:
     if not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise UserError(f"model '{source}': config.json says dtype '{dtype}', which is none. Use float32 or bfloat16.")
     method = quantisation(config)
-    if method == "None":
+    if method == "":
         raise UserError(
             f"model '{source}': quantization_config in config.json cannot be read: it has no quant_method. Remove it "
             "if the weights are not quantised."

@@ -97,14 +97,14 @@ def missing_packages(
 
 
 def quantisation(config: Any) -> str | None:
-    """The method by which a model's weights are quantised; None: they are not."""
+    """The method by which a model's weights are quantised, empty where it is not named; None: they are not."""
     quantised = getattr(config, "quantization_config", None)
     if quantised is None:
         return None
     method = quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", None)
     if method is None and isinstance(quantised, dict):  # as bitsandbytes once wrote it
-        return "bitsandbytes" if quantised.get("load_in_4bit") or quantised.get("load_in_8bit") else str(method)
-    return str(getattr(method, "value", method))
+        return "bitsandbytes" if quantised.get("load_in_4bit") or quantised.get("load_in_8bit") else ""
+    return "" if method is None else str(getattr(method, "value", method))
 
 
 def is_installed(module: str) -> bool:

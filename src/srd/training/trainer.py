@@ -133,8 +133,7 @@ class DistillTrainer(Trainer):
         models_are_whole()
         self.rollouts, self.rollout_decoding, self.schedule = writing.rollouts, writing.decoding, writing.schedule
         # Measured before the Trainer wraps the forward pass in autocast, which rounds what is compared.
-        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            head_is_enough(self.model)
+        self._head_is_reachable(self.model)
         if self.rollouts is not None or (validation is not None and validation.generate):
             abilities(self.model)
         self.log_row: Callable[[dict[str, Any]], None] | None = None

@@ -43,6 +43,8 @@ from srd.run.steps.base import Step, Summary
 
 logger = logging.getLogger(__name__)
 
+HALF = "\ufffd"  # what stands for the bytes of a sign that is not whole
+
 #: Rows that are dropped whatever the action: their text is right, but there once or not to be trained on.
 SUPERFLUOUS = ("near_copy", HELD_OUT)
 SHOWN = 3  # rows of each reason in a message
@@ -372,9 +374,6 @@ def _answers(run: Run, rows: datasets.Dataset, wrong: NDArray[np.int64]) -> list
                 write_sealed(path, kept)
         found += [(int(row), text) for row, text in zip(wrong, kept["texts"], strict=True) if text is not None]
     return list(dict.fromkeys(found))
-
-
-HALF = "\ufffd"  # what stands for the bytes of a sign that is not whole
 
 
 def _written(
