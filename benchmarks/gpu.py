@@ -11,6 +11,8 @@ is the loss:
 - ``kd-compiled`` the same with ``training.compile: loss``
 - ``trainer`` the same by `srd.DistillTrainer`, with all that a run does besides
 - ``stage``   the same on texts that the student wrote at once and the teacher read once
+- ``write``   the student answers 256 prompts at once (tokens a second are of those it writes)
+- ``write-plain`` the same with every kernel launched by itself; see `srd.models.replay`
 - ``plain``   the same as published scripts have it: in every step both models' logits at all positions
 - ``trl``     TRL's GKDTrainer off policy (lmbda 0), where TRL is installed
 """
@@ -24,7 +26,7 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,6 +41,7 @@ from benchmarks import conventional
 from benchmarks.lengths import SEED, dolly_lengths
 from srd.base.files import atomic_write
 from srd.data.batching import Collator, EncodedExamples, LengthBatches
+from srd.models import reading
 from srd.models.generation import Decoding, decode_batch
 from srd.models.head import head_weights, response_hidden
 from srd.training.cache_building import build_cache
@@ -49,6 +52,7 @@ from srd.training.teacher_cache import TeacherCache
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "runs" / "bench-gpu.json"
 DOCUMENT = ROOT / "docs" / "speed.md"
+NOT_TRAINED = ("build", "write", "write-plain")
 WARM_UP = 2  # steps that are not timed
 WEIGHT = 0.8  # of the divergence; cross-entropy has the rest
 MATRIX = 8192  # of the product that says what the device can do
@@ -378,6 +382,21 @@ def stage(work: Work, folder: Path, longest: int = 256) -> Result:
     return {**trained, **once, "written_tokens": sum(map(len, answers)) * share}
 
 
+def write(work: Work, folder: Path, *, replay: bool = True) -> Result:
+    """The student's own text, greedily, with nothing that ends it."""
+    student, used = work.student().eval(), _used(work)
+    rows = [used.prompts[i % len(used)] for i in range(256)]
+    names = [str(i) for i in range(len(rows))]
+    with torch.autocast(work.device.type, torch.bfloat16):
+        if not replay:
+            reading._abilities[student] = replace(reading.abilities(student), replay=False)
+        decode_batch(student, rows[:8], names[:8], Decoding(4), [], 0, width=work.width)
+        longest = 128 if work.device.type == "cuda" else 8
+        with Clock(work.device) as clock:
+            answers, _ = decode_batch(student, rows, names, Decoding(longest), [], 0, width=work.width)
+    return {"seconds": clock.seconds, "tokens": sum(map(len, answers)), "busy": clock.busy, "answers": answers[:4]}
+
+
 def plain(work: Work, folder: Path) -> Result:
     """Both models in every step."""
     return train(work, work.examples, functools.partial(plain_loss, teacher=work.teacher, width=work.width))
@@ -409,15 +428,15 @@ def token_names(count: int) -> Any:
 
 SYSTEMS: dict[str, Callable[[Work, Path], Result]] = {
     "sft": sft, "build": build, "kd": kd, "kd-compiled": kd_compiled, "trainer": trainer, "stage": stage,
-    "plain": plain, "trl": trl,
+    "write": write, "write-plain": functools.partial(write, replay=False), "plain": plain, "trl": trl,
 }  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------- all, and the table
 
 
-def measure(plan: Plan, device: torch.device) -> Iterator[tuple[str, Result]]:
-    """Every system on every length and pair, the cheap ones first; a system that runs out of memory says so."""
+def measure(plan: Plan, device: torch.device, systems: Sequence[str] = tuple(SYSTEMS)) -> Iterator[tuple[str, Result]]:
+    """Systems on every length and pair, the cheap ones first; a system that runs out of memory says so."""
     end = time.perf_counter() + 60 * plan.minutes
     for teacher_name, student_name in plan.pairs:
         longest = max([512, *(int(name) for name, _ in plan.texts if name.isdigit())]) + 1
@@ -432,6 +451,8 @@ def measure(plan: Plan, device: torch.device) -> Iterator[tuple[str, Result]]:
                 if profile == plan.texts[0][0]:  # what is loaded at the first use is nobody's time
                     attempt(functools.partial(sft, work, Path(folder)), device)
                 for name, system in SYSTEMS.items():
+                    if name not in systems:
+                        continue
                     key = f"{teacher_name} → {student_name}/{profile}/{name}"
                     if name == "trl" and find_spec("trl") is None:
                         yield key, {"failed": "TRL is not installed"}
@@ -487,7 +508,7 @@ def table(results: Result) -> str:
         once = found.get("write_seconds", 0.0) + found.get("read_seconds", 0.0)
         pace = found["tokens"] / (found["seconds"] + once)
         limit = results["measured"].get(f"{models}/{profile}/sft", {})
-        ratio = limit["tokens"] / limit["seconds"] / pace if "seconds" in limit and name != "build" else None
+        ratio = limit["tokens"] / limit["seconds"] / pace if "seconds" in limit and name not in NOT_TRAINED else None
         share = model_flops(*models.split(" → "), found, name) / found["seconds"] / results["peak_flops"]
         busy = found.get("busy", float("nan"))
         cells = [
@@ -507,6 +528,10 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the figures are kept, as JSON")
     parser.add_argument("--minutes", type=float, default=Plan.minutes, help="begin nothing more after these")
     parser.add_argument("--texts", nargs="+", choices=[name for name, _ in Plan.texts], help="these alone")
+    parser.add_argument(
+        "--pairs", nargs="+", choices=[name for name, _ in Plan.pairs], help="with these teachers alone"
+    )
+    parser.add_argument("--systems", nargs="+", choices=[*SYSTEMS], default=[*SYSTEMS], help="these alone")
     parser.add_argument("--document", action="store_true", help="put the table into docs/speed.md")
     options = parser.parse_args()
     if not torch.cuda.is_available() and not options.tiny:
@@ -520,7 +545,9 @@ def main() -> None:
     plan = replace(TINY if options.tiny else Plan(), minutes=options.minutes)
     if options.texts and not options.tiny:
         plan = replace(plan, texts=tuple(text for text in plan.texts if text[0] in options.texts))
-    for key, result in measure(plan, device):
+    if options.pairs and not options.tiny:
+        plan = replace(plan, pairs=tuple(pair for pair in plan.pairs if pair[0] in options.pairs))
+    for key, result in measure(plan, device, options.systems):
         print(key, result.get("failed") or f"{result['seconds']:.2f} s", flush=True)
         results["measured"][key] = result
         options.results.parent.mkdir(parents=True, exist_ok=True)

@@ -241,11 +241,14 @@ def test_what_halves_round_is_told_from_what_is_wrong(noise: float, same: bool) 
 
 
 def test_a_head_computes_as_autocast_lets_its_layers() -> None:
-    """A norm in float32 before the head must not make its product the most expensive part of a step."""
-    head, hidden = HeadWeights(torch.randn(7, 4)), torch.randn(3, 4)
-    assert head.computing_in(hidden).weight.dtype == torch.float32
-    with torch.autocast("cpu", torch.bfloat16):
-        halved = head.computing_in(hidden)
-    assert halved.weight.dtype == torch.bfloat16
-    assert head.computing_in(hidden.bfloat16()).weight.dtype == torch.bfloat16
+    """The Trainer lets the forward pass alone compute in halves, whose last norm gives float32 again."""
+    model, batch = batch_for("llama")
+    assert response_hidden(model, batch).dtype == torch.float32
+    losses = response_losses(model, batch)
+    model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
+    hidden, head = response_hidden(model, batch), head_weights(model)
+    assert hidden.dtype == head.computing_in(hidden).weight.dtype == torch.bfloat16
     assert HeadWeights(head.weight.double()).computing_in(hidden).weight.dtype == torch.float64
+    rounded = response_losses(model, batch)
+    assert rounded.dtype == torch.float32 and not torch.equal(rounded, losses)
+    torch.testing.assert_close(rounded, losses, rtol=0.02, atol=0.02)

@@ -148,26 +148,27 @@ def _answers(
 ) -> list[list[int]]:
     """Decode from the logits of the first new tokens; an answer with `NO_TOKEN` at its end met NaN."""
     answers: list[list[int]] = [[] for _ in names]
-    active = torch.arange(len(names), device=batch.device)
-    alive = torch.ones(len(names), dtype=torch.bool, device=batch.device)
-    stops = torch.tensor([*stop, NO_TOKEN], device=batch.device)
+    rows, ended = list(range(len(names))), {*stop, NO_TOKEN}  # rows: whose answer each of the batch is
+    alive = [True for _ in names]
     sampled = decoding.temperature > 0
     uniform = torch.from_numpy(_uniforms(names, decoding)).to(batch.device) if sampled else None
     for position in range(decoding.max_new_tokens):
         scored = logits[:, :width] if width else logits
-        tokens = choose(scored, decoding, uniform[active, position] if uniform is not None else active)
-        for row, token, live in zip(active.tolist(), tokens.tolist(), alive.tolist(), strict=True):
-            if live:
-                answers[row].append(token)
-        alive &= ~torch.isin(tokens, stops)
-        count = int(alive.sum())
+        tokens = choose(scored, decoding, scored if uniform is None else uniform[:, position])
+        for place, token in enumerate(tokens.tolist()):  # all that a GPU is asked for a step
+            if alive[place]:
+                answers[rows[place]].append(token)
+                alive[place] = token not in ended
+        count = sum(alive)
         if count == 0 or position + 1 == decoding.max_new_tokens:
             break
         # Compacting copies what was read, so it waits until it pays.
-        if batch.able.leaving and count <= 0.75 * len(alive):
-            rows = alive.nonzero()[:, 0]
-            batch.keep(rows)
-            active, alive, tokens = active[rows], alive[rows], tokens[rows]
+        if batch.able.leaving and count <= batch.worth_keeping * len(alive):
+            kept = [place for place, live in enumerate(alive) if live]
+            places = torch.tensor(kept, device=batch.device)
+            batch.keep(places)
+            rows, alive, tokens = [rows[place] for place in kept], [True for _ in kept], tokens[places]
+            uniform = None if uniform is None else uniform[places]
         logits = batch.step(tokens.clamp(min=0))
     return answers
 

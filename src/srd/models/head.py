@@ -83,16 +83,11 @@ class HeadWeights:
         return self.width or self.weight.shape[0]
 
     def computing_in(self, hidden: Tensor) -> HeadWeights:
-        """The same head in half precision, where autocast would let float32 weights compute so.
-
-        The hidden states do not always show it: a norm before the head leaves them in float32.
-        """
-        kind = hidden.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        if self.weight.dtype != torch.float32 or dtype not in HALVES:
+        """The same head in half precision, where autocast made the hidden states so but the weights are float32."""
+        if self.weight.dtype != torch.float32 or hidden.dtype not in HALVES:
             return self
-        bias = None if self.bias is None else self.bias.to(dtype)
-        return HeadWeights(self.weight.to(dtype), bias, self.scale, self.softcap, self.width)
+        bias = None if self.bias is None else self.bias.to(hidden.dtype)
+        return HeadWeights(self.weight.to(hidden.dtype), bias, self.scale, self.softcap, self.width)
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """``[n, d] -> [n, V]`` in float32 (float64 where the weights are); ``out`` has the weights' type."""
@@ -402,12 +397,24 @@ def _hidden(core: nn.Module, forward: Callable[[], Any], index: Tensor) -> Tenso
     seen: list[Tensor] = []
 
     def keep(hidden: Tensor) -> Tensor:
-        seen.append(hidden)
+        seen.append(_as_multiplied(hidden))
         return hidden[:1, :1]
 
     with _before_head(core, keep):
         forward()
     return seen[0].reshape(-1, seen[0].shape[-1])[index]
+
+
+def _as_multiplied(hidden: Tensor) -> Tensor:
+    """What autocast makes of a float32 factor before a product.
+
+    A norm leaves what enters the head in float32, and autocast has ended where the product is made in its place: a head
+    in float32 would then be the most expensive part of a step.
+    """
+    kind = hidden.device.type
+    if hidden.dtype != torch.float32 or not torch.is_autocast_enabled(kind):
+        return hidden
+    return hidden.to(torch.get_autocast_dtype(kind))
 
 
 def _logits(core: nn.Module, forward: Callable[[], Any], index: Tensor) -> Tensor:
@@ -465,7 +472,8 @@ def token_losses(model: Any, forward: Callable[[], Any], index: Tensor, targets:
         targets: What they must predict, ``[N]``.
     """
     if head_is_enough(model):
-        return cross_entropy(_hidden(model, forward, index), head_weights(model), targets)
+        hidden = _hidden(model, forward, index)
+        return cross_entropy(hidden, head_weights(model).computing_in(hidden), targets)
     return cross_entropy(_logits(model, forward, index), own_logits(model), targets)
 
 

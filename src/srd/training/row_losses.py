@@ -101,10 +101,10 @@ def _row_losses(
             weight_of_q = slope.sum(-1, keepdim=True)
             if shared:
                 weight_of_q -= pull
-            slope.addcmul_(log_q.exp_(), weight_of_q, value=-1)
-            total = slope if total is None else total.add_(slope)
+            torch.addcmul(slope, log_q.exp_(), weight_of_q, value=-1, out=student)
+            total = student if total is None else student.add_(total)
     if scale is not None:
-        student.copy_(total) if total is not None else student.zero_()
+        student.copy_(total) if total is not None else student.zero_()  # nothing is copied from itself
         if settings.ce_factor:
             student.scatter_add_(-1, targets[:, None], -pull)
     return LossParts(ce, kd)
