@@ -12,21 +12,35 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from srd.base.console import Terminal, console, set_up_logging
 from srd.base.errors import RunError, UserError
 from srd.base.text import visible
 from srd.base.version import VERSION
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from srd.base.console import Terminal
+
+
+class _Commands(typer.core.TyperGroup):
+    """All commands, each with its whole sentence."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, str(command.help)) for name, command in self.commands.items()])
+
+
+# Without rich the help is there in a third of a second; what a command prints is laid out by it all the same.
 app = typer.Typer(
+    cls=_Commands,
     help="Selective Reflection Distillation: a small language model from a large one.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
 )
 
 INTERRUPTED = 130  # what shells give for Ctrl-C
@@ -85,6 +99,7 @@ def options(
 def open_run(recipe: str, overrides: list[str] | None, run_dir: Path | None) -> Any:
     """Load the recipe and claim its run directory."""
     from srd.api import open_run as claim
+    from srd.base.console import console
     from srd.base.failures import work_in
 
     run = claim(recipe, overrides or [], run_dir)
@@ -96,6 +111,7 @@ def open_run(recipe: str, overrides: list[str] | None, run_dir: Path | None) -> 
 def finish(run: Any) -> None:
     """The last screen: what was gained, what it cost, where everything is."""
     from srd.base import parallel
+    from srd.base.console import console
     from srd.report.summary import print_summary
 
     if parallel.is_main():
@@ -166,6 +182,8 @@ def recipes(
         write = commented if comments else recipe_yaml
         _echo(write(load_recipe(name)).rstrip("\n"))
     else:
+        from rich.table import Table
+
         from srd.recipe.files import read_recipe, shipped_recipes
 
         table = Table("recipe", "what it does", box=None, pad_edge=False)
@@ -179,8 +197,15 @@ def _echo(text: object) -> None:
     typer.echo(visible(str(text)) if sys.stdout.isatty() else str(text))
 
 
+def _terminal(width: int, **options: Any) -> Terminal:
+    """Standard output, as wide as the terminal; else as it is told."""
+    from srd.base.console import Terminal, console
+
+    return Terminal(width=console.width if console.is_terminal else width, **options)
+
+
 def _plain(table: Table) -> str:
-    wide = Terminal(width=console.width if console.is_terminal else 160)
+    wide = _terminal(160)
     with wide.capture() as captured:
         wide.print(table)
     return captured.get().rstrip()
@@ -278,6 +303,7 @@ def rank_command(
         _without_effect(context, f"has no effect with --by {by}", seed="it is for --by random")
     if output is None:
         raise UserError("--scores needs -o FILE: where the ranked rows go (.parquet, .csv or .jsonl)")
+    from srd.base.console import set_up_logging
     from srd.base.tables import check_target, read_table, write_table
     from srd.curation.ranking import rank
 
@@ -339,6 +365,7 @@ def evaluate_command(
         _echo(run.files.results)
         return
     from srd.base import parallel
+    from srd.base.console import console, set_up_logging
     from srd.evaluation.models import evaluate_models, results_table
     from srd.sandbox.outside import permission
 
@@ -405,6 +432,7 @@ def export_command(
     ] = 64,
 ) -> None:
     """Write a run's student, its test rows or its teacher's answers in the form of another tool."""
+    from srd.base.console import console, set_up_logging
     from srd.export.base import Settings, export, known_format
 
     known_format(to)
@@ -434,6 +462,7 @@ def chat_command(
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Fixes the samples.")] = 0,
 ) -> None:
     """Talk with a student; in a pipe, one prompt a line."""
+    from srd.base.console import console, set_up_logging
     from srd.run.chat import chosen, voices
 
     set_up_logging()
@@ -474,6 +503,8 @@ class _Talk:
 
     def converse(self) -> None:
         """Ask until the person leaves with Ctrl-D; /new forgets what was said."""
+        from srd.base.console import console
+
         console.print("[dim]Write a question and press Enter. /new begins a new conversation, Ctrl-D ends.[/]")
         while True:
             try:
@@ -512,6 +543,7 @@ def push_command(
     public: Annotated[bool, typer.Option("--public", help="Let everybody see it. Default: private.")] = False,
 ) -> None:
     """Upload a run's student with its card to the Hugging Face hub, private unless you say otherwise."""
+    from srd.base.console import console, set_up_logging
     from srd.base.text import shown_bytes
     from srd.export.push import prepared, push
 
@@ -572,6 +604,8 @@ def _asked(key: str, question: str, given: Any, usual: str) -> str:
     if given is not None:
         return str(given)
     if sys.stdin is None or not sys.stdin.isatty():
+        from srd.base.console import console
+
         console.print(f"[dim]--{key} {usual}  (not given: {question})[/]", soft_wrap=True)
         return usual
     return str(typer.prompt(question, default=usual, err=True)).strip()
@@ -592,6 +626,7 @@ def plan_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Say what a run would do and cost (passes, steps, time, disk, memory), without loading a weight."""
+    from srd.base.console import set_up_logging
     from srd.recipe.reading import load_recipe
     from srd.run.machines import on_machines, print_machines
     from srd.run.plan import make_plan, measured_flops_per_second, print_plan
@@ -604,7 +639,7 @@ def plan_command(
     if as_json:
         print(json.dumps({**made.as_json(), **({"machines": several.as_json()} if several else {})}, indent=2))
         return
-    terminal = Terminal(highlight=False, width=console.width if console.is_terminal else 120)
+    terminal = _terminal(120, highlight=False)
     print_plan(made, terminal)
     if several:
         print_machines(several, terminal)
@@ -618,6 +653,7 @@ def doctor_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Show what the models will see and what will go wrong, before anything is computed."""
+    from srd.base.console import set_up_logging
     from srd.recipe.reading import load_recipe
     from srd.report.doctor import print_diagnosis
     from srd.run.doctor import examine
@@ -628,7 +664,7 @@ def doctor_command(
     if as_json:
         print(json.dumps(found.as_json(), indent=2))
     else:
-        print_diagnosis(found, Terminal(highlight=False, width=console.width if console.is_terminal else 120))
+        print_diagnosis(found, _terminal(120, highlight=False))
 
 
 @app.command("sweep")
@@ -640,6 +676,7 @@ def sweep_command(
     jobs: Annotated[int, typer.Option(min=1, help="Cells at a time, each in a process of its own.")] = 1,
 ) -> None:
     """Run a recipe under many settings and compare them in one table. Running it again makes what is missing."""
+    from srd.base.console import console, set_up_logging
     from srd.sweep.page import print_sweep
     from srd.sweep.runner import Sweep
     from srd.sweep.settings import find_sweep
@@ -673,11 +710,11 @@ def score_command(
     ] = False,
 ) -> None:
     """Score answers made elsewhere; prints JSON in percent."""
+    from srd.base.console import set_up_logging
     from srd.evaluation.scoring import score_files
-
-    set_up_logging()
     from srd.sandbox.outside import permission
 
+    set_up_logging()
     allow = permission(allow_code_execution, unconfined)
     print(json.dumps(score_files(predictions, references, task, allow_code_execution=allow)))
 
@@ -724,6 +761,9 @@ def _status(error: BaseException) -> int:
         return _lost(error)
     if hasattr(error, "format_message"):  # Typer's own complaints about the command line
         status, message = 2, error.format_message()
+        if len(sys.argv) == 1:  # then it is the help
+            typer.echo(message)
+            return status
     else:
         from srd.base.failures import explain
 
@@ -759,6 +799,7 @@ def _tell(message: str) -> None:
 def _say(message: str) -> None:
     """Print a message of this very process."""
     from srd.base import parallel
+    from srd.base.console import console
 
     if not parallel.is_main():
         console.quiet = False

@@ -1,4 +1,4 @@
-"""A recipe is read, checked and listed without the libraries that take seconds to import."""
+"""The help is shown, and a recipe read, checked and listed, without the libraries that take seconds to import."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ HEAVY = "{'torch', 'transformers', 'datasets'} & set(sys.modules)"
 @pytest.mark.parametrize(
     "work",
     [
+        "import contextlib\nfrom srd.cli import app\nwith contextlib.suppress(SystemExit):\n    app(['--help'])\n"
+        "assert not {'rich', 'numpy', 'pydantic'} & set(sys.modules)",
         "from srd.recipe.files import read_recipe, shipped_recipes\n"
         "[read_recipe(path) for path in shipped_recipes().values()]\nassert 'pydantic' not in sys.modules",
         "import srd.recipe.reading",
@@ -21,7 +23,7 @@ HEAVY = "{'torch', 'transformers', 'datasets'} & set(sys.modules)"
         "from srd.recipe.schema import Recipe\nRecipe.model_json_schema()",
     ],
 )
-def test_reading_a_recipe_imports_nothing_heavy(work: str) -> None:
+def test_what_is_asked_for_first_imports_nothing_heavy(work: str) -> None:
     code = f"import sys\n{work}\nassert not {HEAVY}, {HEAVY}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-600:]
