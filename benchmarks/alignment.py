@@ -35,7 +35,8 @@ CEILING = {"ce": "cross-entropy only, teacher's tokenizer", "kd": "same tokenize
 def recipe_of(name: str, seed: int, wanted: argparse.Namespace, teacher: str, student: str) -> dict[str, Any]:
     """A recipe without its trainings."""
     return {
-        "name": name, "seed": seed, "teacher": teacher, "student": student, "generation": {"max_new_tokens": 48},
+        "name": name, "seed": seed, "teacher": teacher, "student": student,
+        "generation": {"max_new_tokens": 48, "batch_size": 100},
         "data": {"train": "pydocs", "train_limit": wanted.rows, "validation_limit": 100, "test_limit": wanted.answers,
                  **TEXTS},
         "evaluation": {"temperature": 0, "seeds": [seed]},

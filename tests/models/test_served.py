@@ -169,12 +169,16 @@ def test_an_address_without_v1_is_told_what_it_lacks(served: Served) -> None:
         checked(served)
 
 
-def test_another_tokenizer_is_refused(model: Any) -> None:
-    for kind in ("qwen2",):
-        with serving(model, tiny_tokenizer(kind)) as running, pytest.raises(UserError, match="another tokenizer"):
+def test_another_tokenizer_is_refused_until_it_is_named(model: Any) -> None:
+    kind = "qwen2"
+    with serving(model, tiny_tokenizer(kind)) as running:
+        with pytest.raises(UserError, match=r"another tokenizer than the student: .*\(teacher\.tokenizer\)"):
             checked(running)
-        with serving(model, tiny_tokenizer(kind), ways=("text",)) as running:
-            endpoint(running).check(tiny_tokenizer(kind), 100, needs_likelihoods=False)
+        with pytest.raises(UserError, match=r"than 'wrong' \(teacher\.tokenizer\): "):
+            checked(running, tokenizer="wrong")
+        endpoint(running).check(tiny_tokenizer(kind), 100)
+    with serving(model, tiny_tokenizer(kind), ways=("text",)) as running:
+        endpoint(running).check(tiny_tokenizer(kind), 100, needs_likelihoods=False)
 
 
 def test_a_text_that_the_server_finds_too_long_is_said_with_its_length(served: Served) -> None:

@@ -6,17 +6,21 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
 from tokenizers import normalizers
 from typer.testing import CliRunner
 
 from srd.base.errors import UserError
 from srd.base.files import read_json
 from srd.cli import app
+from srd.models.loading import load_model, load_tokenizer
 from srd.models.tokens import tokenizer_identity
 from srd.recipe.reading import validate_recipe
 from srd.report.reading import read_run
@@ -25,11 +29,14 @@ from srd.run.assemble import reader_of
 from srd.run.checks import check_alignment
 from srd.run.models import RecipeModels
 from srd.run.plan import make_plan
+from srd.run.scores import teacher_losses
 from srd.run.teacher_caches import place_of_cache
 from srd.training.alignment import Coverage, warn_of_coverage
+from srd.training.teacher_cache import TeacherCache
 from srd.training.trainer import DistillTrainer
 from tests.faults import in_a_process_of_its_own
 from tests.runs import TinyRun, close, logged
+from tests.served import serving
 from tests.tiny import save_tiny, sentencepiece_tokenizer, tiny_tokenizer
 
 TRAINING = {"epochs": 2, "batch_size": 4, "micro_batch_size": 4, "evaluate_every": 0.5, "select_by": "loss",
@@ -188,10 +195,57 @@ def test_conversations_are_read_in_each_models_own_frame(tmp_path: Path) -> None
     close(run)
 
 
+@pytest.fixture
+def served(tiny: TinyRun) -> Iterator[TinyRun]:
+    """The same teacher behind a server that tells how likely the tokens of a text are, and no others."""
+    with serving(load_model(str(tiny.teacher)), load_tokenizer(str(tiny.teacher)), ways=("echo texts",)) as running:
+        server = {"endpoint": running.url, "model": "tiny", "tokenizer": str(tiny.teacher)}
+        yield tiny.twin().set(teacher=server)
+
+
+def test_a_served_teacher_with_tokens_of_its_own_teaches_by_chunks(tiny: TinyRun, served: TinyRun) -> None:
+    served.run_dir = tiny.folder / "asked"
+    run = served.set(training__epochs=1).train()
+    here = tiny.set(cache__tier="likelihood", cache__max_kl=10.0).advance("cache")
+    assert run.recipe.cache.tier == "likelihood" and run.apart
+    rows = [run.read_by_teacher("train").tokens(i) for i in range(8)]
+    told, own = (
+        torch.cat([TeacherCache(place_of_cache(each)).hidden(*row.values()) for row in rows]) for each in (run, here)
+    )
+    assert (told[:, 0] == own[:, 0]).all()  # the text's own tokens
+    torch.testing.assert_close(told[:, 1].view(torch.float32), own[:, 1].view(torch.float32), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(teacher_losses(run, tiny.folder), teacher_losses(here, tiny.folder), rtol=1e-4)
+    run.keys.pop("cache")  # the server is asked for them
+    np.testing.assert_allclose(teacher_losses(run, tiny.folder), teacher_losses(here, tiny.folder), rtol=1e-4)
+    logs = [row for row in logged(served.run_dir) if "loss" in row]
+    assert logs and all(row["by_chunks"] > 0.9 and row["supervised"] == 0 and row["kd_loss"] > 0 for row in logs)
+    plan = make_plan(validate_recipe(served.recipe, "tiny"))
+    assert any("by the likelihood of chunks" in note for note in plan.notes)
+    close(run)
+
+
+def test_a_served_teacher_writes_in_tokens_of_its_own(tiny: TinyRun, served: TinyRun) -> None:
+    changes = {"training__method": {"name": "seqkd", "max_new_tokens": 6}}
+    texts = []
+    for name, each in (("there", served), ("here", tiny)):
+        run = each.set(**changes).advance("teacher text", run_dir=tiny.folder / name)
+        texts.append(pq.read_table(run.files.teacher_text).column("tokens").to_pylist())
+        close(run)
+    assert texts[0] == texts[1]
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "pairs of texts": ({"training__method": "distillm2"}, "set training.method to kd or gkd"),
     "text written ahead": ({"training__method": {"name": "gkd", "refresh": "epoch"}}, "set its refresh to step"),
     "a part of the distribution": ({"cache__tier": "topk"}, "cache.tier is topk.*int8 or exact"),
+    "distributions of likelihoods": (
+        {"cache__tier": "likelihood", "training__alignment": "prefix"},
+        "of chunks alone.*leave training.alignment out",
+    ),
+    "a part of what a server tells": (
+        {"cache__tier": "topk", "teacher": {"endpoint": "http://h/v1", "model": "m", "tokenizer": "OF THE TEACHER"}},
+        "cache.tier is topk.*set cache.tier to likelihood",
+    ),
     "chosen positions": ({"training__tokens": {"share": 0.5}}, "leave training.tokens out"),
 }
 
@@ -205,6 +259,8 @@ def lower_casing() -> Any:
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_aligned_is_refused(tiny: TinyRun, case: str) -> None:
     changes, message = REFUSED[case]
+    if isinstance(teacher := changes.get("teacher"), dict):
+        changes = {**changes, "teacher": {**teacher, "tokenizer": str(tiny.teacher)}}
     with pytest.raises(UserError, match=f"(?s){message}"):
         check_alignment(models_of(tiny.set(**changes)))
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from srd.models.alignment import NONE
-from srd.models.head import HeadWeights
+from srd.models.head import HeadWeights, cross_entropy
 from srd.training.aligned_loss import EPSILON, TAU, Alignment, ClassMaps, chunk_divergence
 from srd.training.divergence import divergence
 from srd.training.loss import head_loss, logits_loss
 from srd.training.loss_settings import LossSettings
+from srd.training.tiers.base import make_tier
 
 N, M, D = 7, 9, 5
 TEACHER, STUDENT, COUNT = 13, 11, 6  # ids of each, and classes; number 6 is none of them
@@ -188,6 +189,30 @@ def test_likelihoods_of_chunks_are_equal_or_cost_something() -> None:
         assert (value > 0).all() and (slope < 0).all()  # a likelier chunk lowers it
     value, _ = chunk_divergence(own[2:3], own[2:3] - 1)
     assert abs(float(value) - (2 * torch.log(torch.tensor(2 / 3)).item() + 1)) < 0.02  # in nats, like its tokens
+
+
+@pytest.mark.parametrize("path", ["head", "logits"])
+def test_likelihoods_that_were_told_serve_chunks_as_states_do(path: str) -> None:
+    """Of a teacher that is known by the log-probability of each token of the text alone."""
+    made = given()
+    made["alignment"] = replace(made["alignment"], position=torch.full((N,), NONE))
+    targets, items = made.pop("targets"), torch.tensor(10.0, dtype=torch.float64)
+    own = cross_entropy(made["teacher_hidden"], made["teacher_head"], made["alignment"].teacher_targets)
+    tier = make_tier("likelihood")
+    rows = tier.unpack({"target": -own}, made["alignment"].teacher_targets.tolist(), {})
+    wanted, found = (made["hidden"], made["head"].weight), []
+    for hidden, head in ((made["teacher_hidden"], made["teacher_head"]), (rows, tier.head(None, TEACHER))):
+        told = {**made, "teacher_hidden": hidden, "teacher_head": head}
+        student, own_head = told.pop("hidden"), told.pop("head")
+        settings = LossSettings("fkl", weight=0.7)
+        if path == "head":
+            loss, parts = head_loss(student, own_head, targets, settings, items, **told)
+        else:
+            logits = 3.0 * torch.tanh(1.5 * (student @ own_head.weight.T + own_head.bias) / 3.0)
+            loss, parts = logits_loss(logits, STUDENT, targets, settings, items, **told)
+        found.append((loss, parts.ce, parts.kd, *torch.autograd.grad(loss, wanted)))
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-7)  # they are kept in float32
+    assert (found[0][2] > 0).sum() == 4
 
 
 def test_a_batch_without_positions_can_still_be_differentiated() -> None:

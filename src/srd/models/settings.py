@@ -39,6 +39,9 @@ class ServedConfig(Section):
     endpoint: Named | None = Field(
         None, description="URL of an OpenAI-compatible server that has the model, such as http://localhost:8000/v1"
     )
+    tokenizer: Named | None = Field(
+        None, description="folder or hub name of its tokenizer, where that is another than the student's"
+    )
     api_key_env: str | None = Field(None, description="environment variable that holds the server's key")
     parallel: int = Field(8, ge=1, le=1024, description="requests at once")
     timeout: float = Field(120.0, gt=0, le=1e5, description="seconds to wait for one answer")

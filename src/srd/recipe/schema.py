@@ -115,7 +115,7 @@ class OneOfSeveral(TeacherConfig):
 
     @model_validator(mode="after")
     def _is_ready(self) -> Self:
-        if idle := [name for name in ("sft", "source") if getattr(self, name) is not None]:
+        if idle := [name for name in ("sft", "source", "tokenizer") if getattr(self, name) is not None]:
             raise ValueError(
                 f"{idle[0]} is for a single teacher. Remove it"
                 + (", or tune this one beforehand: srd sft" if idle[0] == "sft" else "")
@@ -187,6 +187,8 @@ SERVED_DEFAULTS: dict[str, dict[str, Any]] = {
     "cache": {"tier": "topk", "top_k": 20},
     "training": {"curriculum": {"temperature": 1.0}},
 }
+#: And where it has a tokenizer of its own: of the same bytes in other tokens it is the likelihoods that are compared.
+OWN_TOKENS: dict[str, dict[str, Any]] = {**SERVED_DEFAULTS, "cache": {"tier": "likelihood"}}
 
 
 def _with_first(value: dict[str, Any]) -> dict[str, Any]:
@@ -206,7 +208,7 @@ def _with_server(value: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(teacher, dict) or teacher.get("endpoint") is None or not isinstance(training, dict):
         return value
     given = {**value, "training": {**training, **({"curriculum": {}} if training.get("curriculum") is True else {})}}
-    return merge(SERVED_DEFAULTS, given)
+    return merge(OWN_TOKENS if teacher.get("tokenizer") else SERVED_DEFAULTS, given)
 
 
 def _with_preset(value: dict[str, Any]) -> dict[str, Any]:

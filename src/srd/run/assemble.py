@@ -18,6 +18,7 @@ from srd.curation.curriculum import Stage
 from srd.data.batching import EncodedExamples
 from srd.data.portable_chat import chat_template_of, usual_template
 from srd.run.context import Run
+from srd.run.costs import alignment_of
 from srd.run.loading import engine_for, load, parameters
 from srd.run.pairs import in_pairs_of, pair_examples, responses
 from srd.run.scores import keep_scores, ranked_scores, reflect_on
@@ -130,7 +131,7 @@ def _teacher_of(
 def reader_of(run: Run, config: TrainingConfig, *, written: bool = False) -> Reader:
     """What a teacher with tokens of its own reads in a training, which says how much of it that can supervise."""
     theirs = run.read_by_teacher("train")
-    method, folder = config.alignment, run.files.alignment
+    method, folder = alignment_of(run.recipe, config), run.files.alignment
     reader = Reader(run.teacher_tokenizer, run.tokenizer, theirs, collator(run), method, written, folder)
     if parallel.is_main():
         told = reader.coverage_of(run.encoded("train"))

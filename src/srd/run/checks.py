@@ -113,12 +113,19 @@ def check_alignment(models: RecipeModels) -> None:
 
 def _unaligned(recipe: Recipe, taught: list[TrainingConfig]) -> Iterator[tuple[bool, str, str]]:
     """What does not go with different tokens: whether it is so, what it is, and what helps."""
-    tier = cache_tier(recipe, "float32")
+    tier, cached = cache_tier(recipe, "float32"), cached_trainings(recipe)
     yield (
-        bool(cached_trainings(recipe)) and not tier.whole,
+        bool(cached) and not (tier.whole or tier.of_text),
         f"cache.tier is {tier.name}, which keeps a part of the teacher's distribution",
-        "set cache.tier to int8 or exact",
+        f"set cache.tier to {'likelihood' if recipe.teacher.endpoint else 'int8 or exact'}",
     )
+    for training in cached:
+        yield (
+            not tier.whole and training.alignment in ("prefix", "identical"),
+            f"cache.tier is {tier.name}, from which the likelihoods of chunks alone can be compared, and "
+            f"training.alignment is {training.alignment}",
+            "leave training.alignment out",
+        )
     for training in taught:
         name = training.method.name
         yield bool(training.tokens), "training.tokens chooses among common positions", "leave training.tokens out"

@@ -16,7 +16,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedConfig
 
@@ -301,6 +301,12 @@ def cached_temperatures(recipe: Recipe) -> tuple[float, ...]:
 def cached_trainings(recipe: Recipe) -> list[TrainingConfig]:
     """The trainings that a cache serves, where there is one."""
     return [each for each in recipe.student_trainings if each.caches_references]
+
+
+def alignment_of(recipe: Recipe, training: TrainingConfig) -> Literal["auto", "prefix", "chunks", "identical"]:
+    """How a teacher with tokens of its own teaches: by chunks alone where its cache has no distributions."""
+    alone = training.caches_references and not cache_tier(recipe, "float32").whole
+    return "chunks" if alone and training.alignment == "auto" else training.alignment
 
 
 def temperatures_of(training: TrainingConfig) -> list[float]:

@@ -113,6 +113,7 @@ def named_paths(recipe: Recipe) -> dict[str, Path]:
     roles: dict[str, ModelConfig] = {**dict(zip(names, recipe.all_teachers, strict=True)), "student": recipe.student}
     for role, model in ((role, model) for role, model in roles.items() if model in recipe.models_here):
         found.update({f"{role}.model": model.model, f"{role}.adapter": model.adapter})
+    found.update({f"{role}.tokenizer": getattr(model, "tokenizer", None) for role, model in roles.items()})
     found.update({f"evaluation.tasks[{i}].path": task.path for i, task in enumerate(recipe.evaluation.tasks)})
     found.update({f"data.cleaning.{field}": getattr(data.cleaning, field) for field in ("keep", "drop")})
     found.update({f"plugins[{i}]": name for i, name in enumerate(recipe.plugins)})

@@ -20,7 +20,7 @@ from srd.models.served.journal import Journal
 from srd.models.served.lists import ServedLists, key_of
 from srd.run.context import Run
 from srd.run.identity import model_identity
-from srd.run.served import endpoint_of
+from srd.run.served import endpoint_of, reads_with
 from srd.tasks.base import get_task
 from srd.training.settings import TrainingConfig
 
@@ -58,7 +58,7 @@ def load_writer(source: str, run: Run, options: dict[str, Any]) -> Any:
     if served:
         options = {
             "endpoint": endpoint_of(run.recipe.teacher, 0),
-            "tokenizer": run.tokenizer,
+            "tokenizer": run.teacher_encoder.tokenizer,
             "journal": journal_of(run),
         }
     elif run.recipe.cluster.engine == "ray":
@@ -89,8 +89,8 @@ def lists_of(run: Run, folder: Path, top: int, number: int = 0) -> ServedLists:
     Raises:
         UserError: it cannot serve.
     """
-    endpoint, examples = endpoint_of(run.recipe.all_teachers[number], top), run.encoded("train")
-    endpoint.check(run.tokenizer, run.recipe.data.max_length)
+    endpoint, examples = endpoint_of(run.recipe.all_teachers[number], top), run.read_by_teacher("train")
+    endpoint.check(reads_with(run), run.recipe.data.max_length)
     names = {key_of(examples.tokens(i)): name for i, name in enumerate(examples.ids)}
     return ServedLists(endpoint, Journal(folder / f"asked-{parallel.process()}.jsonl"), names)
 

@@ -56,8 +56,17 @@ class RecipeModels:
 
         Several teachers all read the student's.
         """
-        alone = len(self.configs) == 2 and self.asks_teacher and not self.recipe.teachers
-        return self.parted(0) if alone else ""
+        if self.recipe.teachers or not self.asks_teacher:
+            return ""
+        if self.is_served:
+            own = self.recipe.teacher.tokenizer is not None
+            return tokenizers_differ(self.original_teacher_tokenizer, self.tokenizer) if own else ""
+        return self.parted(0) if len(self.configs) == 2 else ""
+
+    @property
+    def is_served(self) -> bool:
+        """Whether the teacher, or the first of several, is behind a server, so that its configuration is not known."""
+        return self.recipe.teacher.endpoint is not None
 
     def parted(self, number: int) -> str:
         """What is different in the tokens of the student and of one of `Recipe.models_here`; empty: nothing."""
@@ -99,26 +108,26 @@ class RecipeModels:
 
         Its tokens may be shorter than the student's: the same text is more of them.
         """
-        data, own, config = self.recipe.data, self.teacher_tokenizer, self.configs[0]
+        data, own = self.recipe.data, self.teacher_tokenizer
         name, options = data.frame
-        limit = position_limit(config) or SHORTER * data.max_length
-        longest = max(data.max_length, min(SHORTER * data.max_length, limit))
+        limit = None if self.is_served else position_limit(self.configs[0])  # a server refuses what is too long for it
+        longest = max(data.max_length, min(SHORTER * data.max_length, limit or SHORTER * data.max_length))
         return Encoder(
             own,
             get_template("plain" if name == "chat" and not own.chat_template else name, own, options, self.day),
             max_length=longest,
             max_prompt_length=min(SHORTER * data.max_prompt_length, longest - 1),
-            encoder_decoder=bool(config.is_encoder_decoder),
+            encoder_decoder=not self.is_served and bool(self.configs[0].is_encoder_decoder),
             train_on=data.train_on,
-            positions=position_limit(config),
+            positions=limit,
         )
 
     @cached_property
     def original_teacher_tokenizer(self) -> Any:
-        """The tokenizer that came with the teacher; a served one reads the student's tokens."""
+        """The tokenizer that came with the teacher; a served one has the student's, unless another is named."""
         teacher = self.recipe.teacher
-        if teacher.endpoint is not None:
-            return self.tokenizer
+        if self.is_served:
+            return load_tokenizer(teacher.tokenizer) if teacher.tokenizer else self.tokenizer
         return load_tokenizer(teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code)
 
     def tokenizer_of(self, teacher: ModelConfig) -> Any:
@@ -148,7 +157,7 @@ class RecipeModels:
         """What the teacher's tokenizer and chat template put around texts, where that is not what the student's do."""
         own, shared = self.teacher_tokenizer, self.tokenizer
         if self.apart:
-            return [tokenizer_identity(own), bool(self.configs[0].is_encoder_decoder)]
+            return [tokenizer_identity(own), not self.is_served and bool(self.configs[0].is_encoder_decoder)]
         if own is shared or (not own.chat_template and shared.chat_template):
             return []
         frames = [
@@ -253,6 +262,8 @@ class RecipeModels:
         """Token ids that get a logit of the teacher."""
         if not self.apart:
             return self.width
+        if self.is_served:
+            return token_count(self.teacher_tokenizer)
         return shared_vocabulary(self.configs[0], self.configs[0], self.teacher_tokenizer, "teacher")
 
     @property

@@ -35,7 +35,7 @@ from srd.models.settings import ModelConfig
 from srd.models.sources import HUB_NAME, SMOLLM2, split_adapter
 from srd.recipe.schema import Recipe
 from srd.run.checks import check_evaluation, check_libraries, check_recipe
-from srd.run.costs import DataFacts, Facts, Phase, Size, limit_for, other_sizes, sizes_of
+from srd.run.costs import DataFacts, Facts, Phase, Size, alignment_of, limit_for, other_sizes, sizes_of
 from srd.run.flow import planned_steps
 from srd.run.models import RecipeModels
 from srd.run.served import requests_of, told_of_server
@@ -227,7 +227,7 @@ def _read_apart(models: RecipeModels, train: datasets.Dataset, examples: Encoded
     rows = train.select(np.unique(np.linspace(0, len(train) - 1, min(COVERED, len(train))).astype(int)))
     theirs = EncodedExamples(models.teacher_encoder.encode(rows))
     if any(training.needs_teacher for training in models.recipe.student_trainings):
-        method = models.recipe.training.alignment
+        method = alignment_of(models.recipe, models.recipe.training)
         reader = Reader(models.teacher_tokenizer, models.tokenizer, theirs, Collator(0), method)
         told = reader.coverage_of(examples.subset(theirs.ids))
         notes.append(told.words)

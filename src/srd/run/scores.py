@@ -109,7 +109,8 @@ def teacher_losses(run: Run, folder: Path) -> NDArray[np.float64]:
     if "cache" not in run.keys and run.recipe.teacher.endpoint is not None:
         ask = lists_of(run, folder, 0)
         with run.progress("teacher reads") as update:
-            return ask.mean_losses([examples.tokens(i) for i in range(len(examples))], update)
+            told = ask.mean_losses([examples.tokens(i) for i in range(len(examples))], update)
+        return told * np.maximum(examples.learnt, 1) / tokens if run.apart else told
     if "cache" not in run.keys:
         model = load_reader(run.teacher_source, run, run.teacher_options())
         rows = np.arange(len(examples))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from srd.base import parallel
 from srd.curation.scores.base import measured_needs
@@ -25,7 +26,8 @@ def endpoint_of(teacher: TeacherConfig, top: int) -> Endpoint:
     """
     assert teacher.endpoint is not None
     at_once = max(1, teacher.parallel // parallel.processes())  # the processes of a run share what is allowed
-    address = Address(teacher.endpoint, teacher.model, teacher.api_key_env, at_once, teacher.timeout, teacher.patience)
+    times = (teacher.timeout, teacher.patience)
+    address = Address(teacher.endpoint, teacher.model, teacher.api_key_env, at_once, *times, teacher.tokenizer)
     return Endpoint(address, top)
 
 
@@ -58,7 +60,13 @@ def check_server(models: RecipeModels) -> None:
     taught = any(training.needs_teacher for training in recipe.student_trainings)
     for teacher in recipe.all_teachers:
         endpoint = endpoint_of(teacher, top_of(recipe) if taught else 0)
-        endpoint.check(models.tokenizer, recipe.data.max_length, needs_likelihoods=taught or ranks_by_teacher(recipe))
+        needed = taught or ranks_by_teacher(recipe)
+        endpoint.check(reads_with(models), recipe.data.max_length, needs_likelihoods=needed)
+
+
+def reads_with(models: RecipeModels) -> Any:
+    """The tokenizer whose ids a server is asked about: its own where it is `apart`, else the student's."""
+    return models.teacher_tokenizer if models.apart else models.tokenizer
 
 
 def requests_of(facts: Facts) -> list[str]:

@@ -305,7 +305,7 @@ def warn_of_coverage(coverage: Coverage) -> None:
             "two tokenizers cut these texts at different places.",
             ANOTHER,
         )
-    if coverage.shared_tokens < ENOUGH_MASS:
+    if coverage.positions and coverage.shared_tokens < ENOUGH_MASS:  # chunks are the same bytes in any tokens
         warn(
             logger,
             f"{coverage.shared_tokens:.0%} of the teacher's own tokens in these texts are the student's, too: about as "

@@ -89,7 +89,7 @@ class _Aims:
             return torch.zeros_like(self.reference), torch.zeros_like(self.reference)
         spread, pull = chunk_terms(
             alignment,
-            lambda rows: cross_entropy(hidden[rows], head, alignment.teacher_targets[rows]),
+            lambda rows: _told_nats(hidden[rows], head, alignment.teacher_targets[rows]),
             lambda rows: _nats(logits_at, rows, self.targets),
         )
         # The likelihood of a chunk has no temperature, nor the square of one before it.
@@ -119,12 +119,13 @@ class _Aims:
             scale: Factor on the gradient; None where none is wanted.
             terms: From `likelihood_terms`.
         """
-        teacher, hidden, apart = None, self.aligned_hidden, None
-        if distils and self.settings.objective and hidden is not None and self.teacher_head is not None:
-            teacher = workspace.logits("teacher", self.teacher_head, hidden[places])
+        teacher, apart = None, None
+        coarse = self.teacher_head if isinstance(self.teacher_head, OutcomeHead) else None
+        compares = distils and self.settings.objective and not (self.is_apart and coarse)  # else there are chunks alone
+        if compares and self.aligned_hidden is not None and self.teacher_head is not None:
+            teacher = workspace.logits("teacher", self.teacher_head, self.aligned_hidden[places])
         if self.alignment is not None:
             apart = Apart(self.alignment.maps, self.alignment.used.to(student.dtype)[places], terms[1][places])
-        coarse = self.teacher_head if isinstance(self.teacher_head, OutcomeHead) else None
         columns = {name: column[places] for name, column in self.columns.items()}
         given = (self.targets[places], self.reference[places], self.settings, scale)
         found = chunk_losses(student, teacher, *given, coarse, self.boost, columns, self.watch, apart)
@@ -143,6 +144,11 @@ class _Aims:
                 own[places] = part.own
         loss = (self.settings.ce_factor * ce.sum() + self.settings.kd_factor * self.boost * kd.sum()) * inverse
         return (loss, ce, kd) if own is None else (loss, ce, kd, own)
+
+
+def _told_nats(hidden: Tensor, head: HeadWeights, targets: Tensor) -> Tensor:
+    """Negative log-likelihood of a teacher's tokens, from its states or as it was told."""
+    return head.own_nats(hidden) if isinstance(head, OutcomeHead) else cross_entropy(hidden, head, targets)
 
 
 def _nats(logits_at: Callable[[Tensor], Tensor], rows: Tensor, targets: Tensor) -> Tensor:

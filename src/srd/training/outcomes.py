@@ -82,6 +82,11 @@ class OutcomeHead(HeadWeights):
         tokens = tokens - tokens.logsumexp(-1, keepdim=True) + log1mexp(rest)
         return ids, torch.cat([tokens.clamp(min=LOWEST), rest], -1)
 
+    def own_nats(self, rows: Tensor) -> Tensor:
+        """The nats of the one token that is listed, the text's own in the tier ``likelihood``, ``[n]``."""
+        assert self.listed == 1
+        return -rows[:, 1].view(torch.float32)
+
     def compare(
         self, teacher: Tensor, log_q: Tensor, objective: str, parameters: dict[str, float], temperature: float
     ) -> ValueAndSlope:

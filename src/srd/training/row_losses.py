@@ -147,18 +147,38 @@ class Apart:
 
 def _apart_losses(
     student: Tensor,
-    teacher: Tensor,
+    teacher: Tensor | None,
     targets: Tensor,
     reference: Tensor,
     settings: LossSettings,
     scale: Tensor | None,
     apart: Apart,
 ) -> LossParts:
-    """`_row_losses` where the teacher's logits are over another vocabulary ``[n, V_teacher]``."""
-    maps = apart.maps
+    """`_row_losses` where the teacher's logits are over another vocabulary ``[n, V_teacher]``; None: chunks alone."""
     log_q = torch.log_softmax(student, -1)
     ce = -log_q.gather(-1, targets[:, None]).squeeze(-1) * reference * float(settings.ce_factor > 0)
-    q, p = log_q.exp_(), torch.softmax(teacher, -1)
+    q = log_q.exp_()
+    kd, mass, total = torch.zeros_like(ce), None, None
+    if teacher is not None:
+        kd, mass, total = _class_losses(q, teacher, targets, reference, settings, scale, apart)
+    if scale is not None:
+        pull = (settings.ce_factor * reference + apart.pull)[:, None] * scale
+        torch.mul(q, pull, out=student) if total is None else student.copy_(total.addcmul_(q, pull))
+        student.scatter_add_(-1, targets[:, None], -pull)
+    return LossParts(ce, kd, mass=mass)
+
+
+def _class_losses(
+    q: Tensor,
+    teacher: Tensor,
+    targets: Tensor,
+    reference: Tensor,
+    settings: LossSettings,
+    scale: Tensor | None,
+    apart: Apart,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The divergence of classes ``[n]``, the teacher's mass on common tokens ``[n]``, and the gradient ``[n, V]``."""
+    maps, p = apart.maps, torch.softmax(teacher, -1)
     sums = by_class(q, maps.student, maps.count)
     logits, aims = sums[:, :-1].log(), by_class(p, maps.teacher, maps.count)[:, :-1].log()
     share = None if scale is None else scale * settings.weight
@@ -166,12 +186,9 @@ def _apart_losses(
     divergence = slope_function(str(settings.objective))
     kd = _row_losses(logits, aims, targets, reference, only, share, None, 1.0, {}, divergence).kd * apart.used
     mass = (p @ maps.shared.to(p.dtype)) * apart.used
-    if scale is not None:
-        pull = (settings.ce_factor * reference + apart.pull)[:, None] * scale
-        total = through_classes(logits.mul_(apart.used[:, None]), q.clone(), sums, maps.student)
-        student.copy_(total.addcmul_(q, pull))
-        student.scatter_add_(-1, targets[:, None], -pull)
-    return LossParts(ce, kd, mass=mass)
+    if scale is None:
+        return kd, mass, q
+    return kd, mass, through_classes(logits.mul_(apart.used[:, None]), q.clone(), sums, maps.student)
 
 
 def chunk_losses(
@@ -200,7 +217,7 @@ def chunk_losses(
         if watch:  # before the logits are overwritten
             own = logits.gather(-1, wanted[:, None]).squeeze(-1) - torch.logsumexp(logits, -1)
         given = (wanted, reference[block], settings, scale)
-        if apart is None or theirs is None:
+        if apart is None:
             beside = {name: column[block, None] for name, column in columns.items()}
             found = row_losses(logits, theirs, *given, coarse, boost, beside, divergence)
         else:

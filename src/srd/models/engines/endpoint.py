@@ -24,7 +24,7 @@ class ServedWriter(NeverTrains):
 
     Args:
         endpoint: Checked already.
-        tokenizer: The student's, which the server shares.
+        tokenizer: The server's.
         journal: What was answered before.
     """
 

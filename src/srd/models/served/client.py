@@ -45,6 +45,7 @@ class Address:
         parallel: Requests at once.
         timeout: Seconds for one answer.
         patience: Seconds for an answer with all its tries.
+        tokenizer: What the recipe names as its tokenizer; None: the student's.
     """
 
     endpoint: str
@@ -53,6 +54,12 @@ class Address:
     parallel: int = 8
     timeout: float = 120.0
     patience: float = 600.0
+    tokenizer: str | None = None
+
+    @property
+    def reads(self) -> str:
+        """How messages call the tokenizer that it is asked with."""
+        return "the student" if self.tokenizer is None else f"'{self.tokenizer}' (teacher.tokenizer)"
 
     @property
     def shown(self) -> str:

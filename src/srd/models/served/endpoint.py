@@ -1,7 +1,8 @@
 """A served model: whether it is there and speaks the student's tokens, what it says of a text, and what it writes.
 
-Texts go to the server as token ids of the student's tokenizer, which the server must share. That is found out by asking
-what it makes of a text. What it answers is checked token by token; nothing is guessed where an answer has gaps.
+Texts go to the server as token ids: of the student's tokenizer, or of the one that is named as the server's own.
+Whether it is the server's is found out by asking what it makes of a text. What it answers is checked token by token;
+nothing is guessed where an answer has gaps.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Endpoint:
         """Refuse a server that does not serve, before the work that comes before its first answer.
 
         Args:
-            tokenizer: The student's.
+            tokenizer: Whose ids it is asked about.
             longest: Tokens of the longest text.
             needs_likelihoods: Whether log-probabilities will be asked for, and not text alone.
 
@@ -168,13 +169,14 @@ class Endpoint:
         )
         if place is None and len(tokens) == len(ours):
             return
-        what = f"it makes {len(tokens)} tokens of a text that the student makes {len(ours)} of"
+        reads = self.address.reads
+        what = f"it makes {len(tokens)} tokens of a text that {reads} makes {len(ours)} of"
         if place is not None:
             piece = tokens[place]
             shown = f"id {piece}" if isinstance(piece, int) else repr(piece)
             what = (
                 f"token {place} of a text is {shown} there, and id {ours[place]} "
-                f"({tokenizer.decode([ours[place]])!r}) for the student"
+                f"({tokenizer.decode([ours[place]])!r}) for {reads}"
             )
         raise UserError(self._other_tokenizer(what))
 
@@ -186,13 +188,14 @@ class Endpoint:
         read = usage.get("prompt_tokens") if isinstance(usage, dict) else None
         before = len(turns_of(tokenizer).before)
         if isinstance(read, int) and read not in (ours, ours + before, ours + 1):
-            raise UserError(self._other_tokenizer(f"it makes {read} tokens of a text that the student makes {ours} of"))
+            what = f"it makes {read} tokens of a text that {self.address.reads} makes {ours} of"
+            raise UserError(self._other_tokenizer(what))
 
     def _other_tokenizer(self, what: str) -> str:
         return (
-            f"{self.address.shown} has another tokenizer than the student: {what}. A served teacher reads the "
-            "student's tokens: serve one of the student's family, take a student of the teacher's, or load the teacher "
-            "here (teacher.model without teacher.endpoint), where it is aligned by bytes."
+            f"{self.address.shown} has another tokenizer than {self.address.reads}: {what}. Name the folder or hub "
+            "name of its own (teacher.tokenizer), and texts are aligned by their bytes; several teachers need the "
+            "student's."
         )
 
     # --------------------------------------------------------------------------------------------- what it says of text

@@ -15,7 +15,7 @@ from srd.models.pruning import drop_layers
 from srd.recipe.schema import Recipe
 from srd.run.assemble import training_of
 from srd.run.context import Run, load_options
-from srd.run.costs import Facts, Phase, training_phase
+from srd.run.costs import Facts, Phase, alignment_of, training_phase
 from srd.run.identity import model_identity, plugins_identity
 from srd.run.loading import parameters
 from srd.run.steps.base import Step, Summary
@@ -116,7 +116,8 @@ def taught_by(recipe: Recipe) -> list[Any]:
 
 def alignment(run: Run, training: TrainingConfig) -> list[Any]:
     """What decides how a teacher with tokens of its own teaches."""
-    return [training.alignment, *run.teacher_frame] if run.apart and training.needs_teacher else []
+    apart = run.apart and training.needs_teacher
+    return [alignment_of(run.recipe, training), *run.teacher_frame] if apart else []
 
 
 def teaching_steps(recipe: Recipe, training: Any) -> list[str]:

@@ -285,7 +285,9 @@ def _read(run: Run, number: int) -> Summary:
     with run.progress(title) as update:
         if teacher.endpoint is not None:
             ask = lists_of(run, place, top_of(run.recipe), number)
-            cache = fill_cache(place, tier, examples, ask, width=run.width, batch_size=ask.at_once, progress=update)
+            cache = fill_cache(
+                place, tier, examples, ask, width=run.teacher_width, batch_size=ask.at_once, progress=update
+            )
             ask.journal.remove()  # all that was said is in the cache
         else:
             source, options = run.teacher_options_of(number)

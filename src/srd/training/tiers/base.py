@@ -47,6 +47,7 @@ class Tier:
         name: What it is registered under.
         with_head: Whether training needs the teacher's head beside it.
         whole: Whether the probabilities of all tokens can be had from it.
+        of_text: Whether it tells how likely each token of the text was.
         sample: Tokens of the teacher that are looked at beforehand, to set the tier up and measure its error.
         nearer: What brings it nearer to the teacher, or is nearer.
     """
@@ -54,6 +55,7 @@ class Tier:
     name: ClassVar[str] = ""
     with_head: ClassVar[bool] = True
     whole: ClassVar[bool] = True
+    of_text: ClassVar[bool] = True
     sample: ClassVar[int] = 256
     nearer: ClassVar[str] = "Set cache.tier=exact"
 

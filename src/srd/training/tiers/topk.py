@@ -25,7 +25,7 @@ class TopK(Tier):
     is, and not as 1 less the others, which would be rounding where it is small.
     """
 
-    with_head = whole = False
+    with_head = whole = of_text = False
     nearer = "Set a larger cache.top_k, or cache.tier=int8 or exact"
 
     @property
