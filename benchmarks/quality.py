@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "runs" / "bench-quality"
 DOCUMENT = ROOT / "docs" / "speed.md"
 PLOT = ROOT / "docs" / "plots" / "quality.svg"
+SPLITS = ("train", "validation", "test")
 GAIN = 0.9  # of the best gain: the time to it is compared
 
 Result = dict[str, Any]
@@ -164,6 +165,11 @@ class Prepared:
     def student(self) -> Path:
         return self.folder / "models" / "start"
 
+    @property
+    def splits(self) -> dict[str, str]:
+        """Files of the examples."""
+        return {name: str(self.folder / f"{name}.jsonl") for name in SPLITS}
+
     def content(self) -> Result:
         """Rows and scores."""
         return dict(read_json(self.folder / "prepared.json"))
@@ -211,12 +217,20 @@ def prepare(plan: Plan, folder: Path) -> None:
         {"id": name, "prompt_ids": prompt, "references": list(known)}
         for name, prompt, known in zip(asked.ids, asked.prompts, references, strict=True)
     ]
+    for name, file in where.splits.items():
+        with open(file, "w", encoding="utf-8") as output:
+            output.writelines(json.dumps(_instruction(row)) + "\n" for row in run.split(name))
     run.close()
     content: Result = {"rows": rows, "questions": questions}
     tokenizer = load(where.student)
     for name, source in (("student", where.student), ("teacher", where.teacher)):
         content[name] = rouge_of(load(source, tokenizer), tokenizer, questions, plan)
     write_json(folder / "prepared.json", content)
+
+
+def _instruction(row: Result) -> Result:
+    """An example as a row of a file."""
+    return {"id": row["id"], "instruction": row["instruction"], "input": row["input"], "output": row["references"][0]}
 
 
 # ----------------------------------------------------------------------------------------------------------------- ways
@@ -239,6 +253,7 @@ def by_recipe(case: Case, where: Prepared, watch: Watch, start: float) -> None:
         training["epochs"] = plan.passes / 2
     training["evaluate_every"] = training["epochs"] / (plan.points // 3 if training["curriculum"] else plan.points)
     settings = plan.recipe(teacher=str(where.teacher), student=str(where.student), training=training)
+    settings["data"] |= where.splits  # made already, as they are for the other ways
     _remove(folder)
     with _noted(watch, start):
         run = Run(validate_recipe(settings, "quality"), folder)
@@ -618,7 +633,8 @@ def show(options: argparse.Namespace, where: Prepared, found: dict[str, list[Res
     device = next((result["device"] for results in found.values() for result in results), "no GPU")
     about = (
         f"{device}; {machine()}; {len(content['rows'])} rows, {len(content['questions'])} questions, "
-        f"{plan.passes} passes in steps of {plan.batch_size}, texts of at most {plan.tokens} tokens."
+        f"{plan.passes} passes in steps of {plan.batch_size}, texts of at most {plan.tokens} tokens"
+        f"{f'; {options.jobs} trainings side by side' if options.jobs > 1 else ''}."
     )
     text = f"{about}\n\n{table(content, found, failed)}\n"
     drawn = plot(content, found)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-ROOM = 256  # tokens that a recording has room for
+ROOM = 64  # tokens that a recording has room for: little memory beside a prompt's, and one recording in many steps
 
 
 class RoomyLayer(DynamicLayer):
