@@ -153,6 +153,7 @@ class Reader:
             except RuntimeError:  # there is no memory for it; what was read is as it was
                 self.may_replay = False
                 return self.step(tokens)
+            self.state = None  # the recording has copied it
         return self.replay.step(tokens)
 
     def _with_mask(self, ids: Tensor, mask: Tensor, positions: Tensor, state: Any) -> Tensor:
@@ -169,7 +170,7 @@ class Reader:
     @property
     def worth_keeping(self) -> float:
         """The share of rows that go on from which on the others had better leave; a recording has to be made anew."""
-        return 0.5 if self.may_replay else 0.75
+        return 0.25 if self.may_replay else 0.75
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only."""

@@ -81,9 +81,16 @@ def recorded(function: Callable[[], Tensor], device: torch.device) -> Callable[[
     """What does the same as a function, on the same memory, without going through Python; on a GPU alone."""
     if device.type != "cuda":
         return function
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        result = function()
+    graph, aside = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+    aside.wait_stream(torch.cuda.current_stream(device))
+    # torch.cuda.graph would collect garbage and empty the allocator first: a second each time, for rows that leave.
+    with torch.cuda.stream(aside):
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            result = function()
+        finally:
+            graph.capture_end()
+    torch.cuda.current_stream(device).wait_stream(aside)
 
     def replay() -> Tensor:
         graph.replay()
