@@ -92,6 +92,7 @@ def test_distillkits_bytes_decode_to_the_heads_log_softmax(taught: tuple[TinyRun
     assert compressor["delta_encoding"] is False and compressor["exact_k"] == compressor["k"] == K
     assert settings["dataset"]["prepacked"] is True and settings["dataset"]["seed"] is None
     assert settings["loss_functions"][-1]["temperature"] == 2.0
+    assert settings["training_args"]["remove_unused_columns"] is False
     table = pq.read_table(tmp_path / "stage_1" / "data_0.parquet")
     assert table.column_names == ["input_ids", "attention_mask", "labels", "compressed_logprobs", "bytepacked_indices"]
     for row in table.to_pylist()[:4]:

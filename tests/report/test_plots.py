@@ -19,6 +19,7 @@ from srd.report.plots import (
     line_plot,
     log_plot,
     nice_ticks,
+    padded_range,
     scatter_plot,
     thin,
 )
@@ -35,6 +36,16 @@ from srd.report.plots import (
 )
 def test_ticks_are_round_and_inside(low: float, high: float, expected: list[float]) -> None:
     assert nice_ticks(low, high) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([0, 0], (0, 0.1)), ([1, 11], (0, 12)), ([10, 20], (9, 21)), ([-1, 9], (-2, 10)), ([math.nan, 5], (4.5, 5.5))],
+)
+def test_an_axis_has_room_but_none_below_zero_for_what_is_never_below(
+    values: list[float], expected: tuple[float, float]
+) -> None:
+    assert padded_range(values, room=0.1) == pytest.approx(expected)
 
 
 def parse(svg: str) -> ElementTree.Element:

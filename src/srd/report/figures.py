@@ -161,7 +161,7 @@ def difficulty_map(ranked: pyarrow.Table, corruption: dict[str, str]) -> Markup:
         x_label="cross-entropy of the reference, nats per token",
         y_label="ROUGE-L of the student's answer",
         x_range=surprise_range([finite(row, "ce") for row in rows]),
-        y_range=within(padded_range([finite(row, "rouge_l") for row in rows]), -0.02, 1.02),
+        y_range=within(padded_range([finite(row, "rouge_l") for row in rows]), 0.0, 1.02),
     )
     return legend(series) + plot
 

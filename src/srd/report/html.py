@@ -42,6 +42,11 @@ def coded(value: Any, ticks: bool = True) -> Markup:
     return Markup("".join(parts))
 
 
+def unbroken(text: str) -> str:
+    """Keep numbers and their units on one line: ``3.9 s``."""
+    return re.sub(r"(?<=\d) (?=(?:s|min|h|days?|[kMGT]?B)\b)", "\N{NO-BREAK SPACE}", text)
+
+
 @cache
 def environment(package: str) -> jinja2.Environment:
     """The templates of a package, on top of those of the report."""
@@ -54,7 +59,7 @@ def environment(package: str) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"escape_up_to": escape, "shorten": shorten, "coded": coded}
+    made.filters |= {"escape_up_to": escape, "shorten": shorten, "coded": coded, "unbroken": unbroken}
     return made
 
 

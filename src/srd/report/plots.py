@@ -133,13 +133,16 @@ def tick_text(value: float, short: bool = False) -> str:
 
 
 def padded_range(values: Sequence[float], *, zero: bool = False, room: float = 0.06) -> tuple[float, float]:
-    """Return the range of ``values`` with some room at both ends; from 0 with ``zero``."""
+    """Return the range of ``values`` with some room at both ends, but none below 0 where no value is.
+
+    With ``zero`` it begins at 0 at the latest.
+    """
     finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(finite), max(finite)
     if zero:
         low = min(low, 0.0)
     span = (high - low) or abs(high) or 1.0
-    return (low if zero and low == 0 else low - room * span), high + room * span
+    return (max(low - room * span, 0.0) if low >= 0 else low - room * span), high + room * span
 
 
 def line_plot(

@@ -134,6 +134,8 @@ def _settings(taught: TaughtStages, stage: Stage, length: int) -> Iterator[tuple
         "gradient_accumulation_steps": training.batch_size // micro, "learning_rate": training.learning_rate,
         "lr_scheduler_type": training.schedule, "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
+        "remove_unused_columns": False,  # else TRL drops the teacher's
+        "report_to": "none",
     }  # fmt: skip
 
 
