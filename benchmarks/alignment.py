@@ -43,10 +43,10 @@ def recipe_of(name: str, seed: int, wanted: argparse.Namespace, teacher: str, st
     }  # fmt: skip
 
 
-def training_of(seed: int, epochs: int, weight: float, **more: Any) -> dict[str, Any]:
+def training_of(wanted: argparse.Namespace, seed: int, epochs: int, weight: float, **more: Any) -> dict[str, Any]:
     """A training that ends at its best validation loss."""
-    return {"method": "kd", "batch_size": 16, "learning_rate": 2e-3, "select_by": "loss", "weight": weight,
-            "epochs": epochs, "curriculum": None, "seed": seed, **more}  # fmt: skip
+    return {"method": "kd", "batch_size": wanted.batch_size, "learning_rate": 2e-3, "select_by": "loss",
+            "weight": weight, "epochs": epochs, "curriculum": None, "seed": seed, **more}  # fmt: skip
 
 
 def measured(recipe: dict[str, Any], folder: Path, names: dict[str, str]) -> Found:
@@ -69,13 +69,13 @@ def compare(folder: Path, seed: int, wanted: argparse.Namespace) -> Found:
     teacher = save_model(folder / "teacher", own, 4, 2 * wanted.width, seed)
     student, ceiling = (save_model(folder / f"student-{len(tokenizer)}", tokenizer, 2, wanted.width, seed + 1)
                         for tokenizer in (other, own))  # fmt: skip
-    sft = training_of(seed, wanted.teacher_epochs, 0.0, method="sft")
+    sft = training_of(wanted, seed, wanted.teacher_epochs, 0.0, method="sft")
     everything = recipe_of("teacher", seed, wanted, teacher, teacher)
     everything["data"]["train_limit"] = wanted.teacher_rows
     found = measured({**everything, "training": sft}, folder / "tuned", {"sft": "teacher"})
     tuned = str(RunFolder(folder / "tuned", "sft").student("sft"))
     weight = wanted.weight / 100
-    arms = {label: training_of(seed, wanted.epochs, weight, **more) for label, (_, more) in VARIANTS.items()}
+    arms = {label: training_of(wanted, seed, wanted.epochs, weight, **more) for label, (_, more) in VARIANTS.items()}
     for name, model, titles in (("apart", student, {label: title for label, (title, _) in VARIANTS.items()}),
                                 ("alike", ceiling, CEILING)):  # fmt: skip
         baselines = {label: arms[label] for label in titles if label != "kd"}

@@ -93,6 +93,7 @@ def options_of(about: str, **more: int) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=600, help="that a student trains on")
     parser.add_argument("--answers", type=int, default=300, help="that are measured; none was trained on")
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--width", type=int, default=128, help="of the student; the teacher is twice as wide")
     parser.add_argument("--at-once", type=int, default=1, help="seeds that are worked on at once, a process each")

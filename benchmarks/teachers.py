@@ -57,15 +57,15 @@ def teachers_of(way: str, teachers: dict[str, str]) -> dict[str, Any]:
     return {"teachers": own}
 
 
-def trained(name: str, folder: Path, rows: Rows, seed: int, epochs: int, **recipe: Any) -> str:
+def trained(name: str, folder: Path, rows: Rows, seed: int, epochs: int, batch_size: int, **recipe: Any) -> str:
     """The folder of a student that a recipe has trained on some rows."""
     method = recipe.pop("method")
     made = {
         "name": name.replace(" ", "-"), "seed": seed, "cache": {"dir": str(folder / "cache")},
         "data": {"train": write_rows(folder / f"{name}.jsonl", rows), **TEXTS, "validation_size": 50, "test_size": 8,
                  "teacher_column": "subject"},
-        "training": {"method": method, "batch_size": 16, "learning_rate": 2e-3, "select_by": "loss", "epochs": epochs,
-                     "curriculum": None, "seed": seed},
+        "training": {"method": method, "batch_size": batch_size, "learning_rate": 2e-3, "select_by": "loss",
+                     "epochs": epochs, "curriculum": None, "seed": seed},
         "generation": {"max_new_tokens": 8}, "evaluation": {"models": [method], "temperature": 0, "seeds": [seed]},
         **recipe,
     }  # fmt: skip
@@ -84,14 +84,15 @@ def compare(folder: Path, seed: int, wanted: argparse.Namespace) -> Found:
     student = save_model(folder / "student", tokenizer, 2, wanted.width, seed + 100)
     teachers = {
         subject: trained(f"teacher {subject}", folder, rows[: wanted.teacher_rows], seed, wanted.teacher_epochs,
-                         method="sft", teacher=start, student=start)
+                         wanted.batch_size, method="sft", teacher=start, student=start)
         for subject, rows in learnt.items()
     }  # fmt: skip
     models = {f"teacher {subject}": path for subject, path in teachers.items()}
     both = [row for rows in learnt.values() for row in rows[: wanted.rows // 2]]
     for way in WAYS:
         parts = teachers_of(way, teachers)
-        models[way] = trained(way, folder, both, seed, wanted.epochs, method="kd", student=student, **parts)
+        models[way] = trained(way, folder, both, seed, wanted.epochs, wanted.batch_size, method="kd",
+                              student=student, **parts)  # fmt: skip
     return {
         name: {subject: nats_a_byte(path, [{**row, "input": ""} for row in rows]) for subject, rows in tests.items()}
         for name, path in models.items()

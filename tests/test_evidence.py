@@ -14,7 +14,7 @@ from benchmarks import alignment, small, teachers
 from srd.recipe.reading import validate_recipe
 
 ROWS = [{"instruction": f"What is {n}?", "output": f"It is the number {n}."} for n in range(40)]
-WANTED = {"rows": 40, "answers": 20, "epochs": 1, "seeds": 2, "width": 16, "at_once": 1, "json": None}
+WANTED = {"rows": 40, "answers": 20, "epochs": 1, "batch_size": 8, "seeds": 2, "width": 16, "at_once": 1, "json": None}
 
 
 def test_a_model_that_knows_nothing_needs_as_many_nats_as_a_token_has_choices(tmp_path: Path) -> None:
