@@ -1,5 +1,7 @@
 """What of the loss to wrong rows a sweep's arms win back, with intervals: the tables of `srd sweep evidence`.
 
+And of `srd sweep evidence-choices`: how far each choice of the preset `plus` is from the preset.
+
 At every share of damage all arms of a seed answer the same questions. Resampled are the seeds, and within them the
 questions, for all arms together; so differences and their quotient, won back = (arm − KD) ÷ (oracle − KD), are
 pairwise.
@@ -25,6 +27,8 @@ from srd.sweep.cells import Cell, lay_out
 from srd.sweep.settings import load_sweep
 
 REFERENCE, ORACLE, CHANCE, SHARE = "kd", "oracle", "random subset", "data.corruption.share"
+PLUS, SAME_ROWS = "plus", "kd on the same rows"
+SIMPLER = (SAME_ROWS, "one stage")  # than the preset: where they are level with it, they take its place
 SAMPLES = 10_000
 LEVEL, ENOUGH = 0.2, 0.8  # points that `plus` may be behind on clean data; the share of the loss to be won back
 Span = tuple[float, float, float]  # the value, and the interval's ends
@@ -61,7 +65,7 @@ def read_arms(folder: Path, path: Path) -> dict[float, dict[str, Arm]]:
         share: {label: arm for label, arm in arms.items() if len(arm.scores) == wanted[share, label]}
         for share, arms in sorted(found.items())
     }
-    return {share: arms for share, arms in whole.items() if REFERENCE in arms}
+    return {share: arms for share, arms in whole.items() if arms}
 
 
 def _add(arm: Arm, cell: Cell, place: Path) -> None:
@@ -142,8 +146,8 @@ def _shown(span: Span | None, digits: int = 2, sign: str = "+") -> str | None:
     return value if span[1] != span[1] else f"{value} ({ends[0]} to {ends[1]})"
 
 
-def arms_table(found: dict[float, dict[str, Arm]], *, teachers: bool) -> str:
-    """Every arm at every share: score, difference from KD and from chance, won back."""
+def arms_table(found: dict[float, dict[str, Arm]], *, teachers: bool, other: str = CHANCE) -> str:
+    """Every arm at every share: score, difference from KD and from another arm, won back."""
     rows = []
     for share, arms in found.items():
         scores = {label: arm.teachers if teachers else arm.scores for label, arm in arms.items()}
@@ -152,8 +156,8 @@ def arms_table(found: dict[float, dict[str, Arm]], *, teachers: bool) -> str:
             means = [float(values.mean()) for values in own.values()]
             spread = statistics.stdev(means) if len(means) > 1 else None
             against = {
-                other: difference(own, scores[other]) if other in scores and other != label else None
-                for other in (REFERENCE, CHANCE)
+                known: difference(own, scores[known]) if known in scores and known != label else None
+                for known in (REFERENCE, other)
             }
             back = None
             if ORACLE in scores and REFERENCE in scores and label not in (REFERENCE, ORACLE):
@@ -163,10 +167,10 @@ def arms_table(found: dict[float, dict[str, Arm]], *, teachers: bool) -> str:
                 for key in ("examples", "steps", "training_seconds")
             )
             score = Measure(statistics.fmean(means), spread)
-            shown = [_shown(against[REFERENCE]), _shown(against[CHANCE]), _shown(back, sign="")]
+            shown = [_shown(against[REFERENCE]), _shown(against[other]), _shown(back, sign="")]
             rows.append([f"{share:.0%}", label, len(own), kept, score, *shown, *([] if teachers else [steps, seconds])])
     titles = [Column("Damaged"), Column("Arm"), Column("Seeds", 0), Column("Rows", 0), Column("ROUGE-L", 2, best=None)]
-    titles += [Column("less KD"), Column("less random subset"), Column("Won back")]
+    titles += [Column("less KD"), Column(f"less {other}"), Column("Won back")]
     titles += [] if teachers else [Column("Steps", 0), Column("Training, s", 0)]
     return to_markdown(Table(titles, rows).without_empty_columns())
 
@@ -223,6 +227,41 @@ def _damaged_targets(title: str, arms: dict[str, Arm]) -> list[list[Any]]:
     return rows
 
 
+def over_shares(found: dict[float, dict[str, Arm]], label: str) -> Scores:
+    """Of each seed the mean score of each question over all shares of damage; nothing where an arm is not at all."""
+    arms = [arms[label].scores for arms in found.values() if label in arms]
+    if len(arms) < len(found):
+        return {}
+    seeds = set.intersection(*(set(scores) for scores in arms))
+    return {seed: np.mean([scores[seed] for scores in arms], axis=0) for seed in sorted(seeds)}
+
+
+def choices_table(found: dict[float, dict[str, Arm]]) -> str:
+    """How far each choice is from the preset, at each share and over all, and what follows by the rule set beforehand.
+
+    A choice is ahead where the interval over all shares is above zero, and behind where it is below.
+    """
+    labels = dict.fromkeys(label for arms in found.values() for label in arms)
+    rows = []
+    for label in (label for label in labels if label not in (PLUS, REFERENCE, ORACLE)):
+        spans = [
+            difference(arms[label].scores, arms[PLUS].scores) if {label, PLUS} <= set(arms) else None
+            for arms in found.values()
+        ]
+        over = difference(over_shares(found, label), over_shares(found, PLUS))
+        rows.append([label, *map(_shown, spans), _shown(over), _verdict(label, over)])
+    titles = [Column("Choice"), *(Column(f"less plus, {share:.0%} damaged") for share in found)]
+    return to_markdown(Table([*titles, Column("less plus, over both"), Column("")], rows))
+
+
+def _verdict(label: str, over: Span | None) -> str | None:
+    if over is None:
+        return None
+    if over[1] > 0 or over[2] < 0:
+        return "ahead: gets in" if over[1] > 0 else "behind"
+    return "level, and simpler: gets in" if label in SIMPLER else "level"
+
+
 def tables_of(folder: Path, path: Path) -> dict[str, str]:
     """All tables of a sweep with an oracle.
 
@@ -231,6 +270,8 @@ def tables_of(folder: Path, path: Path) -> dict[str, str]:
         path: Its file.
     """
     found, name = read_arms(folder, path), folder.name
+    if load_sweep(path).reference == PLUS:
+        return {f"{name}-arms": arms_table(found, teachers=False, other=PLUS), name: choices_table(found)}
     return {
         f"{name}-arms": arms_table(found, teachers=False),
         f"{name}-teachers": arms_table(found, teachers=True),

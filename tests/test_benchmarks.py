@@ -241,6 +241,27 @@ def test_what_is_won_back_is_paired_by_seed_and_question() -> None:
     assert won_back.difference(arms["drop"], arms["kd"]) == pytest.approx((3, 3, 3))  # over the seeds that both have
 
 
+def test_a_choice_gets_in_by_the_interval_over_all_shares_or_by_being_simpler() -> None:
+    draw = np.random.default_rng(0)
+    gains = {"plus": 0.0, "kd": -1.0, "better": 2.0, "worse": -2.0, "one stage": 0.0, "equal": 0.0}
+
+    def arm(gain: float, seeds: int = 3) -> won_back.Arm:
+        scores = {seed: own + gain + (draw.normal(0, 1, 100) if gain == 0 else 0) for seed, own in asked.items()}
+        return won_back.Arm(scores={seed: scores[seed] for seed in range(seeds)}, summaries=[
+            {"examples": 600, "steps": 38, "training_seconds": 8.0}
+        ])  # fmt: skip
+
+    asked = {seed: draw.normal(25, 10, 100) for seed in range(3)}
+    found = {share: {label: arm(gain) for label, gain in gains.items()} for share in (0.0, 0.4)}
+    found[0.4].pop("equal")  # the time ended
+    table = won_back.choices_table(found)
+    said = {row.split(" | ")[0].strip("| "): row for row in table.splitlines()}
+    assert said["better"].rstrip(" |").endswith("ahead: gets in") and said["worse"].rstrip(" |").endswith("behind")
+    assert said["one stage"].rstrip(" |").endswith("level, and simpler: gets in")
+    assert said["equal"].count("–") == 3 and "kd" not in said and "plus" not in said
+    assert "less plus" in won_back.arms_table(found, teachers=False, other="plus")
+
+
 def test_nothing_is_won_back_where_the_oracle_is_not_surely_ahead() -> None:
     draw = np.random.default_rng(0)
     arms = [{seed: draw.normal(25, 10, 50) for seed in (0, 1)} for _ in range(3)]

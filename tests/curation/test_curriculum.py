@@ -214,3 +214,39 @@ def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
 def test_a_wrong_setting_is_one_message(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         srd.Curriculum(**settings)
+
+
+# ---------------------------------------------------------------------------------------------------------- row weights
+
+
+def test_paced_rows_count_most_where_the_student_half_succeeds() -> None:
+    rows = [{"id": str(i), "rank": i + 1, "rouge_l": r} for i, r in enumerate((1.0, 0.9, 0.5, 0.2, 0.0))]
+    stages = Curriculum(stages=2, select=1, row_weights="paced").split(rows)
+    for stage, raw in zip(stages, ((0, 0.09), (0, 0.09, 0.25, 0.16, 0)), strict=True):
+        assert stage.row_weights == pytest.approx({str(i): w * len(raw) / sum(raw) for i, w in enumerate(raw)})
+    assert all(stage.row_weights is None for stage in Curriculum(stages=2).split(rows))
+    fresh = Curriculum(stages=1, order="fresh", row_weights="paced").split(rows)
+    assert fresh[0].row_weights == stages[1].row_weights
+    assert Curriculum(stages=1, select=0.4, row_weights="paced").split(rows[:1] + rows[4:] + rows[:0] + [
+        {"id": str(i), "rank": 9 + i, "rouge_l": 1.0} for i in range(10, 13)
+    ])[0].row_weights == {"0": 1.0, "4": 1.0}  # all or nothing: no row has a weight  # fmt: skip
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=50))
+def test_weights_have_mean_one_whatever_the_student_does(done: list[float]) -> None:
+    rows = [{"id": f"{i:03}", "rank": i + 1, "rouge_l": value} for i, value in enumerate(done)]
+    weights = Curriculum(stages=1, select=1, row_weights="paced").split(rows)[0].row_weights
+    assert weights is not None and np.mean(list(weights.values())) == pytest.approx(1)
+    assert all(value >= 0 and np.isfinite(value) for value in weights.values())
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"id": "a", "rank": 1}], "rouge_l"),
+        ([{"id": "a", "rank": 1, "rouge_l": float("nan")}], "the rouge_l of example 'a'"),
+    ],
+)
+def test_paced_rows_need_a_score(rows: list[dict[str, Any]], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Curriculum(stages=1, select=1, row_weights="paced").split(rows)

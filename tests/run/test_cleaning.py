@@ -124,6 +124,44 @@ def test_repaired_rows_have_an_answer_of_the_teacher(run: TinyRun, monkeypatch: 
     assert ids(done.files.cleaned) == [name for name in found if name not in wrong]
 
 
+def test_all_rows_are_rewritten_by_the_same_teacher(run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is named as right, or has no answer that passes, keeps its text; a teacher goes by its rows alone."""
+
+    def writes(model: Any, tokenizer: Any, prompts: Any, names: Any, decoding: Any, **options: Any) -> Any:
+        told = [tokenizer.decode(prompt, skip_special_tokens=True).replace("What is", "Lo,").replace("?", ".")
+                for prompt in prompts]  # fmt: skip
+        ends = [[tokenizer.eos_token_id] if name != unanswered else [] for name in names]
+        return [
+            tokenizer(text, add_special_tokens=False)["input_ids"] + end for text, end in zip(told, ends, strict=True)
+        ]
+
+    unanswered = ""
+    monkeypatch.setattr(cleaning, "generate_tokens", writes)
+    run.set(teacher__sft={"epochs": 1, "batch_size": 32}, generation__max_new_tokens=64)
+    done = run.advance("teacher")
+    before, found = steps_finished(run.run_dir), marks(run)
+    right = [name for name, row in found.items() if not row["wrong"]]
+    unanswered, named = right[:2]
+    (run.folder / "keep.txt").write_text(named + "\n", encoding="utf-8")
+    done = run.set(data__cleaning={"action": "rewrite", "find": FIND, "keep": str(run.folder / "keep.txt")}).advance(
+        "repair"
+    )
+    after = steps_finished(run.run_dir)
+    assert after["teacher"] == before["teacher"] and after["likelihoods"] == before["likelihoods"]
+    found = marks(run)
+    left = {row["id"]: row["references"] for row in pq.read_table(done.files.cleaned).to_pylist()}
+    rewritten = {name for name, row in found.items() if row["repaired"]}
+    assert {named, unanswered}.isdisjoint(rewritten) and {named, unanswered} <= set(left)
+    assert len(rewritten & set(right)) > 0.9 * len(right) and any(found[name]["wrong"] for name in rewritten)
+    for name in rewritten:
+        assert left[name] == [found[name]["response_after"]] and left[name][0].startswith("Lo,")
+        assert found[name]["response_before"] and found[name]["response_before"] != left[name][0]
+    summary = done.manifest.steps["repair"]["summary"]
+    assert summary["rewritten"] + summary["repaired"] == len(rewritten)
+    page = build_report(done.folder).read_text(encoding="utf-8")
+    assert "are not wrong, and have an answer of the teacher" in page and "<h4>Rewritten</h4>" in page
+
+
 def test_a_repair_is_all_that_was_written(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """A row is encoded anew: what has control tokens or half a sign would be learnt as something else."""
     tokenizer = tiny_tokenizer("llama")
@@ -156,7 +194,7 @@ def test_too_many_marks_stop_and_show_examples(run: TinyRun) -> None:
     ("settings", "message"),
     [
         ({"find": ["mach"]}, r"data\.cleaning\.find: unknown detector 'mach'; did you mean 'match'"),
-        ({"action": "dropp"}, "'off', 'report', 'drop', 'soften' or 'repair'"),
+        ({"action": "dropp"}, "'off', 'report', 'drop', 'soften', 'repair' or 'rewrite'"),
         ({"keep": "nowhere.txt"}, "data.cleaning.keep: there is no file 'nowhere.txt'"),
         ({"most": 0}, "greater than 0"),
     ],

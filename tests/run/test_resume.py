@@ -49,6 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": PLAIN,
     "lora": {**PLAIN, "lora": {"r": 4, "alpha": 8, "dropout": 0.3}},
     "reflect-again": {**SRD, "curriculum": {**STAGES, "reflect_again": True, "order": "fresh"}},
+    "kept": {**SRD, "curriculum": {"stages": 3, "optimizer": "keep", "row_weights": "paced"}, "select_by": "last"},
     "gkd": {**SRD, "method": {"name": "gkd", "max_new_tokens": 6}},
     "distillm": {
         **SRD,
@@ -255,7 +256,9 @@ def test_nothing_that_keeps_time_needs_a_step(
 
 @pytest.mark.parametrize(
     "variant",
-    in_turn([name for name in VARIANTS if name not in ("srd", "short")], "lora", "reflect-again", "distillm ahead"),
+    in_turn(
+        [name for name in VARIANTS if name not in ("srd", "short")], "lora", "reflect-again", "distillm ahead", "kept"
+    ),
 )
 def test_every_kind_of_training_resumes(
     undisturbed: Callable[[str], TinyRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variant: str

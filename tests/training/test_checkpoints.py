@@ -8,6 +8,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,21 +16,22 @@ import torch
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 
-from srd.base.errors import RunError
+from srd.base.errors import RunError, UserError
 from srd.base.files import disk_errors, read_json
 from srd.models.generation import Decoding
 from srd.run import assemble
 from srd.run.steps import training as training_step
-from srd.training import stages
+from srd.training import one_schedule, stages
 from srd.training.checkpoints import FILES, damage, forget_older, last_checkpoint, list_files, seal
 from srd.training.log import append_row
 from srd.training.loss_settings import LossSettings
 from srd.training.rollouts import AdaptiveOffPolicy
+from srd.training.settings import TrainingConfig
 from srd.training.stages import load_student
 from srd.training.student_text import Writing
 from srd.training.trainer import DistillTrainer
 from srd.training.validation import Validation
-from tests.runs import TinyRun, in_turn
+from tests.runs import TinyRun, in_turn, logged
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.test_trainer import arguments, encoded
 
@@ -298,6 +300,85 @@ def test_a_damaged_stage_is_trained_again(
     assert len(told) == (bool(again) and (run_dir / place).parent.name != "0")
     for name in ("student/model.safetensors", "stages/1/model/model.safetensors"):
         assert (run_dir / name).read_bytes() == (trained.run_dir / name).read_bytes()
+
+
+# ----------------------------------------------------------------------------------------- one optimizer for all stages
+
+
+def rates_of(run_dir: Path) -> list[float]:
+    """The learning rate of each logged step."""
+    return [row["learning_rate"] for row in logged(run_dir) if "learning_rate" in row]
+
+
+def test_stages_with_one_optimizer_have_one_schedule(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warm-up and decay once over 1 + 2 + 3 steps; the moments go on; what was handed on is gone in the end."""
+    tiny_run.set(data__train_limit=12, training={
+        "epochs": 1, "batch_size": 4, "learning_rate": 1e-2, "warmup": 0.5, "schedule": "linear", "select_by": "last",
+        "curriculum": {"stages": 3, "select": 1.0, "optimizer": "keep"},
+    })  # fmt: skip
+    met: list[tuple[int, set[int]]] = []
+    enter = one_schedule.Span.enter
+
+    def look(span: one_schedule.Span, optimizer: Any, scheduler: Any) -> None:
+        enter(span, optimizer, scheduler)
+        met.append((span.before, {int(state["step"]) for state in optimizer.state.values()}))
+
+    monkeypatch.setattr(one_schedule.Span, "enter", look)
+    tiny_run.train()
+    assert met == [(0, set()), (1, {1}), (3, {3})]
+    assert rates_of(tiny_run.run_dir) == pytest.approx([0, 1e-2 / 3, 2e-2 / 3, 1e-2, 2e-2 / 3, 1e-2 / 3])
+    assert not list(tiny_run.run_dir.rglob("optimizer.pt"))
+    tiny_run.set(training__curriculum__optimizer="restart").train(tiny_run.folder / "restarted")
+    assert rates_of(tiny_run.folder / "restarted") == pytest.approx([0, 0, 1e-2, 0, 5e-3, 1e-2])
+
+
+@pytest.mark.parametrize(
+    ("place", "harm", "again"),
+    [
+        ("stages/0/optimizer.pt", None, [1]),
+        ("stages/0/optimizer.pt", flip, [0, 1]),
+        ("stages/0/optimizer.pt", Path.unlink, [0, 1]),
+    ],
+)
+def test_an_optimizer_that_is_damaged_is_made_again(
+    place: str, harm: Any, again: list[int], tmp_path: Path, trained: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before the second stage; with the best model of a stage goes the optimizer as it was there."""
+    tiny = trained.twin().set(training__curriculum__optimizer="keep")
+    whole = trained.folder / "kept"
+    if not whole.exists():
+        tiny.train(whole)
+    original, done = stages.train_stage, []
+
+    def counted(training: Any, stage: Any, model: Any) -> Any:
+        done.append(stage.index)
+        return original(training, stage, model)
+
+    def killed(training: Any, stage: Any, model: Any) -> Any:
+        if stage.index:
+            raise Killed
+        return original(training, stage, model)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stages, "train_stage", killed)
+        with pytest.raises(Killed):
+            tiny.train(tmp_path / "run")
+    assert (tmp_path / "run" / place).is_file()
+    if harm is not None:
+        harm(tmp_path / "run" / place)
+    monkeypatch.setattr(stages, "train_stage", counted)
+    tiny.train(tmp_path / "run")
+    assert done == again
+    student = "student/model.safetensors"
+    assert (tmp_path / "run" / student).read_bytes() == (whole / student).read_bytes()
+
+
+@pytest.mark.parametrize(("fsdp", "deepspeed", "said"), [(True, False, "FSDP"), (False, True, "DeepSpeed")])
+def test_an_optimizer_in_parts_is_not_handed_on(fsdp: bool, deepspeed: bool, said: str) -> None:
+    trainer = SimpleNamespace(is_fsdp_enabled=fsdp, is_deepspeed_enabled=deepspeed)
+    one_schedule.check_whole(trainer, TrainingConfig(curriculum={}))  # each stage has its own
+    with pytest.raises(UserError, match=said):
+        one_schedule.check_whole(trainer, TrainingConfig(curriculum={"optimizer": "keep"}))
 
 
 # -------------------------------------------------------------------------------------------------- reflecting again

@@ -241,6 +241,34 @@ def test_logits_loss_is_the_same_loss(name: str) -> None:
         assert logits.grad is not None and (logits.grad[:, 37:] == 0).all()
 
 
+@pytest.mark.parametrize("name", [None, "fkl", "srkl"])
+def test_positions_count_what_they_are_told(name: str | None) -> None:
+    """Value and gradient are those of a sum of the losses of the single positions, each times its weight."""
+    problem, settings = make_problem(bias=True), settings_of(name, 2.0, 0.6)
+    problem.reference[::3] = 0
+    weights = torch.linspace(0, 2, 11, dtype=torch.float64)
+
+    def alone(made: Problem, at: int) -> Tensor:
+        rows = slice(at, at + 1)
+        one = replace(made, hidden=made.hidden[rows], targets=made.targets[rows], reference=made.reference[rows],
+                      teacher_hidden=made.teacher_hidden[rows])  # fmt: skip
+        return plain_loss(plain_logits(one.hidden, one.head), one, settings)
+
+    mine, theirs = with_gradient(problem), with_gradient(problem)
+    given = {"teacher_hidden": problem.teacher_hidden, "teacher_head": problem.teacher_head, "weights": weights,
+             "reference": problem.reference}  # fmt: skip
+    value, _ = head_loss(mine.hidden, mine.head, problem.targets, settings, problem.items, **given)
+    expected = sum((weights[at] * alone(theirs, at) for at in range(11)), torch.zeros((), dtype=torch.float64))
+    assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=1e-9)
+    value.backward()
+    expected.backward()
+    for one, two in zip(leaves(mine), leaves(theirs), strict=True):
+        assert relative_error(one.grad, two.grad) < 1e-9
+    logits = plain_logits(problem.hidden, problem.head).requires_grad_()
+    again, _ = logits_loss(logits, 37, problem.targets, settings, problem.items, **given)
+    assert float(again.detach()) == pytest.approx(float(expected.detach()), rel=1e-9)
+
+
 @pytest.mark.parametrize("name", [None, "fkl"])
 def test_no_tokens_give_a_differentiable_zero(name: str | None) -> None:
     problem = with_gradient(make_problem(tokens=0, bias=True).in_dtype(torch.float32))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -28,6 +28,23 @@ ORDERS: dict[str, Callable[[Places, int], Places]] = {
 }
 
 
+def paced(done: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights p (1 − p) of mean 1 for rows of which a student does p (PACED, arXiv 2603.11178).
+
+    There p is the share of several answers that pass; here it is the ROUGE-L of the one that reflection has. Where no
+    row has a weight, as the student does all or nothing of each, all have 1.
+
+    Args:
+        done: p of each row, 0 to 1, ``[N]``.
+    """
+    weights = done * (1 - done)
+    return weights / weights.mean() if weights.any() else np.ones_like(done)
+
+
+#: The weights of a stage's rows in the loss, by how much of each the student does.
+ROW_WEIGHTS = {"paced": paced}
+
+
 @dataclass(frozen=True)
 class Stage:
     """What one stage trains on.
@@ -38,6 +55,7 @@ class Stage:
         temperature: Softmax temperature of the divergence.
         weight: Weight of the divergence; cross-entropy has the rest.
         subset: Draw so many of ``ids`` anew for every pass; None: all of them.
+        row_weights: What each example counts in the loss, 1 on average; None: all the same.
     """
 
     index: int
@@ -45,6 +63,7 @@ class Stage:
     temperature: float
     weight: float
     subset: int | None = None
+    row_weights: dict[str, float] | None = None
 
     @property
     def size(self) -> int:
@@ -77,7 +96,9 @@ class Curriculum(CurriculumConfig):
 
     def arrange(self, ranked: Any) -> list[str]:
         """The kept ids in the order in which the stages take them up."""
-        table = _ranked_table(ranked)
+        return self._arranged(_ranked_table(ranked))
+
+    def _arranged(self, table: pa.Table) -> list[str]:
         ids: list[str] = table["id"].take(pa.array(self._places(table))).to_pylist()
         return ids
 
@@ -98,16 +119,25 @@ class Curriculum(CurriculumConfig):
             UserError: no rows, fewer kept examples than stages, missing columns, ids that repeat, ranks that are no
                 numbers.
         """
-        table = _ranked_table(ranked)
-        ids = self.arrange(table)
+        table = _ranked_table(ranked, *(["rouge_l"] if self.row_weights in ROW_WEIGHTS else []))
+        ids = self._arranged(table)
         everything = table["id"].to_pylist() if self.order == "fresh" else []
         temperatures, weights = self.schedule("temperature"), self.schedule("weight")
-        return [
+        stages = [
             Stage(index, sorted(everything), temperatures[index], weights[index], subset=size)
             if self.order == "fresh"
             else Stage(index, ids[:size], temperatures[index], weights[index])
             for index, size in enumerate(self.sizes(len(table)))
         ]
+        return [self._weighed(stage, table) for stage in stages]
+
+    def _weighed(self, stage: Stage, table: pa.Table) -> Stage:
+        """A stage with what each of its examples counts."""
+        if self.row_weights not in ROW_WEIGHTS:
+            return stage
+        done = table["rouge_l"].to_numpy()[pc.index_in(pa.array(stage.ids), table["id"].combine_chunks()).to_numpy()]
+        weights = ROW_WEIGHTS[self.row_weights](done)
+        return replace(stage, row_weights=dict(zip(stage.ids, weights.tolist(), strict=True)))
 
     def assign(self, ranked: Any) -> datasets.Dataset:
         """Add ``kept`` and ``stage`` (the first stage that has the example, -1 for dropped ones) to ranked examples."""
@@ -118,11 +148,16 @@ class Curriculum(CurriculumConfig):
         return datasets.Dataset(table)
 
 
-def _ranked_table(ranked: Any) -> pa.Table:
-    """Ranked examples as a table; UserError where ids repeat or a rank is no finite number."""
-    table = with_ids(as_table(ranked, ["id", "rank"], "ranks"), "ranks")
-    ranks = with_numbers(table, "rank")["rank"].to_numpy()
-    if not np.isfinite(ranks).all():
-        name = table["id"][int(np.flatnonzero(~np.isfinite(ranks))[0])]
-        raise UserError(f"the rank of example '{name}' is not a finite number. Rank the examples anew with srd.rank.")
+def _ranked_table(ranked: Any, *scores: str) -> pa.Table:
+    """Ranked examples as a table; UserError where ids repeat, or a rank or another score is no finite number."""
+    table = with_ids(as_table(ranked, ["id", "rank", *scores], "ranks"), "ranks")
+    for column in ("rank", *scores):
+        numbers = with_numbers(table, column)
+        values = numbers[column].to_numpy()
+        if not np.isfinite(values).all():
+            name = table["id"][int(np.flatnonzero(~np.isfinite(values))[0])]
+            raise UserError(
+                f"the {column} of example '{name}' is not a finite number. Rank the examples anew with srd.rank."
+            )
+        table = numbers if column in scores else table
     return table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -14,6 +14,7 @@ from srd.curation.fusion import FUSIONS
 from srd.curation.scores.base import measured_needs, scores_of
 
 OutOfSample = Annotated[Literal["auto", "before", "cross_fit", "off"], OffIsAWord]
+LATER = ("optimizer", "row_weights")  # settings that came later: fingerprints of trainings without them stay
 Order = Literal["easy_to_hard", "hard_to_easy", "random", "fresh"]
 
 
@@ -57,7 +58,16 @@ class CurriculumConfig(BaseModel):
     k: float = Field(60, ge=0, le=LARGEST_K, description="constant of reciprocal rank fusion")
     temperature: float | list[float] = Field([1.0, 2.0], description="constant, [first, last], or one for every stage")
     weight: float | list[float] = Field([0.8, 1.0], description="distillation weight, likewise")
+    row_weights: Literal["equal", "paced"] = Field(
+        "equal",
+        description="of the rows in the loss; paced: p (1 - p) of a student that does p of a row (its ROUGE-L), so "
+        "that what it knows and what is beyond it counts little",
+    )
     reflect_again: bool = Field(False, description="rank anew before every stage, with the student as it is then")
+    optimizer: Literal["restart", "keep"] = Field(
+        "restart",
+        description="keep: one optimizer and one learning-rate schedule over all stages; restart: each has its own",
+    )
     seed: int = Field(0, ge=0, description="for random and fresh")
 
     @field_validator("score")
@@ -90,6 +100,11 @@ class CurriculumConfig(BaseModel):
             if name == "weight" and not all(0 <= value <= 1 for value in values):
                 raise ValueError(f"weight must be within 0 and 1, but is {values}")
         return self
+
+    def decides(self) -> dict[str, Any]:
+        """The settings that its result follows from; one that came later is left out where it changes nothing."""
+        idle = {name for name in LATER if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(exclude=idle)
 
     def schedule(self, name: Literal["temperature", "weight"] | str) -> list[float]:
         """The values of ``temperature`` or ``weight`` over the stages, ``[stages]``."""

@@ -73,10 +73,10 @@ class CleaningConfig(Section):
     short_for = "action"
     plain = (str, bool)
 
-    action: Annotated[Literal["off", "report", "drop", "soften", "repair"], OffIsAWord] = Field(
+    action: Annotated[Literal["off", "report", "drop", "soften", "repair", "rewrite"], OffIsAWord] = Field(
         "off",
         description="what happens to wrong rows; report: they are only marked; soften: no cross-entropy on them; "
-        "repair: the teacher answers anew",
+        "repair: the teacher answers anew; rewrite: and in place of all other responses, too",
     )
     find: Annotated[list[Named], AfterValidator(each_once)] = Field(
         ["empty", "looping", "eos", "match", "wording", "near_copy"],
@@ -90,6 +90,11 @@ class CleaningConfig(Section):
     def changes_rows(self) -> bool:
         """Whether what is trained on is other than what was read."""
         return self.action not in ("off", "report")
+
+    @property
+    def teacher_answers(self) -> bool:
+        """Whether answers of the teacher take the place of responses."""
+        return self.action in ("repair", "rewrite")
 
 
 class DataConfig(Section):

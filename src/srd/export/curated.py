@@ -99,6 +99,13 @@ class TrainerLayout(Layout):
                 "training.curriculum.reflect_again ranks anew while the student learns, which no file can foresee.",
                 "The stages are those of the starting student; to train as the recipe says, use srd run.",
             )
+        if curriculum is not None and curriculum.row_weights != "equal":
+            warn(
+                logger,
+                f"training.curriculum.row_weights is {curriculum.row_weights}, and {self.trainer.title} counts all "
+                "rows the same.",
+                "The column row_weight says what each counts; to train as the recipe says, use srd run.",
+            )
 
     def names(self, stages: int) -> list[str]:
         own = [name.format(stage) for name in self.trainer.files for stage in _numbers(name, stages)]
@@ -191,6 +198,7 @@ COLUMNS = {
     "instruction, input, output": "of an instruction: its parts, before they are put into the frame",
     "rank, rouge_l, ce": "how hard the example is for the student, and the scores that say so",
     "stage, temperature, weight": "the stage, and the settings of distillation in it",
+    "row_weight": "where rows are weighed: what the example counts in the loss, 1 on average",
     "pass": f"in {TRAIN}: which pass over the stage, from 0",
 }
 

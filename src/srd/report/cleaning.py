@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from srd.base.text import percent
 from srd.curation.cleaning import bad_end
-from srd.curation.detectors.base import DETECTORS, reason_of
+from srd.curation.detectors.base import DETECTORS, REWRITTEN, reason_of
 from srd.report.answers import Answer, Card, by_id, card
 from srd.report.plots import Band, Series, legend, line_plot
 from srd.report.reading import Row, RunFiles, parse_json, read_file, read_parquet
@@ -36,6 +36,7 @@ def cleaning_section(run: RunFiles) -> dict[str, Any]:
         return {"marked": None}
     detectors: dict[str, Row] = read_file(run.files.detectors, parse_json, {})
     why = np.asarray(marks["why"].to_pylist(), dtype=object)
+    why[(why == "") & marks["repaired"].to_numpy(zero_copy_only=False).astype(bool)] = REWRITTEN
     names, counts = np.unique(why[why != ""].astype(str), return_counts=True)
     reasons = [str(names[i]) for i in np.argsort(-counts, kind="stable")]
     plots = {f"{name}: rows that {reason_of(name)}": score_plot(marks, name, row) for name, row in detectors.items()}
@@ -89,10 +90,18 @@ def reason(run: RunFiles, marks: pyarrow.Table, why: Any, name: str) -> Reason:
     cards = []
     for row in rows:
         after = row["response_after"]
-        said = "repaired" if row["repaired"] else "kept, softened" if after is not None else "dropped"
+        said = (
+            name
+            if name == REWRITTEN
+            else "repaired"
+            if row["repaired"]
+            else "kept, softened"
+            if after is not None
+            else "dropped"
+        )
         score = row.get(name)
         facts = [f"{name} {score:.2f}"] if isinstance(score, float) and math.isfinite(score) else []
-        answers = [Answer("Repaired", after, "ours")] if row["repaired"] else []
+        answers = [Answer(said.capitalize(), after, "ours")] if row["repaired"] else []
         if row["id"] in examples:
             cards.append(card(said, examples[row["id"]], facts, answers))
     return Reason(f"{len(places):,} rows {reason_of(name)}", cards)

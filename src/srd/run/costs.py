@@ -409,7 +409,7 @@ def training_phase(name: str, training: TrainingConfig, facts: Facts, live: bool
         flops=flops,
         memory=training_memory(training, model, teacher, data, live, facts.devices),
         disk=4 * len(stages) * trained + final,
-        scratch=needed_disk(trained) + held,
+        scratch=needed_disk(trained) + held + (8 * trained if training.keeps_optimizer else 0),  # two moments
         refreshes=ahead.refreshes,
         written=ahead.tokens,
         refresh_bytes=held,

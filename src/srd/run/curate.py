@@ -52,7 +52,8 @@ def curate(run: Run, target: Path, layout: Layout | None = None) -> list[Path]:
 
     Each row has its content in the shape in which srd reads it (``instruction``, ``input`` and ``output``, or
     ``prompt`` and ``completion``, or ``messages`` with the answer last; ``references`` where there are several) and
-    ``id, rank, rouge_l, ce, stage, temperature, weight``; a layout adds columns, and files beside the stages.
+    ``id, rank, rouge_l, ce, stage, temperature, weight`` (with paced rows also ``row_weight``); a layout adds columns,
+    and files beside the stages.
 
     Raises:
         UserError: another command works in ``target``, or a file is in the way that curate has not written.
@@ -157,4 +158,5 @@ def curated(example: Mapping[str, Any], ranked: Mapping[str, Any], stage: Stage)
         **row_of(example), "rank": ranked["rank"],
         "rouge_l": ranked["rouge_l"], "ce": ranked["ce"], "stage": stage.index,
         "temperature": stage.temperature, "weight": stage.weight,
+        **({"row_weight": stage.row_weights[example["id"]]} if stage.row_weights else {}),
     }  # fmt: skip

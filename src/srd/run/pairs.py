@@ -39,7 +39,8 @@ def pair_examples(run: Run, config: TrainingConfig) -> EncodedExamples:
 def in_pairs_of(stage: Stage) -> Stage:
     """A stage with both texts of its prompts."""
     ids = [text for name in stage.ids for text in (name, name + OWN)]
-    return replace(stage, ids=ids, subset=None if stage.subset is None else 2 * stage.subset)
+    weights = stage.row_weights and {text: stage.row_weights[name] for name in stage.ids for text in (name, name + OWN)}
+    return replace(stage, ids=ids, subset=None if stage.subset is None else 2 * stage.subset, row_weights=weights)
 
 
 def responses(run: Run, config: TrainingConfig, path: Path) -> datasets.Dataset:

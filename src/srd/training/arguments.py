@@ -26,6 +26,7 @@ def training_arguments(training: Training, stage: Stage) -> TrainingArguments:
     micro = micro_batch_size(config)
     steps = steps_per_epoch(stage.size, config.batch_size)
     total = total_steps(config, stage)
+    scheduled = all_steps(training) if config.keeps_optimizer else total
     every = max(1, round(steps * config.evaluate_every))
     precision = resolve_precision(config.precision)
     schedule = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}[config.schedule]
@@ -40,7 +41,7 @@ def training_arguments(training: Training, stage: Stage) -> TrainingArguments:
         lr_scheduler_kwargs={"min_lr_rate": config.min_learning_rate / config.learning_rate}
         if config.schedule == "cosine"
         else {},
-        warmup_steps=math.ceil(config.warmup * total),
+        warmup_steps=math.ceil(config.warmup * scheduled),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         optim=config.optimizer,
@@ -75,6 +76,11 @@ def training_arguments(training: Training, stage: Stage) -> TrainingArguments:
 def total_steps(config: TrainingConfig, stage: Stage) -> int:
     """Optimizer steps of a stage."""
     return max(1, math.ceil(steps_per_epoch(stage.size, config.batch_size) * config.epochs))
+
+
+def all_steps(training: Training, before: int | None = None) -> int:
+    """Optimizer steps of all stages, or of those before one."""
+    return sum(total_steps(training.config, stage) for stage in training.stages[:before])
 
 
 def micro_batch_size(config: TrainingConfig) -> int:

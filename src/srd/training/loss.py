@@ -1,8 +1,9 @@
 """The training loss at response positions, in one pass over the vocabulary.
 
-``loss = Σ_i (1-w)·c_i·CE_i + w·s·D_i``, divided by the number of valid tokens of the whole optimizer step, where
-``c_i`` is 0 on text the student wrote itself. Where the divergence is taken at some positions only (`TokenChoice`), its
-sum is divided by their number, and the head is asked at no other position unless cross-entropy wants it.
+``loss = Σ_i v_i·((1-w)·c_i·CE_i + w·s·D_i)``, divided by the number of valid tokens of the whole optimizer step, where
+``c_i`` is 0 on text the student wrote itself, and ``v_i`` is what the example counts (1, but for `Stage.row_weights`).
+Where the divergence is taken at some positions only (`TokenChoice`), its sum is divided by their number, and the head
+is asked at no other position unless cross-entropy wants it.
 
 The head's matrix product, both softmaxes, the divergence and the gradient are worked out for a chunk of tokens at a
 time, and the gradient with respect to the logits overwrites the logits. No second tensor of [tokens, vocabulary]
@@ -49,6 +50,7 @@ class _Aims:
         columns: Parameters of the divergence that differ from position to position, ``[N]``.
         watch: Whether log π of the targets is wanted, too.
         alignment: How positions go together where the teacher has another tokenizer.
+        weights: What each position counts, ``[N]``; None: all the same.
         masses: What `LossParts.mass` is put together from.
     """
 
@@ -62,6 +64,7 @@ class _Aims:
     columns: dict[str, Tensor] = field(default_factory=dict)
     watch: bool = False
     alignment: Alignment | None = None
+    weights: Tensor | None = None
     masses: list[Tensor] = field(default_factory=list)
 
     @property
@@ -127,6 +130,8 @@ class _Aims:
         if self.alignment is not None:
             apart = Apart(self.alignment.maps, self.alignment.used.to(student.dtype)[places], terms[1][places])
         columns = {name: column[places] for name, column in self.columns.items()}
+        if self.weights is not None and scale is not None:
+            scale = scale * self.weights[places][:, None]
         given = (self.targets[places], self.reference[places], self.settings, scale)
         found = chunk_losses(student, teacher, *given, coarse, self.boost, columns, self.watch, apart)
         if self.is_apart:
@@ -142,7 +147,8 @@ class _Aims:
             ce[places], kd[places] = part.ce, part.kd
             if own is not None and part.own is not None:
                 own[places] = part.own
-        loss = (self.settings.ce_factor * ce.sum() + self.settings.kd_factor * self.boost * kd.sum()) * inverse
+        sum_ce, sum_kd = (ce.sum(), kd.sum()) if self.weights is None else (self.weights @ ce, self.weights @ kd)
+        loss = (self.settings.ce_factor * sum_ce + self.settings.kd_factor * self.boost * sum_kd) * inverse
         return (loss, ce, kd) if own is None else (loss, ce, kd, own)
 
 
@@ -276,6 +282,7 @@ def head_loss(
             columns: Parameters of the divergence that differ from position to position, ``[N]``.
             watch: Whether log π of the targets is wanted among the parts (NaN where no logits are made).
             alignment: How positions go together where the teacher has another tokenizer.
+            weights: What each position counts, ``[N]``; None: all the same.
 
     Returns:
         The loss (scalar, a sum divided by ``items``) and its parts per token. N = 0 gives a loss of 0 that can still
@@ -316,9 +323,10 @@ def _aims(
     columns: dict[str, Tensor] | None = None,
     watch: bool = False,
     alignment: Alignment | None = None,
+    weights: Tensor | None = None,
 ) -> _Aims:
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     known = torch.ones(len(targets), device=targets.device) if reference is None else reference
     boost = 1.0 if chosen_items is None else items.to(dtype) / chosen_items.to(dtype)
     given = (targets, known.to(dtype), settings, teacher_hidden, teacher_head, chosen, boost)
-    return _Aims(*given, columns or {}, watch, alignment)
+    return _Aims(*given, columns or {}, watch, alignment, None if weights is None else weights.to(dtype))

@@ -68,7 +68,7 @@ def _row_losses(
         targets: Token ids ``[n]``.
         reference: 1 where the text is a reference, 0 where the student wrote it, ``[n]``.
         settings: What is minimised.
-        scale: Factor on the gradient (scalar); None where no gradient is wanted.
+        scale: Factor on the gradient, a scalar or of each row ``[n, 1]``; None where no gradient is wanted.
         coarse: Of a teacher that is known by some tokens and a rest.
         boost: Another one on the divergence's.
         columns: Parameters of the divergence that differ from row to row, ``[n, 1]``.
@@ -216,7 +216,7 @@ def chunk_losses(
         own = None
         if watch:  # before the logits are overwritten
             own = logits.gather(-1, wanted[:, None]).squeeze(-1) - torch.logsumexp(logits, -1)
-        given = (wanted, reference[block], settings, scale)
+        given = (wanted, reference[block], settings, scale[block] if scale is not None and scale.dim() else scale)
         if apart is None:
             beside = {name: column[block, None] for name, column in columns.items()}
             found = row_losses(logits, theirs, *given, coarse, boost, beside, divergence)

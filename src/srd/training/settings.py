@@ -78,7 +78,9 @@ class TrainingConfig(Section):
     epochs: float = Field(8, gt=0, le=1e6, description="passes over its data, in each stage")
     learning_rate: float = Field(1e-4, gt=0, description="highest learning rate")
     min_learning_rate: float = Field(1e-7, ge=0, description="where the cosine ends")
-    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="learning-rate schedule of a stage")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="learning-rate schedule of a stage, or of all (curriculum.optimizer)"
+    )
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps that warm up")
     batch_size: int = Field(16, ge=1, description="examples in one optimizer step, over all processes")
     micro_batch_size: int | None = Field(None, ge=1, description="examples in one forward pass on one device")
@@ -180,9 +182,16 @@ class TrainingConfig(Section):
         """
         idle = [*(() if self.tokens else ("tokens",)), *(() if self.compile != "off" else ("compile",))]
         found = self.model_dump(exclude={"log_to", "alignment", *idle})
+        if self.curriculum is not None:
+            found["curriculum"] = self.curriculum.decides()
         if not self.writes_ahead:
             found["method"].pop("refresh", None)
         return found
+
+    @property
+    def keeps_optimizer(self) -> bool:
+        """Whether its stages have one optimizer and one learning-rate schedule."""
+        return self.curriculum is not None and self.curriculum.stages > 1 and self.curriculum.optimizer == "keep"
 
     @property
     def label(self) -> str:

@@ -16,10 +16,11 @@ from srd.models.adapters import add_lora, load_adapter
 from srd.models.loading import load_model, save_model
 from srd.models.merging import merge_adapter
 from srd.models.sharding import is_sharded, whole_weights
-from srd.training.arguments import total_steps, training_arguments
+from srd.training.arguments import all_steps, total_steps, training_arguments
 from srd.training.checkpoints import damage, last_checkpoint, list_files, readable_json, step_of
 from srd.training.log import append_row, filter_rows
 from srd.training.loss_settings import LossSettings, TokenChoice
+from srd.training.one_schedule import OPTIMIZER_FILE, Span, check_whole, hand_on, is_handed_on
 from srd.training.precision import resolve_precision, widen
 from srd.training.progress import Report, summarise
 from srd.training.rollouts import Rollouts
@@ -65,13 +66,19 @@ def _stages_done(training: Training) -> int:
     done = next(
         (number for number, metrics in enumerate(finished) if _is_damaged(folders[number], metrics)), len(finished)
     )
+    while training.config.keeps_optimizer and 0 < done < len(folders) and not is_handed_on(
+        folders[done - 1], finished[done - 1]
+    ):  # fmt: skip
+        done -= 1
+        logger.warning(f"{folders[done] / OPTIMIZER_FILE} is missing or damaged: stage {done} is trained again")
     if done == len(finished) < len(folders) and (folders[done] / METRICS_FILE).exists():
         logger.warning(f"{folders[done] / METRICS_FILE} is damaged: stage {done} is trained again")
     for number, folder in enumerate(folders):
         if number < done:  # a kill may have come between the metrics and the checkpoints' removal
             _remove_checkpoints(folder)
+            remove(folder / OPTIMIZER_FILE) if number < done - 1 else None
         elif number == done:
-            for name in (METRICS_FILE, ROLLOUTS_FILE, SCHEDULE_FILE, "model"):
+            for name in (METRICS_FILE, ROLLOUTS_FILE, SCHEDULE_FILE, OPTIMIZER_FILE, "model"):
                 remove(folder / name)
         else:
             remove(folder)
@@ -155,8 +162,12 @@ def train_stage(training: Training, stage: Stage, model: Any) -> Any:
                 "seconds": round(trainer.seconds, 3), "validation_seconds": round(trainer.validation_seconds, 3),
                 "files": list_files(folder, "model", ROLLOUTS_FILE, SCHEDULE_FILE, SCORES_FILE, ROLLOUTS),
             }  # fmt: skip
+            if training.config.keeps_optimizer and stage.index + 1 < len(training.stages):
+                metrics["optimizer"] = hand_on(trainer, folder)
             write_json(folder / METRICS_FILE, {**metrics, "digest": fingerprint(metrics)})
         _remove_checkpoints(folder)
+        if stage.index:
+            remove(training.stage_folder(stage.index - 1) / OPTIMIZER_FILE)
     parallel.barrier()
     return None if is_sharded(trainer.accelerator) else model
 
@@ -194,6 +205,8 @@ def make_trainer(training: Training, stage: Stage, model: Any) -> DistillTrainer
         method=_stage_writing(training, stage),
     )
     trainer.tell = lambda note: training.progress(trainer.state.global_step, trainer.state.max_steps, note)
+    check_whole(trainer, config)
+    trainer.span, trainer.row_weights = _span(training, stage), stage.row_weights or {}
     trainer.batches.draw(stage.subset)
     trainer.log_row = log_row
     trainer.remove_callback(PrinterCallback)
@@ -201,6 +214,14 @@ def make_trainer(training: Training, stage: Stage, model: Any) -> DistillTrainer
     if config.log_to:
         trainer.add_callback(Tables(trainer, _told_stages(training), _questions(training)))
     return trainer
+
+
+def _span(training: Training, stage: Stage) -> Span | None:
+    """The part of a stage in the learning-rate schedule of all; None where each has its own."""
+    if not training.config.keeps_optimizer:
+        return None
+    state = training.stage_folder(stage.index - 1) / OPTIMIZER_FILE if stage.index else None
+    return Span(all_steps(training, stage.index), all_steps(training), state)
 
 
 def _told_stages(training: Training) -> list[dict[str, Any]]:

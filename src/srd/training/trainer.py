@@ -45,6 +45,7 @@ from srd.training.log import Sums
 from srd.training.loss import head_loss, logits_loss
 from srd.training.loss_settings import LossSettings
 from srd.training.methods.base import Method
+from srd.training.one_schedule import Span
 from srd.training.positions import entropies, told_by_position
 from srd.training.precision import widen
 from srd.training.refresh import Refresher
@@ -84,6 +85,8 @@ class DistillTrainer(Trainer):
         tokens_read: Of prompts and responses, so far.
         log_row: Called with every logged row; None: nobody is.
         tell: Called with how far the student's writing ahead is, in words.
+        row_weights: What each example counts in the loss, by its id; empty: all the same.
+        span: The part of a learning-rate schedule over several trainings that falls to this one; None: it has its own.
         collator: Pads batches.
 
     Raises:
@@ -96,6 +99,8 @@ class DistillTrainer(Trainer):
     tokens_read = 0  # by all processes, if they read as much as this one
     _unchecked: tuple[Tensor, dict[str, Any], Any]  # the last micro-batch's loss, its inputs, and when it is there
     answers: Sequence[tuple[str, str, float]] = ()  # of the last validation: id, text, ROUGE-L
+    span: Span | None = None
+    row_weights: Mapping[str, float] = {}
 
     def __init__(
         self,
@@ -303,6 +308,14 @@ class DistillTrainer(Trainer):
         with shared_embeddings_together(self.model) if self.is_fsdp_enabled else contextlib.nullcontext():
             return super()._prepare_for_training(*arguments, **named)
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The learning-rate schedule of this training, or of all that it is a part of, where this one begins."""
+        if self.span is None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        scheduler = super().create_scheduler(self.span.total, optimizer)
+        self.span.enter(self.optimizer, scheduler)
+        return scheduler
+
     # --------------------------------------------------------------------------------------------------------- loss
 
     def compute_loss(
@@ -354,6 +367,7 @@ class DistillTrainer(Trainer):
                 width = head_width(core.config)
                 extra["alignment"] = self.reader.alignment(inputs, teacher_head.vocabulary, width)
         extra["watch"] = "log_likelihood" in inputs
+        extra["weights"] = self._weights_of(inputs)
         by_position = partial(
             told_by_position,
             inputs,
@@ -372,6 +386,13 @@ class DistillTrainer(Trainer):
         width = width or logits.shape[-1]
         extra |= by_position(width, lambda rows: logits[rows, :width].float())
         return logits_loss(logits, width, inputs["targets"], settings, items, **extra)
+
+    def _weights_of(self, inputs: dict[str, Any]) -> Tensor | None:
+        """What each position of a batch counts, ``[N]``; None where all count the same."""
+        if not self.row_weights:
+            return None
+        weights = torch.tensor([self.row_weights.get(name, 1.0) for name in inputs["ids"]])
+        return weights.repeat_interleave(torch.tensor(inputs["counts"], dtype=torch.long)).to(inputs["targets"].device)
 
     def _head_is_reachable(self, core: Any) -> bool:
         return not (self.is_fsdp_enabled or self.is_deepspeed_enabled) and head_is_enough(core)

@@ -23,6 +23,10 @@ Rule = Callable[[Sequence[str]], NDArray[np.float64]]
 NAMED, HELD_OUT = "named", "held_out"
 REASONS = {NAMED: "are named in data.cleaning.drop", HELD_OUT: "nearly repeat a validation or test row"}
 
+#: What the report says of a row that is not wrong, and has an answer of the teacher.
+REWRITTEN = "rewritten"
+REASONS |= {REWRITTEN: "are not wrong, and have an answer of the teacher"}
+
 
 @dataclass(frozen=True)
 class Detector:

@@ -117,7 +117,7 @@ class Cleaning(Step):
 
     def inputs(self, run: Run) -> list[Any]:
         settings = run.recipe.data.cleaning
-        files = [content_of(Path(name).expanduser()) if name else None for name in (settings.keep, settings.drop)]
+        files = [content_of_file(settings.keep), content_of_file(settings.drop)]
         return [settings.model_dump(exclude={"keep", "drop"}), files, run.recipe.data.leaks]
 
     def outputs(self, run: Run) -> list[Path]:
@@ -155,7 +155,7 @@ class Cleaning(Step):
 
     def open(self, run: Run) -> None:
         if run.recipe.data.cleaning.changes_rows:
-            take_cleaned(run, _places(run)[1])
+            take_cleaned(run, self, _places(run)[1])
 
 
 class Repair(Step):
@@ -167,8 +167,10 @@ class Repair(Step):
         return ("examples", Likelihoods.name, Cleaning.name, "teacher")
 
     def inputs(self, run: Run) -> list[Any]:
-        generation = run.recipe.generation
-        return [run.encoding, run.teacher_frame, generation.model_dump()]
+        settings, marks = run.recipe.data.cleaning, [*_places(run)[:1], run.files.detectors]
+        found: list[Any] = [run.encoding, run.teacher_frame, run.recipe.generation.model_dump()]
+        found += [settings.find, *map(content_of, marks)]
+        return [*found, *([settings.action, content_of_file(settings.keep)] if settings.action == "rewrite" else [])]
 
     def outputs(self, run: Run) -> list[Path]:
         return [run.files.marked, run.files.cleaned]
@@ -178,7 +180,7 @@ class Repair(Step):
 
     def cost(self, facts: Facts) -> Phase:
         """As if a tenth of the rows were wrong: the teacher answers each five times, and the answers are read."""
-        share, answers = 0.1, SAMPLES + 1
+        share, answers = 1.0 if facts.recipe.data.cleaning.action == "rewrite" else 0.1, SAMPLES + 1
         teacher, reading = facts.teacher, _reading_phase(self.name, facts, int(share * answers * facts.data.train))
         flops = share * answers * teacher.forward(facts.prompt, facts.response)
         memory = max(inference_memory(teacher, facts), reading.memory)
@@ -190,29 +192,33 @@ class Repair(Step):
 
     def told(self, run: Run, summary: Summary) -> str:
         repaired, dropped = summary["repaired"], summary["dropped"]
-        return f"{many(summary['wrong'], 'wrong row')}, {repaired:,} repaired and {dropped:,} dropped"
+        told = f"{many(summary['wrong'], 'wrong row')}, {repaired:,} repaired and {dropped:,} dropped"
+        return told + (f"; {many(summary['rewritten'], 'other')} rewritten" if "rewritten" in summary else "")
 
     def make(self, run: Run) -> Summary:
         rows, marks = run.split("train", cleaned=False), pq.read_table(_places(run)[0])
         why = np.asarray(marks["why"].to_pylist(), dtype=object)
-        wrong = np.flatnonzero((why != "") & ~np.isin(why, SUPERFLUOUS))
-        texts = _answers(run, rows, wrong) if len(wrong) else []
+        asked = np.flatnonzero(_is_asked(run, rows, why))
+        texts = _answers(run, rows, asked) if len(asked) else []
         owners = np.array([row for row, _ in texts], dtype=np.int64)
         new = _chosen(run, rows, owners, [text for _, text in texts]) if texts else {}
         if parallel.is_main():
             repaired = np.isin(np.arange(len(rows)), list(new))
+            before = [row["references"][0] if old else None for row, old in _with(rows, repaired | (why != ""))]
             after = [new.get(row) for row in range(len(rows))]
             columns = [
                 name for name in marks.column_names if name not in ("repaired", "response_before", "response_after")
             ]
-            _write_rows(marks.select(columns), repaired, marks["response_before"].to_pylist(), after, run.files.marked)
+            _write_rows(marks.select(columns), repaired, before, after, run.files.marked)
             write_table(_with_responses(rows, new).select(np.flatnonzero((why == "") | repaired)), run.files.cleaned)
             remove(run.files.repair_work)
         parallel.barrier()
-        return {"wrong": int((why != "").sum()), "repaired": len(new), "dropped": int((why != "").sum()) - len(new)}
+        wrong, right = int((why != "").sum()), sum(not why[row] for row in new)
+        others = {"rewritten": right} if run.recipe.data.cleaning.action == "rewrite" else {}
+        return {"wrong": wrong, "repaired": len(new) - right, "dropped": wrong - len(new) + right, **others}
 
     def open(self, run: Run) -> None:
-        take_cleaned(run, run.files.cleaned)
+        take_cleaned(run, self, run.files.cleaned)
 
 
 # ------------------------------------------------------------------------------------------------------------- marking
@@ -221,7 +227,7 @@ class Repair(Step):
 def _places(run: Run) -> list[Path]:
     """Where the marks and the cleaned rows are written; where a repair is to come, it writes those that count."""
     files = run.files
-    if run.recipe.data.cleaning.action != "repair":
+    if not run.recipe.data.cleaning.teacher_answers:
         return [files.marked, files.cleaned]
     return [files.unrepaired / "rows.parquet", files.unrepaired / "unmarked.parquet"]
 
@@ -235,14 +241,29 @@ def cleaning_steps(recipe: Recipe, *, repaired: bool = True) -> tuple[str, ...]:
     """
     if not recipe.data.cleaning.changes_rows:
         return ()
-    return (Cleaning.name, *((Repair.name,) if repaired and recipe.data.cleaning.action == "repair" else ()))
+    return (Cleaning.name, *((Repair.name,) if repaired and recipe.data.cleaning.teacher_answers else ()))
 
 
-def take_cleaned(run: Run, path: Path) -> None:
-    """Let all that follows train on these rows: what decides its result is the rows, however they came about."""
+def take_cleaned(run: Run, step: Step, path: Path) -> None:
+    """Let all that follows train on these rows: what decides its result is the rows, however they came about.
+
+    So what depends on the step goes by them: runs that differ in what becomes of marked rows have one teacher.
+    """
     parallel.on_main(lambda: map_large([path], run.files.mapped))
     run.cleaned = path
     run.forget_tokens()
+    run.keys[step.name] = parallel.on_main(lambda: fingerprint(content_of(path), sorted(run.soft_rows())))
+
+
+def _is_asked(run: Run, rows: datasets.Dataset, why: NDArray[np.object_]) -> NDArray[np.bool_]:
+    """Which rows the teacher answers anew: those that are wrong, and not only one of them too many; or all but these.
+
+    A row that the user has named as right keeps its text.
+    """
+    asked = ~np.isin(why, SUPERFLUOUS)
+    if run.recipe.data.cleaning.action != "rewrite":
+        return asked & (why != "")
+    return asked & ~np.isin(rows["id"], named_ids("keep", run.recipe.data.cleaning.keep, rows))
 
 
 def _held_out(run: Run) -> datasets.Dataset:
@@ -261,6 +282,11 @@ def _judge_leaks(run: Run, found: Findings) -> None:
 def _softened(why: NDArray[np.object_]) -> NDArray[np.bool_]:
     """Which marked rows keep their text and lose their cross-entropy."""
     return (why != "") & ~np.isin(why, (*SUPERFLUOUS, NAMED, "empty"))
+
+
+def content_of_file(name: str | None) -> Any:
+    """What stands for a user's file of ids in a fingerprint."""
+    return content_of(Path(name).expanduser()) if name else None
 
 
 def named_ids(field: str, name: str | None, rows: datasets.Dataset) -> list[str]:

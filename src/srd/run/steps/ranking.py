@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from srd.base import parallel
+from srd.base.files import content_of
 from srd.base.tables import write_table
 from srd.base.text import many
 from srd.curation.curriculum import Curriculum
+from srd.curation.settings import LATER
 from srd.recipe.schema import Recipe
 from srd.run.context import Run
 from srd.run.scores import ranked_scores, with_marks
@@ -34,8 +36,10 @@ class Ranking(Step):
         return run.curriculum_of(run.recipe.training) or Curriculum()
 
     def inputs(self, run: Run) -> list[Any]:
-        settings = self.curriculum(run).model_dump(exclude={"temperature", "weight", "reflect_again"})
-        return [settings, run.recipe.data.bad_rows]
+        idle = ("temperature", "weight", "reflect_again", *LATER)  # what the stages hold does not follow from them
+        settings = self.curriculum(run).model_dump(exclude=set(idle))
+        marks = [content_of(run.files.marked)] if run.recipe.data.cleaning.changes_rows else []
+        return [settings, run.recipe.data.bad_rows, *marks]
 
     def outputs(self, run: Run) -> list[Path]:
         return [run.files.ranked]
