@@ -145,7 +145,17 @@ TWO = turns(("user", "Why?"), ("user", "And why?"), ("assistant", "So."))
 RENAMED = [{"task": row["instruction"], "solution": row["output"]} for row in ROWS]
 BAD = [*ROWS, {"instruction": "a", "output": ""}]
 TOOLS = [{"type": "function", "function": {"name": "weather"}}]
+CALLING = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "weather", "arguments": {}}}]}
 LONG_TALK = turns(("user", "Why?"), ("assistant", "So."), ("user", "And?"), ("assistant", "Yes."))
+ASKS_OTHERWISE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>ANSWER\n{% endif %}"
+)
+DOCTORS = [{"messages": [{"who": "user", "says": f"Why {n}?"}, {"who": "Doctor", "says": "So."}]} for n in range(30)]
+DROPS_SYSTEM = (
+    "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 OPENS_THOUGHTS = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
@@ -163,6 +173,35 @@ CASES: dict[str, tuple[Change, str, list[Change]]] = {
                              [rows(ROWS)]),
     "names of columns": (rows(RENAMED), "Other names can be mapped with 'columns'",
                          [put("data.train.columns={instruction: task, output: solution}")]),
+    "names of speakers and their fields": (
+        rows(DOCTORS), "Other names can be mapped with 'columns'",
+        [put("data.train.columns={role: who, content: says, assistant: Doctor}")]),
+    "a speaker that is not known": (
+        all_of(rows(DOCTORS), put("data.train.columns={role: who, content: says}")),
+        "Other names can be mapped with 'columns'",
+        [put("data.train.columns={role: who, content: says, assistant: Doctor}")]),
+    "a field that no turn has": (
+        all_of(rows(DOCTORS), put("data.train.columns={role: whom, content: says, assistant: Doctor}")),
+        "did you mean 'who'", [put("data.train.columns={role: who, content: says, assistant: Doctor}")]),
+    "an id in two files": (
+        all_of(rows([{"id": str(n), **row} for n, row in enumerate(ROWS)]),
+               file("test.jsonl", json.dumps({"id": "7", "instruction": "Why?", "output": "So."}) + "\n"),
+               put("data.test=test.jsonl")),
+        "Make the ids unique, or leave the field 'id' out of all files",
+        [all_of(rows(ROWS), file("test.jsonl", json.dumps({"instruction": "Why?", "output": "So."}) + "\n")),
+         file("test.jsonl", json.dumps({"id": "x", "instruction": "Why?", "output": "So."}) + "\n")]),
+    "answers that follow no prompt": (
+        all_of(copied("student", "odd"), file("odd/chat_template.jinja", ASKS_OTHERWISE), models("odd", "odd"),
+               rows([LONG_TALK, *ROWS])), "an answer does not follow its prompt",
+        [put("data.template=plain"), file("odd/chat_template.jinja", ASKS_OTHERWISE.replace("ANSWER", "assistant"))]),
+    "a system prompt that the template drops": (
+        all_of(copied("student", "odd"), file("odd/chat_template.jinja", DROPS_SYSTEM), models("odd", "odd"),
+               rows([turns(("system", "Be kind."), ("user", "Why?"), ("assistant", "So.")), *ROWS])),
+        "leaves out what the system says",
+        [put("data.template=plain"), file("odd/chat_template.jinja", DROPS_SYSTEM.replace("!= 'system'", "!= ''"))]),
+    "calls that the template drops": (
+        rows([{"messages": [{"role": "user", "content": "Why?"}, CALLING]}, *ROWS]),
+        "choose a model whose template writes tools, or leave the row out", [rows(ROWS)]),
     "a column that is not there": (
         all_of(rows(RENAMED), put("data.train.columns={instruction: tsk, output: solution}")), "did you mean 'task'",
         [put("data.train.columns={instruction: task, output: solution}")]),

@@ -18,6 +18,7 @@ from srd.data.examples import examples_from_rows
 from srd.data.settings import SourceConfig
 from srd.data.templates.base import get_template
 from srd.tasks.base import load_source
+from tests.runs import write_rows
 from tests.tiny import tiny_tokenizer
 
 GOOD = {"instruction": "Name the whale.", "output": "The whale."}
@@ -123,6 +124,29 @@ def test_places_are_three_and_reasons_are_few() -> None:
 def test_a_limit_counts_what_can_be_used(path: Path) -> None:
     rows, bad = read(path, "drop", limit=3)
     assert len(rows) == 3 and bad.count == 11 and rows[2]["prompt"].startswith("Why?")
+
+
+NAMED = [{**GOOD, "instruction": f"{n}?", "id": name} for n, name in enumerate(["a", "b", "a", None, "c", "b", "d"])]
+
+
+@pytest.mark.parametrize("limit", [None, *range(1, 8)])
+def test_ids_that_cannot_stay_are_bad_rows(limit: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One id twice or one that is missing does not end a run that may go on; a limit counts what is left."""
+    path = write_rows(tmp_path / "rows.jsonl", NAMED)
+    monkeypatch.setattr("srd.data.examples.CHUNK_ROWS", 2)
+    rows, bad = read(path, "drop", **({"limit": limit} if limit else {}))
+    good = ["a", "b", "c", "d"][:limit]
+    assert (rows["id"][:], bad.good) == (good, len(good))
+    bad.write(tmp_path / "dropped.jsonl")
+    records = [json.loads(line) for line in (tmp_path / "dropped.jsonl").open()]
+    twice, none = "is used twice, first by rows.jsonl:", "the row has no id, but others have one"
+    expected = [(3, "a", f"'a' {twice}1"), (4, None, none), (6, "b", f"'b' {twice}2")]
+    found = [(record["place"], record["id"], record["reason"]) for record in records]
+    assert all(place == f"{path}:{line}" and name == own and says in reason
+               for (place, own, reason), (line, name, says) in zip(found, expected, strict=False))  # fmt: skip
+    assert len(found) == {None: 3, 1: 0, 2: 0, 3: 2, 4: 3}.get(limit, 3)
+    with pytest.raises(UserError, match=r"3 of 7 rows(.|\n)*2 × .*:3, .*:6: the id 'a'(.|\n)*data.bad_rows=drop"):
+        read(path, "error")
 
 
 def test_a_source_without_one_usable_row_is_refused_either_way(tmp_path: Path) -> None:

@@ -296,8 +296,8 @@ def test_contents_in_a_form_that_a_template_cannot_read() -> None:
     assert tokenizer.decode(told["prompt_ids"] + told["response_ids"]) == (
         "<|im_start|>user\nIs it warm?<|im_end|>\n<|im_start|>assistant\nIs it <|im_end|>"
     )
-    told = encoded(tokenizer, FIELDS["an answer to what a tool gave"])
-    assert "None" not in tokenizer.decode(told["prompt_ids"])
+    silent = [ASKED, {"role": "assistant", "content": None}, ASKED, {"role": "assistant", "content": "Yes."}]
+    assert "None" not in tokenizer.decode(encoded(tokenizer, {"messages": silent})["prompt_ids"])
     only_parts = tiny_tokenizer("qwen2")
     only_parts.chat_template = CHAT_TEMPLATE.replace("{{ message['content'] }}", "{{ message['content'][0]['text'] }}")
     told = encoded(only_parts, {"messages": talk("Is it <|im_end|>?", "Yes.")})
@@ -307,16 +307,64 @@ def test_contents_in_a_form_that_a_template_cannot_read() -> None:
     assert told["prompt_ids"].count(only_parts.eos_token_id) == 1
 
 
-def test_what_a_template_leaves_out_is_said_or_refused(caplog: pytest.LogCaptureFixture) -> None:
-    tokenizer = tokenizer_of("gemma")
-    rows = [FIELDS["an answer to what a tool gave"], FIELDS["a thought"]]
-    encoder = Encoder(tokenizer, get_template("auto", tokenizer))
-    with caplog.at_level(logging.WARNING):
-        encoder.encode(examples_from_rows(rows, "rows"))
-    for what in ("tools", "the calls of tools", "what answers thought, .* between <think> and </think>"):
+def by_role(*roles: str) -> Any:
+    """A tokenizer whose template knows these roles alone, and says nothing of others."""
+    tokenizer = tiny_tokenizer("qwen2")
+    known = "".join(f"{{% if m.role == '{role}' %}}[{role}] {{{{ m.content }}}} {{% endif %}}" for role in roles)
+    tokenizer.chat_template = (
+        LOOP
+        + known
+        + "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+        + (ASK + "[assistant]{% endif %}")
+    )
+    return tokenizer
+
+
+KIND, GIVEN = {"role": "system", "content": "Be kind."}, {"role": "tool", "content": "30 degrees", "name": "weather"}
+#: A template, a conversation, what it leaves out, and what helps.
+LEFT_OUT: dict[str, tuple[Any, list[dict[str, Any]], str, str]] = {
+    "system": (by_role("user", "assistant"), [KIND, *talk("a", "b")], r"what the system says .'Be kind\.'", "=plain"),
+    "developer": (by_role("system", "user", "assistant"), [{**KIND, "role": "developer"}, *talk("a", "b")],
+                  "what the developer says", "=plain"),
+    "a second system prompt": (by_role("user", "assistant"), [*talk("a", "b"), KIND, *talk("c", "d")],
+                               "what the system says", "=plain"),
+    "a tool": (by_role("user", "assistant"), [*talk("a", "b"), GIVEN, *talk("c", "d")], "what the tool says",
+               "leave the row out"),
+    "a question": (by_role("system", "assistant"), [KIND, *talk("a", "b")], "what the user says", "=plain"),
+    "an earlier answer": (by_role("system", "user"), talk("a", "b", "c", "d"), "what the assistant says .'b'",
+                          "=plain"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LEFT_OUT)
+def test_a_row_of_which_the_template_drops_a_turn_is_refused(case: str) -> None:
+    tokenizer, messages, what, remedy = LEFT_OUT[case]
+    with pytest.raises(UserError, match=rf"leaves out {what}.*{remedy}"):
+        encoded(tokenizer, {"messages": messages})
+    (example,) = examples_from_rows([{"messages": messages}], "rows").to_list()
+    assert list(Encoder(tokenizer, get_template("auto", tokenizer)).refused([example])) == [0]
+
+
+def test_what_a_template_leaves_out_of_tools_and_thoughts(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer, used = tokenizer_of("gemma"), FIELDS["an answer to what a tool gave"]
+    for row, what in (
+        (used, "the calls of tools"),
+        (FIELDS["a call"], "that the answer calls a tool .'weather'"),
+    ):
+        with pytest.raises(UserError, match=f"leaves out {what}.*choose a model whose template writes tools"):
+            encoded(tokenizer, row)
+    beside = tiny_tokenizer("qwen2")
+    beside.chat_template = TOOLED.replace(
+        "{% if m.content is string %}", "{% if m.tool_calls %}{% elif m.content is string %}"
+    )
+    for model, row, what in (
+        (tokenizer, {**FIELDS["names"], "tools": [TOOL]}, "tools"),
+        (tokenizer, FIELDS["a thought"], "what answers thought, .* between <think> and </think>"),
+        (beside, FIELDS["a call with words"], "what is said beside the call of a tool"),
+    ):
+        with caplog.at_level(logging.WARNING):
+            Encoder(model, get_template("auto", model)).encode(examples_from_rows([row], "rows"))
         assert re.search(f"leaves out {what}: 1 examples, the first is", caplog.text)
-    with pytest.raises(UserError, match="leaves out that the answer calls the tool 'weather'"):
-        encoded(tokenizer, FIELDS["a call"])
 
 
 def test_a_tool_that_the_question_names_is_missed_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
@@ -325,11 +373,13 @@ def test_a_tool_that_the_question_names_is_missed_all_the_same(caplog: pytest.Lo
         {"role": "user", "content": "Is it warm?"},
         {"role": "assistant", "content": "Let me see.", "tool_calls": [call]},
     ]
-    row = {"messages": [*asked, *talk("Yes.", "It is warm.")], "tools": [{"function": {"name": "warm"}}]}
+    row = {"messages": [*asked, *talk("Yes.", "It is warm.")]}
+    with pytest.raises(UserError, match="leaves out the calls of tools"):
+        encoded(tokenizer, row)
+    row = {"messages": talk("Is it warm?", "Yes."), "tools": [{"function": {"name": "warm"}}]}
     with caplog.at_level(logging.WARNING):
         Encoder(tokenizer, get_template("auto", tokenizer)).encode(examples_from_rows([row], "rows"))
-    for what in ("tools", "the calls of tools"):
-        assert f"leaves out {what}: 1 examples, the first is" in caplog.text
+    assert "leaves out tools: 1 examples, the first is" in caplog.text
 
 
 # Answers are closed by what opens the next turn: a question, or what a tool gave.

@@ -122,7 +122,7 @@ def test_no_rows_is_an_error() -> None:
 def test_own_ids_are_kept_and_must_be_unique() -> None:
     rows: list[Row] = [{"id": 7, "question": "a", "answer": "b"}, {"id": "x", "question": "a", "answer": "b"}]
     assert examples_from_rows(rows, "memory")["id"][:] == ["7", "x"]
-    with pytest.raises(UserError, match=r"'7' is used twice: f: row 1 and f: row 3"):
+    with pytest.raises(UserError, match=r"f: row 3: the id '7' is used twice, first by f: row 1"):
         examples_from_rows([*rows, {"id": "7", "question": "c", "answer": "d"}], "f")
 
 
@@ -143,7 +143,12 @@ def test_ids_of_ones_own_are_for_all_rows_or_none(nothing: dict[str, Any], first
     del rows[3 * first]["id"]
     rows[3 * first].update(nothing)
     missing, there = 3 * first + 1, 2 - first
-    with pytest.raises(UserError, match=rf"memory: row {missing} has no id, but memory: row {there} has one.*or none"):
+    reason = rf"memory: row {missing}: the row has no id, but others have one .such as memory: row {there}.*or none"
+    with pytest.raises(UserError, match=reason):
+        examples_from_rows(rows, "memory")
+    for row in (row for row in rows if row.get("id") != "mine-4"):
+        row.pop("id", None)
+    with pytest.raises(UserError, match=r"memory: row 5: the row has an id, 'mine-4', but most have none .*or none"):
         examples_from_rows(rows, "memory")
 
 

@@ -190,6 +190,11 @@ def test_columns_of_rows(tmp_path: Path, columns: dict[str, str], row: Row) -> N
          {"conversations": [{"who": "Patient", "what": "Weather?"}, {"who": "Doctor", "what": "It is blue."}]}),
         ({"user": "me", "assistant": "you", "messages": "log.turns"},
          {"log": {"turns": [said("me", "Weather?"), said("you", "It is blue.")]}}),
+        ({"role": "author.role", "content": "content.parts.text"},
+         {"messages": [{"author": {"role": role, "name": None}, "content": {"parts": {"text": text}}}
+                       for role, text in (("user", "Weather?"), ("assistant", "It is blue."))]}),
+        ({"role": "a.b", "content": "says"},
+         {"dialog": [{"a.b": "user", "says": "Weather?"}, {"a.b": "assistant", "says": "It is blue."}]}),
     ],
 )  # fmt: skip
 def test_columns_inside_conversations(columns: dict[str, str], row: Row) -> None:
@@ -228,6 +233,16 @@ def test_columns_of_one_of_several_shapes(tmp_path: Path) -> None:
     rows[1] = {"text": "a", "task": "c", "answer": "d"}
     with pytest.raises(UserError, match=r"1 of 2 rows(.|\n)*rows.jsonl:2: no question with an answer"):
         load(tmp_path, rows, columns=columns)
+
+
+@pytest.mark.parametrize("field", ["weight", "loss_mask", "train"])
+def test_columns_say_what_is_learnt(field: str, tmp_path: Path) -> None:
+    """A name that no turn has is wrong: what was not to be learnt would be."""
+    turns = [USER, {**DONE, "meta": {"on": 1}}, USER, {**DONE, "content": "Grey.", "meta": {"on": 0}}]
+    (example,) = load(tmp_path, [{"messages": turns}], columns={field: "meta.on"})
+    assert example["references"] == ["It is blue."] and "meta" not in example["messages"]
+    with pytest.raises(UserError, match=rf"turn 1: columns\.{field}: no turn has a field 'meta\.off'"):
+        load(tmp_path, [{"messages": turns}], columns={field: "meta.off"})
 
 
 def test_columns_that_are_not_there(tmp_path: Path) -> None:

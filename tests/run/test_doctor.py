@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -127,12 +128,20 @@ def parse_keys(settings: list[str]) -> set[str]:
 
 def test_contents_that_are_null_or_parts(shared: TinyRun, tmp_path: Path) -> None:
     """Conversations with tools' calls and lists of parts are compared like all others, in a run, too."""
+    for model in (shared.teacher, shared.student):
+        told = (shutil.copytree(model, tmp_path / model.name) / "chat_template.jinja").read_text()
+        said = "{{ message['content'] }}"
+        assert said in told
+        (tmp_path / model.name / "chat_template.jinja").write_text(
+            told.replace(said, said + "{{ message['tool_calls'] or '' }}")
+        )
     call = {"id": "a", "type": "function", "function": {"name": "weather", "arguments": {}}}
     parts = {"role": "user", "content": [{"type": "text", "text": "Why is the sky of the north so very blue today?"}]}
     calls = [parts, {"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "blue"}]
     rows = [{"id": f"{n}", "messages": [parts, TALK[1]] if n % 2 else [*calls, TALK[1]]} for n in range(60)]
     test = write_rows(tmp_path / "test.jsonl", [{"id": "t", "messages": [parts, TALK[1]]}])
-    tiny = shared.twin().set(data__train=str(write_rows(tmp_path / "rows.jsonl", rows)), data__test=str(test),
+    tiny = shared.twin().set(teacher=str(tmp_path / "teacher"), student=str(tmp_path / "student"),
+                             data__train=str(write_rows(tmp_path / "rows.jsonl", rows)), data__test=str(test),
                              data__validation=str(write_rows(tmp_path / "more.jsonl", [{**tiny_rows()[0], "id": "v"}])),
                              data__template="auto", data__max_length=300, data__max_prompt_length=200)  # fmt: skip
     assert about(looked_at(tiny), "also in test")

@@ -66,6 +66,22 @@ def test_frames_matter_where_they_refuse_a_row_and_nowhere_else(tiny: TinyRun) -
     assert make(tiny.set(data__bad_rows="drop", data__template="plain"))["fingerprint"] == clean["fingerprint"]
 
 
+def test_an_id_of_two_files_is_one_bad_row(tiny: TinyRun, tmp_path: Path) -> None:
+    """What models are compared on stays; where nothing is left of a split, that is no fault of some rows."""
+    rows = [{"id": f"{number}", **row} for number, row in enumerate(tiny_rows())]
+    write_rows(tiny.rows, rows[:30])
+    test = write_rows(tmp_path / "test.jsonl", [*rows[32:], {**rows[33], "id": "7"}])
+    tiny.set(data__test=str(test))
+    with pytest.raises(UserError, match=r"1 of 39 rows.*\n  1 × train: 7: the id '7' is in train and in another split"):
+        make(tiny)
+    entry = make(tiny.set(data__bad_rows="drop"))
+    assert entry["summary"] == {"train": 25, "validation": 4, "test": 9, "dropped": 1}
+    assert "7" not in pq.read_table(tiny.run_dir / "examples/train.parquet")["id"].to_pylist()
+    write_rows(test, rows)
+    with pytest.raises(UserError, match=r"data.train: none of its rows can become"):
+        make(tiny)
+
+
 def test_a_named_task_is_asked_in_full_or_not_at_all(tiny: TinyRun, tmp_path: Path) -> None:
     write_rows(tiny.rows, tiny_rows())
     assert make(tiny.set(data__bad_rows="drop"))["summary"]["train"] == 32

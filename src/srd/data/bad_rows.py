@@ -96,6 +96,11 @@ class BadRows:
         self._records.write(_line(record))
         self._digest.update(_line({**record, "place": Path(place).name}))  # wherever the files lie
 
+    def lose(self, place: str, row: Any, error: UserError, name: str | None) -> None:
+        """Note a row that was taken for good."""
+        self.good -= 1
+        self.add(place, row, error, name)
+
     @property
     def digest(self) -> str:
         """What stands for the rows that are left out; empty where there are none."""
@@ -150,9 +155,14 @@ def without_refused(
             refused.update({start + position: error for position, error in found.items()})
     for position, error in sorted(refused.items()):
         row = rows[position]
-        bad.add(places[position], [row["instruction"], row["input"], row["references"]], error, row["id"])
+        bad.add(places[position], content_of(row), error, row["id"])
     bad.good += len(rows) - len(refused)
     return [position for position in range(len(rows)) if position not in refused]
+
+
+def content_of(example: Example) -> list[Any]:
+    """What an example says, for its record."""
+    return [example["instruction"], example["input"], example["references"]]
 
 
 def _without_place(message: str, place: str, name: str | None) -> str:

@@ -14,6 +14,7 @@ import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,8 @@ from datasets.table import InMemoryTable
 from numpy.typing import NDArray
 
 from srd.base.errors import UserError
-from srd.base.tables import column, repeated
-from srd.data.bad_rows import BadRows, Check, without_refused
+from srd.base.tables import column
+from srd.data.bad_rows import BadRows, Check, content_of, without_refused
 from srd.data.messages import (
     answer_of,
     conversation_of,
@@ -120,7 +121,8 @@ class ExampleBuilder:
         self.shapes: Counter[str] = Counter()  # how many rows have which
         self._pending: list[dict[str, Any]] = []
         self._digests = array("Q")
-        self._with_id = self._without_id = ""  # the first row of each kind
+        self._names = array("Q")  # hashes of the rows' own ids; 0: it has none
+        self._unfit = self._counted = 0  # rows whose ids cannot stay, of so many
         self._file = tempfile.TemporaryFile(prefix="srd-examples-")  # noqa: SIM115 - closed in finish
         self._stream = pa.ipc.new_stream(self._file, FILE_SCHEMA)
 
@@ -140,12 +142,15 @@ class ExampleBuilder:
 
     def has(self, count: int | None) -> bool:
         """Whether there are so many examples (None: never)."""
-        if count is not None and len(self._digests) + len(self._pending) >= count:
-            self._flush()
-        return count is not None and len(self._digests) >= count
+        if count is None or len(self._digests) + len(self._pending) < count + self._unfit:
+            return False
+        self._flush()
+        if self._counted < len(self._digests):
+            self._counted, self._unfit = len(self._digests), len(self._misnamed())
+        return len(self._digests) >= count + self._unfit
 
     def finish(self) -> Dataset:
-        """Return the dataset; UserError where there are no rows or two rows have one id."""
+        """Return the dataset, less rows that are named twice or not as others are; UserError: there are no rows."""
         self._flush()
         if not self._digests:
             if self.bad.count:
@@ -156,24 +161,42 @@ class ExampleBuilder:
         mapped = pa.py_buffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
         self._file.close()  # the map holds it; with the last use of the map it is gone
         table = pa.ipc.open_stream(pa.BufferReader(mapped)).read_all()
-        if self._with_id and self._without_id:
-            raise UserError(
-                f"{self._without_id} has no id, but {self._with_id} has one. Give every row an 'id', or none: ids are "
-                "then made from the content."
-            )
-        if self._with_id:
-            _refuse_repeated_ids(table)
-        else:
-            table = table.set_column(0, FILE_SCHEMA.field("id"), self._content_ids())
+        digests = np.frombuffer(self._digests, np.uint64)
+        if misnamed := self._misnamed():
+            self._refuse(misnamed, table)
+            kept = np.delete(np.arange(len(digests)), list(misnamed))
+            table, digests = table.take(kept), digests[kept]
+        if table["id"].null_count:
+            table = table.set_column(0, FILE_SCHEMA.field("id"), self._content_ids(digests))
         # The library would pickle the whole table to name it; the ids and contents name it just as well.
-        name = hashlib.blake2b(self._digests, digest_size=8)
+        name = hashlib.blake2b(digests.tobytes(), digest_size=8)
         for chunk in table["id"].chunks:
             name.update("\n".join(chunk.to_pylist()).encode())
         table = table.select(list(EXAMPLE_FEATURES)).replace_schema_metadata(EXAMPLE_FEATURES.arrow_schema.metadata)
         return Dataset(InMemoryTable(table), fingerprint=name.hexdigest())
 
-    def _content_ids(self) -> pa.ChunkedArray:
-        digests = np.frombuffer(self._digests, np.uint64)
+    def _misnamed(self) -> dict[int, int]:
+        """The places of rows that lack the id that most have, have one that most lack, or repeat one.
+
+        Beside each stands the place of the row that it is measured by.
+        """
+        names = np.frombuffer(self._names, np.uint64)
+        own = names != 0
+        wanted = 2 * np.count_nonzero(own) >= len(names)  # else ids are made from the content
+        found = dict.fromkeys(np.flatnonzero(own != wanted).tolist(), int(np.argmax(own == wanted)))
+        if wanted:
+            _, first, same = np.unique(names, return_index=True, return_inverse=True)
+            again = np.flatnonzero(own & (first[same] != np.arange(len(names))))
+            found |= dict(zip(again.tolist(), first[same[again]].tolist(), strict=True))
+        return found
+
+    def _refuse(self, misnamed: Mapping[int, int], table: pa.Table) -> None:
+        """Note rows whose ids cannot stay, which were taken for good."""
+        for place, other in sorted(misnamed.items()):
+            row, measure = (table.slice(number, 1).to_pylist()[0] for number in (place, other))
+            self.bad.lose(row["place"], content_of(row), _misnamed_error(row, measure), row["id"])
+
+    def _content_ids(self, digests: NDArray[np.uint64]) -> pa.ChunkedArray:
         times = _occurrences(digests)
         chunks = []
         for start in range(0, len(digests), CHUNK_ROWS):
@@ -191,10 +214,8 @@ class ExampleBuilder:
             for example, digest in zip(pending, digests, strict=True)
         ]
         kept = without_refused(named, [example["place"] for example in pending], self.check, self.bad)
-        for example in (pending[position] for position in kept):
-            self._with_id = self._with_id or (example["place"] if example["id"] else "")
-            self._without_id = self._without_id or ("" if example["id"] else example["place"])
         self._digests.extend(digests[position] for position in kept)
+        self._names.extend(_hash(pending[position]["id"]) if pending[position]["id"] else 0 for position in kept)
         if kept:
             rows = [pending[position] for position in kept]
             self._stream.write_batch(pa.RecordBatch.from_pylist(rows, schema=FILE_SCHEMA))
@@ -213,14 +234,23 @@ def _own_id(value: Any, place: str) -> str | None:
     return text_of(str(value), place, "id")
 
 
-def _refuse_repeated_ids(table: pa.Table) -> None:
-    if not len(twice := repeated(table["id"])):
-        return
-    first, second, *_ = table.filter(pc.equal(table["id"], twice[0]))["place"].to_pylist()
-    raise UserError(
-        f"the id {twice[0].as_py()!r} is used twice: {first} and {second}. "
-        "Make the ids unique, or leave the field 'id' out to have ids made from the content."
-    )
+def _misnamed_error(row: Mapping[str, Any], other: Mapping[str, Any]) -> UserError:
+    """Why the id of a row, or that it has none, does not go with another row."""
+    before = Path(other["place"]).name  # wherever the files lie
+    every = "Give every row an 'id', or none: ids are then made from the content."
+    if row["id"] is None:
+        error = UserError(f"the row has no id, but others have one (such as {before}). {every}")
+        error.fault = "no id"
+    elif other["id"] is None:
+        error = UserError(f"the row has an id, {row['id']!r}, but most have none (such as {before}). {every}")
+        error.fault = "an id alone"
+    else:
+        error = UserError(
+            f"the id {row['id']!r} is used twice, first by {before}. Make the ids unique, or leave the field 'id' out "
+            "to have ids made from the content."
+        )
+        error.fault = "an id twice"
+    return error
 
 
 def _occurrences(values: NDArray[np.uint64]) -> NDArray[np.int64]:

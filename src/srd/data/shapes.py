@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from srd.base.errors import UserError, nearest
+from srd.data.messages import MASKS, REASONING
 
 Row = Mapping[str, Any]
 Pair = tuple[str, str]  # the fields of a question and of its answer
@@ -30,7 +31,9 @@ PAIRS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 CONTEXTS = ("input", "context")
 QUESTIONS = [question for question, _ in PAIRS if question not in CONTEXTS]
-TURN_FIELDS = ("role", "from", "content", "value", "name", "tool_calls", "tool_call_id", "reasoning_content", "weight")
+TURN_FIELDS = (
+    "role", "from", "content", "value", "name", "tool_calls", "tool_call_id", "function_call", *REASONING, *MASKS
+)  # fmt: skip
 ROLE_NAMES = ("user", "assistant", "tool", "developer", "human", "gpt")
 ROW_FIELDS = frozenset(
     {"id", "tools", "functions", "history", "references", *CONVERSATIONS, *SYSTEM, *CONTEXTS}
@@ -258,8 +261,8 @@ SHAPES = (
 class Columns:
     """Names of our fields for those that a file has, of a row and of the turns in it.
 
-    A name of ours may be a field of a row (theirs may lie deeper: `data.question`), a field of a turn (`role`,
-    `content`), or a role (`user`, `assistant`), whose name in the file is given; `system` is a column or a role.
+    A name of ours may be a field of a row, of a turn (`role`, `content`), or a role (`user`, `assistant`), which the
+    file calls otherwise; `system` is a column or a role. Their fields may lie deeper: `data.question`, `author.role`.
 
     Args:
         names: ours -> theirs.
@@ -296,21 +299,30 @@ class Columns:
         self._met.update(ours)
         gone = {*self._row.values(), *(self._asking if self._asking & ours.keys() else ())}
         row = {**{name: value for name, value in row.items() if name not in gone}, **ours}
-        if not (self._turn or self._roles):
+        turns = _turns(row) if self._turn or self._roles else None
+        if turns is None:
             return row
-        turns = _turns(row)
-        return row if turns is None else {**row, "messages": [self._renamed_turn(turn) for turn in turns]}
+        found = [self._renamed_turn(turn, f"{place}: turn {number}") for number, turn in enumerate(turns, start=1)]
+        return {**row, "messages": found}
 
     def check(self) -> None:
-        """All rows have been seen: refuse a name for a field that none of them has."""
+        """All rows have been seen: refuse a name for a field that none of them has, nor any of their turns."""
         for ours in self._missing.keys() - self._met:
             raise self._missing[ours]
 
-    def _renamed_turn(self, turn: Any) -> Any:
+    def _renamed_turn(self, turn: Any, place: str) -> Any:
         if not isinstance(turn, Mapping):
             return turn
-        others = {name: value for name, value in turn.items() if name not in self._turn.values()}
-        turn = {**others, **{ours: turn[theirs] for ours, theirs in self._turn.items() if theirs in turn}}
+        ours, gone = {}, set()
+        for name, theirs in self._turn.items():
+            if found := _at(turn, theirs):
+                ours[name] = found[0]
+                gone.add(theirs if theirs in turn else theirs.partition(".")[0])
+            elif name not in self._missing:
+                known = nearest(theirs, map(str, turn))
+                self._missing[name] = UserError(f"{place}: columns.{name}: no turn has a field {theirs!r}; {known}.")
+        self._met.update(ours)
+        turn = {**{name: value for name, value in turn.items() if name not in gone}, **ours}
         speaker = "role" if "role" in turn else "from"
         role = self._roles.get(turn.get(speaker))
         if role is None:

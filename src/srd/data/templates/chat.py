@@ -36,10 +36,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Part = tuple[str, bool]  # a text, and whether it may be cut
-Slot = tuple[Message, str, list[Part]]  # where a text of a message stands, and its parts
+Slot = tuple[Message, Message, str, list[Part]]  # a message, where a text of it stands, and the parts of that
 SHOWN = 200  # characters of a text in a message
 PROBE, THOUGHT = "QzProbe", "QzThought"
 PLAIN, LAST = "choose data.template=plain", "set data.train_on=last"
+TOOLLESS = "choose a model whose template writes tools, or leave the row out"
 FORGETS = "leaves out what answers thought, which it would keep in their content, between <think> and </think>"
 THINK = "give the answers what they thought: as reasoning_content, or in the content as <think>…</think>"
 THINKS_NOT = "let it think (data.template_arguments switches that), or take out what the answers thought"
@@ -111,10 +112,7 @@ class ChatTemplate(Template):
         if any(json.dumps(arguments, ensure_ascii=False) in text for arguments in given):
             self._note("quotes the arguments of calls, which are text and no objects, once more", example)
         if names := [name for name in map(_name, calls) if name not in "".join(piece.text for piece in answer)]:
-            raise UserError(
-                f"example {example['id']}: the chat template of the tokenizer leaves out that the answer calls the "
-                f"tool {names[0]!r}. Choose a model whose template writes tools, or leave the row out."
-            )
+            raise self._leaves_out(f"that the answer calls a tool ({names[0]!r})", example, TOOLLESS)
         return self._ended(answer, calls=bool(calls))
 
     def _answered(
@@ -281,7 +279,7 @@ class ChatTemplate(Template):
     def _rewritten(self, whole: Sequence[Message], text: str, start: int, example: Example) -> list[Segment]:
         """The pieces of a conversation whose answer a template rewrites, by where it begins and what ends it."""
         mark, marked = _mark(whole), copy.deepcopy(list(whole))
-        for holder, key, _ in _slots(marked[-1:], None):
+        for _, holder, key, _ in _slots(marked[-1:], None):
             holder[key] = mark
         tail = self._apply(marked, example, ask=False).rpartition(mark)[2]
         end = len(text) - len(tail) if text[start:].endswith(tail) else start
@@ -304,13 +302,16 @@ class ChatTemplate(Template):
             text: The conversation as it is rendered.
             example: For messages.
             answer_only: Ends with an answer, and only that is looked for.
+
+        Raises:
+            UserError: a content is not in the text at all.
         """
         mark = _mark(messages)
         for strip in (False, True):
             marked = copy.deepcopy(list(messages))
             contents: list[Segment] = []
-            needed: list[bool] = []
-            for holder, key, parts in _slots(marked[-1:] if answer_only else marked, asked):
+            needed: list[Message | None] = []  # whose content it is, but for thoughts, which many templates cut
+            for message, holder, key, parts in _slots(marked[-1:] if answer_only else marked, asked):
                 inside = ""
                 for place, (part, cuttable) in enumerate(parts):
                     if not part.strip():  # some templates ask whether a message is blank
@@ -319,7 +320,7 @@ class ChatTemplate(Template):
                     inside += f"{mark}{len(contents)}Q"
                     part = part.lstrip() if strip and place == 0 else part
                     part = part.rstrip() if strip and place == len(parts) - 1 else part
-                    needed.append(key not in REASONING)
+                    needed.append(None if key in REASONING else message)
                     contents.append(Segment(part, cuttable, cut_order=len(contents), content=True))
                 holder[key] = inside
             pieces = re.split(f"{mark}([0-9]+)Q", self._apply(marked, example, ask=not answer_only))
@@ -327,21 +328,41 @@ class ChatTemplate(Template):
                 [contents[int(piece)] if place % 2 else Segment(piece, False) for place, piece in enumerate(pieces)]
             )
             found = set(map(int, pieces[1::2]))
-            if any(own and place not in found for place, own in enumerate(needed)):
-                self._note(f"leaves out {'something of the answer' if answer_only else 'messages'}", example)
+            for place, own in enumerate(needed):
+                if own is not None and place not in found:
+                    self._refuse_lost(own, contents[place].text, example)
             if "".join(segment.text for segment in segments) == text:
                 return segments
         return None
 
+    def _refuse_lost(self, message: Message, text: str, example: Example) -> None:
+        """Refuse a conversation of which the template drops a text; of one beside a call it is noted."""
+        if message.get(CALLS):  # many models write nothing there
+            self._note("leaves out what is said beside the call of a tool", example)
+            return
+        tool = message["role"] in ("tool", "function")
+        raise self._leaves_out(
+            f"what the {message['role']} says ({text[:SHOWN]!r})", example, TOOLLESS if tool else PLAIN
+        )
+
     def _look_for_tools(self, text: str, messages: Sequence[Message], example: Example) -> None:
-        """Note tools and calls that a conversation's text lacks: by their names, or as it is the same without them."""
+        """Refuse a text that lacks calls, note one that lacks tools: by their names, or as it is the same without."""
         tools = extra_of(example).get("tools", [])
-        calls = [call for turn in messages for call in turn.get("tool_calls") or []]
-        bare = [{key: value for key, value in turn.items() if key != "tool_calls"} for turn in messages]
+        calls = [call for turn in messages for call in turn.get(CALLS) or []]
+        bare = [{key: value for key, value in turn.items() if key != CALLS} for turn in messages]
         if tools and (_unnamed(tools, text) or self._same(text, messages, example, tools=None)):
             self._note("leaves out tools", example)
         if calls and (_unnamed(calls, text) or self._same(text, bare, example)):
-            self._note("leaves out the calls of tools", example)
+            raise self._leaves_out("the calls of tools", example, TOOLLESS)
+
+    def _leaves_out(self, what: str, example: Example, remedy: str) -> UserError:
+        """What says that the template drops a part of a conversation."""
+        error = UserError(
+            f"example {example['id']}: the chat template of the tokenizer {self._tokenizer.name_or_path!r} leaves out "
+            f"{what}. Mend the template (chat_template.jinja beside the model), or {remedy}."
+        )
+        error.fault = f"the chat template leaves out {what.partition(' (')[0]}"
+        return error
 
     def _same(self, text: str, messages: Sequence[Message], example: Example, **options: Any) -> bool:
         """Whether messages have this very text; not where the template refuses them."""
@@ -484,18 +505,18 @@ def _check(tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]) -> No
 
 
 def _slots(messages: Sequence[Message], asked: list[Part] | None) -> Iterator[Slot]:
-    """Where the texts of messages stand."""
+    """The texts of messages, and where they stand."""
     for place, message in enumerate(messages, start=1):
         cuttable = message["role"] not in SYSTEM
         for key in REASONING:
             if isinstance(message.get(key), str):
-                yield message, key, [(message[key], cuttable)]
+                yield message, message, key, [(message[key], cuttable)]
         content = message["content"]
         if isinstance(content, list):
-            yield from ((part, "text", [(part["text"], cuttable)]) for part in content)
+            yield from ((message, part, "text", [(part["text"], cuttable)]) for part in content)
         elif isinstance(content, str):
             last = asked if place == len(messages) else None
-            yield message, "content", last or [(content, cuttable)]
+            yield message, message, "content", last or [(content, cuttable)]
 
 
 def _tells(text: str, prompt: str, thought: Thought) -> bool:

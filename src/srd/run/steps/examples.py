@@ -19,7 +19,7 @@ from srd.base.files import fingerprint, read_sealed, write_sealed
 from srd.base.remedies import warn
 from srd.base.tables import column, map_large, repeated, write_table
 from srd.base.text import many
-from srd.data.bad_rows import BadRows, Check, Owner, without_refused
+from srd.data.bad_rows import BadRows, Check, Owner, content_of, without_refused
 from srd.data.corruption import corrupt, leave_out
 from srd.data.examples import EXAMPLE_FEATURES, one_for_each_answer, split_examples
 from srd.data.leaks import leaked_ids, without_leaks
@@ -302,6 +302,30 @@ def _with_divided(rows: datasets.Dataset, split: str, divided: set[str]) -> data
     return rows.map(each_answer, batched=True, features=rows.features, load_from_cache_file=False, new_fingerprint=name)
 
 
+def _named_once(splits: dict[str, datasets.Dataset], bad: BadRows) -> dict[str, datasets.Dataset]:
+    """The splits without rows whose id is in a later one too, which models are compared on.
+
+    Raises:
+        UserError: nothing would be left of one.
+    """
+    found, taken = dict(splits), pa.array([], pa.string())
+    for name in (each for each in reversed(SPLITS) if each in splits):
+        rows, ids = splits[name], column(splits[name], "id").combine_chunks()
+        again = pc.is_in(ids, value_set=taken).to_numpy(zero_copy_only=False)
+        taken = pa.concat_arrays([taken, ids])
+        for row in rows.select(np.flatnonzero(again)) if again.any() else ():
+            error = UserError(
+                f"the id {row['id']!r} is in {name} and in another split, too. Make the ids unique, or leave the field "
+                "'id' out of all files to have ids made from the content."
+            )
+            error.fault = f"an id of {name} in another split"
+            bad.lose(f"{name}: {row['id']}", content_of(row), error, row["id"])
+        if again.all():
+            raise bad.nothing_left(f"data.{name}")
+        found[name] = rows.select(np.flatnonzero(~again)) if again.any() else rows
+    return found
+
+
 def owner_of(recipe: Recipe) -> Owner | None:
     """What says which of several teachers a row has; None where each teaches all rows, or there is one."""
     teachers = {mark: each.title for each in recipe.teachers for mark in each.marks}
@@ -332,6 +356,7 @@ def _load_splits(recipe: Recipe, bad: BadRows, check: Check | None) -> dict[str,
         if source is not None:
             other = load_source(source, seed=seed, bad=bad, check=check)
             splits[name] = other.get(name, next(iter(other.values()))) if isinstance(other, dict) else other
+    splits = _named_once(splits, bad)
     bad.settle()
     if "train" not in splits:
         found = " and ".join(f"{name} ({len(rows)})" for name, rows in sorted(splits.items()))
