@@ -227,19 +227,17 @@ def _damaged_targets(title: str, arms: dict[str, Arm]) -> list[list[Any]]:
     return rows
 
 
-def over_shares(found: dict[float, dict[str, Arm]], label: str) -> Scores:
-    """Of each seed the mean score of each question over all shares of damage; nothing where an arm is not at all."""
-    arms = [arms[label].scores for arms in found.values() if label in arms]
-    if len(arms) < len(found):
-        return {}
-    seeds = set.intersection(*(set(scores) for scores in arms))
-    return {seed: np.mean([scores[seed] for scores in arms], axis=0) for seed in sorted(seeds)}
+def over_shares(found: Sequence[dict[str, Arm]], label: str) -> Scores:
+    """Of each seed the mean score of each question over some shares of damage."""
+    scores = [arms[label].scores for arms in found]
+    seeds = sorted(set.intersection(*map(set, scores))) if scores else []
+    return {seed: np.mean([each[seed] for each in scores], axis=0) for seed in seeds}
 
 
 def choices_table(found: dict[float, dict[str, Arm]]) -> str:
     """How far each choice is from the preset, at each share and over all, and what follows by the rule set beforehand.
 
-    A choice is ahead where the interval over all shares is above zero, and behind where it is below.
+    A choice is ahead where the interval over its shares is above zero, and behind where it is below.
     """
     labels = dict.fromkeys(label for arms in found.values() for label in arms)
     rows = []
@@ -248,10 +246,11 @@ def choices_table(found: dict[float, dict[str, Arm]]) -> str:
             difference(arms[label].scores, arms[PLUS].scores) if {label, PLUS} <= set(arms) else None
             for arms in found.values()
         ]
-        over = difference(over_shares(found, label), over_shares(found, PLUS))
+        both = [arms for arms in found.values() if {label, PLUS} <= set(arms)]
+        over = difference(over_shares(both, label), over_shares(both, PLUS))
         rows.append([label, *map(_shown, spans), _shown(over), _verdict(label, over)])
     titles = [Column("Choice"), *(Column(f"less plus, {share:.0%} damaged") for share in found)]
-    return to_markdown(Table([*titles, Column("less plus, over both"), Column("")], rows))
+    return to_markdown(Table([*titles, Column("less plus, over its shares"), Column("")], rows))
 
 
 def _verdict(label: str, over: Span | None) -> str | None:
