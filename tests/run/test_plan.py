@@ -185,6 +185,27 @@ def test_flops_by_hand(tiny_recipe: Recipe) -> None:
     assert kd.flops == pytest.approx(1.5 * (student + teacher))
 
 
+@pytest.mark.parametrize(
+    ("by", "weight", "learnt", "asked", "taught"),
+    [
+        ("random", 1.0, 0.25, 0, 0.25),
+        ("student_entropy", 1.0, 0.25, 1, 0.25),
+        ("teacher_gap", 1.0, 0.25, 1, 1.25),
+        ("student_entropy", 0.8, 1, 1, 0.25),  # cross-entropy has all positions
+    ],
+)
+def test_flops_of_chosen_positions_by_hand(by: str, weight: float, learnt: float, asked: int, taught: float) -> None:
+    """The heads' share of a training: the student's three passes and the one that chooses, the teacher's."""
+    tokens = f"training.tokens={{share: 0.25, by: {by}}}"
+    recipes = [load_recipe("openllama2-kd", [f"training.weight={weight}", *more]) for more in ([], [tokens])]
+    plan, other = map(make_plan, recipes)
+    whole, chosen = (next(phase for phase in each.phases if phase.name == "train/kd") for each in (plan, other))
+    positions = 2 * whole.student_passes * plan.data.response * plan.data.train
+    factor = 2 if recipes[0].training.lora else 3
+    spared = plan.student.head * (factor * (1 - learnt) - asked) + plan.teacher.head * (1 - taught)
+    assert whole.flops - chosen.flops == pytest.approx(positions * spared, rel=1e-6, abs=whole.flops * 1e-12)
+
+
 def test_without_a_cache_the_teacher_runs_in_every_pass(tiny_recipe: Recipe) -> None:
     live = tiny_recipe.model_copy(update={"cache": tiny_recipe.cache.model_copy(update={"limit_gb": 1e-9})})
     plan = make_plan(live)

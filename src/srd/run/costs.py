@@ -368,6 +368,37 @@ def written_ahead(training: TrainingConfig, stages: tuple[StagePlan, ...], respo
     return WrittenAhead(refreshes, rows, rows * min(response, method.longest_text() or response), at_once)
 
 
+@dataclass(frozen=True)
+class HeadShares:
+    """At which share of the response positions a training asks the heads.
+
+    Attributes:
+        learnt: The student's, with gradients.
+        asked: The student's once before, to choose positions.
+        taught: The teacher's, where there is one.
+    """
+
+    learnt: float = 1.0
+    asked: float = 0.0
+    taught: float = 1.0
+
+
+def head_shares(training: TrainingConfig, stages: tuple[StagePlan, ...]) -> HeadShares:
+    """What choosing positions (``training.tokens``) spares the heads, and what it costs; see `srd.training.positions`.
+
+    Cross-entropy has all positions, so that the student's head works at all of them in a stage whose weight leaves it
+    some.
+    """
+    choice = training.tokens
+    if choice is None:
+        return HeadShares()
+    weights = training.curriculum.schedule("weight") if training.curriculum else [training.weight]
+    passes = [stage.passes for stage in stages]
+    each = [choice.share if weight == 1 else 1.0 for weight in weights]
+    learnt = math.fsum(share * part for share, part in zip(each, passes, strict=True)) / math.fsum(passes)
+    return HeadShares(learnt, float(choice.by != "random"), choice.share + (choice.by == "teacher_gap"))
+
+
 def training_phase(name: str, training: TrainingConfig, facts: Facts, live: bool, kept: str = "student") -> Phase:
     """A training: the student forward and backward, and the teacher where it runs live or the student writes text.
 
@@ -385,12 +416,13 @@ def training_phase(name: str, training: TrainingConfig, facts: Facts, live: bool
     forward = model.forward(facts.prompt, facts.response)
     factor = 2.0 if training.lora else 3.0
     factor += 1.0 if training.gradient_checkpointing else 0.0
-    flops = passes * factor * forward
+    heads = head_shares(training, stages)
+    flops = passes * (factor * forward + 2 * model.head * facts.response * (heads.asked - factor * (1 - heads.learnt)))
     runs_teacher = training.needs_teacher and live
+    if training.needs_teacher:  # its logits come from its states
+        flops += passes * 2 * teacher.head * facts.response * heads.taught
     if runs_teacher:
-        flops += passes * teacher.forward(facts.prompt, facts.response)
-    elif training.needs_teacher:
-        flops += passes * 2 * teacher.head * facts.response  # the logits come from the cached states
+        flops += passes * replace(teacher, head=0).forward(facts.prompt, facts.response)
     ahead = written_ahead(training, stages, data.response)
     if training.writes_ahead:  # written, read once by the student, and by the teacher unless it is live
         once = 2 * forward + (0.0 if live else teacher.forward(facts.prompt, facts.response))
