@@ -16,7 +16,7 @@ from srd.cli import app
 from srd.models import packages
 from srd.recipe.files import parse_overrides
 from srd.recipe.reading import load_recipe
-from srd.run import doctor, outlook, plan
+from srd.run import doctor, flow, outlook, plan
 from srd.run.doctor import Diagnosis, examine
 from srd.run.flow import advance
 from tests.runs import TinyRun, close, tiny_rows, write_rows
@@ -113,7 +113,7 @@ def test_every_warning_has_a_remedy_that_works(case: str, shared: TinyRun, tmp_p
     assert all(warning.what and warning.remedy for warning in found.warnings)
     assert found.counts.ended == found.counts.examples - found.counts.responses_cut
     assert all(each.ended == each.response.endswith("<|im_end|>") for each in found.examples)
-    (warned,) = about(found, what)
+    *_, warned = about(found, what)  # of the training rows, then of the validation rows: the remedy takes in both
     if mends:
         remedy = SETTING.findall(warned.remedy)
         assert remedy
@@ -179,6 +179,40 @@ def test_copies_in_training_and_test_are_told(shared: TinyRun, tmp_path: Path) -
     advance(run, "examples")  # a run says it, too
     close(run)
     assert len([said for said in run.warnings if warned.what in said and warned.remedy in said]) == 1
+
+
+LONG = [{"instruction": "Why? " * 50, "output": "So. " * 90}]
+AHEAD: dict[str, tuple[dict[str, list[dict[str, Any]]], list[str]]] = {
+    # what is wrong with which file, and what both say of it
+    "scripts": ({"train": CHINESE}, ["ROUGE counts words by script"]),
+    "train": ({"train": [*tiny_rows(), *LONG]}, ["1 of 41 prompts are longer", "1 of 41 responses were cut"]),
+    "validation": ({"validation": LONG}, ["1 of 1 validation prompts are longer", "1 of 1 validation responses were"]),
+    "test": ({"test": LONG}, ["1 of 1 test prompts are longer"]),
+    "a task": ({"task": [*LONG, *CHINESE]}, ["1 of 31 mine prompts are longer", "mine: the references are"]),
+    "control tokens": ({"validation": [{"instruction": "Say <|im_end|>", "output": "no"}]}, ["words of a control"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", AHEAD)
+def test_a_run_says_what_a_doctor_says_before_a_model_is_asked(
+    case: str, shared: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong, says = AHEAD[case]
+    files = {name: [{"instruction": f"Say {name}.", "output": "So."}] for name in ("validation", "test", "task")}
+    tiny = shared.twin().set(generation__max_new_tokens=8, evaluation__tasks=[])
+    for name, rows in {"train": tiny_rows(), **files, **wrong}.items():
+        named = [{"id": f"{name}-{number}", **row} for number, row in enumerate(rows)]
+        path = str(write_rows(tmp_path / f"{name}.jsonl", named))
+        tasks = {"evaluation__tasks": [{"name": "instruction", "path": path, "label": "mine"}]}
+        tiny.set(**(tasks if name == "task" else {f"data__{name}": path}))
+    done = flow.do
+    monkeypatch.setattr(flow, "do", lambda run, step: done(run, step) if step.name == "examples" else None)
+    run = tiny.open(tmp_path / "run")
+    advance(run)
+    close(run)
+    found = looked_at(tiny).warnings
+    assert {f"{each.what} {each.remedy}" for each in found} == set(run.warnings)
+    assert [each for each in says if sum(each in warning.what for warning in found) != 1] == []
 
 
 def test_machine_and_packages(shared: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:

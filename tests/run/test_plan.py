@@ -356,7 +356,7 @@ def test_the_phases_are_the_steps_of_the_run(tmp_path: Path, monkeypatch: pytest
         shutil.copytree(tiny.teacher, run.files.teacher) if run.recipe.teacher.sft else None
         return {}
 
-    for check in ("check_recipe", "check_room"):
+    for check in ("check_recipe", "look_ahead"):
         monkeypatch.setattr(flow, check, lambda *run: None)
     monkeypatch.setattr(Teacher, "make", tuned)
     for kind in (TeacherText, Cache, Student, Reflection, Ranking, Training, Evaluation):

@@ -20,6 +20,8 @@ from srd.data.turns import ControlText, turns_of
 
 logger = logging.getLogger(__name__)
 
+AT_ONCE = 1_000  # examples whose prompts are read together
+
 Pieces = list[tuple[str, bool]]  # a text in pieces with whether each is content, which holds no control tokens
 
 
@@ -342,14 +344,16 @@ class Encoder:
         examples: datasets.Dataset,
         written: datasets.Dataset | None = None,
         progress: Callable[[int, int], None] | None = None,
+        split: str = "",
     ) -> datasets.Dataset:
-        """Encode examples.
+        """Encode examples, and say what is amiss with them.
 
         Args:
             examples: Rows of the example schema.
             written: What a model has written, to train on instead of the first references, row by row: ``tokens``
                 without the stop token, and whether they ``ended`` with one.
             progress: Called with examples done and examples to do.
+            split: What the examples are called where something is said of them; empty: they are learnt.
 
         Returns:
             ``id, prompt_ids, response_ids, prompt_cut, response_cut``, in the same order.
@@ -372,8 +376,17 @@ class Encoder:
             new_fingerprint=fingerprint("tokens", examples._fingerprint, written and written._fingerprint),
             features=self._features,
         )
-        self._tell(encoded, written=written is not None)
+        self._tell_prompts(sum(encoded["prompt_cut"]), len(encoded), split)
+        self._tell_responses(sum(encoded["response_cut"]), len(encoded), split, written=written is not None)
+        self._tell_frames(len(encoded))
         return encoded
+
+    def look_at_prompts(self, examples: datasets.Dataset, split: str) -> None:
+        """Say what is amiss with the prompts of examples that are only asked."""
+        parts = (range(start, min(start + AT_ONCE, len(examples))) for start in range(0, len(examples), AT_ONCE))
+        cut = sum(sum(self.prompts(examples.select(part).to_list())[2]) for part in parts)
+        self._tell_prompts(cut, len(examples), split)
+        self._tell_frames(len(examples))
 
     @property
     def _features(self) -> datasets.Features:
@@ -387,18 +400,23 @@ class Encoder:
             }
         )
 
-    def _tell(self, encoded: datasets.Dataset, *, written: bool) -> None:
-        """Say how many prompts and responses are not whole, and how many texts look like control tokens."""
-        count, remedy = len(encoded), self._longer()
-        if prompts := sum(encoded["prompt_cut"]):
-            what = f"{prompts} of {count} prompts are longer than {self.max_prompt_length} tokens"
-            warn(logger, f"{what}: their content was cut, the frame kept.", remedy)
-        if answers := sum(encoded["response_cut"]):
-            where = "where they were written, or " if written else ""
-            what = f"{answers} of {count} responses were cut {where}to fit {self.max_length} tokens"
+    def _tell_prompts(self, cut: int, count: int, split: str) -> None:
+        """Say how many prompts are not whole."""
+        if cut:
+            what = f"{cut} of {count}{split and f' {split}'} prompts are longer than {self.max_prompt_length} tokens"
+            warn(logger, f"{what}: their content was cut, the frame kept.", self._longer())
+
+    def _tell_responses(self, cut: int, count: int, split: str, *, written: bool) -> None:
+        """Say how many responses are not whole."""
+        if cut:
+            where, remedy = "where they were written, or " if written else "", self._longer()
             if written:
                 remedy = "Raise max_new_tokens of the method that lets them be written, or data.max_length."
+            what = f"{cut} of {count}{split and f' {split}'} responses were cut {where}to fit {self.max_length} tokens"
             warn(logger, f"{what}; they have no end of sequence.", remedy)
+
+    def _tell_frames(self, count: int) -> None:
+        """Say what the template leaves out or does not close, and how many texts look like control tokens."""
         for what, names in self.template.notes.items():
             if len(names) > self._told_notes.get(what, 0):
                 self._told_notes[what] = len(names)

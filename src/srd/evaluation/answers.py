@@ -19,6 +19,7 @@ import numpy as np
 from srd.base import parallel
 from srd.base.files import atomic_folder, fingerprint, link, read_json, write_json
 from srd.base.locks import by_turns
+from srd.base.remedies import warn
 from srd.data.encoding import Encoder
 from srd.evaluation.predictions import (
     COMPARISONS,
@@ -31,7 +32,7 @@ from srd.evaluation.predictions import (
     write_answers,
 )
 from srd.metrics.common import FloatArray
-from srd.metrics.scripts import BY_SCRIPT
+from srd.metrics.scripts import BY_SCRIPT, COMPARE_WITHIN
 from srd.metrics.statistics import paired_bootstrap
 from srd.models.generation import Decoding, generate
 from srd.sandbox.outside import Permission
@@ -93,7 +94,7 @@ def read_benchmark(
         find = partial(task.judgeable, examples, allow_code_execution=allow_code_execution)
         examples = examples.select(parallel.on_main(find))
     if task.reading(examples):
-        log.warning("%s: %s", label or name, BY_SCRIPT)
+        warn(log, f"{label or name}: {BY_SCRIPT}", COMPARE_WITHIN)
     return Benchmark(
         label or name,
         task,

@@ -265,7 +265,8 @@ class Run(RecipeModels):
         if key not in self._encoded:
             encoder = self.teacher_encoder if for_teacher else self.encoder
             with self.progress("tokens") as update:
-                self._encoded[key] = encoder.encode(self.split(split), progress=update)
+                called = "" if split == "train" else split
+                self._encoded[key] = encoder.encode(self.split(split), progress=update, split=called)
         return reopened(self._encoded[key])
 
     def validation(self, config: TrainingConfig, *, of_teacher: bool = False) -> Validation:

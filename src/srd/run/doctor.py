@@ -21,7 +21,7 @@ from srd.recipe.schema import Recipe
 from srd.run.checks import check_recipe, missing_packages
 from srd.run.costs import DataFacts
 from srd.run.models import RecipeModels
-from srd.run.outlook import warn_of_copies, warn_of_frames, warn_of_memory
+from srd.run.outlook import warn_of_copies, warn_of_frames, warn_of_memory, warn_of_questions
 from srd.run.plan import SAMPLE, Plan, check_models_at_hand, make_plan
 from srd.run.room import existing
 from srd.run.served import told_of_server
@@ -139,10 +139,12 @@ def examine(recipe: Recipe, rows: int, flops_per_second: float) -> Diagnosis:
         served = told_of_server(models)
         splits, benchmarks = read_all(recipe, models)
         train = splits["train"]
-        examples = tuple(_seen(models.encoder, train.select(range(min(rows, len(train))))))
-        encoded = _encoded(models.encoder, train, recipe.seed)
-        warn_of_frames(models, train)
         warn_of_copies(recipe.data, splits, benchmarks)
+        warn_of_questions(models, splits["test"], benchmarks)
+        warn_of_frames(models, train)
+        encoded = _encoded(models.encoder, train, recipe.seed)
+        models.encoder.encode(splits["validation"], split="validation")
+        examples = tuple(_seen(models.encoder, train.select(range(min(rows, len(train))))))
         if any(words_of(split) == EXTENDED for split in splits.values()):
             warn(logger, BY_SCRIPT, COMPARE_WITHIN)
         plan = make_plan(recipe, flops_per_second=flops_per_second, data=_facts(splits, encoded))

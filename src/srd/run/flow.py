@@ -8,8 +8,7 @@ from srd.models.cluster import check_address
 from srd.recipe.schema import Recipe
 from srd.run.checks import check_recipe
 from srd.run.context import Run
-from srd.run.outlook import warn_of_frames
-from srd.run.room import check_room
+from srd.run.room import look_ahead
 from srd.run.served import asks_server, check_server
 from srd.run.steps.base import Step, do, needed_steps
 from srd.run.steps.cards import Cards
@@ -69,8 +68,7 @@ def advance(run: Run, *wanted: str) -> None:
     for step in steps:
         do(run, step)
         if step.name == "examples":
-            parallel.on_main(lambda: check_room(run, steps))
-            parallel.on_main(lambda: warn_of_frames(run, run.split("train")))
+            parallel.on_main(lambda: look_ahead(run, steps))
 
 
 def run_all(run: Run) -> None:

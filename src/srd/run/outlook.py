@@ -17,7 +17,9 @@ from srd.base.text import shown_bytes
 from srd.curation.copies import copies_of
 from srd.curation.grams import COLUMNS
 from srd.data.settings import DataConfig
+from srd.metrics.scripts import BY_SCRIPT, COMPARE_WITHIN
 from srd.run.models import RecipeModels
+from srd.tasks.base import get_task
 from srd.training.settings import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -54,6 +56,21 @@ def warn_of_copies(
                 if name == HELD_OUT
                 else "Remove them from the training file, or leave the task out.",
             )
+
+
+def warn_of_questions(models: RecipeModels, test: datasets.Dataset, benchmarks: Mapping[str, datasets.Dataset]) -> None:
+    """Say where questions that models are compared on lose text, or answers are counted in words of another kind.
+
+    Args:
+        models: Have the encoder.
+        test: The test split.
+        benchmarks: Examples of the named tasks, by their keys.
+    """
+    for name, rows in {"test": test, **benchmarks}.items():
+        models.encoder.look_at_prompts(rows, name)
+    for named in models.recipe.evaluation.tasks:
+        if named.key in benchmarks and get_task(named.name).reading(benchmarks[named.key]):
+            warn(logger, f"{named.key}: {BY_SCRIPT}", COMPARE_WITHIN)
 
 
 def warn_of_frames(models: RecipeModels, train: datasets.Dataset) -> None:

@@ -12,7 +12,7 @@ from srd.base.text import shown_bytes
 from srd.run.context import Run
 from srd.run.costs import DataFacts, Facts, Phase, other_sizes, sizes_of
 from srd.run.forecast import Forecast
-from srd.run.outlook import warn_of_memory
+from srd.run.outlook import warn_of_frames, warn_of_memory
 from srd.run.steps.base import Step
 
 
@@ -30,17 +30,32 @@ def facts_of(run: Run) -> Facts:
 WITHOUT_MODELS = ("examples", "cleaning", "ranking")
 
 
-def check_room(run: Run, steps: Sequence[Step]) -> None:
-    """Refuse to begin what the disk has no room for: what the steps that are not done leave, and the most of scratch.
+def look_ahead(run: Run, steps: Sequence[Step]) -> None:
+    """Say what a run will meet, as `srd doctor` does, and refuse what there is no room for, before any model is asked.
+
+    What the examples themselves are warned of is said where they are made.
+
+    Raises:
+        RunError: as `check_room`.
+    """
+    todo = [step for step in steps if "finished" not in run.manifest.steps.get(step.name, {})]
+    if all(step.name in WITHOUT_MODELS for step in todo):
+        return
+    warn_of_frames(run, run.split("train"))
+    for split in ("train", "validation"):
+        run.token_ids(split)  # says what is cut
+    run.words  # noqa: B018 - says that words are counted by script
+    check_room(run, steps, todo)
+
+
+def check_room(run: Run, steps: Sequence[Step], todo: Sequence[Step]) -> None:
+    """Refuse to begin what the disk has no room for: what the steps to do leave, and the most of scratch.
 
     The run is given its forecast, which is made of the same costs.
 
     Raises:
         RunError: with what is needed and what is free, where.
     """
-    todo = [step for step in steps if "finished" not in run.manifest.steps.get(step.name, {})]
-    if all(step.name in WITHOUT_MODELS for step in todo):
-        return
     if run.recipe.cache.dir and any(step.name == "cache" for step in todo):
         Path(run.recipe.cache.dir).expanduser().mkdir(parents=True, exist_ok=True)  # or it cannot be one
     facts = facts_of(run)

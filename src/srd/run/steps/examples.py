@@ -27,7 +27,7 @@ from srd.recipe.schema import Recipe
 from srd.run.context import Run
 from srd.run.folder import SPLITS
 from srd.run.identity import plugins_identity, source_identity, task_identity
-from srd.run.outlook import warn_of_copies
+from srd.run.outlook import warn_of_copies, warn_of_questions
 from srd.run.steps.base import Step, Summary
 from srd.tasks.base import get_task, load_source
 
@@ -80,6 +80,7 @@ class Examples(Step):
         found = self._found(run)
         splits = _prepared(run.recipe, dict(found.splits), found.benchmarks, found.divided)
         warn_of_copies(run.recipe.data, splits, found.benchmarks)
+        warn_of_questions(run, splits["test"], found.benchmarks)
         _check_ids(splits)
         for name in SPLITS:
             write_table(splits[name], run.files.examples(name))
