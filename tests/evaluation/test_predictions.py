@@ -119,6 +119,12 @@ def test_a_former_result_is_kept_beside_the_one_that_takes_its_place(files: Path
     assert sorted(path.name for path in (tmp_path / "former").iterdir()) == ["1", "2"]
 
 
+def test_other_answers_with_the_same_scores_are_another_result(files: Path, tmp_path: Path) -> None:
+    first = evaluate(files, tmp_path, "a", limit=1)
+    assert evaluate(files, tmp_path, "a", limit=2) == first  # both models say nothing that is right
+    assert len((tmp_path / "former/1/predictions/a.dolly.1.jsonl").read_text().splitlines()) == 1
+
+
 @needs_bubblewrap
 def test_a_changed_row_is_scored_again_whatever_its_column(files: Path, tmp_path: Path) -> None:
     row = {"task_id": 11, "text": "Add.", "code": "def f(a): return a", "test_list": ["assert f(1) == 1"],

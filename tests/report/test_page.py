@@ -17,7 +17,7 @@ from srd.report.figures import logged, stage_bands
 from srd.report.html import coded, escape
 from srd.report.page import build_report
 from srd.report.reading import read_json_lines, read_run
-from srd.report.summary import print_summary
+from srd.report.summary import print_next_steps, print_summary
 from srd.report.tables import Column, Table, to_html
 from tests.report.fake_run import RECIPE, write_lines, write_parquet, write_run, write_text
 
@@ -279,6 +279,17 @@ def test_summary_says_gain_cost_and_places(whole_run: Path) -> None:
     print_summary(whole_run, Console(file=narrow, width=80))
     assert "Initial student" in narrow.getvalue()
     assert f"Report: {whole_run / 'report' / 'index.html'}\n" in narrow.getvalue()
+
+
+@pytest.mark.parametrize(("terminal", "width", "boxed"), [(True, 60, True), (True, 30, False), (False, 60, False)])
+def test_next_steps_stand_in_a_box_where_there_is_room(terminal: bool, width: int, boxed: bool) -> None:
+    steps = [("Talk to it", "srd chat '[runs]/mine'"), ("Push it", "srd push '[runs]/mine' me/mine --dry-run")]
+    screen = io.StringIO()
+    print_next_steps(steps, Console(file=screen, width=width, force_terminal=terminal, color_system=None))
+    lines = screen.getvalue().strip().splitlines()
+    assert ("What next?" in lines[0]) == boxed
+    shown = [line.strip("│ ") for line in (lines[1:-1] if boxed else lines)]
+    assert shown == [f"{title + ':':<13}{command}" for title, command in steps]
 
 
 def test_not_a_run_directory(tmp_path: Path) -> None:

@@ -26,7 +26,12 @@ State = Literal["kept", "other", "damaged", "missing"]
 
 def predictions_path(folder: Path, model: str, task: str, seed: int | str) -> Path:
     """File of one model's answers to one task with one seed."""
-    return folder / PREDICTIONS / f"{model}.{task.replace(':', '-')}.{seed}.jsonl"
+    return folder / PREDICTIONS / f"{_stem(model, task)}{seed}.jsonl"
+
+
+def _stem(model: str, task: str) -> str:
+    """How the names of one model's answers to one task begin."""
+    return f"{model}.{task.replace(':', '-')}."
 
 
 def scores_path(path: Path) -> Path:
@@ -156,15 +161,27 @@ def put_aside(folder: Path) -> Path | None:
 
 
 def replaced(former: Path, folder: Path) -> list[str]:
-    """What a former result said and the present one does not: ``model on task``; its copy goes if that is nothing."""
+    """What a former result said and the present one does not: ``model on task``; its copy goes if that is nothing.
+
+    Answers count as well as scores: others may come to the same numbers.
+    """
     now = _scores_in(folder)
-    lost = [f"{model} on {task}" for (model, task), scores in _scores_in(former).items()
-            if now.get((model, task)) != scores]  # fmt: skip
+    others = [name for name in listed(former) if _digest(former, name) not in (None, _digest(folder, name))]
+    lost = [
+        f"{model} on {task}"
+        for (model, task), scores in _scores_in(former).items()
+        if now.get((model, task)) != scores or any(name.startswith(_stem(model, task)) for name in others)
+    ]
     if not lost:
         remove(former)
         with contextlib.suppress(OSError):  # there are others
             former.parent.rmdir()
     return lost
+
+
+def _digest(folder: Path, name: str) -> str | None:
+    """The digest of a file of answers; None where it is not there, or not whole."""
+    return (read_scores(folder / PREDICTIONS / name) or {}).get("predictions")
 
 
 def _scores_in(folder: Path) -> dict[tuple[str, str], Any]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape as escape_markup
+from rich.panel import Panel
 from rich.table import Table as RichTable
 
 from srd.base.text import visible
@@ -51,11 +53,21 @@ def print_summary(run_dir: Path, console: Console) -> None:
     for line in places(run):
         # A path that is folded over two lines cannot be clicked or copied.
         console.print(escape(line), highlight=False, soft_wrap=True)
-    steps = next_steps(run)
-    if steps:
-        console.print()
-    for title, command in steps:
-        console.print(f"{title + ':':<13}{escape(command)}", highlight=False, soft_wrap=True)
+    print_next_steps(next_steps(run), console)
+
+
+def print_next_steps(steps: list[tuple[str, str]], console: Console) -> None:
+    """Print what to do with the student: in a box on a terminal that has room for it, else a line each."""
+    lines = [f"{title + ':':<13}{escape(command)}" for title, command in steps]
+    if not lines:
+        return
+    console.print()
+    if console.is_terminal and max(map(cell_len, lines)) + len("│  │") <= console.width:
+        box = Panel("\n".join(lines), title="What next?", title_align="left", expand=False, border_style="dim")
+        console.print(box, highlight=False)
+        return
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def brief(table: Table) -> Table:
