@@ -118,9 +118,9 @@ def _compiled() -> Callable[..., LossParts]:
     compiled = torch.compile(_row_losses)
 
     def call(*given: Any) -> LossParts:
-        student, teacher, targets, reference, *_, columns, _divergence = given
-        for rows in (student, teacher, targets, reference, *columns.values()):
-            if rows is not None:  # one graph for any number of rows, whichever comes first
+        student, teacher, targets, reference, _settings, scale, *_, columns, _divergence = given
+        for rows in (student, teacher, targets, reference, scale, *columns.values()):
+            if rows is not None and rows.dim():  # one graph for any number of rows, whichever comes first
                 torch._dynamo.maybe_mark_dynamic(rows, 0)
         try:
             return compiled(*given)
