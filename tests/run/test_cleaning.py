@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,12 +14,11 @@ from srd.base.errors import UserError
 from srd.curation import likelihoods
 from srd.data.corruption import corrupt
 from srd.data.examples import examples_from_rows, row_of
-from srd.models.generation import Decoding
 from srd.report.page import build_report
 from srd.run.steps import cleaning
 from tests.oracle import noun_rows, oracle_losses
 from tests.runs import TinyRun, steps_finished, write_rows
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import tiny_tokenizer
 
 FIND = ["empty", "looping", "eos", "match", "near_copy"]
 
@@ -162,21 +160,32 @@ def test_all_rows_are_rewritten_by_the_same_teacher(run: TinyRun, monkeypatch: p
     assert "are not wrong, and have an answer of the teacher" in page and "<h4>Rewritten</h4>" in page
 
 
-def test_a_repair_is_all_that_was_written(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """A row is encoded anew: what has control tokens or half a sign would be learnt as something else."""
+def test_a_repair_is_trained_on_as_it_was_written(run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its token ids are kept: no text gives back half a sign, a control token, or words cut at other places."""
     tokenizer = tiny_tokenizer("llama")
-    told, end = tokenizer("It is blue.", add_special_tokens=False)["input_ids"], [tokenizer.eos_token_id]
+    letters = [token for word in "It is" for token in tokenizer(word, add_special_tokens=False)["input_ids"]]
     half = tokenizer("\N{SNOWMAN}", add_special_tokens=False)["input_ids"][:1]
-    control = [tokenizer.unk_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id]
-    answers = [[*told, *end], told, [*told, *control, *told, *end], [*told, *half, *end]]
-    monkeypatch.setattr(cleaning, "generate_tokens", lambda *a, **k: answers)
-    monkeypatch.setattr(logging.getLogger("srd"), "propagate", True)
-    caplog.set_level(logging.INFO)
-    encoder = SimpleNamespace(tokenizer=tokenizer)
-    prompts = [[1]] * len(answers)
-    found = cleaning._written(tiny_model("llama"), encoder, prompts, list("abcd"), Decoding(9), 4, lambda *a: None)
-    assert found == ["It is blue.", None, None, None]
-    assert "1 of 4 repairs were cut at 9 tokens" in caplog.text
+    said = [*letters, tokenizer.bos_token_id, *half]
+    assert tokenizer(tokenizer.decode(said), add_special_tokens=False)["input_ids"] != said
+
+    def writes(model: Any, tokenizer: Any, prompts: Any, names: Any, decoding: Any, **options: Any) -> Any:
+        """The same to all; every other one is cut."""
+        return [[*said, tokenizer.eos_token_id][: len(said) + 1 - place % 2] for place in range(len(prompts))]
+
+    monkeypatch.setattr(cleaning, "generate_tokens", writes)
+    monkeypatch.setattr(cleaning, "passing", lambda candidates, *rest: np.ones(len(candidates), dtype=bool))
+    told: list[str] = []
+    monkeypatch.setattr(cleaning.logger, "info", lambda said, *values: told.append(said % values))
+    done = run.set(data__cleaning__action="repair").advance("repair")
+    found = marks(run)
+    repaired = [name for name, row in found.items() if row["repaired"]]
+    encoded = {row["id"]: row for row in done.token_ids("train")}
+    assert repaired and all(encoded[name]["response_ids"] == [*said, tokenizer.eos_token_id] for name in repaired)
+    assert all(found[name]["response_after"] == tokenizer.decode(said, skip_special_tokens=True) for name in repaired)
+    others = [row for row in done.split("train") if row["id"] not in repaired]
+    assert others and not any(row["tokens"] for row in others)
+    assert all(tokenizer.decode(encoded[row["id"]]["response_ids"]).startswith(row["references"][0]) for row in others)
+    assert any(" repairs were cut at 8 tokens, and are not used" in each for each in told)
 
 
 def test_too_many_marks_stop_and_show_examples(run: TinyRun) -> None:

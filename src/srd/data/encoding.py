@@ -204,9 +204,11 @@ class Encoder:
 
         A response tokenised on its own can differ from the same text behind its prompt (SentencePiece puts a space
         before a text), and must not begin with a BOS. So prompt and response are tokenised together, and the
-        response is what comes after the prompt's own tokens; where the two run into each other it stands alone.
+        response is what comes after the prompt's own tokens; where the two run into each other it stands alone. What a
+        model has written to its end is there in its own ``tokens``, beside the text.
         """
         names, nothing = [row["id"] for row in rows], [False] * len(rows)
+        written = {place: row["tokens"] for place, row in enumerate(rows) if row.get("tokens")}
         references = [_pieces(self.template.response(row)) for row in rows]
         alone = self._ids(references, nothing, names)
         if not self.encoder_decoder:
@@ -216,7 +218,14 @@ class Encoder:
             ):
                 if ids[: len(prompt)] == prompt and len(ids) > len(prompt):
                     alone[i] = ids[len(prompt) :]
-        closed = [self._closed(*parts) for parts in zip(rows, prompt_ids, references, alone, strict=True)]
+        closed = [
+            self._ended(row, prompt, written[place])
+            if place in written
+            else self._closed(row, prompt, pieces, response)
+            for place, (row, prompt, pieces, response) in enumerate(
+                zip(rows, prompt_ids, references, alone, strict=True)
+            )
+        ]
         return self._fitted(closed, prompt_ids)
 
     def _closed(self, row: dict[str, Any], prompt: list[int], pieces: Pieces, response: list[int]) -> list[int]:
@@ -226,6 +235,10 @@ class Encoder:
         if ends and not self._text(response[ends[-1] + 1 :]).strip():
             return response[: ends[-1] + 1]
         return [*response, *self._closing(row, prompt)]
+
+    def _ended(self, row: dict[str, Any], prompt: list[int], tokens: list[int]) -> list[int]:
+        """What a model has written and come to an end with, closed as this frame closes it."""
+        return [*tokens, self._closing(row, prompt)[-1]]
 
     def _closing(self, row: dict[str, Any], prompt: list[int]) -> tuple[int, ...]:
         chat = self.template.for_row(row).name == "chat"
@@ -245,7 +258,7 @@ class Encoder:
     ) -> tuple[list[list[int]], list[bool]]:
         """What a model has written, closed as this frame closes it where it came to an end, else left open."""
         closed = [
-            [*ids, self._closing(row, prompt)[-1]] if over else ids
+            self._ended(row, prompt, ids) if over else ids
             for row, prompt, ids, over in zip(rows, prompts, tokens, ended, strict=True)
         ]
         fitted, cut = self._fitted(closed, prompts)
@@ -349,7 +362,7 @@ class Encoder:
         """Encode examples, and say what is amiss with them.
 
         Args:
-            examples: Rows of the example schema.
+            examples: Rows of the example schema; ``tokens`` beside are the ids of a first reference that a model wrote.
             written: What a model has written, to train on instead of the first references, row by row: ``tokens``
                 without the stop token, and whether they ``ended`` with one.
             progress: Called with examples done and examples to do.

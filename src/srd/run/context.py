@@ -265,8 +265,10 @@ class Run(RecipeModels):
         if key not in self._encoded:
             encoder = self.teacher_encoder if for_teacher else self.encoder
             with self.progress("tokens") as update:
-                called = "" if split == "train" else split
-                self._encoded[key] = encoder.encode(self.split(split), progress=update, split=called)
+                rows, called = self.split(split), "" if split == "train" else split
+                if for_teacher and self.apart and "tokens" in rows.column_names:
+                    rows = rows.remove_columns("tokens")  # they are the student's
+                self._encoded[key] = encoder.encode(rows, progress=update, split=called)
         return reopened(self._encoded[key])
 
     def validation(self, config: TrainingConfig, *, of_teacher: bool = False) -> Validation:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -30,20 +31,17 @@ from srd.curation.repair import SAMPLES, TEMPERATURE, candidates_read, chosen, p
 from srd.curation.scores.base import PASSES
 from srd.data.encoding import Encoder
 from srd.data.leaks import are_dropped
-from srd.data.turns import without_end
 from srd.models.generation import Decoding, generate_tokens
 from srd.models.settings import ModelConfig
-from srd.models.tokens import stop_token_ids
 from srd.recipe.schema import Recipe
 from srd.run.context import Run, load_options
 from srd.run.costs import Facts, Phase, inference_memory
 from srd.run.identity import model_identity
 from srd.run.loading import load_reader, load_writer
 from srd.run.steps.base import Step, Summary
+from srd.run.written import as_written
 
 logger = logging.getLogger(__name__)
-
-HALF = "\ufffd"  # what stands for the bytes of a sign that is not whole
 
 #: Rows that are dropped whatever the action: their text is right, but there once or not to be trained on.
 SUPERFLUOUS = ("near_copy", HELD_OUT)
@@ -199,13 +197,12 @@ class Repair(Step):
         rows, marks = run.split("train", cleaned=False), pq.read_table(_places(run)[0])
         why = np.asarray(marks["why"].to_pylist(), dtype=object)
         asked = np.flatnonzero(_is_asked(run, rows, why))
-        texts = _answers(run, rows, asked) if len(asked) else []
-        owners = np.array([row for row, _ in texts], dtype=np.int64)
-        new = _chosen(run, rows, owners, [text for _, text in texts]) if texts else {}
+        answers = _answers(run, rows, asked) if len(asked) else []
+        new = _chosen(run, rows, answers) if answers else {}
         if parallel.is_main():
             repaired = np.isin(np.arange(len(rows)), list(new))
             before = [row["references"][0] if old else None for row, old in _with(rows, repaired | (why != ""))]
-            after = [new.get(row) for row in range(len(rows))]
+            after = [new[row].text if row in new else None for row in range(len(rows))]
             columns = [
                 name for name in marks.column_names if name not in ("repaired", "response_before", "response_after")
             ]
@@ -379,36 +376,42 @@ def _write_rows(
 # -------------------------------------------------------------------------------------------------------------- repair
 
 
-def _answers(run: Run, rows: datasets.Dataset, wrong: NDArray[np.int64]) -> list[tuple[int, str]]:
-    """The teacher's answers to prompts, greedy and sampled, those that end: each with its row."""
+class Answer(NamedTuple):
+    """What the teacher has written for a row: its text, and the token ids that are trained on."""
+
+    row: int
+    text: str
+    tokens: tuple[int, ...]
+
+
+def _answers(run: Run, rows: datasets.Dataset, wrong: NDArray[np.int64]) -> list[Answer]:
+    """The teacher's answers to prompts, greedy and sampled, those that end and say something."""
     encoder, asked = run.teacher_encoder, rows.select(wrong).to_list()
     prompts, _, _ = encoder.prompts(asked)
     names, longest = [row["id"] for row in asked], run.recipe.generation.max_new_tokens
     ways = [Decoding(longest), *(Decoding(longest, TEMPERATURE, seed=run.recipe.seed + i) for i in range(SAMPLES))]
     model: Any = None
-    found: list[tuple[int, str]] = []
+    found: list[Answer] = []
     for number, way in enumerate(ways):
         path = run.files.repair_work / f"answers-{number}.json"
-        made_from = fingerprint(names, prompts, vars(way))
+        made_from = fingerprint(names, prompts, vars(way), "tokens")
         kept = parallel.on_main(functools.partial(read_sealed, path))
         if kept.get("made_from") != made_from:
             model = model or load_writer(run.teacher_source, run, run.teacher_options())
             with run.progress(f"teacher repairs, {number + 1} of {len(ways)}") as update:
-                tokens = _written(model, encoder, prompts, names, way, run.recipe.generation.batch_size, update)
-            kept = {"made_from": made_from, "texts": tokens}
+                answers = _written(run, model, prompts, names, way, update)
+            kept = {"made_from": made_from, "answers": answers}
             if parallel.is_main():
                 write_sealed(path, kept)
-        found += [(int(row), text) for row, text in zip(wrong, kept["texts"], strict=True) if text is not None]
+        pairs = zip(wrong, kept["answers"], strict=True)
+        found += [Answer(int(row), text, tuple(tokens)) for row, (text, tokens) in pairs if tokens]
     return list(dict.fromkeys(found))
 
 
 def _written(
-    model: Any, encoder: Encoder, prompts: list[list[int]], names: list[str], way: Decoding, size: int, update: Any
-) -> list[str | None]:
-    """Answers as text; None for one that does not end, says nothing, or has control tokens or half a sign in it.
-
-    A repaired row is a row like any other, which is encoded anew: its text must be all that was written.
-    """
+    run: Run, model: Any, prompts: list[list[int]], names: list[str], way: Decoding, update: Any
+) -> list[tuple[str, list[int]]]:
+    """Answers as text and token ids; without the latter those that do not end, or say nothing."""
     done = 0
 
     def count(more: int) -> None:
@@ -416,44 +419,52 @@ def _written(
         done += more
         update(done, len(prompts))
 
-    tokenizer = encoder.tokenizer
-    answers = generate_tokens(model, tokenizer, prompts, names, way, batch_size=size, progress=count,
-                              share=parallel.processes() > 1)  # fmt: skip
-    stop = stop_token_ids(model, tokenizer)
-    tokens, ended = zip(*(without_end(ids, stop) for ids in answers), strict=True) if answers else ((), ())
-    texts, whole = (tokenizer.batch_decode(list(tokens), skip_special_tokens=skip) for skip in (True, False))
-    if cut := len(answers) - sum(ended):
+    tokenizer = run.teacher_encoder.tokenizer
+    answers = generate_tokens(
+        model, tokenizer, prompts, names, way, batch_size=run.recipe.generation.batch_size, progress=count,
+        share=parallel.processes() > 1,
+    )  # fmt: skip
+    written, texts = as_written(run, model, tokenizer, answers)
+    if cut := sum(not ended for _, ended in written):
         logger.info("%d of %d repairs were cut at %d tokens, and are not used.", cut, len(answers), way.max_new_tokens)
     return [
-        text.strip() if over and text.strip() and text == everything and HALF not in text else None
-        for text, everything, over in zip(texts, whole, ended, strict=True)
+        (text.strip(), tokens if ended and text.strip() else [])
+        for text, (tokens, ended) in zip(texts, written, strict=True)
     ]
 
 
-def _chosen(run: Run, rows: datasets.Dataset, owners: NDArray[np.int64], texts: list[str]) -> dict[int, str]:
+def _chosen(run: Run, rows: datasets.Dataset, answers: list[Answer]) -> dict[int, Answer]:
     """Of each row that has an answer which passes the detectors, the one that the student finds likeliest."""
-    settings = run.recipe.data.cleaning
-    listed = [{**row, "references": [text]} for row, text in zip(rows.select(owners), texts, strict=True)]
-    candidates = datasets.Dataset.from_list(listed, features=rows.features)
+    settings, owners = run.recipe.data.cleaning, np.array([answer.row for answer in answers], dtype=np.int64)
+    candidates = _answered(rows.select(owners), answers)
     with run.progress("student reads answers") as update:
         reader = reader_of(run, run.files.repair_work / "read", update)
         read = candidates_read(rows, owners, candidates, settings.find, reader)
     known = {name: each["threshold"] for name, each in read_json(run.files.detectors).items()}
     thresholds = {name: threshold for name, threshold in known.items() if threshold is not None}
     fine = passing(candidates, read, thresholds, settings.find)
-    return {row: texts[candidate] for row, candidate in chosen(owners, fine, read["ce"]).items()}
+    return {row: answers[candidate] for row, candidate in chosen(owners, fine, read["ce"]).items()}
 
 
-def _with_responses(rows: datasets.Dataset, new: dict[int, str]) -> datasets.Dataset:
-    """The rows, some with a response of their own."""
+def _answered(rows: datasets.Dataset, answers: Sequence[Answer]) -> datasets.Dataset:
+    """Rows with these answers, whose token ids stand beside their texts."""
+    features = datasets.Features({**rows.features, "tokens": datasets.List(datasets.Value("int32"))})
+    listed = [
+        {**row, "references": [answer.text], "tokens": list(answer.tokens)}
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+    return datasets.Dataset.from_list(listed, features=features)
+
+
+def _with_responses(rows: datasets.Dataset, new: dict[int, Answer]) -> datasets.Dataset:
+    """The rows, some with a response of their own, and the token ids of that."""
     if not new:
         return rows
     places = sorted(new)
-    changed = [{**row, "references": [new[place]]} for place, row in zip(places, rows.select(places), strict=True)]
+    changed = _answered(rows.select(places), [new[place] for place in places])
     picked = np.arange(len(rows))
     picked[places] = len(rows) + np.arange(len(places))
-    both = datasets.concatenate_datasets([rows, datasets.Dataset.from_list(changed, features=rows.features)])
-    return both.select(picked)
+    return datasets.concatenate_datasets([rows, changed]).select(picked)
 
 
 def _reading_phase(name: str, facts: Facts, rows: int) -> Phase:

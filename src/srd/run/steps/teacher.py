@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +17,8 @@ from srd.base.remedies import warn
 from srd.base.tables import write_table
 from srd.base.text import count, many, shown_bytes
 from srd.data.batching import EncodedExamples
-from srd.data.turns import without_end
 from srd.models.generation import Decoding, generate_tokens
-from srd.models.token_bytes import continuations
-from srd.models.tokens import stop_token_ids, tokenizer_identity
+from srd.models.tokens import tokenizer_identity
 from srd.recipe.schema import Recipe
 from srd.run.assemble import training_of
 from srd.run.context import Run, load_options
@@ -41,6 +38,7 @@ from srd.run.teacher_caches import (
     taught_rows,
     tier_of_run,
 )
+from srd.run.written import as_written
 from srd.training.cache_building import build_cache, fill_cache
 from srd.training.progress import told_of
 from srd.training.stages import train
@@ -165,13 +163,7 @@ def write_text(
             model, tokenizer, rows.prompts, rows.ids, decoding,
             batch_size=run.recipe.generation.batch_size, progress=count, share=parallel.processes() > 1,
         )  # fmt: skip
-    written = [without_end(ids, stop_token_ids(model, tokenizer)) for ids in answers]
-    if run.apart and tokenizer is not run.tokenizer:
-        texts = tokenizer.batch_decode([tokens for tokens, _ in written], skip_special_tokens=True)
-        written = list(zip(_tokens_of(run.tokenizer, texts), [ended for _, ended in written], strict=True))
-    else:
-        written = [_known_tokens(*answer, len(run.tokenizer)) for answer in written]
-        texts = run.tokenizer.batch_decode([tokens for tokens, _ in written], skip_special_tokens=True)
+    written, texts = as_written(run, model, tokenizer, answers)
     if parallel.is_main():
         columns = {"tokens": [tokens for tokens, _ in written], "ended": [ended for _, ended in written]}
         table = pa.table({"id": rows.ids, "response": texts, **columns}, schema=TEACHER_TEXT)
@@ -184,21 +176,6 @@ def write_text(
             cut, who, len(texts), 100 * cut / len(texts), decoding.max_new_tokens,
         )  # fmt: skip
     return {"examples": len(texts), "empty": sum(not text.strip() for text in texts), "cut": cut}
-
-
-def _tokens_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """What a teacher with tokens of its own wrote, in the student's, as they stand behind a prompt."""
-    try:
-        return continuations(tokenizer, texts)
-    except UserError:  # it changes texts, so that no more can be said of their beginning
-        read: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return read
-
-
-def _known_tokens(tokens: list[int], ended: bool, count: int) -> tuple[list[int], bool]:
-    """What a teacher wrote up to a token that the student does not have; what follows is cut."""
-    known = list(itertools.takewhile(lambda token: token < count, tokens))
-    return known, ended and len(known) == len(tokens)
 
 
 class Cache(Step):
