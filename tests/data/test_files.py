@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import lzma
+import os
 import sys
 import zipfile
 from collections.abc import Callable
@@ -361,3 +362,9 @@ def test_what_a_file_is_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.INFO, "srd"):
         sizes(tmp_path / "set" / "train-*")
     assert caplog.messages == [f"{folder}/train-*: 1 × JSON lines, gzip, 1 × parquet: 1,201 instructions with answers"]
+
+
+def test_a_pipe_is_refused_without_waiting_for_who_writes_into_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(UserError, match="a pipe or a device"):
+        title_of(tmp_path / "rows.jsonl")

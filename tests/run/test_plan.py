@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -302,6 +303,30 @@ def test_too_many_dropped_layers(tiny_recipe: Recipe) -> None:
     student = tiny_recipe.student.model_copy(update={"drop_layers": 3})
     with pytest.raises(UserError, match="drops 3 of 3 layers"):
         make_plan(tiny_recipe.model_copy(update={"student": student}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"drop_layers": [1, 9]}, r"\[9\] cannot be dropped. Layers go from 0 to 2"),
+        ({"drop_layers": [0, 1, 2]}, "at least one must remain"),
+        ({"attn_implementation": "nope"}, "attn_implementation is 'nope', which 'llama' does not take"),
+    ],
+)
+def test_what_a_model_does_not_have_is_refused_before_any_work(
+    changes: dict[str, Any], said: str, tiny_recipe: Recipe
+) -> None:
+    student = tiny_recipe.student.model_copy(update=changes)
+    with pytest.raises(UserError, match=said):
+        make_plan(tiny_recipe.model_copy(update={"student": student}))
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "./x", "../x", "http://x/y", "é/è", "a..b/c", "a--b/c", f"a/{'x' * 200}"])
+def test_a_name_that_the_hub_does_not_take(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(plan_module, "hub_is_reachable", lambda: False)
+    with pytest.raises(UserError, match=f"model '{re.escape(name)}'"):
+        read_config(ModelConfig(model=name), [])
 
 
 def test_bytes_in_words() -> None:

@@ -345,6 +345,10 @@ def test_a_validation_that_is_not_finite_is_an_error(select_by: str, tmp_path: P
         weights.data.fill_(torch.nan)
     with pytest.raises(RunError, match=r"(?i)nan"):
         trainer.evaluate()
+    trainer.state.global_step = 3  # it has made steps: they have spoilt the weights, and no file
+    said = {"loss": "eval_loss is nan", "rouge_l": "The training has made the weights .* not finite: .*embed_tokens"}
+    with pytest.raises(RunError, match=rf"^{said[select_by]}.* step 3 .*learning_rate"):
+        trainer.evaluate()
 
 
 def test_several_gpus_without_a_launcher(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

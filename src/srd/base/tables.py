@@ -7,6 +7,7 @@ import itertools
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -63,8 +64,21 @@ def _read_jsonl(path: Path) -> pa.Table:
                 row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8")) if line.strip() else {}
             if not isinstance(row, dict):
                 raise UserError(f'{place}: expected an object, such as {{"id": …}}, but found {line[:80]!r}.')
+            if _is_deep(row):
+                raise UserError(f"{place}: cannot be read as JSON: something is nested too deeply.")
             rows += [row] if line.strip() else []
     return pa.table({name: [row.get(name) for row in rows] for name in dict.fromkeys(itertools.chain(*rows))})
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether lists and objects lie in each other deeper than Arrow finds out in a reasonable time."""
+    layer = [value]
+    for _ in range(MOST_BRACKETS):
+        inside = [list(each.values()) if isinstance(each, dict) else each for each in layer]
+        layer = [each for values in inside for each in values if isinstance(each, list | dict)]
+        if not layer:
+            return False
+    return True
 
 
 def map_large(paths: list[Path], folder: Path) -> None:

@@ -151,8 +151,9 @@ def is_data(path: Path) -> bool:
 
 def title_of(path: Path, format: str = "auto") -> str:
     """What a file is, as it is said: `JSON lines, gzip`."""
+    title = FORMATS[format_of(path, format)].title  # first: to open a pipe is to wait for who writes into it
     compressed = _compression(path)
-    return FORMATS[format_of(path, format)].title + (f", {compressed}" if compressed else "")
+    return title + (f", {compressed}" if compressed else "")
 
 
 # --------------------------------------------------------------------------------------------- bytes and characters

@@ -86,6 +86,15 @@ class CleaningConfig(Section):
     drop: Named | None = Field(None, description="file of ids that are wrong")
     most: float = Field(0.5, gt=0, le=1, description="where a larger share is marked, the run stops")
 
+    @model_validator(mode="after")
+    def _can_find(self) -> Self:
+        if self.action != "off" and not self.find and self.drop is None:
+            raise ValueError(
+                f"action is {self.action}, but find is empty and there is no file `drop`: no row could ever be wrong. "
+                "Name detectors, or set action: off"
+            )
+        return self
+
     @property
     def changes_rows(self) -> bool:
         """Whether what is trained on is other than what was read."""

@@ -16,7 +16,8 @@ from transformers import (
 
 from srd.base.errors import UserError
 from srd.models.adapters import add_lora
-from srd.models.guard import guarded
+from srd.models.guard import first_lines, guarded
+from srd.models.pruning import check_drop
 from srd.models.settings import LoraConfig
 
 # Masked language models that transformers lists among those that generate; each says so in its own forward pass.
@@ -101,6 +102,23 @@ def check_lora(config: PreTrainedConfig, settings: LoraConfig) -> None:
     model = _without_weights(config)
     with torch.device("meta"):
         add_lora(model, settings)
+
+
+def check_attention(config: PreTrainedConfig, name: str) -> None:
+    """Refuse an ``attn_implementation`` that the library does not know, or that this architecture does not have."""
+    model = _without_weights(config)
+    try:
+        model.set_attn_implementation(name)
+    except ValueError as error:
+        raise UserError(
+            f"attn_implementation is {name!r}, which '{config.model_type}' does not take: {first_lines(error)} "
+            "Leave it out, or use sdpa or eager."
+        ) from error
+
+
+def check_depth(config: PreTrainedConfig, drop: int | list[int]) -> None:
+    """Refuse layers to drop that a model does not have, before a weight is loaded."""
+    check_drop(_without_weights(config), drop)
 
 
 def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:

@@ -184,13 +184,7 @@ def drop_layers(
         UserError: a layer is out of range or named twice, no layer would remain, or there are no batches to
             measure.
     """
-    stacks = layer_stacks(model)
-    wanted = drop if isinstance(drop, dict) else dict.fromkeys(stacks, drop)
-    if unknown := wanted.keys() - stacks.keys():
-        raise UserError(f"drop_layers: the model has no {', '.join(sorted(unknown))}. It has: {', '.join(stacks)}")
-    first = {name: _first_droppable(blocks) for name, (_, blocks) in stacks.items()}
-    for name, choice in wanted.items():
-        _check_drop(choice, name, len(stacks[name][1]), first[name])
+    stacks, (wanted, first) = layer_stacks(model), check_drop(model, drop)
     angles = {}
     if any(isinstance(choice, int) for choice in wanted.values()):
         angles = pairwise_angles(model, batches or [])
@@ -201,6 +195,22 @@ def drop_layers(
             choice = list(range(start, start + choice))
         dropped[name] = sorted(choice)
     return _without(model, stacks, dropped), dropped
+
+
+def check_drop(model: PreTrainedModel, drop: Drop | dict[str, Drop]) -> tuple[dict[str, Drop], dict[str, int]]:
+    """What is dropped of each stack, and the first layer of each that can be; for a model without weights, too.
+
+    Raises:
+        UserError: as `drop_layers`.
+    """
+    stacks = layer_stacks(model)
+    wanted = drop if isinstance(drop, dict) else dict.fromkeys(stacks, drop)
+    if unknown := wanted.keys() - stacks.keys():
+        raise UserError(f"drop_layers: the model has no {', '.join(sorted(unknown))}. It has: {', '.join(stacks)}")
+    first = {name: _first_droppable(blocks) for name, (_, blocks) in stacks.items()}
+    for name, choice in wanted.items():
+        _check_drop(choice, name, len(stacks[name][1]), first[name])
+    return wanted, first
 
 
 def _first_droppable(blocks: nn.ModuleList) -> int:

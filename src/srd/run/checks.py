@@ -11,7 +11,7 @@ from srd.base.errors import UserError, nearest
 from srd.data.templates.base import get_template
 from srd.models import cluster
 from srd.models.alignment import prefix_classes
-from srd.models.architecture import check_lora, position_limit
+from srd.models.architecture import check_attention, check_depth, check_lora, position_limit
 from srd.models.engines.base import ENGINES
 from srd.models.loading import check_weights, packages_missing
 from srd.models.packages import Missing, check_packages, quantisation
@@ -63,9 +63,20 @@ def check_recipe(models: RecipeModels, *, packages: bool = True) -> None:
     assert models.width and models.teacher_width  # refuses heads that are narrower than their tokenizers
     for config, model in zip(configs, here, strict=True):
         _check_lengths(models, config, str(model.model))
+    _check_parts(models)
     for training, config in [(teacher.sft, configs[0]), *((training, configs[-1]) for training in trainings)]:
         if training is not None:
             _check_trainable(training, config)
+
+
+def _check_parts(models: RecipeModels) -> None:
+    """Refuse kernels of attention, and layers to drop, that the models do not have."""
+    student, configs = models.recipe.student, models.configs
+    for config, model in [*zip(configs, models.recipe.models_here, strict=True), (configs[-1], student)]:
+        if model.attn_implementation is not None:
+            check_attention(config, model.attn_implementation)
+    if student.drop_layers:
+        check_depth(configs[-1], student.drop_layers)
 
 
 def _check_trainable(training: TrainingConfig, config: Any) -> None:

@@ -30,9 +30,10 @@ from srd.data.encoding import Encoder
 from srd.data.settings import SourceConfig
 from srd.data.sources import is_hub_name
 from srd.data.templates.base import get_template
+from srd.models.guard import guarded
 from srd.models.loading import load_config, load_tokenizer
 from srd.models.settings import ModelConfig
-from srd.models.sources import HUB_NAME, SMOLLM2, split_adapter
+from srd.models.sources import HUB_NAME, SMOLLM2, resolve_source, split_adapter
 from srd.recipe.schema import Recipe
 from srd.run.checks import check_evaluation, check_libraries, check_recipe
 from srd.run.costs import DataFacts, Facts, Phase, Size, alignment_of, limit_for, other_sizes, sizes_of
@@ -167,7 +168,9 @@ def read_config(model: ModelConfig, notes: list[str]) -> PreTrainedConfig:
     is_hub_name = "/" in source and not Path(source).expanduser().exists() and not source.endswith(".gguf")
     if not is_hub_name:
         return load_config(source, **options)  # type: ignore[arg-type]
-    cached = try_to_load_from_cache(source, "config.json", revision=model.revision)
+    resolve_source(source)
+    with guarded(source):
+        cached = try_to_load_from_cache(source, "config.json", revision=model.revision)
     if isinstance(cached, str):
         return load_config(str(Path(cached).parent))
     if hub_is_reachable():

@@ -53,7 +53,7 @@ def settings_of(objective: Any, temperature: float, weight: float, uses_teacher:
         return objective
     parameters = dict(objective) if isinstance(objective, Mapping) else {"name": objective}
     name = canonical_name(str(parameters.pop("name", "")))
-    check_parameters(name, parameters)
+    check_parameters(name, parameters, teaches=True)
     if not 0 < temperature < math.inf:
         raise UserError(f"temperature is {temperature}, but must be above 0 and finite")
     if not 0 <= weight <= 1:

@@ -34,7 +34,7 @@ class ObjectiveConfig(BaseModel):
     @model_validator(mode="after")
     def _known(self) -> Self:
         self.name = canonical_name(self.name)
-        check_parameters(self.name, self.parameters)
+        check_parameters(self.name, self.parameters, teaches=True)
         return self
 
     @property

@@ -28,7 +28,7 @@ from srd.base.errors import RunError, UserError
 from srd.base.files import disk_errors, read_json, remove, write_json
 from srd.data.batching import EncodedExamples, learnt_tokens
 from srd.data.turns import without_end
-from srd.models.finite import blame
+from srd.models.finite import blame, name_of, non_finite_tensor
 from srd.models.generation import decode_batch
 from srd.models.head import head_is_enough, head_weights, response_hidden, response_logits
 from srd.models.pair import head_width
@@ -400,11 +400,32 @@ class DistillTrainer(Trainer):
     def _blame(self, inputs: dict[str, Any]) -> str:
         """Whose fault a loss that is not finite is: the teacher's weights, the student's, or the rows'."""
         models = {"student": self.accelerator.unwrap_model(self.model)}
+        if lost := self._lost(models["student"]):
+            return lost
         if self.teacher is not None:
             if not torch.isfinite(self.teacher.head.weight).all():
                 return "The weights of the teacher are not finite: its output head."
             models |= {"teacher": self.teacher.model} if self.teacher.model is not None else {}
         return blame(models, inputs.get("ids", []))
+
+    def _lost(self, model: Any) -> str:
+        """What is said where this training itself has made the student's weights NaN or infinite; empty: it has not."""
+        tensor = non_finite_tensor(model) if self.state.global_step else None
+        who = name_of(model, "student")
+        return f"The training has made the weights of {who} not finite: tensor {tensor}." if tensor else ""
+
+    @contextlib.contextmanager
+    def _diverged(self, model: Any) -> Iterator[None]:
+        """Blame the training for weights that it has spoilt, and not the files that it began with."""
+        try:
+            yield
+        except (UserError, RunError) as error:
+            if not (lost := self._lost(model)):
+                raise
+            raise RunError(
+                f"{lost} This shows at the validation of step {self.state.global_step} (stage folder "
+                f"{self.args.output_dir}). A lower training.learning_rate or a wider training.precision helps."
+            ) from error
 
     # --------------------------------------------------------------------------------------------------- validation
 
@@ -416,7 +437,7 @@ class DistillTrainer(Trainer):
         if validation is None:
             raise UserError("there is nothing to evaluate on: give eval_dataset=, here or to the trainer")
         started = time.perf_counter()
-        with self.whole_student() as model:
+        with self.whole_student() as model, self._diverged(model):
             metrics = {f"{metric_key_prefix}_loss": validation_loss(model, validation, self.collator)}
             if validation.generate:
                 answers, scores = answered(model, self.tokenizer, validation)

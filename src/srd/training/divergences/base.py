@@ -15,7 +15,7 @@ To add one, register a pure function; its slope comes from autograd::
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,7 @@ class Divergence:
         gives_slope: Whether the function gives its own slope; else autograd does.
         ranges: The lowest and highest value of parameters.
         whole: Whether it needs the probabilities of all tokens: it means something else on some tokens and a rest.
+        nothing: Values of parameters with which it is 0 whatever teacher and student say.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Divergence:
     gives_slope: bool = False
     ranges: Mapping[str, Range] = field(default_factory=dict)
     whole: bool = False
+    nothing: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 DIVERGENCES: Registry[Divergence] = Registry("divergence", "srd.training.divergences", "unknown objective '{}'")
@@ -59,6 +61,7 @@ def register_divergence(
     ranges: Mapping[str, Range] | None = None,
     gives_slope: bool = False,
     whole: bool = False,
+    nothing: Mapping[str, Sequence[float]] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register ``function(log_p, log_q, **parameters) -> value`` under ``name``.
 
@@ -74,6 +77,7 @@ def register_divergence(
             is built.
         whole: It needs the probabilities of all tokens (it sorts them, or takes their entropy), so that a teacher cache
             of the likeliest ones cannot serve it.
+        nothing: Parameter -> values at which the divergence is 0 everywhere; it is refused there.
 
     Raises:
         UserError: a name is taken by another function.
@@ -83,7 +87,7 @@ def register_divergence(
         defaults, within = _parameters_of(function), dict(ranges or {})
         for parameter in within.keys() - defaults.keys():
             raise UserError(f"the divergence {name} has a range for '{parameter}', but no such parameter")
-        known = Divergence(name, function, defaults, squared, gives_slope, within, whole)
+        known = Divergence(name, function, defaults, squared, gives_slope, within, whole, nothing or {})
         DIVERGENCES.register(name, aliases=aliases)(known)
         return function
 
@@ -103,8 +107,8 @@ def canonical_name(name: str) -> str:
     return DIVERGENCES.name_of(name)
 
 
-def check_parameters(name: str, parameters: Mapping[str, float]) -> None:
-    """Refuse a parameter that the divergence does not have, or that is no number in its range."""
+def check_parameters(name: str, parameters: Mapping[str, float], *, teaches: bool = False) -> None:
+    """Refuse what the divergence does not have, what is no number in its range and, to train by, what makes it 0."""
     known = DIVERGENCES.get(name)
     for key, value in parameters.items():
         if key not in known.defaults:
@@ -116,6 +120,10 @@ def check_parameters(name: str, parameters: Mapping[str, float]) -> None:
             low, high = known.ranges[key]
             if not low <= value <= high:
                 raise UserError(f"{name}: {key} is {value}, but it must be within {low:g} and {high:g}")
+        if teaches and value in known.nothing.get(key, ()):
+            raise UserError(
+                f"{name} with {key} {value:g} is 0 whatever the student says: nothing is learnt. Use fkl or rkl"
+            )
 
 
 def loss_scale(name: str, temperature: float, convention: str) -> float:

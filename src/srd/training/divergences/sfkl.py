@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from srd.training.divergences._mixture import ValueAndSlope
 
 
-@register_divergence("sfkl", squared=False, aliases=["tsfkl"], ranges={"alpha": (0, 1)}, gives_slope=True)
+@register_divergence(
+    "sfkl", squared=False, aliases=["tsfkl"], ranges={"alpha": (0, 1)}, nothing={"alpha": (1,)}, gives_slope=True
+)
 def skew_forward_kl(log_p: Tensor, log_q: Tensor, alpha: float = 0.1) -> ValueAndSlope:
     """KL(p ‖ α p + (1-α) q), DistiLLM's skew KL (arXiv 2402.03898)."""
     if alpha == 1:
