@@ -77,6 +77,8 @@ class Served:
         ids = self.tokenizer.encode(given, add_special_tokens=False) if isinstance(given, str) else given
         if len(ids) + 1 > self.limit:
             return 400, {"error": {"message": f"This model's maximum context length is {self.limit} tokens."}}, {}
+        if max(ids) >= self.model.config.vocab_size:
+            return 400, {"error": {"message": f"Token id {max(ids)} is out of vocabulary"}}, {}
         if path == "/generate":
             found = self._generate(body, ids) if "generate" in self.ways else None
             return (404, {"detail": "Not Found"}, {}) if found is None else (200, found, {})

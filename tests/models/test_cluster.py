@@ -80,7 +80,7 @@ def two_machines() -> Iterator[Any]:
     here = str(Path(__file__).parents[2])
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([f"{here}/src", here])
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     made.add_node(num_cpus=2)
     made.wait_for_nodes()
     yield made

@@ -176,6 +176,11 @@ def test_another_tokenizer_is_refused_until_it_is_named(model: Any) -> None:
             checked(running)
         with pytest.raises(UserError, match=r"than 'wrong' \(teacher\.tokenizer\): "):
             checked(running, tokenizer="wrong")
+        unknown = (400, {"error": {"message": "Token id 999 is out of vocabulary"}}, {})
+        running.trouble = lambda _, path, body: unknown if body and isinstance(body["prompt"], list) else None
+        with pytest.raises(UserError, match=r"another tokenizer than the student: .*\(teacher\.tokenizer\)"):
+            checked(running)
+        running.trouble = lambda *_: None
         endpoint(running).check(tiny_tokenizer(kind), 100)
     with serving(model, tiny_tokenizer(kind), ways=("text",)) as running:
         endpoint(running).check(tiny_tokenizer(kind), 100, needs_likelihoods=False)

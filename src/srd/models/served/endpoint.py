@@ -126,12 +126,11 @@ class Endpoint:
         reasons, instead = [], "let the teacher write instead: training.method=seqkd"
         for dialect in DIALECTS:
             try:
-                theirs = self._read(dialect, probe)
+                self._compare(tokenizer, ours, self._read(dialect, probe))  # before ids are sent that it may not have
                 said = self._positions(dialect, ours, 1, self.top)
             except Malformed as error:
                 reasons.append(f"{dialect.title}: {error}")
                 continue
-            self._compare(tokenizer, ours, theirs)
             if self.top and not any(position.likely for position in said):
                 reasons.append(f"{dialect.title}: no ids of the likeliest tokens")
                 instead = "learn from the actual tokens alone: cache.tier=likelihood"
