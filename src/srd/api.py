@@ -55,8 +55,8 @@ from srd.run.folder import SPLITS, RunFolder
 from srd.sandbox.outside import Permission
 from srd.training.batches import make_collator
 from srd.training.cache_building import build_cache as keep_states
-from srd.training.teacher_cache import DTYPES, TeacherCache, cache_folder, stored_dtype
-from srd.training.tiers.base import make_tier
+from srd.training.teacher_cache import TeacherCache, cache_folder
+from srd.training.tiers.base import BYTES, make_tier, stored_dtype
 
 RUNS = Path("runs")
 NOTES = ("architectures", "dtype", "torch_dtype", "transformers_version")  # what saving puts into a configuration
@@ -362,8 +362,8 @@ def build_cache(
             that is too far from it.
         RunError: the disk is too small, or the teacher gives states that are not finite.
     """
-    if dtype not in ("auto", *DTYPES):
-        raise UserError(f"dtype is {dtype!r}, but must be one of auto, {', '.join(DTYPES)}")
+    if dtype not in ("auto", *BYTES):
+        raise UserError(f"dtype is {dtype!r}, but must be one of auto, {', '.join(BYTES)}")
     loaded = teacher
     if isinstance(loaded, str | Path):
         loaded = load_model(str(loaded), tokenizer=tokenizer, role="teacher")

@@ -631,7 +631,7 @@ def plan_command(
     from srd.run.machines import on_machines, print_machines
     from srd.run.plan import make_plan, measured_flops_per_second, print_plan
 
-    set_up_logging()
+    set_up_logging(libraries=False)
     loaded = load_recipe(recipe, overrides or [])
     speed = flops_per_second or measured_flops_per_second()
     made = make_plan(loaded, devices=devices, flops_per_second=speed)

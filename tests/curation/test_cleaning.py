@@ -12,9 +12,9 @@ from datasets import Dataset
 from srd.base.errors import UserError
 from srd.curation import likelihoods
 from srd.curation.calibration import CANNOT_TELL, LEAST_SHARE, calibrate
-from srd.curation.cleaning import Reader, Reads, find_wrong, read_for, work_for
-from srd.curation.damage import MOST, TEXTS, chosen_rows, damaged
-from srd.curation.detectors.base import DETECTORS, HELD_OUT, NAMED, reason_of, register_rule
+from srd.curation.cleaning import Reader, Reads, find_wrong, read_for
+from srd.curation.damage import TEXTS, chosen_rows, damaged
+from srd.curation.detectors.base import DETECTORS, HELD_OUT, MOST, NAMED, reason_of, register_rule, work_for
 from srd.curation.detectors.empty import empty
 from srd.curation.detectors.looping import looping
 from srd.curation.repair import chosen, passing

@@ -20,13 +20,13 @@ from srd.models.loading import load_model
 from srd.models.settings import ModelConfig
 from srd.recipe.reading import load_recipe, shipped_recipes
 from srd.recipe.schema import Recipe
-from srd.run import flow
+from srd.run import counting, flow
 from srd.run import plan as plan_module
 from srd.run.context import Run
-from srd.run.costs import size_of, stages_of, trained_parameters
+from srd.run.costs import Size, size_of, stages_of, trained_parameters
 from srd.run.flow import advance, training_steps
 from srd.run.machines import on_machines
-from srd.run.plan import KNOWN_CONFIGS, Plan, make_plan, print_plan, read_config
+from srd.run.plan import Plan, known_models, make_plan, print_plan, read_config
 from srd.run.steps.cards import Cards
 from srd.run.steps.evaluation import Evaluation
 from srd.run.steps.ranking import Ranking
@@ -42,7 +42,7 @@ from tests.tiny import save_tiny
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan_module, "hub_is_reachable", lambda: False)
-    monkeypatch.setattr(plan_module, "try_to_load_from_cache", lambda *names, **options: None)
+    monkeypatch.setattr(plan_module, "cached_config", lambda model: None)
 
 
 PAPER = [name for name in shipped_recipes() if not name.startswith("demo")]
@@ -64,7 +64,9 @@ PARAMETERS = {
 @pytest.mark.parametrize(("name", "parameters"), PARAMETERS.items())
 def test_known_models_have_their_published_size(name: str, parameters: int) -> None:
     notes: list[str] = []
-    assert size_of(read_config(ModelConfig(model=name), notes)).parameters == parameters
+    size = size_of(read_config(ModelConfig(model=name), notes))
+    assert size.parameters == parameters
+    assert size == Size(**known_models()[name]["size"])
     assert name in notes[0]
     assert "hub cannot be reached" in notes[0]
 
@@ -78,7 +80,7 @@ def test_shipped_recipes_are_planned_without_a_network(name: str) -> None:
     assert {phase.name for phase in plan.phases} >= {f"train/{arm}" for arm in recipe.arms}
     assert plan.flops > 1e15
     assert plan.memory > 1e9
-    assert {recipe.teacher.model, recipe.student.model} <= set(KNOWN_CONFIGS)
+    assert {recipe.teacher.model, recipe.student.model} <= set(known_models())
     assert any("is not read" in note for note in plan.notes)
 
 
@@ -133,7 +135,7 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 def test_tokens_of_much_data_are_counted_on_a_sample(tiny_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = make_plan(tiny_recipe).data
-    monkeypatch.setattr(plan_module, "SAMPLE", whole.train - 1)
+    monkeypatch.setattr(counting, "SAMPLE", whole.train - 1)
     plan = make_plan(tiny_recipe)
     assert plan.notes == (f"tokens are counted on {whole.train - 1} of {whole.train} training examples",)
     assert (plan.data.train, plan.data.exact) == (whole.train, False)

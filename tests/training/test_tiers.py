@@ -24,9 +24,9 @@ from srd.training.loss import head_loss
 from srd.training.loss_settings import LossSettings
 from srd.training.outcomes import OutcomeHead
 from srd.training.schedules import InterpolatedTeacher
-from srd.training.teacher_cache import TeacherCache, cache_folder, describe, stored_dtype
+from srd.training.teacher_cache import TeacherCache, cache_folder, describe
 from srd.training.tier_error import measure
-from srd.training.tiers.base import TIERS, make_tier
+from srd.training.tiers.base import TIERS, make_tier, stored_dtype
 from tests.faults import cache_killed_after
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.test_divergences import NAMES, naive

@@ -42,11 +42,13 @@ console = Terminal(stderr=True, highlight=False, quiet=not parallel.is_main())
 QUIET_SECONDS = 20.0  # a log file, unlike a terminal, gets a line every so often
 
 
-def set_up_logging(warnings: list[str] | None = None) -> None:
-    """Show our warnings, keep the libraries' chatter and their own progress bars away."""
-    import datasets
-    import transformers
+def set_up_logging(warnings: list[str] | None = None, *, libraries: bool = True) -> None:
+    """Show our warnings, keep the libraries' chatter and their own progress bars away.
 
+    Args:
+        warnings: Gets the warnings, too.
+        libraries: False: where they may not be needed; `quiet_libraries` comes before they are.
+    """
     handler = RichHandler(console=console, show_time=False, show_path=False, show_level=True)
     handler.setFormatter(_Formatter("%(message)s"))
     handler.addFilter(_Once())
@@ -54,12 +56,21 @@ def set_up_logging(warnings: list[str] | None = None) -> None:
     logger.handlers = [handler] if warnings is None else [handler, _Collect(warnings)]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    if libraries:
+        quiet_libraries()
+    if not sys.warnoptions:  # python -W shows them
+        simplefilter("ignore", FutureWarning)  # what libraries say of each other's next versions
+
+
+def quiet_libraries() -> None:
+    """Import the libraries that say much, and keep them from it."""
+    import datasets
+    import transformers
+
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity_error()
-    if not sys.warnoptions:  # python -W shows them
-        simplefilter("ignore", FutureWarning)  # what libraries say of each other's next versions
 
 
 class _Once(logging.Filter):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 TEMPERATURES = (1e-3, 1e3)  # of a softmax in float32: below, logits grow out of their range; above, they are all alike
 HOTTEST_SAMPLING = 100.0
+CHUNK_BYTES = 48 << 20  # one chunk of float32 logits: large enough for the matrix product to be efficient
 LARGEST_K = 1e9  # of the rank fusion: beyond, all ranks weigh the same
 
 

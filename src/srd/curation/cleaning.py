@@ -17,7 +17,7 @@ from srd.base.tables import column
 from srd.curation.calibration import Calibration, calibrate
 from srd.curation.copies import COPY, near_copies
 from srd.curation.damage import chosen_rows, damaged
-from srd.curation.detectors.base import DETECTORS, HELD_OUT, NAMED, Detector
+from srd.curation.detectors.base import DETECTORS, HELD_OUT, NAMED, Detector, work_for
 from srd.curation.likelihoods import (
     OTHERS,
     Found,
@@ -190,13 +190,6 @@ class Reads:
             filled = [name for name in part.column_names if part[name].null_count < max(1, len(part))]
             columns[kind] = {name: part[name].to_numpy() for name in filled}
         return cls(columns.pop(ROWS), columns)
-
-
-def work_for(detectors: Sequence[str]) -> tuple[set[str], set[str]]:
-    """What detectors need a model to read: the needs of their scores, and kinds of damage."""
-    contrasts = [each for each in map(DETECTORS.get, detectors) if each.damage is not None]
-    needs = {need for each in contrasts for need in SCORES.get(each.name).needs}
-    return {"losses", *needs}, {str(each.damage) for each in contrasts}
 
 
 def read_for(examples: Dataset, detectors: Sequence[str], reader: Reader, seed: int) -> Reads:

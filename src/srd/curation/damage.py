@@ -11,7 +11,8 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-MOST = 600  # rows that are damaged for one detector
+from srd.curation.detectors.base import MOST
+
 FEWEST_WORDS = {"cut": 2, "garbled": 2}
 WORD = re.compile(r"\S+")
 

@@ -10,12 +10,12 @@ import pyarrow as pa
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from srd.curation.cleaning import Columns, Reader, bad_end, work_for
-from srd.curation.detectors.base import DETECTORS
+from srd.curation.cleaning import Columns, Reader, bad_end
+from srd.curation.detectors.base import DETECTORS, work_for
 from srd.curation.likelihoods import OTHERS, Joined, Tokens, columns_from, groups_for, other_prompts
 from srd.curation.scores.base import SCORES, ScoreInputs
 
-SAMPLES, TEMPERATURE = 4, 0.7  # beside the greedy answer
+TEMPERATURE = 0.7  # of the answers beside the greedy one
 
 
 def candidates_read(

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from srd.base.settings import Named, OffIsAWord, Section, each_once
+
+HUB_NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?")
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether a name is one on the hub, and no file or folder, there or not."""
+    path = Path(text)
+    if path.exists() or path.parent.exists() or text.startswith((".", "~")) or not HUB_NAME.fullmatch(text):
+        return False
+    if not path.suffix:
+        return True
+    from srd.data.files import is_data
+
+    return not is_data(path)
 
 
 class SourceConfig(Section):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import itertools
 import logging
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,9 +21,10 @@ from srd.base.errors import UserError, nearest
 from srd.base.failures import reading
 from srd.data.bad_rows import BadRows, Check, Owner, RowError, without_refused
 from srd.data.examples import ExampleBuilder
-from srd.data.files import FORMATS, Row, bare_name, format_of, is_data, read_lines, title_of
+from srd.data.files import FORMATS, Row, bare_name, format_of, read_lines, title_of
 from srd.data.folders import Found, by_name, files_of, is_saved, matching
 from srd.data.rows import row_dicts
+from srd.data.settings import HUB_NAME, is_hub_name
 from srd.data.shapes import Columns
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 
 SHOWN_ROWS = 1_000  # rows between two looks at the progress bar
 
-HUB_NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?")
 # What the hub's client raises for a network that is down, an unknown name, configuration or split, a gated or
 # script-based data set.
 HUB_ERRORS = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
@@ -186,13 +185,6 @@ def _resolve(source: SourceConfig, known: Mapping[str, Known]) -> tuple[Known | 
         raise UserError("the data source is empty: give `path` (files or a hub name) or `dataset`.")
     paths = list(dict.fromkeys(path for text in texts for path in _existing(text, sorted(known))))
     return known[name] if name else None, paths
-
-
-def is_hub_name(text: str) -> bool:
-    """Whether a name is one on the hub, and no file or folder, there or not."""
-    path = Path(text)
-    is_file = path.exists() or is_data(path) or path.parent.exists() or text.startswith((".", "~"))
-    return not is_file and HUB_NAME.fullmatch(text) is not None
 
 
 def _existing(text: str, known: Sequence[str] = ()) -> list[Path]:

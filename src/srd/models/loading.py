@@ -37,8 +37,8 @@ from srd.models.merging import merge_adapter
 from srd.models.offload import device_map
 from srd.models.packages import Missing, check_packages, is_installed, missing_packages, quantisation
 from srd.models.portable import make_portable
-from srd.models.settings import ModelConfig
-from srd.models.sources import SMOLLM2, gguf_file, resolve_source, split_adapter
+from srd.models.settings import SMOLLM2, ModelConfig
+from srd.models.sources import gguf_file, resolve_source, split_adapter
 from srd.models.tokens import let_stop_tokens_learn, set_generation_tokens
 from srd.models.weights import check_names, check_report, read_headers, weight_files
 

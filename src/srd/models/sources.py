@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
@@ -13,11 +12,10 @@ from srd.base.files import content_of, digest_of, fingerprint, read_json
 from srd.models.adapters import ADAPTER_CONFIG, adapter_folder
 from srd.models.gguf import CONVERSION, convert_gguf
 from srd.models.guard import guarded
+from srd.models.settings import HUB_NAME, SMOLLM2
 
-SMOLLM2 = "smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DOCUMENTS = (".md", ".png", ".jpg", ".svg", ".pdf", "license", "notice")
-HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def resolve_source(source: str) -> str:

@@ -25,7 +25,7 @@ from srd.metrics.statistics import paired_bootstrap
 from srd.models.architecture import count_parameters
 from srd.models.facts import Origin, origin_of
 from srd.models.loading import load_config
-from srd.models.sources import HUB_NAME
+from srd.models.settings import HUB_NAME
 from srd.recipe.short import shortest
 from srd.run.context import Run
 from srd.run.manifest import Manifest

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from srd.base import parallel
-from srd.base.errors import UserError, nearest
+from srd.base.errors import UserError
 from srd.data.templates.base import get_template
-from srd.models import cluster
 from srd.models.alignment import prefix_classes
 from srd.models.architecture import check_attention, check_depth, check_lora, position_limit
 from srd.models.engines.base import ENGINES
 from srd.models.loading import check_weights, packages_missing
 from srd.models.packages import Missing, check_packages, quantisation
 from srd.recipe.schema import Recipe
-from srd.run.costs import cache_tier, cached_trainings, temperatures_of
+from srd.run.costs import cache_tier, cached_trainings
 from srd.run.models import RecipeModels
-from srd.sandbox.outside import require_permission
+from srd.run.recipe_checks import check_cache, check_cleaning, check_evaluation, check_libraries
 from srd.tasks.base import data_set_of, get_task
-from srd.training.libraries import check_installed
 from srd.training.settings import TrainingConfig
 
 
@@ -156,48 +152,6 @@ def _check_several(models: RecipeModels) -> None:
             )
 
 
-def check_cache(recipe: Recipe) -> None:
-    """Refuse trainings that what the cache keeps cannot serve."""
-    tier = cache_tier(recipe, "float32")  # the precision does not matter here
-    served = recipe.teacher.endpoint is not None
-    if served and tier.with_head and cached_trainings(recipe):
-        raise UserError(
-            f"cache.tier is {tier.name}, which is made of hidden states, and a server gives log-probabilities. Set "
-            "cache.tier=topk, or likelihood."
-        )
-    for training in cached_trainings(recipe):
-        for temperature in temperatures_of(training):
-            if served and temperature != 1:
-                place = "training.curriculum.temperature" if training.curriculum else "training.temperature"
-                raise UserError(
-                    f"{place} is {temperature:g} for '{training.label}', and a server tells its likeliest tokens at "
-                    f"temperature 1 alone: the mass of the rest at another does not follow from them. Set {place}=1."
-                )
-            if problem := tier.problem(training.objective.name, temperature, training.method.schedule()):
-                raise UserError(f"cache.tier is {tier.name}: {problem}.")
-
-
-def check_cleaning(recipe: Recipe) -> None:
-    """Refuse files of ids that are not there, before the reading that they come after."""
-    for field in ("keep", "drop"):
-        name = getattr(recipe.data.cleaning, field)
-        if name and not Path(name).expanduser().is_file():
-            raise UserError(f"data.cleaning.{field}: there is no file '{name}'. Check the path.")
-
-
-def check_libraries(recipe: Recipe) -> None:
-    """Refuse optimizers and loggers whose packages are missing."""
-    named = {"teacher.sft": recipe.teacher.sft, "student.warm_start": recipe.student.warm_start}
-    named |= {f"baselines.{name}": training for name, training in recipe.baselines.items()}
-    for field, training in {**named, "training": recipe.training}.items():
-        if training is not None:
-            check_installed(field, training.optimizer, training.log_to)
-    if recipe.cluster.engine == "ray":
-        cluster.check_installed()
-        if parallel.processes() > 1:
-            raise UserError("cluster.engine=ray spreads the work of one process: start this run without a launcher.")
-
-
 def _check_lengths(models: RecipeModels, config: Any, model: str) -> None:
     """Refuse sequences that are longer than a model's positions."""
     longest = position_limit(config)
@@ -234,22 +188,3 @@ def _lengths(recipe: Recipe) -> Iterator[tuple[int, str, str]]:
 def _written(training: TrainingConfig | None) -> int | None:
     """Tokens of the text that a training lets a model write."""
     return training.method.longest_text() if training is not None else None
-
-
-def check_evaluation(recipe: Recipe) -> None:
-    """Refuse an evaluation that cannot be done, before the training that it would come after."""
-    known = ("teacher", "student", *recipe.arms)
-    for name in recipe.evaluation.models or []:
-        if name not in known:
-            raise UserError(f"evaluation.models: there is no model '{name}' in this run; {nearest(name, known)}")
-    for named in recipe.evaluation.tasks:
-        if get_task(named.name).runs_code:
-            setting = "evaluation.allow_code_execution"
-            require_permission(
-                recipe.evaluation.allow_code_execution, f"evaluation.tasks: {named.name}", f"{setting}=true",
-                f"{setting}=unconfined",
-            )  # fmt: skip
-        if named.path and not Path(named.path).expanduser().is_file():
-            raise UserError(f"evaluation.tasks: {named.name}: there is no file '{named.path}'. Check the path.")
-        if named.path:  # every row is looked at now, and not after the training
-            get_task(named.name).examples(Path(named.path).expanduser(), named.limit)

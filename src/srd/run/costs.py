@@ -16,19 +16,17 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
-
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING, Any, Literal
 
 from srd.base.errors import UserError
-from srd.models.architecture import count_parameters
-from srd.models.pruning import DEPTH_NAMES, PER_LAYER_NAMES, is_set
+from srd.base.limits import CHUNK_BYTES
 from srd.recipe.schema import Recipe
 from srd.training.checkpoints import needed_disk
-from srd.training.chunks import CHUNK_BYTES
 from srd.training.settings import TrainingConfig, steps_per_epoch
-from srd.training.teacher_cache import DTYPES, stored_dtype
-from srd.training.tiers.base import TIERS, Tier, make_tier
+from srd.training.tiers.base import BYTES, TIERS, Tier, make_tier, stored_dtype
+
+if TYPE_CHECKING:  # a plan is made without this library, where the models are known
+    from transformers import PreTrainedConfig
 
 #: Bytes a token, layer and unit of width that training keeps for the backward pass, in 16 bit; and with checkpointing.
 ACTIVATION_BYTES, CHECKPOINTED_BYTES = 34, 2
@@ -64,8 +62,12 @@ class Size:
         return 2 * (blocks * (prompt + response) + self.head * response)
 
 
-def size_of(config: PreTrainedConfig) -> Size:
+def size_of(config: PreTrainedConfig | Size) -> Size:
     """A model in numbers, from its configuration."""
+    if isinstance(config, Size):
+        return config
+    from srd.models.architecture import count_parameters
+
     counts = count_parameters(config)
     text = config.get_text_config()
     layers = int(text.num_hidden_layers)
@@ -78,24 +80,24 @@ def size_of(config: PreTrainedConfig) -> Size:
     )  # fmt: skip
 
 
-def sizes_of(recipe: Recipe, configs: Sequence[PreTrainedConfig]) -> tuple[Size, Size]:
+def sizes_of(recipe: Recipe, configs: Sequence[PreTrainedConfig | Size]) -> tuple[Size, Size]:
     """Teacher and student in numbers; a served teacher takes nothing here and says what the student's ids allow.
 
     Args:
         recipe: The recipe.
-        configs: Of `Recipe.models_here`.
+        configs: Of `Recipe.models_here`; or what they come to, where the student loses no layers.
 
     Raises:
         UserError: the student would lose all its layers.
     """
-    config = configs[-1]
+    config: Any = configs[-1]
     student = size_of(shortened(config, recipe.student.drop_layers) if recipe.student.drop_layers else config)
     if recipe.teacher.endpoint is not None:
         return Size(0, 0, 0, 0, 0, student.vocabulary, "float32", False), student
     return size_of(configs[0]), student
 
 
-def other_sizes(recipe: Recipe, configs: Sequence[PreTrainedConfig]) -> tuple[Size, ...]:
+def other_sizes(recipe: Recipe, configs: Sequence[PreTrainedConfig | Size]) -> tuple[Size, ...]:
     """The teachers behind the first, in numbers, of the same configurations as in `sizes_of`."""
     count = len(recipe.all_teachers) - 1
     return tuple(map(size_of, configs[1:-1])) if len(configs) == count + 2 else sizes_of(recipe, configs)[:1] * count
@@ -103,6 +105,8 @@ def other_sizes(recipe: Recipe, configs: Sequence[PreTrainedConfig]) -> tuple[Si
 
 def shortened(config: PreTrainedConfig, drop: int | list[int]) -> PreTrainedConfig:
     """The configuration with so many layers less in every stack; which ones they are does not change its size."""
+    from srd.models.pruning import DEPTH_NAMES, PER_LAYER_NAMES, is_set
+
     count = drop if isinstance(drop, int) else len(drop)
     config = copy.deepcopy(config)
     stacks = DEPTH_NAMES.values() if config.is_encoder_decoder else [("num_hidden_layers",)]
@@ -480,7 +484,7 @@ def training_memory(
 
 def bytes_of(dtype: str) -> int:
     """Bytes of one value; 4 where the precision is not known."""
-    return DTYPES[dtype].itemsize if dtype in DTYPES else 4
+    return BYTES.get(dtype, 4)
 
 
 def inference_memory(size: Size, facts: Facts) -> float:

@@ -20,9 +20,10 @@ from srd.metrics.scripts import BY_SCRIPT, COMPARE_WITHIN, EXTENDED
 from srd.recipe.schema import Recipe
 from srd.run.checks import check_recipe, missing_packages
 from srd.run.costs import DataFacts
+from srd.run.counting import SAMPLE
 from srd.run.models import RecipeModels
 from srd.run.outlook import warn_of_copies, warn_of_frames, warn_of_memory, warn_of_questions
-from srd.run.plan import SAMPLE, Plan, check_models_at_hand, make_plan
+from srd.run.plan import Plan, check_models_at_hand, make_plan
 from srd.run.room import existing
 from srd.run.served import told_of_server
 from srd.run.steps.examples import read_all

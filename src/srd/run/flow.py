@@ -1,4 +1,4 @@
-"""The flow of a run: its steps in their order, and the one driver that goes through them."""
+"""The flow of a run: the one driver that goes through its steps, in the order of `srd.run.order`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from srd.models.cluster import check_address
 from srd.recipe.schema import Recipe
 from srd.run.checks import check_recipe
 from srd.run.context import Run
+from srd.run.order import cleaning_steps, planned
 from srd.run.room import look_ahead
 from srd.run.served import asks_server, check_server
-from srd.run.steps.base import Step, do, needed_steps
+from srd.run.steps.base import Step, do
 from srd.run.steps.cards import Cards
-from srd.run.steps.cleaning import Cleaning, Likelihoods, Repair, cleaning_steps
+from srd.run.steps.cleaning import Cleaning, Likelihoods, Repair
 from srd.run.steps.evaluation import Evaluation
 from srd.run.steps.examples import Examples
 from srd.run.steps.measures import Measures
@@ -23,37 +24,18 @@ from srd.run.steps.student import Student
 from srd.run.steps.teacher import Cache, Teacher, TeacherText
 from srd.run.steps.training import Training, write_metrics
 
-
-def steps_of(recipe: Recipe) -> list[Step]:
-    """All steps that a run of a recipe may go through, in their order."""
-    return [
-        Examples(),
-        Likelihoods(),
-        Cleaning(),
-        Teacher(),
-        Repair(),
-        TeacherText(),
-        Cache(),
-        Student(),
-        Pairs(),
-        Reflection(),
-        Measures(),
-        Ranking(),
-        *(Training(label) for label in recipe.arms),
-        Evaluation(),
-        Cards(),
-    ]
+#: How each step of `srd.run.order` is made; the trainings, one for each label, beside them.
+STEPS: tuple[type[Step], ...] = (
+    Examples, Likelihoods, Cleaning, Teacher, Repair, TeacherText, Cache, Student, Pairs, Reflection, Measures, Ranking,
+    Evaluation, Cards,
+)  # fmt: skip
 
 
 def planned_steps(recipe: Recipe, *wanted: str) -> list[Step]:
-    """The steps that a run goes through, in their order.
-
-    Args:
-        recipe: The recipe.
-        wanted: The steps that are asked for; none: all that the recipe needs.
-    """
-    reported = ("cleaning",) if recipe.data.cleaning.action == "report" else ()
-    return needed_steps(steps_of(recipe), recipe, wanted or (*reported, "cards"))
+    """The steps that a run goes through, in their order: see `srd.run.order.planned`."""
+    steps: list[Step] = [*(step() for step in STEPS), *map(Training, recipe.arms)]
+    made = {step.name: step for step in steps}
+    return [made[each.name] for each in planned(recipe, *wanted)]
 
 
 def advance(run: Run, *wanted: str) -> None:

@@ -1,6 +1,8 @@
 """What a run would do and cost, worked out from the recipe, the models' configurations and the data, without weights.
 
-The steps are those that a run goes through (`srd.run.flow.planned_steps`); each says what it costs.
+The steps are those that a run goes through (`srd.run.order.planned`); each says what it costs. Models that are known
+without their files, and data that is not here, are planned in a moment: torch and transformers are imported where a
+configuration or a tokenizer is read.
 """
 
 from __future__ import annotations
@@ -10,92 +12,41 @@ import math
 import os
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
-import datasets
 import numpy as np
-import torch
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig, PreTrainedConfig
 
+from srd.base.console import quiet_libraries
 from srd.base.errors import UserError, nearest
 from srd.base.text import count, duration, shown_bytes
-from srd.data.batching import Collator, EncodedExamples
-from srd.data.encoding import Encoder
-from srd.data.settings import SourceConfig
-from srd.data.sources import is_hub_name
-from srd.data.templates.base import get_template
-from srd.models.guard import guarded
-from srd.models.loading import load_config, load_tokenizer
-from srd.models.settings import ModelConfig
-from srd.models.sources import HUB_NAME, SMOLLM2, resolve_source, split_adapter
+from srd.base.yaml_text import read_yaml
+from srd.data.settings import SourceConfig, is_hub_name
+from srd.models.settings import HUB_NAME, SMOLLM2, ModelConfig
 from srd.recipe.schema import Recipe
-from srd.run.checks import check_evaluation, check_libraries, check_recipe
-from srd.run.costs import DataFacts, Facts, Phase, Size, alignment_of, limit_for, other_sizes, sizes_of
-from srd.run.flow import planned_steps
-from srd.run.models import RecipeModels
-from srd.run.served import requests_of, told_of_server
-from srd.run.steps.examples import read_splits
-from srd.tasks.base import data_set_of, data_sets
-from srd.training.alignment import Reader, warn_of_coverage
+from srd.run.costs import DataFacts, Facts, Phase, Size, limit_for, other_sizes, size_of, sizes_of
+from srd.run.order import planned
+from srd.run.recipe_checks import check_evaluation, check_libraries
+from srd.tasks.base import Task, data_set_of, data_sets
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from srd.run.models import RecipeModels
 
 #: An A100 at about half of its peak in 16 bit.
 A100_FLOPS_PER_SECOND = 1.5e14
-COVERED = 1_000  # of those, how many a teacher with tokens of its own is tried on
-SAMPLE = 10_000  # training examples that are tokenised
 CONNECT_SECONDS = 3.0
-
-#: Dimensions of the shipped recipes' models, for planning without a network.
-KNOWN_CONFIGS: dict[str, dict[str, Any]] = {
-    "openai-community/gpt2": {"model_type": "gpt2"},
-    "openai-community/gpt2-xl": {"model_type": "gpt2", "n_embd": 1600, "n_layer": 48, "n_head": 25},
-    "openlm-research/open_llama_3b_v2": {
-        "model_type": "llama", "hidden_size": 3200, "intermediate_size": 8640, "num_hidden_layers": 26,
-        "num_attention_heads": 32, "vocab_size": 32_000, "dtype": "float16",
-    },
-    "openlm-research/open_llama_7b_v2": {
-        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "vocab_size": 32_000, "dtype": "float16",
-    },
-    **{
-        f"Qwen/Qwen2.5-{kind}-1.5B-Instruct": {
-            "model_type": "qwen2", "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
-            "num_attention_heads": 12, "num_key_value_heads": 2, "vocab_size": 151_936, "tie_word_embeddings": True,
-            "dtype": "bfloat16",
-        }
-        for kind in ("Math", "Coder")
-    },
-    **{
-        f"Qwen/Qwen2.5-{kind}-7B-Instruct": {
-            "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28,
-            "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152_064, "tie_word_embeddings": False,
-            "dtype": "bfloat16",
-        }
-        for kind in ("Math", "Coder")
-    },
-    "google/t5-v1_1-base": {
-        "model_type": "t5", "d_model": 768, "d_ff": 2048, "num_layers": 12, "num_heads": 12, "vocab_size": 32_128,
-        "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
-    },
-    "google/t5-v1_1-xl": {
-        "model_type": "t5", "d_model": 2048, "d_ff": 5120, "num_layers": 24, "num_heads": 32, "vocab_size": 32_128,
-        "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
-    },
-    "google/mt5-base": {
-        "model_type": "mt5", "d_model": 768, "d_ff": 2048, "num_layers": 12, "num_heads": 12, "vocab_size": 250_112,
-        "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
-    },
-    "google/mt5-xl": {
-        "model_type": "mt5", "d_model": 2048, "d_ff": 5120, "num_layers": 24, "num_heads": 32, "vocab_size": 250_112,
-        "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
-    },
-}  # fmt: skip
-
+#: The shipped recipes' models, for planning without a network.
+#: What is there where a GPU can be used: torch is not asked on machines without.
+GPU_DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+KNOWN = Path(__file__).with_name("known.yaml")
 
 # --------------------------------------------------------------------------------------------------------- the facts
 
@@ -157,33 +108,83 @@ def hub_is_reachable() -> bool:
     return True
 
 
+@functools.cache
+def known_models() -> dict[str, dict[str, Any]]:
+    """What is known of the shipped recipes' models: ``config`` for transformers, and ``size``."""
+    found: dict[str, dict[str, Any]] = read_yaml(KNOWN)
+    return found
+
+
+def sizes_or_configs(recipe: Recipe, notes: list[str]) -> Sequence[PreTrainedConfig | Size]:
+    """The models that are loaded here, of which all or none are configurations."""
+    models, known = recipe.models_here, known_models()
+    unknown = [model for model in models if str(model.model) not in known or _can_be_read(model)]
+    if unknown or recipe.student.drop_layers:
+        return [read_config(model, notes) for model in models]
+    for model in models:
+        _note_known(str(model.model), notes)
+    return [Size(**known[str(model.model)]["size"]) for model in models]
+
+
+def _is_on_hub(model: ModelConfig) -> bool:
+    source = str(model.model)
+    return "/" in source and not Path(source).expanduser().exists() and not source.endswith(".gguf")
+
+
+def _can_be_read(model: ModelConfig) -> bool:
+    """Whether a model's configuration is on this machine, or to be had from the hub."""
+    if not _is_on_hub(model) or hub_is_reachable():
+        return True
+    return cached_config(model) is not None
+
+
+def cached_config(model: ModelConfig) -> Path | None:
+    """The configuration of a model of the hub that was fetched before; None where there is none."""
+    name = str(model.model)
+    if not (Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}").is_dir():
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json", revision=model.revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _note_known(name: str, notes: list[str]) -> None:
+    note = f"the hub cannot be reached: the dimensions of {name} are those this package knows"
+    notes += [note] if note not in notes else []
+
+
 def read_config(model: ModelConfig, notes: list[str]) -> PreTrainedConfig:
     """A model's configuration: from its folder, the local cache, the hub, or the table of the shipped recipes' models.
 
     Raises:
         UserError: it can be read nowhere.
     """
+    from transformers import AutoConfig
+
+    from srd.models.guard import guarded
+    from srd.models.loading import load_config
+    from srd.models.sources import resolve_source
+
+    quiet_libraries()
     source = str(model.model)
-    options = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
-    is_hub_name = "/" in source and not Path(source).expanduser().exists() and not source.endswith(".gguf")
-    if not is_hub_name:
-        return load_config(source, **options)  # type: ignore[arg-type]
-    resolve_source(source)
-    with guarded(source):
-        cached = try_to_load_from_cache(source, "config.json", revision=model.revision)
-    if isinstance(cached, str):
-        return load_config(str(Path(cached).parent))
-    if hub_is_reachable():
-        return load_config(source, **options)  # type: ignore[arg-type]
-    if source in KNOWN_CONFIGS:
-        note = f"the hub cannot be reached: the dimensions of {source} are those this package knows"
-        notes.append(note) if note not in notes else None
-        values = dict(KNOWN_CONFIGS[source])
-        return AutoConfig.for_model(values.pop("model_type"), **values)
-    raise UserError(
-        f"model '{source}': the hub cannot be reached and there is no local copy of its config.json. "
-        f"Give a local folder, or one of the models that are known without a network; {nearest(source, KNOWN_CONFIGS)}"
-    )
+    if _is_on_hub(model):
+        resolve_source(source)
+        with guarded(source):
+            cached = cached_config(model)
+        if cached is not None:
+            return load_config(str(cached.parent))
+        if not hub_is_reachable() and source in known_models():
+            _note_known(source, notes)
+            values = dict(known_models()[source]["config"])
+            return AutoConfig.for_model(values.pop("model_type"), **values)
+        if not hub_is_reachable():
+            raise UserError(
+                f"model '{source}': the hub cannot be reached and there is no local copy of its config.json. Give a "
+                "local folder, or one of the models that are known without a network; "
+                f"{nearest(source, known_models())}"
+            )
+    return load_config(source, revision=model.revision, trust_remote_code=model.trust_remote_code)
 
 
 def read_data(recipe: Recipe, notes: list[str], encoder_decoder: bool, models: RecipeModels | None = None) -> DataFacts:
@@ -193,61 +194,17 @@ def read_data(recipe: Recipe, notes: list[str], encoder_decoder: bool, models: R
         UserError: the size of the data is not known, or the data is wrong.
     """
     sources = [source for source in (recipe.data.train, recipe.data.validation, recipe.data.test) if source]
-    if not all(_is_local(source) for source in sources):
+    if not all(map(_is_local, sources)):
         return _estimated_data(recipe, notes)
-    encoder = _encoder(recipe, encoder_decoder)
-    trial = encoder.with_template(recipe.data.frame[0]) if encoder else None  # it tells nothing
-    splits = read_splits(recipe, models or trial)
-    count, train = len(splits["train"]), splits["train"]
-    if count > SAMPLE:
-        notes.append(f"tokens are counted on {SAMPLE:,} of {count:,} training examples")
-        train = train.select(np.sort(np.random.default_rng(recipe.seed).permutation(count)[:SAMPLE]))
-    if encoder is None:
-        notes.append("the tokenizer is not at hand: tokens are estimated as a quarter of the characters")
-        rows = list(train)
-        prompt = math.fsum(len(r["instruction"]) + len(r["input"]) + len(r["messages"]) for r in rows) / 4 / len(rows)
-        response = math.fsum(len(r["references"][0]) for r in rows) / 4 / len(rows) + 1
-        return _data_facts(recipe, {name: len(split) for name, split in splits.items()}, prompt, response)
-    encoded = encoder.encode(train)
-    examples = EncodedExamples(encoded)
-    response = examples.response_tokens / len(train)
-    prompt = (sum(examples.lengths) - examples.response_tokens) / len(train)
-    theirs = 0.0 if models is None or not models.apart else _read_apart(models, train, examples, notes)
-    return DataFacts(
-        count,
-        len(splits["validation"]),
-        len(splits["test"]),
-        prompt,
-        response,
-        round(response * count),
-        count <= SAMPLE,
-        round(theirs * count),
-    )
+    from srd.run.counting import count_data
 
-
-def _read_apart(models: RecipeModels, train: datasets.Dataset, examples: EncodedExamples, notes: list[str]) -> float:
-    """Tokens of a response for a teacher with tokens of its own; notes how much of the student's it can supervise."""
-    rows = train.select(np.unique(np.linspace(0, len(train) - 1, min(COVERED, len(train))).astype(int)))
-    theirs = EncodedExamples(models.teacher_encoder.encode(rows))
-    if any(training.needs_teacher for training in models.recipe.student_trainings):
-        method = alignment_of(models.recipe, models.recipe.training)
-        reader = Reader(models.teacher_tokenizer, models.tokenizer, theirs, Collator(0), method)
-        told = reader.coverage_of(examples.subset(theirs.ids))
-        notes.append(told.words)
-        warn_of_coverage(told)
-    return theirs.response_tokens / len(rows)
-
-
-def _encoder(recipe: Recipe, encoder_decoder: bool) -> Encoder | None:
-    """What makes tokens of the examples; None where the tokenizer is not at hand."""
-    named, data = recipe.models_here[-1], recipe.data
-    if not Path(str(named.model)).expanduser().exists() and named.model != "smollm2" and not hub_is_reachable():
-        return None
-    tokenizer = load_tokenizer(str(named.model), revision=named.revision, trust_remote_code=named.trust_remote_code)
-    return Encoder(
-        tokenizer, get_template(data.frame[0], tokenizer, data.frame[1]), max_length=data.max_length,
-        max_prompt_length=data.max_prompt_length, encoder_decoder=encoder_decoder, train_on=data.train_on,
-    )  # fmt: skip
+    quiet_libraries()
+    named = str(recipe.models_here[-1].model)
+    at_hand = Path(named).expanduser().exists() or named == SMOLLM2 or hub_is_reachable()
+    counted = count_data(recipe, notes, encoder_decoder, models, has_tokenizer=at_hand)
+    if isinstance(counted, DataFacts):
+        return counted
+    return _data_facts(recipe, *counted)
 
 
 def _is_local(source: SourceConfig) -> bool:
@@ -255,26 +212,33 @@ def _is_local(source: SourceConfig) -> bool:
     if known is not None and known.home is None:  # made from the running Python
         return True
     named = [path for path in source.paths if source.dataset or known is None]
-    return bool(named) and not any(is_hub_name(path) for path in named)
+    return bool(named) and not any(map(is_hub_name, named))
 
 
 def _estimated_data(recipe: Recipe, notes: list[str]) -> DataFacts:
     """Sizes of the known data sets, which are not downloaded for a plan."""
     source = recipe.data.train
-    name = source.dataset or ", ".join(source.paths)
+    task = data_set_of(source)
+    if task is None or task.size is None:
+        task = _by_hub_name(source.dataset or ", ".join(source.paths))
+    assert task.size is not None
+    counts, prompt, response = task.size
+    notes.append(
+        f"'{task.name}' is not read: {counts['train']:,} examples of about {prompt + response:.0f} tokens are assumed"
+    )
+    return _data_facts(recipe, dict(counts), prompt, response, source.limit)
+
+
+def _by_hub_name(name: str) -> Task:
+    """The data set of known size that a name on the hub is."""
     known = {task.name: task for task in data_sets().values() if task.size}
-    by_hub = {task.home.repository: task.name for task in known.values() if task.home}
-    name = by_hub.get(name, name)
-    if name not in known:
+    by_hub = {task.home.repository: task for task in known.values() if task.home}
+    if name not in by_hub:
         raise UserError(
             f"data.train: how large '{name}' is is not known before it is downloaded. Give a local file, or one of the "
             f"data sets whose size is known; {nearest(name, known)}"
         )
-    counts, prompt, response = known[name].size  # type: ignore[misc]
-    notes.append(
-        f"'{name}' is not read: {counts['train']:,} examples of about {prompt + response:.0f} tokens are assumed"
-    )
-    return _data_facts(recipe, dict(counts), prompt, response, source.limit)
+    return by_hub[name]
 
 
 def _data_facts(
@@ -304,6 +268,10 @@ def check_what_is_at_hand(recipe: Recipe, notes: list[str]) -> RecipeModels | No
     """Refuse what `srd run` would refuse, as far as the models are at hand; the models, if they are."""
     named = [str(model.model) for model in recipe.models_here]
     if all(_is_local_model(name) for name in named) or hub_is_reachable():
+        from srd.run.checks import check_recipe
+        from srd.run.models import RecipeModels
+        from srd.run.served import told_of_server
+
         models = RecipeModels(recipe)
         check_recipe(models)
         notes += told_of_server(models)
@@ -324,15 +292,18 @@ def check_models_at_hand(recipe: Recipe) -> None:
         name = str(named.model)
         if _is_local_model(name) or "/" not in name or not HUB_NAME.fullmatch(name):
             continue
-        cached = try_to_load_from_cache(name, "config.json", revision=named.revision)
-        if not isinstance(cached, str) and not hub_is_reachable():
+        if cached_config(named) is None and not hub_is_reachable():
             raise UserError(
                 f"model '{name}': the hub cannot be reached and there is no copy of it here. Give a local folder."
             )
 
 
 def _is_local_model(name: str) -> bool:
-    return name == SMOLLM2 or Path(split_adapter(name)[0]).expanduser().exists()
+    if name == SMOLLM2 or not Path(name).expanduser().exists():
+        return name == SMOLLM2
+    from srd.models.sources import split_adapter
+
+    return Path(split_adapter(name)[0]).expanduser().exists()
 
 
 def measured_flops_per_second() -> float:
@@ -340,16 +311,33 @@ def measured_flops_per_second() -> float:
 
     Training comes near the former; on a GPU about half of the peak is what trainings of this kind reach.
     """
-    gpu = torch.cuda.is_available()
-    size, dtype, share = (8192, torch.bfloat16, 0.5) if gpu else (1024, torch.float32, 1.0)
-    left = torch.ones(size, size, dtype=dtype, device="cuda" if gpu else "cpu")
+    left, share = _matrix()
     best = float("inf")
     for _ in range(5):
         start = time.perf_counter()
         product = left @ left
         float(product[0, 0])  # waits for the device
         best = min(best, time.perf_counter() - start)
-    return share * 2 * size**3 / best
+    return float(share * 2 * len(left) ** 3 / best)
+
+
+def _matrix() -> tuple[Any, float]:
+    """A matrix to multiply, where this machine computes, and the share of that speed that a training reaches."""
+    if any(Path(driver).exists() for driver in GPU_DRIVERS):
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.ones(8192, 8192, dtype=torch.bfloat16, device="cuda"), 0.5
+    return np.ones((1024, 1024), dtype=np.float32), 1.0
+
+
+def requests_of(facts: Facts) -> list[str]:
+    """What a plan says of the requests to a served teacher for its cache."""
+    recipe, data = facts.recipe, facts.data
+    if recipe.teacher.endpoint is None or not any(training.needs_teacher for training in recipe.student_trainings):
+        return []
+    top = f", the {recipe.cache.listed} likeliest at each token of the response" if recipe.cache.listed else ""
+    return [f"the server is asked about {data.train:,} texts of about {data.prompt + data.response:.0f} tokens{top}"]
 
 
 def make_plan(
@@ -371,14 +359,14 @@ def make_plan(
         UserError: a model's configuration or the size of the data cannot be found out.
     """
     notes: list[str] = []
-    configs = [read_config(model, notes) for model in recipe.models_here]
+    configs = sizes_or_configs(recipe, notes)
     teacher, student = sizes_of(recipe, configs)
     if data is None:
         models = check_what_is_at_hand(recipe, notes)
-        data = read_data(recipe, notes, bool(configs[0].is_encoder_decoder), models)
+        data = read_data(recipe, notes, size_of(configs[0]).encoder_decoder, models)
     facts = Facts(recipe, teacher, student, data, devices, other_sizes(recipe, configs))
     notes += requests_of(facts)
-    steps = planned_steps(recipe)
+    steps = planned(recipe)
     caches = any(step.name == "cache" for step in steps)
     if caches and not facts.cache_fits:
         caches = False

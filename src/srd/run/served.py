@@ -10,7 +10,6 @@ from srd.curation.scores.base import measured_needs
 from srd.models.served.client import Address
 from srd.models.served.endpoint import Away, Endpoint
 from srd.recipe.schema import Recipe, TeacherConfig
-from srd.run.costs import Facts
 from srd.run.models import RecipeModels
 
 
@@ -29,11 +28,6 @@ def endpoint_of(teacher: TeacherConfig, top: int) -> Endpoint:
     times = (teacher.timeout, teacher.patience)
     address = Address(teacher.endpoint, teacher.model, teacher.api_key_env, at_once, *times, teacher.tokenizer)
     return Endpoint(address, top)
-
-
-def top_of(recipe: Recipe) -> int:
-    """How many of the likeliest tokens the cache of a recipe asks for."""
-    return recipe.cache.top_k if recipe.cache.tier == "topk" else 0
 
 
 def asks_server(recipe: Recipe, steps: Sequence[str]) -> bool:
@@ -59,7 +53,7 @@ def check_server(models: RecipeModels) -> None:
     recipe = models.recipe
     taught = any(training.needs_teacher for training in recipe.student_trainings)
     for teacher in recipe.all_teachers:
-        endpoint = endpoint_of(teacher, top_of(recipe) if taught else 0)
+        endpoint = endpoint_of(teacher, recipe.cache.listed if taught else 0)
         needed = taught or ranks_by_teacher(recipe)
         endpoint.check(reads_with(models), recipe.data.max_length, needs_likelihoods=needed)
 
@@ -67,15 +61,6 @@ def check_server(models: RecipeModels) -> None:
 def reads_with(models: RecipeModels) -> Any:
     """The tokenizer whose ids a server is asked about: its own where it is `apart`, else the student's."""
     return models.teacher_tokenizer if models.apart else models.tokenizer
-
-
-def requests_of(facts: Facts) -> list[str]:
-    """What a plan says of the requests to a served teacher for its cache."""
-    recipe, data = facts.recipe, facts.data
-    if recipe.teacher.endpoint is None or not any(training.needs_teacher for training in recipe.student_trainings):
-        return []
-    top = f", the {top_of(recipe)} likeliest at each token of the response" if top_of(recipe) else ""
-    return [f"the server is asked about {data.train:,} texts of about {data.prompt + data.response:.0f} tokens{top}"]
 
 
 def told_of_server(models: RecipeModels) -> list[str]:

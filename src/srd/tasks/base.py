@@ -301,8 +301,9 @@ def data_set_of(source: SourceConfig) -> Task | None:
     Raises:
         UserError: a pair of languages is asked of something that does not translate.
     """
-    known = data_sets()
-    task = known.get(source.data_set(known) or "")
+    names = TASKS.names()
+    task = TASKS.get(name) if (name := source.data_set(names)) in names else None
+    task = task if task is not None and task.splits else None
     if source.language_pair and (task is None or task.in_direction(source.language_pair) is task):
         raise UserError(
             f"language_pair ({source.language_pair!r}) is for data sets that translate, such as iwslt2017, and this "

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from srd.metrics.rouge import rouge_l_many
 from srd.metrics.scripts import Words, choose_words, words_note
-from srd.metrics.text import exact_match_many
 from srd.sandbox.outside import Permission
 from srd.tasks.base import Predictions, Scores, Task, means, register_task, single_answers
 
@@ -31,6 +29,9 @@ class InstructionTask(Task):
 
     def score(self, predictions: Predictions, examples: Dataset, *, allow_code_execution: Permission = False) -> Scores:
         """Score one answer an example: ``rouge_l`` and ``exact_match``, each against the best reference."""
+        from srd.metrics.rouge import rouge_l_many
+        from srd.metrics.text import exact_match_many
+
         answers = single_answers(predictions, examples, self.name)
         references = examples["references"][:]
         words = self.words or choose_words(references)

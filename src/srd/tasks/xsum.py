@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from srd.base.errors import UserError
-from srd.metrics.rouge import rouge_l_many, rouge_n_many
 from srd.metrics.scripts import choose_words, words_note
 from srd.sandbox.outside import Permission
 from srd.tasks.base import (
@@ -58,6 +57,8 @@ class XsumTask(Task):
 
     def score(self, predictions: Predictions, examples: Dataset, *, allow_code_execution: Permission = False) -> Scores:
         """Score one summary an example: ``rouge_1``, ``rouge_2`` and ``rouge_l``, F1 with stemming."""
+        from srd.metrics.rouge import rouge_l_many, rouge_n_many
+
         answers = single_answers(predictions, examples, self.name)
         references = examples["references"][:]
         words = choose_words(references)

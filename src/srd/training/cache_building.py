@@ -35,10 +35,9 @@ from srd.training.teacher_cache import (
     learnt_tokens,
     open_verified,
     shard_name,
-    stored_dtype,
 )
 from srd.training.tier_error import TOKENS, check_error, measure
-from srd.training.tiers.base import Listed, Tier, make_tier
+from srd.training.tiers.base import Listed, Tier, make_tier, stored_dtype
 
 SHARD_BATCHES = 16  # a killed build loses at most this much work of one process
 

@@ -8,9 +8,9 @@ import threading
 import torch
 from torch import Tensor
 
+from srd.base.limits import CHUNK_BYTES
 from srd.models.head import HeadWeights
 
-CHUNK_BYTES = 48 << 20  # one chunk of fp32 logits: large enough for the matrix product to be efficient
 CHUNKS_ON_A_GPU = 64  # of its memory: fewer and larger kernels, and still little beside a model
 
 

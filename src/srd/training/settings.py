@@ -244,6 +244,11 @@ class CacheConfig(Section):
     max_kl: float = Field(0.01, gt=0, description="largest mean KL, in nats, between the teacher and what is kept")
     limit_gb: float = Field(100.0, gt=0, description="a larger cache is not built: the live teacher is used instead")
 
+    @property
+    def listed(self) -> int:
+        """How many of the likeliest tokens a server is asked for at each position."""
+        return self.top_k if self.tier == "topk" else 0
+
     @field_validator("tier")
     @classmethod
     def _tier_is_known(cls, value: str) -> str:

@@ -236,15 +236,6 @@ def cache_folder(root: Path, teacher_fingerprint: str, kind: Any) -> Path:
     return root / fingerprint(FORMAT, teacher_fingerprint, kind)
 
 
-def stored_dtype(teacher_dtype: str) -> str:
-    """The precision in which ``auto`` keeps the states of a teacher that runs in ``teacher_dtype``.
-
-    A teacher that runs in bfloat16 has bfloat16 numbers, which nothing of that size keeps better; of float32 numbers
-    float16 keeps more than bfloat16.
-    """
-    return "bfloat16" if teacher_dtype == "bfloat16" else "float16"
-
-
 def open_verified(folder: Path) -> TeacherCache:
     """Open a cache after checking every shard against its checksum."""
     parallel.on_main(TeacherCache(folder).verify)

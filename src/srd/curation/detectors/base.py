@@ -15,6 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srd.base.registry import Registry
+from srd.curation.scores.base import SCORES
+
+MOST = 600  # rows that are damaged for one detector
+REPAIRS = 4  # answers of the teacher's that a wrong row gets, beside the greedy one
 
 Damage = Literal["swapped", "cut", "garbled"]
 Rule = Callable[[Sequence[str]], NDArray[np.float64]]
@@ -82,3 +86,10 @@ def register_contrast(score: str, reason: str, *, damage: Damage) -> None:
 def reason_of(why: str) -> str:
     """What is wrong with a row, in a few words."""
     return REASONS[why] if why in REASONS else DETECTORS.get(why).reason
+
+
+def work_for(detectors: Sequence[str]) -> tuple[set[str], set[str]]:
+    """What detectors need a model to read: the needs of their scores, and kinds of damage."""
+    contrasts = [each for each in map(DETECTORS.get, detectors) if each.damage is not None]
+    needs = {need for each in contrasts for need in SCORES.get(each.name).needs}
+    return {"losses", *needs}, {str(each.damage) for each in contrasts}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +16,20 @@ from srd.base.console import console
 from srd.base.files import fingerprint
 from srd.base.locks import by_turns
 from srd.base.text import duration
-from srd.recipe.schema import Recipe
 from srd.run.context import Clock, Run
-from srd.run.costs import Facts, Phase
+from srd.run.order import Outline
 
 Summary = dict[str, Any]  # numbers for the report: what a step did
 
 
-class Step:
+class Step(Outline):
     """A step of a run. Its result is decided by the steps it comes after and by its other inputs.
 
     Attributes:
-        name: In the manifest and on the screen.
         shares: Whether other runs of a sweep may take its files.
     """
 
-    name: str
     shares = True
-
-    def after(self, recipe: Recipe) -> tuple[str, ...]:
-        """The steps whose results this one uses."""
-        return ()
 
     def inputs(self, run: Run) -> list[Any]:
         """What else decides the result (JSON-like). The main process alone is asked: it must not wait for others."""
@@ -78,10 +71,6 @@ class Step:
     def told(self, run: Run, summary: Summary) -> str:
         """What it came to, for the screen: words without a full stop, or none."""
         return ""
-
-    def cost(self, facts: Facts) -> Phase:
-        """What it takes; nothing to speak of, unless it says more."""
-        return Phase(self.name)
 
     def open(self, run: Run) -> None:
         """What every command does once the step is done."""
@@ -218,16 +207,3 @@ def _give_memory_back() -> None:
     pa.default_memory_pool().release_unused()
     with contextlib.suppress(AttributeError, TypeError):  # glibc alone has it
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def needed_steps(steps: Sequence[Step], recipe: Recipe, wanted: Sequence[str]) -> list[Step]:
-    """The steps of a flow that some of them need, in the order of the flow."""
-    by_name = {step.name: step for step in steps}
-    found: set[str] = set()
-    todo = list(wanted)
-    while todo:
-        name = todo.pop()
-        if name in by_name and name not in found:
-            found.add(name)
-            todo += by_name[name].after(recipe)
-    return [step for step in steps if step.name in found]

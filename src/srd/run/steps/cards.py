@@ -14,7 +14,7 @@ from srd.base.version import VERSION
 from srd.models.facts import CARD
 from srd.models.loading import load_config, load_generation_config
 from srd.models.tokens import set_generation_tokens
-from srd.recipe.schema import Recipe
+from srd.run import order
 from srd.run.card import Card
 from srd.run.context import Run
 from srd.run.steps.base import Step, Summary
@@ -25,18 +25,14 @@ GENERATION = "generation_config.json"
 FORM = 1  # raise it when what is written here changes, so that finished runs write it anew
 
 
-class Cards(Step):
+class Cards(order.Cards, Step):
     """``README.md`` and ``generation_config.json`` in the folder of every student.
 
     The folder is its training's. What lies there of this step depends on the evaluation too, so it is written after it,
     and again when results change; the training answers for the rest. A card that was changed by hand stays as it is.
     """
 
-    name = "cards"
     shares = False
-
-    def after(self, recipe: Recipe) -> tuple[str, ...]:
-        return ("evaluation", *(f"train/{label}" for label in recipe.arms))
 
     def inputs(self, run: Run) -> list[Any]:
         results = [content_of(path) for path in (run.files.results, run.files.comparisons)]

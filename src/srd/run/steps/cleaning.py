@@ -24,18 +24,16 @@ from srd.base.errors import UserError
 from srd.base.files import content_of, fingerprint, read_json, read_sealed, remove, write_json, write_sealed
 from srd.base.tables import map_large, read_table, write_table
 from srd.base.text import many, shorten
-from srd.curation.cleaning import Findings, Reader, Reads, find_wrong, read_for, work_for
-from srd.curation.damage import MOST
-from srd.curation.detectors.base import DETECTORS, HELD_OUT, NAMED, reason_of
-from srd.curation.repair import SAMPLES, TEMPERATURE, candidates_read, chosen, passing
-from srd.curation.scores.base import PASSES
+from srd.curation.cleaning import Findings, Reader, Reads, find_wrong, read_for
+from srd.curation.detectors.base import HELD_OUT, NAMED, REPAIRS, reason_of, work_for
+from srd.curation.repair import TEMPERATURE, candidates_read, chosen, passing
 from srd.data.encoding import Encoder
 from srd.data.leaks import are_dropped
 from srd.models.generation import Decoding, generate_tokens
 from srd.models.settings import ModelConfig
 from srd.recipe.schema import Recipe
+from srd.run import order
 from srd.run.context import Run, load_options
-from srd.run.costs import Facts, Phase, inference_memory
 from srd.run.identity import model_identity
 from srd.run.loading import load_reader, load_writer
 from srd.run.steps.base import Step, Summary
@@ -65,13 +63,8 @@ def reader_of(run: Run, folder: Path, progress: Any) -> Reader:
     return Reader(model, reading_encoder(run), run.recipe.generation.batch_size, folder, progress)
 
 
-class Likelihoods(Step):
+class Likelihoods(order.Likelihoods, Step):
     """``cleaning/likelihoods.parquet``: of the rows, and of damage that is made of them."""
-
-    name = "likelihoods"
-
-    def after(self, recipe: Recipe) -> tuple[str, ...]:
-        return ("examples",)
 
     def inputs(self, run: Run) -> list[Any]:
         needs, kinds = work_for(run.recipe.data.cleaning.find)
@@ -84,10 +77,6 @@ class Likelihoods(Step):
 
     def scratch(self, run: Run) -> list[Path]:
         return [run.files.likelihoods_work]
-
-    def cost(self, facts: Facts) -> Phase:
-        """Each need is a pass over the responses behind some prompt, and so is each kind of damage, on some rows."""
-        return _reading_phase(self.name, facts, facts.data.train)
 
     def told(self, run: Run, summary: Summary) -> str:
         rows = summary["examples"]
@@ -104,14 +93,8 @@ class Likelihoods(Step):
         return {"examples": len(rows), **{kind: len(columns["ce"]) for kind, columns in reads.damage.items()}}
 
 
-class Cleaning(Step):
+class Cleaning(order.Cleaning, Step):
     """``cleaning/rows.parquet``, ``cleaning/cleaned.parquet`` and ``cleaning/detectors.json``."""
-
-    name = "cleaning"
-
-    def after(self, recipe: Recipe) -> tuple[str, ...]:
-        asks = any(DETECTORS.get(name).damage for name in recipe.data.cleaning.find)
-        return ("examples", *([Likelihoods.name] if asks else []))
 
     def inputs(self, run: Run) -> list[Any]:
         settings = run.recipe.data.cleaning
@@ -156,13 +139,8 @@ class Cleaning(Step):
             take_cleaned(run, self, _places(run)[1])
 
 
-class Repair(Step):
+class Repair(order.Repair, Step):
     """``cleaning/rows.parquet`` and ``cleaning/cleaned.parquet`` once the teacher has answered for wrong rows."""
-
-    name = "repair"
-
-    def after(self, recipe: Recipe) -> tuple[str, ...]:
-        return ("examples", Likelihoods.name, Cleaning.name, "teacher")
 
     def inputs(self, run: Run) -> list[Any]:
         settings, marks = run.recipe.data.cleaning, [*_places(run)[:1], run.files.detectors]
@@ -175,18 +153,6 @@ class Repair(Step):
 
     def scratch(self, run: Run) -> list[Path]:
         return [run.files.repair_work]
-
-    def cost(self, facts: Facts) -> Phase:
-        """As if a tenth of the rows were wrong: the teacher answers each five times, and the answers are read."""
-        share, answers = 1.0 if facts.recipe.data.cleaning.action == "rewrite" else 0.1, SAMPLES + 1
-        teacher, reading = facts.teacher, _reading_phase(self.name, facts, int(share * answers * facts.data.train))
-        flops = share * answers * teacher.forward(facts.prompt, facts.response)
-        memory = max(inference_memory(teacher, facts), reading.memory)
-        return Phase(
-            self.name, teacher_passes=share * answers, student_passes=reading.student_passes,
-            tokens=reading.tokens + share * answers * (facts.prompt + facts.response),
-            flops=flops + reading.flops, memory=memory,
-        )  # fmt: skip
 
     def told(self, run: Run, summary: Summary) -> str:
         repaired, dropped = summary["repaired"], summary["dropped"]
@@ -227,18 +193,6 @@ def _places(run: Run) -> list[Path]:
     if not run.recipe.data.cleaning.teacher_answers:
         return [files.marked, files.cleaned]
     return [files.unrepaired / "rows.parquet", files.unrepaired / "unmarked.parquet"]
-
-
-def cleaning_steps(recipe: Recipe, *, repaired: bool = True) -> tuple[str, ...]:
-    """The steps that change the training rows, which those that read them come after.
-
-    Args:
-        recipe: The recipe.
-        repaired: False: for what comes before the repair.
-    """
-    if not recipe.data.cleaning.changes_rows:
-        return ()
-    return (Cleaning.name, *((Repair.name,) if repaired and recipe.data.cleaning.teacher_answers else ()))
 
 
 def take_cleaned(run: Run, step: Step, path: Path) -> None:
@@ -389,7 +343,7 @@ def _answers(run: Run, rows: datasets.Dataset, wrong: NDArray[np.int64]) -> list
     encoder, asked = run.teacher_encoder, rows.select(wrong).to_list()
     prompts, _, _ = encoder.prompts(asked)
     names, longest = [row["id"] for row in asked], run.recipe.generation.max_new_tokens
-    ways = [Decoding(longest), *(Decoding(longest, TEMPERATURE, seed=run.recipe.seed + i) for i in range(SAMPLES))]
+    ways = [Decoding(longest), *(Decoding(longest, TEMPERATURE, seed=run.recipe.seed + i) for i in range(REPAIRS))]
     model: Any = None
     found: list[Answer] = []
     for number, way in enumerate(ways):
@@ -465,17 +419,3 @@ def _with_responses(rows: datasets.Dataset, new: dict[int, Answer]) -> datasets.
     picked = np.arange(len(rows))
     picked[places] = len(rows) + np.arange(len(places))
     return datasets.concatenate_datasets([rows, changed]).select(picked)
-
-
-def _reading_phase(name: str, facts: Facts, rows: int) -> Phase:
-    """What it takes a model that has not been trained to read so many rows as detectors ask."""
-    needs, kinds = work_for(facts.recipe.data.cleaning.find)
-    size = facts.student if facts.recipe.student.model and not facts.recipe.student.drop_layers else facts.teacher
-    passes = 1 + sum(PASSES[need] for need in needs & PASSES.keys() - {"endings"})
-    reads = passes * rows + len(kinds) * min(rows, MOST)
-    flops = reads * size.forward(facts.data.prompt, facts.data.response)
-    share = reads / max(1, facts.data.train)
-    return Phase(
-        name, student_passes=share, tokens=reads * (facts.data.prompt + facts.data.response), flops=flops,
-        memory=inference_memory(size, facts),
-    )  # fmt: skip

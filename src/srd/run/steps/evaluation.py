@@ -21,33 +21,19 @@ from srd.evaluation.answers import Benchmark, Contender, compare, evaluate, read
 from srd.evaluation.predictions import SUMMARIES, evaluation_files
 from srd.metrics.rouge import rouge_l
 from srd.models.generation import Decoding, generate
-from srd.recipe.schema import Recipe
+from srd.run import order
 from srd.run.context import Run
-from srd.run.costs import Facts, Phase, inference_memory
 from srd.run.identity import plugins_identity, task_identity
 from srd.run.loading import load, load_writer
 from srd.run.steps.base import Step, Summary
-from srd.run.steps.cleaning import cleaning_steps
 from srd.tasks.base import get_task
 from srd.tasks.instruction import InstructionTask
 
 
-class Evaluation(Step):
+class Evaluation(order.Evaluation, Step):
     """``evaluation/``."""
 
-    name = "evaluation"
     shares = False  # its answers are shared one by one
-
-    def after(self, recipe: Recipe) -> tuple[str, ...]:
-        ranking = ("ranking",) if recipe.training.curriculum is not None else ()
-        return (
-            "examples",
-            *cleaning_steps(recipe),
-            "teacher",
-            "student",
-            *ranking,
-            *(f"train/{label}" for label in recipe.arms),
-        )
 
     def inputs(self, run: Run) -> list[Any]:
         recipe = run.recipe
@@ -61,18 +47,6 @@ class Evaluation(Step):
 
     def needed(self, run: Run) -> list[Path]:
         return [file for file in evaluation_files(run.files.evaluation) if file not in self.outputs(run)]
-
-    def cost(self, facts: Facts) -> Phase:
-        """Answers of all models to the run's test split with all seeds. Named tasks come on top, of unknown size."""
-        settings, data = facts.recipe.evaluation, facts.data
-        seeds = len(settings.seeds) if settings.temperature > 0 else 1
-        count = seeds * min(data.test, settings.limit or data.test)
-        names = settings.models or ["teacher", "student", *facts.recipe.arms]
-        sizes = [facts.teacher if name == "teacher" else facts.student for name in names]
-        flops = sum(size.forward(data.prompt * count, data.response * count) for size in sizes)
-        memory = max(inference_memory(size, facts) for size in sizes)
-        tokens = len(names) * count * (data.prompt + data.response)
-        return Phase(self.name, tokens=tokens, flops=flops, memory=memory)
 
     def told(self, run: Run, summary: Summary) -> str:
         models, tasks = many(summary["models"], "model"), many(summary["tasks"], "task")

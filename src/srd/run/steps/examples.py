@@ -24,6 +24,7 @@ from srd.data.corruption import corrupt, leave_out
 from srd.data.examples import EXAMPLE_FEATURES, one_for_each_answer, split_examples
 from srd.data.leaks import leaked_ids, without_leaks
 from srd.recipe.schema import Recipe
+from srd.run import order
 from srd.run.context import Run
 from srd.run.folder import SPLITS
 from srd.run.identity import plugins_identity, source_identity, task_identity
@@ -36,10 +37,9 @@ logger = logging.getLogger(__name__)
 DIVIDED = ("train", "validation")  # splits that losses are asked of; of the test split only the last answer is asked
 
 
-class Examples(Step):
+class Examples(order.Examples, Step):
     """``examples/{train,validation,test}.parquet``, and ``examples/dropped.jsonl`` where rows were left out."""
 
-    name = "examples"
     _kept: _Found | None = None
 
     def inputs(self, run: Run) -> list[Any]:

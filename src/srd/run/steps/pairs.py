@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from srd.base.text import many
 from srd.models.generation import Decoding
 from srd.recipe.schema import Recipe
+from srd.run import order
 from srd.run.context import Run
-from srd.run.costs import Facts, Phase, one_pass
 from srd.run.loading import load_writer
 from srd.run.pairs import PAIR
 from srd.run.steps.base import Step, Summary
-from srd.run.steps.cleaning import cleaning_steps
 from srd.run.steps.teacher import write_text
 
 
-class Pairs(Step):
+class Pairs(order.Pairs, Step):
     """``pairs/teacher.parquet`` and ``pairs/student.parquet``, as `TEACHER_TEXT` has it."""
-
-    name = "pairs"
-
-    def after(self, recipe: Recipe) -> tuple[str, ...]:
-        return ("examples", *cleaning_steps(recipe), "teacher", "student")
 
     def decoding(self, recipe: Recipe) -> Decoding:
         """How both write: as the trainings say, which agree but for the length, of which the greatest counts."""
@@ -39,12 +32,6 @@ class Pairs(Step):
 
     def outputs(self, run: Run) -> list[Path]:
         return [run.files.pair_text(who) for who in PAIR]
-
-    def cost(self, facts: Facts) -> Phase:
-        teacher = one_pass(self.name, facts.teacher, facts, teacher_passes=1.0)
-        student = one_pass(self.name, facts.student, facts)
-        total = {name: getattr(teacher, name) + getattr(student, name) for name in ("tokens", "flops")}
-        return replace(teacher, **total, memory=max(teacher.memory, student.memory))
 
     def told(self, run: Run, summary: Summary) -> str:
         return f"{many(summary['examples'], 'prompt')} answered by both, {summary['cut']:,} answers cut"

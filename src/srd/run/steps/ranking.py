@@ -13,23 +13,14 @@ from srd.base.tables import write_table
 from srd.base.text import many
 from srd.curation.curriculum import Curriculum
 from srd.curation.settings import LATER
-from srd.recipe.schema import Recipe
+from srd.run import order
 from srd.run.context import Run
 from srd.run.scores import ranked_scores, with_marks
 from srd.run.steps.base import Step, Summary
-from srd.run.steps.cleaning import cleaning_steps
-from srd.run.steps.measures import measuring_steps
 
 
-class Ranking(Step):
+class Ranking(order.Ranking, Step):
     """``curriculum/ranked.parquet``."""
-
-    name = "ranking"
-
-    def after(self, recipe: Recipe) -> tuple[str, ...]:
-        curriculum = recipe.training.curriculum
-        marking = ("cleaning", *cleaning_steps(recipe)) if recipe.data.cleaning.action != "off" else ()
-        return ("reflection", *(measuring_steps(curriculum.score) if curriculum else ()), *dict.fromkeys(marking))
 
     def curriculum(self, run: Run) -> Curriculum:
         """The main training's curriculum; the paper's where it has none."""

@@ -18,33 +18,20 @@ from srd.base.files import remove
 from srd.base.tables import positions
 from srd.curation.reflection import ranking_warnings
 from srd.metrics.scripts import words_note
-from srd.recipe.schema import Recipe
+from srd.run import order
 from srd.run.assemble import training_of
 from srd.run.context import Run, load_options
-from srd.run.costs import Facts, Phase, inference_memory, training_phase
 from srd.run.loading import load_writer
 from srd.run.scores import keep_scores, longest_answer, mean_scores, reflect_on
 from srd.run.steps.base import Step, Summary
-from srd.run.steps.cleaning import cleaning_steps
-from srd.run.steps.student import Student, reflecting_student, runs_live, shorten
+from srd.run.steps.student import Student, reflecting_student, shorten
 from srd.training.stages import train
 
 logger = logging.getLogger(__name__)
 
 
-class Reflection(Step):
+class Reflection(order.Reflection, Step):
     """``reflection/scores.parquet``."""
-
-    name = "reflection"
-
-    def after(self, recipe: Recipe) -> tuple[str, ...]:
-        rows = ("examples", *cleaning_steps(recipe))
-        if recipe.out_of_sample == "off":
-            return (*rows, "student")
-        if recipe.out_of_sample == "before":
-            return rows
-        # Those that are warmed up in its place need what it needs.
-        return tuple(dict.fromkeys((*rows, *Student().after(recipe))))
 
     def inputs(self, run: Run) -> list[Any]:
         recipe, way = run.recipe, run.recipe.out_of_sample
@@ -59,24 +46,6 @@ class Reflection(Step):
 
     def scratch(self, run: Run) -> list[Path]:
         return [run.files.batches, *([run.files.folds] if run.recipe.out_of_sample == "cross_fit" else [])]
-
-    def cost(self, facts: Facts) -> Phase:
-        """The reference is read, and an answer is written behind the same prompt; of folds, their warm-ups before."""
-        student = facts.student
-        flops = student.forward(facts.prompt, facts.response) + student.forward(0, facts.response)
-        tokens = facts.prompt + 2 * facts.response
-        memory = inference_memory(student, facts)
-        passes, warm = 1.0, facts.recipe.student.warm_start
-        if facts.recipe.out_of_sample == "cross_fit" and warm is not None:
-            times = facts.recipe.reflection.folds - 1  # each fold is left out of one of them
-            one = training_phase(self.name, warm, facts, runs_live(facts, warm))
-            flops, tokens, passes = (
-                flops + times * one.flops,
-                tokens + times * one.tokens,
-                1 + times * one.student_passes,
-            )
-            memory = max(memory, one.memory)
-        return Phase(self.name, student_passes=passes, tokens=tokens, flops=flops, memory=memory)
 
     def told(self, run: Run, summary: Summary) -> str:
         return (

@@ -13,14 +13,14 @@ from srd.base.text import count, many
 from srd.models.loading import load_model, save_model
 from srd.models.pruning import drop_layers
 from srd.recipe.schema import Recipe
+from srd.run import order
 from srd.run.assemble import training_of
 from srd.run.context import Run, load_options
-from srd.run.costs import Facts, Phase, alignment_of, training_phase
+from srd.run.costs import alignment_of
 from srd.run.identity import model_identity, plugins_identity
 from srd.run.loading import parameters
+from srd.run.order import is_made
 from srd.run.steps.base import Step, Summary
-from srd.run.steps.cleaning import cleaning_steps
-from srd.run.teacher_caches import may_cache
 from srd.training.batches import make_collator
 from srd.training.progress import told_of
 from srd.training.settings import TrainingConfig
@@ -29,22 +29,10 @@ from srd.training.stages import train
 SHRINK_EXAMPLES = 64  # training examples whose hidden states decide which layers go
 
 
-class Student(Step):
+class Student(order.Student, Step):
     """``start/``, where the student is not a model that is taken as it is."""
 
-    name = "student"
     label = "warm_start"
-
-    def after(self, recipe: Recipe) -> tuple[str, ...]:
-        student, warm = recipe.student, recipe.student.warm_start
-        if not is_made(recipe):
-            return ()
-        steps = ["examples", *cleaning_steps(recipe)]
-        if student.model is None or (warm is not None and needs_teacher(warm)):
-            steps.append("teacher")
-        if warm is not None:
-            steps += teaching_steps(recipe, warm)
-        return tuple(steps)
 
     def inputs(self, run: Run) -> list[Any]:
         student, warm = run.recipe.student, run.recipe.student.warm_start
@@ -86,25 +74,9 @@ class Student(Step):
         made = [f"{many(dropped, 'layer')} dropped" if dropped else "", told_of(summary, run.recipe.student.warm_start)]
         return f"{count(summary['parameters'])} parameters, {', '.join(filter(None, made)) or 'used as it is'}"
 
-    def cost(self, facts: Facts) -> Phase:
-        warm = facts.recipe.student.warm_start
-        if warm is None:
-            return Phase(self.name, disk=4.0 * facts.student.parameters if is_made(facts.recipe) else 0.0)
-        return training_phase(self.name, warm, facts, runs_live(facts, warm))
-
     def open(self, run: Run) -> None:
         if parallel.is_main():
             remove(run.files.start_work)
-
-
-def is_made(recipe: Recipe) -> bool:
-    """Whether the starting student is made here, and not a model that is taken as it is."""
-    return bool(recipe.student.drop_layers or recipe.student.warm_start or not recipe.student.model)
-
-
-def needs_teacher(training: Any) -> bool:
-    """Whether a training's result depends on the teacher."""
-    return bool(training.needs_teacher or training.teacher_writes)
 
 
 def taught_by(recipe: Recipe) -> list[Any]:
@@ -118,21 +90,6 @@ def alignment(run: Run, training: TrainingConfig) -> list[Any]:
     """What decides how a teacher with tokens of its own teaches."""
     apart = run.apart and training.needs_teacher
     return [alignment_of(run.recipe, training), *run.teacher_frame] if apart else []
-
-
-def teaching_steps(recipe: Recipe, training: Any) -> list[str]:
-    """The steps that bring the teacher's part to a training: its text, or its cache."""
-    if training.teacher_writes:
-        return ["teacher text"]
-    if training.on_pairs:  # which are cached as the training begins
-        return ["pairs"]
-    return ["cache"] if may_cache(recipe) and training.caches_references else []
-
-
-def runs_live(facts: Facts, training: Any) -> bool:
-    """Whether the teacher runs in every pass of a training, because no cache serves it."""
-    cached = training.writes_ahead or training.on_pairs or "cache" in teaching_steps(facts.recipe, training)
-    return not cached or not may_cache(facts.recipe) or not facts.cache_fits
 
 
 def reflecting_student(run: Run) -> tuple[str, dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,14 @@ from srd.data.batching import EncodedExamples
 from srd.models.generation import Decoding, generate_tokens
 from srd.models.tokens import tokenizer_identity
 from srd.recipe.schema import Recipe
+from srd.run import order
 from srd.run.assemble import training_of
 from srd.run.context import Run, load_options
-from srd.run.costs import Facts, Phase, limit_for, one_pass, training_phase
+from srd.run.costs import limit_for
 from srd.run.identity import model_identity
 from srd.run.large import load_large, offload_folder
 from srd.run.loading import lists_of, load_writer, parameters
-from srd.run.served import top_of
 from srd.run.steps.base import Step, Summary
-from srd.run.steps.cleaning import cleaning_steps
 from srd.run.teacher_caches import (
     all_cache_bytes,
     cache_fits,
@@ -52,14 +50,10 @@ TEACHER_TEXT = pa.schema(
 )
 
 
-class Teacher(Step):
+class Teacher(order.Teacher, Step):
     """``teacher/``, where the recipe fine-tunes it."""
 
-    name = "teacher"
     label = "teacher_sft"
-
-    def after(self, recipe: Recipe) -> tuple[str, ...]:
-        return ("examples", *cleaning_steps(recipe, repaired=False)) if recipe.teacher.sft else ()
 
     def inputs(self, run: Run) -> list[Any]:
         teacher = run.recipe.teacher
@@ -95,22 +89,13 @@ class Teacher(Step):
             f"{count(summary['parameters'])} parameters, {told_of(summary, run.recipe.teacher.sft) or 'used as it is'}"
         )
 
-    def cost(self, facts: Facts) -> Phase:
-        sft = facts.recipe.teacher.sft
-        return Phase(self.name) if sft is None else training_phase(self.name, sft, facts, False, kept="teacher")
-
     def open(self, run: Run) -> None:
         if parallel.is_main():
             remove(run.files.teacher_work)
 
 
-class TeacherText(Step):
+class TeacherText(order.TeacherText, Step):
     """``seqkd/responses.parquet``: the teacher's own answers to the training prompts."""
-
-    name = "teacher text"
-
-    def after(self, recipe: Recipe) -> tuple[str, ...]:
-        return ("examples", *cleaning_steps(recipe), "teacher")
 
     def longest(self, recipe: Recipe) -> int:
         """Tokens of an answer: the most that any training asks for."""
@@ -122,9 +107,6 @@ class TeacherText(Step):
 
     def outputs(self, run: Run) -> list[Path]:
         return [run.files.teacher_text]
-
-    def cost(self, facts: Facts) -> Phase:
-        return one_pass(self.name, facts.teacher, facts, teacher_passes=1.0)
 
     def told(self, run: Run, summary: Summary) -> str:
         cut, empty = summary["cut"], summary["empty"]
@@ -178,14 +160,10 @@ def write_text(
     return {"examples": len(texts), "empty": sum(not text.strip() for text in texts), "cut": cut}
 
 
-class Cache(Step):
+class Cache(order.Cache, Step):
     """``cache/``, or the folder that the recipe names: what the teacher says of all training examples."""
 
-    name = "cache"
     shares = False  # a sweep's runs have one cache folder
-
-    def after(self, recipe: Recipe) -> tuple[str, ...]:
-        return ("examples", *cleaning_steps(recipe), "teacher")
 
     def turns(self, run: Run, key: str) -> list[str]:
         return sorted(place_of_cache(run, number).name for number in _numbers(run.recipe))
@@ -214,20 +192,6 @@ class Cache(Step):
 
     def needed(self, run: Run) -> list[Path]:
         return [place_of_cache(run, number) for number in _numbers(run.recipe)]
-
-    def cost(self, facts: Facts) -> Phase:
-        if not facts.cache_fits:
-            return Phase(self.name)
-        disk = facts.cache_bytes + facts.head_bytes
-        phases = [one_pass(self.name, size, facts, teacher_passes=1.0) for size in facts.teachers]
-        share = facts.rows_each
-        return replace(
-            max(phases, key=lambda phase: phase.memory),
-            teacher_passes=share * len(phases),
-            tokens=share * sum(phase.tokens for phase in phases),
-            flops=share * sum(phase.flops for phase in phases),
-            disk=disk,
-        )
 
     def told(self, run: Run, summary: Summary) -> str:
         size, far = shown_bytes(summary["bytes"]), ""
@@ -261,7 +225,7 @@ def _read(run: Run, number: int) -> Summary:
     place, tier = place_of_cache(run, number), tier_of_run(run, number=number)
     with run.progress(title) as update:
         if teacher.endpoint is not None:
-            ask = lists_of(run, place, top_of(run.recipe), number)
+            ask = lists_of(run, place, run.recipe.cache.listed, number)
             cache = fill_cache(
                 place, tier, examples, ask, width=run.teacher_width, batch_size=ask.at_once, progress=update
             )

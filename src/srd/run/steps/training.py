@@ -7,20 +7,17 @@ from typing import Any
 
 from srd.base import parallel
 from srd.base.files import atomic_write
-from srd.recipe.schema import Recipe
+from srd.run import order
 from srd.run.assemble import training_of
 from srd.run.context import Run
-from srd.run.costs import Facts, Phase, training_phase
 from srd.run.steps.base import Step, Summary
-from srd.run.steps.cleaning import cleaning_steps
-from srd.run.steps.measures import measuring_steps
-from srd.run.steps.student import Student, alignment, needs_teacher, runs_live, taught_by, teaching_steps
+from srd.run.steps.student import Student, alignment, taught_by
 from srd.run.steps.teacher import Teacher
 from srd.training.progress import told_of
 from srd.training.stages import train
 
 
-class Training(Step):
+class Training(order.Training, Step):
     """``stages/``, ``student/`` (of all but the main training in ``baselines/<label>/``) and ``logs/<label>.jsonl``.
 
     Args:
@@ -28,19 +25,6 @@ class Training(Step):
     """
 
     shares = False
-
-    def __init__(self, label: str) -> None:
-        self.label = label
-        self.name = f"train/{label}"
-
-    def after(self, recipe: Recipe) -> tuple[str, ...]:
-        training = recipe.arms[self.label]
-        steps = ["examples", *cleaning_steps(recipe), "student"]
-        if needs_teacher(training):
-            steps += ["teacher", *teaching_steps(recipe, training)]
-        if training.curriculum is not None:
-            steps += ["reflection", *measuring_steps(training.curriculum.score)]
-        return tuple(steps)
 
     def inputs(self, run: Run) -> list[Any]:
         recipe, config = run.recipe, run.recipe.arms[self.label]
@@ -62,10 +46,6 @@ class Training(Step):
         hurt = [int(path.relative_to(stages).parts[0]) for path in damaged if path.is_relative_to(stages)]
         places = {file.relative_to(stages).parts[0] for file in run.manifest.files(self.name, stages)}
         return [student, *(stages / place for place in sorted(places) if hurt and int(place) >= min(hurt))]
-
-    def cost(self, facts: Facts) -> Phase:
-        training = facts.recipe.arms[self.label]
-        return training_phase(self.name, training, facts, runs_live(facts, training))
 
     def told(self, run: Run, summary: Summary) -> str:
         return told_of(summary, run.recipe.arms[self.label])

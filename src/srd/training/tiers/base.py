@@ -19,6 +19,8 @@ from srd.base.registry import Registry
 from srd.training.divergences.base import DIVERGENCES
 from srd.training.schedules import Schedule
 
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a value
+
 Listed = Sequence[tuple[int, float]]  # token ids and their log-probabilities at one position
 
 
@@ -175,3 +177,12 @@ def tier_of(described: dict[str, Any] | None) -> Tier:
     options = dict(described or {"name": "exact"})
     name = options.pop("name")
     return make_tier(name, **options)
+
+
+def stored_dtype(teacher_dtype: str) -> str:
+    """The precision in which ``auto`` keeps the states of a teacher that runs in ``teacher_dtype``.
+
+    A teacher that runs in bfloat16 has bfloat16 numbers, which nothing of that size keeps better; of float32 numbers
+    float16 keeps more than bfloat16.
+    """
+    return "bfloat16" if teacher_dtype == "bfloat16" else "float16"

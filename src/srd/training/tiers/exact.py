@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from srd.training.tiers.base import BYTES, Tier, register_tier
 
-from srd.models.head import HeadWeights
-from srd.training.tiers.base import Tier, register_tier
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from srd.models.head import HeadWeights
 
 FLOAT16_ENDS = 60_000  # with some room before float16's largest number
 
@@ -29,9 +30,11 @@ class Exact(Tier):
         return self.options.dtype
 
     def token_bytes(self, hidden_size: int, vocabulary: int) -> int:
-        return hidden_size * int(getattr(torch, self.options.dtype).itemsize)
+        return hidden_size * BYTES[self.options.dtype]
 
     def pack(self, states: Tensor, targets: Tensor, head: HeadWeights, learnt: dict[str, Tensor]) -> dict[str, Tensor]:
+        import torch
+
         dtype = getattr(torch, self.options.dtype)
         if dtype == torch.float16 and len(states) and float(states.abs().max()) > FLOAT16_ENDS:
             dtype = torch.bfloat16

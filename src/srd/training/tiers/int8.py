@@ -7,12 +7,14 @@ keep a few levels each, so every channel is brought to mean 0 and standard devia
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from srd.models.head import HeadWeights
 from srd.training.tiers.base import Tier, register_tier
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from srd.models.head import HeadWeights
 
 LEVELS = 127  # of each sign
 
@@ -33,13 +35,13 @@ class Int8(Tier):
 
     def learn(self, states: Tensor) -> dict[str, Tensor]:
         spread = states.float().std(0, correction=0)
-        return {"mean": states.float().mean(0), "sd": torch.where(spread > 0, spread, 1.0)}
+        return {"mean": states.float().mean(0), "sd": spread.where(spread > 0, 1.0)}
 
     def pack(self, states: Tensor, targets: Tensor, head: HeadWeights, learnt: dict[str, Tensor]) -> dict[str, Tensor]:
         levelled = (states.float() - learnt["mean"].to(states.device)) / learnt["sd"].to(states.device)
         scale = (levelled.abs().amax(-1, keepdim=True) / LEVELS).half().clamp(min=2.0**-24)
         codes = (levelled / scale.float()).round_().clamp_(-LEVELS, LEVELS)
-        return {"codes": codes.to(torch.int8), "scale": scale}
+        return {"codes": codes.char(), "scale": scale}
 
     def unpack(self, kept: dict[str, Tensor], targets: Sequence[int], learnt: dict[str, Tensor]) -> Tensor:
         levelled = kept["codes"].float().mul_(kept["scale"].float())

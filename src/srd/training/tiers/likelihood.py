@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from srd.base.errors import UserError
-from srd.models.head import HeadWeights, cross_entropy
-from srd.training.outcomes import NEARLY_ALL, OutcomeHead, log1mexp, outcome_rows
 from srd.training.tiers.base import Listed, Tier, register_tier
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from srd.models.head import HeadWeights
+    from srd.training.outcomes import OutcomeHead
 
 
 @register_tier("likelihood")
@@ -40,11 +42,17 @@ class Likelihood(Tier):
             )
         return ""
 
-    @torch.no_grad()
     def pack(self, states: Tensor, targets: Tensor, head: HeadWeights, learnt: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"target": -cross_entropy(states, head, targets.to(states.device)).float()}
+        import torch
+
+        from srd.models.head import cross_entropy
+
+        with torch.no_grad():
+            return {"target": -cross_entropy(states, head, targets.to(states.device)).float()}
 
     def pack_listed(self, listed: Sequence[Listed], targets: Sequence[int], width: int) -> dict[str, Tensor]:
+        import torch
+
         values = []
         for place, (row, target) in enumerate(zip(listed, targets, strict=True)):
             found = dict(row).get(target)
@@ -54,9 +62,17 @@ class Likelihood(Tier):
         return {"target": torch.tensor(values, dtype=torch.float32)}
 
     def unpack(self, kept: dict[str, Tensor], targets: Sequence[int], learnt: dict[str, Tensor]) -> Tensor:
+        import torch
+
+        from srd.training.outcomes import NEARLY_ALL, log1mexp, outcome_rows
+
         own = kept["target"].double().clamp(max=NEARLY_ALL)[:, None]
         return outcome_rows(torch.tensor(list(targets), dtype=torch.int32)[:, None], own, log1mexp(own))
 
     def head(self, head: HeadWeights | None, width: int | None) -> OutcomeHead:
+        import torch
+
+        from srd.training.outcomes import OutcomeHead
+
         assert width is not None
         return OutcomeHead(torch.empty(width, 0), width=width, name=self.name)

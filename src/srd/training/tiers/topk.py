@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from srd.base.errors import UserError
-from srd.models.head import HeadWeights
-from srd.training.outcomes import NEARLY_ALL, OutcomeHead, log1mexp, outcome_rows
 from srd.training.tiers.base import Listed, Tier, register_tier
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from srd.models.head import HeadWeights
+    from srd.training.outcomes import OutcomeHead
 
 SHORT_IDS = 2**16 - 1  # ids below this, and none of them, fit into two bytes
 CHUNK_BYTES = 64 << 20  # of logits at a time
@@ -44,16 +45,20 @@ class TopK(Tier):
             )
         return ""
 
-    @torch.no_grad()
     def pack(self, states: Tensor, targets: Tensor, head: HeadWeights, learnt: dict[str, Tensor]) -> dict[str, Tensor]:
+        import torch
+
         rows = max(1, CHUNK_BYTES // (4 * head.vocabulary))
-        parts = [
-            self._pack(head.logits(states[start : start + rows]), targets[start : start + rows])
-            for start in range(0, len(states), rows)
-        ]
+        with torch.no_grad():
+            parts = [
+                self._pack(head.logits(states[start : start + rows]), targets[start : start + rows])
+                for start in range(0, len(states), rows)
+            ]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
     def _pack(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        import torch
+
         log_p = torch.log_softmax(logits, -1)
         tokens, ids = log_p.topk(min(self.options.top_k, log_p.shape[1]), -1)
         rest = []
@@ -65,6 +70,10 @@ class TopK(Tier):
         return kept(ids, tokens, torch.stack(rest, -1), target, logits.shape[1])
 
     def pack_listed(self, listed: Sequence[Listed], targets: Sequence[int], width: int) -> dict[str, Tensor]:
+        import torch
+
+        from srd.training.outcomes import NEARLY_ALL, log1mexp
+
         if self.options.temperatures != (1.0,):
             raise UserError(
                 "cache.tier: topk from listed log-probabilities knows temperature 1 alone: the mass of the rest at "
@@ -86,13 +95,19 @@ class TopK(Tier):
         return kept(ids, tokens, rest, actual, width)
 
     def unpack(self, kept: dict[str, Tensor], targets: Sequence[int], learnt: dict[str, Tensor]) -> Tensor:
-        ids = kept["ids"].to(torch.int32)
-        if kept["ids"].dtype == torch.int16:
+        from srd.training.outcomes import outcome_rows
+
+        ids = kept["ids"].int()
+        if kept["ids"].element_size() == 2:
             ids &= 0xFFFF
             ids[ids == SHORT_IDS] = -1
         return outcome_rows(ids, kept["log_p"], kept["rest"])
 
     def head(self, head: HeadWeights | None, width: int | None) -> OutcomeHead:
+        import torch
+
+        from srd.training.outcomes import OutcomeHead
+
         assert width is not None
         k = min(self.options.top_k, width)
         nothing = torch.empty(width, 0)
@@ -101,5 +116,5 @@ class TopK(Tier):
 
 def kept(ids: Tensor, tokens: Tensor, rest: Tensor, target: Tensor, width: int) -> dict[str, Tensor]:
     """The tensors of a shard; ids in two bytes where that is enough, one that is none being the highest."""
-    stored = ids.to(torch.int16) if width < SHORT_IDS else ids.to(torch.int32)
+    stored = ids.short() if width < SHORT_IDS else ids.int()
     return {"ids": stored, "log_p": tokens.half(), "rest": rest.half(), "target": target.float()}
