@@ -72,9 +72,16 @@ class Replay:
     def state(self) -> tuple[DynamicCache, Tensor]:
         """Keys and values of what was read by now, and which of it is no padding: for plain steps."""
         state = DynamicCache()
-        for number, layer in enumerate(self._state.layers):
-            state.update(layer.keys[:, :, : self.read], layer.values[:, :, : self.read], number)
+        state.layers = [_plain(layer, self.read) for layer in self._state.layers]
         return state, self._mask[:, 0, 0, : self.read].long()
+
+
+def _plain(layer: Any, read: int) -> DynamicLayer:
+    """The first so many keys and values of a layer, where they lie."""
+    plain = DynamicLayer()
+    plain.lazy_initialization(layer.keys, layer.values)
+    plain.keys, plain.values = layer.keys[:, :, :read], layer.values[:, :, :read]
+    return plain
 
 
 def recorded(function: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
