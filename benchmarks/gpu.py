@@ -12,7 +12,7 @@ is the loss:
 - ``trainer`` the same by `srd.DistillTrainer`, with all that a run does besides
 - ``stage``   the same on texts that the student wrote at once and the teacher read once
 - ``write``   the student answers 256 prompts at once (tokens a second are of those it writes)
-- ``write-plain`` the same with every kernel launched by itself; see `srd.models.replay`
+- ``sample``  the same by chance, at temperature 1
 - ``plain``   the same as published scripts have it: in every step both models' logits at all positions
 - ``trl``     TRL's GKDTrainer off policy (lmbda 0), where TRL is installed
 """
@@ -41,7 +41,6 @@ from benchmarks import conventional
 from benchmarks.lengths import SEED, dolly_lengths
 from srd.base.files import atomic_write
 from srd.data.batching import Collator, EncodedExamples, LengthBatches
-from srd.models import reading
 from srd.models.generation import Decoding, decode_batch
 from srd.models.head import head_weights, response_hidden
 from srd.training.cache_building import build_cache
@@ -52,7 +51,7 @@ from srd.training.teacher_cache import TeacherCache
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "runs" / "bench-gpu.json"
 DOCUMENT = ROOT / "docs" / "speed.md"
-NOT_TRAINED = ("build", "write", "write-plain")
+NOT_TRAINED = ("build", "write", "sample")
 WARM_UP = 2  # steps that are not timed
 WEIGHT = 0.8  # of the divergence; cross-entropy has the rest
 MATRIX = 8192  # of the product that says what the device can do
@@ -382,19 +381,17 @@ def stage(work: Work, folder: Path, longest: int = 256) -> Result:
     return {**trained, **once, "written_tokens": sum(map(len, answers)) * share}
 
 
-def write(work: Work, folder: Path, *, replay: bool = True) -> Result:
-    """The student's own text, greedily, with nothing that ends it."""
+def write(work: Work, folder: Path, *, temperature: float = 0.0) -> Result:
+    """The student's own text, with nothing that ends it."""
     student, used = work.student().eval(), _used(work)
     rows = [used.prompts[i % len(used)] for i in range(256)]
     names = [str(i) for i in range(len(rows))]
+    longest = 128 if work.device.type == "cuda" else 8
     with torch.autocast(work.device.type, torch.bfloat16):
-        if not replay:
-            reading._abilities[student] = replace(reading.abilities(student), replay=False)
-        decode_batch(student, rows[:8], names[:8], Decoding(4), [], 0, width=work.width)
-        longest = 128 if work.device.type == "cuda" else 8
+        decode_batch(student, rows[:8], names[:8], Decoding(4, temperature), [], 0, width=work.width)
         with Clock(work.device) as clock:
-            answers, _ = decode_batch(student, rows, names, Decoding(longest), [], 0, width=work.width)
-    return {"seconds": clock.seconds, "tokens": sum(map(len, answers)), "busy": clock.busy, "answers": answers[:4]}
+            answers, _ = decode_batch(student, rows, names, Decoding(longest, temperature), [], 0, width=work.width)
+    return {"seconds": clock.seconds, "tokens": sum(map(len, answers)), "busy": clock.busy}
 
 
 def plain(work: Work, folder: Path) -> Result:
@@ -428,7 +425,7 @@ def token_names(count: int) -> Any:
 
 SYSTEMS: dict[str, Callable[[Work, Path], Result]] = {
     "sft": sft, "build": build, "kd": kd, "kd-compiled": kd_compiled, "trainer": trainer, "stage": stage,
-    "write": write, "write-plain": functools.partial(write, replay=False), "plain": plain, "trl": trl,
+    "write": write, "sample": functools.partial(write, temperature=1.0), "plain": plain, "trl": trl,
 }  # fmt: skip
 
 

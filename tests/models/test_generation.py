@@ -140,6 +140,20 @@ def test_nucleus_sampling_keeps_the_smallest_set() -> None:
         torch.testing.assert_close(share, expected, atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize("width", [37, 511, 512, 513, 1300])
+def test_by_blocks_the_same_is_drawn_as_by_a_running_sum(width: int) -> None:
+    generator = torch.Generator().manual_seed(width)
+    weights = torch.softmax(5 * torch.randn(500, width, generator=generator), -1)
+    weights = weights.masked_fill(torch.rand(500, width, generator=generator) < 0.3, 0)
+    uniform = torch.rand(500, 1, generator=generator, dtype=torch.float64)
+    uniform[:4, 0] = torch.tensor([0.0, 1e-12, 1 - 1e-12, np.nextafter(1.0, 0.0)], dtype=torch.float64)
+    sums = weights.double().cumsum(-1)
+    drawn, total = generation._draw(weights, uniform)
+    assert torch.equal(drawn, torch.searchsorted(sums, uniform * sums[:, -1:], right=True))
+    assert (weights.gather(-1, drawn) > 0).all()
+    torch.testing.assert_close(total, sums[:, -1])
+
+
 def test_ids_without_probability_are_never_drawn() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(5, -1)
     edges = torch.tensor([0.0, 0.5 - 1e-12, 0.5, 1 - 1e-12, np.nextafter(1.0, 0.0)], dtype=torch.float64)

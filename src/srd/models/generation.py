@@ -25,6 +25,7 @@ from srd.models.finite import blame, name_of, non_finite_tensor
 from srd.models.reading import Reader, abilities, groups
 from srd.models.tokens import padding_id, stop_token_ids
 
+BLOCK = 512  # ids whose probabilities are added up before one of them is drawn
 NO_TOKEN = -1  # in place of one that no finite logit could choose
 
 
@@ -87,11 +88,29 @@ def choose(logits: Tensor, decoding: Decoding, uniform: Tensor) -> Tensor:
         probabilities, order = probabilities.sort(-1, descending=True)
         before = probabilities.cumsum(-1) - probabilities
         probabilities = probabilities.masked_fill(before >= decoding.top_p, 0)
-    cumulative = probabilities.double().cumsum(-1)
-    drawn = torch.searchsorted(cumulative, uniform[:, None].double() * cumulative[:, -1:], right=True)
-    drawn = drawn.clamp_(max=logits.shape[-1] - 1)
+    drawn, total = _draw(probabilities, uniform[:, None].double())
     tokens = (drawn if order is None else order.gather(-1, drawn))[:, 0]
-    return torch.where(torch.isfinite(cumulative[:, -1]), tokens, NO_TOKEN)
+    return torch.where(torch.isfinite(total), tokens, NO_TOKEN)
+
+
+def _draw(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Where numbers from 0 to 1 ``[B, 1]`` fall among weights ``[B, V]``: places ``[B, 1]``, and the sums ``[B]``.
+
+    A block of the vocabulary is drawn first, and then one of its ids: a running sum over all of it takes a GPU as long
+    as a small model.
+    """
+    width = weights.shape[-1]
+    whole = width // BLOCK * BLOCK
+    blocks = weights[:, :whole].unflatten(-1, (-1, BLOCK)).sum(-1, dtype=torch.float64)
+    blocks = torch.cat([blocks, weights[:, whole:].sum(-1, keepdim=True, dtype=torch.float64)], -1)
+    ends = blocks.cumsum(-1)
+    aim = uniform * ends[:, -1:]
+    block = torch.searchsorted(ends, aim, right=True).clamp_(max=blocks.shape[-1] - 1)
+    before = torch.where(block > 0, ends.gather(-1, (block - 1).clamp(min=0)), 0.0)
+    places = block * BLOCK + torch.arange(BLOCK, device=weights.device)
+    inside = weights.gather(-1, places.clamp(max=width - 1)).double().masked_fill_(places >= width, 0)
+    place = torch.searchsorted(before + inside.cumsum(-1), aim, right=True).clamp_(max=BLOCK - 1)
+    return (block * BLOCK + place).clamp_(max=width - 1), ends[:, -1]
 
 
 @torch.no_grad()
@@ -163,7 +182,7 @@ def _answers(
         if count == 0 or position + 1 == decoding.max_new_tokens:
             break
         # Compacting copies what was read, so it waits until it pays.
-        if batch.able.leaving and count <= batch.worth_keeping * len(alive):
+        if batch.able.leaving and count <= 0.75 * len(alive):
             kept = [place for place, live in enumerate(alive) if live]
             places = torch.tensor(kept, device=batch.device)
             batch.keep(places)

@@ -12,7 +12,7 @@ import copy
 import inspect
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -33,15 +33,12 @@ from srd.models.head import (
     same_logits,
     token_losses,
 )
-from srd.models.replay import Replay, can_be_recorded
 from srd.models.tokens import decoder_prefix
 
 logger = logging.getLogger(__name__)
 
 STATES = ("past_key_values", "cache_params", "state")  # by which name families hand on what they have read
 LENGTHS = (8, 3, 6)  # of the texts a model is measured with
-REPLAYED = 5  # steps that are compared with plain ones
-PLAIN_STEPS = 1  # before a recording: what a model sets up at its first step is none of it
 
 
 @dataclass(frozen=True)
@@ -52,13 +49,11 @@ class Abilities:
         state: Name of the argument that carries what was read; None: everything is read again for every token.
         padding: Whether prompts of different length may share a batch.
         leaving: Whether rows can leave a batch.
-        replay: Whether steps can be recorded on a GPU and launched at once; see `srd.models.replay`.
     """
 
     state: str | None
     padding: bool = True
     leaving: bool = True
-    replay: bool = False
 
 
 class Reader:
@@ -88,9 +83,6 @@ class Reader:
         self.pad_id = pad_id
         self.prefix = decoder_prefix(model)
         self.written = torch.tensor([self.prefix], device=self.device).repeat(len(prompts), 1)  # an encoder-decoder's
-        self.may_replay = able.replay and can_be_recorded(model)
-        self.steps = 0
-        self.replay: Replay | None = None
 
     def prefill(self) -> Tensor:
         """Read the prompts; logits of the first new token ``[B, V]``."""
@@ -102,10 +94,7 @@ class Reader:
         return self._forward(self.ids, self.mask, use_cache=True, **self.last_only)
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Feed the chosen tokens ``[B]``; logits of the next ones ``[B, V]``, which hold until the next step."""
-        self.steps += 1
-        if self.may_replay and self.steps > PLAIN_STEPS:
-            return self._replayed(tokens)
+        """Feed the chosen tokens ``[B]``; logits of the next ones ``[B, V]``."""
         new = tokens[:, None]
         if self.encoder_decoder:
             self.written = torch.cat([self.written, new], 1) if self.able.state is None else new
@@ -144,37 +133,8 @@ class Reader:
         self.state = getattr(output, self.able.state) if self.able.state else None
         return output.logits[:, -1]
 
-    def _replayed(self, tokens: Tensor) -> Tensor:
-        """`step` by a recording, which is made anew where its room is used up or rows have left."""
-        if self.replay is None or not self.replay.left:
-            self._settle()
-            try:
-                self.replay = Replay(self._with_mask, self.state, self.mask)
-            except RuntimeError:  # there is no memory for it; what was read is as it was
-                self.may_replay = False
-                return self.step(tokens)
-            self.state = None  # the recording has copied it
-        return self.replay.step(tokens)
-
-    def _with_mask(self, ids: Tensor, mask: Tensor, positions: Tensor, state: Any) -> Tensor:
-        arguments = {"position_ids": positions, "past_key_values": state, **self.last_only, **self.alone}
-        logits: Tensor = self.model(input_ids=ids, attention_mask=mask, use_cache=True, **arguments).logits
-        return logits[:, -1]
-
-    def _settle(self) -> None:
-        """Take over what a recording has read, and end it."""
-        if self.replay is not None:
-            self.state, self.mask = self.replay.state()
-            self.replay = None
-
-    @property
-    def worth_keeping(self) -> float:
-        """The share of rows that go on from which on the others had better leave; a recording has to be made anew."""
-        return 0.25 if self.may_replay else 0.75
-
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only."""
-        self._settle()
         self.mask, self.ids, self.written = self.mask[rows], self.ids[rows], self.written[rows]
         if self.state is not None:
             self.state.reorder_cache(rows)
@@ -335,7 +295,7 @@ def _measure(model: Any) -> Abilities:
     for able in [*tried, Abilities(None), Abilities(None, padding=False)]:
         rows, lengths = (texts, LENGTHS) if able.padding else (equal, LENGTHS[:1] * len(LENGTHS))
         if _agrees(model, able, rows, lengths, expected[0 if able.padding else 1]):
-            return replace(able, replay=_replays(model, able, rows, lengths))
+            return able
     raise UserError(
         f"{name_of(model)} ({type(model).__name__}) cannot be decoded here: read token by token, its logits differ "
         "from those of its own forward pass over the same text. Use a model of another family."
@@ -379,32 +339,6 @@ def _agrees(model: Any, able: Abilities, texts: list[list[int]], lengths: Sequen
         ours.append(reader.step(following[rows, 1]))
         theirs = [expected[:, 0], expected[:, 1], expected[rows, 2]]
         return all(same_logits(model, one.float(), other) for one, other in zip(ours, theirs, strict=True))
-    return False
-
-
-def _replays(model: Any, able: Abilities, texts: list[list[int]], lengths: Sequence[int]) -> bool:
-    """Whether recorded steps give what plain ones do, also once a row has left."""
-    if not can_be_recorded(model):
-        return False
-    device = next(model.parameters()).device
-    prompts = [text[:length] for text, length in zip(texts, lengths, strict=True)]
-    plain, recorded = (Reader(model, prompts, texts[0][0], replace(able, replay=each)) for each in (False, True))
-    tokens = torch.tensor([text[-1] for text in texts], device=device)
-    with contextlib.suppress(Exception):  # whatever cannot be recorded
-        readers = plain, recorded
-        for reader in readers:
-            reader.prefill()
-        if not recorded.can_forget:  # a window, or a state
-            return False
-        for step in range(REPLAYED):
-            if step == REPLAYED - 2 and able.leaving:
-                tokens = tokens[1:]
-                for reader in readers:
-                    reader.keep(torch.arange(1, len(texts), device=device))
-            ours, theirs = recorded.step(tokens), plain.step(tokens)
-            if not same_logits(model, ours.float(), theirs.float()):
-                return False
-        return recorded.replay is not None
     return False
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import torch
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from srd.data.batching import Collator, EncodedExamples, LengthBatches, learnt_spans
@@ -68,3 +71,22 @@ def make_collator(model: Any, tokenizer: PreTrainedTokenizerBase, teacher: Any =
     kernels = [str(getattr(each.config, "_attn_implementation", "")) for each in models]
     flash = all(kernel.startswith("flash_attention") for kernel in kernels)
     return Collator(padding_id(tokenizer), packed=flash and all(map(bears_packing, models)))
+
+
+class AheadLoader(DataLoader[Any]):
+    """Makes the next batch while a GPU works on the one before: reading the teacher's states may take as long."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return made_ahead(super().__iter__())
+
+
+def made_ahead(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same batches, each made in a thread while the one before is in use; none before the first is asked for."""
+    end = object()
+    # A thread begins on the first GPU, which may be another process's.
+    begin = (torch.cuda.set_device, (torch.cuda.current_device(),)) if torch.cuda.is_available() else (None, ())
+    with ThreadPoolExecutor(1, "batches", *begin) as thread:
+        coming = thread.submit(next, batches, end)
+        while (batch := coming.result()) is not end:
+            coming = thread.submit(next, batches, end)
+            yield batch

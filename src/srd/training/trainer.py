@@ -37,7 +37,7 @@ from srd.models.sharding import check_sharding, models_are_whole, shared_embeddi
 from srd.models.tokens import padding_id, stop_token_ids
 from srd.training.alignment import for_teacher
 from srd.training.arguments import use_one_device
-from srd.training.batches import WithRows, about, length_batches, make_collator, nothing, tokens_in
+from srd.training.batches import AheadLoader, WithRows, about, length_batches, make_collator, nothing, tokens_in
 from srd.training.cache_building import build_cache
 from srd.training.checkpoints import forget_older, last_checkpoint, seal, step_of
 from srd.training.inputs import check_served, check_writing, encoded, settings_of, teacher_of, validation_of, writing_by
@@ -161,14 +161,16 @@ class DistillTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches that are already this process's own: accelerate has nothing left to deal out."""
         assert isinstance(self.train_dataset, EncodedExamples)
-        return DataLoader(
+        on_gpu, workers = self.args.device.type == "cuda", self.args.dataloader_num_workers
+        loader = AheadLoader if on_gpu and not workers and self.reader is None else DataLoader
+        return loader(
             self.train_dataset if self.refresher is None else range(len(self.train_dataset)),  # type: ignore[arg-type]
             batch_sampler=self.batches,
             collate_fn=nothing
             if self.refresher is not None
             else WithRows(self.collator, self.reader, rows=self.rollouts is not None),
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory and on_gpu,
         )
 
     def _prepare_input(self, data: Any) -> Any:
