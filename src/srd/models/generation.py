@@ -96,8 +96,7 @@ def choose(logits: Tensor, decoding: Decoding, uniform: Tensor) -> Tensor:
 def _draw(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Where numbers from 0 to 1 ``[B, 1]`` fall among weights ``[B, V]``: places ``[B, 1]``, and the sums ``[B]``.
 
-    A block of the vocabulary is drawn first, and then one of its ids: a running sum over all of it takes a GPU as long
-    as a small model.
+    A block of the vocabulary is drawn first, and then one of its ids: running sums over all of it are slow on a GPU.
     """
     width = weights.shape[-1]
     whole = width // BLOCK * BLOCK
