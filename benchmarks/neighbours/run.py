@@ -1,6 +1,6 @@
 """Each neighbour in an environment of its own, given what srd writes for it. Prints a line of JSON for each.
 
-    python -m benchmarks.neighbours.run WORK [trl gguf lm-eval llama-cpp litgpt llamafactory axolotl]
+    python -m benchmarks.neighbours.run WORK [trl gguf lm-eval llama-cpp litgpt llamafactory axolotl distillkit]
 
 WORK/env-NAME are the environments; they stay, so that a second call makes none. What is to be taken in is made first,
 by ``benchmarks.neighbours.prepare``. With ``--reuse`` the packages of this interpreter are visible in the environments
@@ -26,6 +26,8 @@ NEEDS: dict[str, list[str]] = {
     "lm-eval": ["lm_eval[hf]==0.4.13", "transformers==5.23.0"],
     "llama-cpp": ["llama-cpp-python==0.3.36"],
     "litgpt": ["torch==2.13.0", "litgpt==0.5.13"],
+    # DistillKit is not on PyPI: what it pins of it, and reads the rows with.
+    "distillkit": ["torch==2.13.0", "trl==0.25.1", "transformers==4.57.6", "accelerate==1.11.0", "datasets==4.4.1"],
     # What reading the data needs, by the tools' own bounds; all that they ask for does not go without CUDA.
     "llamafactory": [
         "torch==2.13.0", "transformers==5.6.0", "trl==0.24.0", "datasets==4.0.0", "peft==0.18.1", "accelerate==1.11.0",
@@ -45,7 +47,7 @@ ALONE: dict[str, list[str]] = {
 }  # fmt: skip
 #: Modules that stand for packages whose builds want CUDA libraries, and that reading texts does not use.
 EMPTY: dict[str, list[str]] = {"llamafactory": ["torchaudio"]}
-APART = ("llama-cpp", *ALONE, "litgpt")  # torch and transformers of their own
+APART = ("llama-cpp", *ALONE, "litgpt", "distillkit")  # torch and transformers of their own
 
 
 def environment(work: Path, name: str, reuse: bool) -> Path:
