@@ -1,30 +1,37 @@
 """How many wrong rows the cleaning finds, and how many right ones it takes for wrong, without knowing the share.
 
 python -m benchmarks.detection [FILE …] [--work FOLDER] [--detectors eos,match,wording,near_copy]
+python -m benchmarks.detection --readings sweeps/evidence
 
 Takes 320 rows of pydocs, and of each FILE; a quarter of them is swapped, truncated and duplicated in equal parts. The
 embedded SmolLM2-135M reads them in its chat template as it comes. The undamaged rows are marked, too. The tables go
 into docs/evidence.md. What was read is kept in the folder, so that a killed measurement goes on where it was.
+
+The second form asks no model: it marks the rows of a sweep's cells anew, from what was read there, and says what a
+score could do at most: how many wrong rows lie where just so many clean ones are marked.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from datasets import Dataset, DatasetDict
+from numpy.typing import NDArray
 
 from benchmarks.evidence import DOCUMENT
 from benchmarks.tables import write_document
 from srd.base.console import progress_bar
-from srd.curation.cleaning import Findings, Reader, find_wrong, read_for
+from srd.curation.cleaning import Findings, Reader, Reads, bad_end, find_wrong, read_for
 from srd.curation.copies import near_copies
 from srd.data.corruption import corrupt
 from srd.data.encoding import Encoder
-from srd.data.settings import SourceConfig
+from srd.data.settings import CleaningConfig, SourceConfig
 from srd.data.templates.base import get_template
 from srd.models.loading import load_model, load_tokenizer
 from srd.report.tables import Column, Table, to_markdown
@@ -73,6 +80,56 @@ def detector_rows(name: str, found: Findings, clean: Findings) -> list[list[Any]
     ]
 
 
+# ------------------------------------------------------------------------------------------------- readings of a sweep
+
+
+def read_before(sweep: Path, arm: str = "cleaning-drop") -> dict[float, list[tuple[Dataset, Findings]]]:
+    """Share of damage -> the rows of each seed and what is found among them, by what a sweep's cells have read."""
+    found: dict[float, list[tuple[Dataset, Findings]]] = {}
+    for cell in sorted(sweep.glob(f"cells/share-*-{arm}-seed-*")):
+        rows = Dataset(pq.read_table(cell / "examples" / "train.parquet"))
+        reads = Reads.of(pq.read_table(cell / "cleaning" / "likelihoods.parquet"))
+        marks = find_wrong(rows, CleaningConfig().find, reads=reads)
+        found.setdefault(float(cell.name.split("-")[1]), []).append((rows, marks))
+    if not found:
+        raise SystemExit(f"{sweep} has no cells share-*-{arm}-seed-*")
+    return found
+
+
+def at_clean(found: list[tuple[Dataset, Findings]], kind: str, score: str, clean: float) -> float:
+    """The share of wrong rows of a kind beyond the score that so many clean rows are beyond, a mean over seeds."""
+    shares = []
+    for rows, marks in found:
+        kinds, values = np.array(rows["corruption"]), bad_end(score) * marks.scores[score]
+        shares.append(np.mean(values[kinds == kind] >= np.quantile(values[_untouched(rows)], 1 - clean)))
+    return float(np.mean(shares))
+
+
+def _untouched(rows: Dataset) -> NDArray[np.bool_]:
+    """Rows without damage that none repeats."""
+    kinds, asked = np.array(rows["corruption"]), Counter(rows["instruction"])
+    return (kinds == "") & np.array([asked[each] == 1 for each in rows["instruction"]])
+
+
+def readings_table(found: dict[float, list[tuple[Dataset, Findings]]]) -> str:
+    """What is marked of each kind, over seeds, and what the scores would allow."""
+    lines: list[list[Any]] = []
+    for share, seeds in found.items():
+        for kind in ("", *KINDS):
+            places = [_untouched(rows) if not kind else np.array(rows["corruption"]) == kind for rows, _ in seeds]
+            marked = [
+                float(marks.wrong[own].mean()) for (_, marks), own in zip(seeds, places, strict=True) if own.any()
+            ]
+            if marked:
+                score = {"swapped": "match", "truncated": "eos"}.get(kind)
+                best = [100 * at_clean(seeds, kind, score, clean) for clean in (0.03, 0.05)] if score else [None, None]
+                lines.append([f"{share:.0%}", kind or "none", sum(own.sum() for own in places),
+                              100 * float(np.mean(marked)), *best])  # fmt: skip
+    titles = ("Damaged", "Kind", "Rows", "Marked, %", "Its score at 3 % of clean rows, %", "at 5 %, %")
+    digits = (1, 1, 0, 1, 0, 0)
+    return to_markdown(Table([Column(title, places) for title, places in zip(titles, digits, strict=True)], lines))
+
+
 def main() -> None:
     """Measure, print, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -80,7 +137,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("sweeps/detection"), help="keeps what was read")
     parser.add_argument("--detectors", default="eos,match,wording,near_copy")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--readings", type=Path, help="folder of srd sweep evidence, whose cells have read their rows")
     given = parser.parse_args()
+    if given.readings is not None:
+        table = readings_table(read_before(given.readings))
+        print(table)
+        write_document(DOCUMENT, {"detection-readings": table})
+        return
     torch.set_num_threads(2)
     tokenizer = load_tokenizer("smollm2")
     model = load_model("smollm2", tokenizer=tokenizer)

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-from benchmarks import conventional, gpu, tables, won_back
+from benchmarks import conventional, detection, gpu, tables, won_back
 from benchmarks.lengths import log_normal_lengths
 from benchmarks.workload import padded_share
 
 from srd.data.batching import Collator
+from srd.data.examples import examples_from_rows
 from srd.models.head import HeadWeights, head_weights, response_hidden
 from srd.training import row_losses
 from srd.training.loss import head_loss
@@ -268,3 +271,38 @@ def test_nothing_is_won_back_where_the_oracle_is_not_surely_ahead() -> None:
     arms = [{seed: draw.normal(25, 10, 50) for seed in (0, 1)} for _ in range(3)]
     assert np.isnan((won_back.won_back(*arms) or (0, 0, 0))[1:]).all()
     assert won_back.difference(arms[0], {}) is None
+
+
+def test_rows_that_a_sweep_has_read_are_marked_again_without_a_model(tmp_path: Path) -> None:
+    """The first fifth belongs elsewhere: `match` tells it apart, and marks hardly anything else."""
+    draw, count = np.random.default_rng(0), 100
+    words = [" ".join(draw.choice(list("abcdefghij"), 8)) for _ in range(count)]
+    kinds = ["swapped"] * 20 + [""] * 80
+    made = examples_from_rows([{"instruction": each, "output": f"{each} {i}"} for i, each in enumerate(words)], "rows")
+    rows = made.remove_columns("corruption").add_column("corruption", kinds).data.table
+    own = pa.table({"length": np.full(count, 10.0), "ce": draw.normal(2, 0.1, count), "end_nll": draw.random(count)})
+
+    def read(kind: str, **columns: Any) -> pa.Table:
+        table = own
+        for name, values in {"mismatched_nll": draw.normal(60, 4, count), **columns}.items():
+            table = table.drop_columns([name]) if name in table.column_names else table
+            table = table.append_column(name, pa.array(values))
+        return table.append_column("kind", pa.array([kind] * count))
+
+    wrong = draw.normal(20, 4, count)
+    tables = [read("", mismatched_nll=np.where(np.array(kinds) == "swapped", wrong, draw.normal(60, 4, count))),
+              read("swapped", mismatched_nll=draw.normal(20, 4, count)), read("cut", end_nll=9 + draw.random(count)),
+              read("garbled", ce=draw.normal(9, 0.1, count))]  # fmt: skip
+    cell = tmp_path / "cells" / "share-0.25-cleaning-drop-seed-0"
+    for place, table in (("examples/train", rows), ("cleaning/likelihoods", pa.concat_tables(
+            [table.select(sorted(table.column_names)) for table in tables]))):  # fmt: skip
+        (cell / place).parent.mkdir(parents=True)
+        pq.write_table(table, cell / f"{place}.parquet")
+    found = detection.read_before(tmp_path)
+    ((_, marks),) = found[0.25]
+    assert marks.wrong[:20].mean() > 0.9 and marks.wrong[20:].mean() < 0.05
+    assert detection.at_clean(found[0.25], "swapped", "match", 0.05) == 1
+    told = detection.readings_table(found).splitlines()
+    assert told[2].startswith("| 25% | none | 80 |") and told[3].startswith("| 25% | swapped | 20 |") and len(told) == 4
+    with pytest.raises(SystemExit, match="no cells"):
+        detection.read_before(tmp_path / "nowhere")
