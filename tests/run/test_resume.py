@@ -33,7 +33,7 @@ from tests.faults import (
     kill_at_every_place,
 )
 from tests.parallel_worker import line
-from tests.runs import TinyRun, close, in_turn, logged
+from tests.runs import TinyRun, close, edit_loss, in_turn, logged
 
 pytestmark = pytest.mark.xdist_group("resume")  # one worker makes what all of these compare with
 
@@ -385,6 +385,18 @@ def test_a_stopped_training_notices_what_is_damaged(
     assert_same(run_dir, whole.run_dir)
     early = "stages/0/model/model.safetensors"
     assert (run_dir / early).read_bytes() == (whole.run_dir / early).read_bytes()
+
+
+def test_a_log_that_was_edited_begins_its_stage_again(
+    undisturbed: Callable[[str], TinyRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed behind the first checkpoint; what was logged up to there still parses, and is no longer what it was."""
+    whole, run_dir = undisturbed("reflect-again"), tmp_path / "run"
+    interrupt(monkeypatch, whole.train, run_dir, DistillTrainer, "log", 4)
+    assert list(run_dir.glob("stages/0/checkpoint-*/files.json"))
+    edit_loss(run_dir / "logs/srd.jsonl", 0)
+    whole.train(run_dir)
+    assert_same(run_dir, whole.run_dir)
 
 
 def test_an_interrupted_switch_goes_on_where_it_was(

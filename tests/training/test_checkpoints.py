@@ -31,7 +31,7 @@ from srd.training.stages import load_student
 from srd.training.student_text import Writing
 from srd.training.trainer import DistillTrainer
 from srd.training.validation import Validation
-from tests.runs import TinyRun, in_turn, logged
+from tests.runs import TinyRun, edit_loss, in_turn, logged
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.test_trainer import arguments, encoded
 
@@ -274,11 +274,14 @@ HARM: dict[str, tuple[str, Callable[[Path], Any], list[int]]] = {
     "last metrics edited": ("stages/1/metrics.json", lambda path: path.write_text(
         path.read_text().replace('"steps": ', '"steps": 9')), [1]),
     "first metrics missing": ("stages/0/metrics.json", Path.unlink, [0, 1]),
+    "last answers missing": ("stages/1/validation.jsonl", Path.unlink, [1]),
+    "last log edited": ("logs/srd.jsonl", lambda path: edit_loss(path, -1), [1]),
+    "first log edited": ("logs/srd.jsonl", lambda path: edit_loss(path, 0), [0, 1]),
     "first model missing": ("stages/0/model/model.safetensors", Path.unlink, [0, 1]),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", in_turn(HARM, "nothing", "last model flipped", "first metrics missing"))
+@pytest.mark.parametrize("what", in_turn(HARM, "nothing", "last model flipped", "first log edited"))
 def test_a_damaged_stage_is_trained_again(
     what: str, trained: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

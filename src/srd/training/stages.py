@@ -18,7 +18,7 @@ from srd.models.merging import merge_adapter
 from srd.models.sharding import is_sharded, whole_weights
 from srd.training.arguments import all_steps, total_steps, training_arguments
 from srd.training.checkpoints import damage, last_checkpoint, list_files, readable_json, step_of
-from srd.training.log import append_row, filter_rows
+from srd.training.log import append_row, filter_rows, read_rows
 from srd.training.loss_settings import LossSettings, TokenChoice
 from srd.training.one_schedule import OPTIMIZER_FILE, Span, check_whole, hand_on, is_handed_on
 from srd.training.precision import resolve_precision, widen
@@ -28,11 +28,13 @@ from srd.training.schedules import Schedule
 from srd.training.settings import TrainingConfig
 from srd.training.student_text import ROLLOUTS, Writing, writing_of
 from srd.training.tracking import Tables
-from srd.training.trainer import DistillTrainer
-from srd.training.training import METRICS_FILE, ROLLOUTS_FILE, SCHEDULE_FILE, SCORES_FILE, Training
+from srd.training.trainer import STATE_FILE, DistillTrainer
+from srd.training.training import ANSWERS_FILE, METRICS_FILE, ROLLOUTS_FILE, SCHEDULE_FILE, SCORES_FILE, Training
 
 logger = logging.getLogger(__name__)
 
+#: What a stage leaves beside its model.
+FILES = (ROLLOUTS_FILE, SCHEDULE_FILE, SCORES_FILE, ROLLOUTS, ANSWERS_FILE)
 OPTIONS_OF_STAGES = ("role", "dtype", "attn_implementation", "trust_remote_code")  # what loads the model of a stage too
 
 
@@ -64,7 +66,7 @@ def _stages_done(training: Training) -> int:
     folders = [training.stage_folder(stage.index) for stage in training.stages]
     finished = list(takewhile(lambda metrics: metrics is not None, map(_metrics, folders)))
     done = next(
-        (number for number, metrics in enumerate(finished) if _is_damaged(folders[number], metrics)), len(finished)
+        (number for number, metrics in enumerate(finished) if _is_damaged(training, number, metrics)), len(finished)
     )
     while training.config.keeps_optimizer and 0 < done < len(folders) and not is_handed_on(
         folders[done - 1], finished[done - 1]
@@ -85,8 +87,10 @@ def _stages_done(training: Training) -> int:
     return done
 
 
-def _is_damaged(folder: Path, metrics: dict[str, Any]) -> bool:
-    reason = damage(folder, metrics["files"])
+def _is_damaged(training: Training, stage: int, metrics: dict[str, Any]) -> bool:
+    folder, reason = training.stage_folder(stage), damage(training.stage_folder(stage), metrics["files"])
+    if reason is None and metrics.get("log", logged := _logged(training, stage)) != logged:
+        reason = f"{training.log_file} has another content"
     if reason:
         logger.warning(f"{folder} is damaged ({reason}): stage {folder.name} is trained again")
     return reason is not None
@@ -139,8 +143,7 @@ def train_stage(training: Training, stage: Stage, model: Any) -> Any:
     """
     folder = training.stage_folder(stage.index)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = parallel.on_main(lambda: last_checkpoint(folder))
-    _forget_rows(training, stage, checkpoint)
+    checkpoint = parallel.on_main(lambda: _checkpoint_with_log(training, stage))
     set_seed(training.seed + stage.index)
     trainer = make_trainer(training, stage, model)
     trainer.resume(checkpoint)
@@ -160,7 +163,8 @@ def train_stage(training: Training, stage: Stage, model: Any) -> Any:
                 "temperature": stage.temperature, "weight": stage.weight,
                 "best_metric": best, "best_step": trainer.state.best_global_step,
                 "seconds": round(trainer.seconds, 3), "validation_seconds": round(trainer.validation_seconds, 3),
-                "files": list_files(folder, "model", ROLLOUTS_FILE, SCHEDULE_FILE, SCORES_FILE, ROLLOUTS),
+                "files": list_files(folder, "model", *FILES),
+                "log": _logged(training, stage.index),
             }  # fmt: skip
             if training.config.keeps_optimizer and stage.index + 1 < len(training.stages):
                 metrics["optimizer"] = hand_on(trainer, folder)
@@ -208,7 +212,7 @@ def make_trainer(training: Training, stage: Stage, model: Any) -> DistillTrainer
     check_whole(trainer, config)
     trainer.span, trainer.row_weights = _span(training, stage), stage.row_weights or {}
     trainer.batches.draw(stage.subset)
-    trainer.log_row = log_row
+    trainer.log_row, trainer.logged = log_row, lambda: _logged(training, stage.index)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Report(training, stage, trainer))
     if config.log_to:
@@ -300,10 +304,27 @@ def _stage_schedule(training: Training, stage: Stage) -> Schedule | None:
     return schedule
 
 
+def _logged(training: Training, stage: int) -> str:
+    """What stands for the rows that a stage has logged so far."""
+    return fingerprint([row for row in read_rows(training.log_file) if row.get("stage") == stage])
+
+
+def _checkpoint_with_log(training: Training, stage: Stage) -> Path | None:
+    """The last whole checkpoint of a stage, its log cut to the steps up to there; None where the stage begins anew."""
+    folder = training.stage_folder(stage.index)
+    checkpoint = last_checkpoint(folder)
+    _forget_rows(training, stage, checkpoint)
+    noted = read_json(checkpoint / STATE_FILE).get("log") if checkpoint else None
+    if noted in (None, _logged(training, stage.index)):
+        return checkpoint
+    logger.warning(f"{training.log_file} is not what was logged up to {checkpoint}: stage {stage.index} begins again")
+    _remove_checkpoints(folder)
+    _forget_rows(training, stage, None)
+    return None
+
+
 def _forget_rows(training: Training, stage: Stage, checkpoint: Path | None) -> None:
     """Drop logged rows of steps that are taken again, and the last one, which the Trainer logs at every end."""
-    if not parallel.is_main():
-        return
     step = step_of(checkpoint)
 
     def keep(row: dict[str, Any]) -> bool:

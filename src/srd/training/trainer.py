@@ -84,6 +84,7 @@ class DistillTrainer(Trainer):
     Attributes:
         tokens_read: Of prompts and responses, so far.
         log_row: Called with every logged row; None: nobody is.
+        logged: Gives what stands for all of them, for checkpoints.
         tell: Called with how far the student's writing ahead is, in words.
         row_weights: What each example counts in the loss, by its id; empty: all the same.
         span: The part of a learning-rate schedule over several trainings that falls to this one; None: it has its own.
@@ -142,6 +143,7 @@ class DistillTrainer(Trainer):
         if self.rollouts is not None or (validation is not None and validation.generate):
             abilities(self.model)
         self.log_row: Callable[[dict[str, Any]], None] | None = None
+        self.logged: Callable[[], str | None] = lambda: None
         self.tell: Callable[[str], None] = lambda note: None
         self.model_accepts_loss_kwargs = True  # our loss is divided by the items of the whole step
         self.loss_is_scaled_for_ga = True
@@ -472,6 +474,7 @@ class DistillTrainer(Trainer):
                 logs |= self.sums.drifts()
             elif self.rollouts is not None:
                 logs |= self.sums.cut_answers(self.rollout_decoding.max_new_tokens)
+        logs = {name: value for name, value in logs.items() if name != "train_loss"}  # of this attempt's steps alone
         super().log(logs, start_time)
         if self.log_row is not None and self.is_world_process_zero():
             times = {"seconds": round(self.seconds, 3)}
@@ -500,7 +503,7 @@ class DistillTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         state: dict[str, Any] = {"seconds": self.seconds, "validation_seconds": self.validation_seconds}
-        state["written_by"] = self._writer()
+        state["written_by"], state["log"] = self._writer(), self.logged()
         state["rollouts"] = self.rollouts.state() if self.rollouts is not None else {}
         state["schedule"] = self.schedule.state() if self.schedule is not None else {}
         beside: list[Path] = []
