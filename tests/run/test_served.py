@@ -19,6 +19,7 @@ from srd.run.checks import check_recipe
 from srd.run.context import Run
 from srd.run.doctor import examine
 from srd.run.models import RecipeModels
+from srd.run.pairs import pair_examples
 from srd.run.plan import make_plan
 from srd.run.scores import teacher_losses
 from srd.run.teacher_caches import place_of_cache
@@ -113,6 +114,28 @@ def test_a_served_teacher_writes_and_its_text_is_kept(here: TinyRun, served: Ser
     run.advance("teacher text")
     texts = [tuple(body["prompt"]) for path, body in served.asked if body and body["max_tokens"] == 4]
     assert len(texts) == len(set(texts)) == 32
+
+
+def test_pairs_are_written_and_read_by_a_server(here: TinyRun, served: Served, tmp_path: Path) -> None:
+    method = {"name": "distillm2", "max_new_tokens": 5, "anchor": 0.3}
+    run = asking(
+        here, served, tmp_path, training__method=method, training__objective="distillm2", training__batch_size=4,
+        data__train_limit=8, evaluation__models=["student"],
+    )  # fmt: skip
+    done = run.train()
+    both, cache = pair_examples(done, done.recipe.training), TeacherCache(place_of_cache(done))
+    texts = {tuple([*row["prompt_ids"], *row["response_ids"]]) for row in map(both.tokens, range(len(both)))}
+    asked = Counter(tuple(body["prompt"]) for _, body in served.asked if body and body.get("prompt_logprobs"))
+    assert {text: count for text, count in asked.items() if text in texts} == dict.fromkeys(texts, 1)
+    for row in map(both.tokens, range(0, len(both), 3)):
+        text, start = [*row["prompt_ids"], *row["response_ids"]], len(row["prompt_ids"])
+        wanted = served.log_probabilities(text)[start - 1 : -1].gather(1, torch.tensor(text[start:])[:, None])[:, 0]
+        torch.testing.assert_close(-cache.head().own_nats(cache.hidden(*row.values())), wanted)
+    before = served.requests
+    run.advance("train/distillm2")
+    assert served.requests == before
+    with pytest.raises(UserError, match=r"cache\.limit_gb = 1e-09\. Set cache\.limit_gb="):
+        run.set(cache__limit_gb=1e-9).advance("train/distillm2", run_dir=tmp_path / "small")
 
 
 @pytest.mark.parametrize(

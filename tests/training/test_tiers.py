@@ -16,10 +16,11 @@ from torch import Tensor
 from srd.base.errors import RunError, UserError
 from srd.base.files import read_sealed
 from srd.data.batching import EncodedExamples, learnt_spans
-from srd.models.head import HeadWeights, head_weights
+from srd.models.head import HeadWeights, cross_entropy, head_weights
 from srd.training import cache_building
 from srd.training.batches import make_collator
 from srd.training.cache_building import build_cache, fill_cache
+from srd.training.divergence import value_and_slope
 from srd.training.loss import head_loss
 from srd.training.loss_settings import LossSettings
 from srd.training.outcomes import OutcomeHead
@@ -91,6 +92,28 @@ def test_tokens_and_a_rest_are_a_divergence(tier: str, name: str, temperature: f
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
     for mine, theirs in zip(found, torch.autograd.grad(expected, [student, own.weight]), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-10)
+
+
+def test_what_differs_from_text_to_text_goes_with_tokens_and_a_rest() -> None:
+    """DistiLLM-2's parameters of each position, on the coarse distributions; and the likelihood of each text."""
+    head, states, targets = head_of(), states_of(9) * 0.2, torch.arange(9)
+    read, decoder = kept("topk", states, targets, head, top_k=K)
+    torch.testing.assert_close(decoder.own_nats(read), cross_entropy(states, head, targets).float())
+    columns = {
+        "alpha": torch.linspace(0.05, 0.3, 9).double(),
+        "own": torch.arange(9).remainder(2).double(),
+        "share": torch.linspace(0.5, 1.5, 9).double(),
+    }
+    student = torch.randn(9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).requires_grad_()
+    own = HeadWeights(torch.randn(V, 5, dtype=torch.float64))
+    loss, _ = head_loss(student, own, targets, LossSettings("distillm2"), torch.tensor(9), teacher_hidden=read,
+                        teacher_head=decoder, columns=columns)  # fmt: skip
+    ids, log_p = decoder.outcomes(read, 1.0)
+    log_q = coarse(student @ own.weight.T, ids, 1.0)
+    value, slope = value_and_slope("distillm2", log_p, log_q.detach(), {}, {n: c[:, None] for n, c in columns.items()})
+    torch.testing.assert_close(loss, value.sum() / 9)
+    (expected,) = torch.autograd.grad((slope * log_q).sum() / 9, student)
+    torch.testing.assert_close(torch.autograd.grad(loss, student)[0], expected, rtol=1e-7, atol=1e-10)
 
 
 @pytest.mark.parametrize("tier", ["topk", "likelihood"])

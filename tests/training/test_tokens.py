@@ -144,7 +144,7 @@ def test_the_gap_to_a_teacher_of_whom_a_part_is_known() -> None:
     log_p, ids = teacher.topk(5, -1)
     rest = log1mexp(log_p.logsumexp(-1, keepdim=True))
     head = OutcomeHead(torch.empty(37, 0), width=37, listed=5)
-    found = gaps_of(lambda rows: student[rows], outcome_rows(ids, log_p, rest), head, 37, 1.0)
+    found = gaps_of(lambda rows: student[rows], outcome_rows(ids, log_p, rest, log_p[:, 0]), head, 37, 1.0)
     own = student.gather(-1, ids)
     others = log1mexp(own.logsumexp(-1, keepdim=True))
     expected = naive("jsd", torch.cat([own, others], -1), torch.cat([log_p, rest], -1), share=0.5)

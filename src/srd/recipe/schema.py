@@ -343,10 +343,11 @@ class Recipe(Section):
             )
         taught = {**self.arms, "student.warm_start": self.student.warm_start}
         for name, training in taught.items():
-            if training is not None and training.needs_teacher and (training.on_policy or training.on_pairs):
+            if training is not None and training.needs_teacher and training.on_policy:
                 raise ValueError(
                     f"{name}: {training.method.name} asks the teacher about text that the student is yet to write, and "
-                    "a teacher behind a server is asked beforehand. Use kd or seqkd, or a teacher without endpoint"
+                    "a teacher behind a server is asked beforehand. Use kd, seqkd or distillm2, or a teacher without "
+                    "endpoint"
                 )
         return self
 

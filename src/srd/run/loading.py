@@ -12,6 +12,7 @@ import torch
 
 from srd.base import parallel
 from srd.base.files import remove
+from srd.data.batching import EncodedExamples
 from srd.models.architecture import count_parameters
 from srd.models.cluster import RemoteModel
 from srd.models.engines.base import ENGINES
@@ -83,13 +84,20 @@ def journal_of(run: Run) -> Path:
     return run.files.served / name
 
 
-def lists_of(run: Run, folder: Path, top: int, number: int = 0) -> ServedLists:
-    """A served teacher that is asked about training examples; ``folder`` keeps what it says while it is asked.
+def lists_of(run: Run, folder: Path, top: int, number: int = 0, examples: EncodedExamples | None = None) -> ServedLists:
+    """A served teacher that is asked about texts; ``folder`` keeps what it says while it is asked.
+
+    Args:
+        run: The run.
+        folder: Of its cache.
+        top: How many of the likeliest tokens to ask for.
+        number: Which of several teachers.
+        examples: The texts; None: the training examples.
 
     Raises:
         UserError: it cannot serve.
     """
-    endpoint, examples = endpoint_of(run.recipe.all_teachers[number], top), run.read_by_teacher("train")
+    endpoint, examples = endpoint_of(run.recipe.all_teachers[number], top), examples or run.read_by_teacher("train")
     endpoint.check(reads_with(run), run.recipe.data.max_length)
     names = {key_of(examples.tokens(i)): name for i, name in enumerate(examples.ids)}
     return ServedLists(endpoint, Journal(folder / f"asked-{parallel.process()}.jsonl"), names)

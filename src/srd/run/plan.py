@@ -337,7 +337,8 @@ def requests_of(facts: Facts) -> list[str]:
     if recipe.teacher.endpoint is None or not any(training.needs_teacher for training in recipe.student_trainings):
         return []
     top = f", the {recipe.cache.listed} likeliest at each token of the response" if recipe.cache.listed else ""
-    return [f"the server is asked about {data.train:,} texts of about {data.prompt + data.response:.0f} tokens{top}"]
+    texts = data.train * (2 if any(training.on_pairs for training in recipe.student_trainings) else 1)
+    return [f"the server is asked about {texts:,} texts of about {data.prompt + data.response:.0f} tokens{top}"]
 
 
 def make_plan(

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from srd.base import parallel
 from srd.base.errors import UserError
 from srd.base.files import fingerprint, link
+from srd.base.text import shown_bytes
 from srd.data.batching import Collator, EncodedExamples
 from srd.models.loading import load_config, load_generation_config
+from srd.models.served.lists import MADE_AT_ONCE
 from srd.models.tokens import padding_id, prefix_of
 from srd.recipe.schema import Recipe
 from srd.run.context import Run
-from srd.run.costs import cache_tier
+from srd.run.costs import cache_tier, limit_for
 from srd.run.identity import model_identity
-from srd.run.loading import load
-from srd.training.cache_building import build_cache
+from srd.run.loading import lists_of, load
+from srd.training.cache_building import build_cache, fill_cache
 from srd.training.several import SeveralCaches
 from srd.training.teacher_cache import HEAD, TeacherCache, cache_folder, example_key
 from srd.training.tiers.base import Tier
@@ -66,6 +69,16 @@ def all_cache_bytes(run: Run) -> int:
 def cache_fits(run: Run) -> bool:
     """Whether the recipe allows a cache of that size."""
     return all_cache_bytes(run) <= run.recipe.cache.limit_gb * 1e9
+
+
+def check_fits(recipe: Recipe, needed: int) -> None:
+    """Refuse a cache that is larger than the recipe allows, of teachers that cannot be asked in every step."""
+    limit = recipe.cache.limit_gb
+    if needed > limit * 1e9:
+        raise UserError(
+            f"what the teacher says would take {shown_bytes(needed)}, more than cache.limit_gb = {limit:g}. "
+            f"Set cache.limit_gb={limit_for(needed)}, or a smaller cache.tier."
+        )
 
 
 def may_cache(recipe: Recipe) -> bool:
@@ -140,19 +153,35 @@ def _share_head(place: Path, others: list[Path]) -> None:
                 link(other / name, place / name)
 
 
+def _asked(run: Run, place: Path, tier: Tier, examples: EncodedExamples) -> TeacherCache:
+    """What a server says of texts; it need not be there where all of it is known."""
+    lists = functools.cache(lambda: lists_of(run, place, run.recipe.cache.listed, examples=examples))
+    with run.progress("teacher") as update:
+        found = fill_cache(
+            place, tier, examples, lambda rows: lists()(rows), width=run.width,
+            batch_size=MADE_AT_ONCE * run.recipe.teacher.parallel, progress=update,
+        )  # fmt: skip
+    if lists.cache_info().currsize:
+        lists().journal.remove()  # all that was said is in the cache
+    return found
+
+
 def pair_cache(run: Run, examples: EncodedExamples) -> TeacherCache | None:
     """What the teacher says of both texts of each prompt; None where the recipe wants no cache, or one so large."""
-    cache = run.recipe.cache
-    needed = examples.response_tokens * tier_of_run(run).token_bytes(run.hidden_size, run.width)
+    cache, place, tier = run.recipe.cache, place_of_cache(run), tier_of_run(run)
+    needed = examples.response_tokens * tier.token_bytes(run.hidden_size, run.width)
+    if run.is_served:
+        check_fits(run.recipe, needed)
+        return _asked(run, place, tier, examples)
     if cache.enabled is False or run.recipe.teacher.source or needed > cache.limit_gb * 1e9:
         return None
     with run.progress("teacher") as update:
         return build_cache(
-            place_of_cache(run),
+            place,
             lambda: load(run.teacher_source, run, run.teacher_options()),
             examples,
             collator(run),
-            tier=tier_of_run(run),
+            tier=tier,
             width=run.width,
             max_kl=cache.max_kl,
             batch_size=run.recipe.generation.batch_size,

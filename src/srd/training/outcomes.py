@@ -16,7 +16,7 @@ from torch import Tensor
 
 from srd.base.errors import UserError
 from srd.models.head import HeadWeights
-from srd.training.divergence import ValueAndSlope, value_and_slope
+from srd.training.divergence import ValueAndSlope, evaluate, slope_function
 
 LOWEST = -1e4  # log-probability that stands for none: finite, so that 0 · (none - none) is 0
 NEARLY_ALL = -1e-7  # log-probability of listed tokens that leaves something for the rest
@@ -31,8 +31,8 @@ def log1mexp(values: Tensor) -> Tensor:
 class OutcomeHead(HeadWeights):
     """Stands where a head does for a teacher that is known by some tokens and a rest.
 
-    A row is ``[id · k | log p · k | log rest · temperatures]``, floats by their bits: integers are left alone wherever
-    a batch is brought to another precision. An id below 0 stands for none.
+    A row is ``[id · k | log p · k | log rest · temperatures | log p of the text's token]``, floats by their bits:
+    integers are left alone wherever a batch is brought to another precision. An id below 0 stands for none.
 
     Attributes:
         listed: k.
@@ -83,12 +83,23 @@ class OutcomeHead(HeadWeights):
         return ids, torch.cat([tokens.clamp(min=LOWEST), rest], -1)
 
     def own_nats(self, rows: Tensor) -> Tensor:
-        """The nats of the one token that is listed, the text's own in the tier ``likelihood``, ``[n]``."""
-        assert self.listed == 1
-        return -rows[:, 1].view(torch.float32)
+        """The nats of the text's own tokens, ``[n]``.
+
+        Raises:
+            UserError: they are not known, because a server listed other tokens.
+        """
+        if not len(rows):  # as wide as nothing
+            return torch.zeros(0, device=rows.device)
+        nats = -rows[:, -1].view(torch.float32)
+        if nats.isnan().any():
+            raise UserError(
+                "this teacher cache lacks the log-probability of some tokens of the text: the server listed others. "
+                "Ask for those of the actual tokens, too."
+            )
+        return nats
 
     def compare(
-        self, teacher: Tensor, log_q: Tensor, objective: str, parameters: dict[str, float], temperature: float
+        self, teacher: Tensor, log_q: Tensor, objective: str, parameters: dict[str, Any], temperature: float
     ) -> ValueAndSlope:
         """A divergence of the outcomes ``[n]``, and its slope ``∂D/∂log q [n, V]``.
 
@@ -96,7 +107,7 @@ class OutcomeHead(HeadWeights):
             teacher: Rows of this head ``[n, w]``.
             log_q: The student's log-probabilities at the temperature ``[n, V]``.
             objective: Name of the divergence.
-            parameters: Of the divergence.
+            parameters: Of the divergence: numbers, or what differs from row to row ``[n, 1]``.
             temperature: T.
         """
         ids, log_p = self.outcomes(teacher, temperature)
@@ -106,7 +117,7 @@ class OutcomeHead(HeadWeights):
         rest = others.logsumexp(-1, keepdim=True)
         tokens = log_q.gather(-1, places).masked_fill_(none, LOWEST)
         coarse = torch.cat([tokens, rest], -1).clamp_(min=LOWEST)
-        value, slope = value_and_slope(objective, log_p.to(log_q.dtype), coarse, parameters)
+        value, slope = evaluate(slope_function(objective), log_p.to(log_q.dtype), coarse, parameters)
         spread = others.sub_(rest.clamp(min=LOWEST)).exp_().mul_(slope[:, -1:])
         return value, spread.scatter_add_(-1, places, slope[:, :-1].masked_fill(none, 0))
 
@@ -120,7 +131,14 @@ class OutcomeHead(HeadWeights):
         return result.scatter_(-1, places, torch.where(ids < 0, tokens[:, :1], tokens))
 
 
-def outcome_rows(ids: Tensor, log_p: Tensor, rest: Tensor) -> Tensor:
-    """Rows for `OutcomeHead`, ``[n, 2k + T]``, of ids ``[n, k]``, ``log p [n, k]`` and the rest's mass ``[n, T]``."""
-    floats: Any = torch.cat([log_p.float(), rest.float()], -1).contiguous()
+def outcome_rows(ids: Tensor, log_p: Tensor, rest: Tensor, own: Tensor) -> Tensor:
+    """Rows for `OutcomeHead`, ``[n, 2k + T + 1]``.
+
+    Args:
+        ids: ``[n, k]``.
+        log_p: Of these ``[n, k]``.
+        rest: The mass of the others at each temperature, as a logarithm ``[n, T]``.
+        own: ``log p`` of the text's token; NaN: not known, ``[n]``.
+    """
+    floats: Any = torch.cat([log_p.float(), rest.float(), own.float()[:, None]], -1).contiguous()
     return torch.cat([ids.to(torch.int32), floats.view(torch.int32)], -1)

@@ -157,14 +157,20 @@ def _columns(
     targets, counts = inputs["targets"], inputs["counts"]
     ends, written = np.cumsum(counts)[:-1], [count > 0 for count in counts]
 
+    def by_text(likelihoods: Tensor) -> NDArray[np.float64]:
+        parts = np.split(likelihoods.double().cpu().numpy(), ends)
+        return np.array([part.mean() if len(part) else 0.0 for part in parts])
+
     def means(logits: MakeLogits) -> NDArray[np.float64]:
-        nats = log_likelihoods(logits, targets, vocabulary).double().cpu().numpy()
-        return np.array([part.mean() if len(part) else 0.0 for part in np.split(nats, ends)])
+        return by_text(log_likelihoods(logits, targets, vocabulary))
 
     reference = inputs.get("reference")
     known = np.ones(len(targets)) if reference is None else reference.cpu().numpy()
     own = np.array([bool(len(part)) and not part[0] for part in np.split(known, ends)], dtype=bool)
-    by_teacher = means(lambda rows: teacher_head.logits(teacher_hidden[rows]))
+    if isinstance(teacher_head, OutcomeHead):
+        by_teacher = by_text(-teacher_head.own_nats(teacher_hidden))
+    else:
+        by_teacher = means(lambda rows: teacher_head.logits(teacher_hidden[rows]))
     found = schedule.of_rows(own[written], by_teacher[written], means(student)[written])
     dtype = torch.float64 if teacher_hidden.dtype == torch.float64 else torch.float32
     lengths = np.array(counts)[written]

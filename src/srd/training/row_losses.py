@@ -91,7 +91,7 @@ def _row_losses(
         if not (shared and settings.ce_factor):
             log_q = torch.log_softmax(student, -1)
         if coarse:
-            kd, slope = coarse.compare(teacher, log_q, settings.objective, settings.parameters, temperature)
+            kd, slope = coarse.compare(teacher, log_q, settings.objective, settings.parameters | columns, temperature)
         else:
             assert divergence is not None
             log_p = torch.log_softmax(teacher, -1)

@@ -181,7 +181,6 @@ class Contrast(Schedule):
     anchor: float = 0.1
     gradual: bool = False
     differences: list[list[float]] = field(default_factory=lambda: [[0.0, 0], [0.0, 0]])
-    whole: ClassVar[bool] = True
     wants_likelihoods: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

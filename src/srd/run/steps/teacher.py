@@ -10,7 +10,6 @@ import datasets
 import pyarrow as pa
 
 from srd.base import parallel
-from srd.base.errors import UserError
 from srd.base.files import remove
 from srd.base.remedies import warn
 from srd.base.tables import write_table
@@ -30,6 +29,7 @@ from srd.run.steps.base import Step, Summary
 from srd.run.teacher_caches import (
     all_cache_bytes,
     cache_fits,
+    check_fits,
     collator,
     needed_cache_bytes,
     place_of_cache,
@@ -172,16 +172,12 @@ class Cache(order.Cache, Step):
         needed = all_cache_bytes(run)
         if cache_fits(run):
             return False
-        limit = run.recipe.cache.limit_gb
-        if run.recipe.teacher.endpoint is not None or run.recipe.teachers:
-            raise UserError(
-                f"what the teacher says would take {shown_bytes(needed)}, more than cache.limit_gb = {limit:g}. "
-                f"Set cache.limit_gb={limit_for(needed)}, or a smaller cache.tier."
-            )
+        if run.is_served or run.recipe.teachers:
+            check_fits(run.recipe, needed)
         warn(
             logger,
-            f"the teacher cache would take {shown_bytes(needed)}, more than cache.limit_gb = {limit:g}: the live "
-            "teacher is used instead.",
+            f"the teacher cache would take {shown_bytes(needed)}, more than cache.limit_gb = "
+            f"{run.recipe.cache.limit_gb:g}: the live teacher is used instead.",
             f"cache.limit_gb={limit_for(needed)} keeps it.",
         )
         return True

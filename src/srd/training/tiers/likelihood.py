@@ -67,7 +67,8 @@ class Likelihood(Tier):
         from srd.training.outcomes import NEARLY_ALL, log1mexp, outcome_rows
 
         own = kept["target"].double().clamp(max=NEARLY_ALL)[:, None]
-        return outcome_rows(torch.tensor(list(targets), dtype=torch.int32)[:, None], own, log1mexp(own))
+        ids = torch.tensor(list(targets), dtype=torch.int32)[:, None]
+        return outcome_rows(ids, own, log1mexp(own), kept["target"])
 
     def head(self, head: HeadWeights | None, width: int | None) -> OutcomeHead:
         import torch

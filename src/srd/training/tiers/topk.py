@@ -101,7 +101,7 @@ class TopK(Tier):
         if kept["ids"].element_size() == 2:
             ids &= 0xFFFF
             ids[ids == SHORT_IDS] = -1
-        return outcome_rows(ids, kept["log_p"], kept["rest"])
+        return outcome_rows(ids, kept["log_p"], kept["rest"], kept["target"])
 
     def head(self, head: HeadWeights | None, width: int | None) -> OutcomeHead:
         import torch
