@@ -27,8 +27,8 @@ from srd.sweep.cells import Cell, lay_out
 from srd.sweep.settings import load_sweep
 
 REFERENCE, ORACLE, CHANCE, SHARE = "kd", "oracle", "random subset", "data.corruption.share"
-PLUS, SAME_ROWS = "plus", "kd on the same rows"
-SIMPLER = (SAME_ROWS, "one stage")  # than the preset: where they are level with it, they take its place
+STAGES, SAME_ROWS = "three stages", "kd on the same rows"
+SIMPLER = (SAME_ROWS, "one stage")  # where they are level they take its place
 SAMPLES = 10_000
 LEVEL, ENOUGH = 0.2, 0.8  # points that `plus` may be behind on clean data; the share of the loss to be won back
 Span = tuple[float, float, float]  # the value, and the interval's ends
@@ -235,22 +235,22 @@ def over_shares(found: Sequence[dict[str, Arm]], label: str) -> Scores:
 
 
 def choices_table(found: dict[float, dict[str, Arm]]) -> str:
-    """How far each choice is from the preset, at each share and over all, and what follows by the rule set beforehand.
+    """How far each choice is from three stages, at each share and over all, and what follows by the rule.
 
     A choice is ahead where the interval over its shares is above zero, and behind where it is below.
     """
     labels = dict.fromkeys(label for arms in found.values() for label in arms)
     rows = []
-    for label in (label for label in labels if label not in (PLUS, REFERENCE, ORACLE)):
+    for label in (label for label in labels if label not in (STAGES, REFERENCE, ORACLE)):
         spans = [
-            difference(arms[label].scores, arms[PLUS].scores) if {label, PLUS} <= set(arms) else None
+            difference(arms[label].scores, arms[STAGES].scores) if {label, STAGES} <= set(arms) else None
             for arms in found.values()
         ]
-        both = [arms for arms in found.values() if {label, PLUS} <= set(arms)]
-        over = difference(over_shares(both, label), over_shares(both, PLUS))
+        both = [arms for arms in found.values() if {label, STAGES} <= set(arms)]
+        over = difference(over_shares(both, label), over_shares(both, STAGES))
         rows.append([label, *map(_shown, spans), _shown(over), _verdict(label, over)])
-    titles = [Column("Choice"), *(Column(f"less plus, {share:.0%} damaged") for share in found)]
-    return to_markdown(Table([*titles, Column("less plus, over its shares"), Column("")], rows))
+    titles = [Column("Choice"), *(Column(f"less three stages, {share:.0%} damaged") for share in found)]
+    return to_markdown(Table([*titles, Column("less three stages, over its shares"), Column("")], rows))
 
 
 def _verdict(label: str, over: Span | None) -> str | None:
@@ -269,8 +269,8 @@ def tables_of(folder: Path, path: Path) -> dict[str, str]:
         path: Its file.
     """
     found, name = read_arms(folder, path), folder.name
-    if load_sweep(path).reference == PLUS:
-        return {f"{name}-arms": arms_table(found, teachers=False, other=PLUS), name: choices_table(found)}
+    if load_sweep(path).reference == STAGES:
+        return {f"{name}-arms": arms_table(found, teachers=False, other=STAGES), name: choices_table(found)}
     return {
         f"{name}-arms": arms_table(found, teachers=False),
         f"{name}-teachers": arms_table(found, teachers=True),

@@ -246,7 +246,7 @@ def test_what_is_won_back_is_paired_by_seed_and_question() -> None:
 
 def test_a_choice_gets_in_by_the_interval_over_all_shares_or_by_being_simpler() -> None:
     draw = np.random.default_rng(0)
-    gains = {"plus": 0.0, "kd": -1.0, "better": 2.0, "worse": -2.0, "one stage": 0.0, "equal": 0.0}
+    gains = {"three stages": 0.0, "kd": -1.0, "better": 2.0, "worse": -2.0, "one stage": 0.0, "equal": 0.0}
 
     def arm(gain: float, seeds: int = 3) -> won_back.Arm:
         scores = {seed: own + gain + (draw.normal(0, 1, 100) if gain == 0 else 0) for seed, own in asked.items()}
@@ -262,8 +262,8 @@ def test_a_choice_gets_in_by_the_interval_over_all_shares_or_by_being_simpler() 
     assert said["better"].rstrip(" |").endswith("ahead: gets in") and said["worse"].rstrip(" |").endswith("behind")
     assert said["one stage"].rstrip(" |").endswith("level, and simpler: gets in")
     assert said["equal"].count("–") == 1 and said["equal"].rstrip(" |").endswith("level")  # by what there is
-    assert "kd" not in said and "plus" not in said
-    assert "less plus" in won_back.arms_table(found, teachers=False, other="plus")
+    assert "kd" not in said and "three stages" not in said
+    assert "less three stages" in won_back.arms_table(found, teachers=False, other="three stages")
 
 
 def test_nothing_is_won_back_where_the_oracle_is_not_surely_ahead() -> None:

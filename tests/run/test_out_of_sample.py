@@ -106,7 +106,12 @@ def test_plus_sets_what_is_not_set(tiny_run: TinyRun) -> None:
     recipe = validate_recipe(plus.recipe, "tiny")
     assert (recipe.data.cleaning.action, recipe.reflection.out_of_sample) == ("repair", "auto")
     assert recipe.training.curriculum is not None and recipe.training.curriculum.select == 1.0
-    assert recipe.training.curriculum.schedule("temperature") == [1.0, 1.0, 1.0]
+    assert (recipe.training.curriculum.stages, recipe.training.curriculum.row_weights) == (1, "equal")
+    plain = validate_recipe(
+        {**plus.recipe, "training": {**plus.recipe["training"], "curriculum": None}}, "tiny"
+    ).training
+    for name in ("weight", "temperature"):
+        assert recipe.training.curriculum.schedule(name) == [getattr(plain, name)]
     again = validate_recipe(parse_yaml(recipe_yaml(recipe), "recipe"), "tiny")
     assert again == recipe
     plus.set(data__cleaning="report", training__curriculum={"preset": "plus", "select": 0.5})

@@ -201,17 +201,17 @@ def test_the_evidence_runs_what_matters_most_first() -> None:
         assert passes[label].epochs * sum(sizes) / 12_000 == pytest.approx(passes["kd"].epochs, rel=1e-3)
 
 
-def test_the_choices_of_plus_differ_in_one_thing_each() -> None:
+def test_the_choices_differ_in_one_thing_each() -> None:
     path = find_sweep("evidence-choices")
     recipes = {c.label: validate_recipe(c.content, "test") for c in lay_out(load_sweep(path), path)}
-    plain = recipes["plus"].training.curriculum
-    assert plain is not None and plain.temperature == 1 and plain.select == 1
+    plain = recipes["three stages"].training.curriculum
+    assert plain is not None and plain.temperature == 1 and plain.select == 1 and plain.stages == 3
     other = {"grape": "rewrite", "kd": "off", "oracle": "off"}
     for label, recipe in recipes.items():
         assert recipe.data.cleaning.action == other.get(label, "repair")
         curriculum = recipe.training.curriculum
         sizes = curriculum.sizes(12_000) if curriculum else [12_000]
         assert recipe.training.epochs * sum(sizes) / 12_000 == pytest.approx(2, rel=1e-3), label
-        if curriculum is not None and label not in ("plus", "grape"):
+        if curriculum is not None and label not in ("three stages", "grape"):
             changed = [name for name in type(plain).model_fields if getattr(curriculum, name) != getattr(plain, name)]
             assert len(changed) == 1 + (label == "worst first"), label

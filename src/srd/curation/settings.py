@@ -41,7 +41,8 @@ class CurriculumConfig(BaseModel):
     preset: Literal["paper", "plus"] = Field(
         "paper",
         description="plus: wrong rows are repaired before any training and no others dropped, the reflection is out of "
-        "sample, the temperature stays at 1; what is set beside it wins",
+        "sample, and there is one stage, of all rows, with training's own weight and temperature; what is set beside "
+        "it wins",
     )
     stages: int = Field(3, ge=1, le=100, description="stage i trains on the easiest (i+1)/stages of what is kept")
     select: float = Field(0.75, gt=0, le=1, description="share of the data that is kept, the easiest")

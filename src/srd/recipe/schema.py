@@ -173,12 +173,14 @@ class StudentConfig(ModelConfig):
         return self
 
 
-#: What the preset `plus` changes, by section: what docs/evidence.md shows to be best.
+#: What the preset `plus` changes, by section: what docs/evidence.md shows to be best. With one stage of all rows
+#: nothing is left of a curriculum, so that weight and temperature are those of plain distillation, too.
 PLUS: dict[str, dict[str, Any]] = {
     "data": {"cleaning": {"action": "repair"}},
     "reflection": {"out_of_sample": "auto"},
-    "training": {"curriculum": {"select": 1.0, "temperature": 1.0}},
+    "training": {"curriculum": {"select": 1.0, "stages": 1}},
 }
+AS_PLAIN = ("weight", "temperature")
 
 
 #: What a recipe with a served teacher has, where it says nothing else: a server tells the likeliest tokens (vLLM 20 of
@@ -222,7 +224,8 @@ def _with_preset(value: dict[str, Any]) -> dict[str, Any]:
         given["data"] = {"train": given["data"]}
     if isinstance(given.get("data"), dict) and isinstance(given["data"].get("cleaning"), str | bool):
         given["data"] = {**given["data"], "cleaning": {"action": given["data"]["cleaning"]}}
-    return merge(PLUS, given)
+    plain = {name: training.get(name, TrainingConfig.model_fields[name].default) for name in AS_PLAIN}
+    return merge(PLUS, merge({"training": {"curriculum": plain}}, given))
 
 
 class Recipe(Section):
