@@ -8,7 +8,6 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,14 +18,15 @@ from transformers import Trainer, TrainerCallback
 from srd.base.errors import RunError, UserError
 from srd.base.files import disk_errors, read_json
 from srd.models.generation import Decoding
+from srd.recipe.reading import validate_recipe
 from srd.run import assemble
+from srd.run.recipe_checks import check_optimizer
 from srd.run.steps import training as training_step
 from srd.training import one_schedule, stages
 from srd.training.checkpoints import FILES, damage, forget_older, last_checkpoint, list_files, seal
 from srd.training.log import append_row
 from srd.training.loss_settings import LossSettings
 from srd.training.rollouts import AdaptiveOffPolicy
-from srd.training.settings import TrainingConfig
 from srd.training.stages import load_student
 from srd.training.student_text import Writing
 from srd.training.trainer import DistillTrainer
@@ -376,12 +376,15 @@ def test_an_optimizer_that_is_damaged_is_made_again(
     assert (tmp_path / "run" / student).read_bytes() == (whole / student).read_bytes()
 
 
-@pytest.mark.parametrize(("fsdp", "deepspeed", "said"), [(True, False, "FSDP"), (False, True, "DeepSpeed")])
-def test_an_optimizer_in_parts_is_not_handed_on(fsdp: bool, deepspeed: bool, said: str) -> None:
-    trainer = SimpleNamespace(is_fsdp_enabled=fsdp, is_deepspeed_enabled=deepspeed)
-    one_schedule.check_whole(trainer, TrainingConfig(curriculum={}))  # each stage has its own
+@pytest.mark.parametrize(("name", "said"), [("FSDP", "with FSDP each"), ("DEEPSPEED", "with DeepSpeed each")])
+def test_an_optimizer_in_parts_is_not_handed_on(
+    name: str, said: str, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    check_optimizer(validate_recipe(tiny_run.recipe, "tiny"))  # each stage has its own
+    tiny_run.set(training__curriculum={"optimizer": "keep"})
     with pytest.raises(UserError, match=said):
-        one_schedule.check_whole(trainer, TrainingConfig(curriculum={"optimizer": "keep"}))
+        check_optimizer(validate_recipe(tiny_run.recipe, "tiny"))
 
 
 # -------------------------------------------------------------------------------------------------- reflecting again

@@ -15,7 +15,7 @@ from srd.models.packages import Missing, check_packages, quantisation
 from srd.recipe.schema import Recipe
 from srd.run.costs import cache_tier, cached_trainings
 from srd.run.models import RecipeModels
-from srd.run.recipe_checks import check_cache, check_cleaning, check_evaluation, check_libraries
+from srd.run.recipe_checks import check_cache, check_cleaning, check_evaluation, check_libraries, check_optimizer
 from srd.tasks.base import data_set_of, get_task
 from srd.training.settings import TrainingConfig
 
@@ -32,6 +32,7 @@ def check_recipe(models: RecipeModels, *, packages: bool = True) -> None:
         data_set_of(source)
     check_evaluation(models.recipe)
     check_libraries(models.recipe)
+    check_optimizer(models.recipe)
     if packages:
         check_packages(missing_packages(models.recipe))
     check_cleaning(models.recipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from srd.base import parallel
@@ -44,6 +45,17 @@ def check_libraries(recipe: Recipe) -> None:
         cluster.check_installed()
         if parallel.processes() > 1:
             raise UserError("cluster.engine=ray spreads the work of one process: start this run without a launcher.")
+
+
+def check_optimizer(recipe: Recipe) -> None:
+    """Refuse to hand an optimizer on from stage to stage of which each process has a part."""
+    kept = [name for name, training in recipe.arms.items() if training.keeps_optimizer]
+    for kind, name in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
+        if kept and os.environ.get(name, "false") == "true":
+            raise UserError(
+                f"{kept[0]}: curriculum.optimizer is keep, but with {kind} each process has a part of the optimizer, "
+                "and stages do not hand it on. Set curriculum.optimizer to restart, or start without it (ddp.yaml)."
+            )
 
 
 def check_cleaning(recipe: Recipe) -> None:

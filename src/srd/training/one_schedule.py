@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 
-from srd.base.errors import UserError
 from srd.base.files import atomic_write, file_digest, link
-from srd.training.settings import TrainingConfig
 
 OPTIMIZER_FILE = "optimizer.pt"  # as transformers calls it in a checkpoint
 
@@ -55,17 +53,3 @@ def is_handed_on(folder: Path, metrics: dict[str, Any]) -> bool:
     """Whether the optimizer is there that a finished stage has handed on."""
     path = folder / OPTIMIZER_FILE
     return path.is_file() and file_digest(path) == metrics.get("optimizer")
-
-
-def check_whole(trainer: Any, config: TrainingConfig) -> None:
-    """Refuse to hand on an optimizer of which each process has a part.
-
-    Raises:
-        UserError: FSDP or DeepSpeed.
-    """
-    if config.keeps_optimizer and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        kind = "FSDP" if trainer.is_fsdp_enabled else "DeepSpeed"
-        raise UserError(
-            f"training.curriculum.optimizer is keep, but with {kind} each process has a part of the optimizer, and "
-            "stages do not hand it on. Use training.curriculum.optimizer=restart, or one copy of the model a process"
-        )

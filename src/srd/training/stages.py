@@ -20,7 +20,7 @@ from srd.training.arguments import all_steps, total_steps, training_arguments
 from srd.training.checkpoints import damage, last_checkpoint, list_files, readable_json, step_of
 from srd.training.log import append_row, filter_rows, read_rows
 from srd.training.loss_settings import LossSettings, TokenChoice
-from srd.training.one_schedule import OPTIMIZER_FILE, Span, check_whole, hand_on, is_handed_on
+from srd.training.one_schedule import OPTIMIZER_FILE, Span, hand_on, is_handed_on
 from srd.training.precision import resolve_precision, widen
 from srd.training.progress import Report, summarise
 from srd.training.rollouts import Rollouts
@@ -209,7 +209,6 @@ def make_trainer(training: Training, stage: Stage, model: Any) -> DistillTrainer
         method=_stage_writing(training, stage),
     )
     trainer.tell = lambda note: training.progress(trainer.state.global_step, trainer.state.max_steps, note)
-    check_whole(trainer, config)
     trainer.span, trainer.row_weights = _span(training, stage), stage.row_weights or {}
     trainer.batches.draw(stage.subset)
     trainer.log_row, trainer.logged = log_row, lambda: _logged(training, stage.index)
