@@ -215,7 +215,7 @@ def _with_server(value: dict[str, Any]) -> dict[str, Any]:
 
 def _with_preset(value: dict[str, Any]) -> dict[str, Any]:
     """A recipe with what its preset changes; what the recipe itself says wins."""
-    training = value.get("training")
+    training: Any = value.get("training")
     curriculum = training.get("curriculum") if isinstance(training, dict) else None
     if not isinstance(curriculum, dict) or curriculum.get("preset") != "plus":
         return value
