@@ -84,4 +84,9 @@ def check_cache(recipe: Recipe) -> None:
                     f"temperature 1 alone: the mass of the rest at another does not follow from them. Set {place}=1."
                 )
             if problem := tier.problem(training.objective.name, temperature, training.method.schedule()):
+                if served:  # which tells no more than that
+                    problem = (
+                        f"{problem.partition('. Set ')[0]}. Take the method kd with the objective fkl, which "
+                        "every tier serves, or a teacher without endpoint"
+                    )
                 raise UserError(f"cache.tier is {tier.name}: {problem}.")
