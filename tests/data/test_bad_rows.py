@@ -121,6 +121,24 @@ def test_places_are_three_and_reasons_are_few() -> None:
     assert bad.told().count("1 ×") == 30 and "18 × 18 other reasons" in bad.told()
 
 
+@pytest.mark.parametrize("form", ["{rows}", '{{"version": 1, "data": {rows}}}'])
+def test_an_object_of_no_use_in_an_array_is_one_bad_row(form: str, tmp_path: Path) -> None:
+    """Where it ends is known, unlike that of one which is no JSON."""
+    odd = [
+        '{"instruction": "a", "instruction": "b", "output": "c"}',
+        '{"instruction": "a", "output": ' + "9" * 5000 + "}",
+    ]
+    path = tmp_path / "rows.json"
+    path.write_text(form.format(rows="[" + ",\n".join([json.dumps(GOOD), *odd, json.dumps(GOOD)]) + "]"))
+    rows, bad = read(path, "drop")
+    assert (len(rows), bad.count) == (2, 2)
+    for line, reason in ((2, "the key 'instruction' is there twice"), (3, "a number of thousands of digits")):
+        assert re.search(rf"rows.json:{line}: not usable JSON: .*{reason}", bad.told())
+    path.write_text(f"[{odd[0]},\n {odd[0][:-1]}, x")
+    with pytest.raises(UserError, match=r"rows\.json:2: not valid JSON"):
+        read(path, "drop")
+
+
 def test_a_limit_counts_what_can_be_used(path: Path) -> None:
     rows, bad = read(path, "drop", limit=3)
     assert len(rows) == 3 and bad.count == 11 and rows[2]["prompt"].startswith("Why?")

@@ -159,7 +159,7 @@ def test_ids_used_in_two_files(tmp_path: Path) -> None:
     one = write_jsonl(tmp_path / "a.jsonl", [{"id": 1, **ROWS[0]}])
     two = write_jsonl(tmp_path / "b.jsonl", [{"id": 2, **ROWS[1]}, {"id": 1, **ROWS[2]}])
     found = message(path=[str(one), str(two)])
-    assert "'1'" in found and f"{one}:1" in found and f"{two}:2" in found
+    assert "'1'" in found and "by a.jsonl:1" in found and f"{two}:2" in found
 
 
 def test_columns_and_limit(tmp_path: Path) -> None:

@@ -261,6 +261,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> Row:
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=_each_once)
+SKIPPER = json.JSONDecoder(parse_int=str)  # reads past an object that is well formed and yet of no use
 
 
 def _read_jsonl(path: Path) -> Iterator[Line]:
@@ -293,7 +294,7 @@ def _json_reason(error: Exception) -> str:
 
 
 def _checked_row(row: Any, place: str) -> Row | RowError:
-    if isinstance(row, dict):
+    if isinstance(row, dict | RowError):
         return row
     text = json.dumps(row)
     return RowError(f"{place}: expected an object for the row, found {type(row).__name__} {_shown(text)}.", text)
@@ -365,18 +366,29 @@ class _Json:
         self._counted = self.position
         return self._line
 
-    def value(self) -> Any:
-        """The next value."""
+    def value(self, decoder: json.JSONDecoder = DECODER) -> Any:
+        """The next value; an error in its place where it is of no use, though what follows can be read."""
         try:
-            value, end = DECODER.raw_decode(self.text, self.position)
+            value, end = self._decoded(decoder)
         except json.JSONDecodeError as error:
             raise UserError(
                 f"{self.path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno})."
             ) from error
-        except (ValueError, RecursionError) as error:
+        except RecursionError as error:
             raise UserError(f"{self.path}:{self.line}: not usable JSON: {_json_reason(error)}.") from error
         self.position = self._skipped(end)
         return value
+
+    def _decoded(self, decoder: json.JSONDecoder) -> tuple[Any, int]:
+        """The next value and where it ends."""
+        try:
+            return decoder.raw_decode(self.text, self.position)
+        except json.JSONDecodeError:
+            raise
+        except ValueError as error:
+            _, end = SKIPPER.raw_decode(self.text, self.position)
+            reason = f"{self.path}:{self.line}: not usable JSON: {_json_reason(error)}."
+            return RowError(reason, self.text[self.position : end]), end
 
     def take(self, *marks: str, behind: str) -> str:
         """One of these characters, which must be next."""
@@ -418,7 +430,7 @@ class _Json:
         while not closed:
             name = str(self.value())
             self.take(":", behind="after a name")
-            place, value = self.position, self.value()
+            place, value = self.position, self.value(SKIPPER)
             if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
                 found.update({name: place} if name not in LISTS_OF_A_ROW else {})
                 is_row = is_row or any({"role", "from"} & row.keys() for row in value)
