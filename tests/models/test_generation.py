@@ -227,9 +227,11 @@ def test_a_decoder_start_of_its_own() -> None:
 def test_generate_keeps_order_and_mode(family: str) -> None:
     model, tokenizer, prompts = tiny_model(family, seed=3), tiny_tokenizer(family), make_prompts(11)
     model.train()
-    done: list[int] = []
-    texts = generate(model, tokenizer, prompts, names(11), Decoding(8), batch_size=4, progress=done.append)
-    assert model.training and done == [4, 4, 3]
+    done: list[tuple[int, int]] = []
+    texts = generate(
+        model, tokenizer, prompts, names(11), Decoding(8), batch_size=4, progress=lambda *told: done.append(told)
+    )
+    assert model.training and done == [(4, 11), (8, 11), (11, 11)]
     model.eval()
     expected = [answer(model, tokenizer, [prompt], Decoding(8))[0] for prompt in prompts]
     assert texts == tokenizer.batch_decode(expected, skip_special_tokens=True)

@@ -241,14 +241,16 @@ def _give(path: Path, identity: str, shared: Path | None) -> None:
         link(scores_path(path), scores_path(unfinished / SHARED_ANSWERS))
 
 
-def _count(progress: Callable[[str, int, int], None] | None, title: str, before: int, total: int, done: int) -> None:
-    """Say how many prompts of all models, tasks and seeds are answered."""
+def _count(
+    progress: Callable[[str, int, int], None] | None, title: str, before: int, total: int, done: int, part: int
+) -> None:
+    """Say how many prompts of all models, tasks and seeds are answered, ``done`` of this ``part`` of them."""
     if progress:
         progress(title, before + done, total)
 
 
 def _answer(
-    loaded: tuple[Any, Encoder], benchmark: Benchmark, seed: int, batch_size: int, progress: Callable[[int], None]
+    loaded: tuple[Any, Encoder], benchmark: Benchmark, seed: int, batch_size: int, progress: Callable[[int, int], None]
 ) -> Predictions:
     """Let a model answer: a text for every example, or a list of texts where several samples are wanted."""
     model, encoder = loaded
@@ -259,13 +261,6 @@ def _answer(
     prompts = [prompt for prompt in prompts for _ in numbers]
     # A sample's id is the stream of random numbers that it draws from; the first is what a single one would be.
     ids = [f"{name}#{number}" if number else name for name in benchmark.examples["id"] for number in numbers]
-    done = 0
-
-    def update(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done)
-
     texts = generate(
         model,
         encoder.tokenizer,
@@ -273,7 +268,7 @@ def _answer(
         ids,
         replace(benchmark.decoding, seed=seed),
         batch_size=batch_size,
-        progress=update,
+        progress=progress,
         share=parallel.processes() > 1,
     )
     if benchmark.samples == 1:

@@ -266,7 +266,7 @@ def generate_tokens(
     decoding: Decoding,
     *,
     batch_size: int = 32,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
     share: bool = False,
 ) -> list[list[int]]:
     """Answer prompts.
@@ -278,7 +278,7 @@ def generate_tokens(
         names: Example ids; they name the random streams.
         decoding: How tokens are chosen.
         batch_size: Prompts at once.
-        progress: Called with the number of prompts answered by each batch.
+        progress: Called with how many prompts this process has answered, and how many there are.
         share: Divide the batches among the processes and gather the answers on all of them.
 
     Returns:
@@ -286,7 +286,7 @@ def generate_tokens(
     """
     answers: list[list[int]] = [[] for _ in prompts]
     stop, pad_id, width = stop_token_ids(model, tokenizer), padding_id(tokenizer), len(tokenizer)
-    training = model.training
+    training, done = model.training, 0
     model.eval()
     batches = length_sorted_batches([len(prompt) for prompt in prompts], batch_size)
     try:
@@ -295,8 +295,9 @@ def generate_tokens(
         for number, tokens in spread(model, _decode, (decoding, stop, pad_id, width), asked):
             for i, ids in zip(mine[number], tokens, strict=True):
                 answers[i] = ids
+            done += len(mine[number])
             if progress:
-                progress(len(mine[number]))
+                progress(done, len(prompts))
     finally:
         model.train(training)
     return _gathered(answers, batches) if share and parallel.processes() > 1 else answers

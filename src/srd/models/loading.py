@@ -103,7 +103,7 @@ def packages_missing(named: ModelConfig) -> list[Missing]:
     if source.endswith(".gguf") or source == SMOLLM2:
         known = is_installed("gguf") or converted_folder(gguf_file(source)).is_dir()
         return [] if known else [Missing(f"model '{source}': its file", ("gguf",))]
-    config = load_config(source, revision=named.revision, trust_remote_code=named.trust_remote_code)
+    config = load_config(source, **named.found)
     folder = _weights_folder(source, named.revision)
     missing = missing_packages(source, folder, config, attn_implementation=named.attn_implementation)
     if (bits := getattr(named, "bits", None)) and not is_installed("bitsandbytes"):

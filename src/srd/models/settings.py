@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
@@ -29,6 +29,11 @@ class ModelConfig(Section):
         None, description="sdpa, flash_attention_2, eager; none: the library's choice"
     )
     trust_remote_code: bool = Field(False, description="run Python code that the hub repository brings")
+
+    @property
+    def found(self) -> dict[str, Any]:
+        """How its files are found: for `load_config`, `load_tokenizer` and their like, beside the name."""
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
 
 
 class ServedConfig(Section):

@@ -41,12 +41,7 @@ def check_recipe(models: RecipeModels, *, packages: bool = True) -> None:
     kinds = [config.is_encoder_decoder for config in models.configs]
     ENGINES.get(models.recipe.generation.engine).check(any(kinds), here)
     for named in here:
-        check_weights(
-            str(named.model),
-            revision=named.revision,
-            adapter=named.adapter,
-            trust_remote_code=named.trust_remote_code,
-        )
+        check_weights(str(named.model), adapter=named.adapter, **named.found)
     name, options = models.recipe.data.frame
     get_template(name, models.tokenizer, options)
     configs = models.configs

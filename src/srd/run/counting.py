@@ -82,7 +82,7 @@ def _read_apart(models: RecipeModels, train: datasets.Dataset, examples: Encoded
 def _encoder(recipe: Recipe, encoder_decoder: bool) -> Encoder:
     """What makes tokens of the examples."""
     named, data = recipe.models_here[-1], recipe.data
-    tokenizer = load_tokenizer(str(named.model), revision=named.revision, trust_remote_code=named.trust_remote_code)
+    tokenizer = load_tokenizer(str(named.model), **named.found)
     return Encoder(
         tokenizer, get_template(data.frame[0], tokenizer, data.frame[1]), max_length=data.max_length,
         max_prompt_length=data.max_prompt_length, encoder_decoder=encoder_decoder, train_on=data.train_on,

@@ -43,7 +43,7 @@ class RecipeModels:
     def tokenizer(self) -> Any:
         """The student's tokenizer, which teacher and student share unless they are `apart`."""
         named = self.recipe.models_here[-1]
-        return load_tokenizer(str(named.model), revision=named.revision, trust_remote_code=named.trust_remote_code)
+        return load_tokenizer(str(named.model), **named.found)
 
     @cached_property
     def encoder_decoder(self) -> bool:
@@ -80,9 +80,7 @@ class RecipeModels:
         )
 
     def _generation(self, model: ModelConfig) -> Any:
-        return load_generation_config(
-            str(model.model), revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
+        return load_generation_config(str(model.model), **model.found)
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -128,13 +126,13 @@ class RecipeModels:
         teacher = self.recipe.teacher
         if self.is_served:
             return load_tokenizer(teacher.tokenizer) if teacher.tokenizer else self.tokenizer
-        return load_tokenizer(teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code)
+        return load_tokenizer(teacher.model, **teacher.found)
 
     def tokenizer_of(self, teacher: ModelConfig) -> Any:
         """The tokenizer that came with one of the teachers."""
         if teacher is self.recipe.all_teachers[0]:
             return self.original_teacher_tokenizer
-        return load_tokenizer(teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code)
+        return load_tokenizer(teacher.model, **teacher.found)
 
     @property
     def teacher_tokenizer(self) -> Any:
@@ -240,10 +238,7 @@ class RecipeModels:
     @cached_property
     def configs(self) -> list[Any]:
         """Configurations of the models that are loaded here (`Recipe.models_here`)."""
-        return [
-            load_config(str(model.model), revision=model.revision, trust_remote_code=model.trust_remote_code)
-            for model in self.recipe.models_here
-        ]
+        return [load_config(str(model.model), **model.found) for model in self.recipe.models_here]
 
     @property
     def teacher_configs(self) -> list[Any]:

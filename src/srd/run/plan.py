@@ -184,7 +184,7 @@ def read_config(model: ModelConfig, notes: list[str]) -> PreTrainedConfig:
                 "local folder, or one of the models that are known without a network; "
                 f"{nearest(source, known_models())}"
             )
-    return load_config(source, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    return load_config(source, **model.found)
 
 
 def read_data(recipe: Recipe, notes: list[str], encoder_decoder: bool, models: RecipeModels | None = None) -> DataFacts:

@@ -122,9 +122,7 @@ def collator(run: Run) -> Collator:
     padding = padding_id(run.teacher_tokenizer if run.apart else run.tokenizer)
     if not config.is_encoder_decoder:
         return Collator(padding)
-    generation = load_generation_config(
-        teacher.model, revision=teacher.revision, trust_remote_code=teacher.trust_remote_code
-    )
+    generation = load_generation_config(teacher.model, **teacher.found)
     return Collator(padding, prefix_of(config, generation))
 
 

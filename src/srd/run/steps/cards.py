@@ -86,11 +86,7 @@ def generation_settings(run: Run, folder: Path) -> dict[str, Any]:
     """What ``generation_config.json`` says: where answers begin and end, and the decoding of the evaluation."""
     student, settings = run.recipe.student, run.recipe.evaluation
     own = run.start_source == student.model
-    start = load_generation_config(
-        run.start_source,
-        revision=student.revision if own else None,
-        trust_remote_code=student.trust_remote_code if own else False,
-    )
+    start = load_generation_config(run.start_source, **(student.found if own else {}))
     tokens = SimpleNamespace(config=load_config(str(folder)), generation_config=start)
     set_generation_tokens(tokens, run.tokenizer)  # type: ignore[arg-type]  # these two are all that it looks at
     decoding: dict[str, Any] = {"do_sample": settings.temperature > 0}

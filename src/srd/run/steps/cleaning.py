@@ -366,16 +366,9 @@ def _written(
     run: Run, model: Any, prompts: list[list[int]], names: list[str], way: Decoding, update: Any
 ) -> list[tuple[str, list[int]]]:
     """Answers as text and token ids; without the latter those that do not end, or say nothing."""
-    done = 0
-
-    def count(more: int) -> None:
-        nonlocal done
-        done += more
-        update(done, len(prompts))
-
     tokenizer = run.teacher_encoder.tokenizer
     answers = generate_tokens(
-        model, tokenizer, prompts, names, way, batch_size=run.recipe.generation.batch_size, progress=count,
+        model, tokenizer, prompts, names, way, batch_size=run.recipe.generation.batch_size, progress=update,
         share=parallel.processes() > 1,
     )  # fmt: skip
     written, texts = as_written(run, model, tokenizer, answers)

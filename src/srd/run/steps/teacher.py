@@ -133,17 +133,10 @@ def write_text(
         path: The file.
         who: The model's role, for messages.
     """
-    done = 0
     with run.progress(f"{who} writes") as update:
-
-        def count(more: int) -> None:
-            nonlocal done
-            done += more
-            update(done, len(rows))
-
         answers = generate_tokens(
             model, tokenizer, rows.prompts, rows.ids, decoding,
-            batch_size=run.recipe.generation.batch_size, progress=count, share=parallel.processes() > 1,
+            batch_size=run.recipe.generation.batch_size, progress=update, share=parallel.processes() > 1,
         )  # fmt: skip
     written, texts = as_written(run, model, tokenizer, answers)
     if parallel.is_main():
