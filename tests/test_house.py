@@ -12,7 +12,7 @@ MOST_ARGUMENTS = 10  # of a constructor, without self
 
 #: Lines of Python in each room. A change that needs more raises the number here and says in its commit what for.
 BUDGETS = {
-    "base": 2080, "metrics": 865, "data": 5400, "models": 6405, "tasks": 1795, "sandbox": 1135, "curation": 2700,
+    "base": 2080, "metrics": 865, "data": 5430, "models": 6405, "tasks": 1795, "sandbox": 1135, "curation": 2700,
     "training": 7600, "evaluation": 1130, "recipe": 1020, "run": 7130, "report": 2535, "export": 2385,
     "integrations": 295, "api": 480, "sweep": 1340, "cli": 835, "__init__": 110, "__main__": 5,
 }  # fmt: skip
