@@ -12,9 +12,9 @@ MOST_ARGUMENTS = 10  # of a constructor, without self
 
 #: Lines of Python in each room. A change that needs more raises the number here and says in its commit what for.
 BUDGETS = {
-    "base": 2080, "metrics": 865, "data": 5430, "models": 6405, "tasks": 1795, "sandbox": 1135, "curation": 2700,
-    "training": 7600, "evaluation": 1130, "recipe": 1020, "run": 7130, "report": 2535, "export": 2385,
-    "integrations": 295, "api": 480, "sweep": 1340, "cli": 835, "__init__": 110, "__main__": 5,
+    "base": 2065, "metrics": 830, "data": 5570, "models": 6300, "tasks": 1720, "sandbox": 1085, "curation": 2775,
+    "training": 7820, "evaluation": 1095, "recipe": 995, "run": 7295, "report": 2500, "export": 2290,
+    "integrations": 290, "api": 460, "sweep": 1375, "cli": 855, "__init__": 110, "__main__": 5,
 }  # fmt: skip
 
 

@@ -109,6 +109,8 @@ def check_attention(config: PreTrainedConfig, name: str) -> None:
     model = _without_weights(config)
     try:
         model.set_attn_implementation(name)
+    except ImportError:  # told with the packages that are missing
+        return
     except ValueError as error:
         raise UserError(
             f"attn_implementation is {name!r}, which '{config.model_type}' does not take: {first_lines(error)} "
