@@ -305,6 +305,16 @@ def test_a_damaged_stage_is_trained_again(
         assert (run_dir / name).read_bytes() == (trained.run_dir / name).read_bytes()
 
 
+def test_values_that_nothing_has_read_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, tokenizer = tiny_model("llama", seed=1), tiny_tokenizer("llama")
+    model.model.embed_tokens.weight.data[7, 3] = torch.inf
+    asked: Any = SimpleNamespace(
+        config=SimpleNamespace(lora=None), start="/models/small", kept_tokenizer=None, tokenizer=tokenizer
+    )
+    stages._save_final(asked, model, tmp_path / "student")
+    assert "'model.embed_tokens.weight' (1 of its" in caplog.text and "/models/small" in caplog.text
+
+
 # ----------------------------------------------------------------------------------------- one optimizer for all stages
 
 

@@ -13,6 +13,7 @@ from srd.base import parallel
 from srd.base.files import disk_errors, fingerprint, read_json, remove, write_json
 from srd.curation.curriculum import Stage
 from srd.models.adapters import add_lora, load_adapter
+from srd.models.finite import non_finite_tensor
 from srd.models.loading import load_model, save_model
 from srd.models.merging import merge_adapter
 from srd.models.sharding import is_sharded, whole_weights
@@ -345,6 +346,11 @@ def _save_final(training: Training, model: Any, final: Path) -> None:
         elif lora is not None and Path(training.start).is_dir():
             # So that from_pretrained finds the base from any working directory.
             model.peft_config["default"].base_model_name_or_path = str(Path(training.start).resolve())
+        if tensor := non_finite_tensor(model):  # of a token that no row has: nothing has read it so far
+            logger.warning(
+                f"the trained model holds a tensor that is not finite: {tensor}. Nothing of this run has read these "
+                f"values, but a text may. They came with {training.start}: mend that model, and train again."
+            )
         with disk_errors(final):
             save_model(model, training.kept_tokenizer or training.tokenizer, final, portable=True)
     parallel.barrier()
