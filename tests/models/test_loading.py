@@ -291,7 +291,16 @@ def broken_index(folder: Path) -> None:
 
 
 GENERATION = "generation_config.json"
+
+
+def pipe(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a pipe for weights": (pipe, "no weights"),
+    "a million layers": (edit("config.json", num_hidden_layers=10**6), "1000000 layers"),
     "no layers": (edit("config.json", num_hidden_layers=-1), "num_hidden_layers|config|layers"),
     "fewer layers than weights": (edit("config.json", num_hidden_layers=1), r"9 tensors .* such as 'model\.layers\.1"),
     "more layers than weights": (edit("config.json", num_hidden_layers=3), r"lack 9 of its weights.*layers\.2"),

@@ -45,6 +45,7 @@ from srd.models.weights import check_names, check_report, read_headers, weight_f
 if TYPE_CHECKING:
     from peft import PeftModel
 
+MOST_LAYERS = 10_000
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 
@@ -80,6 +81,9 @@ def _check_config(source: str, config: PreTrainedConfig) -> None:
     dtype = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     if not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise UserError(f"model '{source}': config.json says dtype '{dtype}', which is none. Use float32 or bfloat16.")
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > MOST_LAYERS:  # even without weights each of them takes a millisecond
+        raise UserError(f"model '{source}': config.json says {layers} layers, which no model has. Correct it.")
     method = quantisation(config)
     if method == "":
         raise UserError(

@@ -41,8 +41,8 @@ def weight_files(folder: Path) -> list[Path]:
                 f"as {missing[0]}. Copy or download them again."
             )
         return [folder / name for name in names]
-    if any(folder.glob("*.safetensors")):
-        return sorted(folder.glob("*.safetensors"))
+    if found := sorted(path for path in folder.glob("*.safetensors") if path.is_file()):  # no pipe, which would wait
+        return found
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
         raise UserError(
             f"model '{folder}' has its weights in pickle files only (.bin, .pt), which run code when read. "
