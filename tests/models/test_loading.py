@@ -334,6 +334,7 @@ TOKENIZER_DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "list": (put("tokenizer.json", "[]"), "cannot be read"),
     "broken": (put("tokenizer.json", "{"), "cannot be read"),
     "broken settings": (put("tokenizer_config.json", "{"), "cannot be read"),
+    "a length in words": (edit("tokenizer_config.json", model_max_length="x"), "model_max_length in tokenizer_config"),
     "settings of another kind": (put("tokenizer_config.json", "[]"), "cannot be read"),
 }
 
@@ -500,3 +501,9 @@ def test_smollm2_answers(tmp_path: Path) -> None:
     prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     answer = model.generate(**prompt, max_new_tokens=20, do_sample=False)[0, prompt["input_ids"].shape[1] :]
     assert tokenizer.decode(answer) == "The capital of France is Paris.<|im_end|>"
+
+
+def test_an_adapter_whose_base_is_no_name(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": 3}')
+    with pytest.raises(UserError, match="is a LoRA adapter"):
+        load_config(str(tmp_path))

@@ -180,6 +180,10 @@ def load_tokenizer(
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             place, revision=revision, trust_remote_code=trust_remote_code
         )
+    if not isinstance(longest := tokenizer.model_max_length, int | float):
+        raise UserError(
+            f"model '{source}': model_max_length in tokenizer_config.json is {longest!r}, which is no number."
+        )
     if tokenizer.eos_token_id is None:
         raise UserError(f"model '{source}': its tokenizer has no end-of-sequence token, so an answer cannot end.")
     if tokenizer.pad_token_id is None:

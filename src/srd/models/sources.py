@@ -43,7 +43,7 @@ def split_adapter(source: str) -> tuple[str, str | None]:
     if (folder / "config.json").is_file() or not (folder / ADAPTER_CONFIG).is_file():
         return source, None
     with guarded(source, "adapter"):
-        base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or ""
+        base = str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "")
     return (base, source) if Path(base).is_absolute() and Path(base).is_dir() else (source, None)
 
 
