@@ -169,6 +169,8 @@ def test_rank_a_file_of_scores(srd: Command, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "ranked.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == ["e4", "e3", "e2", "e1", "e0"]
     assert rows[0]["rrf"] == pytest.approx(2 / 61)
+    own = srd("rank", "--scores", path, "-o", path)
+    assert own.code == 2 and "would be written over" in own.told
     refused = srd("rank", "--scores", path)
     assert (refused.code, "-o" in one_message(refused.told)) == (2, True)
 
@@ -489,8 +491,9 @@ def test_a_first_recipe_from_answers_or_options(srd: Command, shared: TinyRun, t
     assert (recipe.name, recipe.training.epochs, recipe.student.model) == ("first", 2.0, str(shared.student))
     again = srd("init", *options, "--name", "first")
     assert again.code == 2 and "is not written over" in again.told
-    layers = srd("init", "--teacher", shared.teacher, "--student", 0, "--data", shared.rows, "--name", "other")
-    assert layers.code == 2 and "how many layers" in layers.told and not (tmp_path / "other.yaml").exists()
+    for number in (0, -3):
+        layers = srd("init", "--teacher", shared.teacher, "--student", number, "--data", shared.rows, "--name", "other")
+        assert layers.code == 2 and "how many layers" in layers.told and not (tmp_path / "other.yaml").exists()
 
 
 def test_chat_through_a_pipe_and_a_list_of_what_would_be_pushed(

@@ -309,6 +309,8 @@ def rank_command(
 
     set_up_logging()
     check_target(output)
+    if output.exists() and scores.exists() and output.samefile(scores):
+        raise UserError(f"-o {output} is the file of the scores, which would be written over. Name another one.")
     bad_rows: Any = "drop" if drop_bad else "error"
     table = read_table(scores)
     try:

@@ -36,7 +36,7 @@ def first_recipe(name: str, teacher: str, student: str, data: str, *, epochs: fl
         UserError: something is wrong with one of them.
     """
     small: dict[str, Any] = {"model": student}
-    if student.isdecimal():
+    if student.removeprefix("-").isdecimal():
         if not 0 < int(student) < 10_000:
             raise UserError(f"--student {student}: a number says how many layers of the teacher go; give 1 or more")
         small = {"drop_layers": int(student), "warm_start": {"epochs": 1.0}}  # without layers it first has to recover
