@@ -25,8 +25,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let `make test` make up a third of the examples that `make test-all` makes up."""
     from hypothesis import settings
 
-    settings.register_profile("quick", max_examples=40)
-    settings.register_profile("all", max_examples=120)
+    settings.register_profile("quick", max_examples=40, deadline=None)
+    settings.register_profile("all", max_examples=120, deadline=None)
     settings.load_profile("quick" if config.option.markexpr == "not slow" else "all")
 
 

@@ -48,15 +48,16 @@ class TinyRun:
 
     Args:
         folder: Holds the models, the data and the run directory ``run``.
-        family: Of teacher (4 layers) and student (2 layers).
+        family: Of teacher (2 layers) and student (1 layer).
+        sizes: Of ``teacher`` and ``student``, as ``save_tiny`` takes them.
     """
 
     def __init__(self, folder: Path, family: str = "llama", **sizes: Any) -> None:
         self.folder = folder
         self.family = family
         self.run_dir = folder / "run"
-        self.teacher = save_tiny(folder / "teacher", family, layers=4, seed=1, **sizes.get("teacher", {}))
-        self.student = save_tiny(folder / "student", family, layers=2, seed=2, **sizes.get("student", {}))
+        self.teacher = save_tiny(folder / "teacher", family, seed=1, **{"layers": 2, **sizes.get("teacher", {})})
+        self.student = save_tiny(folder / "student", family, seed=2, **{"layers": 1, **sizes.get("student", {})})
         self.rows = write_rows(folder / "rows.jsonl", tiny_rows())
         self.recipe: dict[str, Any] = {
             "name": "tiny",
@@ -64,9 +65,9 @@ class TinyRun:
             "student": str(self.student),
             "data": {"train": str(self.rows), "template": "plain", "max_length": 96, "max_prompt_length": 48,
                      "validation_size": 4, "test_size": 4},
-            "generation": {"max_new_tokens": 8},
+            "generation": {"max_new_tokens": 4},
             "training": {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3},
-            "evaluation": {"seeds": [1, 2]},
+            "evaluation": {"seeds": [1]},
         }  # fmt: skip
 
     def set(self, **changes: Any) -> TinyRun:

@@ -27,6 +27,7 @@ from srd.run.context import Run
 from srd.run.steps import training
 from srd.training import stages
 from tests.runs import TinyRun, logged, steps_finished, tiny_rows, write_rows
+from tests.test_wrong_inputs import COMMANDS
 from tests.tiny import save_tiny
 
 
@@ -45,6 +46,7 @@ Command = Callable[..., Outcome]
 def srd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
     """Run ``srd`` with some arguments in this process."""
     monkeypatch.setattr(console.console, "_width", 10_000)  # messages stay on one line
+    monkeypatch.setattr(cli, "app", COMMANDS)
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: Any) -> Outcome:
@@ -74,7 +76,7 @@ def srd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 def shared(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """Tiny models and rows that the tests of one module share; nothing is run in it."""
     tiny = TinyRun(tmp_path_factory.mktemp("shared"))
-    tiny.set(evaluation__seeds=[1]).write_recipe()
+    tiny.write_recipe()
     return tiny
 
 

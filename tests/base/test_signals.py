@@ -97,7 +97,8 @@ def test_a_real_run_is_stopped(tiny_run: TinyRun) -> None:
     while time.monotonic() < end and not (manifest.exists() and "reflection" in read_json(manifest)["steps"]):
         time.sleep(0.005)
     os.kill(process, signal.SIGTERM)
-    assert ended(process, reading) == (143, "")
+    status = ended(process, reading)
+    assert status == (143, ""), words.read_text()
     told = words.read_text(encoding="utf-8")
     assert STOPPED in " ".join(told.split()) and "Traceback" not in told
     steps = read_json(manifest)["steps"]

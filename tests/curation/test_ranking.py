@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scipy.stats
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import srd
@@ -55,7 +55,6 @@ score_rows = st.lists(
 ).map(lambda rows: [{"id": name, "rouge_l": rouge, "ce": ce} for name, rouge, ce in rows])
 
 
-@settings(max_examples=150, deadline=None)
 @given(score_rows, st.sampled_from([0, 1, 60, 1000]))
 def test_ranks_equal_an_independent_computation(rows: list[dict[str, Any]], k: float) -> None:
     expected = independent(rows, k)
@@ -64,7 +63,6 @@ def test_ranks_equal_an_independent_computation(rows: list[dict[str, Any]], k: f
     assert ranked.to_list() == expected
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(-5, 5) | st.sampled_from([0.0, -0.0, 1.0]), min_size=1, max_size=50))
 def test_equal_values_share_their_average_rank(values: list[float]) -> None:
     array = np.array(values)

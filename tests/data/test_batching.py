@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from srd.data.batching import (
@@ -65,7 +65,6 @@ def test_batches_are_shuffled_well() -> None:
     assert len(partners[0] & partners[1]) < 0.1 * len(partners[0])
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=200), st.integers(1, 9), st.integers(0, 3), st.integers(0, 3))
 def test_every_example_once_an_epoch(lengths: list[int], size: int, seed: int, epoch: int) -> None:
     batches = LengthBatches(lengths, size, seed=seed)

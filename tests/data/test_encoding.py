@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
@@ -105,7 +105,6 @@ def test_where_prompt_and_response_run_into_each_other_the_prompt_stays() -> Non
     assert tokenizer.decode(encoded["response_ids"][:-1]) == "tion return?"
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.text(min_size=1, max_size=60).filter(str.strip), st.text(min_size=1, max_size=60).filter(str.strip))
 def test_any_text_comes_back(instruction: str, output: str) -> None:
     tokenizer = tiny_tokenizer("gpt2")

@@ -46,7 +46,7 @@ def test_the_task_names_rows_stops_and_scorer(folder: tuple[TinyRun, Path]) -> N
     assert text.splitlines()[-1] == "process_results: !function srd_metrics.process_results"
     task = yaml.safe_load("\n".join(text.splitlines()[:-1]))
     assert task["dataset_kwargs"] == {"data_files": {"test": str(out / "test.jsonl")}}
-    assert task["generation_kwargs"] == {"until": ["</s>"], "do_sample": False, "max_gen_toks": 8}
+    assert task["generation_kwargs"] == {"until": ["</s>"], "do_sample": False, "max_gen_toks": 4}
     run = tiny.open()
     run.close()
     rows = [json.loads(line) for line in (out / "test.jsonl").read_text().splitlines()]

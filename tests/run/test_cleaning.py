@@ -185,7 +185,7 @@ def test_a_repair_is_trained_on_as_it_was_written(run: TinyRun, monkeypatch: pyt
     others = [row for row in done.split("train") if row["id"] not in repaired]
     assert others and not any(row["tokens"] for row in others)
     assert all(tokenizer.decode(encoded[row["id"]]["response_ids"]).startswith(row["references"][0]) for row in others)
-    assert any(" repairs were cut at 8 tokens, and are not used" in each for each in told)
+    assert any(" repairs were cut at 4 tokens, and are not used" in each for each in told)
 
 
 def test_too_many_marks_stop_and_show_examples(run: TinyRun) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from srd.base.errors import UserError
@@ -90,7 +90,6 @@ def test_what_is_written_is_read_back_as_the_same_examples(template: str, tmp_pa
     assert "references" not in written[0]
 
 
-@settings(max_examples=40, deadline=None)
 @given(rows=st.lists(shapes, min_size=1, max_size=4))
 def test_any_rows_come_back(rows: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> None:
     try:

@@ -34,7 +34,7 @@ SRD = {"epochs": 1, "batch_size": 8, "learning_rate": 3e-3, "curriculum": {"stag
 def done(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """A finished run; read only."""
     tiny = TinyRun(tmp_path_factory.mktemp("done"))
-    tiny.set(training=SRD, evaluation__seeds=[1], data__train_limit=16).run()
+    tiny.set(training=SRD, data__train_limit=16).run()
     return tiny
 
 
@@ -169,7 +169,7 @@ def test_the_card_tells_of_the_run_and_is_written_again_with_its_results(again: 
     assert str(again.folder) not in first  # nobody's folders are published
     assert validate_recipe(yaml.safe_load(text.split("```yaml\n")[1].split("```")[0]), "card").training.epochs == 1
     decoding = read_json(settings)
-    assert (decoding["do_sample"], decoding["temperature"], decoding["max_new_tokens"]) == (True, 1.0, 8)
+    assert (decoding["do_sample"], decoding["temperature"], decoding["max_new_tokens"]) == (True, 1.0, 4)
     again.set(evaluation__temperature=0.0)
     assert redone(again) == {"evaluation"}  # and no training, though the student's folder has changed
     assert read_json(settings)["do_sample"] is False and "decoding of the test split: greedy" in card.read_text()
@@ -337,7 +337,7 @@ def test_every_file_of_a_model_counts(again: TinyRun, tmp_path: Path) -> None:
 
 def test_a_changed_chat_template_makes_everything_again(make_tiny_run: Callable[..., TinyRun]) -> None:
     tiny = make_tiny_run("qwen2")
-    tiny.set(data__template="chat", training=SRD, evaluation__seeds=[1]).advance()
+    tiny.set(data__template="chat", training=SRD).advance()
     for folder in (tiny.teacher, tiny.student):
         path = folder / "chat_template.jinja"
         path.write_text(path.read_text(encoding="utf-8").replace("<|im_start|>", "<|im_start|> "), encoding="utf-8")
@@ -412,8 +412,8 @@ def test_files_of_the_user_are_neither_removed_nor_read(again: TinyRun) -> None:
 
 def test_a_model_changed_in_place_is_another_model(again: TinyRun, tmp_path: Path) -> None:
     teacher = tmp_path / "teacher"
-    save_tiny(teacher, "llama", layers=4, seed=1)
+    save_tiny(teacher, "llama", seed=1)
     again.set(teacher=str(teacher)).advance()
     assert redone(again) == set()
-    save_tiny(teacher, "llama", layers=4, seed=3)
+    save_tiny(teacher, "llama", seed=3)
     assert redone(again) == {"teacher", "cache", "train/srd", "evaluation"}

@@ -35,7 +35,7 @@ SCORES = [("id", "string"), ("response", "string"), ("rouge_l", "double"), ("ce"
 def done(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """A finished run with a baseline; read only."""
     tiny = TinyRun(tmp_path_factory.mktemp("done"))
-    tiny.set(baselines={"kd": {"curriculum": None, "epochs": 2}})
+    tiny.set(baselines={"kd": {"curriculum": None, "epochs": 2}}, evaluation__seeds=[1, 2])
     tiny.run()
     return tiny
 
@@ -166,7 +166,7 @@ def test_running_again_keeps_every_step(again: TinyRun) -> None:
 
 def test_another_teacher_redoes_the_cache(again: TinyRun, tmp_path: Path) -> None:
     before, folders = steps_finished(again.run_dir), set((again.run_dir / "cache").iterdir())
-    again.set(teacher=str(save_tiny(tmp_path / "other", "llama", layers=4, seed=9))).advance()
+    again.set(teacher=str(save_tiny(tmp_path / "other", "llama", seed=9))).advance()
     assert redone(again.run_dir, before) == {"teacher", "cache", "train/kd", "train/srd", "evaluation", "cards"}
     assert len(set((again.run_dir / "cache").iterdir()) - folders) == 1
 
@@ -238,15 +238,15 @@ def test_run_directory_is_for_one_command_at_a_time(again: TinyRun) -> None:
 
 def test_teacher_sft_shortened_student_and_warm_start(tiny_run: TinyRun) -> None:
     quick = {"epochs": 1, "batch_size": 8}
-    tiny_run.set(data__train_limit=16, evaluation__seeds=[1])
+    tiny_run.set(data__train_limit=16)
     tiny_run.set(teacher={"model": str(tiny_run.teacher), "sft": quick})
-    tiny_run.set(student={"drop_layers": 2, "warm_start": {**quick, "method": "kd"}})
+    tiny_run.set(student={"drop_layers": 1, "warm_start": {**quick, "method": "kd"}})
     run = tiny_run.run()
     folder = run.folder
     assert {"start", "student", "teacher"} <= {path.name for path in folder.iterdir() if path.is_dir()}
     assert not (folder / "teacher-sft").exists() and not (folder / "warm-start").exists()
     config = read_json(folder / "student/config.json")
-    assert config["num_hidden_layers"] == 2
+    assert config["num_hidden_layers"] == 1
     assert {row["arm"] for row in logged(folder)} == {"teacher_sft", "warm_start", "srd"}
     before = steps_finished(folder)
     tiny_run.run()

@@ -31,7 +31,7 @@ def test_each_row_is_scored_by_a_student_that_has_not_seen_it(
         return train(training, final)
 
     monkeypatch.setattr(reflection, "train", noted)
-    tiny_run.set(data__train_limit=12, student={"drop_layers": 2, "warm_start": WARM}, reflection__out_of_sample="auto")
+    tiny_run.set(data__train_limit=12, student={"drop_layers": 1, "warm_start": WARM}, reflection__out_of_sample="auto")
     run = tiny_run.advance("reflection")
     ids = run.split("train")["id"][:]
     fold = folds_of(ids, 2, 0)
@@ -85,7 +85,7 @@ def test_it_is_planned_and_wrong_settings_are_refused(tiny_run: TinyRun) -> None
     def recipe(**changes: Any) -> Any:
         return validate_recipe(tiny_run.twin().set(**changes).recipe, "tiny")
 
-    shortened = {"drop_layers": 2, "warm_start": WARM}
+    shortened = {"drop_layers": 1, "warm_start": WARM}
     passes = [
         {
             phase.name: phase.student_passes

@@ -89,9 +89,10 @@ def curriculum_and_on_policy(folder: Path, family: str) -> TinyRun:
     T5 would take too many steps, over which rounding grows: its losses are what is compared.
     """
     folder.mkdir(parents=True)
-    run = TinyRun(folder, family).set(
+    sizes = {} if family == "t5" else {"teacher": {"layers": 4}, "student": {"layers": 2}}
+    run = TinyRun(folder, family, **sizes).set(
         data__train_limit=24, cache__dtype="float32",
-        generation={"max_new_tokens": 6, "batch_size": 8}, evaluation__seeds=[1],
+        generation={"max_new_tokens": 6, "batch_size": 8},
         training={"epochs": 2, "batch_size": 8, "micro_batch_size": 2, "learning_rate": 2e-3, "evaluate_every": 0.5,
                   "curriculum": {"stages": 2, "select": 0.7}},
         baselines={"gkd": {"method": {"name": "gkd", "max_new_tokens": 4}, "curriculum": None, "epochs": 1}},

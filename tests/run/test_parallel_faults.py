@@ -11,7 +11,7 @@ import pytest
 
 from srd.base import parallel
 from tests.run.test_parallel import ROOT, forked, launch, worker
-from tests.run.test_resume import SRD, assert_same
+from tests.run.test_resume import SHORT, assert_same
 from tests.runs import TinyRun
 
 PATIENCE = 60  # seconds from a kill to the end of all
@@ -22,9 +22,7 @@ pytestmark = pytest.mark.xdist_group("parallel faults")  # one worker makes what
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     """What two processes make that nobody kills."""
     run = TinyRun(tmp_path_factory.mktemp("faults"))
-    run.set(
-        training=SRD, generation={"max_new_tokens": 4, "batch_size": 4}, data__train_limit=16, evaluation__seeds=[1]
-    )
+    run.set(training=SHORT, generation__batch_size=4, data__train_limit=16)
     worker("run", run.write_recipe(), run.run_dir)
     return run
 
@@ -54,7 +52,7 @@ def test_a_killed_process_under_torchrun(
 def test_a_killed_process_is_missed_by_the_other(process: int, undisturbed: TinyRun, tmp_path: Path) -> None:
     """Without a launcher: the survivor notices by itself."""
     recipe, folder = undisturbed.write_recipe(), tmp_path / "run"
-    statuses, said = forked(tmp_path, "kill", "training", 5, process, recipe, folder)
+    statuses, said = forked(tmp_path, "kill", "training", 4, process, recipe, folder)
     assert time.time() - (tmp_path / "run.killed").stat().st_mtime < PATIENCE
     assert statuses[process] == -9 and statuses[1 - process] == 1, said
     assert re.search(r"connection to another process is lost .*The same command continues", said), said

@@ -367,7 +367,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "warm start kd, sft": {"student__warm_start": {"method": "kd"}, "training": {"method": "sft", "curriculum": None}},
     "warm start seqkd": {"student__warm_start": {"method": SEQKD["method"]}, "training": GKD},
     "warm start gkd": {"student__warm_start": {"method": GKD["method"]}, "training": SEQKD},
-    "fewer layers": {"student": {"drop_layers": 2}, "teacher__sft": {"epochs": 1}},
+    "fewer layers": {"student": {"drop_layers": 1}, "teacher__sft": {"epochs": 1}},
     "live": {"cache__enabled": False, "baselines": {"kd": {"curriculum": None}}},
     "no room": {"cache__limit_gb": 1e-9},
     "lora": {"training__lora": {"r": 2}, "training__curriculum": None},

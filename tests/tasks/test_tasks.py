@@ -136,6 +136,7 @@ def test_original_formats(
     assert len(examples) == (1 if name == "xsum" else len(rows))
 
 
+@pytest.mark.xdist_group("pydocs")
 def test_pydocs_needs_no_file() -> None:
     examples = get_task("pydocs").examples(limit=3)
     assert len(examples) == 3 and all(references for references in examples["references"])

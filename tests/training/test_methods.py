@@ -141,7 +141,7 @@ def test_who_writes_the_batches(
 
 
 def test_distillm_keeps_threshold_reference_and_buffer_through_stages(
-    tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+    make_tiny_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first validation comes before training; nothing begins anew with a stage."""
     made: list[Any] = []
@@ -155,6 +155,7 @@ def test_distillm_keeps_threshold_reference_and_buffer_through_stages(
 
     monkeypatch.setattr(DistillmMethod, "rollouts", spy)
     method = {**METHODS["distillm"], "student_share": 0.5, "share_step": 0.125, "capacity": 99}
+    tiny_run = make_tiny_run(teacher={"layers": 4}, student={"layers": 2}).set(generation__max_new_tokens=8)
     tiny_run.set(training__method=method, training__curriculum={"stages": 2}, training__learning_rate=0.3)
     tiny_run.set(training__epochs=2).train()
     assert [each.steps_before for each in made] == [0, 4] and {each.steps_in_all for each in made} == {10}
@@ -200,7 +201,7 @@ def test_lora_merged(make_tiny_run: MakeRun, family: str) -> None:
 
 
 def test_lora_adapter_beside_its_base(tiny_run: TinyRun) -> None:
-    tiny_run.set(training__lora={**LORA, "merge": False}, training__learning_rate=5e-3, evaluation__seeds=[1])
+    tiny_run.set(training__lora={**LORA, "merge": False}, training__learning_rate=5e-3)
     run = tiny_run.set(data__train_limit=16, training__curriculum={"stages": 2}).run()
     assert (run.folder / "student/adapter_model.safetensors").exists()
     assert not (run.folder / "student/model.safetensors").exists()
@@ -358,10 +359,10 @@ def test_students_learn_to_stop_where_pad_is_end_of_sequence(make_tiny_run: Make
 def test_a_saved_adapter_is_a_student_or_teacher_by_itself(make_tiny_run: MakeRun) -> None:
     """The folder that `lora.merge: false` leaves names its base, so that the next run can start from it."""
     first = make_tiny_run()
-    first.set(training__lora={**LORA, "merge": False}, training__learning_rate=5e-3, evaluation__seeds=[1])
+    first.set(training__lora={**LORA, "merge": False}, training__learning_rate=5e-3)
     folder = first.set(training__curriculum=None, data__train_limit=16).train().folder / "student"
     second = make_tiny_run()
-    second.set(student=str(folder), teacher=str(folder), training__curriculum=None, evaluation__seeds=[1])
+    second.set(student=str(folder), teacher=str(folder), training__curriculum=None)
     metrics = read_json(second.run().folder / "evaluation/metrics.json")
     assert metrics["teacher"]["test"]["rouge_l"] == metrics["student"]["test"]["rouge_l"]
     # Teacher and student are one model, so that there is nothing to learn in the first step.
@@ -381,7 +382,7 @@ def test_the_teacher_writes_in_its_own_frame(make_tiny_run: MakeRun) -> None:
     tokenizer.chat_template = OTHER_FRAME
     tokenizer.save_pretrained(tiny.teacher)
     tiny.set(data__template="chat", training__method=METHODS["seqkd"], training__curriculum=None)
-    tiny.set(evaluation__temperature=0, evaluation__models=["teacher"], evaluation__seeds=[1])
+    tiny.set(evaluation__temperature=0, evaluation__models=["teacher"], generation__max_new_tokens=8)
     run = tiny.run()
     teacher = AutoModelForCausalLM.from_pretrained(tiny.teacher)
 
