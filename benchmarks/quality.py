@@ -249,9 +249,7 @@ def by_recipe(case: Case, where: Prepared, watch: Watch, start: float) -> None:
     }  # fmt: skip
     if training["method"]["name"] == "gkd":
         training["method"] = {**training["method"], "max_new_tokens": plan.tokens}
-    if training["curriculum"]:  # three stages over a third, two thirds and all of the rows
-        training["epochs"] = plan.passes / 2
-    training["evaluate_every"] = training["epochs"] / (plan.points // 3 if training["curriculum"] else plan.points)
+    training["evaluate_every"] = plan.passes / plan.points
     settings = plan.recipe(teacher=str(where.teacher), student=str(where.student), training=training)
     settings["data"] |= where.splits  # made already, as they are for the other ways
     _remove(folder)
@@ -566,7 +564,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tiny", action="store_true", help="a random model and a few rows: does everything work?")
     for name, help_text in {
         "rows": "that are trained on", "questions": "of the validation", "passes": "over the rows",
-        "points": "validations of a training, a multiple of 3", "batch-size": "rows of an optimizer step",
+        "points": "validations of a training", "batch-size": "rows of an optimizer step",
         "tokens": "longest text that a model writes", "drop": "layers of the teacher that the student lacks",
     }.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, help=f"{help_text} ({getattr(Plan, name.replace('-', '_'))})")
@@ -600,8 +598,8 @@ def main(arguments: list[str] | None = None) -> None:
     options.output = options.output.absolute()
     end = time.perf_counter() + 60 * options.minutes
     plan = plan_of(options)
-    if plan.points % 3 or plan.points > plan.steps:
-        parser.error(f"--points is {plan.points}: give a multiple of 3 that is at most {plan.steps}, the steps")
+    if plan.points > plan.steps:
+        parser.error(f"--points is {plan.points}: give at most {plan.steps}, the steps")
     folder = options.output / fingerprint(asdict(plan))[:12]
     where = Prepared(plan, folder)
     if options.prepare:

@@ -405,7 +405,7 @@ def test_the_teacher_writes_in_its_own_frame(make_tiny_run: MakeRun) -> None:
         assert line["text"] == tokenizer.decode(answer(rows[line["id"]]), skip_special_tokens=True)
     # What it says token by token is asked in the student's frame, and that is told.
     again = tiny.set(training__method="kd").open(tiny.folder / "other")
-    advance(again, "examples")
+    advance(again, "cache")
     close(again)
     (told,) = [warning for warning in again.warnings if "chat template of the teacher" in warning]
     assert str(tiny.teacher) in told and str(tiny.student) in told
