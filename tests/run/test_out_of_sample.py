@@ -102,7 +102,7 @@ def test_it_is_planned_and_wrong_settings_are_refused(tiny_run: TinyRun) -> None
 
 
 def test_plus_sets_what_is_not_set(tiny_run: TinyRun) -> None:
-    plus = tiny_run.set(training__curriculum={"preset": "plus"})
+    plus = tiny_run.set(training__curriculum={"preset": "plus"}, training__weight=0.3, training__temperature=1.5)
     recipe = validate_recipe(plus.recipe, "tiny")
     assert (recipe.data.cleaning.action, recipe.reflection.out_of_sample) == ("repair", "auto")
     assert recipe.training.curriculum is not None and recipe.training.curriculum.select == 1.0

@@ -74,14 +74,15 @@ def _uniforms(names: Sequence[str], decoding: Decoding) -> np.ndarray:
     return np.stack(rows)
 
 
-def choose(logits: Tensor, decoding: Decoding, uniform: Tensor) -> Tensor:
-    """The next tokens ``[B]`` from logits ``[B, V]``: the best, or sampled with ``uniform [B]``.
+def choose(logits: Tensor, decoding: Decoding, uniform: Tensor | None) -> Tensor:
+    """The next tokens ``[B]`` from logits ``[B, V]``: the best, or sampled with ``uniform [B]`` above temperature 0.
 
     A row whose logits are not finite gets `NO_TOKEN`, so that the caller sees it where it reads the tokens anyway.
     """
     if decoding.temperature == 0:
         tokens = logits.argmax(-1)  # the place of a NaN, where there is one
         return torch.where(torch.isfinite(logits.gather(-1, tokens[:, None])[:, 0]), tokens, NO_TOKEN)
+    assert uniform is not None
     probabilities = torch.softmax(logits.float() / decoding.temperature, -1)
     order = None
     if decoding.top_p < 1:
@@ -172,7 +173,7 @@ def _answers(
     uniform = torch.from_numpy(_uniforms(names, decoding)).to(batch.device) if sampled else None
     for position in range(decoding.max_new_tokens):
         scored = logits[:, :width] if width else logits
-        tokens = choose(scored, decoding, scored if uniform is None else uniform[:, position])
+        tokens = choose(scored, decoding, None if uniform is None else uniform[:, position])
         for place, token in enumerate(tokens.tolist()):  # all that a GPU is asked for a step
             if alive[place]:
                 answers[rows[place]].append(token)

@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 #: An A100 at about half of its peak in 16 bit.
 A100_FLOPS_PER_SECOND = 1.5e14
 CONNECT_SECONDS = 3.0
-#: The shipped recipes' models, for planning without a network.
 #: What is there where a GPU can be used: torch is not asked on machines without.
 GPU_DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+#: The shipped recipes' models, for planning without a network.
 KNOWN = Path(__file__).with_name("known.yaml")
 
 # --------------------------------------------------------------------------------------------------------- the facts
