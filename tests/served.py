@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +13,8 @@ from typing import Any
 
 import torch
 
-Reply = tuple[int, Any, dict[str, str]]  # status, JSON or text, headers
+# Status, headers, and JSON or text; or what writes the body itself, and then breaks off.
+Reply = tuple[int, Any, dict[str, str]]
 
 
 @dataclass
@@ -150,8 +152,14 @@ def serving(model: Any, tokenizer: Any, **settings: Any) -> Iterator[Served]:
 
         def _reply(self, body: Any) -> None:
             status, content, headers = served.answer(self.path, body, self.headers.get("authorization", ""))
-            data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
             self.send_response(status)
+            if callable(content):
+                self.end_headers()
+                self.close_connection = True
+                with contextlib.suppress(OSError):  # nobody reads it any more
+                    content(self.wfile)
+                return
+            data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
             for name, value in {**headers, "content-length": str(len(data))}.items():
                 self.send_header(name, value)
             self.end_headers()

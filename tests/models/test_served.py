@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from srd.base.errors import RunError, UserError
 from srd.models.engines.endpoint import ServedWriter
 from srd.models.generation import Decoding, generate_tokens
-from srd.models.served.client import Address, Client
+from srd.models.served.client import SURROUNDINGS, Address, Client
 from srd.models.served.endpoint import Endpoint
 from srd.models.served.journal import Journal
 from srd.recipe.schema import TeacherConfig
@@ -141,7 +141,16 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {  # of the ser
     "short context": ({"limit": 80}, {}, r"texts of 80 tokens.*up to 100.*--max-model-len 101"),
     "text alone": ({"ways": ("text",)}, {}, r"gives no log-probabilities.*vLLM or SGLang.*training.method=seqkd"),
     "few": ({"most": 2}, {}, r"greater than max allowed: 2"),
-    "redirect": ({"trouble": _always(307, "", {"location": "http://x/"})}, {}, r"gives no log-probabilities.*307"),
+    "redirect": (
+        {"trouble": _always(307, "", {"location": f"http://x/{KEY}"})},
+        {"key_variable": "TEACHER_KEY"},
+        r"elsewhere \(307 \(it points to http://x/\*\*\*.*teacher.endpoint",
+    ),
+    "redirect of questions alone": (
+        {"trouble": lambda number, path, body: body and (301, "", {"location": "/v2"})},
+        {},
+        r"elsewhere \(301 \(it points to /v2",
+    ),
     "page": ({"trouble": _always(200, "<html>")}, {}, r"gives no log-probabilities"),
 }
 
@@ -210,7 +219,12 @@ def _busy(times: int, reply: Reply) -> Callable[[int, str, Any], Reply | None]:
         (503, "", {"retry-after": email.utils.formatdate(time.time() - 5, usegmt=True)}),
         (500, {"error": {"message": "oh"}}, {}),
         (502, "<html>", {"retry-after": "soon"}),
+        (200, '{"choices": [{"prompt_logprobs": [null', {}),
+        (200, lambda file: file.write(b"["), {}),
+        (200, "", {}),
+        (200, "[]", {"content-encoding": "gzip"}),
     ],
+    ids=["429", "503", "500", "502", "half a JSON", "a list that is not closed", "nothing", "not gzip"],
 )
 def test_a_busy_server_is_asked_again_when_it_wants_to_be(reply: Reply, served: Served) -> None:
     asking = checked(served, patience=5.0)
@@ -233,7 +247,16 @@ def test_a_server_that_hangs_is_asked_again(served: Served) -> None:
     assert len(hung) >= 2
 
 
+def _drips(file: Any) -> None:
+    while True:
+        file.write(b" ")
+        file.flush()
+        time.sleep(0.02)
+
+
 FOR_EVER = {
+    "an answer without an end": ((200, _drips, {}), r"no answer within 0.3 seconds.*teacher.timeout=0.6"),
+    "half a JSON": ((200, '{"choices": [', {}), r"breaks off in the middle of an answer after \d+ tries.*own log"),
     "429": ((429, f"key {KEY} is over its limit", {"retry-after": "900"}), r"asks for 900 seconds.*teacher.parallel=4"),
     "429 without a word": ((429, "", {}), r"answers 429 after \d+ tries.*teacher.patience=0.6"),
     "503": ((503, "loading", {}), r"answers 503 \(loading\) after \d+ tries.*server's own log"),
@@ -245,11 +268,34 @@ def test_a_server_that_stays_busy_is_given_up_with_a_remedy(
     name: str, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEACHER_KEY", KEY)
-    asking = checked(served, key_variable="TEACHER_KEY")
+    asking = checked(served, key_variable="TEACHER_KEY", timeout=0.3)
     served.trouble = _always(*FOR_EVER[name][0])
     with pytest.raises(RunError, match=f"{FOR_EVER[name][1]}.*the same command continues") as given_up:
         asking.say("one", IDS, START)
     assert KEY not in str(given_up.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("HTTP_PROXY", "http://127.0.0.1:9", r"through a proxy \(HTTP_PROXY\), which NO_PROXY=127.0.0.1 leaves"),
+        ("ALL_PROXY", "socks5://127.0.0.1:9", "proxies or certificates cannot be used: .*unset ALL_PROXY"),
+        ("https_proxy", "ftp://me:secret@x:1", "proxies or certificates cannot be used: .*unset https_proxy"),
+        ("SSL_CERT_FILE", "/no/such/file", "proxies or certificates cannot be used: .*unset SSL_CERT_FILE"),
+    ],
+)
+def test_what_the_environment_puts_between_is_told(
+    variable: str, value: str, message: str, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (*SURROUNDINGS, "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError, match=message) as refused:
+        checked(served)
+    assert "secret" not in str(refused.value)
+    if variable == "HTTP_PROXY":
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        checked(served)
 
 
 def test_what_is_under_way_when_another_fails_is_still_given() -> None:

@@ -16,6 +16,8 @@ import queue
 import random
 import threading
 import time
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -31,7 +33,10 @@ BUSY = (408, 425, 429, 500, 502, 503, 504)  # the same request may succeed later
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds between tries: doubled from one to the other
 CONNECT_SECONDS = 10.0
 FIRST_PATIENCE = 3.0  # seconds: a server that is not there is told soon
+MOST_BYTES = 2**30  # of one answer
 SHOWN = 300  # characters of what a server says
+SURROUNDINGS = [name for upper in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY") for name in (upper, upper.lower())]
+SURROUNDINGS += ["SSL_CERT_FILE", "SSL_CERT_DIR"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,11 @@ class Answer:
         """Whether it is what was asked for."""
         return 200 <= self.status < 300
 
+    @property
+    def final(self) -> bool:
+        """Whether no other question would be answered either: the key is refused, or the server is elsewhere."""
+        return self.status in (401, 403) or 300 <= self.status < 400
+
 
 @dataclass(frozen=True)
 class _Problem:
@@ -128,7 +138,13 @@ class Client:
         self._stopped = threading.Event()
         limits = httpx2.Limits(max_connections=address.parallel, max_keepalive_connections=address.parallel)
         timeout = httpx2.Timeout(address.timeout, connect=min(CONNECT_SECONDS, address.timeout), pool=None)
-        self._http = httpx2.Client(headers=headers, timeout=timeout, limits=limits)
+        try:
+            self._http = httpx2.Client(headers=headers, timeout=timeout, limits=limits)
+        except (ValueError, ImportError, OSError) as error:  # of what the environment says of proxies and certificates
+            raise UserError(
+                f"what the environment says of proxies or certificates cannot be used: {error} Correct or unset "
+                f"{', '.join(variable for variable in SURROUNDINGS if os.environ.get(variable))}."
+            ) from error
 
     def get(self, url: str, *, first: bool = False) -> Answer:
         """`post` without a body."""
@@ -169,21 +185,41 @@ class Client:
     def _ask(self, method: str, url: str, body: Any) -> Answer | _Problem:
         address = self.address
         try:
-            response = self._http.request(method, url, json=body)
-        except httpx2.TimeoutException:
+            response, sent = self._received(method, url, body)
+        except (httpx2.TimeoutException, TimeoutError):
             remedy = f"Wait longer for an answer (teacher.timeout={2 * address.timeout:g}), or look after the server"
             return _Problem(f"gives no answer within {address.timeout:g} seconds", remedy)
-        except (httpx2.TransportError, httpx2.InvalidURL, OSError) as error:
+        except (httpx2.RequestError, httpx2.InvalidURL, OSError) as error:
             reason = self._clean(str(error)) or type(error).__name__
-            return _Problem(f"cannot be reached ({reason})", "Start the server, or correct teacher.endpoint", away=True)
-        content = _parsed(response.content)
-        said = "" if response.is_success else self._clean(_message(content) or response.text)
-        if response.status_code not in BUSY:
-            return Answer(response.status_code, content, said)
-        wanted = _retry_after(response.headers.get("retry-after"))
-        told = f"answers {response.status_code}{f' ({said})' if said else ''}"
-        if response.status_code != 429:
-            return _Problem(told, "Look at the server's own log", wanted)
+            start = f"Start the server, or correct teacher.endpoint{_proxy(url)}"
+            return _Problem(f"cannot be reached ({reason})", start, away=True)
+        content = _parsed(sent)
+        if content is None and response.is_success and sent.lstrip()[:1] in (b"", b"{", b"["):
+            remedy = f"Look at the server's own log{_proxy(url)}"
+            return _Problem("breaks off in the middle of an answer", remedy, away=True)
+        said = "" if response.is_success else _message(content) or sent.decode("utf-8", "replace")
+        if response.has_redirect_location:
+            said = f"it points to {response.headers['location']}"
+        answer = Answer(response.status_code, content, self._clean(said))
+        return self._busy(answer, response, url) if answer.status in BUSY else answer
+
+    def _received(self, method: str, url: str, body: Any) -> tuple[httpx2.Response, bytes]:
+        """A response and all that it holds: a server that never ends it has not answered in time."""
+        until, parts, size = time.monotonic() + self.address.timeout, [], 0
+        with self._http.stream(method, url, json=body) as response:
+            for part in response.iter_bytes():
+                parts.append(part)
+                size += len(part)
+                if time.monotonic() > until or size > MOST_BYTES:
+                    raise TimeoutError
+        return response, b"".join(parts)
+
+    def _busy(self, answer: Answer, response: httpx2.Response, url: str) -> _Problem:
+        """A server that may answer the same request later."""
+        address, wanted = self.address, _retry_after(response.headers.get("retry-after"))
+        told = f"answers {answer.status}{f' ({answer.said})' if answer.said else ''}"
+        if answer.status != 429:
+            return _Problem(told, f"Look at the server's own log{_proxy(url)}", wanted)
         told += f" and asks for {wanted:.0f} seconds" if wanted else ""
         longer = max(2 * address.patience, 2 * wanted)
         gently = f"Ask more gently (teacher.parallel={max(1, address.parallel // 2)}), or wait longer"
@@ -261,6 +297,15 @@ def _parsed(content: bytes) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError):
         return None
+
+
+def _proxy(url: str) -> str:
+    """What else helps where the environment puts a proxy between."""
+    parts, named = urllib.parse.urlsplit(url), urllib.request.getproxies()
+    between = next((f"{kind}_proxy" for kind in (parts.scheme, "all") if kind in named), None)
+    if between is None or urllib.request.proxy_bypass(parts.netloc):
+        return ""
+    return f"; it is asked through a proxy ({between.upper()}), which NO_PROXY={parts.hostname} leaves out"
 
 
 def _message(content: Any) -> str:

@@ -97,7 +97,7 @@ class Endpoint:
 
     def _entry(self, models: Answer) -> dict[str, Any]:
         """What the server lists of the model; nothing where it lists no models."""
-        if models.status in (401, 403):
+        if models.final:
             raise UserError(self._refusal(models))
         data = models.body.get("data") if isinstance(models.body, dict) else None
         if not models.fine or not isinstance(data, list):
@@ -153,7 +153,7 @@ class Endpoint:
         return self._parsed(dialect, answer)
 
     def _parsed(self, dialect: Dialect, answer: Answer) -> list[Position]:
-        if answer.status in (401, 403):
+        if answer.final:
             raise UserError(self._refusal(answer))
         if not answer.fine:
             raise Malformed(f"{answer.status} {answer.said}".rstrip())
@@ -226,7 +226,7 @@ class Endpoint:
     def _positions(self, dialect: Dialect, ids: Sequence[int], start: int, top: int) -> list[Position]:
         """What is said of the tokens from ``start`` on, each checked."""
         answer = self.client.post(*dialect.question(self.address, ids, top, start))
-        if answer.status in (401, 403) or (self._dialect is not None and not answer.fine):
+        if answer.final or (self._dialect is not None and not answer.fine):
             raise UserError(self._refusal(answer, len(ids)))
         told, wanted = self._parsed(dialect, answer), len(ids) - start
         if len(told) < wanted or (dialect.from_first and len(told) != len(ids)):
@@ -291,6 +291,11 @@ class Endpoint:
             return (
                 f"{address.shown} asks for a key ({answer.status}). Put it into an environment variable and name that: "
                 "export TEACHER_API_KEY=…, teacher.api_key_env=TEACHER_API_KEY."
+            )
+        if answer.final:
+            return (
+                f"{address.shown} is elsewhere ({answer.status}{said}), and nothing is sent there by itself. Set "
+                "teacher.endpoint to its own address."
             )
         if answer.status == 404:
             return (
