@@ -447,16 +447,14 @@ def measure(plan: Plan, device: torch.device, systems: Sequence[str] = tuple(SYS
             with tempfile.TemporaryDirectory() as folder:
                 if profile == plan.texts[0][0]:  # what is loaded at the first use is nobody's time
                     attempt(functools.partial(sft, work, Path(folder)), device)
-                for name, system in SYSTEMS.items():
-                    if name not in systems:
-                        continue
+                for name in systems:
                     key = f"{teacher_name} → {student_name}/{profile}/{name}"
                     if name == "trl" and find_spec("trl") is None:
                         yield key, {"failed": "TRL is not installed"}
                     elif time.perf_counter() > end:
                         yield key, {"failed": "no time was left"}
                     else:
-                        yield key, attempt(functools.partial(system, work, Path(folder)), device)
+                        yield key, attempt(functools.partial(SYSTEMS[name], work, Path(folder)), device)
         del teacher
 
 
@@ -528,7 +526,13 @@ def main() -> None:
     parser.add_argument(
         "--pairs", nargs="+", choices=[name for name, _ in Plan.pairs], help="with these teachers alone"
     )
-    parser.add_argument("--systems", nargs="+", choices=[*SYSTEMS], default=[*SYSTEMS], help="these alone")
+    parser.add_argument(
+        "--systems",
+        nargs="+",
+        choices=[*SYSTEMS],
+        default=[*SYSTEMS],
+        help="these alone, in this order; kd and trainer come after build",
+    )
     parser.add_argument("--document", action="store_true", help="put the table into docs/speed.md")
     options = parser.parse_args()
     if not torch.cuda.is_available() and not options.tiny:

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -435,25 +435,30 @@ def missing(system: str) -> str:
     return "TRL is not installed" if system.startswith("trl") and find_spec("trl") is None else ""
 
 
-def measure_system(
-    system: str, where: Prepared, seeds: int, rates: list[float], same: list[str], end: float = math.inf
-) -> str:
-    """All trainings of a way: the first seed with every rate, the others with the best; why it failed, or nothing."""
-    if why := missing(system):
-        return why
+def measure_all(
+    systems: list[str], where: Prepared, seeds: int, rates: list[float], run: Callable[[Case], str], jobs: int
+) -> dict[str, str]:
+    """All trainings, ``jobs`` side by side; why ways failed.
 
-    def run(case: Case) -> str:
-        given = ["--case", json.dumps(asdict(case))]
-        file = case.file(where.folder)
-        return child([*same, *given], file, where.folder / "logs" / f"{file.stem}.txt", end)
-
-    tried = [Case(system, 0, rate) for rate in rates]
-    failed = [why for why in map(run, tried) if why]
-    if len(failed) == len(tried):
-        return failed[0]
-    best = best_rate(where, system, rates)
-    failed = [why for seed in range(1, seeds) if (why := run(Case(system, seed, best)))]
-    return failed[0] if failed else ""
+    The first seed of every way with every rate comes first, then the other seeds with the best of these.
+    """
+    failed = {name: why for name in systems if (why := missing(name))}
+    with ThreadPoolExecutor(jobs) as pool:
+        ways = [name for name in systems if name not in failed]
+        tried = {pool.submit(run, Case(name, 0, rate)): name for name in ways for rate in rates}
+        whys: dict[str, list[str]] = {name: [] for name in ways}
+        others: list[tuple[str, Future[str]]] = []
+        for ended in as_completed(tried):
+            name = tried[ended]
+            whys[name].append(ended.result())
+            if len(whys[name]) < len(rates):
+                continue
+            if all(whys[name]):
+                failed[name] = whys[name][0]
+            else:
+                best = best_rate(where, name, rates)
+                others += [(name, pool.submit(run, Case(name, seed, best))) for seed in range(1, seeds)]
+    return {**{name: why for name, ended in reversed(others) if (why := ended.result())}, **failed}
 
 
 def best_rate(where: Prepared, system: str, rates: list[float]) -> float:
@@ -573,7 +578,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each way")
     parser.add_argument("--rates", type=float, nargs="+", default=[5e-5, 1e-4, 2e-4], help="learning rates to try")
     parser.add_argument("--systems", choices=[*TITLES], nargs="+", default=[*TITLES], help="ways to go")
-    parser.add_argument("--jobs", type=int, default=1, help="ways side by side, which makes times worth less")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, which makes times worth less")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin nothing more after these")
     parser.add_argument("-o", "--output", type=Path, default=FOLDER, help="where all is kept")
     parser.add_argument("--document", action="store_true", help="put table and plot into docs/")
@@ -616,9 +621,13 @@ def main(arguments: list[str] | None = None) -> None:
     if failed := child([*same, "--prepare"], folder / "prepared.json", folder / "logs" / "prepare.txt"):
         sys.exit(f"teacher and student could not be made: {failed}")
     how = options.seeds, options.rates
-    with ThreadPoolExecutor(options.jobs) as pool:
-        ends = pool.map(lambda name: measure_system(name, where, *how, same, end), options.systems)
-        reasons = {name: why for name, why in zip(options.systems, ends, strict=True) if why}
+
+    def run(case: Case) -> str:
+        file = case.file(folder)
+        given = ["--case", json.dumps(asdict(case))]
+        return child([*same, *given], file, folder / "logs" / f"{file.stem}.txt", end)
+
+    reasons = measure_all(options.systems, where, *how, run, options.jobs)
     found = {name: results_of(where, name, *how) for name in options.systems}
     show(options, where, found, reasons)
 

@@ -91,3 +91,24 @@ def test_the_table_compares_with_the_best_peer(tmp_path: Path) -> None:
     assert rows["ours, preset: plus"][5:7] == ["not reached", "–"]
     assert "TRL GKDTrainer, on-policy (lmbda 1): TRL is not installed" in text
     assert quality.plot(content, found).count("<path") >= 4
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_every_way_is_searched_before_any_is_trained_again(tmp_path: Path, jobs: int) -> None:
+    where = quality.Prepared(quality.TINY, tmp_path)
+    ran: list[tuple[str, int, float]] = []
+
+    def run(case: quality.Case) -> str:
+        ran.append((case.system, case.seed, case.rate))
+        if case.system == "plus" or case.rate > 1:
+            return f"{case.system} at {case.rate} failed"
+        write_json(case.file(tmp_path), result(case.rate, 10, 1e5 * case.rate, system=case.system, seed=case.seed))
+        return ""
+
+    failed = quality.measure_all(["kd", "plus", "conventional"], where, 3, [1e-4, 2e-4], run, jobs)
+    first = {(name, 0, rate) for name in ("kd", "plus", "conventional") for rate in (1e-4, 2e-4)}
+    if jobs == 1:
+        assert set(ran[:6]) == first
+    assert sorted(set(ran) - first) == [(name, seed, 2e-4) for name in ("conventional", "kd") for seed in (1, 2)]
+    assert [*failed] == ["plus"]
+    assert quality.measure_all(["kd"], where, 2, [1e-4, 2.0], run, 1) == {}, "one rate that fails costs no other"
