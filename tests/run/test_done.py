@@ -20,9 +20,10 @@ from srd.base.errors import UserError
 from srd.base.files import file_digest, read_json
 from srd.recipe.reading import validate_recipe
 from srd.run.flow import check_written, planned_steps
+from srd.run.manifest import Manifest
 from srd.run.steps.base import key_of
 from srd.tasks.base import TASKS
-from tests.runs import TinyRun, steps_finished, tiny_rows, write_rows
+from tests.runs import TinyRun, close, steps_finished, tiny_rows, write_rows
 from tests.tiny import save_tiny
 
 pytestmark = pytest.mark.xdist_group("done")  # one worker makes what all of these compare with
@@ -92,11 +93,22 @@ DAMAGED = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_made_good(done: TinyRun, again: TinyRun, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """One file of each kind at a time costs a run each; all of them at once cost one, and are all named."""
-    for name in DAMAGED:
-        DAMAGES[damage](again.run_dir / name)
+def test_damage_is_noticed(again: TinyRun) -> None:
+    """Of each file in each way, which takes no run."""
+    manifest = Manifest(again.run_dir)
+    for (name, step), (kind, damage) in itertools.product(DAMAGED.items(), DAMAGES.items()):
+        path = again.run_dir / name
+        intact = path.read_bytes()
+        damage(path)
+        assert manifest.damaged(step) == [path], kind
+        path.write_bytes(intact)
+        assert manifest.damaged(step) == []
+
+
+def test_damage_is_made_good(done: TinyRun, again: TinyRun, capsys: pytest.CaptureFixture[str]) -> None:
+    """One file of each kind at a time costs a run each; all of them at once, in turn, cost one, and are all named."""
+    for name, damage in zip(DAMAGED, itertools.cycle(DAMAGES.values())):
+        damage(again.run_dir / name)
     assert redone(again) == set(DAMAGED.values())
     told = " ".join(capsys.readouterr().err.split())
     for step in set(DAMAGED.values()):
@@ -104,7 +116,7 @@ def test_damage_is_made_good(done: TinyRun, again: TinyRun, damage: str, capsys:
     assert contents(again.run_dir) == contents(done.run_dir)
 
 
-@pytest.mark.parametrize("name", ["student/model.safetensors", "stages/1/model/config.json", "cache"])
+@pytest.mark.parametrize("name", ["student/model.safetensors", "stages/1/model/config.json"])
 def test_no_more_is_made_again_than_needs_be(again: TinyRun, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from srd.training.trainer import DistillTrainer
 
@@ -112,10 +124,8 @@ def test_no_more_is_made_again_than_needs_be(again: TinyRun, name: str, monkeypa
     step = DistillTrainer.training_step
     monkeypatch.setattr(DistillTrainer, "training_step", lambda self, *a, **n: (taken.append(self.args.output_dir),
                                                                                step(self, *a, **n))[1])  # fmt: skip
-    path = next((again.run_dir / "cache").rglob("shard-*.safetensors")) if name == "cache" else again.run_dir / name
-    path.write_bytes(b"damaged")
-    expected = {"cache"} if name == "cache" else {"train/srd"}
-    assert redone(again) == expected
+    (again.run_dir / name).write_bytes(b"damaged")
+    assert redone(again, "train/srd") == {"train/srd"}
     assert {Path(folder).name for folder in taken} == ({"1"} if name.startswith("stages") else set())
 
 
@@ -254,17 +264,32 @@ DECIDES: list[tuple[dict[str, Any], set[str]]] = [
 ]
 
 
-def keys_of(tiny: TinyRun, folder: Path) -> dict[str, str]:
-    """What stands for every step of a run, without making one."""
+def keys_of(tiny: TinyRun, folder: Path | None = None) -> dict[str, str]:
+    """What stands for every step of a run, without making one; in a folder where nothing is made yet, as if it were."""
     run = tiny.open(folder)
-    shutil.copytree(tiny.teacher, run.files.teacher)  # as if it were tuned
-    shutil.copytree(tiny.run_dir / "examples", run.files.examples("train").parent)
+    if folder is not None:
+        shutil.copytree(tiny.teacher, run.files.teacher)  # as if it were tuned
+        shutil.copytree(tiny.run_dir / "examples", run.files.examples("train").parent)
     try:
         for step in planned_steps(run.recipe):
             run.keys[step.name] = key_of(run, step)
         return dict(run.keys)
     finally:
-        run._lock.close()
+        close(run)
+
+
+def changed(tiny: TinyRun, before: dict[str, str]) -> set[str]:
+    """The steps that are to be made again, but for the cards of the models."""
+    after = keys_of(tiny)
+    return {name for name in after if after[name] != before.get(name)} - {"cards"}
+
+
+def test_a_step_is_made_again_if_what_stands_for_it_changes(again: TinyRun) -> None:
+    """So that the tests below need make nothing."""
+    before = keys_of(again)
+    again.set(evaluation__temperature=0.0)
+    assert changed(again, before) == {"evaluation"} == redone(again)
+    assert changed(again, keys_of(again)) == set() == redone(again)
 
 
 def test_every_setting_makes_again_what_it_decides_and_no_more(done: TinyRun, tmp_path: Path) -> None:
@@ -283,8 +308,8 @@ def test_every_setting_makes_again_what_it_decides_and_no_more(done: TinyRun, tm
     for number, (change, expected) in enumerate(DECIDES):
         tiny.recipe = json.loads(json.dumps(recipe))
         after = keys_of(tiny.set(**change), tmp_path / str(number))
-        changed = {name for name in after if after[name] != before[name]} - last
-        wrong += [(change, changed)] if changed != expected else []
+        other = {name for name in after if after[name] != before[name]} - last
+        wrong += [(change, other)] if other != expected else []
     assert not wrong, wrong
 
 
@@ -302,10 +327,10 @@ def test_a_folder_a_pattern_and_home_are_read_as_content(
     shutil.copy(again.rows, home / "data" / "train.jsonl")
     for name in ("~/data", "~/data/train.jsonl"):
         shutil.copy(again.rows, home / "data" / "train.jsonl")
-        again.set(data__train=name).advance("reflection")
-        assert redone(again, "reflection") == set()
+        before = keys_of(again.set(data__train=name))
+        assert changed(again, before) == set()
         edit_rows(again, home / "data" / "train.jsonl")
-        assert redone(again, "reflection") == {"examples", "reflection"}, name
+        assert changed(again, before) == {*before} - {"teacher", "student", "cards"}, name
 
 
 def test_an_edited_benchmark_is_answered_again(again: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,10 +339,10 @@ def test_an_edited_benchmark_is_answered_again(again: TinyRun, tmp_path: Path, m
     monkeypatch.setitem(TASKS._registered, "gsm8k", short)
     row = {"question": "How many apples?", "answer": "12 in all.\n#### 12"}
     path = write_rows(tmp_path / "gsm8k.jsonl", [row] * 2)
-    again.set(evaluation__tasks=[{"name": "gsm8k", "path": str(path)}]).advance()
-    assert redone(again) == set()
+    before = keys_of(again.set(evaluation__tasks=[{"name": "gsm8k", "path": str(path)}]))
+    assert changed(again, before) == set()
     write_rows(path, [row] * 3)
-    assert redone(again) == {"evaluation"}
+    assert changed(again, before) == {"evaluation"} == redone(again)
     details = read_json(again.run_dir / "evaluation/details.json")
     assert details["tasks"]["gsm8k"]["examples"] == 3
 
@@ -326,22 +351,25 @@ def test_every_file_of_a_model_counts(again: TinyRun, tmp_path: Path) -> None:
     student = tmp_path / "student"
     shutil.copytree(again.student, student)
     (student / "modeling_x.py").write_text("A = 1")
-    again.set(student=str(student)).train()
+    before = keys_of(again.set(student=str(student)))
     (student / "README.md").write_text("about it")
-    assert redone(again, "train/srd") == set()
+    assert changed(again, before) == set()
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "modeling_x.py"):
         text = (student / name).read_text(encoding="utf-8")
         (student / name).write_text(text + "\n# changed" if name.endswith(".py") else text.rstrip()[:-1] + " \n}")
-        assert {"student", "reflection", "train/srd"} <= redone(again, "train/srd"), name
+        assert {"student", "reflection", "train/srd"} <= changed(again, before), name
+        before = keys_of(again)
 
 
 def test_a_changed_chat_template_makes_everything_again(make_tiny_run: Callable[..., TinyRun]) -> None:
     tiny = make_tiny_run("qwen2")
-    tiny.set(data__template="chat", training=SRD).advance()
+    tiny.set(data__template="chat", training=SRD).advance("examples")
+    before = keys_of(tiny)
     for folder in (tiny.teacher, tiny.student):
         path = folder / "chat_template.jinja"
         path.write_text(path.read_text(encoding="utf-8").replace("<|im_start|>", "<|im_start|> "), encoding="utf-8")
-    assert redone(tiny) == {"teacher", "cache", "student", "reflection", "ranking", "train/srd", "evaluation"}
+    made = {"teacher", "cache", "student", "reflection", "ranking", "train/srd", "evaluation"}
+    assert changed(tiny, before) == made
 
 
 def test_a_changed_plugin_makes_trainings_again(again: TinyRun, tmp_path: Path) -> None:
@@ -350,12 +378,13 @@ def test_a_changed_plugin_makes_trainings_again(again: TinyRun, tmp_path: Path) 
     plugin, beside = tmp_path / "mine.py", tmp_path / "mine_too.py"
     beside.write_text("X = 1\n")
     plugin.write_text("import sys\nsys.path.insert(0, __file__.rpartition('/')[0])\nimport mine_too\n")
-    again.set(plugins=[str(plugin)]).advance()
-    assert redone(again) == set()
+    before = keys_of(again.set(plugins=[str(plugin)]))
+    assert changed(again, before) == set()
     beside.write_text("X = 2\n")
-    assert redone(again) == {"train/srd", "evaluation"}
+    assert changed(again, before) == {"train/srd", "evaluation"}
+    before = keys_of(again)
     plugin.write_text(plugin.read_text() + "Y = 1\n")
-    assert redone(again) == {"train/srd", "evaluation"}
+    assert changed(again, before) == {"train/srd", "evaluation"}
     assert plugins.plugin_files(str(plugin)) == [plugin, beside]
 
 
@@ -413,7 +442,7 @@ def test_files_of_the_user_are_neither_removed_nor_read(again: TinyRun) -> None:
 def test_a_model_changed_in_place_is_another_model(again: TinyRun, tmp_path: Path) -> None:
     teacher = tmp_path / "teacher"
     save_tiny(teacher, "llama", seed=1)
-    again.set(teacher=str(teacher)).advance()
-    assert redone(again) == set()
+    before = keys_of(again.set(teacher=str(teacher)))
+    assert changed(again, before) == set()
     save_tiny(teacher, "llama", seed=3)
-    assert redone(again) == {"teacher", "cache", "train/srd", "evaluation"}
+    assert changed(again, before) == {"teacher", "cache", "train/srd", "evaluation"}

@@ -164,25 +164,19 @@ def test_running_again_keeps_every_step(again: TinyRun) -> None:
                            "evaluation", "cards"}  # fmt: skip
 
 
-def test_another_teacher_redoes_the_cache(again: TinyRun, tmp_path: Path) -> None:
+def test_another_teacher_has_a_cache_of_its_own(again: TinyRun, tmp_path: Path) -> None:
     before, folders = steps_finished(again.run_dir), set((again.run_dir / "cache").iterdir())
-    again.set(teacher=str(save_tiny(tmp_path / "other", "llama", seed=9))).advance()
-    assert redone(again.run_dir, before) == {"teacher", "cache", "train/kd", "train/srd", "evaluation", "cards"}
+    again.set(teacher=str(save_tiny(tmp_path / "other", "llama", seed=9))).advance("cache")
+    assert redone(again.run_dir, before) == {"teacher", "cache"}
     assert len(set((again.run_dir / "cache").iterdir()) - folders) == 1
 
 
-def test_another_template_asks_the_teacher_again(again: TinyRun) -> None:
-    path = again.run_dir / "evaluation/predictions/teacher.test.1.scores.json"
+def test_another_template_asks_the_teacher_again(tiny_run: TinyRun) -> None:
+    tiny_run.set(evaluation__models=["teacher"], data__train_limit=8, training__curriculum=None).advance()
+    path = tiny_run.run_dir / "evaluation/predictions/teacher.test.1.scores.json"
     before = read_json(path)["fingerprint"]
-    again.set(data__template="Q: {instruction} {input}\nA:").advance()
+    tiny_run.set(data__template="Q: {instruction} {input}\nA:").advance()
     assert read_json(path)["fingerprint"] != before
-
-
-def test_changed_rows_redo_everything_that_reads_them(again: TinyRun, tmp_path: Path) -> None:
-    before = steps_finished(again.run_dir)
-    rows = [{**row, "output": row["output"] + " Yes."} for row in tiny_rows()]
-    again.set(data__train=str(write_rows(tmp_path / "rows.jsonl", rows))).advance()
-    assert redone(again.run_dir, before) == set(before) - {"teacher", "student"}
 
 
 def test_lost_file_is_made_again(again: TinyRun) -> None:
@@ -194,22 +188,18 @@ def test_lost_file_is_made_again(again: TinyRun) -> None:
     assert (again.run_dir / "curriculum/ranked.parquet").read_bytes() == old
 
 
-def test_damaged_cache_shard_is_built_again(again: TinyRun) -> None:
+def test_a_damaged_or_lost_cache_shard_is_built_again(again: TinyRun) -> None:
     (shard,) = (again.run_dir / "cache").glob("*/shard-*.safetensors")
-    intact = shard.read_bytes()
+    intact, before = shard.read_bytes(), steps_finished(again.run_dir)
     shard.write_bytes(intact[:-8] + b"\0\0\xc0\x7f\0\0\xc0\x7f")
-    again.set(training__learning_rate=3e-3).train()
+    again.advance("cache")
     assert shard.read_bytes() == intact
     assert any("damaged" in warning for warning in read_json(again.run_dir / "manifest.json")["warnings"])
-
-
-def test_lost_cache_shard_is_built_again(again: TinyRun) -> None:
-    (shard,) = (again.run_dir / "cache").glob("*/shard-*.safetensors")
-    intact = shard.read_bytes()
     shard.unlink()
     shard.with_suffix(".json").unlink()
-    again.set(training__learning_rate=3e-3).train()
+    again.advance("cache")
     assert shard.read_bytes() == intact
+    assert redone(again.run_dir, before) <= {"cache"}  # the same second may be noted again
 
 
 def test_moved_run_directory_keeps_its_steps(again: TinyRun, tmp_path: Path) -> None:
@@ -219,6 +209,7 @@ def test_moved_run_directory_keeps_its_steps(again: TinyRun, tmp_path: Path) -> 
     assert steps_finished(again.run_dir) == before
 
 
+@pytest.mark.slow  # killed runs are compared with undisturbed ones in the same way
 def test_two_runs_give_the_same_bytes(done: TinyRun, tmp_path: Path) -> None:
     run_dir = tmp_path / "second"
     done.advance(run_dir=run_dir)
@@ -241,7 +232,7 @@ def test_teacher_sft_shortened_student_and_warm_start(tiny_run: TinyRun) -> None
     tiny_run.set(data__train_limit=16)
     tiny_run.set(teacher={"model": str(tiny_run.teacher), "sft": quick})
     tiny_run.set(student={"drop_layers": 1, "warm_start": {**quick, "method": "kd"}})
-    run = tiny_run.run()
+    run = tiny_run.set(training__curriculum={"stages": 1}).train()
     folder = run.folder
     assert {"start", "student", "teacher"} <= {path.name for path in folder.iterdir() if path.is_dir()}
     assert not (folder / "teacher-sft").exists() and not (folder / "warm-start").exists()
@@ -249,14 +240,14 @@ def test_teacher_sft_shortened_student_and_warm_start(tiny_run: TinyRun) -> None
     assert config["num_hidden_layers"] == 1
     assert {row["arm"] for row in logged(folder)} == {"teacher_sft", "warm_start", "srd"}
     before = steps_finished(folder)
-    tiny_run.run()
+    tiny_run.train()
     assert steps_finished(folder) == before
     assert run.manifest.steps["student"]["summary"]["dropped_layers"]
 
 
 def test_shared_cache_serves_a_second_run(tiny_run: TinyRun, tmp_path: Path) -> None:
-    tiny_run.set(cache__dir=str(tmp_path / "shared"), training__curriculum=None)
-    tiny_run.train()
+    tiny_run.set(cache__dir=str(tmp_path / "shared"), training__curriculum=None, data__train_limit=16)
+    tiny_run.advance("cache")
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "shared").rglob("shard-*")}
     tiny_run.set(seed=0, training__objective="rkl").train(tmp_path / "second")
     assert kept and {path: path.stat().st_mtime_ns for path in (tmp_path / "shared").rglob("shard-*")} == kept
@@ -264,16 +255,11 @@ def test_shared_cache_serves_a_second_run(tiny_run: TinyRun, tmp_path: Path) -> 
 
 
 def test_live_teacher_gives_the_losses_of_the_cache(done: TinyRun, tmp_path: Path) -> None:
-    recipe = json.loads(json.dumps(done.recipe))
-    done.set(cache__enabled=False)
-    try:
-        done.train(tmp_path / "live")
-    finally:
-        done.recipe = recipe
+    done.twin().set(cache__enabled=False).advance("train/srd", run_dir=tmp_path / "live")
     assert not (tmp_path / "live/cache").exists()
 
     def losses(folder: Path) -> list[float]:
-        return [row["loss"] for row in logged(folder) if "loss" in row]
+        return [row["loss"] for row in logged(folder) if "loss" in row and row["arm"] == "srd"]
 
     assert losses(tmp_path / "live") == pytest.approx(losses(done.run_dir), abs=1e-4)  # the cache is in float16
 
@@ -286,8 +272,9 @@ def test_training_texts_are_tokenised_once_a_run(tiny_run: TinyRun, monkeypatch:
         return encode(encoder, examples, *arguments, **named)
 
     monkeypatch.setattr(Encoder, "encode", spy)
-    tiny_run.set(baselines={"kd": {"curriculum": None}}, training__curriculum={"reflect_again": True}).run()
-    assert sorted(encoded) == [4, len(tiny_rows()) - 8]  # validation and train, for reflection and every training
+    curriculum = {"reflect_again": True, "stages": 2}
+    tiny_run.set(baselines={"kd": {"curriculum": None}}, training__curriculum=curriculum, data__train_limit=16).train()
+    assert sorted(encoded) == [4, 16]  # validation and train, for reflection and every training
 
 
 def test_curate_writes_growing_stages_for_other_trainers(again: TinyRun, tmp_path: Path) -> None:
