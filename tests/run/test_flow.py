@@ -22,7 +22,7 @@ from srd.run.steps.evaluation import Evaluation, benchmarks
 from srd.run.steps.reflection import Reflection
 from srd.run.steps.training import Training
 from srd.tasks.base import TASKS
-from tests.runs import TinyRun, close, logged, steps_finished, tiny_rows, write_rows
+from tests.runs import TinyRun, close, logged, steps_finished, write_rows
 from tests.tiny import save_tiny
 
 pytestmark = pytest.mark.xdist_group("flow")  # one worker makes what all of these compare with
