@@ -81,11 +81,17 @@ def recipe_page() -> str:
     """Every section of a recipe with its fields."""
     schema = Recipe.model_json_schema()
     parts = [MADE, "# Recipe fields", ABOUT_FIELDS]
+    shown: dict[str, dict[str, Any]] = {}
     for path, section in sections(schema):
-        described = " ".join(str(section.get("description", "")).split())
+        described, fields = " ".join(str(section.get("description", "")).split()), section.get("properties", {})
+        same = next((other for other, own in shown.items() if own and own.items() <= fields.items()), None)
+        shown[path] = fields
+        if same:
+            described = f"{described} All fields of `{same}`, and these:".strip()
         rows = [
             f"| `{name}` | {kind(field)} | {value(field)} | {text(str(field.get('description', '')))} |"
-            for name, field in section.get("properties", {}).items()
+            for name, field in fields.items()
+            if not same or name not in shown[same]
         ]
         parts += [f"## {path}", plain(described)] if described else [f"## {path}"]
         parts.append("\n".join(["| field | type | default | what it is |", "|---|---|---|---|", *rows]))

@@ -16,7 +16,7 @@ from srd.base.settings import LONGEST_NAME, FolderName, Named, OffIsAWord, Secti
 from srd.curation.detectors.base import DETECTORS
 from srd.curation.scores.base import PASSES, measured_needs, scores_of
 from srd.curation.settings import CurriculumConfig, ReflectionConfig
-from srd.data.settings import DataConfig
+from srd.data.settings import CleaningConfig, DataConfig
 from srd.evaluation.settings import EvaluationConfig
 from srd.models.engines.base import GenerationConfig
 from srd.models.settings import ClusterConfig, ModelConfig, ServedConfig
@@ -135,6 +135,16 @@ class OneOfSeveral(TeacherConfig):
         return [self.rows] if isinstance(self.rows, str) else self.rows or []
 
 
+class BaselineConfig(TrainingConfig):
+    """A training to compare with."""
+
+    cleaning: bool = Field(
+        True,
+        description="false: on the rows as they came, with a teacher and a starting student made from those, as "
+        "without data.cleaning",
+    )
+
+
 SERVED = ("model", "revision", "name", "weight", "rows")  # what a served teacher has beside the settings of its server
 OF_A_MODEL = ("revision", "adapter", "trust_remote_code")  # say how a model is found, and nothing without one
 
@@ -248,7 +258,7 @@ class Recipe(Section):
     reflection: ReflectionConfig = Field(ReflectionConfig(), description="how the student reflects")
     cache: CacheConfig = Field(CacheConfig(), description="the teacher cache")
     training: TrainingConfig = Field(TrainingConfig(curriculum=CurriculumConfig()), description="the main training")
-    baselines: dict[str, TrainingConfig] = Field({}, description="trainings to compare with: changes to `training`")
+    baselines: dict[str, BaselineConfig] = Field({}, description="trainings to compare with: changes to `training`")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="the comparison at the end")
 
     @model_validator(mode="before")
@@ -462,6 +472,16 @@ class Recipe(Section):
     def arms(self) -> dict[str, TrainingConfig]:
         """Every training that is compared at the end, by label, the main one last."""
         return {**self.baselines, self.training.label: self.training}
+
+    def takes_uncleaned(self, label: str) -> bool:
+        """Whether a training is a baseline on the rows as they came, where the others have cleaned ones."""
+        return label in self.baselines and not self.baselines[label].cleaning and self.data.cleaning.changes_rows
+
+    @property
+    def without_cleaning(self) -> Recipe:
+        """The same on the rows as they came."""
+        data = self.data.model_copy(update={"cleaning": CleaningConfig()})
+        return self.model_copy(update={"data": data})
 
     @property
     def student_trainings(self) -> list[TrainingConfig]:

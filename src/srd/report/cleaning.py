@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow  # type: ignore[import-untyped]
 from markupsafe import Markup
 
-from srd.base.text import percent
+from srd.base.text import many, percent
 from srd.curation.cleaning import bad_end
 from srd.curation.detectors.base import DETECTORS, REWRITTEN, reason_of
 from srd.report.answers import Answer, Card, by_id, card
@@ -19,6 +19,7 @@ from srd.report.tables import Column, Table, to_html
 
 SUREST = 20  # rows of each reason
 BINS = 40
+UNDAMAGED = "not damaged"
 OUTERMOST = 0.5  # per cent of the rows beyond each end of a plot
 
 
@@ -39,12 +40,14 @@ def cleaning_section(run: RunFiles) -> dict[str, Any]:
     why[(why == "") & marks["repaired"].to_numpy(zero_copy_only=False).astype(bool)] = REWRITTEN
     names, counts = np.unique(why[why != ""].astype(str), return_counts=True)
     reasons = [str(names[i]) for i in np.argsort(-counts, kind="stable")]
+    damage = damage_table(marks, run.corruption())
     plots = {f"{name}: rows that {reason_of(name)}": score_plot(marks, name, row) for name, row in detectors.items()}
     return {
         "marked": to_html(reason_table(why, reasons, detectors)),
         "score_plots": {caption: plot for caption, plot in plots.items() if plot},
         "blind": [name for name, row in detectors.items() if not row["can_tell"]],
         "reasons": [reason(run, marks, why, name) for name in reasons],
+        "damage": to_html(damage) if damage else None,
         "action": str(((run.recipe.get("data") or {}).get("cleaning") or {}).get("action")),
     }
 
@@ -59,6 +62,43 @@ def reason_table(why: Any, reasons: list[str], detectors: dict[str, Row]) -> Tab
         rows.append([reason_of(name), name, count, count / len(why), detectors.get(name, {}).get("auc")])
     right = int((why == "").sum())
     return Table(columns, [*rows, ["are not marked", None, right, right / len(why), None]])
+
+
+def damage_table(marks: pyarrow.Table, damaged: dict[str, str]) -> Table | None:
+    """How many rows were marked of each kind of damage that was made on purpose; None where there is none.
+
+    Args:
+        marks: What was found of each row.
+        damaged: Id of each damaged row -> kind of damage; the cleaning has not seen it.
+    """
+    if not damaged:
+        return None
+    kinds = np.array([damaged.get(name, UNDAMAGED) for name in marks["id"].to_pylist()])
+    wrong = marks["wrong"].to_numpy(zero_copy_only=False).astype(bool)
+    repaired = marks["repaired"].to_numpy(zero_copy_only=False).astype(bool)
+    columns = [Column("Rows that were"), *(Column(title, digits=0) for title in ("Rows", "Marked"))]
+    columns += [Column("Share", show=percent), Column("Answered anew", digits=0)]
+    rows: list[list[Any]] = []
+    for kind in [*sorted(set(damaged.values())), UNDAMAGED]:
+        own = kinds == kind
+        found = int((own & wrong).sum())
+        share = found / int(own.sum()) if own.any() else None
+        rows.append([kind, int(own.sum()), found, share, int((own & wrong & repaired).sum())])
+    return Table(columns, rows)
+
+
+def found_sentences(run: RunFiles) -> list[str]:
+    """Say how many rows were marked as wrong, and, where rows were damaged on purpose, how many of those."""
+    marks = read_parquet(run.files.marked, columns=["id", "wrong", "repaired"])
+    if not len(marks):
+        return []
+    wrong, repaired = (int(np.sum(marks[name].to_numpy(zero_copy_only=False))) for name in ("wrong", "repaired"))
+    told = f"Cleaning marked {wrong:,} of {many(len(marks), 'training row')}"
+    table = damage_table(marks, run.corruption())
+    if table is not None:
+        parts = [f"{row[2]:,} of the {row[1]:,} that were {row[0]}" for row in table.rows]
+        told += f", which it was not told: {', '.join(parts[:-1])}, and {parts[-1]}"
+    return [f"{told}.", *([f"The teacher answered {repaired:,} anew."] if repaired else [])]
 
 
 def score_plot(marks: pyarrow.Table, name: str, detector: Row) -> Markup:

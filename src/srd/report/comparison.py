@@ -36,6 +36,7 @@ class Model:
         passes: Passes over the whole training set while training.
         examples: Distinct training examples used.
         parameters: Number of weights.
+        uncleaned: Whether it had the rows as they came, where others have cleaned ones.
     """
 
     key: str
@@ -46,11 +47,12 @@ class Model:
     passes: float | None = None
     examples: float | None = None
     parameters: float | None = None
+    uncleaned: bool = False
 
     @property
     def name(self) -> str:
         """The name shown to the reader."""
-        return model_name(self.key)
+        return f"{model_name(self.key)}, uncleaned" if self.uncleaned else model_name(self.key)
 
     @property
     def total_seconds(self) -> float | None:
@@ -92,6 +94,7 @@ def model_of(run: RunFiles, key: str) -> Model:
         passes=summary.get("passes", max((passes for passes in logged if math.isfinite(passes)), default=None)),
         examples=summary.get("examples"),
         parameters=summary.get("parameters", given.get("parameters")),
+        uncleaned=run.takes_uncleaned(key),
     )
 
 
@@ -231,7 +234,8 @@ def headline(run: RunFiles, models: list[Model]) -> list[str]:
     baseline = baseline_of(list(others.values()))
     sentences = []
     if baseline is not None:
-        sentences += [gain_sentence(run, ours, baseline, primary), *cost_sentence(ours, baseline)]
+        sentences += [gain_sentence(run, ours, baseline, primary), *uncleaned_sentence(baseline)]
+        sentences += cost_sentence(ours, baseline)
         if baseline.key not in GIVEN_MODELS and "student" in others:
             sentences += training_sentence(run, ours, others["student"], primary)
     if "teacher" in others:
@@ -273,6 +277,13 @@ def gain_sentence(run: RunFiles, ours: Model, baseline: Model, primary: Primary)
         place = {"ahead": "ahead of", "behind": "behind"}[result.verdict]
         return f"{ours.name} is {abs(result.difference):.1f} points {place} {other} {numbers}"
     return f"{ours.name} and {other} are level {numbers}"
+
+
+def uncleaned_sentence(baseline: Model) -> list[str]:
+    """Say what a baseline on the rows as they came has learnt from."""
+    if not baseline.uncleaned:
+        return []
+    return [f"{baseline.name}, is what comes without cleaning: the rows as they came, for its teacher, too."]
 
 
 def cost_sentence(ours: Model, baseline: Model) -> list[str]:

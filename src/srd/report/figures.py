@@ -15,6 +15,7 @@ from srd.report.comparison import Model, overall_score, primary_metrics
 from srd.report.plots import Band, Bar, Series, bar_plot, legend, line_plot, padded_range, scatter_plot, thin
 from srd.report.reading import PREPARATIONS, Row, RunFiles, finite
 from srd.report.words import model_name, step_name
+from srd.run.folder import UNCLEANED
 
 KNOWN_COLORS = ("teacher", "student", "kd", "srd")
 OTHER_COLORS = 4  # in the style sheet, beside the known ones
@@ -59,7 +60,9 @@ def score_bars(run: RunFiles, models: Sequence[Model]) -> Markup:
 
 def step_seconds(run: RunFiles) -> dict[str, float]:
     """The steps that were timed, and how long each took."""
-    return {step: seconds for step in run.steps if (seconds := run.seconds(step)) is not None}
+    timed = {step: seconds for step in run.steps if (seconds := run.seconds(step)) is not None}
+    again = {f"{step}{UNCLEANED}": float(entry.get("seconds", 0.0)) for step, entry in run.uncleaned_steps.items()}
+    return {**timed, **again}
 
 
 def time_bars(run: RunFiles) -> Markup:

@@ -12,7 +12,7 @@ from pyarrow import compute
 from srd.base.files import atomic_write
 from srd.base.text import duration
 from srd.report.answers import training_answers, unseen_answers
-from srd.report.cleaning import cleaning_section
+from srd.report.cleaning import cleaning_section, found_sentences
 from srd.report.closing import next_steps
 from srd.report.comparison import (
     COST_COLUMNS,
@@ -85,7 +85,7 @@ def page(run: RunFiles) -> str:
         "kind": "SRD report",
         "name": str(run.recipe.get("name") or run.run_dir.resolve().name),
         "about": " · ".join(part for part in (recipe_models(run), finished[:10]) if part),
-        "lead": headline(run, models),
+        "lead": [*headline(run, models), *found_sentences(run)],
         "words": WORDS if models else {},
         "next_steps": next_steps(run),
         "sections": {name: name.capitalize() for name in SECTIONS if name != "cleaning" or run.files.marked.is_file()},

@@ -69,6 +69,17 @@ class RunFiles:
         """Steps of the run in the order they finished, each with ``seconds`` and ``summary``."""
         return dict(self.manifest.get("steps") or {})
 
+    @property
+    def uncleaned_steps(self) -> dict[str, Row]:
+        """The steps before a training that were made a second time, for baselines on the rows as they came."""
+        steps = read_file(RunFolder(self.files.uncleaned, "").manifest, parse_json, {}).get("steps") or {}
+        return {name: step for name, step in steps.items() if not name.startswith("train/")}
+
+    def takes_uncleaned(self, arm: str) -> bool:
+        """Whether a training has the rows as they came, where others have cleaned ones."""
+        action = ((self.recipe.get("data") or {}).get("cleaning") or {}).get("action", "off")
+        return self.arms.get(arm, {}).get("cleaning") is False and action not in ("off", "report")
+
     def summary(self, step: str) -> Row:
         """Return the free-form numbers of a step, empty where it has not run."""
         return dict(self.steps.get(step, {}).get("summary") or {})

@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table as RichTable
 
 from srd.base.text import visible
+from srd.report.cleaning import found_sentences
 from srd.report.closing import next_steps
 from srd.report.comparison import comparison_table, headline, models_of
 from srd.report.reading import RunFiles, read_run
@@ -47,7 +48,7 @@ def print_summary(run_dir: Path, console: Console) -> None:
         console.print()
         console.print(grid(brief(comparison_table(models))))
     console.print()
-    for sentence in headline(run, models):
+    for sentence in [*headline(run, models), *found_sentences(run)]:
         console.print(escape(sentence), highlight=False)
     console.print()
     for line in places(run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from srd.run.folder import UNCLEANED
 from srd.training.methods.base import METHODS
 
 MODEL_NAMES = {
@@ -42,7 +43,8 @@ def step_name(key: str) -> str:
     """Return the display name of a step of the run, such as ``Training: SRD`` for ``train/srd``."""
     if key.startswith("train/"):
         return f"Training: {model_name(key.removeprefix('train/'))}"
-    return STEP_NAMES.get(key, key)
+    name, mark, _ = key.partition(UNCLEANED)
+    return f"{STEP_NAMES.get(name, name)}{mark}"
 
 
 def phrase(key: str) -> str:

@@ -20,9 +20,10 @@ import torch
 from srd.base import parallel
 from srd.base.console import progress_bar
 from srd.base.errors import UserError
+from srd.base.files import link
 from srd.base.locks import lock
 from srd.base.remedies import warn
-from srd.base.tables import open_mapped, reopened
+from srd.base.tables import map_large, open_mapped, reopened
 from srd.base.version import VERSION
 from srd.base.yaml_text import read_yaml
 from srd.curation.curriculum import Curriculum
@@ -34,7 +35,7 @@ from srd.models.generation import Decoding
 from srd.models.settings import ModelConfig
 from srd.recipe.reading import write_recipe
 from srd.recipe.schema import Recipe
-from srd.run.folder import SPLITS, RunFolder
+from srd.run.folder import SPLITS, UNCLEANED, RunFolder
 from srd.run.forecast import Forecast
 from srd.run.identity import named_paths
 from srd.run.manifest import Manifest, SharedSteps
@@ -92,6 +93,7 @@ class Run(RecipeModels):
         self.forecast: Forecast | None = None  # once the examples are known, where there is something to wait for
         self.step = ""  # the name of the one that is being made
         self.cleaned: Path | None = None  # the training rows, once they were cleaned
+        self.suffix = ""  # behind the names of its steps, where it makes some of another run's
         self._encoded: dict[tuple[str, bool], datasets.Dataset] = {}
         parallel.on_main(self._claim)
         _check_shared(folder)
@@ -133,6 +135,25 @@ class Run(RecipeModels):
         """Give the directory free for another run of this process."""
         if self._lock is not None:
             self._lock.close()
+        if "uncleaned" in self.__dict__:
+            self.uncleaned.close()
+
+    def called(self, step: str) -> str:
+        """What a step is called on the screen and in a forecast."""
+        return f"{step}{self.suffix}"
+
+    @cached_property
+    def uncleaned(self) -> Run:
+        """The run of the baselines that take the rows as they came, in a folder of its own: the same, not cleaned."""
+        other = Run(self.recipe.without_cleaning, self.files.uncleaned, self.shared.folder if self.shared else None)
+        other.suffix, other.forecast = UNCLEANED, self.forecast
+        other.keys["examples"] = self.keys["examples"]
+        if parallel.is_main():
+            for name in SPLITS:
+                link(self.files.examples(name), other.files.examples(name))
+            map_large([other.files.examples(name) for name in SPLITS], other.files.mapped)
+        parallel.barrier()
+        return other
 
     def tick(self) -> None:
         """Keep the time spent by the step that is being made, now and then."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from srd.base import parallel
 from srd.base.errors import UserError
 from srd.models.cluster import check_address
 from srd.recipe.schema import Recipe
 from srd.run.checks import check_recipe
 from srd.run.context import Run
-from srd.run.order import cleaning_steps, planned
+from srd.run.order import Outline, cleaning_steps, planned, uncleaned_steps
 from srd.run.room import look_ahead
 from srd.run.served import asks_server, check_server
 from srd.run.steps.base import Step, do
@@ -22,7 +24,7 @@ from srd.run.steps.ranking import Ranking
 from srd.run.steps.reflection import Reflection
 from srd.run.steps.student import Student
 from srd.run.steps.teacher import Cache, Teacher, TeacherText
-from srd.run.steps.training import Training, write_metrics
+from srd.run.steps.training import Training, Uncleaned, write_metrics
 
 #: How each step of `srd.run.order` is made; the trainings, one for each label, beside them.
 STEPS: tuple[type[Step], ...] = (
@@ -33,9 +35,14 @@ STEPS: tuple[type[Step], ...] = (
 
 def planned_steps(recipe: Recipe, *wanted: str) -> list[Step]:
     """The steps that a run goes through, in their order: see `srd.run.order.planned`."""
-    steps: list[Step] = [*(step() for step in STEPS), *map(Training, recipe.arms)]
-    made = {step.name: step for step in steps}
-    return [made[each.name] for each in planned(recipe, *wanted)]
+    return _made(recipe, planned(recipe, *wanted))
+
+
+def _made(recipe: Recipe, outlines: Sequence[Outline]) -> list[Step]:
+    """What makes the steps of an outline."""
+    trainings = (Uncleaned(label) if recipe.takes_uncleaned(label) else Training(label) for label in recipe.arms)
+    made: dict[str, Step] = {step.name: step for step in [*(step() for step in STEPS), *trainings]}
+    return [made[each.name] for each in outlines]
 
 
 def advance(run: Run, *wanted: str) -> None:
@@ -43,14 +50,25 @@ def advance(run: Run, *wanted: str) -> None:
     parallel.together(lambda: check_recipe(run))
     steps = planned_steps(run.recipe, *wanted)
     todo = [step.name for step in steps if "finished" not in run.manifest.steps.get(step.name, {})]
+    others = [step.name for step in steps if isinstance(step, Uncleaned) and step.name in todo]
+    todo += [step.name for step in uncleaned_steps(run.recipe, *others)] if others else []
     if asks_server(run.recipe, todo):  # a run that has asked all it needs goes on without
         parallel.on_main(lambda: check_server(run))
     if todo and run.recipe.cluster.engine == "ray":
         check_address(run.recipe.cluster)
     for step in steps:
+        if isinstance(step, Uncleaned):
+            _go_uncleaned(run, step)
         do(run, step)
         if step.name == "examples":
             parallel.on_main(lambda: look_ahead(run, steps))
+
+
+def _go_uncleaned(run: Run, step: Step) -> None:
+    """Go through the steps that a baseline on the rows as they came takes: most of those that the others have."""
+    other = run.uncleaned
+    for each in _made(other.recipe, uncleaned_steps(run.recipe, step.name)):
+        do(other, each)
 
 
 def run_all(run: Run) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 SPLITS = ("train", "validation", "test")
+UNCLEANED = ", rows as they came"  # behind the name of a step that is made a second time, without the cleaning
 
 
 class RunFolder:
@@ -47,6 +48,7 @@ class RunFolder:
         self.detectors = root / "cleaning" / "detectors.json"
         self.unrepaired = root / "cleaning" / "unrepaired"
         self.repair_work = root / "cleaning" / "answers"
+        self.uncleaned = root / "uncleaned"
         self.ranked = root / "curriculum" / "ranked.parquet"
         self.evaluation = root / "evaluation"
         self.results = self.evaluation / "metrics.json"

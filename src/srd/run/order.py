@@ -13,6 +13,7 @@ from srd.curation.detectors.base import DETECTORS, MOST, REPAIRS, work_for
 from srd.curation.scores.base import PASSES, measured_needs
 from srd.recipe.schema import Recipe
 from srd.run.costs import Facts, Phase, inference_memory, one_pass, training_phase
+from srd.run.folder import UNCLEANED
 from srd.training.settings import TrainingConfig
 
 
@@ -32,6 +33,10 @@ class Outline:
     def cost(self, facts: Facts) -> Phase:
         """What it takes; nothing to speak of, unless it says more."""
         return Phase(self.name)
+
+    def costs(self, facts: Facts) -> list[Phase]:
+        """What it takes, with the steps that are made for it alone."""
+        return [self.cost(facts)]
 
 
 class Examples(Outline):
@@ -263,6 +268,22 @@ class Training(Outline):
         return training_phase(self.name, training, facts, runs_live(facts, training))
 
 
+class Uncleaned(Training):
+    """A baseline on the rows as they came: of a run of its own, which makes teacher and starting student from those."""
+
+    def after(self, recipe: Recipe) -> tuple[str, ...]:
+        return ("examples",)
+
+    def cost(self, facts: Facts) -> Phase:
+        """It takes what the other run has made."""
+        return Phase(self.name)
+
+    def costs(self, facts: Facts) -> list[Phase]:
+        other = replace(facts, recipe=facts.recipe.without_cleaning)
+        own = [step.cost(other) for step in uncleaned_steps(facts.recipe, self.name)]
+        return [*(replace(phase, name=phase.name + UNCLEANED) for phase in own), self.cost(facts)]
+
+
 class Evaluation(Outline):
     """Let all models answer the test examples."""
 
@@ -310,7 +331,7 @@ def all_steps(recipe: Recipe) -> list[Outline]:
         Reflection(),
         Measures(),
         Ranking(),
-        *(Training(label) for label in recipe.arms),
+        *(Uncleaned(label) if recipe.takes_uncleaned(label) else Training(label) for label in recipe.arms),
         Evaluation(),
         Cards(),
     ]
@@ -348,6 +369,11 @@ def cleaning_steps(recipe: Recipe, *, repaired: bool = True) -> tuple[str, ...]:
     if not recipe.data.cleaning.changes_rows:
         return ()
     return (Cleaning.name, *((Repair.name,) if repaired and recipe.data.cleaning.teacher_answers else ()))
+
+
+def uncleaned_steps(recipe: Recipe, *wanted: str) -> list[Outline]:
+    """The steps that trainings on the rows as they came take, with the same examples as the others."""
+    return [step for step in planned(recipe.without_cleaning, *wanted) if step.name != Examples.name]
 
 
 def reading_phase(name: str, facts: Facts, rows: int) -> Phase:

@@ -376,8 +376,8 @@ def make_plan(
             f"({recipe.cache.limit_gb:g}), so the teacher runs live; cache.limit_gb={limit_for(facts.cache_bytes)} "
             "keeps it"
         )
-    phases = tuple(step.cost(facts) for step in steps)
-    kept = math.fsum(phase.disk for phase in phases if phase.name != "cache")
+    phases = tuple(phase for step in steps for phase in step.costs(facts))
+    kept = math.fsum(phase.disk for phase in phases if not phase.name.startswith("cache"))
     return Plan(
         recipe.name, teacher, student, facts.data, phases, facts.cache_bytes if caches else 0,
         facts.head_bytes if caches else 0, round(max(phase.scratch for phase in phases)), round(kept), devices,

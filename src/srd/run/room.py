@@ -59,8 +59,8 @@ def check_room(run: Run, steps: Sequence[Step], todo: Sequence[Step]) -> None:
     if run.recipe.cache.dir and any(step.name == "cache" for step in todo):
         Path(run.recipe.cache.dir).expanduser().mkdir(parents=True, exist_ok=True)  # or it cannot be one
     facts = facts_of(run)
-    run.forecast = forecast_of(run, [step.cost(facts) for step in steps])
-    costs = [step.cost(facts) for step in todo]
+    run.forecast = forecast_of(run, [cost for step in steps for cost in step.costs(facts)])
+    costs = [cost for step in todo for cost in step.costs(facts)]
     warn_of_memory(run.recipe.training, max(cost.memory for cost in costs))
     shared = Path(run.recipe.cache.dir).expanduser() if run.recipe.cache.dir else run.folder
     elsewhere = _device(shared) != _device(run.folder)

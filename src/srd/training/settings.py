@@ -181,7 +181,7 @@ class TrainingConfig(Section):
         ``alignment`` decides where tokenizers differ: see `srd.run.steps.student.alignment`.
         """
         idle = [*(() if self.tokens else ("tokens",)), *(() if self.compile != "off" else ("compile",))]
-        found = self.model_dump(exclude={"log_to", "alignment", *idle})
+        found = self.model_dump(exclude={"log_to", "alignment", "cleaning", *idle})
         if self.curriculum is not None:
             found["curriculum"] = self.curriculum.decides()
         if not self.writes_ahead:

@@ -118,12 +118,12 @@ def _is_kept(run: Run, step: Step, key: str) -> bool:
 
     damaged = parallel.on_main(look)
     if damaged == []:
-        console.print(f"[green]✓[/] {step.name} [dim](kept: nothing it depends on has changed)[/]")
+        console.print(f"[green]✓[/] {run.called(step.name)} [dim](kept: nothing it depends on has changed)[/]")
     elif damaged:
         more = f" and {len(damaged) - 3} more" if len(damaged) > 3 else ""
         console.print(
-            f"[yellow]![/] {step.name}: {', '.join(damaged[:3])}{more}: missing, or not what this step wrote. "
-            "It is made again.", soft_wrap=True,
+            f"[yellow]![/] {run.called(step.name)}: {', '.join(damaged[:3])}{more}: missing, or not what this step "
+            "wrote. It is made again.", soft_wrap=True,
         )  # fmt: skip
     return damaged == []
 
@@ -143,7 +143,7 @@ def _is_taken(run: Run, step: Step, key: str) -> bool:
         run.manifest.steps[step.name].update(seconds=entry["seconds"], shared=True)
         run.manifest.finish(step.name, entry["summary"], step.outputs(run), step.needed(run))
     parallel.barrier()
-    console.print(f"[green]✓[/] {step.name} [dim](shared: another run has made it)[/]")
+    console.print(f"[green]✓[/] {run.called(step.name)} [dim](shared: another run has made it)[/]")
     return True
 
 
@@ -168,9 +168,9 @@ def _make(run: Run, step: Step, key: str) -> None:
     manifest = run.manifest
     parallel.on_main(lambda: _fetch_unfinished(run, step, key))
     parallel.on_main(lambda: manifest.begin(step.name, key, _clear_the_way(run, step, key), step.borrowed(run)))
-    place = run.forecast.place(step.name) if run.forecast else ""
-    console.print(f"[bold]• {step.name}[/]" + (f" [dim]{place}[/]" if place else ""))
-    run.step = step.name
+    run.step = run.called(step.name)
+    place = run.forecast.place(run.step) if run.forecast else ""
+    console.print(f"[bold]• {run.step}[/]" + (f" [dim]{place}[/]" if place else ""))
 
     def spend(seconds: float) -> None:
         if parallel.is_main():
@@ -197,9 +197,9 @@ def _tell(run: Run, step: Step, summary: Summary) -> None:
     """Say that a step is done, how long it took and what it came to."""
     seconds = run.manifest.steps[step.name]["seconds"]
     if run.forecast:
-        run.forecast.seconds[step.name] = seconds
+        run.forecast.seconds[run.called(step.name)] = seconds
     told = f"{duration(seconds)}: {step.told(run, summary)}".rstrip(": ") + "."
-    console.print(f"[green]✓[/] {step.name} [dim]in {escape(told)}[/]", soft_wrap=True)
+    console.print(f"[green]✓[/] {run.called(step.name)} [dim]in {escape(told)}[/]", soft_wrap=True)
 
 
 def _give_memory_back() -> None:

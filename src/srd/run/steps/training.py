@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from srd.base import parallel
-from srd.base.files import atomic_write
+from srd.base.files import atomic_write, link
 from srd.run import order
 from srd.run.assemble import training_of
 from srd.run.context import Run
@@ -59,6 +59,25 @@ class Training(order.Training, Step):
 
     def open(self, run: Run) -> None:
         parallel.on_main(lambda: write_metrics(run))
+
+
+class Uncleaned(order.Uncleaned, Training):
+    """A baseline on the rows as they came, taken from the run that has made it."""
+
+    def inputs(self, run: Run) -> list[Any]:
+        return [run.uncleaned.keys[self.name]]
+
+    def spoilt(self, run: Run, damaged: list[Path]) -> list[Path]:
+        return self.outputs(run)
+
+    def make(self, run: Run) -> Summary:
+        other = run.uncleaned
+        if parallel.is_main():
+            for ours, theirs in zip(self.outputs(run), self.outputs(other), strict=True):
+                link(theirs, ours)
+        parallel.barrier()
+        summary: Summary = other.manifest.steps[self.name]["summary"]
+        return summary
 
 
 def write_metrics(run: Run) -> None:
