@@ -134,12 +134,13 @@ def test_a_changed_option_redoes_what_depends_on_it(again: TinyRun, change: dict
 )
 def test_without_a_cleaning_it_is_a_training_like_others(tmp_path: Path, cleaning: str, uncleaned: bool) -> None:
     run = with_baseline(TinyRun(tmp_path)).set(data__cleaning__action=cleaning)
+    run.set(baselines__weak={"curriculum": None, "cleaning": False, "weight": 0.1})  # what it learns from is there
     recipe = validate_recipe(run.recipe, "tiny")
     steps = {step.name: type(step).__name__ for step in planned_steps(recipe)}
     assert steps["train/kd"] == ("Uncleaned" if uncleaned else "Training")
     plan = make_plan(recipe, data=DataFacts(82, 4, 4, 16.0, 14.0, 1148, exact=True))
     names = [phase.name for phase in plan.phases if phase.flops]
-    twice = [f"{name}, rows as they came" for name in ("teacher", "cache", "train/kd")]
+    twice = [f"{name}, rows as they came" for name in ("teacher", "cache", "train/kd", "train/weak")]
     assert [name for name in names if "rows" in name] == (twice if uncleaned else [])
     flops = {phase.name: phase.flops for phase in plan.phases}
     assert not uncleaned or flops["teacher, rows as they came"] == flops["teacher"]

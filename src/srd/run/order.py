@@ -371,6 +371,11 @@ def cleaning_steps(recipe: Recipe, *, repaired: bool = True) -> tuple[str, ...]:
     return (Cleaning.name, *((Repair.name,) if repaired and recipe.data.cleaning.teacher_answers else ()))
 
 
+def costs_of(steps: Sequence[Outline], facts: Facts) -> list[Phase]:
+    """What steps take, with those that are made for one of them alone: once, where it is for several."""
+    return list({phase.name: phase for step in steps for phase in step.costs(facts)}.values())
+
+
 def uncleaned_steps(recipe: Recipe, *wanted: str) -> list[Outline]:
     """The steps that trainings on the rows as they came take, with the same examples as the others."""
     return [step for step in planned(recipe.without_cleaning, *wanted) if step.name != Examples.name]

@@ -31,7 +31,7 @@ from srd.data.settings import SourceConfig, is_hub_name
 from srd.models.settings import HUB_NAME, SMOLLM2, ModelConfig
 from srd.recipe.schema import Recipe
 from srd.run.costs import DataFacts, Facts, Phase, Size, limit_for, other_sizes, size_of, sizes_of
-from srd.run.order import planned
+from srd.run.order import costs_of, planned
 from srd.run.recipe_checks import check_evaluation, check_libraries
 from srd.tasks.base import Task, data_set_of, data_sets
 
@@ -376,7 +376,7 @@ def make_plan(
             f"({recipe.cache.limit_gb:g}), so the teacher runs live; cache.limit_gb={limit_for(facts.cache_bytes)} "
             "keeps it"
         )
-    phases = tuple(phase for step in steps for phase in step.costs(facts))
+    phases = tuple(costs_of(steps, facts))
     kept = math.fsum(phase.disk for phase in phases if not phase.name.startswith("cache"))
     return Plan(
         recipe.name, teacher, student, facts.data, phases, facts.cache_bytes if caches else 0,

@@ -12,6 +12,7 @@ from srd.base.text import shown_bytes
 from srd.run.context import Run
 from srd.run.costs import DataFacts, Facts, Phase, other_sizes, sizes_of
 from srd.run.forecast import Forecast
+from srd.run.order import costs_of
 from srd.run.outlook import warn_of_frames, warn_of_memory
 from srd.run.steps.base import Step
 
@@ -59,8 +60,8 @@ def check_room(run: Run, steps: Sequence[Step], todo: Sequence[Step]) -> None:
     if run.recipe.cache.dir and any(step.name == "cache" for step in todo):
         Path(run.recipe.cache.dir).expanduser().mkdir(parents=True, exist_ok=True)  # or it cannot be one
     facts = facts_of(run)
-    run.forecast = forecast_of(run, [cost for step in steps for cost in step.costs(facts)])
-    costs = [cost for step in todo for cost in step.costs(facts)]
+    run.forecast = forecast_of(run, costs_of(steps, facts))
+    costs = costs_of(todo, facts)
     warn_of_memory(run.recipe.training, max(cost.memory for cost in costs))
     shared = Path(run.recipe.cache.dir).expanduser() if run.recipe.cache.dir else run.folder
     elsewhere = _device(shared) != _device(run.folder)
