@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from srd.base.errors import UserError
-from srd.models import packages
+from srd.models import loading, packages
 from srd.models.guard import guarded
 from srd.models.loading import check_weights, load_model, load_tokenizer, packages_missing
 from srd.models.packages import missing_packages, quantisation
@@ -84,6 +84,29 @@ def test_code_that_comes_with_a_model(tmp_path: Path) -> None:
 def test_an_import_that_fails_later_names_its_package_too(error: ImportError, told: str) -> None:
     with pytest.raises(UserError, match=f"needs a package that is missing.*{told}"), guarded("m"):
         raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ModuleNotFoundError("No module named 'einopsy'", name="einopsy"), "Run: pip install einopsy Or give"),
+        (ImportError("optimum version should >= 1.24.0"), "Run: pip install --upgrade optimum gptqmodel Or give"),
+        (ImportError("requires optimum (`pip install optimum`)"), r"\(`pip install optimum`\). Or give"),
+        (RuntimeError("GPU is required"), "cannot load them: GPU is required. Or give the model as it was before."),
+    ],
+)
+def test_a_quantisation_whose_packages_are_there_and_refuse(
+    error: Exception, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(save_tiny(tmp_path / "m", "llama", layers=1), quantization_config=GPTQ)
+    monkeypatch.setattr(packages, "is_installed", lambda module: module != "einopsy")
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(loading.AutoHfQuantizer, "from_config", refuse)
+    with pytest.raises(UserError, match=f"quantised \\('gptq'\\), and this machine cannot load them: .*{told}"):
+        packages_missing(ModelConfig(model=str(tmp_path / "m")))
 
 
 def change(folder: Path, **values: Any) -> None:

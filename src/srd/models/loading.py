@@ -35,7 +35,14 @@ from srd.models.guard import first_lines, guarded
 from srd.models.head import logit_rule
 from srd.models.merging import merge_adapter
 from srd.models.offload import device_map
-from srd.models.packages import Missing, check_packages, is_installed, missing_packages, quantisation
+from srd.models.packages import (
+    Missing,
+    check_packages,
+    is_installed,
+    missing_packages,
+    quantisation,
+    refused_by,
+)
 from srd.models.portable import make_portable
 from srd.models.settings import SMOLLM2, ModelConfig
 from srd.models.sources import gguf_file, resolve_source, split_adapter
@@ -121,7 +128,7 @@ def packages_missing(named: ModelConfig) -> list[Missing]:
         except Exception as error:
             raise UserError(
                 f"model '{source}': its weights are quantised ('{method}'), and this machine cannot load them: "
-                f"{first_lines(error)} Give the model as it was before."
+                f"{first_lines(error)}{refused_by(method, error)} Or give the model as it was before."
             ) from error
     return missing
 

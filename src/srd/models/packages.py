@@ -176,3 +176,10 @@ def missing_of(error: ImportError) -> str:
     named = [module for module in known if re.search(rf"\b{re.escape(module)}\b", text)]
     absent = [module for module in [*named, error.name] if module and not is_installed(module)]
     return f" Run: {pip_install(absent[0])}" if absent else ""
+
+
+def refused_by(method: str, error: Exception) -> str:
+    """What helps where the packages of a quantisation are there and refuse: others below them, or newer ones."""
+    if not isinstance(error, ImportError) or method not in QUANTISATION or "pip install" in str(error):
+        return ""
+    return missing_of(error) or f" Run: {pip_install('--upgrade', *QUANTISATION[method])}"
