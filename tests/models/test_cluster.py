@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from torch import nn
 
 from srd.base.errors import RunError, UserError
+from srd.curation.reflection import reflect
 from srd.models import cluster
 from srd.models.cluster import RemoteModel, ask, spread
+from srd.models.generation import Decoding, generate_tokens
 from srd.models.settings import ClusterConfig
+from srd.training import cache_building
+from srd.training.batches import make_collator
+from srd.training.cache_building import build_cache
+from tests.faults import cache_killed_after
 from tests.runs import TinyRun
+from tests.tiny import tiny_model, tiny_tokenizer
+from tests.training.test_trainer import encoded
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="needs ray")
 
@@ -69,6 +82,142 @@ def test_a_cluster_that_is_not_asked_is_not_set_up(setting: dict[str, Any]) -> N
     with pytest.raises(ValueError, match=rf"{next(iter(setting))} is for a Ray cluster. Set engine: ray"):
         ClusterConfig(**setting)
     assert ClusterConfig(engine="ray", **setting).engine == "ray"
+
+
+class StandIn:
+    """What is used of Ray, in this process: actors on machines, of which one can be lost.
+
+    Args:
+        machines: How many.
+        lost_after: Answers after which the first machine is lost, with what its actors have not answered.
+    """
+
+    exceptions = SimpleNamespace(RayError=OSError, RayTaskError=type("RayTaskError", (OSError,), {}))
+
+    def __init__(self, machines: int, lost_after: int | None = None) -> None:
+        self.machines, self.lost_after = list(range(machines)), lost_after
+        self.lost: set[int] = set()
+        self.answers: list[str] = []  # names of the functions that were answered
+        self.actors = 0
+        self.order = random.Random(0)
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 8.0}
+
+    def nodes(self) -> list[dict[str, bool]]:
+        return [{"Alive": True} for _ in self.machines]
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def remote(self, kind: Any) -> Any:
+        return SimpleNamespace(options=lambda **takes: SimpleNamespace(remote=lambda: self._actor(kind())))
+
+    def _actor(self, holder: Any) -> Any:
+        self.actors += 1
+        machine = self.machines[self.actors % len(self.machines)]
+
+        def asked(name: str) -> Any:
+            return SimpleNamespace(remote=lambda *given: _Awaited((machine, holder, name, given)))
+
+        return _Actor(asked)
+
+    def wait(self, awaited: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+        return [self.order.choice(awaited)], []  # any may be the next
+
+    def get(self, awaited: Any) -> Any:
+        machine, holder, name, given = awaited.asked
+        if name == "call":
+            self.answers.append(given[2].__name__)
+        if len(self.answers) == self.lost_after and not self.lost:
+            self.lost.add(self.machines.pop(0))
+        if machine in self.lost:
+            raise OSError("its machine is gone")
+        return getattr(holder, name)(*given) if hasattr(holder, name) else None
+
+    def cancel(self, awaited: Any) -> None:
+        pass
+
+    def kill(self, actor: Any) -> None:
+        pass
+
+
+class _Awaited:
+    """An answer that is on its way."""
+
+    def __init__(self, asked: Any) -> None:
+        self.asked = asked
+
+
+class _Actor:
+    """Its methods have ``remote``."""
+
+    def __init__(self, asked: Any) -> None:
+        self._asked = asked
+
+    def __getattr__(self, name: str) -> Any:
+        return self._asked(name)
+
+
+TOKENIZER = tiny_tokenizer("llama")
+
+
+def fill_a_cache(model: Any, folder: Path) -> Any:
+    examples, collator = encoded(16, TOKENIZER), make_collator(tiny_model("llama"), TOKENIZER)
+    build_cache(folder / "cache", lambda: model, examples, collator, batch_size=2)
+    return {path.name: path.read_bytes() for path in (folder / "cache").glob("*.safetensors")}
+
+
+def answer_prompts(model: Any, folder: Path) -> Any:
+    rows = encoded(16, TOKENIZER)
+    prompts = [rows.tokens(i)["prompt_ids"] for i in range(len(rows))]
+    return generate_tokens(model, TOKENIZER, prompts, rows.ids, Decoding(4, temperature=1.0), batch_size=2)
+
+
+def reflect_on(model: Any, folder: Path) -> Any:
+    rows = [{"id": f"{i}", "instruction": "the sky", "output": "is blue " * (1 + i % 3)} for i in range(12)]
+    reflect(model, TOKENIZER, rows, batch_size=2, max_new_tokens=3, folder=folder / "batches")
+    return {path.name: path.read_bytes() for path in (folder / "batches").iterdir()}
+
+
+WORK = {"cache": fill_a_cache, "texts and evaluation": answer_prompts, "reflection": reflect_on}
+
+
+def on_a_cluster(ray: Any, actors: int, monkeypatch: pytest.MonkeyPatch) -> RemoteModel:
+    """The tiny model, held by actors of a stand-in."""
+    monkeypatch.setattr(cluster, "connect", lambda settings: ray)
+    monkeypatch.setattr(cluster, "_in_use", [])
+    return RemoteModel(ClusterConfig(engine="ray", actors=actors), lambda: tiny_model("llama", seed=1))
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_a_machine_that_is_lost_in_the_middle_changes_no_byte(
+    work: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = WORK[work](tiny_model("llama", seed=1).eval(), tmp_path / "here")
+    for actors, machines, lost_after in ((2, 2, None), (5, 3, 5)):
+        ray = StandIn(machines, lost_after)
+        model = on_a_cluster(ray, actors, monkeypatch)
+        assert WORK[work](model, tmp_path / f"{actors}") == whole != {}
+        assert len(ray.lost) == (lost_after is not None) and ray.actors >= actors + len(ray.lost)
+        again = len(ray.answers)
+        if work != "texts and evaluation":  # what is a file by now is not asked for again
+            WORK[work](model, tmp_path / f"{actors}")
+            assert len(ray.answers) == again
+
+
+def test_the_command_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_building, "SHARD_BATCHES", 2)
+    whole = fill_a_cache(tiny_model("llama", seed=1).eval(), tmp_path / "here")
+    rays = [StandIn(2), StandIn(2)]
+    with cache_killed_after(2):
+        fill_a_cache(on_a_cluster(rays[0], 2, monkeypatch), tmp_path / "there")
+    kept = len(list((tmp_path / "there" / "cache").glob("shard-*.json")))
+    assert fill_a_cache(on_a_cluster(rays[1], 5, monkeypatch), tmp_path / "there") == whole
+    assert kept == 2 and rays[1].answers.count("_packed") == 8 - 2 * kept  # of eight batches
 
 
 @pytest.fixture(scope="module")
@@ -125,29 +274,73 @@ def test_actors_do_shards_and_lost_ones_are_made_up_for(two_machines: Any, tmp_p
         list(spread(model, always_fatal, (), [(1,)]))
 
 
+COMPARED = ("reflection/scores.parquet", "reflection/measures.parquet", "curriculum/ranked.parquet",
+            "seqkd/responses.parquet", "student/model.safetensors")  # fmt: skip
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    """What a run makes by shards, its answers and its student."""
+    files = [folder / name for name in COMPARED]
+    files += [path for pattern in ("cache/**/shard-*.safetensors", "evaluation/predictions/*.jsonl")
+              for path in sorted(folder.glob(pattern))]  # fmt: skip
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def lose_a_machine_in_each_step(machines: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Take a machine away when half of the first round of each kind of work is answered, and bring a fresh one.
+
+    Returns:
+        The names of the functions of the work, as that happens.
+    """
+    answer, begun, hit = cluster._Round._answer, {}, []
+
+    def answered(self: Any, reference: Any) -> Any:
+        found, kind = answer(self, reference), self.asked[2].__name__
+        begun.setdefault(kind, []).append(found)
+        if len(begun[kind]) == 2 and self.given:
+            hit.append(kind)
+            machines.remove_node(next(iter(machines.worker_nodes)))
+            machines.add_node(num_cpus=2)
+        return found
+
+    monkeypatch.setattr(cluster._Round, "_answer", answered)
+    return hit
+
+
 @needs_ray
 @pytest.mark.slow
-def test_a_run_on_a_cluster_makes_the_same_bytes(two_machines: Any, tiny_run: TinyRun) -> None:
+def test_a_run_on_a_cluster_makes_the_same_bytes(
+    two_machines: Any, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny_run.set(
         training__curriculum={"stages": 2, "score": ["ce", "ifd", "gap"]}, generation__batch_size=4,
         baselines={"seqkd": {"method": {"name": "seqkd", "max_new_tokens": 6}, "curriculum": None}},
+        data__test_size=12, evaluation__models=["student"],
     )  # fmt: skip
     tiny_run.run()
-    for actors in (2, 5):
-        other = tiny_run.twin().set(
-            cluster={"engine": "ray", "address": two_machines.address, "actors": actors, "cpus": 0.5}
-        )
-        folder = tiny_run.folder / f"{actors}"
-        if actors == 5:  # a machine is lost while shards are on their way
-            victim = next(iter(two_machines.worker_nodes))
-            two_machines.remove_node(victim)
-        other.run(folder)
-        for name in ("reflection/scores.parquet", "reflection/measures.parquet", "curriculum/ranked.parquet",
-                     "seqkd/responses.parquet", "student/model.safetensors"):  # fmt: skip
-            assert (folder / name).read_bytes() == (tiny_run.run_dir / name).read_bytes(), name
-        shards = [sorted(path.read_bytes() for path in (where / "cache").rglob("shard-*.safetensors"))
-                  for where in (folder, tiny_run.run_dir)]  # fmt: skip
-        assert shards[0] == shards[1] != []
+    whole, ray = bytes_of(tiny_run.run_dir), {"engine": "ray", "address": two_machines.address, "cpus": 0.5}
+    assert bytes_of(tiny_run.twin().set(cluster={**ray, "actors": 2}).run(tiny_run.folder / "2").folder) == whole
+    hit = lose_a_machine_in_each_step(two_machines, monkeypatch)
+    assert bytes_of(tiny_run.twin().set(cluster={**ray, "actors": 5}).run(tiny_run.folder / "5").folder) == whole
+    assert {"_packed", "_decode"} < set(hit) and len(hit) >= 4  # the cache, texts, reflection, likelihoods
+
+
+@needs_ray
+@pytest.mark.slow
+def test_the_command_is_killed_and_goes_on(two_machines: Any, tiny_run: TinyRun) -> None:
+    tiny_run.set(generation__batch_size=4)
+    tiny_run.advance("cache")
+    whole = {path.name: path.read_bytes() for path in tiny_run.run_dir.glob("cache/**/shard-*.safetensors")}
+    other = tiny_run.twin().set(cluster={"engine": "ray", "address": two_machines.address, "actors": 2, "cpus": 0.5})
+    command = [sys.executable, "-m", "srd", "run", str(other.write_recipe()), "--run-dir", str(tiny_run.folder / "k")]
+    driver = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while driver.poll() is None and not list((tiny_run.folder / "k").glob("reflection/**/*")):
+        time.sleep(0.1)
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL
+    other.advance("cache", run_dir=tiny_run.folder / "k")
+    made = {path.name: path.read_bytes() for path in (tiny_run.folder / "k").glob("cache/**/shard-*.safetensors")}
+    assert made == whole != {}
 
 
 @needs_ray

@@ -1,4 +1,4 @@
-"""Teachers whose folders are quantised already: transformers loads them, and they teach as what their weights stand for."""
+"""Teachers whose folders are quantised already: they teach as what their weights stand for."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def packed(numbers: Tensor, order: tuple[int, ...] = tuple(range(8))) -> Tensor:
 
 
 def four_bits(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A weight ``[out, in]`` as numbers of four bits ``[out, groups, GROUP]``, scales and zeros ``[out, groups, 1]``."""
+    """A weight ``[out, in]`` in four bits ``[out, groups, GROUP]``, with scales and zeros ``[out, groups, 1]``."""
     groups = weight.float().reshape(len(weight), -1, GROUP)
     low, high = groups.amin(-1, keepdim=True).clamp(max=0), groups.amax(-1, keepdim=True).clamp(min=0)
     scales = ((high - low) / 15).clamp(min=1e-4).half().float()
@@ -63,7 +63,9 @@ def quantise(folder: Path, kind: str, target: Path) -> None:
             kept[f"{part}.qweight"], kept[f"{part}.qzeros"] = packed(across, AWQ_ORDER), packed(zeros, AWQ_ORDER)
     model.save_pretrained(folder)
     model.save_pretrained(target)
-    save_file({name: value.contiguous() for name, value in kept.items()}, target / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: value.contiguous() for name, value in kept.items()}, target / "model.safetensors", {"format": "pt"}
+    )
     tokenizer_of("llama").save_pretrained(target)
     config = json.loads((target / "config.json").read_text())
     config["quantization_config"] = {"bits": 4, "group_size": GROUP, **SETTINGS[kind]}
