@@ -84,13 +84,16 @@ class Registry(Generic[T]):
         """All names, without aliases."""
         return sorted({*self._files, *self._registered, *self._entry_points})
 
+    def __contains__(self, name: object) -> bool:  # to look at what is installed takes longest, so that comes last
+        return name in self._files or name in self._registered or name in self._entry_points
+
     def name_of(self, name: str) -> str:
         """The name that an alias stands for, and any other name itself.
 
         Raises:
             UserError: there is none; the message suggests the nearest.
         """
-        if name in self.names():
+        if name in self:
             return name
         for file in self._files:  # an alias is known when its file is read
             importlib.import_module(f"{self.package}.{file}")

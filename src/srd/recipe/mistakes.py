@@ -48,7 +48,7 @@ def describe_mistake(item: Any, root: type[BaseModel] | None = None) -> str:
 
 def _is_key(before: Any, part: Any) -> bool:
     """Whether a part of a place stands in the recipe, and not in pydantic's alternatives alone."""
-    if before == "method" and part in METHODS.names():
+    if before == "method" and part in METHODS:
         return False
     return before in ("baselines", "columns", "cells", "grid") or not (
         isinstance(part, str) and ALTERNATIVE.fullmatch(part)

@@ -122,7 +122,7 @@ def reason(run: RunFiles, marks: pyarrow.Table, why: Any, name: str) -> Reason:
     places = np.flatnonzero(why == name)
     scores = np.zeros(len(places))
     if name in marks.column_names:
-        sign = bad_end(name) if name in DETECTORS.names() and DETECTORS.get(name).damage else 1.0
+        sign = bad_end(name) if name in DETECTORS and DETECTORS.get(name).damage else 1.0
         scores = sign * marks[name].to_numpy(zero_copy_only=False)[places]
     surest = places[np.argsort(-scores, kind="stable")][:SUREST].tolist()
     rows = marks.take(surest).to_pylist()

@@ -24,7 +24,7 @@ STEP_NAMES = {
 
 def model_name(key: str) -> str:
     """Return the display name of a model or training, the key itself where there is none."""
-    if key in METHODS.names():
+    if key in METHODS:
         return METHODS.get(key).title or key
     return MODEL_NAMES.get(key, key)
 

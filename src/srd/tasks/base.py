@@ -287,7 +287,7 @@ def get_task(name: str) -> Task:
         UserError: there is no such task; the message suggests the nearest name.
     """
     base, colon, pair = name.partition(":")
-    task = TASKS.get(base) if base in TASKS.names() else None
+    task = TASKS.get(base) if base in TASKS else None
     directed = task.in_direction(pair) if task is not None and task.primary and colon else task
     if task is None or not task.primary or (colon and directed is task):
         raise UserError(f"task: there is no task {name!r}; {nearest(base, benchmarks())}")

@@ -116,14 +116,13 @@ def scores_of(by: str | Sequence[str]) -> list[Score]:
     Raises:
         UserError: there is no such score, or it is there twice.
     """
-    names = list(by) if isinstance(by, list | tuple) else [str(by)]
-    known = [*SCORES.names(), *TOGETHER]
+    names = [str(each) for each in by] if isinstance(by, list | tuple) else [str(by)]
     if not names:
-        raise UserError(f"there is no score to rank by. Known: {', '.join(sorted(known))}")
-    for name in names:
-        if name not in known:
-            raise UserError(f"unknown score '{name}' to rank by; {nearest(str(name), known)}")
+        raise UserError(f"there is no score to rank by. Known: {', '.join(sorted([*SCORES.names(), *TOGETHER]))}")
     parts = [part for name in names for part in TOGETHER.get(name, (name,))]
+    for part in parts:
+        if part not in SCORES:
+            raise UserError(f"unknown score '{part}' to rank by; {nearest(part, [*SCORES.names(), *TOGETHER])}")
     if twice := [part for place, part in enumerate(parts) if part in parts[:place]]:
         raise UserError(f"the score '{twice[0]}' is there twice to rank by: name each once")
     return [SCORES.get(part) for part in parts]

@@ -232,7 +232,7 @@ def get_template(
             f"data.template_arguments ({', '.join(options)}) are for the chat template, which data.template={name!r} "
             "does not use. Leave them out, or choose template 'auto' or 'chat'."
         )
-    if name in TEMPLATES.names():
+    if name in TEMPLATES:
         return TEMPLATES.get(name)(tokenizer)
     if "{" in name:
         # Without a place of its own the input follows the instruction, as it must not get lost.
@@ -255,7 +255,7 @@ def end_of(tokenizer: PreTrainedTokenizerBase, frame: str = "") -> str:
 
 def takes_options(name: str) -> bool:
     """Whether a template renders conversations with the tokenizer's chat template."""
-    return name in TEMPLATES.names() and getattr(TEMPLATES.get(name), "takes_options", False)
+    return name in TEMPLATES and getattr(TEMPLATES.get(name), "takes_options", False)
 
 
 def _parse(text: str) -> list[tuple[str, str]]:

@@ -16,12 +16,12 @@ To add one, register a section of settings::
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BeforeValidator, Field, TypeAdapter
-from pydantic_core import core_schema
+from pydantic import BeforeValidator, Field
+from pydantic_core import SchemaValidator, core_schema
 
 from srd.base.registry import Registry
 from srd.base.settings import Section
@@ -117,26 +117,35 @@ def register_method(name: str) -> Callable[[type[M]], type[M]]:
     return decorate
 
 
-def any_method() -> TypeAdapter[Method]:
-    """What checks a method's settings: those of the one that is named, of all there are by now."""
-    return _one_of(tuple(Method.alternatives()))
+def any_method(*names: str) -> SchemaValidator:
+    """What checks a method's settings: those of the one that is named, of these or of all there are by now."""
+    return _one_of(tuple(METHODS.get(name) for name in names or METHODS.names()))
 
 
 @cache
-def _one_of(methods: tuple[type[Method], ...]) -> TypeAdapter[Method]:
-    return TypeAdapter(Annotated[Union[methods], Field(discriminator="name")])  # type: ignore[arg-type]  # noqa: UP007
+def _one_of(methods: tuple[type[Method], ...]) -> SchemaValidator:
+    return SchemaValidator(_choice(methods))
+
+
+def _choice(methods: Iterable[type[Method]]) -> core_schema.CoreSchema:
+    choices = {str(each.model_fields["name"].default): each.__pydantic_core_schema__ for each in methods}
+    return core_schema.tagged_union_schema(choices, "name")
+
+
+def _checked(value: Any) -> Any:
+    """A method from its settings; the others are imported only where it is not clear which one is meant."""
+    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+    return any_method(*([name] if isinstance(name, str) else [])).validate_python(value, strict=True)
 
 
 class _Named:
     """The registered method that a recipe names; plugins may add some at any time."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
-        return core_schema.no_info_plain_validator_function(
-            lambda value: any_method().validate_python(value, strict=True)
-        )
+        return core_schema.no_info_plain_validator_function(_checked)
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
-        return handler(any_method().core_schema)
+        return handler(_choice(Method.alternatives()))
 
 
 AnyMethod = Annotated[Method, _Named()]
