@@ -508,6 +508,8 @@ def test_chat_through_a_pipe_and_a_list_of_what_would_be_pushed(
     each = [srd("chat", shared.student, "--prompt", text, *options).out for text in ("one", "two")]
     assert both.out == "".join(each) and all(each)
     assert srd("chat", shared.student, "--prompt", " ").code == 2
+    latin = srd("chat", shared.student, "--prompt", "caf\udce9")  # as a command line or pipe in Latin-1 gives it
+    assert latin.code == 2 and "no UTF-8 text" in latin.told
     student = tmp_path / "a run" / "student"
     student.mkdir(parents=True)
     (student / "README.md").write_text("---\nlicense: mit\n---\n\n# tiny\n")

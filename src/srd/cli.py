@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from srd.base.errors import RunError, UserError
-from srd.base.text import visible
+from srd.base.text import is_text, visible
 from srd.base.version import VERSION
 
 if TYPE_CHECKING:
@@ -522,6 +522,8 @@ class _Talk:
                 self._say(question)
 
     def _say(self, question: str) -> None:
+        if not is_text(question):
+            raise UserError(f"the prompt '{visible(question)}' is no UTF-8 text: convert it, as by iconv -t UTF-8")
         self.turns.append({"role": "user", "content": question})
         self.asked += 1
         for voice in self.voices:

@@ -85,6 +85,14 @@ def test_every_stage_has_its_rows_and_what_became_of_the_answers(whole_run: Path
     assert "Answers changed</th>" not in read_page(other) and "After stage" not in read_page(other)
 
 
+def test_one_stage_is_not_said_to_follow_others(whole_run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(whole_run, other)
+    for folder in list((other / "stages").glob("[1-9]*")):
+        shutil.rmtree(folder)
+    assert "in one <dfn>stage</dfn>" in read_page(other) and "in one <dfn>stage" not in read_page(whole_run)
+
+
 def test_words_are_explained_where_they_are_first_used(whole_run: Path) -> None:
     text = re.sub(r"<(style|nav).*?</\1>", "", read_page(whole_run), flags=re.DOTALL)
     header, main = text.split("<main>")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from xml.etree import ElementTree
 
 import pytest
@@ -73,6 +74,15 @@ def test_line_breaks_where_a_value_is_missing() -> None:
     [drawn] = [p.get("d") or "" for p in tree.iter("path")]
     assert drawn.count("M") == 2 and drawn.count("L") == 2
     assert drawn.startswith("M0.0 ") and "L1000.0 " in drawn
+
+
+def test_an_axis_begins_where_the_points_begin_unless_it_counts_from_zero() -> None:
+    line = Series("a", "red", [(6.0, 1.0), (7.0, 2.0)])
+    for zero in (True, False):
+        plot = line_plot([line], title="", x_label="x", y_label="y", from_zero=zero)
+        ticks = re.findall(r">(\d(?:\.\d+)?)</text>", plot)
+        assert ("0" in ticks) == zero and "6" in ticks
+    assert line_plot([], title="", x_label="x", y_label="y", from_zero=False)
 
 
 def test_bands_cover_the_axis() -> None:

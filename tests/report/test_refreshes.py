@@ -7,9 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from srd.report.answers import evenly
 from srd.report.page import page
 from srd.report.reading import read_run
-from srd.report.refreshes import refreshes_of, refreshes_section
+from srd.report.refreshes import ROWS, TEXTS, refreshes_of, refreshes_section
 from srd.training.written import ABOUT, SCHEMA
 from tests.report.fake_run import write_run
 
@@ -45,3 +46,19 @@ def test_texts_from_refresh_to_refresh(tmp_path: Path) -> None:
     assert [len(card.answers) for card in group.cards] == [3, 3, 3]  # the reference, and either text
     html = page(run)
     assert "Text that the student wrote to train on" in html and "nothing of it" in html
+
+
+def test_many_refreshes_are_shown_by_some_of_them(tmp_path: Path) -> None:
+    """The first, the last, and what lies between: a run may refresh its text a thousand times."""
+    assert evenly("abc", 4) == ["a", "b", "c"] and evenly(range(101), 5) == [0, 25, 50, 75, 100]
+    run_dir = write_run(tmp_path / "run", examples=40)
+    (name,) = pq.read_table(run_dir / "examples/train.parquet", columns=["id"])["id"].to_pylist()[:1]
+    for number in range(30):
+        write_refresh(run_dir, number, {name: f"text {number}"}, ended=1)
+    table, group = refreshes_section(read_run(run_dir))
+    assert table is not None and group is not None
+    titles = [row[1] for row in table.rows]
+    assert len(titles) == ROWS and (titles[0], titles[-1]) == ("Stage 1, step 0", "Stage 1, step 87")
+    (card,) = group.cards
+    assert card.label == "Answered 30 times" and len(card.answers) == 1 + TEXTS
+    assert card.answers[-1].text == "text 29"

@@ -101,3 +101,14 @@ def test_columns_can_be_picked() -> None:
         [[None, 3]],
         {0},
     )
+
+
+def test_a_column_of_unknowns_stands_as_its_numbers_would() -> None:
+    columns = [
+        Column("name"),
+        Column("text"),
+        Column("share", show=str),
+        Column("score", digits=2),
+        Column("best", best="max"),
+    ]
+    assert Table(columns, [["a", None, None, None, None]]).numeric() == [False, False, True, True, True]

@@ -23,6 +23,11 @@ def visible(text: str) -> str:
     return OBEYED.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
+def is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8: a command line or a pipe in another encoding leaves halves of characters."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def escape_html(text: str, quote: bool = True, longest: int = LONGEST) -> str:
     """Write text for a page as it is: what would be obeyed made visible, a very long one cut, with a note."""
     if len(text) > longest:

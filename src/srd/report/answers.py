@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import pyarrow  # type: ignore[import-untyped]
 
@@ -14,6 +14,8 @@ from srd.evaluation.predictions import predictions_path, read_answers
 from srd.report.comparison import Model, baseline_of, main_model, primary_metrics
 from srd.report.reading import Row, RunFiles, finite, read_json_lines, read_parquet
 from srd.report.words import model_name, phrase, task_name
+
+T = TypeVar("T")
 
 GROUPS = {
     "easiest": ("Easiest", "The student nearly knew these already; training starts here."),
@@ -53,6 +55,13 @@ def card(label: str, example: Row, facts: list[str], answers: Sequence[Answer]) 
     instruction = str(example.get("instruction") or example.get("prompt") or "")
     reference = Answer("Reference", str((example.get("references") or [""])[0]), "reference")
     return Card(label, instruction, str(example.get("input") or ""), facts, [reference, *answers])
+
+
+def evenly(items: Sequence[T], most: int) -> list[T]:
+    """Choose at most so many of them: the first, the last, and what lies evenly between."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]
 
 
 def scored(title: str, row: Row, kind: str = "") -> Answer:

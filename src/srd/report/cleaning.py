@@ -13,7 +13,7 @@ from srd.base.text import many, percent
 from srd.curation.cleaning import bad_end
 from srd.curation.detectors.base import DETECTORS, REWRITTEN, reason_of
 from srd.report.answers import Answer, Card, by_id, card
-from srd.report.plots import Band, Series, legend, line_plot
+from srd.report.plots import Band, Series, line_plot
 from srd.report.reading import Row, RunFiles, parse_json, read_file, read_parquet
 from srd.report.tables import Column, Table, to_html
 
@@ -114,7 +114,7 @@ def score_plot(marks: pyarrow.Table, name: str, detector: Row) -> Markup:
     if detector.get("threshold") is not None:
         edge = float(np.clip(bad_end(name) * detector["threshold"], edges[0], edges[-1]))
         bands = [Band(*((edge, float(edges[-1])) if bad_end(name) > 0 else (float(edges[0]), edge)), "wrong")]
-    return legend([line]) + line_plot([line], title=f"Rows by {name}", x_label=name, y_label="rows", bands=bands)
+    return line_plot([line], title=f"Rows by {name}", x_label=name, y_label="rows", bands=bands, from_zero=False)
 
 
 def reason(run: RunFiles, marks: pyarrow.Table, why: Any, name: str) -> Reason:

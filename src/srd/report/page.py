@@ -147,6 +147,7 @@ def training_section(run: RunFiles) -> dict[str, Any]:
         "preparation": preparation_curves(run),
         "restarts_at_best": staged,
         "stages": to_html(stage_table(run, stages)) if stages else None,
+        "one_stage": len(stages) == 1,
         "changed": [changed] if changed else [],
         "refreshes": to_html(refreshes) if refreshes else None,
         "own_texts": [texts] if texts else [],

@@ -153,6 +153,7 @@ def line_plot(
     y_label: str,
     bands: Sequence[Band] = (),
     markers: bool = False,
+    from_zero: bool = True,
     file: bool = False,
 ) -> Markup:
     """Draw lines over shaded bands.
@@ -164,10 +165,11 @@ def line_plot(
         y_label: Written above the axis.
         bands: Shaded stretches of the x axis.
         markers: Draw each point, with its tooltip.
+        from_zero: Begin the x axis at 0 at the latest; else where the points begin.
         file: Make a file of its own, with a legend, not a part of a page.
     """
     xs = [x for line in series for x, _ in line.points] + [edge for band in bands for edge in (band.start, band.end)]
-    x_low, x_high = min([*xs, 0.0]), max(xs, default=1.0)
+    x_low, x_high = min([*xs, 0.0] if from_zero else xs, default=0.0), max(xs, default=1.0)
     y_low, y_high = padded_range([y for line in series for _, y in line.points], room=0.12)
     x = Axis(x_label, x_low, x_high if x_high > x_low else x_low + 1.0)
     y = Axis(y_label, y_low, y_high, up=True)

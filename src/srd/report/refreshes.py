@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from srd.base.text import count, percent
 from srd.metrics.rouge import rouge_l_many
-from srd.report.answers import Answer, Card, Group, by_id, card
+from srd.report.answers import Answer, Card, Group, by_id, card, evenly
 from srd.report.reading import Row, RunFiles, finite, read_file, read_parquet
 from srd.report.tables import Cell, Column, Table
 from srd.report.words import model_name
@@ -16,6 +16,8 @@ from srd.training.written import read_about
 
 COMPARED = 200  # answers of a refresh that are compared with those before, and with the references
 SHOWN = 3  # prompts whose answers are printed refresh by refresh
+TEXTS = 4  # answers of each
+ROWS = 12  # refreshes of a training in the table
 
 
 class Refresh(NamedTuple):
@@ -69,10 +71,12 @@ def refresh_table(run: RunFiles, written: dict[str, list[Refresh]]) -> Table:
     rows: list[list[Cell]] = []
     for arm, refreshes in written.items():
         before: dict[str, Any] = {}
+        shown = evenly(refreshes, ROWS)
         for refresh in refreshes:
             texts = {name: str(row["response"]) for name, row in refresh.answers.items()}
             cells = [*_counts(refresh), likeness(texts, references), likeness(texts, before), _drift(run, arm, refresh)]
-            rows.append([model_name(arm), refresh.title, *(v if math.isfinite(v) else None for v in cells)])
+            if refresh in shown:
+                rows.append([model_name(arm), refresh.title, *(v if math.isfinite(v) else None for v in cells)])
             before |= {name: [text] for name, text in texts.items() if text.strip()}
     return Table(columns, rows).without_empty_columns()
 
@@ -119,6 +123,6 @@ def changed_texts(run: RunFiles, refreshes: Sequence[Refresh]) -> Group | None:
     cards: list[Card] = []
     for name in (name for name in chosen if name in prompts):
         texts = [Answer(each.title, str(each.answers[name]["response"])) for each in refreshes if name in each.answers]
-        cards.append(card(f"Answered {len(texts)} times", prompts[name], [], texts))
+        cards.append(card(f"Answered {count(len(texts))} times", prompts[name], [], evenly(texts, TEXTS)))
     note = "What it wrote to train on, at each refresh, sampled anew."
     return Group("How its own text changed", note, cards) if cards else None

@@ -57,6 +57,11 @@ class Column:
     best: Literal["max", "min"] | None = None
     show: Callable[[float], str] | None = None
 
+    @property
+    def shows_numbers(self) -> bool:
+        """Whether it says how numbers are shown, which a column of texts has no need to."""
+        return self.show is not None or self.best is not None or self.digits != 1
+
     def number(self, value: float) -> str:
         """Return a number as the column shows it, an en dash for what is not finite."""
         if not math.isfinite(value):
@@ -110,9 +115,15 @@ class Table:
         return replace(self, columns=[self.columns[i] for i in kept], rows=rows)
 
     def numeric(self) -> list[bool]:
-        """Say of each column whether it holds numbers (and nothing but numbers and unknowns)."""
+        """Say of each column whether it holds numbers (and nothing but numbers and unknowns).
+
+        A column of unknowns alone holds numbers where it says how they are shown.
+        """
         columns = [[row[i] for row in self.rows if row[i] is not None] for i in range(len(self.columns))]
-        return [bool(cells) and not any(isinstance(cell, str) for cell in cells) for cells in columns]
+        return [
+            not any(isinstance(cell, str) for cell in cells) and (bool(cells) or column.shows_numbers)
+            for column, cells in zip(self.columns, columns, strict=True)
+        ]
 
     def texts(self) -> Iterator[list[tuple[str, bool]]]:
         """Go through the rows: the text of each cell, and whether it is one of the best."""
