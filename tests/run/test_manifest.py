@@ -173,6 +173,67 @@ def test_a_folder_in_the_place_of_a_file_and_a_link_are_not_removed(tmp_path: Pa
     assert (tmp_path / "student").is_symlink() and (tmp_path / "elsewhere").is_dir()
 
 
+STRANGE = {
+    "a folder in the place of weights": "stages/0/checkpoint-2/model.safetensors/mine",
+    "a folder in the place of a state": "stages/0/checkpoint-2/trainer_state.json/mine",
+    "a folder in the place of a note": "stages/0/metrics.json/model/config.json",
+    "a folder that looks like a model, in the place of weights": "stages/0/model/model.safetensors/config.json",
+    "a file in a checkpoint": "stages/0/checkpoint-2/notes.txt",
+    "a file in a stage": "stages/0/mine.json",
+    "a folder in a stage": "stages/0/old/model.safetensors",
+    "a folder of the name of a batch": "batches/batch-0000001.json/mine",
+    "a folder in the place of scores": "scores.parquet/part-0.parquet",
+    "a link to a folder": "stages/0/model",
+    "a link to a file": "batches/batch-0000001.json",
+}
+
+
+@pytest.mark.parametrize("again", ["same", "other"], ids=["continued", "changed"])
+@pytest.mark.parametrize("name", STRANGE.values(), ids=STRANGE)
+def test_what_is_not_ours_in_unfinished_work_is_not_touched(tmp_path: Path, name: str, again: str) -> None:
+    """A step that was killed has no list of its files: they are known by their names."""
+    folder, places = tmp_path / "run", [tmp_path / "run" / place for place in ("stages", "batches", "scores.parquet")]
+    Manifest(folder).begin("training", "same", places)
+    for ours in ("stages/0/checkpoint-2/optimizer.pt", "stages/1/rollouts/0.parts/batch-0000000.json",
+                 "stages/0/.partial-model-host-1-ab/words.of_mine", "batches/batch-0000000.json"):  # fmt: skip
+        write(folder / ours, "ours")
+    mine = folder / name
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    if name in (STRANGE["a link to a folder"], STRANGE["a link to a file"]):
+        mine.symlink_to(write(tmp_path / "elsewhere" / "mine", "mine").parent)
+    else:
+        write(mine, "mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and "manifest" not in path.name}
+    manifest = Manifest(folder)
+
+    def go_on() -> None:
+        if not manifest.interrupted("training", again):
+            manifest.clear("training", manifest.places("training"))
+        manifest.make_room("training", places)
+
+    with pytest.raises(UserError, match=r"was not written by this run, but .*move it away") as refused:
+        go_on()
+    assert all(path.read_bytes() == content for path, content in before.items())
+    shutil.move(str(refused.value).partition(" was not")[0], tmp_path / "moved away")
+    go_on()
+    manifest.clear("training", places)
+    assert not any(place.exists() for place in places)
+
+
+def test_what_comes_to_the_place_of_unfinished_work_later_is_the_users(tmp_path: Path) -> None:
+    manifest = Manifest(tmp_path)
+    scratch = tmp_path / "warm-start"
+    manifest.begin("student", "abc", [scratch])
+    write(scratch / "stages" / "0" / "metrics.json", "ours")
+    manifest.finish("student", {}, [], [])
+    manifest.tidy("student", [scratch])
+    assert not scratch.exists()
+    mine = write(scratch / "model" / "config.json", "mine")
+    manifest.tidy("student", [scratch])
+    Manifest(tmp_path).tidy("student", [scratch])
+    assert mine.exists()
+
+
 def test_shared_steps_are_checked_before_they_are_taken(tmp_path: Path) -> None:
     manifest = made(tmp_path / "one")
     shared = SharedSteps(tmp_path / "shared", tmp_path / "one")

@@ -21,8 +21,8 @@ from srd.base.files import read_json, write_json
 from srd.curation import reflection
 from srd.run import context
 from srd.training import cache_building, stages, trainer
-from srd.training.checkpoints import seal
-from srd.training.trainer import STATE_FILE, DistillTrainer, Trainer
+from srd.training.checkpoints import STATE_FILE, seal
+from srd.training.trainer import DistillTrainer, Trainer
 from tests.faults import (
     Places,
     begun,

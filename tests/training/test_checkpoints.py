@@ -24,7 +24,7 @@ from srd.run import assemble
 from srd.run.recipe_checks import check_optimizer
 from srd.run.steps import training as training_step
 from srd.training import one_schedule, stages
-from srd.training.checkpoints import FILES, damage, forget_older, last_checkpoint, list_files, seal
+from srd.training.checkpoints import FILES, check_place, damage, forget_older, last_checkpoint, list_files, seal
 from srd.training.log import append_row
 from srd.training.loss_settings import LossSettings
 from srd.training.rollouts import AdaptiveOffPolicy
@@ -100,12 +100,18 @@ def test_a_checkpoint_whose_best_is_damaged_is_not_used(tmp_path: Path) -> None:
 
 
 def test_unfinished_checkpoints_are_removed_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Ours are; what another program, or somebody, has put beside them stays."""
     whole = checkpoint(tmp_path, 10)
     for name in ("checkpoint-11", "checkpoint-12", "checkpoint-x"):
         (tmp_path / name).mkdir()
-    (tmp_path / "checkpoint-11" / "trainer_state.json").write_text('{"a": 1}')
+        (tmp_path / name / "trainer_state.json").write_text('{"a": 1}')
+    (tmp_path / "checkpoint-11" / "distillation.json").write_text("{}")
     assert last_checkpoint(tmp_path) == whole and last_checkpoint(tmp_path / "nowhere") is None
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"] and not caplog.text
+    forget_older(tmp_path, 1, None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-12", "checkpoint-x"]
+    assert not caplog.text
+    with pytest.raises(UserError, match=r"checkpoint-12 was not written by this training"):
+        check_place(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,13 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from srd.base.errors import RunError, UserError
 from srd.base.failures import disk_is_full
+from srd.base.ours import strangers
 from srd.base.text import shown_bytes
 
 
@@ -47,15 +48,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """As `atomic_write`, for a whole folder. One of that name is replaced: the caller knows that it is ours.
+    """As `atomic_write`, for a whole folder. One of that name is replaced, if all that it holds may be ours.
 
     Raises:
-        UserError: ``path`` is a file or a link.
+        UserError: ``path`` is a file or a link, or something of somebody else lies in it.
         RunError: the disk is full.
     """
     path = Path(path)
     _refuse(path, path.is_symlink(), "a link")
     _refuse(path, path.is_file(), "a file")
+    for stranger in strangers(path):
+        _refuse(stranger, True, "in the way")
     with _replacing(path) as partial:
         yield partial
 
@@ -70,7 +73,7 @@ def _replacing(path: Path) -> Iterator[Path]:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         for leftover in path.parent.glob(f".partial-{glob.escape(path.name)}-*"):
-            if _is_abandoned(leftover):
+            if _is_abandoned(leftover) and not any(strangers(leftover)):
                 remove(leftover)
         partial = partial_path(path)
         try:
@@ -157,6 +160,24 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def discard(path: Path, listed: Collection[Path] = ()) -> None:
+    """Delete unfinished work, if it is there, after a look at all of it.
+
+    Args:
+        path: A file or a folder of a step.
+        listed: Files that are known to be the step's own, whatever their names.
+
+    Raises:
+        UserError: something of somebody else lies there; nothing is deleted.
+    """
+    for stranger in strangers(path, listed):
+        raise UserError(
+            f"{stranger} was not written by this run, but lies in unfinished work that is made again. Nothing is "
+            "touched: move it away, then run the same command again."
+        )
+    remove(path)
 
 
 def write_json(path: Path, value: Any) -> None:

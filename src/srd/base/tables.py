@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from srd.base.errors import UserError
 from srd.base.failures import reading
-from srd.base.files import atomic_write, digest_of, is_sealed, remove, seal
+from srd.base.files import atomic_write, digest_of, discard, is_sealed, seal
 
 LARGE_BYTES = 16 << 20  # a parquet file of this size takes many times as much memory
 MAP_ROWS = 1_000
@@ -88,7 +88,7 @@ def map_large(paths: list[Path], folder: Path) -> None:
         if path.stat().st_size < LARGE_BYTES or is_sealed(target):
             continue
         for older in [*folder.glob(f"{path.stem}-*"), *folder.glob(f".{path.stem}-*")]:
-            remove(older)
+            discard(older)
         source = pq.ParquetFile(path)
         with atomic_write(target) as partial, pa.ipc.new_stream(str(partial), source.schema_arrow) as stream:
             for batch in source.iter_batches(MAP_ROWS):

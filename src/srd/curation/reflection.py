@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from srd.base import parallel
 from srd.base.errors import UserError
-from srd.base.files import atomic_write, fingerprint, read_sealed, remove
+from srd.base.files import atomic_write, discard, fingerprint, read_sealed
 from srd.base.tables import column, positions, reopened
 from srd.curation.shards import make_shards
 from srd.data.batching import TokenLists, length_sorted_batches
@@ -249,7 +249,7 @@ def _in_order(examples: datasets.Dataset, scores: datasets.Dataset) -> datasets.
 
 def forget_batches(folder: Path) -> None:
     """Delete the finished batches once the scores are written."""
-    remove(folder)
+    discard(folder)
 
 
 def ranking_warnings(scores: datasets.Dataset) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from srd.base.errors import UserError
-from srd.base.files import atomic_write, file_digest, fingerprint, link, read_json, remove, write_json
+from srd.base.files import atomic_write, discard, file_digest, fingerprint, link, read_json, write_json
 
 PREDICTIONS, INDEX = "predictions", "index.json"
 METRICS, DETAILS, COMPARISONS, SAMPLES = "metrics.json", "details.json", "comparisons.json", "train_samples.jsonl"
@@ -130,7 +130,7 @@ def begin_writing(path: Path) -> None:
     """Before answers change: list their file as ours, and forget the summaries, which tell of the former ones."""
     folder, names = path.parent.parent, listed(path.parent.parent)
     for name in SUMMARIES:
-        remove(folder / name)
+        discard(folder / name)
     if path.name not in names:
         _write_index(folder, [*names, path.name])
 
@@ -138,12 +138,12 @@ def begin_writing(path: Path) -> None:
 def finish(folder: Path, paths: Sequence[Path], metrics: dict[str, Any], details: dict[str, Any]) -> None:
     """Write what an evaluation comes to, and remove what earlier ones have left: answers and summaries."""
     for name in SUMMARIES:
-        remove(folder / name)
+        discard(folder / name)
     wanted = [path.name for path in paths]
     for name in listed(folder):
         if name not in wanted:
-            remove(folder / PREDICTIONS / name)
-            remove(scores_path(folder / PREDICTIONS / name))
+            discard(folder / PREDICTIONS / name)
+            discard(scores_path(folder / PREDICTIONS / name))
     _write_index(folder, wanted)
     write_json(folder / DETAILS, details)
     write_json(folder / METRICS, metrics)
@@ -173,7 +173,7 @@ def replaced(former: Path, folder: Path) -> list[str]:
         if now.get((model, task)) != scores or any(name.startswith(_stem(model, task)) for name in others)
     ]
     if not lost:
-        remove(former)
+        discard(former, evaluation_files(former))
         with contextlib.suppress(OSError):  # there are others
             former.parent.rmdir()
     return lost

@@ -18,6 +18,7 @@ from srd.base.errors import UserError
 from srd.base.files import (
     atomic_folder,
     digest_of,
+    discard,
     file_times,
     known_digests,
     link,
@@ -26,6 +27,7 @@ from srd.base.files import (
     walk,
     write_sealed,
 )
+from srd.base.ours import strangers
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +140,15 @@ class Manifest:
         self.steps[step]["places"] = [self._name(path) for path in places]
         self.save()
 
+    def tidy(self, step: str, scratch: Iterable[Path]) -> None:
+        """Remove what a finished step has left of its unfinished work; once, as what comes later is the user's."""
+        if self.steps[step].get("tidied"):
+            return
+        for path in scratch:
+            discard(path)
+        self.steps[step]["tidied"] = True
+        self.save()
+
     def spent(self, step: str, seconds: float) -> None:
         """Add to the time a step has taken, over all attempts."""
         self.steps[step]["seconds"] = round(self.steps[step].get("seconds", 0.0) + seconds, 3)
@@ -173,9 +184,9 @@ class Manifest:
         for path in paths:
             if path.is_symlink():
                 self._refuse(path, f"{step} is to be made again")
-            if entry.get("finished"):
-                for strange in self._strangers(path, entry["outputs"]):
-                    self._refuse(strange, f"{step} is to be made again")
+            finished = entry.get("finished")
+            for strange in self._strangers(path, entry["outputs"]) if finished else strangers(path):
+                self._refuse(strange, f"{step} is to be made again")
         for path in paths:
             remove(path)
             known_digests.pop(str(path.absolute()), None)
@@ -208,6 +219,8 @@ class Manifest:
         for path in places:
             if (path.exists() or path.is_symlink()) and path not in self.places(step):
                 self._refuse(path, f"it lies where the step {step} writes")
+            for strange in [] if self.steps.get(step, {}).get("finished") else strangers(path):
+                self._refuse(strange, f"it lies in unfinished work of the step {step}")
 
     def bring(self, step: str, places: list[Path]) -> None:
         """Move what a finished step wrote elsewhere (another step had its place) to where it belongs now."""
@@ -227,9 +240,9 @@ class Manifest:
         self.content["moves"] = [[old, new] for old, new in names.items()]
         for name in [name for entry in self.steps.values() for name in entry.get("needed", {})]:
             if name.startswith(tuple(f"{old}/" for old in names)):  # what a later step has put there is made again
-                remove(self.folder / name)
+                discard(self.folder / name)
         for new in names.values():  # what an earlier displacement of the same step has left there is outdated
-            remove(self.folder / new) if new.startswith(f"{DISPLACED}/") else None
+            discard(self.folder / new) if new.startswith(f"{DISPLACED}/") else None
         self.save()
         self._finish_moves()
 
@@ -282,12 +295,12 @@ class SharedSteps:
         if not found:
             if place.exists() and not place.is_symlink():
                 logger.warning("%s is damaged: %s is made again", place, step)
-                remove(place)
+                discard(place)
             return None
         for name, state in found["outputs"].items():
             if not (place / name).is_file() or digest_of(place / name) != state[3]:
                 logger.warning("%s is damaged: %s is made again", place / name, step)
-                remove(place)
+                discard(place, [place / each for each in found["outputs"]])
                 return None
         return found
 

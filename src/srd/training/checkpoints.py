@@ -9,18 +9,22 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-from srd.base.errors import RunError
-from srd.base.files import file_digest, read_json, remove, write_json
+from srd.base.errors import RunError, UserError
+from srd.base.files import discard, file_digest, read_json, write_json
+from srd.base.ours import strangers
 from srd.base.text import shown_bytes
 
 logger = logging.getLogger(__name__)
 
 FILES = "files.json"  # written last
 TRAINER_STATE = "trainer_state.json"
+STATE_FILE = "distillation.json"  # what a checkpoint of ours holds beside the Trainer's own files; written first
+NAME = re.compile(r"checkpoint-\d+")
 
 Listing = dict[str, tuple[int, str]]  # relative path -> size, digest
 
@@ -68,14 +72,45 @@ def step_of(checkpoint: Path | None) -> int:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints that were completed, oldest first; unfinished ones are removed."""
-    complete = []
-    for path in folder.glob("checkpoint-*"):
-        if path.name.rpartition("-")[2].isdigit() and (path / FILES).exists():
-            complete.append(path)
-        else:
-            remove(path)
-    return sorted(complete, key=step_of)
+    """Checkpoints that were completed, oldest first; unfinished ones of ours are removed."""
+    found = _named(folder)
+    for path in found:
+        if not (path / FILES).exists() and (path / STATE_FILE).exists():
+            _drop(path)
+    return sorted((path for path in found if (path / FILES).exists()), key=step_of)
+
+
+def _drop(checkpoint: Path) -> None:
+    """Delete a checkpoint; a file of it that somebody has given another name is still ours."""
+    files = readable_json(checkpoint / FILES)
+    kept = (
+        {str(state[-1]) for state in files.values() if isinstance(state, list) and state}
+        if isinstance(files, dict)
+        else ()
+    )
+    renamed = [path for path in strangers(checkpoint) if path.is_file() and file_digest(path) in kept]
+    discard(checkpoint, renamed)
+
+
+def _named(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("checkpoint-*") if NAME.fullmatch(path.name) and path.is_dir()]
+
+
+def remove_all(folder: Path) -> None:
+    """Remove all checkpoints of a stage that is done, or begins again."""
+    for path in _named(folder):
+        _drop(path)
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a folder with checkpoints of another program, which ours would be written into.
+
+    Raises:
+        UserError: with the first of them.
+    """
+    for path in _named(folder):
+        if not (path / STATE_FILE).exists() and not (path / FILES).exists() and any(path.glob("[!.]*")):
+            raise UserError(f"{path} was not written by this training. Move it away, or choose another folder.")
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -91,7 +126,7 @@ def last_checkpoint(folder: Path) -> Path | None:
         logger.warning(
             f"{path} is not used: {reason}. Training goes on from the checkpoint before it, or this stage begins again."
         )
-        remove(path)
+        _drop(path)
     return None
 
 
@@ -99,11 +134,11 @@ def forget_older(folder: Path, keep: int | None, best: str | None) -> None:
     """Remove all checkpoints but the newest ``keep``, the best among them whatever its age; None keeps all."""
     if not keep:
         return
-    found = sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True)
+    found = checkpoints(folder)[::-1]
     protected = [path for path in found if path == found[0] or (best and path.name == Path(best).name)]
     others = [path for path in found if path not in protected]
     for path in others[max(0, keep - len(protected)) :]:
-        remove(path)
+        _drop(path)
 
 
 def needed_disk(parameters: int) -> int:

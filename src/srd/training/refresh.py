@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 
 from srd.base import parallel
-from srd.base.files import fingerprint, remove
+from srd.base.files import discard, fingerprint
 from srd.base.remedies import warn
 from srd.data.batching import EncodedExamples, LengthBatches, lengths_of
 from srd.models.generation import Decoding
@@ -204,7 +204,7 @@ class Refresher:
                         path, about, examples, decoding, replace(held, writer=writer),
                         lambda done, total: note(f"the student writes {done:,} of {total:,} answers"),
                     )  # fmt: skip
-        parallel.on_main(lambda: remove(path.with_suffix(".parts")))
+        parallel.on_main(lambda: discard(path.with_suffix(".parts")))
 
     def _stand(self, interval: Interval) -> None:
         """Read the text of an interval, and let the teacher read it."""
@@ -364,7 +364,7 @@ class Refresher:
         for path in self.ahead.folder.glob(pattern):
             number = path.name.removeprefix(".").partition(".")[0]
             if number.isdigit() and gone(int(number)):
-                remove(path)
+                discard(path)
 
     def _file(self, number: int) -> Path:
         return self.ahead.folder / f"{number}.parquet"

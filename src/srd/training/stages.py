@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PrinterCallback, set_seed
 
 from srd.base import parallel
-from srd.base.files import disk_errors, fingerprint, read_json, remove, write_json
+from srd.base.files import discard, disk_errors, fingerprint, read_json, write_json
 from srd.curation.curriculum import Stage
 from srd.models.adapters import add_lora, load_adapter
 from srd.models.finite import non_finite_tensor
@@ -18,7 +18,7 @@ from srd.models.loading import load_model, save_model
 from srd.models.merging import merge_adapter
 from srd.models.sharding import is_sharded, whole_weights
 from srd.training.arguments import all_steps, total_steps, training_arguments
-from srd.training.checkpoints import damage, last_checkpoint, list_files, readable_json, step_of
+from srd.training.checkpoints import STATE_FILE, damage, last_checkpoint, list_files, readable_json, remove_all, step_of
 from srd.training.log import append_row, filter_rows, read_rows
 from srd.training.loss_settings import LossSettings, TokenChoice
 from srd.training.one_schedule import OPTIMIZER_FILE, Span, hand_on, is_handed_on
@@ -29,7 +29,7 @@ from srd.training.schedules import Schedule
 from srd.training.settings import TrainingConfig
 from srd.training.student_text import ROLLOUTS, Writing, writing_of
 from srd.training.tracking import Tables
-from srd.training.trainer import STATE_FILE, DistillTrainer
+from srd.training.trainer import DistillTrainer
 from srd.training.training import ANSWERS_FILE, METRICS_FILE, ROLLOUTS_FILE, SCHEDULE_FILE, SCORES_FILE, Training
 
 logger = logging.getLogger(__name__)
@@ -78,13 +78,13 @@ def _stages_done(training: Training) -> int:
         logger.warning(f"{folders[done] / METRICS_FILE} is damaged: stage {done} is trained again")
     for number, folder in enumerate(folders):
         if number < done:  # a kill may have come between the metrics and the checkpoints' removal
-            _remove_checkpoints(folder)
-            remove(folder / OPTIMIZER_FILE) if number < done - 1 else None
+            remove_all(folder)
+            discard(folder / OPTIMIZER_FILE) if number < done - 1 else None
         elif number == done:
             for name in (METRICS_FILE, ROLLOUTS_FILE, SCHEDULE_FILE, OPTIMIZER_FILE, "model"):
-                remove(folder / name)
+                discard(folder / name)
         else:
-            remove(folder)
+            discard(folder)
     return done
 
 
@@ -170,16 +170,11 @@ def train_stage(training: Training, stage: Stage, model: Any) -> Any:
             if training.config.keeps_optimizer and stage.index + 1 < len(training.stages):
                 metrics["optimizer"] = hand_on(trainer, folder)
             write_json(folder / METRICS_FILE, {**metrics, "digest": fingerprint(metrics)})
-        _remove_checkpoints(folder)
+        remove_all(folder)
         if stage.index:
-            remove(training.stage_folder(stage.index - 1) / OPTIMIZER_FILE)
+            discard(training.stage_folder(stage.index - 1) / OPTIMIZER_FILE)
     parallel.barrier()
     return None if is_sharded(trainer.accelerator) else model
-
-
-def _remove_checkpoints(folder: Path) -> None:
-    for path in folder.glob("checkpoint-*"):
-        remove(path)
 
 
 def make_trainer(training: Training, stage: Stage, model: Any) -> DistillTrainer:
@@ -318,7 +313,7 @@ def _checkpoint_with_log(training: Training, stage: Stage) -> Path | None:
     if noted in (None, _logged(training, stage.index)):
         return checkpoint
     logger.warning(f"{training.log_file} is not what was logged up to {checkpoint}: stage {stage.index} begins again")
-    _remove_checkpoints(folder)
+    remove_all(folder)
     _forget_rows(training, stage, None)
     return None
 

@@ -39,7 +39,7 @@ from srd.training.alignment import for_teacher
 from srd.training.arguments import use_one_device
 from srd.training.batches import AheadLoader, WithRows, about, length_batches, make_collator, nothing, tokens_in
 from srd.training.cache_building import build_cache
-from srd.training.checkpoints import forget_older, last_checkpoint, seal, step_of
+from srd.training.checkpoints import STATE_FILE, check_place, forget_older, last_checkpoint, seal, step_of
 from srd.training.inputs import check_served, check_writing, encoded, settings_of, teacher_of, validation_of, writing_by
 from srd.training.log import Sums
 from srd.training.loss import head_loss, logits_loss
@@ -57,8 +57,6 @@ from srd.training.validation import answered, validation_loss
 from srd.training.written import Pen
 
 logger = logging.getLogger(__name__)
-
-STATE_FILE = "distillation.json"  # what a checkpoint of ours holds beside the Trainer's own files
 
 
 class DistillTrainer(Trainer):
@@ -592,6 +590,7 @@ class _Hooks(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        parallel.on_main(lambda: check_place(Path(args.output_dir)))
         self.trainer.validate_first()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -90,6 +90,7 @@ def do(run: Run, step: Step) -> None:
         with _by_turns(run, step, key):
             if not _is_taken(run, step, key):
                 _make(run, step, key)
+    parallel.on_main(lambda: run.manifest.tidy(step.name, step.scratch(run)))
     run.keys[step.name] = key
     step.open(run)
 

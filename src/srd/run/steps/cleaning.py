@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from srd.base import parallel
 from srd.base.console import console
 from srd.base.errors import UserError
-from srd.base.files import content_of, fingerprint, read_json, read_sealed, remove, write_json, write_sealed
+from srd.base.files import content_of, fingerprint, read_json, read_sealed, write_json, write_sealed
 from srd.base.tables import map_large, read_table, write_table
 from srd.base.text import many, shorten
 from srd.curation.cleaning import Findings, Reader, Reads, find_wrong, read_for
@@ -88,7 +88,6 @@ class Likelihoods(order.Likelihoods, Step):
             reads = read_for(rows, settings.find, reader_of(run, run.files.likelihoods_work, update), run.recipe.seed)
         if parallel.is_main():
             write_table(datasets.Dataset(reads.table()), run.files.likelihoods)
-            remove(run.files.likelihoods_work)
         parallel.barrier()
         return {"examples": len(rows), **{kind: len(columns["ce"]) for kind, columns in reads.damage.items()}}
 
@@ -174,7 +173,6 @@ class Repair(order.Repair, Step):
             ]
             _write_rows(marks.select(columns), repaired, before, after, run.files.marked)
             write_table(_with_responses(rows, new).select(np.flatnonzero((why == "") | repaired)), run.files.cleaned)
-            remove(run.files.repair_work)
         parallel.barrier()
         wrong, right = int((why != "").sum()), sum(not why[row] for row in new)
         others = {"rewritten": right} if run.recipe.data.cleaning.action == "rewrite" else {}

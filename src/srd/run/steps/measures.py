@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 
 from srd.base import parallel
-from srd.base.files import remove
 from srd.base.tables import column, write_table
 from srd.curation.copies import near_copies
 from srd.curation.likelihoods import likelihoods
@@ -51,7 +50,6 @@ class Measures(order.Measures, Step):
         if parallel.is_main():
             table = pa.table({"id": column(run.split("train"), "id"), **columns})
             write_table(datasets.Dataset(table), run.files.measures)
-            remove(run.files.measured)
         parallel.barrier()
         return {f"mean_{name}": round(float(np.mean(values)), 4) for name, values in columns.items()}
 

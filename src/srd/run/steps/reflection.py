@@ -12,9 +12,7 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from srd.base import parallel
 from srd.base.console import console
-from srd.base.files import remove
 from srd.base.tables import positions
 from srd.curation.reflection import ranking_warnings
 from srd.metrics.scripts import words_note
@@ -64,8 +62,6 @@ class Reflection(order.Reflection, Step):
             logger.warning(warning)
         summary: Summary = {**mean_scores(scores), **words_note(run.words)}
         keep_scores(scores, run.files.scores, run.files.batches)
-        if way == "cross_fit" and parallel.is_main():
-            remove(run.files.folds)
         if way == "off" and student.warm_start is not None:
             console.print("  the student was warmed up on these rows: what it knows by heart says little of their "
                           "difficulty (reflection.out_of_sample)", highlight=False)  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from srd.base import parallel
-from srd.base.files import content_of, read_sealed, remove, write_sealed
+from srd.base.files import content_of, read_sealed, write_sealed
 from srd.base.text import count, many
 from srd.models.loading import load_model, save_model
 from srd.models.pruning import drop_layers
@@ -73,10 +73,6 @@ class Student(order.Student, Step):
         dropped = len(re.findall(r"\d+", str(summary.get("dropped_layers") or "")))
         made = [f"{many(dropped, 'layer')} dropped" if dropped else "", told_of(summary, run.recipe.student.warm_start)]
         return f"{count(summary['parameters'])} parameters, {', '.join(filter(None, made)) or 'used as it is'}"
-
-    def open(self, run: Run) -> None:
-        if parallel.is_main():
-            remove(run.files.start_work)
 
 
 def taught_by(recipe: Recipe) -> list[Any]:

@@ -89,10 +89,6 @@ class Teacher(order.Teacher, Step):
             f"{count(summary['parameters'])} parameters, {told_of(summary, run.recipe.teacher.sft) or 'used as it is'}"
         )
 
-    def open(self, run: Run) -> None:
-        if parallel.is_main():
-            remove(run.files.teacher_work)
-
 
 class TeacherText(order.TeacherText, Step):
     """``seqkd/responses.parquet``: the teacher's own answers to the training prompts."""
