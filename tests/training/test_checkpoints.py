@@ -419,7 +419,7 @@ def test_reflecting_again_is_the_same_after_a_restart(
 
     def twice(run: Any, model: Any, folder: Path) -> Any:
         if "stages" in str(folder):
-            for name, each in (("a", model), ("b", load_student(trainings[-1], 1))):
+            for name, each in (("fold_0", model), ("fold_1", load_student(trainings[-1], 1))):
                 scores.append(original(run, each, folder / name).to_list())
         return original(run, model, folder)
 

@@ -115,6 +115,10 @@ class Manifest:
                     state[:3] = file_times(path)
         return wrong
 
+    def written(self, step: str) -> list[str]:
+        """The names of all files that a finished step wrote."""
+        return [*self.steps[step].get("outputs", {}), *self.steps[step].get("needed", {})]
+
     def files(self, step: str, folder: Path) -> list[Path]:
         """What a finished step wrote below a folder."""
         files = [self.folder / name for name in self.steps[step].get("outputs", {})]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import traceback
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ from srd.recipe.schema import Recipe
 from srd.report.page import build_report
 from srd.run.context import Run
 from srd.run.flow import run_all
-from srd.run.folder import RunFolder
 from srd.run.identity import recipe_identity
 from srd.run.manifest import Manifest
 from srd.sweep.cells import Cell
@@ -74,7 +74,7 @@ class CellRunner:
                 build_report(folder)
             self._note(folder, {"state": "done", "identity": identity})
             if not self.keep_students and parallel.is_main():
-                _drop_weights(run.files)
+                _drop_weights(run.manifest)
         except Exception as error:  # one cell's failure must not cost the others; it is shown, kept and counted
             self._note_failure(folder, error)
         return True
@@ -129,7 +129,14 @@ def _is_weight(path: Path) -> bool:
     return path.parts[0] in ("student", "start", "teacher") or (path.parts[0] == "stages" and "model" in path.parts)
 
 
-def _drop_weights(files: RunFolder) -> None:
-    """Delete the weights of a cell that has been evaluated: a student takes 4 bytes a parameter, and there are many."""
-    for path in [files.student(files.main), files.start, files.teacher, *files.stages(files.main).glob("*/model")]:
-        remove(path)
+def _drop_weights(manifest: Manifest) -> None:
+    """Delete the weights of a cell that has been evaluated: a student takes 4 bytes a parameter, and there are many.
+
+    Files that no step wrote stay, with the folders that they lie in.
+    """
+    for name in [name for step in manifest.steps for name in manifest.written(step)]:
+        if _is_weight(Path(name)):
+            path = manifest.folder / name
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # something is left in it
+                path.parent.rmdir()
