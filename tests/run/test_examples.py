@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow.parquet as pq
 import pytest
 
@@ -135,3 +136,23 @@ def test_conversations_of_a_template_that_cuts_thoughts_are_learnt_answer_by_ans
         assert {name.partition("#")[0] for name in divided[split]} <= set(ids)
     assert len(divided["train"]) > 5 and not divided["test"]
     assert len(divided["train"]) + len(divided["validation"]) == sum(every["summary"].values()) - 20
+
+
+def test_a_task_that_cannot_be_had_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows are compared with the training data, and wanted at the end: a file of them will do."""
+
+    def away(*arguments: Any, **options: Any) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", away)
+
+    def found(task: Any) -> Any:
+        recipe = {"teacher": "a", "student": "b", "data": "rows.jsonl", "evaluation": {"tasks": [task]}}
+        return step._Found(validate_recipe(recipe, "tiny"), None).benchmarks
+
+    with pytest.raises(UserError, match=r"'gsm8k': could not read .* no network\. .* as in `path: gsm8k\.jsonl`"):
+        found("gsm8k")
+    path = write_rows(tmp_path / "gsm8k.jsonl", [{"question": "How many?", "answer": "Four.\n#### 4"}])
+    assert len(found({"name": "gsm8k", "path": str(path)})["gsm8k"]) == 1

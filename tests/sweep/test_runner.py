@@ -14,7 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from srd.base.errors import RunError
+from srd.base.errors import RunError, UserError
 from srd.cli import app
 from srd.recipe.reading import validate_recipe
 from srd.run.context import Run
@@ -166,6 +166,34 @@ def test_a_cell_whose_files_were_changed_is_not_done(done: Sweep, tmp_path: Path
         assert not one._is_done(folder, identity)
     path.unlink()
     assert not one._is_done(folder, identity)
+
+
+def test_a_changed_cell_counts_nowhere_until_it_is_run_again(done: Sweep) -> None:
+    path = done.folder / "cells" / "srd-seed-0" / "evaluation" / "metrics.json"
+    whole = path.read_text()
+    try:
+        for content in (whole.replace("0", "9", 1), "{"):
+            path.write_text(content)
+            assert [outcome.state for outcome in done.outcomes()].count("done") == 3
+            done.write_report()
+    finally:
+        path.write_text(whole)
+    assert [outcome.state for outcome in done.outcomes()] == ["done"] * 4
+    done.write_report()
+
+
+def test_what_lies_in_the_place_of_a_cell_and_is_none_is_refused(tmp_path: Path) -> None:
+    mine = tmp_path / "cell" / "cell.json"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(UserError, match=r"cell holds other files \(cell\.json\)"):
+        one.check_place(mine.parent)
+    with pytest.raises(UserError, match=r"cell\.json is a file"):
+        one.check_place(mine)
+    mine.unlink()
+    one.CellRunner(tmp_path)._note(mine.parent, {"state": "failed"})
+    one.check_place(mine.parent)
+    one.check_place(tmp_path / "nothing")
 
 
 def test_failed_cell_does_not_stop_the_others(

@@ -295,9 +295,11 @@ class SharedSteps:
     def entry(self, step: str, key: str) -> dict[str, Any] | None:
         """The manifest entry of a step that another run has finished, its files checked; None where there is none."""
         place = self._place(step, key)
+        if place.is_file() or place.is_symlink():
+            raise UserError(f"{place} is in the way: a folder of the sweep goes there. Move it away.")
         found = read_sealed(place / "step.json")
         if not found:
-            if place.exists() and not place.is_symlink():
+            if place.exists():
                 logger.warning("%s is damaged: %s is made again", place, step)
                 discard(place)
             return None

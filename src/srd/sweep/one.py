@@ -15,7 +15,7 @@ from rich.markup import escape
 from srd.base import parallel
 from srd.base.console import console, set_up_logging
 from srd.base.errors import RunError, UserError
-from srd.base.files import fingerprint, read_sealed, remove, write_sealed
+from srd.base.files import discard, fingerprint, read_sealed, write_sealed
 from srd.recipe.merging import merge
 from srd.recipe.reading import validate_recipe
 from srd.recipe.schema import Recipe
@@ -98,7 +98,7 @@ class CellRunner:
             if result:
                 write_sealed(folder / RESULT, result)
             else:
-                remove(folder / RESULT)
+                discard(folder / RESULT)
         parallel.barrier()
 
     def _recipe(self, cell: Cell) -> Recipe:
@@ -116,12 +116,43 @@ def _is_done(folder: Path, identity: str) -> bool:
         manifest = Manifest(folder)
     except UserError:  # running the cell says it
         return False
-    own = [path for step in manifest.steps for path in manifest.damaged(step) if path.is_relative_to(folder)]
-    changed = [path for path in own if path.exists() or not _is_weight(path.relative_to(folder))]
+    changed = _changed(manifest)
     if changed:
         name = escape(str(changed[0].relative_to(folder)))
         console.print(f"{name} was changed or is missing: the cell is run again")
     return not changed
+
+
+def _changed(manifest: Manifest) -> list[Path]:
+    """Files of a cell that are not as its steps wrote them; weights that are gone were dropped."""
+    own = [path for step in manifest.steps for path in manifest.damaged(step) if path.is_relative_to(manifest.folder)]
+    return [path for path in own if path.exists() or not _is_weight(path.relative_to(manifest.folder))]
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether what a finished cell keeps is as it was, so that its numbers count."""
+    try:
+        return not _changed(Manifest(folder))
+    except UserError:
+        return False
+
+
+def check_place(folder: Path) -> None:
+    """Refuse what lies in the place of a cell and is no cell.
+
+    Raises:
+        UserError: it is a file, or a folder with files of somebody else.
+    """
+    if folder.is_file():
+        raise UserError(f"{folder} is a file, and a cell of the sweep goes there. Move it, or choose another --dir.")
+    names = {path.name for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else set()
+    if read_sealed(folder / RESULT):  # of a cell that has failed at once, all there is
+        names -= {RESULT}
+    if names and not names & {"recipe.yaml", "manifest.json"}:
+        raise UserError(
+            f"{folder} holds other files ({', '.join(sorted(names)[:3])}), where a cell of the sweep goes. Move it, "
+            "or choose another --dir."
+        )
 
 
 def _is_weight(path: Path) -> bool:

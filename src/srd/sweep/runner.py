@@ -11,7 +11,7 @@ from srd.base.files import atomic_write, read_sealed
 from srd.base.locks import lock
 from srd.base.yaml_text import dump_yaml, read_yaml
 from srd.sweep.cells import Cell, Outcome, lay_out, reference_rows
-from srd.sweep.one import RESULT, CellRunner
+from srd.sweep.one import RESULT, CellRunner, check_place, is_whole
 from srd.sweep.page import write_sweep_report
 from srd.sweep.settings import load_sweep
 from srd.sweep.workers import run_side_by_side
@@ -75,7 +75,10 @@ class Sweep:
         """What has become of one cell."""
         folder = CellRunner(self.folder).place(cell)
         noted = read_sealed(folder / RESULT)
-        return Outcome(cell, folder, noted.get("state", "missing"), noted.get("error", ""))
+        state = noted.get("state", "missing")
+        if state == "done" and not is_whole(folder):  # it is run again when its turn comes
+            state = "missing"
+        return Outcome(cell, folder, state, noted.get("error", ""))
 
     def run(self, jobs: int = 1) -> list[Outcome]:
         """Run the cells that are not done, go on past those that fail, and write the tables after each.
@@ -91,6 +94,7 @@ class Sweep:
                 "--jobs starts processes of its own. Start the sweep without a launcher, or without --jobs."
             )
         place = CellRunner(self.folder, self.config.keep_students)
+        parallel.on_main(lambda: [check_place(place.place(cell)) for cell in self.cells])
         if jobs > 1:
             run_side_by_side(self._in_order(), place, jobs, tell=self.write_report)
         for number, cell in enumerate(self._in_order() if jobs == 1 else [], start=1):

@@ -162,8 +162,7 @@ def _dropped(run: Run, found: _Found, data: list[Any]) -> list[str]:
         check_benchmarks(found.benchmarks, run.refused)
         divided = fingerprint(found.divided) if found.divided else ""
         noted = {"identity": identity, "dropped": found.bad.digest, "divided": divided}
-        if len(found.benchmarks) == len(tasks):  # else some could not be read this time
-            write_sealed(note, noted)
+        write_sealed(note, noted)
     return [stands_for for stands_for in (noted["dropped"], noted.get("divided")) if stands_for]
 
 
@@ -193,27 +192,21 @@ def _taken_by_tasks(run: Run, found: _Found, data: list[Any]) -> str | None:
         return noted["taken"] or None
     ids = leaked_ids(found.splits["train"], found.benchmarks)
     taken = fingerprint(ids) if ids else ""
-    if len(found.benchmarks) == len(recipe.evaluation.tasks):  # else some could not be read this time
-        write_sealed(note, {"identity": identity, "taken": taken})
+    write_sealed(note, {"identity": identity, "taken": taken})
     return taken or None
 
 
 def _benchmarks(recipe: Recipe) -> dict[str, datasets.Dataset]:
-    """The examples of the named tasks, as far as they can be read now."""
-    found = {}
-    for named in recipe.evaluation.tasks:
-        path = Path(named.path).expanduser() if named.path else None
-        try:
-            found[named.key] = get_task(named.name).examples(path, named.limit)
-        except UserError as error:
-            if path is not None:
-                raise
-            warn(
-                logger,
-                f"{named.key} is not compared with the training data: {error}",
-                f"Or give its file: evaluation.tasks=[{{name: {named.name}, path: FILE}}].",
-            )
-    return found
+    """The examples of the named tasks: what cannot be read is refused now, and not after the training.
+
+    Raises:
+        UserError: with the first task that has no file here and cannot be had from the hub.
+    """
+    tasks = recipe.evaluation.tasks
+    return {
+        named.key: get_task(named.name).examples(Path(named.path).expanduser() if named.path else None, named.limit)
+        for named in tasks
+    }
 
 
 def read_all(recipe: Recipe, frames: Frames | None) -> tuple[dict[str, datasets.Dataset], dict[str, datasets.Dataset]]:
