@@ -187,13 +187,13 @@ def test_what_lies_in_the_place_of_a_cell_and_is_none_is_refused(tmp_path: Path)
     mine.parent.mkdir()
     mine.write_text("mine")
     with pytest.raises(UserError, match=r"cell holds other files \(cell\.json\)"):
-        one.check_place(mine.parent)
+        one.check_places([mine.parent])
     with pytest.raises(UserError, match=r"cell\.json is a file"):
-        one.check_place(mine)
+        one.check_places([mine])
     mine.unlink()
     one.CellRunner(tmp_path)._note(mine.parent, {"state": "failed"})
-    one.check_place(mine.parent)
-    one.check_place(tmp_path / "nothing")
+    one.check_places([mine.parent])
+    one.check_places([tmp_path / "nothing"])
 
 
 def test_failed_cell_does_not_stop_the_others(

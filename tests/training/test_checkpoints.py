@@ -145,6 +145,7 @@ FULL = [
     RuntimeError("basic_ios::clear: iostream error"),
     SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
     Exception("No space left on device (os error 28)"),
+    OSError("12800 requested and 3376 written"),
 ]
 
 

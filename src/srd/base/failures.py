@@ -33,10 +33,11 @@ PATH_REASONS = {
     errno.ESPIPE: "it is a device or a pipe, where a file is expected",
     errno.EINVAL: "the system does not take it",
 }
-# How the libraries say that the disk is full: the system's words, Rust's number of the error, torch's archive writer.
+# How the libraries say that the disk is full: the system's words, Rust's number of the error, torch's archive writer,
+# and numpy, which only counts.
 DISK_IS_FULL = re.compile(
     r"no space left on device|disk quota exceeded|\bos error (28|122)\b|basic_ios::clear"
-    r"|inline_container(?!.*StreamReader)|StreamWriter failed|unexpected pos \d+ vs",
+    r"|\d+ requested and \d+ written|inline_container(?!.*StreamReader)|StreamWriter failed|unexpected pos \d+ vs",
     re.IGNORECASE | re.DOTALL,
 )
 OUT_OF_MEMORY = re.compile(

@@ -101,7 +101,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         free = next(shutil.disk_usage(folder).free for folder in path.parents if folder.is_dir())
         raise RunError(
             f"the disk is full: could not write {path} ({shown_bytes(free)} free). "
-            "Free some space, or choose another --run-dir; then run the same command again to continue."
+            "Free some space, or write to another disk; then run the same command again to continue."
         ) from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,12 +138,17 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-def check_place(folder: Path) -> None:
+def check_places(folders: Iterable[Path]) -> None:
     """Refuse what lies in the place of a cell and is no cell.
 
     Raises:
-        UserError: it is a file, or a folder with files of somebody else.
+        UserError: with the first file, or folder with files of somebody else.
     """
+    for folder in folders:
+        _check_place(folder)
+
+
+def _check_place(folder: Path) -> None:
     if folder.is_file():
         raise UserError(f"{folder} is a file, and a cell of the sweep goes there. Move it, or choose another --dir.")
     names = {path.name for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else set()

@@ -11,7 +11,7 @@ from srd.base.files import atomic_write, read_sealed
 from srd.base.locks import lock
 from srd.base.yaml_text import dump_yaml, read_yaml
 from srd.sweep.cells import Cell, Outcome, lay_out, reference_rows
-from srd.sweep.one import RESULT, CellRunner, check_place, is_whole
+from srd.sweep.one import RESULT, CellRunner, check_places, is_whole
 from srd.sweep.page import write_sweep_report
 from srd.sweep.settings import load_sweep
 from srd.sweep.workers import run_side_by_side
@@ -94,7 +94,7 @@ class Sweep:
                 "--jobs starts processes of its own. Start the sweep without a launcher, or without --jobs."
             )
         place = CellRunner(self.folder, self.config.keep_students)
-        parallel.on_main(lambda: [check_place(place.place(cell)) for cell in self.cells])
+        parallel.on_main(lambda: check_places([place.place(cell) for cell in self.cells]))
         if jobs > 1:
             run_side_by_side(self._in_order(), place, jobs, tell=self.write_report)
         for number, cell in enumerate(self._in_order() if jobs == 1 else [], start=1):
