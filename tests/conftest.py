@@ -22,10 +22,10 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let `make test` make up a third of the examples that `make test-all` makes up."""
+    """Let `make test` make up a fifth of the examples that `make test-all` makes up."""
     from hypothesis import settings
 
-    settings.register_profile("quick", max_examples=40, deadline=None)
+    settings.register_profile("quick", max_examples=24, deadline=None)
     settings.register_profile("all", max_examples=120, deadline=None)
     settings.load_profile("quick" if config.option.markexpr == "not slow" else "all")
 

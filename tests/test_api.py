@@ -20,7 +20,8 @@ from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
 
 SETTINGS: dict[str, Any] = {
     "epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "generation": {"max_new_tokens": 4},
-    "data": {"template": "plain", "max_length": 96, "max_prompt_length": 48, "validation_size": 4, "test_size": 4},
+    "data": {"template": "plain", "max_length": 96, "max_prompt_length": 48, "validation_size": 4, "test_size": 4,
+             "train_limit": 16},
     "evaluation": {"seeds": [1]},
 }  # fmt: skip
 

@@ -92,6 +92,10 @@ def refuse(srd: Command, shared: TinyRun, tmp_path: Path) -> Callable[..., str]:
     return run
 
 
+#: Fewer rows, in fewer stages.
+SHORT = ("data.train_limit=16", "training.curriculum.stages=2")
+
+
 def one_message(told: str) -> str:
     assert "Traceback" not in told
     assert told.count("error:") == 1, told
@@ -103,15 +107,15 @@ def one_message(told: str) -> str:
 
 def test_run_resumes_and_prints_where_everything_is(srd: Command, shared: TinyRun, tmp_path: Path) -> None:
     recipe = shared.folder / "tiny.yaml"
-    first = srd("run", recipe, "--run-dir", tmp_path / "run")
+    first = srd("run", recipe, *SHORT, "--run-dir", tmp_path / "run")
     assert first.code == 0, first.told
     assert "student" in first.told and "report" in first.told
     before = steps_finished(tmp_path / "run")
-    second = srd("run", recipe, "--run-dir", tmp_path / "run")
+    second = srd("run", recipe, *SHORT, "--run-dir", tmp_path / "run")
     assert second.code == 0
     assert steps_finished(tmp_path / "run") == before
     assert second.told.count("kept") == len(before)
-    changed = srd("run", recipe, "training.learning_rate=5e-3", "--run-dir", tmp_path / "run")
+    changed = srd("run", recipe, *SHORT, "training.learning_rate=5e-3", "--run-dir", tmp_path / "run")
     assert changed.code == 0
     after = steps_finished(tmp_path / "run")
     assert {name for name in after if after[name] != before[name]} == {"train/srd", "evaluation", "cards"}
@@ -134,7 +138,7 @@ def test_single_steps_one_after_the_other(srd: Command, shared: TinyRun, tmp_pat
     run_dir = tmp_path / "run"
 
     def step(name: str) -> str:
-        outcome = srd(name, shared.folder / "tiny.yaml", "--run-dir", run_dir)
+        outcome = srd(name, shared.folder / "tiny.yaml", *SHORT, "--run-dir", run_dir)
         assert outcome.code == 0, outcome.told
         return outcome.out.strip()
 
@@ -438,7 +442,7 @@ def test_disk_too_small_for_the_checkpoints(
         assert outcome.code == 1
         assert re.search(r"cache \d+\.\d kB, .*checkpoints while training", one_message(outcome.told))
     assert set(steps_finished(tmp_path / "run")) == {"examples"}
-    assert srd("distill", shared.folder / "tiny.yaml", "--run-dir", tmp_path / "run").code == 0
+    assert srd("distill", shared.folder / "tiny.yaml", *SHORT, "--run-dir", tmp_path / "run").code == 0
 
 
 @pytest.mark.parametrize(
@@ -457,14 +461,14 @@ def test_disk_full_while_writing(
 
     def fills_up(*arguments: Any, **named: Any) -> Any:
         calls[0] += 1
-        return full() if calls[0] > 2 else original(*arguments, **named)
+        return full() if calls[0] > 1 else original(*arguments, **named)
 
     with monkeypatch.context() as patched:
         patched.setattr(owner, name, fills_up)
-        outcome = srd("distill", shared.folder / "tiny.yaml", "--run-dir", tmp_path / "run")
+        outcome = srd("distill", shared.folder / "tiny.yaml", *SHORT, "--run-dir", tmp_path / "run")
     assert outcome.code == 1
     assert "disk is full" in one_message(outcome.told)
-    outcome = srd("distill", shared.folder / "tiny.yaml", "--run-dir", tmp_path / "run")
+    outcome = srd("distill", shared.folder / "tiny.yaml", *SHORT, "--run-dir", tmp_path / "run")
     assert outcome.code == 0, outcome.told
     rows = [(row["arm"], row["stage"], row["step"]) for row in logged(tmp_path / "run") if "loss" in row]
     assert len(rows) == len(set(rows)) > 0

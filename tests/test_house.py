@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "srd"
@@ -18,25 +18,26 @@ BUDGETS = {
 }  # fmt: skip
 
 
-def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+@cache
+def functions() -> dict[str, tuple[str, int, int]]:
+    """Of each function its name, its lines and its arguments, by its place."""
+    found = {}
     for path in sorted(SOURCE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                yield f"{path.relative_to(SOURCE)}:{node.lineno} {node.name}", node
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                arguments = len(node.args.posonlyargs + node.args.args + node.args.kwonlyargs)
+                found[f"{path.relative_to(SOURCE)}:{node.lineno} {node.name}"] = node.name, lines, arguments
+    return found
 
 
 def test_functions_fit_a_screen() -> None:
-    found = {place: (node.end_lineno or 0) - node.lineno + 1 for place, node in functions()}
-    assert len(found) > 1000
-    assert {place: lines for place, lines in found.items() if lines > LONGEST_FUNCTION} == {}
+    assert len(functions()) > 1000
+    assert {place: lines for place, (_, lines, _) in functions().items() if lines > LONGEST_FUNCTION} == {}
 
 
 def test_constructors_take_few_arguments() -> None:
-    found = {
-        place: len(node.args.posonlyargs + node.args.args + node.args.kwonlyargs) - 1
-        for place, node in functions()
-        if node.name == "__init__"
-    }
+    found = {place: arguments - 1 for place, (name, _, arguments) in functions().items() if name == "__init__"}
     assert len(found) > 20
     assert {place: count for place, count in found.items() if count > MOST_ARGUMENTS} == {}
 

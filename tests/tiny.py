@@ -7,7 +7,9 @@ decoder-only. Dropout is off everywhere, so that two passes agree.
 
 from __future__ import annotations
 
+import copy
 import json
+import tempfile
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -269,6 +271,12 @@ def tiny_model(
     family: str, *, vocab_size: int | None = None, layers: int = 2, hidden: int = 32, seed: int = 0
 ) -> PreTrainedModel:
     """Return a random float32 model of ``family`` in eval mode; the same seed gives the same weights."""
+    return copy.deepcopy(_made(family, vocab_size, layers, hidden, seed))
+
+
+@cache
+def _made(family: str, vocab_size: int | None, layers: int, hidden: int, seed: int) -> PreTrainedModel:
+    """A model to be copied, which takes half the time of making it."""
     config = tiny_config(family, vocab_size=vocab_size, layers=layers, hidden=hidden)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -299,6 +307,16 @@ def save_tiny(
 ) -> Path:
     """Write a tiny model and its tokenizer to ``folder``, as ``from_pretrained`` reads them."""
     folder = Path(folder)
-    tiny_model(family, vocab_size=vocab_size, layers=layers, hidden=hidden, seed=seed).save_pretrained(folder)
-    tiny_tokenizer(family).save_pretrained(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in _saved(family, vocab_size, layers, hidden, seed).items():
+        (folder / name).write_bytes(content)
     return folder
+
+
+@cache
+def _saved(family: str, vocab_size: int | None, layers: int, hidden: int, seed: int) -> dict[str, bytes]:
+    """The files of a model and its tokenizer, written once a process."""
+    with tempfile.TemporaryDirectory() as folder:
+        _made(family, vocab_size, layers, hidden, seed).save_pretrained(folder)
+        tiny_tokenizer(family).save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}

@@ -19,7 +19,7 @@ from srd.run.context import Run
 from srd.run.flow import run_all
 from srd.tasks.base import TASKS, benchmarks
 from srd.training.divergences.base import DIVERGENCES, loss_scale
-from tests.runs import close, in_turn, write_rows
+from tests.runs import close, write_rows
 from tests.tiny import save_tiny
 
 FAMILIES = {
@@ -211,8 +211,14 @@ def stand_ins(name: str, family: str, folder: Path) -> list[str]:
     return overrides
 
 
-@pytest.mark.parametrize("family", in_turn(FAMILIES, "qwen2.5-math"))
-def test_whole_flow(family: str, tmp_path: Path, short_answers: None) -> None:
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("qwen2.5-math", PAPER["qwen2.5-math"][-1:]),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in PAPER.items()),
+    ],
+)
+def test_whole_flow(family: str, names: list[str], tmp_path: Path, short_answers: None) -> None:
     """The recipes of a family take turns in one directory: what they have in common is made once."""
     kind, dataset = FAMILIES[family]
     for seed, model in enumerate(("teacher", "student")):
@@ -222,7 +228,7 @@ def test_whole_flow(family: str, tmp_path: Path, short_answers: None) -> None:
         write_rows(tmp_path / "data" / f"{split}.jsonl", original_rows(dataset, start, count))
     write_rows(tmp_path / "task.jsonl", TASK_ROWS[dataset])
     trained: dict[str, str] = {}
-    for name in PAPER[family]:
+    for name in names:
         recipe = load_recipe(name, stand_ins(name, family, tmp_path))
         run = Run(recipe, tmp_path / "run")
         try:

@@ -358,7 +358,7 @@ def test_stages_with_one_optimizer_have_one_schedule(tiny_run: TinyRun, monkeypa
     [
         ("stages/0/optimizer.pt", None, [1]),
         ("stages/0/optimizer.pt", flip, [0, 1]),
-        ("stages/0/optimizer.pt", Path.unlink, [0, 1]),
+        pytest.param("stages/0/optimizer.pt", Path.unlink, [0, 1], marks=pytest.mark.slow),
     ],
 )
 def test_an_optimizer_that_is_damaged_is_made_again(
@@ -408,7 +408,7 @@ def test_an_optimizer_in_parts_is_not_handed_on(
 # -------------------------------------------------------------------------------------------------- reflecting again
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+@pytest.mark.parametrize("precision", in_turn(["bfloat16", "float32"], "bfloat16"))
 def test_reflecting_again_is_the_same_after_a_restart(
     precision: str, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -335,7 +335,10 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("compiler")
-@pytest.mark.parametrize("settings", [LossSettings(), LossSettings("srkl", temperature=2.0, weight=0.6)])
+@pytest.mark.parametrize(
+    "settings",
+    [LossSettings("srkl", temperature=2.0, weight=0.6), pytest.param(LossSettings(), marks=pytest.mark.slow)],
+)
 def test_compiled_it_is_the_same_loss(settings: LossSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = make_problem().in_dtype(torch.float32)
     monkeypatch.setattr(row_losses, "BLOCK_BYTES", 5 * 37 * 4)
