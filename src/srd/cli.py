@@ -155,7 +155,7 @@ def run_command(
 
 @app.command()
 def demo(overrides: Overrides = None, run_dir: RunDir = None) -> None:
-    """Make a small model from SmolLM2-135M on the standard library's documentation, in ten minutes."""
+    """Teach SmolLM2-135M the standard library's documentation, a fifth of it damaged and repaired, in ten minutes."""
     run_command("demo", overrides, run_dir)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from benchmarks.demo import printed, tables_of
 
 from srd.base.files import read_json
 from srd.curation import likelihoods
@@ -30,7 +31,7 @@ def with_baseline(run: TinyRun, **changes: Any) -> TinyRun:
     """Rows that the recipe damages, a teacher that learns them, and plain distillation without the cleaning."""
     write_rows(run.rows, noun_rows(90))
     return run.set(
-        teacher__sft=SFT, data__corruption={"share": 0.3, "kinds": ["swapped", "truncated"]},
+        teacher__sft=SFT, student__warm_start=SFT, data__corruption={"share": 0.3, "kinds": ["swapped", "truncated"]},
         data__cleaning={"action": "drop", "find": ["eos", "match"]}, training__curriculum={"stages": 1, "select": 1.0},
         training__evaluate_every=9, baselines={"kd": {"curriculum": None, "cleaning": False}}, **changes,
     )  # fmt: skip
@@ -102,6 +103,8 @@ def test_the_report_says_what_was_found_and_what_each_had(done: TinyRun) -> None
     assert [model.name for model in models] == ["Teacher", "Initial student", "Plain KD, uncleaned", "SRD"]
     assert "is what comes without cleaning" in " ".join(headline(run, models))
     assert {f"{name}, rows as they came" for name in AGAIN[:-1]} <= step_seconds(run).keys()
+    assert "Plain KD, uncleaned" in printed(run) and told.split(":")[0] in " ".join(printed(run).split())
+    assert all(tables_of(run)[name].count("\n") >= 4 for name in ("demo", "demo-intervals", "demo-found", "demo-times"))
     page = (done.run_dir / "report/index.html").read_text(encoding="utf-8")
     assert "Does it find what was damaged on purpose?" in page and "Teacher, rows as they came" in page
 
@@ -140,7 +143,8 @@ def test_without_a_cleaning_it_is_a_training_like_others(tmp_path: Path, cleanin
     assert steps["train/kd"] == ("Uncleaned" if uncleaned else "Training")
     plan = make_plan(recipe, data=DataFacts(82, 4, 4, 16.0, 14.0, 1148, exact=True))
     names = [phase.name for phase in plan.phases if phase.flops]
-    twice = [f"{name}, rows as they came" for name in ("teacher", "cache", "train/kd", "train/weak")]
+    twice = [f"{name}, rows as they came" for name in ("teacher", "cache", "student", "train/kd", "train/weak")]
     assert [name for name in names if "rows" in name] == (twice if uncleaned else [])
+    assert plan.head_bytes == (2 if uncleaned else 1) * 4 * plan.teacher.hidden_size * plan.teacher.vocabulary
     flops = {phase.name: phase.flops for phase in plan.phases}
     assert not uncleaned or flops["teacher, rows as they came"] == flops["teacher"]

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from srd.base.errors import UserError
 from srd.base.limits import CHUNK_BYTES
 from srd.recipe.schema import Recipe
+from srd.run.folder import UNCLEANED
 from srd.training.checkpoints import needed_disk
 from srd.training.settings import TrainingConfig, steps_per_epoch
 from srd.training.tiers.base import BYTES, TIERS, Tier, make_tier, stored_dtype
@@ -187,6 +188,11 @@ class Phase:
     refreshes: int = 0
     written: float = 0.0
     refresh_bytes: float = 0.0
+
+    @property
+    def step(self) -> str:
+        """Which step it is, whether made once or a second time."""
+        return self.name.removesuffix(UNCLEANED)
 
     @property
     def steps(self) -> int:

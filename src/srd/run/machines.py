@@ -114,10 +114,10 @@ def _hindrance(batch: int, nodes: int, devices: int) -> str:
 
 def _gradient_bytes(recipe: Recipe, plan: Plan, phase: Phase, nodes: int) -> float:
     """What a machine sends in a step: of every gradient, in float32, twice the other machines' share (a ring)."""
-    if phase.name == "teacher" and recipe.teacher.sft is not None:
+    if phase.step == "teacher" and recipe.teacher.sft is not None:
         trained = trained_parameters(plan.teacher, recipe.teacher.sft)
     else:
-        trained = trained_parameters(plan.student, recipe.arms.get(phase.name.removeprefix("train/"), recipe.training))
+        trained = trained_parameters(plan.student, recipe.arms.get(phase.step.removeprefix("train/"), recipe.training))
     return 2.0 * (nodes - 1) / nodes * 4 * trained
 
 

@@ -368,19 +368,19 @@ def make_plan(
     facts = Facts(recipe, teacher, student, data, devices, other_sizes(recipe, configs))
     notes += requests_of(facts)
     steps = planned(recipe)
-    caches = any(step.name == "cache" for step in steps)
+    phases = tuple(costs_of(steps, facts))
+    caches = sum(phase.step == "cache" for phase in phases)
     if caches and not facts.cache_fits:
-        caches = False
+        caches = 0
         notes.append(
             f"the teacher cache would take {shown_bytes(facts.cache_bytes)}, more than cache.limit_gb "
             f"({recipe.cache.limit_gb:g}), so the teacher runs live; cache.limit_gb={limit_for(facts.cache_bytes)} "
             "keeps it"
         )
-    phases = tuple(costs_of(steps, facts))
-    kept = math.fsum(phase.disk for phase in phases if not phase.name.startswith("cache"))
+    kept = math.fsum(phase.disk for phase in phases if phase.step != "cache")
     return Plan(
-        recipe.name, teacher, student, facts.data, phases, facts.cache_bytes if caches else 0,
-        facts.head_bytes if caches else 0, round(max(phase.scratch for phase in phases)), round(kept), devices,
+        recipe.name, teacher, student, facts.data, phases, facts.cache_bytes * caches, facts.head_bytes * caches,
+        round(max(phase.scratch for phase in phases)), round(kept), devices,
         flops_per_second, tuple(notes), facts.bytes_of_tiers if caches else {}, recipe.cache.tier,
         facts.others,
     )  # fmt: skip

@@ -65,7 +65,7 @@ def check_room(run: Run, steps: Sequence[Step], todo: Sequence[Step]) -> None:
     warn_of_memory(run.recipe.training, max(cost.memory for cost in costs))
     shared = Path(run.recipe.cache.dir).expanduser() if run.recipe.cache.dir else run.folder
     elsewhere = _device(shared) != _device(run.folder)
-    cache = sum(cost.disk for cost in costs if cost.name == "cache" and elsewhere)
+    cache = sum(cost.disk for cost in costs if cost.step == "cache" and elsewhere)
     here = sum(cost.disk for cost in costs) - cache + max(cost.scratch for cost in costs)
     for folder, needed, remedy in ((run.folder, here, "--run-dir"), (shared, cache, "cache.dir")):
         free = shutil.disk_usage(existing(folder)).free
