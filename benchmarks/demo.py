@@ -27,7 +27,7 @@ from srd.report.summary import brief, grid
 from srd.report.tables import Column, Table, to_markdown
 from srd.report.words import step_name
 
-WIDTH, HEIGHT = 810, 1065  # of the picture
+WIDTH, HEIGHT, SCALE = 900, 1184, 0.9  # of the picture
 
 
 def printed(run: RunFiles) -> str:
@@ -38,7 +38,8 @@ def printed(run: RunFiles) -> str:
     screen.print(" ".join([*headline(run, models)[:2], *found_sentences(run)]), highlight=False)
     assert isinstance(screen.file, io.StringIO)
     lines = [line.rstrip() for line in screen.file.getvalue().splitlines()]
-    return "\n".join(["```text", *lines, "```"])
+    took = duration(math.fsum(step_seconds(run).values()))
+    return "\n".join(["", f"It ended with this, after {took}:", "", "```text", *lines, "```", ""])
 
 
 def tables_of(run: RunFiles) -> dict[str, str]:
@@ -57,7 +58,8 @@ def take_picture(report: Path, picture: Path) -> None:
     if browser is None:
         print("no chromium: the picture stays as it is")
         return
-    options = ["--headless", "--no-sandbox", "--hide-scrollbars", f"--window-size={WIDTH},{HEIGHT}"]
+    size = [f"--window-size={WIDTH},{HEIGHT}", f"--force-device-scale-factor={SCALE}"]
+    options = ["--headless", "--no-sandbox", "--hide-scrollbars", *size]
     command = [browser, *options, f"--screenshot={picture}", report.resolve().as_uri()]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
 
