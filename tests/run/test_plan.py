@@ -209,6 +209,21 @@ def test_flops_of_chosen_positions_by_hand(by: str, weight: float, learnt: float
     assert whole.flops - chosen.flops == pytest.approx(positions * spared, rel=1e-6, abs=whole.flops * 1e-12)
 
 
+def test_both_texts_of_a_pair_are_read_and_kept() -> None:
+    """DistiLLM-2's texts: each is written by one, and both are read by the teacher, where there is room to keep that."""
+    given = ["training.objective=fkl", "training.curriculum=null", "baselines={}"]
+    plain = make_plan(load_recipe("gpt2-kd", given))
+    gigabytes = plain.cache_bytes / 1e9
+    one_text, two_texts = gigabytes * 1.5, gigabytes * 2.1
+    for limit, kept in ((one_text, False), (two_texts, True)):
+        recipe = load_recipe("gpt2-distillm2", ["training.curriculum=null", "baselines={}", f"cache.limit_gb={limit}"])
+        plan = make_plan(recipe)
+        pairs, training = (next(p for p in plan.phases if p.name.startswith(name)) for name in ("pairs", "train/"))
+        assert plan.pairs_bytes == (2 * plain.cache_bytes + plain.head_bytes if kept else 0)
+        assert pairs.teacher_passes == (3 if kept else 1)
+        assert bool(training.teacher_passes) != kept
+
+
 def test_without_a_cache_the_teacher_runs_in_every_pass(tiny_recipe: Recipe) -> None:
     live = tiny_recipe.model_copy(update={"cache": tiny_recipe.cache.model_copy(update={"limit_gb": 1e-9})})
     plan = make_plan(live)

@@ -295,6 +295,16 @@ class Facts:
         """Whether the recipe allows a cache of that size."""
         return self.cache_bytes <= self.recipe.cache.limit_gb * 1e9
 
+    @property
+    def pairs_bytes(self) -> int:
+        """What is kept of both texts of each prompt takes."""
+        return 2 * self.cache_bytes
+
+    @property
+    def pairs_fit(self) -> bool:
+        """Whether the recipe allows a cache of that size."""
+        return self.pairs_bytes <= self.recipe.cache.limit_gb * 1e9
+
 
 def cache_tier(recipe: Recipe, running_dtype: str, name: str | None = None) -> Tier:
     """What a recipe's cache keeps, of a teacher that runs in a precision; ``name``: another tier than the recipe's."""

@@ -169,10 +169,14 @@ class Pairs(Outline):
         return ("examples", *cleaning_steps(recipe), "teacher", "student")
 
     def cost(self, facts: Facts) -> Phase:
-        teacher = one_pass(self.name, facts.teacher, facts, teacher_passes=1.0)
+        """Both write, and where a cache may keep them the teacher then reads both texts."""
+        cached = may_cache(facts.recipe) and facts.pairs_fit
+        passes = 3 if cached else 1
+        teacher = one_pass(self.name, facts.teacher, facts, teacher_passes=float(passes))
         student = one_pass(self.name, facts.student, facts)
-        total = {name: getattr(teacher, name) + getattr(student, name) for name in ("tokens", "flops")}
-        return replace(teacher, **total, memory=max(teacher.memory, student.memory))
+        total = {name: passes * getattr(teacher, name) + getattr(student, name) for name in ("tokens", "flops")}
+        disk = facts.pairs_bytes + facts.head_bytes if cached else 0
+        return replace(teacher, **total, memory=max(teacher.memory, student.memory), disk=disk)
 
 
 class Reflection(Outline):
@@ -422,7 +426,8 @@ def teaching_steps(recipe: Recipe, training: TrainingConfig) -> list[str]:
 def runs_live(facts: Facts, training: TrainingConfig) -> bool:
     """Whether the teacher runs in every pass of a training, because no cache serves it."""
     cached = training.writes_ahead or training.on_pairs or "cache" in teaching_steps(facts.recipe, training)
-    return not cached or not may_cache(facts.recipe) or not facts.cache_fits
+    fits = facts.pairs_fit if training.on_pairs else facts.cache_fits
+    return not (cached and fits and may_cache(facts.recipe))
 
 
 def needs_of(recipe: Recipe) -> set[str]:

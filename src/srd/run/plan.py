@@ -70,6 +70,7 @@ class Plan:
     tier_bytes: dict[str, int] = field(default_factory=dict)
     tier: str = "exact"
     other_teachers: tuple[Size, ...] = ()
+    pairs_bytes: int = 0
 
     @property
     def flops(self) -> float:
@@ -377,12 +378,13 @@ def make_plan(
             f"({recipe.cache.limit_gb:g}), so the teacher runs live; cache.limit_gb={limit_for(facts.cache_bytes)} "
             "keeps it"
         )
-    kept = math.fsum(phase.disk for phase in phases if phase.step != "cache")
+    kept = math.fsum(phase.disk for phase in phases if phase.step not in ("cache", "pairs"))
+    pairs = math.fsum(phase.disk for phase in phases if phase.step == "pairs")
     return Plan(
         recipe.name, teacher, student, facts.data, phases, facts.cache_bytes * caches, facts.head_bytes * caches,
         round(max(phase.scratch for phase in phases)), round(kept), devices,
         flops_per_second, tuple(notes), facts.bytes_of_tiers if caches else {}, recipe.cache.tier,
-        facts.others,
+        facts.others, round(pairs),
     )  # fmt: skip
 
 
@@ -446,6 +448,8 @@ def _needs_table(plan: Plan) -> Table:
         table.add_row("disk, cache", f"{shown_bytes(plan.cache_bytes)}{head} (cache.tier={plan.tier})")
         sizes = (f"{name} {shown_bytes(size)}" for name, size in plan.tier_bytes.items())
         table.add_row("disk, all tiers", f"{', '.join(sizes)}, with the head")
+    if plan.pairs_bytes:
+        table.add_row("disk, pairs", f"{shown_bytes(plan.pairs_bytes)} of the teacher's states, with its head")
     table.add_row("disk, checkpoints", f"{shown_bytes(plan.checkpoint_bytes)} while a stage trains")
     if any(phase.refreshes for phase in plan.phases):
         written = math.fsum(phase.written for phase in plan.phases)

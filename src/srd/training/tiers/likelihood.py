@@ -33,7 +33,7 @@ class Likelihood(Tier):
         if objective != "fkl":
             return (
                 f"it keeps a number a token, from which fkl alone can be trained, not '{objective}'. Set cache.tier to "
-                "topk, int8 or exact, or the objective to fkl"
+                "topk, int8 or exact, or take the method kd with the objective fkl"
             )
         if temperature != 1:
             return (
