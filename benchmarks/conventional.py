@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -64,10 +65,12 @@ def train(
     learning_rate: float = 1e-4,
     length: int = MAX_LENGTH,
     ended: Callable[[int], None] = lambda step: None,
+    precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> float:
     """Train over these steps and return the mean seconds of one; the first warms up and does not count.
 
-    The learning rate falls to 0 as a cosine does; ``ended`` is told of each step, and 0 before the first.
+    The learning rate falls to 0 as a cosine does; ``ended`` is told of each step, and 0 before the first. Models are
+    read within ``precision()``, entered anew in every step: autocast keeps its copies of the weights until it is left.
     """
     optimizer = torch.optim.AdamW(student.parameters(), lr=learning_rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(steps))
@@ -79,9 +82,10 @@ def train(
     for number, rows in enumerate(steps, start=1):
         batch = {name: tensor.to(device) for name, tensor in pad_batch(rows, pad_id, length).items()}
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-        student_logits = student(**inputs, use_cache=False).logits
-        with torch.no_grad():
-            teacher_logits = teacher(**inputs, use_cache=False).logits
+        with precision():
+            student_logits = student(**inputs, use_cache=False).logits
+            with torch.no_grad():
+                teacher_logits = teacher(**inputs, use_cache=False).logits
         language_loss = cross_entropy_loss(student_logits, batch["labels"])
         distillation_loss = forward_kl_loss(student_logits, teacher_logits, batch["labels"], temperature)
         loss = (1 - weight) * language_loss + weight * distillation_loss

@@ -38,6 +38,7 @@ FOLDER = ROOT / "runs" / "bench-quality"
 DOCUMENT = ROOT / "docs" / "speed.md"
 PLOT = ROOT / "docs" / "plots" / "quality.svg"
 SPLITS = ("train", "validation", "test")
+NO_GPU = "no GPU"
 GAIN = 0.9  # of the best gain: the time to it is compared
 
 Result = dict[str, Any]
@@ -175,6 +176,11 @@ class Prepared:
         return dict(read_json(self.folder / "prepared.json"))
 
 
+def half() -> torch.autocast:
+    """What computes in bfloat16 on a GPU."""
+    return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_available())
+
+
 def rouge_of(model: Any, tokenizer: Any, questions: list[Result], plan: Plan) -> float:
     """Mean ROUGE-L of greedy answers, 0 to 1, as `DistillTrainer.evaluate` gives it."""
     from srd.metrics.rouge import rouge_l_many
@@ -184,7 +190,7 @@ def rouge_of(model: Any, tokenizer: Any, questions: list[Result], plan: Plan) ->
     model.eval()
     prompts, names = [row["prompt_ids"] for row in questions], [row["id"] for row in questions]
     size = plan.recipe()["generation"]["batch_size"]
-    with torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_available()):
+    with half():
         answers = generate(model, tokenizer, prompts, names, Decoding(plan.tokens), batch_size=size)
     model.train(training)
     return float(rouge_l_many(answers, [row["references"] for row in questions]).mean())
@@ -303,10 +309,13 @@ def _noted(watch: Watch, start: float) -> Iterator[None]:
 
 def by_peer(case: Case, where: Prepared, watch: Watch, start: float) -> None:
     """Another way: a loop over the same token ids, which asks after every step whether to validate."""
+    from srd.models.reading import abilities
+
     plan, content = where.plan, where.content()
     tokenizer = load(where.student)
     student, teacher = load(where.student, tokenizer), load(where.teacher, tokenizer)
     teacher.eval().requires_grad_(False)
+    abilities(student)  # measured before anything is rounded
 
     def ended(step: int) -> None:
         if step == 0:
@@ -328,11 +337,10 @@ def conventional_way(
     size = plan.batch_size
     steps = [[rows[i] for i in order[at : at + size]] for order in orders for at in range(0, len(rows), size)]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    with torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_available()):
-        conventional.train(
-            student, teacher, steps, pad, 1.0, 1.0,
-            learning_rate=case.rate, length=plan.max_length, ended=ended,
-        )  # fmt: skip
+    conventional.train(
+        student, teacher, steps, pad, 1.0, 1.0,
+        learning_rate=case.rate, length=plan.max_length, ended=ended, precision=half,
+    )  # fmt: skip
 
 
 def trl_gkd(
@@ -395,7 +403,7 @@ def run_case(case: Case, where: Prepared) -> Result:
     watch = Watch()
     (by_recipe if case.system in OURS else by_peer)(case, where, watch, start)
     memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_memory()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else NO_GPU
     return {**asdict(case), "points": watch.points, "seconds": watch.seconds, "memory": memory, "device": device}
 
 
@@ -406,6 +414,8 @@ def _import_all(system: str) -> None:
     if system.startswith("trl"):
         peers.import_trl()
     if torch.cuda.is_available():
+        # Its gradients of rows that are padded on the left may be NaN (github.com/pytorch/pytorch/issues/196678).
+        torch.backends.cuda.enable_cudnn_sdp(False)
         torch.zeros(1, device="cuda")
 
 
@@ -637,9 +647,10 @@ def show(options: argparse.Namespace, where: Prepared, found: dict[str, list[Res
     from benchmarks.run import machine
 
     content, plan = where.content(), where.plan
-    device = next((result["device"] for results in found.values() for result in results), "no GPU")
+    device = next((result["device"] for results in found.values() for result in results), NO_GPU)
+    where_run = machine() if device == NO_GPU else device
     about = (
-        f"{device}; {machine()}; {len(content['rows'])} rows, {len(content['questions'])} questions, "
+        f"{where_run}; {len(content['rows'])} rows, {len(content['questions'])} questions, "
         f"{plan.passes} passes in steps of {plan.batch_size}, texts of at most {plan.tokens} tokens"
         f"{f'; {options.jobs} trainings side by side' if options.jobs > 1 else ''}."
     )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks import quality
+import torch
+from benchmarks import conventional, quality
 
 from srd.base.files import write_json
 from tests.runs import in_turn
+from tests.tiny import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +115,21 @@ def test_every_way_is_searched_before_any_is_trained_again(tmp_path: Path, jobs:
     assert sorted(set(ran) - first) == [(name, seed, 2e-4) for name in ("conventional", "kd") for seed in (1, 2)]
     assert [*failed] == ["plus"]
     assert quality.measure_all(["kd"], where, 2, [1e-4, 2.0], run, 1) == {}, "one rate that fails costs no other"
+
+
+def test_the_conventional_way_reads_the_weights_of_each_step() -> None:
+    """Autocast copies the weights once for as long as it lasts: it must not last for more than a step."""
+    rows = [{"prompt_ids": [5, 6, 7], "response_ids": [8, 9, 10, 11, 12, 13, 14, 15]}] * 4
+    batch, losses = conventional.pad_batch(rows, 0, 16), []
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    for precision in (contextlib.nullcontext, lambda: torch.autocast("cpu", torch.bfloat16)):
+        student, teacher = tiny_model("llama", seed=1), tiny_model("llama", seed=2)
+        for weight in teacher.parameters():
+            weight.data.mul_(3)  # so that there is much to learn
+        conventional.train(
+            student, teacher, [rows] * 20, 0, 1.0, 1.0, learning_rate=1e-2, length=16, precision=precision
+        )  # fmt: skip
+        with torch.no_grad():
+            ours, theirs = student(**inputs).logits, teacher(**inputs).logits
+        losses.append(float(conventional.forward_kl_loss(ours, theirs, batch["labels"], 1.0)))
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
