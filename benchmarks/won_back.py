@@ -27,6 +27,7 @@ from srd.sweep.cells import Cell, lay_out
 from srd.sweep.settings import load_sweep
 
 REFERENCE, ORACLE, CHANCE, SHARE = "kd", "oracle", "random subset", "data.corruption.share"
+DROPPED = "cleaning, drop"
 STAGES, SAME_ROWS = "three stages", "kd on the same rows"
 SIMPLER = (SAME_ROWS, "one stage")  # where they are level they take its place
 SAMPLES = 10_000
@@ -271,9 +272,11 @@ def tables_of(folder: Path, path: Path) -> dict[str, str]:
     found, name = read_arms(folder, path), folder.name
     if load_sweep(path).reference == STAGES:
         return {f"{name}-arms": arms_table(found, teachers=False, other=STAGES), name: choices_table(found)}
-    return {
+    tables = {
         f"{name}-arms": arms_table(found, teachers=False),
         f"{name}-teachers": arms_table(found, teachers=True),
-        f"{name}-found": found_table(found, "cleaning, drop"),
         f"{name}-targets": targets_table(found),
     }
+    if any(DROPPED in arms for arms in found.values()):
+        tables[f"{name}-found"] = found_table(found, DROPPED)
+    return tables
