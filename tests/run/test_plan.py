@@ -210,7 +210,7 @@ def test_flops_of_chosen_positions_by_hand(by: str, weight: float, learnt: float
 
 
 def test_both_texts_of_a_pair_are_read_and_kept() -> None:
-    """DistiLLM-2's texts: each is written by one, and both are read by the teacher, where there is room to keep that."""
+    """DistiLLM-2's texts: the teacher reads both, where there is room to keep what it says."""
     given = ["training.objective=fkl", "training.curriculum=null", "baselines={}"]
     plain = make_plan(load_recipe("gpt2-kd", given))
     gigabytes = plain.cache_bytes / 1e9
