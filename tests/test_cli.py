@@ -497,9 +497,12 @@ def test_a_first_recipe_from_answers_or_options(srd: Command, shared: TinyRun, t
     assert (recipe.name, recipe.training.epochs, recipe.student.model) == ("first", 2.0, str(shared.student))
     again = srd("init", *options, "--name", "first")
     assert again.code == 2 and "is not written over" in again.told
-    for number in (0, -3):
+    for number in (0, -3, 1.5):
         layers = srd("init", "--teacher", shared.teacher, "--student", number, "--data", shared.rows, "--name", "other")
         assert layers.code == 2 and "how many layers" in layers.told and not (tmp_path / "other.yaml").exists()
+    absent = srd("init", *options[:4], "--data", tmp_path / "absent.jsonl", "--epochs", 2, "--name", "my data")
+    assert absent.code == 2 and "there is no file" in absent.told
+    assert "srd plan 'my data.yaml'" in absent.told and "srd run 'my data.yaml'" in Path("my data.yaml").read_text()
 
 
 def test_chat_through_a_pipe_and_a_list_of_what_would_be_pushed(

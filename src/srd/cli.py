@@ -10,6 +10,7 @@ import contextlib
 import gc
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -602,7 +603,13 @@ def init_command(
     with atomic_write(path) as partial:
         partial.write_text(first_text(recipe), encoding="utf-8")
     _echo(path)
-    plan_command(str(path), devices=1, nodes=1, flops_per_second=None, as_json=False)
+    try:
+        plan_command(str(path), devices=1, nodes=1, flops_per_second=None, as_json=False)
+    except UserError as error:
+        again = shlex.join(["srd", "plan", str(path)])
+        raise UserError(
+            f"{error}\n{path} is written all the same. Correct it there and try {again}, or remove it and answer again."
+        ) from error
 
 
 def _asked(key: str, question: str, given: Any, usual: str) -> str:

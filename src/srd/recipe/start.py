@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from typing import Any
 
 from srd.base.errors import UserError
@@ -11,8 +13,8 @@ from srd.recipe.reading import validate_recipe
 from srd.recipe.schema import Recipe
 
 HEAD = """\
-# A recipe of srd. What is not said here has its default: `srd recipes {name}.yaml --comments` shows every setting.
-# What it would take: srd plan {name}.yaml    Run it, or go on with it: srd run {name}.yaml
+# A recipe of srd. What is not said here has its default: `srd recipes {file} --comments` shows every setting.
+# What it would take: srd plan {file}    Run it, or go on with it: srd run {file}
 """
 #: What is written out though it is the default: the settings that are changed first.
 SHOWN: dict[str, list[str]] = {
@@ -36,9 +38,9 @@ def first_recipe(name: str, teacher: str, student: str, data: str, *, epochs: fl
         UserError: something is wrong with one of them.
     """
     small: dict[str, Any] = {"model": student}
-    if student.removeprefix("-").isdecimal():
-        if not 0 < int(student) < 10_000:
-            raise UserError(f"--student {student}: a number says how many layers of the teacher go; give 1 or more")
+    if re.fullmatch(r"[+-]?\d+([.,]\d*)?", student):
+        if not (student.isdecimal() and 0 < int(student) < 10_000):
+            raise UserError(f"--student {student}: a number says how many layers of the teacher go; give 1, 2, 3, …")
         small = {"drop_layers": int(student), "warm_start": {"epochs": 1.0}}  # without layers it first has to recover
     lengths = DataConfig.model_fields
     prompt, whole = int(lengths["max_prompt_length"].default), int(lengths["max_length"].default)
@@ -72,4 +74,4 @@ def first_text(recipe: Recipe) -> str:
         **{section: {key: full[section][key] for key in keys} for section, keys in SHOWN.items()},
     }
     values["training"]["curriculum"] = curriculum
-    return HEAD.format(name=recipe.name) + commented(recipe, values)
+    return HEAD.format(file=shlex.quote(f"{recipe.name}.yaml")) + commented(recipe, values)
