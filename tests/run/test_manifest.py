@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from srd.base.errors import UserError
-from srd.base.files import digest_of, known_digests
+from srd.base.files import digest_of, discard, known_digests
+from srd.base.ours import strangers
 from srd.run.manifest import Manifest, SharedSteps
 
 
@@ -183,6 +184,8 @@ STRANGE = {
     "a folder in a stage": "stages/0/old/model.safetensors",
     "a folder of the name of a batch": "batches/batch-0000001.json/mine",
     "a folder in the place of scores": "scores.parquet/part-0.parquet",
+    "a file in the place of a folder": "stages/0/checkpoint-2/global_step2",
+    "a file in the place of the student": "student",
     "a link to a folder": "stages/0/model",
     "a link to a file": "batches/batch-0000001.json",
 }
@@ -192,7 +195,10 @@ STRANGE = {
 @pytest.mark.parametrize("name", STRANGE.values(), ids=STRANGE)
 def test_what_is_not_ours_in_unfinished_work_is_not_touched(tmp_path: Path, name: str, again: str) -> None:
     """A step that was killed has no list of its files: they are known by their names."""
-    folder, places = tmp_path / "run", [tmp_path / "run" / place for place in ("stages", "batches", "scores.parquet")]
+    folder, places = (
+        tmp_path / "run",
+        [tmp_path / "run" / place for place in ("stages", "batches", "scores.parquet", "student")],
+    )
     Manifest(folder).begin("training", "same", places)
     for ours in ("stages/0/checkpoint-2/optimizer.pt", "stages/1/rollouts/0.parts/batch-0000000.json",
                  "stages/0/.partial-model-host-1-ab/words.of_mine", "batches/batch-0000000.json"):  # fmt: skip
@@ -218,6 +224,27 @@ def test_what_is_not_ours_in_unfinished_work_is_not_touched(tmp_path: Path, name
     go_on()
     manifest.clear("training", places)
     assert not any(place.exists() for place in places)
+
+
+OURS = (
+    "checkpoint-2/global_step2/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", "checkpoint-2/latest",
+    "checkpoint-2/zero_to_fp32.py", "checkpoint-2/pytorch_model_fsdp_0/__0_0.distcp",
+    "checkpoint-2/optimizer_0/.metadata", "checkpoint-2/pytorch_model_fsdp.bin", "checkpoint-2/optimizer.bin",
+    "checkpoint-2/rng_state_1.pth", "checkpoint-2/model-00001-of-00002.safetensors", "checkpoint-2/merges.txt",
+    "checkpoint-2/model.safetensors.index.json", "checkpoint-2/sentencepiece.bpe.model", "model/modeling_mine.py",
+    "model/additional_chat_templates/tools.jinja", "model/tokenizer.model", "model/vocab.txt", "model/qwen.tiktoken",
+    "runs/Nov26_17-03-49_host/events.out.tfevents.1.host.2.0", "rollouts/.0.parquet.seal", "rollouts/0.parquet",
+    "runs/Nov26_17-03-49_host/1764.5/events.out.tfevents.1", "batches/fold_0/batch-0000001.json", "optimizer.pt",
+    "rollouts/1.work/0123456789abcdef0123456789abcdef/shard-0123456789abcdef0123456789abcdef.safetensors",
+)  # fmt: skip
+
+
+def test_what_the_libraries_write_into_unfinished_work_is_ours(tmp_path: Path) -> None:
+    for name in OURS:
+        write(tmp_path / "0" / name, "ours")
+    assert list(strangers(tmp_path / "0")) == []
+    discard(tmp_path / "0")
+    assert not (tmp_path / "0").exists()
 
 
 def test_what_comes_to_the_place_of_unfinished_work_later_is_the_users(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ FOLDERS = re.compile(
     r"|shortened|stages|start|student|teacher|teacher-sft|unrepaired|warm-start|writer"
     # what accelerate, DeepSpeed and transformers put into a checkpoint or a model
     r"|global_step\d+|(optimizer|pytorch_model_fsdp)_\d+|additional_chat_templates"
+    r"|runs|[A-Z][a-z]{2}\d\d_\d\d-\d\d-\d\d_.+|\d+\.\d+"  # of TensorBoard
 )
 FILES = re.compile(
     r"\.partial-.+|\..+\.seal|(batch|block)-\d{7}\.json|answers-\d+\.json|asked-\d+\.jsonl|answers\.(jsonl|scores\.json)|joined\.arrow"
@@ -26,6 +27,7 @@ FILES = re.compile(
     # of the Trainer, of accelerate and of DeepSpeed
     r"|trainer_state\.json|training_args\.bin|(optimizer|scheduler|scaler)\.(pt|bin)|rng_state(_\d+)?\.pth|latest"
     r"|zero_to_fp32\.py|\.metadata|__\d+_\d+\.distcp|\w+_states\.pt"
+    r"|pytorch_model_fsdp(_\d+)?\.bin|events\.out\.tfevents\..+|emissions\.csv"
     # of models and tokenizers
     r"|(adapter_model|model|pytorch_model|tf_model)(-\d+-of-\d+)?\.(safetensors|bin)|.+\.index\.json"
     r"|(adapter_|generation_|preprocessor_|processor_|tokenizer_)?config\.json|README\.md|(modeling|configuration)_\w+\.py"
@@ -42,10 +44,11 @@ def strangers(path: Path, listed: Collection[Path] = ()) -> Iterator[Path]:
         path: A place that belongs to a step: a file, or a folder.
         listed: Files that are known to be its own, whatever their names.
     """
-    if path.is_symlink() or (path.is_dir() and OF_FILES.fullmatch(path.name)):
+    torn = path.name.startswith(".partial-")  # a library was writing a model: its code and tokenizer have any name
+    other_kind = OF_FILES if path.is_dir() else FOLDERS
+    if path.is_symlink() or (path.exists() and not torn and other_kind.fullmatch(path.name)):
         yield path
     elif path.is_dir():
-        torn = path.name.startswith(".partial-")  # a library was writing a model: its code and tokenizer have any name
         for each in sorted(path.iterdir()):
             known = FOLDERS.fullmatch(each.name) if each.is_dir() else torn or FILES.fullmatch(each.name)
             if each.is_symlink() or not (known or each in listed):
