@@ -37,7 +37,7 @@ from srd.data.batching import EncodedExamples
 from srd.data.encoding import Encoder, encode, is_encoded
 from srd.data.examples import as_examples, row_of
 from srd.data.templates.base import get_template
-from srd.evaluation.answers import Contender
+from srd.evaluation.answers import EvaluatedModel
 from srd.evaluation.answers import evaluate as answer_and_score
 from srd.evaluation.models import UNLIMITED, longest_prompt, read_benchmarks
 from srd.models.adapters import is_adapted
@@ -430,7 +430,7 @@ def evaluate(
     folder = parallel.on_main(lambda: tempfile.mkdtemp(prefix="srd-evaluation-"))
     try:
         results = answer_and_score(
-            [Contender("model", "", lambda: (model.eval(), encoder))],
+            [EvaluatedModel("model", "", lambda: (model.eval(), encoder))],
             [benchmark],
             Path(folder),
             batch_size=batch_size,

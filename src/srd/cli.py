@@ -74,6 +74,10 @@ def _shipped(incomplete: str) -> list[str]:
     return [name for name in shipped_recipes() if name.startswith(incomplete)]
 
 
+InSandbox = Annotated[bool, typer.Option("--allow-code-execution", help="Run generated programs (mbpp) in a sandbox.")]
+Unconfined = Annotated[
+    bool, typer.Option("--allow-unconfined-code-execution", help="Run them without one, with your own rights.")
+]
 RecipeArgument = Annotated[
     str,
     typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.", autocompletion=_shipped),
@@ -356,12 +360,8 @@ def evaluate_command(
     temperature: Annotated[
         float | None, typer.Option(min=0, max=100, help="Of sampling; 0 is greedy. Default: the task's own.")
     ] = None,
-    allow_code_execution: Annotated[
-        bool, typer.Option("--allow-code-execution", help="Run generated programs (mbpp) in a sandbox.")
-    ] = False,
-    unconfined: Annotated[
-        bool, typer.Option("--allow-unconfined-code-execution", help="Run them without one, with your own rights.")
-    ] = False,
+    allow_code_execution: InSandbox = False,
+    unconfined: Unconfined = False,
 ) -> None:
     """Evaluate the models of a recipe, or any model on tasks."""
     if not task:
@@ -486,12 +486,7 @@ def chat_command(
 
 
 class _Talk:
-    """Questions and answers on the terminal, or through a pipe.
-
-    Args:
-        voices: Who answers; of one the answer is shown as it is written.
-        decoding: How they write.
-    """
+    """Questions and answers on the terminal, or through a pipe."""
 
     def __init__(self, voices: list[Any], decoding: Any) -> None:
         self.voices = voices
@@ -716,12 +711,8 @@ def score_command(
     task: Annotated[
         str | None, typer.Option(help="gsm8k, mbpp, xsum, iwslt2017, …; default: ROUGE-L and exact match.")
     ] = None,
-    allow_code_execution: Annotated[
-        bool, typer.Option("--allow-code-execution", help="Run generated programs (mbpp) in a sandbox.")
-    ] = False,
-    unconfined: Annotated[
-        bool, typer.Option("--allow-unconfined-code-execution", help="Run them without one, with your own rights.")
-    ] = False,
+    allow_code_execution: InSandbox = False,
+    unconfined: Unconfined = False,
 ) -> None:
     """Score answers made elsewhere; prints JSON in percent."""
     from srd.base.console import set_up_logging
@@ -799,8 +790,8 @@ def _say_stopped() -> None:
 def _tell(message: str) -> None:
     """Print an error once, though every process of a run may have it.
 
-    The others give the main process time to print it; its end makes the launcher stop them. They are heard when the
-    main process is well and they are not.
+    The others give the main process time to print it; its end makes the launcher stop them. So their message shows
+    only where the main process has no error.
     """
     from srd.base import parallel
 
@@ -826,7 +817,7 @@ def _lost(error: BaseException) -> int:
     """Another process has ended without a word (killed, out of memory, its machine gone): this one cannot go on."""
     from srd.base import parallel
 
-    said = " ".join(str(error).split()).split(". This is typically")[0]  # gloo goes on about bugs
+    said = " ".join(str(error).split()).split(". This is typically")[0]  # gloo adds advice about bugs in it
     _say(
         f"[bold red]error:[/] the connection to another process is lost ({_escaped(said)}). "
         "If it has said nothing itself, it was killed or ran out of memory. The same command continues where it was."

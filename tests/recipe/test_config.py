@@ -103,6 +103,10 @@ def test_all_mistakes_come_in_one_message(recipe: Any) -> None:
         (["training.learning_rate=.inf"], "training.learning_rate: input should be a finite number (is inf)"),
         (["training.temperature=.nan"], "training.temperature: input should be a finite number (is nan)"),
         (["training.weight=1.5"], "training.weight: input should be less than or equal to 1 (is 1.5)"),
+        (
+            ["training.curriculum={preset: plus}", "training.weight=1.5", "baselines.kd.curriculum=null"],
+            "training.weight: input should be less than or equal to 1 (is 1.5)",
+        ),
         (["training.curriculum.weight=[0.5, 2]"], "training.curriculum: weight must be within 0 and 1"),
         (["training.curriculum.temperature=[1,2,3,4]"], "temperature has 4 values for 3 stages"),
         (["training.objective.lambda=3"], "training.objective: the objective 'fkl' has no parameter 'lambda'"),

@@ -17,7 +17,7 @@ class Warned:
 
 
 @dataclass
-class Heard:
+class Collected:
     """What was said, warnings apart from notes, each once."""
 
     warnings: list[Warned] = field(default_factory=list)
@@ -30,26 +30,26 @@ def warn(logger: logging.Logger, what: str, remedy: str) -> None:
 
 
 @contextmanager
-def hearing() -> Iterator[Heard]:
+def collecting() -> Iterator[Collected]:
     """Collect what is logged within, in place of showing it."""
-    heard, logger = Heard(), logging.getLogger("srd")
+    collected, logger = Collected(), logging.getLogger("srd")
     before = logger.handlers
-    logger.handlers = [_Collector(heard)]
+    logger.handlers = [_Collector(collected)]
     try:
-        yield heard
+        yield collected
     finally:
         logger.handlers = before
 
 
 class _Collector(logging.Handler):
-    def __init__(self, heard: Heard) -> None:
+    def __init__(self, collected: Collected) -> None:
         super().__init__(logging.INFO)
-        self.heard = heard
+        self.collected = collected
 
     def emit(self, record: logging.LogRecord) -> None:
         said = getattr(record, "what", record.getMessage())
         if record.levelno < logging.WARNING:
-            self.heard.notes += [said] if said not in self.heard.notes else []
+            self.collected.notes += [said] if said not in self.collected.notes else []
             return
         warned = Warned(said, getattr(record, "remedy", "See the documentation."))
-        self.heard.warnings += [warned] if warned not in self.heard.warnings else []
+        self.collected.warnings += [warned] if warned not in self.collected.warnings else []

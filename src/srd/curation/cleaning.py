@@ -193,14 +193,7 @@ class Reads:
 
 
 def read_for(examples: Dataset, detectors: Sequence[str], reader: Reader, seed: int) -> Reads:
-    """Let a model read the rows and the damage that is made of them: one list of work for all detectors.
-
-    Args:
-        examples: Training rows, of the example schema.
-        detectors: Their names.
-        reader: The model.
-        seed: Of the damage.
-    """
+    """Let a model read the rows and the damage that is made of them: one list of work for all detectors."""
     needs, kinds = work_for(detectors)
     tokens = Tokens.of(reader.encoder, examples)
     rows = chosen_rows(tokens.ids, seed)

@@ -77,10 +77,6 @@ def near_copies(rows: Dataset, held_out: Dataset | None = None) -> Copies:
     ask different things, what stands in more than one row of twenty is a frame and does not count. Where they ask the
     same, they are also copies if the words of their responses are so alike, or are the same but for one: in a short row
     one word decides over many 3-grams.
-
-    Args:
-        rows: Of the example schema.
-        held_out: Likewise.
     """
     index, count = _index_of(rows, held_out), len(rows)
     firsts = _firsts(index, count)

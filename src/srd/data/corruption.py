@@ -1,4 +1,4 @@
-"""Deliberately spoilt training data, to measure whether a method notices.
+"""Deliberately damaged training data, to measure whether a method notices.
 
 Responses are swapped, truncated or duplicated; which rows were, stays on record.
 """
@@ -21,15 +21,15 @@ WORD = re.compile(r"\S+")
 
 
 def corrupt(examples: Dataset, share: float, kinds: Sequence[str], seed: int) -> Dataset:
-    """Spoil a share of the responses, and record in the column `corruption` how.
+    """Damage a share of the responses, and record in the column `corruption` how.
 
-    - `swapped`: the response of another spoilt row; no row keeps its own.
+    - `swapped`: the response of another damaged row; no row keeps its own.
     - `truncated`: cut after between 10 % and 50 % of its words.
-    - `duplicated`: the row becomes a near copy of an unspoilt row: same prompt, response with one small edit.
+    - `duplicated`: the row becomes a near copy of an undamaged row: same prompt, response with one small edit.
 
     Args:
         examples: rows with the columns of `EXAMPLE_FEATURES`.
-        share: how much of the rows to spoil, 0 to 1; exactly `round(share * rows)` are.
+        share: share of the rows that are damaged, 0 to 1; exactly `round(share * rows)` are.
         kinds: which of the three, in equal parts (earlier kinds take the remainder).
         seed: which rows, and how; depends on the ids, not on the order of the rows.
 
@@ -37,7 +37,7 @@ def corrupt(examples: Dataset, share: float, kinds: Sequence[str], seed: int) ->
         As many rows with the same ids in the same order.
 
     Raises:
-        UserError: a share out of range, an unknown kind, or too few rows that can be spoilt in a wanted way.
+        UserError: a share out of range, an unknown kind, or too few rows that can be damaged in a wanted way.
     """
     _check(share, kinds)
     total = round(share * len(examples))
@@ -49,17 +49,17 @@ def corrupt(examples: Dataset, share: float, kinds: Sequence[str], seed: int) ->
     generator.shuffle(order)
     counts = {kind: total // len(kinds) + (place < total % len(kinds)) for place, kind in enumerate(kinds)}
     chosen = _choose_rows(examples, order, counts)
-    spoilt_rows = {index for indices in chosen.values() for index in indices}
-    untouched = [index for index in order if index not in spoilt_rows]
+    damaged_rows = {index for indices in chosen.values() for index in indices}
+    untouched = [index for index in order if index not in damaged_rows]
     replaced: dict[int, Example] = {}
     for kind, indices in chosen.items():
         for index, example in zip(indices, KINDS[kind](examples, indices, untouched, generator), strict=True):
             replaced[index] = {**example, "id": ids[index], "corruption": kind}
     # Spoilt rows are appended and picked from there, so that the others are neither copied nor read.
-    spoilt = Dataset.from_list(list(replaced.values()), features=examples.features)
+    damaged = Dataset.from_list(list(replaced.values()), features=examples.features)
     position = {index: len(examples) + place for place, index in enumerate(replaced)}
     picked = [position.get(index, index) for index in range(len(examples))]
-    return concatenate_datasets([examples, spoilt]).select(picked)
+    return concatenate_datasets([examples, damaged]).select(picked)
 
 
 def leave_out(examples: Dataset, which: str, seed: int) -> Dataset:

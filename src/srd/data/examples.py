@@ -254,7 +254,7 @@ def _misnamed_error(row: Mapping[str, Any], other: Mapping[str, Any]) -> UserErr
 
 
 def _occurrences(values: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """For each value, the how manieth of its kind it is, from 1."""
+    """For each value, how many equal ones there are up to its place, itself included."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))

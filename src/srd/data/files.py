@@ -330,12 +330,7 @@ def _read_json(path: Path) -> Iterator[Line]:
 
 
 class _Json:
-    """A JSON text that is read value by value, so that the rows of a large array do not all exist at once.
-
-    Args:
-        path: for messages.
-        text: all of it.
-    """
+    """A JSON text that is read value by value, so that the rows of a large array do not all exist at once."""
 
     def __init__(self, path: Path, text: str) -> None:
         self.path, self.text = path, text

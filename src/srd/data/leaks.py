@@ -83,8 +83,8 @@ def are_dropped(said: str, action: Literal["error", "drop", "warn"], *, trained_
         raise UserError(f"data.leaks: {said}. Remove them from the files, or set data.leaks to drop or warn.")
     if action == "drop" and trained_on:
         return True
-    mend = "data.leaks=drop leaves them out of training." if trained_on else "Remove them from one of the two."
-    warn(logger, f"{said}. What a model scores there is no measure of what it has learnt (data.leaks).", mend)
+    remedy = "data.leaks=drop leaves them out of training." if trained_on else "Remove them from one of the two."
+    warn(logger, f"{said}. What a model scores there is no measure of what it has learnt (data.leaks).", remedy)
     return False
 
 

@@ -33,11 +33,6 @@ MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 def read_messages(value: Any, place: str, field: str) -> list[Message]:
     """The turns of a conversation: each with a role and a content, and its further fields as they are.
 
-    Args:
-        value: A list of messages, or JSON of one.
-        place: Of the row, for errors.
-        field: Of the row, likewise.
-
     Raises:
         UserError: it is no such list, a role is unknown, a content is neither text, parts of text nor absent.
     """

@@ -132,7 +132,7 @@ def with_ids(table: pa.Table, what: str = "scores") -> pa.Table:
     return table
 
 
-def with_numbers(table: pa.Table, name: str, what: str = "scores") -> pa.Table:
+def with_numbers(table: pa.Table, name: str) -> pa.Table:
     """The table with a column as float64, NaN where it is missing.
 
     Raises:

@@ -401,21 +401,17 @@ def _choose_split(splits: Mapping[str, Dataset], split: str | None, origin: str)
     return splits[split]
 
 
-def read_rows(path: str | Path, format: str = "auto") -> Iterator[tuple[int, Row]]:
-    """Read the rows of a file one by one, whatever its format.
-
-    Args:
-        path: the file.
-        format: a name of `srd.data.files.FORMATS`; `auto` goes by the content and the name's ending.
+def read_rows(path: str | Path) -> Iterator[tuple[int, Row]]:
+    """Read the rows of a file one by one, whatever its format, which its content and the name's ending tell.
 
     Yields:
         The line the row starts in (parquet and Arrow: its number, from 1), and the row. CSV values are text.
 
     Raises:
-        UserError: no such file, an unknown format, or content that is not of that format, with file and line.
+        UserError: no such file, or content that is not of that format, with file and line.
     """
     for each in _existing(str(path)):
-        for line, row in read_lines(each, format):
+        for line, row in read_lines(each):
             if isinstance(row, RowError):
                 raise row
             yield line, row

@@ -54,7 +54,7 @@ class Benchmark:
         examples: Rows of the example schema with what the task's scoring needs beside them.
         decoding: How tokens are chosen; its seed is replaced by each of ``seeds``.
         seeds: One answer to every prompt for each of them; greedy decoding needs one only.
-        template: The prompt template; None: the one that the contender's encoder has.
+        template: The prompt template; None: the one that the model's encoder has.
         samples: Answers to every prompt and seed, for tasks that score several at once (pass@k).
     """
 
@@ -83,7 +83,7 @@ def read_benchmark(
     """Read a named task's examples that can be judged. Decoding and seeds that are None here are the task's own.
 
     A task that decodes greedily uses its first seed only. With ``template`` None a model is asked by the template of
-    its contender: a student by the one that it was trained with.
+    its model: a student by the one that it was trained with.
     """
     task = get_task(name)
     own = task.decoding
@@ -107,7 +107,7 @@ def read_benchmark(
 
 
 @dataclass(frozen=True)
-class Contender:
+class EvaluatedModel:
     """A model that is evaluated.
 
     Attributes:
@@ -122,7 +122,7 @@ class Contender:
 
 
 def evaluate(
-    contenders: Sequence[Contender],
+    evaluated_models: Sequence[EvaluatedModel],
     benchmarks: Sequence[Benchmark],
     folder: Path,
     *,
@@ -138,7 +138,7 @@ def evaluate(
     changed, or the files have. What earlier evaluations have left in the folder is removed.
 
     Args:
-        contenders: The models.
+        evaluated_models: The models.
         benchmarks: What they answer.
         folder: The run's ``evaluation`` folder.
         batch_size: Prompts at once.
@@ -154,8 +154,8 @@ def evaluate(
         UserError: a folder stands where a file is to go.
     """
     plan = [
-        (contender, benchmark, seed, predictions_path(folder, contender.name, benchmark.key, seed))
-        for contender in contenders
+        (evaluated, benchmark, seed, predictions_path(folder, evaluated.name, benchmark.key, seed))
+        for evaluated in evaluated_models
         for benchmark in benchmarks
         for seed in benchmark.seeds
     ]
@@ -164,9 +164,9 @@ def evaluate(
     by_seed = _answer_all(plan, batch_size, scoring or {}, shared, progress)
     results: dict[str, Any] = {}
     details: dict[str, Any] = {}
-    for contender, benchmark in itertools.product(contenders, benchmarks):
-        scores = by_seed[contender.name, benchmark.key]
-        results.setdefault(contender.name, {})[benchmark.key] = summarise(scores)
+    for evaluated, benchmark in itertools.product(evaluated_models, benchmarks):
+        scores = by_seed[evaluated.name, benchmark.key]
+        results.setdefault(evaluated.name, {})[benchmark.key] = summarise(scores)
         details[benchmark.key] = describe(benchmark, next(iter(scores.values())).get("details", {}))
     if parallel.is_main():
         finish(folder, paths, results, {"tasks": details, "versions": versions()})
@@ -174,8 +174,8 @@ def evaluate(
 
 
 def _answer_all(
-    plan: list[tuple[Contender, Benchmark, int, Path]], batch_size: int, scoring: dict[str, Any], shared: Path | None,
-    progress: Callable[[str, int, int], None] | None,
+    plan: list[tuple[EvaluatedModel, Benchmark, int, Path]], batch_size: int, scoring: dict[str, Any],
+    shared: Path | None, progress: Callable[[str, int, int], None] | None,
 ) -> dict[tuple[str, str], dict[int, dict[str, Any]]]:  # fmt: skip
     """Make and score the answers that are missing, a model at a time; the scores by model, benchmark and seed."""
     asked = {benchmark.key: benchmark for _, benchmark, *_ in plan}
@@ -183,17 +183,17 @@ def _answer_all(
     by_seed: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     total = sum(len(benchmark.examples) * benchmark.samples for _, benchmark, *_ in plan)
     before = 0  # prompts of what is done
-    for contender, parts in itertools.groupby(plan, key=lambda part: part[0]):
+    for evaluated, parts in itertools.groupby(plan, key=lambda part: part[0]):
         loaded: tuple[Any, Encoder] | None = None
         for _, benchmark, seed, path in parts:
             identity = fingerprint(
-                contender.identity, benchmark.template, contents[benchmark.key], asdict(benchmark.decoding), seed,
+                evaluated.identity, benchmark.template, contents[benchmark.key], asdict(benchmark.decoding), seed,
                 batch_size, benchmark.samples,
             )  # fmt: skip
             with by_turns(shared / TURNS / identity) if shared and parallel.is_main() else nullcontext():
                 if not parallel.on_main(partial(_has_answers, path, identity, shared)):
-                    loaded = loaded or contender.load()
-                    title = f"{contender.name} on {benchmark.key}, seed {seed}"
+                    loaded = loaded or evaluated.load()
+                    title = f"{evaluated.name} on {benchmark.key}, seed {seed}"
                     texts = _answer(
                         loaded, benchmark, seed, batch_size, partial(_count, progress, title, before, total)
                     )
@@ -201,7 +201,7 @@ def _answer_all(
                     _give(path, identity, shared)
             parallel.barrier()
             before += len(benchmark.examples) * benchmark.samples
-            by_seed.setdefault((contender.name, benchmark.key), {})[seed] = read_json(scores_path(path))
+            by_seed.setdefault((evaluated.name, benchmark.key), {})[seed] = read_json(scores_path(path))
         del loaded
     return by_seed
 

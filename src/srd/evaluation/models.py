@@ -18,7 +18,7 @@ from srd.base.limits import sampling_problem
 from srd.base.locks import held
 from srd.data.encoding import Encoder
 from srd.data.templates.base import get_template
-from srd.evaluation.answers import Benchmark, Contender, compare, evaluate, read_benchmark
+from srd.evaluation.answers import Benchmark, EvaluatedModel, compare, evaluate, read_benchmark
 from srd.evaluation.predictions import check_folder, clashing, predictions_path, put_aside, replaced
 from srd.models.architecture import position_limit
 from srd.models.loading import load_config, load_model, load_tokenizer
@@ -95,7 +95,7 @@ def _evaluate_in(
     """Evaluate, and compare, in a folder that is ours for as long as it takes."""
     answer_length = max(benchmark.decoding.max_new_tokens for benchmark in benchmarks)
     names = short_names(models)
-    contenders = [_contender(model, names[model], answer_length, max_prompt_length) for model in models]
+    evaluated_models = [_evaluated_model(model, names[model], answer_length, max_prompt_length) for model in models]
     paths = [
         predictions_path(folder, names[model], benchmark.key, seed)
         for model in models
@@ -108,7 +108,7 @@ def _evaluate_in(
         former = parallel.on_main(lambda: put_aside(folder))
         update = stack.enter_context(progress_bar("answers"))
         results = evaluate(
-            contenders,
+            evaluated_models,
             benchmarks,
             folder,
             batch_size=batch_size,
@@ -234,7 +234,7 @@ def longest_prompt(config: Any, tokenizer: Any, answer_length: int) -> int | Non
     return int(smallest) if config.is_encoder_decoder else int(smallest) - answer_length
 
 
-def _contender(model: str, name: str, answer_length: int, max_prompt_length: int | None) -> Contender:
+def _evaluated_model(model: str, name: str, answer_length: int, max_prompt_length: int | None) -> EvaluatedModel:
     """A model with its tokenizer; the weights are loaded when the first answer is missing."""
     config, tokenizer = load_config(model), load_tokenizer(model)
     room = longest_prompt(config, tokenizer, answer_length)
@@ -259,4 +259,4 @@ def _contender(model: str, name: str, answer_length: int, max_prompt_length: int
     def load() -> tuple[Any, Encoder]:
         return load_model(model, tokenizer=tokenizer, device=parallel.own_gpu()), encoder
 
-    return Contender(name, fingerprint(model_fingerprint(model), encoder.max_prompt_length), load)
+    return EvaluatedModel(name, fingerprint(model_fingerprint(model), encoder.max_prompt_length), load)

@@ -200,11 +200,6 @@ def _write_index(folder: Path, names: Sequence[str]) -> None:
 def check_folder(folder: Path, paths: Iterable[Path], option: str) -> None:
     """Refuse a folder that holds, under the names that would be written, what no evaluation has written.
 
-    Args:
-        folder: Where the evaluation is to go.
-        paths: The files of answers that it would write.
-        option: What names another folder.
-
     Raises:
         UserError: there is one; nothing has been touched.
     """

@@ -38,10 +38,6 @@ class Settings:
 class Exported:
     """What is exported: a run's student, or a model that lies in a folder alone.
 
-    Args:
-        source: A run directory, or a model's folder.
-        settings: Of the command line.
-
     Raises:
         UserError: it is neither.
     """

@@ -50,16 +50,29 @@ class Trainer:
     described: dict[str, str] = field(default_factory=dict)
 
 
+def stage_configurations(
+    made: Curated, file: str, output: str, settings: Callable[[int, str, str], dict[str, Any]]
+) -> Iterator[tuple[str, str]]:
+    """A trainer's configuration for every stage, each of which begins with the model of the one before.
+
+    Args:
+        made: The stages.
+        file: Name of a stage's configuration, with ``{}`` for its number.
+        output: Where the trainer writes the stage's model, likewise.
+        settings: ``(stage, model, output)`` -> what the configuration holds.
+    """
+    model = start_model(made.run)
+    for stage in made.stages:
+        written = output.format(stage.index)
+        yield file.format(stage.index), dump_yaml(settings(stage.index, model, written))
+        model = written
+
+
 TRAINERS: Registry[Trainer] = Registry("trainer", "srd.export.trainers", "--for: there is no trainer '{}'")
 
 
 def curate_for(run: Run, target: Path, name: str) -> list[Path]:
     """Curate a run for a trainer.
-
-    Args:
-        run: The run.
-        target: The folder to write into.
-        name: Of `TRAINERS`.
 
     Raises:
         UserError: an unknown trainer, one that does not train such models, or a file that is in the way.
@@ -76,11 +89,7 @@ def curate_for(run: Run, target: Path, name: str) -> list[Path]:
 
 
 class TrainerLayout(Layout):
-    """How curated rows are laid out for a trainer.
-
-    Args:
-        trainer: Of `TRAINERS`.
-    """
+    """How curated rows are laid out for a trainer."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer

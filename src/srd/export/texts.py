@@ -44,12 +44,7 @@ class Shown:
 
 
 def shown(encoder: Encoder, rows: Sequence[dict[str, Any]]) -> list[Shown]:
-    """What a model sees of some examples, whose responses are their first references.
-
-    Args:
-        encoder: Of the run.
-        rows: Of the example schema.
-    """
+    """What a model sees of some examples, whose responses are their first references."""
     prompts, texts, cut = encoder.prompts(rows)
     encoded = encoder.encode_rows(rows)
     found = []

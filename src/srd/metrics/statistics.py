@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from srd.metrics.common import FloatArray
 
+CONFIDENCE = 0.95  # share of the resamples inside an interval
 # Elements of one block of bootstrap indices (64-bit): 32 MB.
 _BOOTSTRAP_BLOCK = 4_000_000
 
@@ -47,7 +48,6 @@ def paired_bootstrap(
     *,
     samples: int = 10_000,
     seed: int = 0,
-    confidence: float = 0.95,
 ) -> tuple[float, float, float]:
     """Compare two systems on the same examples by resampling the examples (Koehn 2004).
 
@@ -56,10 +56,9 @@ def paired_bootstrap(
         scores_b: the second system's, [N], in the same order. Average over seeds first.
         samples: bootstrap resamples.
         seed: of the random generator; equal seeds give equal intervals.
-        confidence: share of the resamples inside the interval.
 
     Returns:
-        ``(difference, low, high)``: mean of a minus mean of b, and the percentile interval around it.
+        ``(difference, low, high)``: mean of a minus mean of b, and the 95 % percentile interval around it.
 
     Raises:
         ValueError: the arrays are empty, not one-dimensional, or of different lengths.
@@ -69,7 +68,7 @@ def paired_bootstrap(
         raise ValueError(
             f"scores of shape {first.shape} and {second.shape}: give two equally long lists, one score an example"
         )
-    return macro_bootstrap([[first - second]], [[None]], samples=samples, seed=seed, confidence=confidence)
+    return macro_bootstrap([[first - second]], [[None]], samples=samples, seed=seed)
 
 
 def macro_bootstrap(
@@ -78,7 +77,6 @@ def macro_bootstrap(
     *,
     samples: int = 10_000,
     seed: int = 0,
-    confidence: float = 0.95,
 ) -> tuple[float, float, float]:
     """Compare two systems on several tasks, each with several trainings, by resampling what the difference averages.
 
@@ -93,7 +91,6 @@ def macro_bootstrap(
             resampled together.
         samples: bootstrap resamples.
         seed: of the random generator; equal seeds give equal intervals.
-        confidence: share of the resamples inside the interval.
 
     Returns:
         ``(difference, low, high)``: the percentile interval holds the difference.
@@ -118,6 +115,6 @@ def macro_bootstrap(
                     picks[key] = generator.integers(own.size, size=(count, own.size))
                 total += weights[:, number] * own[picks[key]].mean(axis=1)
         means[start : start + count] = total / len(differences)
-    tail = (1 - confidence) / 2
+    tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return difference, min(float(low), difference), max(float(high), difference)  # rounding must not leave it outside

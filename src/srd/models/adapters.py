@@ -102,7 +102,7 @@ def check_targets(model: nn.Module, targets: list[str]) -> None:
             )
 
 
-def adapter_folder(source: str, *, revision: str | None = None) -> Path:
+def adapter_folder(source: str) -> Path:
     """Return the local folder of an adapter: ``source`` itself, or the hub's snapshot of it.
 
     Raises:
@@ -111,8 +111,8 @@ def adapter_folder(source: str, *, revision: str | None = None) -> Path:
     folder = Path(source).expanduser()
     if not folder.is_dir():
         try:
-            hf_hub_download(source, ADAPTER_CONFIG, revision=revision)
-            return Path(hf_hub_download(source, ADAPTER_WEIGHTS, revision=revision)).parent
+            hf_hub_download(source, ADAPTER_CONFIG)
+            return Path(hf_hub_download(source, ADAPTER_WEIGHTS)).parent
         except (OSError, ValueError) as error:
             raise UserError(
                 f"adapter '{source}': no such folder, and the hub does not give its {ADAPTER_CONFIG} and "
@@ -128,9 +128,7 @@ def adapter_folder(source: str, *, revision: str | None = None) -> Path:
     return folder
 
 
-def load_adapter(
-    model: PreTrainedModel, source: str, *, revision: str | None = None, trainable: bool = False
-) -> PeftModel:
+def load_adapter(model: PreTrainedModel, source: str, *, trainable: bool = False) -> PeftModel:
     """Put a saved adapter (a folder or a hub name) on ``model``.
 
     Raises:
@@ -139,7 +137,7 @@ def load_adapter(
     """
     from peft import PeftModel, get_peft_model_state_dict
 
-    folder = adapter_folder(source, revision=revision)
+    folder = adapter_folder(source)
     remedy = "It was made for another model: give the base model it was trained on."
     try:
         with warnings.catch_warnings(), guarded(source, "adapter"):

@@ -206,10 +206,6 @@ def chunks_of(teacher: Sequence[bytes], student: Sequence[bytes]) -> list[Chunk]
 
     A space that one tokenizer puts before a text does not count. Where the texts differ (one was cut, or changed in the
     middle), the stretch that differs belongs to no chunk.
-
-    Args:
-        teacher: The bytes of each of the teacher's tokens.
-        student: Those of the student's.
     """
     pieces = [list(teacher), list(student)]
     if pieces[0] and pieces[1] and (spaces := [own[0][:1] == b" " for own in pieces])[0] != spaces[1]:

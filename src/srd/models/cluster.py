@@ -105,11 +105,7 @@ class Load:
 
 
 class _Actors:
-    """The actors that this process has in a cluster; models come and go, and they stay.
-
-    Args:
-        settings: Of the recipe.
-    """
+    """The actors that this process has in a cluster; models come and go, and they stay."""
 
     def __init__(self, settings: ClusterConfig) -> None:
         self.ray = ray = connect(settings)
@@ -204,13 +200,7 @@ class RemoteModel(NeverTrains):
 
 
 class _Round:
-    """Shards on their way through the actors.
-
-    Args:
-        actors: Who does them.
-        asked: What is the same for all.
-        shards: Numbers and shards.
-    """
+    """Shards on their way through the actors."""
 
     def __init__(self, actors: _Actors, asked: Shard, shards: Iterator[tuple[int, Shard]]) -> None:
         self.actors, self.ray, self.asked, self.shards = actors, actors.ray, asked, shards

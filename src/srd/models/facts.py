@@ -42,12 +42,7 @@ class Origin:
 
 
 def origin_of(source: str, revision: str | None = None) -> Origin:
-    """Say where a model comes from, by its folder's README.md or its page on the hub, if that can be reached.
-
-    Args:
-        source: As a recipe names it.
-        revision: Of the hub's repository.
-    """
+    """Say where a model comes from, by its folder's README.md or its page on the hub, if that can be reached."""
     if source == SMOLLM2:
         return Origin("HuggingFaceTB/SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
     place = Path(split_adapter(source)[0]).expanduser()

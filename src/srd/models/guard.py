@@ -20,10 +20,6 @@ MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, er
 def guarded(source: str, kind: str = "model") -> Iterator[None]:
     """Turn whatever a library raises over a model or adapter into one error that says what to do.
 
-    Args:
-        source: The model, as the user named it.
-        kind: What it is.
-
     Raises:
         UserError: the model's files are to blame.
         RunError: there is too little memory.

@@ -96,12 +96,6 @@ def shared_vocabulary(
     Heads of one family may differ in padding rows (Qwen2.5: 151936 and 152064), which no token id reaches. A student
     may have tokens that its teacher has not, as long as no text has them: see `check_read`.
 
-    Args:
-        teacher_config: Of the teacher.
-        student_config: Of the student.
-        tokenizer: The student's.
-        name: Of the student in a message.
-
     Raises:
         UserError: the student's head is narrower than its tokenizer, so that some token has no logit.
     """

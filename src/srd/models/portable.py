@@ -19,12 +19,7 @@ ANY_TOKENIZER = "PreTrainedTokenizerFast"  # reads tokenizer.json as it stands, 
 
 
 def make_portable(folder: Path, tokenizer: Any) -> None:
-    """Change the JSON files of a saved model so that other programs read the same model.
-
-    Args:
-        folder: Has them.
-        tokenizer: That was saved there.
-    """
+    """Change the JSON files of a saved model so that other programs read the same model."""
     for name, change in ((CONFIG, portable_config), (TOKENIZER, lambda values: _tokenizer(values, folder, tokenizer))):
         if (folder / name).is_file():
             write_json(folder / name, change(read_json(folder / name)))

@@ -52,12 +52,7 @@ def is_sharded(accelerator: Accelerator) -> bool:
 
 @contextlib.contextmanager
 def whole_model(model: nn.Module, accelerator: Accelerator) -> Iterator[Any]:
-    """The model with all its weights on this process. Every process must enter and leave together.
-
-    Args:
-        model: As accelerate prepared it.
-        accelerator: The one that prepared it.
-    """
+    """The model with all its weights on this process. Every process must enter and leave together."""
     core = accelerator.unwrap_model(model)
     if not is_sharded(accelerator):
         yield core

@@ -25,6 +25,10 @@ def describe_mistakes(error: ValidationError, root: type[BaseModel] | None = Non
     for item in error.errors():
         key, _, message = describe_mistake(item, root).partition(": ")
         by_key.setdefault(key, []).append(message)
+    for key, messages in list(by_key.items()):  # a baseline has what `training` says: what is wrong there is told once
+        section, _, rest = key.partition(".")
+        if section == "baselines" and by_key.get(f"training.{rest.partition('.')[2]}") == messages:
+            del by_key[key]
     lines = "".join(f"\n  {key}: {'; or '.join(dict.fromkeys(messages))}" for key, messages in by_key.items())
     return f"{len(by_key)} mistake{'' if len(by_key) == 1 else 's'}:{lines}"
 

@@ -6,10 +6,11 @@ what it says. On the command line ``key.path=value`` changes it again. All mista
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from srd.base.errors import UserError
 from srd.base.settings import LONGEST_NAME, FolderName, Named, OffIsAWord, Section, Seed, each_once
@@ -104,6 +105,10 @@ class TeacherConfig(ServedConfig, ModelConfig):
         return self
 
 
+#: What one of several teachers cannot have, and what may be done instead of removing it.
+OF_ONE = {"sft": ", or tune this one beforehand: srd sft", "source": "", "tokenizer": ""}
+
+
 class OneOfSeveral(TeacherConfig):
     """One of several teachers: it has a weight in the mean of all, or its rows."""
 
@@ -115,11 +120,8 @@ class OneOfSeveral(TeacherConfig):
 
     @model_validator(mode="after")
     def _is_ready(self) -> Self:
-        if idle := [name for name in ("sft", "source", "tokenizer") if getattr(self, name) is not None]:
-            raise ValueError(
-                f"{idle[0]} is for a single teacher. Remove it"
-                + (", or tune this one beforehand: srd sft" if idle[0] == "sft" else "")
-            )
+        if idle := [name for name in OF_ONE if getattr(self, name) is not None]:
+            raise ValueError(f"{idle[0]} is for a single teacher. Remove it{OF_ONE[idle[0]]}")
         if self.weight is not None and self.rows is not None:
             raise ValueError("has weight and rows: it has its rows alone, or a weight in the mean. Remove one")
         return self
@@ -234,8 +236,19 @@ def _with_preset(value: dict[str, Any]) -> dict[str, Any]:
         given["data"] = {"train": given["data"]}
     if isinstance(given.get("data"), dict) and isinstance(given["data"].get("cleaning"), str | bool):
         given["data"] = {**given["data"], "cleaning": {"action": given["data"]["cleaning"]}}
-    plain = {name: training.get(name, TrainingConfig.model_fields[name].default) for name in AS_PLAIN}
-    return merge(PLUS, merge({"training": {"curriculum": plain}}, given))
+    return merge(PLUS, merge({"training": {"curriculum": _as_plain(training)}}, given))
+
+
+def _as_plain(training: dict[str, Any]) -> dict[str, Any]:
+    """Weight and temperature of a training for its curriculum; what is wrong in them is told of the training alone."""
+    found = {}
+    for name in AS_PLAIN:
+        field = TrainingConfig.model_fields[name]
+        found[name] = field.default
+        with contextlib.suppress(ValidationError):
+            value = training.get(name, field.default)
+            found[name] = TypeAdapter(field.rebuild_annotation()).validate_python(value, strict=True)
+    return found
 
 
 class Recipe(Section):

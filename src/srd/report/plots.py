@@ -103,11 +103,11 @@ class Axis:
         return [(f"{self.at(value):.2f}", tick_text(value, short=self.log)) for value in values]
 
 
-def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return about ``count`` round numbers (1, 2, 2.5 or 5 times a power of ten) within ``low..high``."""
+def nice_ticks(low: float, high: float) -> list[float]:
+    """Return about five round numbers (1, 2, 2.5 or 5 times a power of ten) within ``low..high``."""
     if not (math.isfinite(low) and math.isfinite(high)) or high <= low:
         return [low]
-    rough = (high - low) / max(count, 1)
+    rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)

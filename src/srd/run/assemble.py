@@ -72,7 +72,7 @@ def training_of(
             load_teacher=load_teacher,
             read_once=read_once,
             engine=functools.partial(engine_for, run, config),
-            choose_again=again,
+            reflect_again=again,
             metrics_file=run.files.metrics,
             log_file=run.files.log(label),
             progress=update,
@@ -98,15 +98,7 @@ def with_trained_prompt(run: Run) -> Any:
 def _teacher_of(
     run: Run, config: TrainingConfig, examples: EncodedExamples, *, written: bool, ahead: bool
 ) -> Callable[[], Teacher]:
-    """What gives the teacher of a training; where it is not apart, the examples bring what a cache has of them.
-
-    Args:
-        run: The run.
-        config: Of the training.
-        examples: That it trains on.
-        written: Whether a model has written their answers.
-        ahead: Whether text is written ahead, and read by the teacher once.
-    """
+    """What gives the teacher of a training; where it is not apart, the examples bring what a cache has of them."""
     cached = config.caches_references and "cache" in run.keys and not config.on_pairs
     cache = caches_of(run) if cached else None
     if config.on_pairs and may_cache(run.recipe):
@@ -150,7 +142,7 @@ def _stages(
     in_pairs = in_pairs_of if config.on_pairs else lambda stage: stage
     stages = [in_pairs(stage) for stage in curriculum.split(ranked_scores(run, curriculum))]
 
-    def choose_again(model: Any, stage: Stage) -> Stage:
+    def reflect_again(model: Any, stage: Stage) -> Stage:
         path = folder / "stages" / str(stage.index) / "scores.parquet"
         if not parallel.on_main(lambda: is_sealed(path)):
             keep_scores(reflect_on(run, model, path.parent / "batches"), path, path.parent / "batches")
@@ -158,4 +150,4 @@ def _stages(
         ranked = ranked_scores(run, curriculum, path)
         return in_pairs(curriculum.split(ranked)[stage.index])
 
-    return stages, choose_again if curriculum.reflect_again else None
+    return stages, reflect_again if curriculum.reflect_again else None

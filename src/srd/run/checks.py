@@ -21,12 +21,7 @@ from srd.training.settings import TrainingConfig
 
 
 def check_recipe(models: RecipeModels, *, packages: bool = True) -> None:
-    """Refuse models that do not fit each other, or what is asked of them, before a weight is loaded.
-
-    Args:
-        models: Of the recipe.
-        packages: Whether that goes for packages that are missing, too.
-    """
+    """Refuse models that do not fit each other, or what is asked of them, before a weight is loaded."""
     data = models.recipe.data
     for source in filter(None, (data.train, data.validation, data.test)):
         data_set_of(source)

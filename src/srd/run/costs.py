@@ -366,13 +366,7 @@ class WrittenAhead:
 
 
 def written_ahead(training: TrainingConfig, stages: tuple[StagePlan, ...], response: float) -> WrittenAhead:
-    """What a student writes ahead; ``auto``, which nobody can foresee, counts as once an epoch.
-
-    Args:
-        training: Its settings.
-        stages: Of the training.
-        response: Mean tokens of a response.
-    """
+    """What a student writes ahead; ``auto``, which nobody can foresee, counts as once an epoch."""
     every, method = training.method.refreshed(), training.method
     if not training.writes_ahead:
         return WrittenAhead()

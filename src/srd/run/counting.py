@@ -26,13 +26,6 @@ def count_data(
 ) -> DataFacts | tuple[dict[str, int], float, float]:
     """Count examples and tokens; without a tokenizer, examples by split and estimated tokens of prompt and response.
 
-    Args:
-        recipe: The recipe.
-        notes: Gets what is to be said of it.
-        encoder_decoder: Whether the student is.
-        models: Of the recipe, where all are at hand.
-        has_tokenizer: Whether the student's tokenizer is.
-
     Raises:
         UserError: the data is wrong.
     """

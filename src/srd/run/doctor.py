@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from srd.base.remedies import Warned, hearing, warn
+from srd.base.remedies import Warned, collecting, warn
 from srd.base.text import shown_bytes
 from srd.curation.reflection import words_of
 from srd.data.encoding import Encoder
@@ -125,15 +125,10 @@ class Diagnosis:
 def examine(recipe: Recipe, rows: int, flops_per_second: float) -> Diagnosis:
     """Look at a recipe as its models will.
 
-    Args:
-        recipe: The recipe.
-        rows: How many examples to show.
-        flops_per_second: What this machine does.
-
     Raises:
         UserError: what `srd run` would refuse, too; but packages that are missing are told with all the rest.
     """
-    with hearing() as heard:
+    with collecting() as collected:
         check_models_at_hand(recipe)
         models, missing = RecipeModels(recipe), _missing(recipe)
         check_recipe(models, packages=False)
@@ -154,7 +149,7 @@ def examine(recipe: Recipe, rows: int, flops_per_second: float) -> Diagnosis:
     stops = models.encoder.turns.stops
     return Diagnosis(
         recipe.name, *_sides(models), examples, _texts(models.tokenizer, examples), _counts(encoded, stops), plan,
-        tuple(missing), tuple(heard.warnings), (*heard.notes, *served, *plan.notes),
+        tuple(missing), tuple(collected.warnings), (*collected.notes, *served, *plan.notes),
     )  # fmt: skip
 
 

@@ -18,20 +18,17 @@ from srd.recipe.schema import Recipe
 from srd.tasks.base import data_set_of, get_task
 
 
-def name_content(name: str, kind: str = "dataset", revision: str | None = None) -> Any:
-    """The content of a file, of a folder, or of the files that a pattern matches; of a hub name its commit.
+def name_content(name: str) -> Any:
+    """The content of a file, of a folder, or of the files that a pattern matches; of a data set's hub name its commit.
 
-    Args:
-        name: As the recipe has it; ``~`` is the home folder.
-        kind: What a name on the hub is: dataset or model.
-        revision: Of the hub's repository.
+    The name is as the recipe has it; ``~`` is the home folder.
     """
     path = Path(name).expanduser()
     if path.exists():
         return content_of(path)
     if glob.has_magic(name):
         return {found: content_of(Path(found)) for found in sorted(glob.glob(str(path), recursive=True))}
-    return hub_commit(name.partition(":")[0], kind, revision)
+    return hub_commit(name.partition(":")[0], "dataset", None)
 
 
 def hub_commit(name: str, kind: str, revision: str | None = None) -> str | None:

@@ -28,12 +28,6 @@ def offload_folder(run: Run) -> Path:
 def load_large(source: str, run: Run, options: dict[str, Any], offload: str) -> Any:
     """A teacher that fills a cache: all of it, or with its layers on disk where it does not fit into memory.
 
-    Args:
-        source: The teacher.
-        run: The run.
-        options: How it is loaded.
-        offload: ``auto``, ``always`` or ``off``.
-
     Raises:
         UserError: its layers are to stay on disk, but its weights are not used as they lie there.
     """

@@ -87,13 +87,6 @@ def journal_of(run: Run) -> Path:
 def lists_of(run: Run, folder: Path, top: int, number: int = 0, examples: EncodedExamples | None = None) -> ServedLists:
     """A served teacher that is asked about texts; ``folder`` keeps what it says while it is asked.
 
-    Args:
-        run: The run.
-        folder: Of its cache.
-        top: How many of the likeliest tokens to ask for.
-        number: Which of several teachers.
-        examples: The texts; None: the training examples.
-
     Raises:
         UserError: it cannot serve.
     """

@@ -74,13 +74,7 @@ class Machines:
 
 
 def on_machines(recipe: Recipe, plan: Plan, nodes: int) -> Machines:
-    """Work out what a run takes on several machines.
-
-    Args:
-        recipe: The recipe.
-        plan: For one machine.
-        nodes: Machines like it.
-    """
+    """Work out what a run takes on several machines."""
     devices = plan.devices * nodes
     sft = recipe.teacher.sft
     trainings = (*recipe.student_trainings, *([sft] if sft else []))

@@ -29,11 +29,7 @@ SHORTER = 4  # tokens of a teacher's own for one of the student's, at most: text
 
 
 class RecipeModels:
-    """Teacher and student of a recipe.
-
-    Args:
-        recipe: The recipe.
-    """
+    """Teacher and student of a recipe."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe

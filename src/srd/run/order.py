@@ -248,11 +248,7 @@ class Ranking(Outline):
 
 
 class Training(Outline):
-    """One of the compared trainings.
-
-    Args:
-        label: Of it among the recipe's.
-    """
+    """One of the compared trainings."""
 
     def __init__(self, label: str) -> None:
         self.label = label
@@ -364,12 +360,7 @@ def planned(recipe: Recipe, *wanted: str) -> list[Outline]:
 
 
 def cleaning_steps(recipe: Recipe, *, repaired: bool = True) -> tuple[str, ...]:
-    """The steps that change the training rows, which those that read them come after.
-
-    Args:
-        recipe: The recipe.
-        repaired: False: for what comes before the repair.
-    """
+    """The steps that change the training rows, which those that read them come after."""
     if not recipe.data.cleaning.changes_rows:
         return ()
     return (Cleaning.name, *((Repair.name,) if repaired and recipe.data.cleaning.teacher_answers else ()))

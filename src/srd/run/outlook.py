@@ -59,13 +59,7 @@ def warn_of_copies(
 
 
 def warn_of_questions(models: RecipeModels, test: datasets.Dataset, benchmarks: Mapping[str, datasets.Dataset]) -> None:
-    """Say where questions that models are compared on lose text, or answers are counted in words of another kind.
-
-    Args:
-        models: Have the encoder.
-        test: The test split.
-        benchmarks: Examples of the named tasks, by their keys.
-    """
+    """Say where questions that models are compared on lose text, or answers are counted in words of another kind."""
     for name, rows in {"test": test, **benchmarks}.items():
         models.encoder.look_at_prompts(rows, name)
     for named in models.recipe.evaluation.tasks:

@@ -99,10 +99,6 @@ def teacher_losses(run: Run, folder: Path) -> NDArray[np.float64]:
     """The teacher's mean nats a token of each training response, ``[N]``: from its cache where there is one.
 
     Where its tokens are not the student's, they are nats for each of the student's: so scores can compare the two.
-
-    Args:
-        run: The run.
-        folder: Keeps what is done, where the teacher has to read.
     """
     examples = run.read_by_teacher("train")
     tokens = np.maximum([len(response) for response in run.encoded("train").responses], 1)

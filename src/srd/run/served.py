@@ -16,10 +16,6 @@ from srd.run.models import RecipeModels
 def endpoint_of(teacher: TeacherConfig, top: int) -> Endpoint:
     """A served teacher, ready to be asked.
 
-    Args:
-        teacher: Has an endpoint.
-        top: How many of the likeliest tokens to ask for.
-
     Raises:
         UserError: its key is not set.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 from srd.base import parallel
 from srd.base.errors import UserError
@@ -30,13 +31,7 @@ def exact_tier(run: Run) -> Tier:
 
 
 def tier_of_run(run: Run, name: str | None = None, *, number: int = 0) -> Tier:
-    """What the cache of a teacher keeps of a token.
-
-    Args:
-        run: The run.
-        name: Another tier than the recipe's.
-        number: Which of several teachers, here and in what follows.
-    """
+    """What the cache of a teacher keeps of a token."""
     teacher = run.recipe.all_teachers[number]
     running: str = "float32" if teacher.endpoint is not None else teacher.dtype
     if running == "auto":
@@ -130,16 +125,22 @@ def read_once_of(run: Run, examples: EncodedExamples, folder: Path) -> TeacherCa
     """Let the teacher read text that the student has written, as it reads the references for the run's cache."""
     place = cache_folder(folder, fingerprint(run.keys["teacher"], run.width), exact_tier(run).identity)
     parallel.on_main(lambda: _share_head(place, [*folder.parent.glob(f"*.work/{place.name}"), place_of_cache(run)]))
-    with run.progress("teacher reads") as update:
+    return _read(run, place, examples, "teacher reads", exact_tier(run))
+
+
+def _read(run: Run, place: Path, examples: EncodedExamples, told: str, tier: Tier, **options: Any) -> TeacherCache:
+    """What the teacher's model says of texts."""
+    with run.progress(told) as update:
         return build_cache(
             place,
             lambda: load(run.teacher_source, run, run.teacher_options()),
             examples,
             collator(run),
-            tier=exact_tier(run),
+            tier=tier,
             width=run.width,
             batch_size=run.recipe.generation.batch_size,
             progress=update,
+            **options,
         )
 
 
@@ -173,15 +174,4 @@ def pair_cache(run: Run, examples: EncodedExamples) -> TeacherCache | None:
         return _asked(run, place, tier, examples)
     if cache.enabled is False or run.recipe.teacher.source or needed > cache.limit_gb * 1e9:
         return None
-    with run.progress("teacher") as update:
-        return build_cache(
-            place,
-            lambda: load(run.teacher_source, run, run.teacher_options()),
-            examples,
-            collator(run),
-            tier=tier,
-            width=run.width,
-            max_kl=cache.max_kl,
-            batch_size=run.recipe.generation.batch_size,
-            progress=update,
-        )
+    return _read(run, place, examples, "teacher", tier, max_kl=cache.max_kl)

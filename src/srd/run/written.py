@@ -18,12 +18,6 @@ def as_written(run: Run, model: Any, tokenizer: Any, answers: list[list[int]]) -
     """Answers as the student would have written them, and their texts.
 
     Only from a teacher that reads other tokens the text is taken.
-
-    Args:
-        run: The run.
-        model: That wrote; it knows what ends a text.
-        tokenizer: Its own.
-        answers: Token ids, what ended them included.
     """
     written = [without_end(ids, stop_token_ids(model, tokenizer)) for ids in answers]
     if run.apart and tokenizer is not run.tokenizer:

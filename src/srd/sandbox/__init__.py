@@ -1,1 +1,1 @@
-"""Programs that a model wrote, run where they can do no harm and cannot bend the tests."""
+"""Programs that a model wrote, run where they can do no harm and cannot change their tests."""

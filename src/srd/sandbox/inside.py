@@ -472,7 +472,7 @@ class Judge(Peer):
             self._run("imports")
             names = names_to_find(self.job, self.namespace)
             found = self.ask("find", names)
-            # What was not asked for is not taken, or an answer with a "sorted" of its own could bend the tests.
+            # What was not asked for is not taken, or an answer with a "sorted" of its own could make the tests pass.
             self.namespace.update({name: found[name] for name in names if name in found})
             self._run("setup")
             for number, test in enumerate(self.job["tests"], start=1):

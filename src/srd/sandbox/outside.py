@@ -412,7 +412,7 @@ def check_references(programs: Sequence[Program], *, allow: Permission, timeout:
 
     with _closed_to_others(allow), ThreadPoolExecutor(_workers(allow)) as pool:
         list(pool.map(check, [waiting[start : start + _BATCH] for start in range(0, len(waiting), _BATCH)]))
-        # Each of those that failed gets a sandbox of its own, as an earlier one may have spoilt the shared one.
+        # Each of those that failed gets a sandbox of its own, as an earlier one may have damaged the shared one.
         failed = [p for p in waiting if (p, unconfined) not in _CHECKED or not _CHECKED[p, unconfined].passed]
         list(pool.map(lambda program: check([program]), failed))
     return [_CHECKED[program, unconfined] for program in programs]

@@ -234,12 +234,12 @@ def _write_shards(
         _write_shard(cache.folder, name, tensors, {**content, **known})
 
 
-def _sample_batches(work: _Work, tokens: int, batch_size: int = 4) -> list[list[int]]:
+def _sample_batches(work: _Work, tokens: int) -> list[list[int]]:
     """Examples from all over the data with so many learnt tokens, always the same for the same data, in batches."""
     order = sorted(range(len(work.keys)), key=work.keys.__getitem__)  # hashes: as good as drawn
     counts = itertools.accumulate(work.examples.learnt[i] for i in order)
     chosen = order[: 1 + next((place for place, count in enumerate(counts) if count >= tokens), len(order))]
-    return [chosen[start : start + batch_size] for start in range(0, len(chosen), batch_size)]
+    return [chosen[start : start + 4] for start in range(0, len(chosen), 4)]
 
 
 @torch.no_grad()

@@ -49,9 +49,6 @@ def filter_rows(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
 class Sums:
     """What is added up between two logs, over micro-batches and, when it is asked for, over processes.
 
-    Args:
-        accelerator: Of the training.
-
     Attributes:
         since: The optimizer step of the last log.
     """
@@ -76,13 +73,7 @@ class Sums:
         self._step_begins = len(self._parts)
 
     def add_losses(self, parts: LossParts, inputs: Mapping[str, Any], items: Tensor) -> None:
-        """Add a micro-batch.
-
-        Args:
-            parts: Of its loss.
-            inputs: The micro-batch.
-            items: Tokens of the whole step.
-        """
+        """Add a micro-batch."""
         told = sums_told(inputs["alignment"], parts.mass) if "alignment" in inputs else []
         kd = parts.kd.sum() / inputs.get("chosen_items", items)
         self._parts.append((parts.ce.sum() / items, kd, *(part / items for part in told)))

@@ -35,8 +35,8 @@ Places = slice | Tensor  # some of the positions: behind one another, or by thei
 
 
 @dataclass(frozen=True)
-class _Aims:
-    """What the student's logits are compared with, token by token, and how.
+class _Positions:
+    """Response positions of a batch: what the student's logits are compared with there, and how.
 
     Attributes:
         targets: Token ids ``[N]``.
@@ -57,8 +57,8 @@ class _Aims:
     targets: Tensor
     reference: Tensor
     settings: LossSettings
-    teacher_hidden: Tensor | None
-    teacher_head: HeadWeights | None
+    teacher_hidden: Tensor | None = None
+    teacher_head: HeadWeights | None = None
     chosen: Tensor | None = None
     boost: Tensor | float = 1.0
     columns: dict[str, Tensor] = field(default_factory=dict)
@@ -186,7 +186,13 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: HeadWeights, aims: _Aims, items: Tensor
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: HeadWeights,
+        positions: _Positions,
+        items: Tensor,
     ) -> tuple[Tensor, ...]:
         needs = ctx.needs_input_grad
         gradient = any(needs[:3])
@@ -195,19 +201,19 @@ class _HeadLoss(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden, dtype=dtype) if needs[0] else None
         wide = dtype if weight.dtype == torch.float16 else weight.dtype  # of sums over many tokens
         grad_weight = torch.empty_like(weight, dtype=wide) if needs[1] else None
-        chunks = aims.chunks(width)
+        chunks = positions.chunks(width)
         if grad_weight is not None:  # the first chunk fills the rows below the width
             grad_weight[width if chunks else 0 :].zero_()
         grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs[2] else None
         plain = HeadWeights(weight.detach(), None if bias is None else bias.detach(), head.scale, head.softcap, width)
         compute = plain.computing_in(hidden)
-        terms = aims.likelihood_terms(lambda rows: compute.logits(hidden[rows]))
+        terms = positions.likelihood_terms(lambda rows: compute.logits(hidden[rows]))
         parts: list[tuple[Places, LossParts]] = []
         for places, distils in chunks:
             student = workspace.logits("student", compute, hidden[places])
             capped = student.clone() if gradient and head.softcap is not None else None
             factor = inverse * head.scale if gradient else None
-            parts.append((places, aims.losses(places, distils, student, factor, terms)))
+            parts.append((places, positions.losses(places, distils, student, factor, terms)))
             if not gradient:
                 continue
             if capped is not None and head.softcap is not None:  # d tanh
@@ -220,7 +226,7 @@ class _HeadLoss(torch.autograd.Function):
             if grad_weight is not None:
                 add_product(grad_weight[:width], student, hidden[places], back, first=len(parts) == 1)
         ctx.dtypes = hidden.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype
-        result = aims.total(parts, inverse)
+        result = positions.total(parts, inverse)
         _finish(ctx, (grad_hidden, grad_weight, grad_bias), result)
         return result
 
@@ -234,20 +240,20 @@ class _LogitsLoss(torch.autograd.Function):
     """The same loss of logits the model made itself: where the head is out of reach (FSDP, DeepSpeed, adapters)."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, width: int, aims: _Aims, items: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, logits: Tensor, width: int, positions: _Positions, items: Tensor) -> tuple[Tensor, ...]:
         grad = torch.zeros_like(logits) if ctx.needs_input_grad[0] else None
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         inverse = 1.0 / items.to(dtype)
         parts: list[tuple[Places, LossParts]] = []
         ctx.lifted = []
-        terms = aims.likelihood_terms(lambda rows: logits[rows, :width].to(dtype))
-        for places, distils in aims.chunks(width):
+        terms = positions.likelihood_terms(lambda rows: logits[rows, :width].to(dtype))
+        for places, distils in positions.chunks(width):
             student = logits[places, :width].to(dtype, copy=True)
-            parts.append((places, aims.losses(places, distils, student, None if grad is None else inverse, terms)))
+            parts.append((places, positions.losses(places, distils, student, None if grad is None else inverse, terms)))
             if grad is not None:
                 grad[places, :width], back = lifted(student, logits.dtype)
                 ctx.lifted += [] if back is None else [(places, back)]
-        result = aims.total(parts, inverse)
+        result = positions.total(parts, inverse)
         _finish(ctx, (grad,), result)
         return result
 
@@ -288,20 +294,20 @@ def head_loss(
         The loss (scalar, a sum divided by ``items``) and its parts per token. N = 0 gives a loss of 0 that can still
         be differentiated, so that processes stay in step.
     """
-    aims = _aims(hidden, targets, settings, items, **told)
+    positions = _positions(hidden, targets, settings, items, **told)
     with _as_given(hidden):
-        loss, *parts = _HeadLoss.apply(hidden, head.weight, head.bias, head, aims, items)
-    return loss, replace(LossParts(*parts), mass=torch.cat(aims.masses) if aims.masses else None)
+        loss, *parts = _HeadLoss.apply(hidden, head.weight, head.bias, head, positions, items)
+    return loss, replace(LossParts(*parts), mass=torch.cat(positions.masses) if positions.masses else None)
 
 
 def logits_loss(
     logits: Tensor, width: int, targets: Tensor, settings: LossSettings, items: Tensor, **told: Any
 ) -> tuple[Tensor, LossParts]:
     """`head_loss` for logits ``[N, V]`` at response positions; ids from ``width`` on are padding rows."""
-    aims = _aims(logits, targets, settings, items, **told)
+    positions = _positions(logits, targets, settings, items, **told)
     with _as_given(logits):
-        loss, *parts = _LogitsLoss.apply(logits, width, aims, items)
-    return loss, replace(LossParts(*parts), mass=torch.cat(aims.masses) if aims.masses else None)
+        loss, *parts = _LogitsLoss.apply(logits, width, positions, items)
+    return loss, replace(LossParts(*parts), mass=torch.cat(positions.masses) if positions.masses else None)
 
 
 def _as_given(like: Tensor) -> torch.autocast:
@@ -309,24 +315,19 @@ def _as_given(like: Tensor) -> torch.autocast:
     return torch.autocast(like.device.type, enabled=False)
 
 
-def _aims(
+def _positions(
     like: Tensor,
     targets: Tensor,
     settings: LossSettings,
     items: Tensor,
     *,
-    teacher_hidden: Tensor | None = None,
-    teacher_head: HeadWeights | None = None,
     reference: Tensor | None = None,
-    chosen: Tensor | None = None,
     chosen_items: Tensor | None = None,
-    columns: dict[str, Tensor] | None = None,
-    watch: bool = False,
-    alignment: Alignment | None = None,
     weights: Tensor | None = None,
-) -> _Aims:
+    **told: Any,
+) -> _Positions:
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     known = torch.ones(len(targets), device=targets.device) if reference is None else reference
     boost = 1.0 if chosen_items is None else items.to(dtype) / chosen_items.to(dtype)
-    given = (targets, known.to(dtype), settings, teacher_hidden, teacher_head, chosen, boost)
-    return _Aims(*given, columns or {}, watch, alignment, None if weights is None else weights.to(dtype))
+    weights = None if weights is None else weights.to(dtype)
+    return _Positions(targets, known.to(dtype), settings, boost=boost, weights=weights, **told)

@@ -35,13 +35,7 @@ def in_blocks(count: int, vocabulary: int, measure: Callable[[slice], Tensor], l
 
 
 def entropies(hidden: Tensor, head: HeadWeights, temperature: float = 1.0) -> Tensor:
-    """Entropy in nats of the distribution at each position, ``[N]``.
-
-    Args:
-        hidden: What enters the head, ``[N, d]``.
-        head: Of the model.
-        temperature: The logits are divided by it.
-    """
+    """Entropy in nats of the distribution at each position, ``[N]``, of what enters the head, ``[N, d]``."""
     return entropies_of(lambda rows: head.logits(hidden[rows]), hidden, head.vocabulary, temperature)
 
 
@@ -132,12 +126,12 @@ def told_by_position(
     told: dict[str, Any] = {}
     if settings.tokens is not None:
         targets, counts = inputs["targets"], inputs["counts"]
-        if settings.tokens.by == "random":
-            scores = random_scores(inputs["ids"], counts, *draw).to(targets.device)
-        elif settings.tokens.by == "student_entropy":
-            scores = entropies_of(student, targets, vocabulary)
-        else:
-            scores = gaps_of(student, teacher_hidden, teacher_head, vocabulary, settings.temperature)
+        by: dict[str, Callable[[], Tensor]] = {
+            "random": lambda: random_scores(inputs["ids"], counts, *draw).to(targets.device),
+            "student_entropy": lambda: entropies_of(student, targets, vocabulary),
+            "teacher_gap": lambda: gaps_of(student, teacher_hidden, teacher_head, vocabulary, settings.temperature),
+        }
+        scores = by[settings.tokens.by]()
         told["chosen"] = choose_positions(scores, counts, settings.tokens)
         told["chosen_items"] = inputs["chosen_items"].to(targets.device)
     if schedule is not None and schedule.wants_likelihoods:

@@ -184,11 +184,11 @@ def _class_losses(
     """The divergence of classes ``[n]``, the teacher's mass on common tokens ``[n]``, and the gradient ``[n, V]``."""
     maps, p = apart.maps, torch.softmax(teacher, -1)
     sums = by_class(q, maps.student, maps.count)
-    logits, aims = sums[:, :-1].log(), by_class(p, maps.teacher, maps.count)[:, :-1].log()
+    logits, theirs = sums[:, :-1].log(), by_class(p, maps.teacher, maps.count)[:, :-1].log()
     share = None if scale is None else scale * settings.weight
     only = replace(settings, weight=1.0)  # cross-entropy is over tokens, not classes
     divergence = slope_function(str(settings.objective))
-    kd = _row_losses(logits, aims, targets, reference, only, share, None, 1.0, {}, divergence).kd * apart.used
+    kd = _row_losses(logits, theirs, targets, reference, only, share, None, 1.0, {}, divergence).kd * apart.used
     mass = (p @ maps.shared.to(p.dtype)) * apart.used
     if scale is None:
         return kd, mass, q

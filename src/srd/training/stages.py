@@ -50,8 +50,8 @@ def train(training: Training, final: Path) -> dict[str, Any]:
     for stage in training.stages[done:]:
         if model is None:
             model = load_student(training, stage.index)
-        if stage.index and training.choose_again is not None:
-            stage = training.choose_again(model, stage)
+        if stage.index and training.reflect_again is not None:
+            stage = training.reflect_again(model, stage)
         model = train_stage(training, stage, model)
     if model is None:  # killed between the last stage and the end
         model = load_student(training, len(training.stages))
@@ -344,7 +344,7 @@ def _save_final(training: Training, model: Any, final: Path) -> None:
         if tensor := non_finite_tensor(model):  # of a token that no row has: nothing has read it so far
             logger.warning(
                 f"the trained model holds a tensor that is not finite: {tensor}. Nothing of this run has read these "
-                f"values, but a text may. They came with {training.start}: mend that model, and train again."
+                f"values, but a text may. They came with {training.start}: repair that model, and train again."
             )
         with disk_errors(final):
             save_model(model, training.kept_tokenizer or training.tokenizer, final, portable=True)

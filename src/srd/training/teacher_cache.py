@@ -90,9 +90,6 @@ class _Place:
 class TeacherCache:
     """Reads what is kept through memory maps.
 
-    Args:
-        folder: One teacher's folder.
-
     Attributes:
         meta: What ``meta.json`` says, ``error`` as `srd.training.tier_error.measure` gives it; empty: nothing is here
             yet.

@@ -148,7 +148,7 @@ class DistillTrainer(Trainer):
         self.can_return_loss = True
         self.batches = length_batches(examples, args)
         check_sharding(self.accelerator)
-        self.refresher = self._refresher(writing, examples, by_method=not isinstance(method, Writing))
+        self.refresher = self._refresher(writing, examples, by_method=writing is not method)
         if self.teacher is not None and self.is_fsdp_enabled:
             self.teacher.shard()
         self.add_callback(_Hooks(self))
@@ -349,15 +349,11 @@ class DistillTrainer(Trainer):
             )
         return loss
 
-    def loss_of(
-        self, model: Any, inputs: dict[str, Any], items: Tensor, settings: LossSettings | None = None
-    ) -> tuple[Tensor, LossParts]:
+    def loss_of(self, model: Any, inputs: dict[str, Any], items: Tensor) -> tuple[Tensor, LossParts]:
         """The loss through the student's head where it can be reached, else through the model's own logits."""
         core = self.accelerator.unwrap_model(model)
-        settings, reference = settings or self.settings, inputs.get("reference")
-        if self.schedule is not None:
-            settings = self.schedule.settings(settings)
-        extra: dict[str, Any] = {"teacher_hidden": None, "teacher_head": None, "reference": reference}
+        settings = self.settings if self.schedule is None else self.schedule.settings(self.settings)
+        extra: dict[str, Any] = {"teacher_hidden": None, "teacher_head": None, "reference": inputs.get("reference")}
         width = None
         if settings.objective and self.teacher is not None:
             theirs, teacher_head = for_teacher(inputs), self.teacher.head_on(inputs["targets"].device)
@@ -418,7 +414,7 @@ class DistillTrainer(Trainer):
 
     @contextlib.contextmanager
     def _diverged(self, model: Any) -> Iterator[None]:
-        """Blame the training for weights that it has spoilt, and not the files that it began with."""
+        """Blame the training for weights that it has made useless, and not the files that it began with."""
         try:
             yield
         except (UserError, RunError) as error:

@@ -43,7 +43,7 @@ class Training:
         read_once: ``(examples, folder) -> cache``: lets the teacher read what the student has written ahead; None: it
             is asked in every step.
         engine: ``(student, folder) -> what it writes with``, within a context; the folder is free for it.
-        choose_again: ``(model, stage) -> stage`` before every stage but the first; None: stages are as planned.
+        reflect_again: ``(model, stage) -> stage`` before every stage but the first; None: stages are as planned.
         metrics_file: Every logged value goes here, one JSON object a line, ...
         log_file: ... and here, where this training's are alone.
         progress: ``(done, total, note)`` in optimizer steps of all stages.
@@ -65,7 +65,7 @@ class Training:
     load_teacher: Callable[[], Teacher] | None = None
     read_once: Callable[[EncodedExamples, Path], TeacherCache] | None = None
     engine: Callable[[Any, Path], AbstractContextManager[Any]] = lambda student, folder: nullcontext(student)
-    choose_again: Callable[[Any, Stage], Stage] | None = None
+    reflect_again: Callable[[Any, Stage], Stage] | None = None
     progress: Callable[..., None] = lambda *values: None
     kept_tokenizer: PreTrainedTokenizerBase | None = None
     _teacher: Teacher | None = field(default=None, init=False)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from srd.base.yaml_text import dump_yaml
-from srd.export.curated import TRAINERS, Trainer, start_model
+from srd.export.curated import TRAINERS, Trainer, stage_configurations
 from srd.export.texts import Shown
 from srd.run.curate import Curated, stage_file
 from srd.training.arguments import micro_batch_size
 
+CONFIGURATION = "axolotl_stage_{}.yaml"
 USAGE = """
 In this folder, one stage after the other, each from the model of the one before:
 
@@ -31,35 +31,31 @@ def columns(row: Shown) -> dict[str, Any]:
 
 def contents(made: Curated) -> Iterator[tuple[str, str]]:
     """A configuration for every stage."""
-    training, model = made.run.recipe.training, start_model(made.run)
-    for stage in made.stages:
-        output = f"./outputs/stage_{stage.index}"
-        yield (
-            f"axolotl_stage_{stage.index}.yaml",
-            dump_yaml(
-                {
-                    "base_model": model,
-                    "datasets": [{"path": f"./{stage_file(stage.index)}", "ds_type": "json", "type": "input_output"}],
-                    "train_on_inputs": False,
-                    "curriculum_sampling": True,
-                    "shuffle_merged_datasets": False,
-                    "sample_packing": False,
-                    "val_set_size": 0,
-                    "dataset_prepared_path": f"./prepared/stage_{stage.index}",
-                    "output_dir": output,
-                    "sequence_len": made.run.recipe.data.max_length,
-                    "num_epochs": made.epochs,
-                    "micro_batch_size": micro_batch_size(training),
-                    "gradient_accumulation_steps": training.batch_size // micro_batch_size(training),
-                    "learning_rate": training.learning_rate,
-                    "lr_scheduler": training.schedule,
-                    "optimizer": training.optimizer,
-                    "weight_decay": training.weight_decay,
-                    "max_grad_norm": training.max_grad_norm,
-                }
-            ),
-        )
-        model = output
+    training = made.run.recipe.training
+
+    def settings(stage: int, model: str, output: str) -> dict[str, Any]:
+        return {
+            "base_model": model,
+            "datasets": [{"path": f"./{stage_file(stage)}", "ds_type": "json", "type": "input_output"}],
+            "train_on_inputs": False,
+            "curriculum_sampling": True,
+            "shuffle_merged_datasets": False,
+            "sample_packing": False,
+            "val_set_size": 0,
+            "dataset_prepared_path": f"./prepared/stage_{stage}",
+            "output_dir": output,
+            "sequence_len": made.run.recipe.data.max_length,
+            "num_epochs": made.epochs,
+            "micro_batch_size": micro_batch_size(training),
+            "gradient_accumulation_steps": training.batch_size // micro_batch_size(training),
+            "learning_rate": training.learning_rate,
+            "lr_scheduler": training.schedule,
+            "optimizer": training.optimizer,
+            "weight_decay": training.weight_decay,
+            "max_grad_norm": training.max_grad_norm,
+        }
+
+    return stage_configurations(made, CONFIGURATION, "./outputs/stage_{}", settings)
 
 
 TRAINERS.register("axolotl")(
@@ -67,7 +63,7 @@ TRAINERS.register("axolotl")(
         "Axolotl",
         USAGE,
         columns,
-        ("axolotl_stage_{}.yaml",),
+        (CONFIGURATION,),
         contents,
         described={"segments": "the whole text in stretches, each with whether it is learnt"},
     )

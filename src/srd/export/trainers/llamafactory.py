@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from srd.base.yaml_text import dump_yaml
-from srd.export.curated import TRAINERS, Trainer, start_model
+from srd.export.curated import TRAINERS, Trainer, stage_configurations
 from srd.export.texts import Shown
 from srd.run.curate import Curated, stage_file
 from srd.training.arguments import micro_batch_size
 
+CONFIGURATION = "llamafactory_stage_{}.yaml"
 USAGE = """
 In this folder, one stage after the other, each from the model of the one before:
 
@@ -34,37 +34,33 @@ def columns(row: Shown) -> dict[str, Any]:
 
 def contents(made: Curated) -> Iterator[tuple[str, str]]:
     """The list of data sets, and a configuration for every stage."""
-    training, model = made.run.recipe.training, start_model(made.run)
+    training = made.run.recipe.training
     chat = all(made.run.split("train")["messages"])
     yield "dataset_info.json", json.dumps(_data_sets(made, chat), indent=2) + "\n"
-    for stage in made.stages:
-        output = f"saves/stage_{stage.index}"
-        yield (
-            f"llamafactory_stage_{stage.index}.yaml",
-            dump_yaml(
-                {
-                    "model_name_or_path": model,
-                    "stage": "sft",
-                    "do_train": True,
-                    "finetuning_type": "lora" if training.lora else "full",
-                    "dataset_dir": ".",
-                    "dataset": f"srd_stage_{stage.index}",
-                    "template": "empty",
-                    "cutoff_len": made.run.recipe.data.max_length,
-                    "disable_shuffling": True,
-                    "packing": False,
-                    "val_size": 0,
-                    "output_dir": output,
-                    "num_train_epochs": made.epochs,
-                    "per_device_train_batch_size": micro_batch_size(training),
-                    "gradient_accumulation_steps": training.batch_size // micro_batch_size(training),
-                    "learning_rate": training.learning_rate,
-                    "lr_scheduler_type": training.schedule,
-                    "report_to": "none",
-                }
-            ),
-        )
-        model = output
+
+    def settings(stage: int, model: str, output: str) -> dict[str, Any]:
+        return {
+            "model_name_or_path": model,
+            "stage": "sft",
+            "do_train": True,
+            "finetuning_type": "lora" if training.lora else "full",
+            "dataset_dir": ".",
+            "dataset": f"srd_stage_{stage}",
+            "template": "empty",
+            "cutoff_len": made.run.recipe.data.max_length,
+            "disable_shuffling": True,
+            "packing": False,
+            "val_size": 0,
+            "output_dir": output,
+            "num_train_epochs": made.epochs,
+            "per_device_train_batch_size": micro_batch_size(training),
+            "gradient_accumulation_steps": training.batch_size // micro_batch_size(training),
+            "learning_rate": training.learning_rate,
+            "lr_scheduler_type": training.schedule,
+            "report_to": "none",
+        }
+
+    yield from stage_configurations(made, CONFIGURATION, "saves/stage_{}", settings)
 
 
 def _data_sets(made: Curated, chat: bool) -> dict[str, Any]:
@@ -85,7 +81,7 @@ TRAINERS.register("llamafactory")(
         "LLaMA-Factory",
         USAGE,
         columns,
-        ("dataset_info.json", "llamafactory_stage_{}.yaml"),
+        ("dataset_info.json", CONFIGURATION),
         contents,
         described={"source, target": "the whole text up to the answer, and the answer with what closes it"},
     )

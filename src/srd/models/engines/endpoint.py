@@ -20,13 +20,7 @@ from srd.models.served.journal import Journal
 
 
 class ServedWriter(NeverTrains):
-    """A served model where text is written; stands where a model does in `srd.models.generation.generate_tokens`.
-
-    Args:
-        endpoint: Checked already.
-        tokenizer: The server's.
-        journal: What was answered before.
-    """
+    """A served model where text is written; stands where a model does in `srd.models.generation.generate_tokens`."""
 
     def __init__(self, endpoint: Endpoint, tokenizer: Any, journal: Journal) -> None:
         self.endpoint, self.tokenizer, self.journal = endpoint, tokenizer, journal

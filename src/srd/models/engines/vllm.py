@@ -172,12 +172,7 @@ class VllmEngine(NeverTrains):
         return answers
 
     def cross_entropies(self, prompts: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> list[float]:
-        """Mean negative log-likelihood of each reference behind its prompt, in nats a token.
-
-        Args:
-            prompts: Token ids.
-            references: Token ids, end of sequence included.
-        """
+        """Mean negative log-likelihood of each reference behind its prompt, in nats a token."""
         texts = ([list(text) for text in side] for side in (prompts, references))
         losses: list[float] = self._ask("cross_entropies", *texts)
         return losses

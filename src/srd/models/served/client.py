@@ -124,9 +124,6 @@ class GivenUp(RuntimeError):
 class Client:
     """Asks one server.
 
-    Args:
-        address: Of the model.
-
     Raises:
         UserError: the environment variable that is to hold the key is not set.
     """

@@ -19,13 +19,7 @@ MADE_AT_ONCE = 8  # times the requests that are under way: a group ends when its
 
 
 class ServedLists:
-    """Asks about examples, several at once; what is answered is kept until it is no longer needed.
-
-    Args:
-        endpoint: Checked already.
-        journal: What was answered before.
-        names: Ids of the examples by `key_of`, for messages.
-    """
+    """Asks about examples, several at once; what is answered is kept until it is no longer needed."""
 
     def __init__(self, endpoint: Endpoint, journal: Journal, names: Mapping[str, str]) -> None:
         self.endpoint, self.journal, self.names = endpoint, journal, names

@@ -17,7 +17,7 @@ from srd.base.tables import positions
 from srd.base.text import many
 from srd.curation.inspect import examples_to_show, ranked_rows
 from srd.data.encoding import Encoder
-from srd.evaluation.answers import Benchmark, Contender, compare, evaluate, read_benchmark
+from srd.evaluation.answers import Benchmark, EvaluatedModel, compare, evaluate, read_benchmark
 from srd.evaluation.predictions import SUMMARIES, evaluation_files
 from srd.metrics.rouge import rouge_l
 from srd.models.generation import Decoding, generate
@@ -59,8 +59,8 @@ class Evaluation(order.Evaluation, Step):
         tests = benchmarks(run)
         # Another engine draws other samples.
         engine = [generation.engine] if generation.engine != "transformers" else []
-        contenders = [
-            Contender(
+        evaluated_models = [
+            EvaluatedModel(
                 name,
                 fingerprint(sources[name][1], run.encoding, *engine, *(run.teacher_frame if name == "teacher" else [])),
                 _loader(run, name, *sources[name]),
@@ -69,7 +69,7 @@ class Evaluation(order.Evaluation, Step):
         ]
         with run.progress("answers") as update:
             evaluate(
-                contenders, tests, folder, batch_size=generation.batch_size,
+                evaluated_models, tests, folder, batch_size=generation.batch_size,
                 progress=lambda title, done, total: update(done, total, title),
                 shared=run.shared.folder / "answers" if run.shared else None,
                 scoring={"allow_code_execution": settings.allow_code_execution},

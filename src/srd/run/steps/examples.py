@@ -210,12 +210,7 @@ def _benchmarks(recipe: Recipe) -> dict[str, datasets.Dataset]:
 
 
 def read_all(recipe: Recipe, frames: Frames | None) -> tuple[dict[str, datasets.Dataset], dict[str, datasets.Dataset]]:
-    """The examples of a recipe by split, and those of the named tasks, as a run takes them.
-
-    Args:
-        recipe: Says where they are.
-        frames: Say which of them cannot be used.
-    """
+    """The examples of a recipe by split, and those of the named tasks, as a run takes them."""
     found = _Found(recipe, frames)
     splits = _prepared(recipe, dict(found.splits), found.benchmarks, found.divided)
     _check_ids(splits)
@@ -231,12 +226,7 @@ def _check_ids(splits: Mapping[str, datasets.Dataset]) -> None:
 
 
 def read_splits(recipe: Recipe, frames: Frames | None = None) -> dict[str, datasets.Dataset]:
-    """The examples of a recipe by split, the named tasks left aside, but for examples that could not be asked.
-
-    Args:
-        recipe: Says where they are.
-        frames: Say which of them cannot be used.
-    """
+    """The examples of a recipe by split, the named tasks left aside, but for examples that could not be asked."""
     found = _Found(recipe, frames)
     splits = dict(found.splits)
     if frames is not None:

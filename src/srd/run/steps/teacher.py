@@ -118,17 +118,7 @@ class TeacherText(order.TeacherText, Step):
 def write_text(
     run: Run, model: Any, rows: EncodedExamples, tokenizer: Any, decoding: Decoding, path: Path, who: str
 ) -> Summary:
-    """Let a model answer training prompts and keep it as `TEACHER_TEXT`.
-
-    Args:
-        run: The run.
-        model: Writes.
-        rows: The prompts as it reads them.
-        tokenizer: Its own.
-        decoding: How it chooses tokens.
-        path: The file.
-        who: The model's role, for messages.
-    """
+    """Let a model answer training prompts and keep it as `TEACHER_TEXT`."""
     with run.progress(f"{who} writes") as update:
         answers = generate_tokens(
             model, tokenizer, rows.prompts, rows.ids, decoding,

@@ -18,11 +18,7 @@ from srd.training.stages import train
 
 
 class Training(order.Training, Step):
-    """``stages/``, ``student/`` (of all but the main training in ``baselines/<label>/``) and ``logs/<label>.jsonl``.
-
-    Args:
-        label: Of the training among the recipe's.
-    """
+    """``stages/``, ``student/`` (of all but the main training in ``baselines/<label>/``) and ``logs/<label>.jsonl``."""
 
     shares = False
 

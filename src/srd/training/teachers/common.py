@@ -57,11 +57,7 @@ class Teacher:
 
 
 class LogitTeacher(Teacher):
-    """A teacher that gives logits: those of its model, unless a subclass says otherwise.
-
-    Args:
-        source: Of the recipe.
-    """
+    """A teacher that gives logits: those of its model, unless a subclass says otherwise."""
 
     def __init__(self, source: TeacherSource) -> None:
         model = source.load()

@@ -42,9 +42,6 @@ class TierOptions:
 class Tier:
     """What a cache keeps of each token.
 
-    Args:
-        options: What it is made from.
-
     Attributes:
         name: What it is registered under.
         with_head: Whether training needs the teacher's head beside it.
@@ -79,13 +76,7 @@ class Tier:
         raise NotImplementedError
 
     def problem(self, objective: str, temperature: float, schedule: Schedule | None = None) -> str:
-        """Why a divergence at a temperature cannot be had from it, and what can serve it; empty where it can.
-
-        Args:
-            objective: Name of the divergence.
-            temperature: T.
-            schedule: Of the method; None: it takes the divergence as it is.
-        """
+        """Why a divergence at a temperature cannot be had from it, and what can serve it; empty where it can."""
         if self.whole:
             return ""
         if (schedule and schedule.whole) or DIVERGENCES.get(objective).whole:
