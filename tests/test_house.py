@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
@@ -40,6 +41,19 @@ def test_constructors_take_few_arguments() -> None:
     found = {place: arguments - 1 for place, (name, _, arguments) in functions().items() if name == "__init__"}
     assert len(found) > 20
     assert {place: count for place, count in found.items() if count > MOST_ARGUMENTS} == {}
+
+
+def test_nothing_is_patched_by_a_dotted_string() -> None:
+    """A name in a string is not moved with what it names."""
+    dotted = re.compile(r"""(setattr|patch)\(\s*["']srd\.""")
+    assert [path.name for path in Path(__file__).parent.rglob("*.py") if dotted.search(path.read_text("utf-8"))] == []
+
+
+def test_no_part_is_told_by_its_name() -> None:
+    """Methods, scores and tasks are found in registries: to add one touches nothing else."""
+    names = "gkd|kd|sft|seqkd|distillm|fused|length|random|pydocs|iwslt2017|mbpp"
+    by_name = re.compile(rf"""== "({names})"|isinstance\([a-z.]*method""")
+    assert [path.name for path in SOURCE.rglob("*.py") if by_name.search(path.read_text("utf-8"))] == []
 
 
 def test_rooms_keep_to_their_budgets() -> None:

@@ -80,7 +80,7 @@ def test_another_package_of_the_same_import_name_is_told_at_the_start(
 ) -> None:  # fmt: skip
     installed(script, start, with_cli)
     started = []
-    monkeypatch.setattr("srd.cli.main", lambda: started.append(True))
+    monkeypatch.setattr(importlib.import_module("srd.cli"), "main", lambda: started.append(True))
     if told.startswith("error"):
         with pytest.raises(SystemExit) as stopped:
             selective_reflection.main()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from srd.base.errors import UserError
+from srd.data import examples as data_examples
 from srd.data.bad_rows import BadRows
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows
@@ -151,7 +152,7 @@ NAMED = [{**GOOD, "instruction": f"{n}?", "id": name} for n, name in enumerate([
 def test_ids_that_cannot_stay_are_bad_rows(limit: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One id twice or one that is missing does not end a run that may go on; a limit counts what is left."""
     path = write_rows(tmp_path / "rows.jsonl", NAMED)
-    monkeypatch.setattr("srd.data.examples.CHUNK_ROWS", 2)
+    monkeypatch.setattr(data_examples, "CHUNK_ROWS", 2)
     rows, bad = read(path, "drop", **({"limit": limit} if limit else {}))
     good = ["a", "b", "c", "d"][:limit]
     assert (rows["id"][:], bad.good) == (good, len(good))

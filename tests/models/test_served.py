@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from srd.base.errors import RunError, UserError
 from srd.models.engines.endpoint import ServedWriter
 from srd.models.generation import Decoding, generate_tokens
+from srd.models.served import client as served_client
 from srd.models.served.client import SURROUNDINGS, Address, Client
 from srd.models.served.endpoint import Endpoint
 from srd.models.served.journal import Journal
@@ -44,8 +45,8 @@ def served(model: Any) -> Iterator[Served]:
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("srd.models.served.client.FIRST_PAUSE", 0.01)
-    monkeypatch.setattr("srd.models.served.client.FIRST_PATIENCE", 0.05)
+    monkeypatch.setattr(served_client, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(served_client, "FIRST_PATIENCE", 0.05)
 
 
 def endpoint(served: Served, top: int = 4, **settings: Any) -> Endpoint:

@@ -13,6 +13,7 @@ from srd.models.generation import Decoding, decode_batch, stream_tokens
 from srd.models.loading import load_model, load_tokenizer
 from srd.models.tokens import padding_id, stop_token_ids
 from srd.recipe.reading import validate_recipe, write_recipe
+from srd.run import chat
 from srd.run.chat import chosen, voices
 from tests.runs import TinyRun
 from tests.tiny import save_tiny
@@ -68,7 +69,7 @@ def test_compare_asks_teacher_start_and_student(trained: Path, monkeypatch: pyte
 def test_half_characters_wait_for_their_other_half(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (student,), _ = voices(str(trained))
     ids: list[int] = student.tokenizer("é 😀", add_special_tokens=False)["input_ids"]
-    monkeypatch.setattr("srd.run.chat.stream_tokens", lambda *given, **more: iter([*ids, 2]))
+    monkeypatch.setattr(chat, "stream_tokens", lambda *given, **more: iter([*ids, 2]))
     pieces = list(student.answer(ASKED, Decoding(9), "x"))
     assert "".join(pieces) == "é 😀" and not any("\ufffd" in piece for piece in pieces)
 

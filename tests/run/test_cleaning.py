@@ -13,6 +13,7 @@ from srd.base import files
 from srd.base.errors import UserError
 from srd.curation import likelihoods
 from srd.data.corruption import corrupt
+from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows, row_of
 from srd.report.page import build_report
 from srd.run.steps import cleaning
@@ -254,6 +255,6 @@ def test_killed_anywhere_and_started_again_gives_the_same_bytes(run: TinyRun, mo
 
 def test_what_asks_no_model_makes_no_tokens(run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a million rows they take longer than all the rest."""
-    monkeypatch.setattr("srd.data.encoding.Encoder.encode", lambda *arguments: pytest.fail("tokens were made"))
+    monkeypatch.setattr(Encoder, "encode", lambda *arguments: pytest.fail("tokens were made"))
     run.set(data__cleaning={"action": "drop", "find": ["empty", "looping", "near_copy"]}).advance("cleaning")
     assert {row["why"] for row in marks(run).values()} == {"", "near_copy"}

@@ -14,6 +14,7 @@ import torch
 
 from srd.base.errors import RunError, UserError
 from srd.models.loading import load_model, load_tokenizer
+from srd.models.served import client
 from srd.recipe.reading import recipe_yaml, validate_recipe
 from srd.run.checks import check_recipe
 from srd.run.context import Run
@@ -45,8 +46,8 @@ def teacher(here: TinyRun) -> tuple[Any, Any]:
 @pytest.fixture
 def served(teacher: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     monkeypatch.setenv("TEACHER_KEY", KEY)
-    monkeypatch.setattr("srd.models.served.client.FIRST_PAUSE", 0.01)
-    monkeypatch.setattr("srd.models.served.client.FIRST_PATIENCE", 0.05)
+    monkeypatch.setattr(client, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(client, "FIRST_PATIENCE", 0.05)
     with serving(*teacher, key=KEY) as running:
         yield running
 

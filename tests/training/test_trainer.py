@@ -21,6 +21,7 @@ from srd.models.head import logit_rule, response_hidden, response_logits
 from srd.models.reading import bears_packing
 from srd.models.settings import LoraConfig
 from srd.models.tokens import padding_id
+from srd.training import batches
 from srd.training import trainer as trainer_module
 from srd.training.batches import make_collator
 from srd.training.loss_settings import LossSettings
@@ -166,7 +167,7 @@ def test_packing_is_for_kernels_that_can_do_it() -> None:
 def test_packing_is_not_for_states_that_go_on(family: str, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_of(family)
     assert bears_packing(model) == packed
-    monkeypatch.setattr("srd.training.batches.bears_packing", lambda other: bears_packing(tiny_of(family)))
+    monkeypatch.setattr(batches, "bears_packing", lambda other: bears_packing(tiny_of(family)))
     model.config._attn_implementation_internal = "flash_attention_2"
     assert make_collator(model, tiny_tokenizer("llama")).packed == packed
 

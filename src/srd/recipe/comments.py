@@ -15,12 +15,7 @@ COLUMN = 40  # where comments begin, if the settings leave room
 
 
 def commented(recipe: BaseModel, values: Mapping[str, Any] | None = None) -> str:
-    """YAML of a recipe, or of a part of it, that reads as it does without the comments.
-
-    Args:
-        recipe: Checked and complete: its fields say what they mean.
-        values: What of it is written, as plain data; None: every setting.
-    """
+    """YAML of a recipe, or of the part of it that ``values`` has, that reads as it does without the comments."""
     dumped = recipe.model_dump(mode="json")
     return "\n".join(_lines(recipe, dumped if values is None else values, "")) + "\n"
 

@@ -24,15 +24,7 @@ SHOWN: dict[str, list[str]] = {
 
 
 def first_recipe(name: str, teacher: str, student: str, data: str, *, epochs: float, answer: int) -> Recipe:
-    """A recipe from what a person answers.
-
-    Args:
-        name: Of the recipe.
-        teacher: The large model.
-        student: The small model, or how many of the teacher's layers it loses.
-        data: File, folder, hub name or name of a data set.
-        epochs: Passes over the data in each stage.
-        answer: Longest answer, in tokens.
+    """A recipe from what a person answers: ``student`` may be a model, or how many of the teacher's layers it loses.
 
     Raises:
         UserError: something is wrong with one of them.
