@@ -36,10 +36,11 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
 
 def _refuse_idle(recipe: Recipe, given: Any) -> None:
     """Refuse a temperature or weight of `training` where every training takes its curriculum's instead."""
-    if not isinstance(given, dict) or not all(training.curriculum for training in recipe.arms.values()):
+    curricula = [training.curriculum for training in recipe.arms.values() if training.curriculum]
+    if not isinstance(given, dict) or len(curricula) < len(recipe.arms):
         return
     for key in ("temperature", "weight"):
-        if key in given:
+        if key in given and any(set(each.schedule(key)) != {given[key]} for each in curricula):
             raise UserError(
                 f"training.{key} ({given[key]}) has no effect: the curriculum has a {key} for each stage. Set "
                 f"training.curriculum.{key} instead, or training.curriculum=null for plain distillation"
