@@ -303,8 +303,8 @@ def test_wrong_arguments() -> None:
     assert SCORES.names() == known
 
 
-def test_a_million_rows() -> None:
-    count = 1_000_000
+def test_many_rows() -> None:
+    count = 200_000
     random = np.random.default_rng(0)
     table = pa.table(
         {
@@ -315,7 +315,7 @@ def test_a_million_rows() -> None:
     )
     started = time.perf_counter()
     ranked = srd.rank(table)
-    assert time.perf_counter() - started < 60
+    assert time.perf_counter() - started < 20
     rrf = np.asarray(ranked.data["rrf"])
     assert len(ranked) == count and (np.diff(rrf) <= 0).all()
     assert ranked[0]["rank"] == 1 and ranked[count - 1]["rank"] == count

@@ -18,6 +18,7 @@ from srd.training import chunks, row_losses
 from srd.training.divergences.base import loss_scale
 from srd.training.loss import head_loss, logits_loss
 from srd.training.loss_settings import LossSettings
+from tests.runs import in_turn
 from tests.training.test_divergences import NAMES, naive
 
 CONVENTIONS = ("paper", "all", "none")
@@ -462,7 +463,7 @@ def flat_problem() -> Problem:
 
 
 @pytest.mark.parametrize("way", ["head", "autocast states", "within autocast", "logits"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", in_turn([torch.float16, torch.bfloat16], torch.float16))
 def test_half_precision_keeps_the_scale_of_gradients(dtype: torch.dtype, way: str) -> None:
     """Norm and direction are float32's, also where an entry of the gradient is below float16's smallest number."""
     problem, settings = flat_problem().in_dtype(torch.float32), settings_of("fkl", 2.0)

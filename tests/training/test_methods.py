@@ -200,6 +200,7 @@ def test_lora_merged(make_tiny_run: MakeRun, family: str) -> None:
         assert (run.folder / f"stages/{stage}/model/adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow  # a saved adapter is a student or teacher by itself, below
 def test_lora_adapter_beside_its_base(tiny_run: TinyRun) -> None:
     tiny_run.set(training__lora={**LORA, "merge": False}, training__learning_rate=5e-3)
     run = tiny_run.set(data__train_limit=16, training__curriculum={"stages": 1}).advance()

@@ -36,6 +36,7 @@ from srd.training.teachers.live import LiveTeacher, live
 from srd.training.trainer import DistillTrainer
 from srd.training.validation import Validation, validation_loss
 from tests.models.test_every_family import tiny_of
+from tests.runs import in_turn
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.test_divergences import naive
 
@@ -126,8 +127,14 @@ def assert_same(one: list[dict[str, Tensor]], two: list[dict[str, Tensor]], tole
             assert (gradient - theirs[name]).norm() < tolerance * norm, name
 
 
-@pytest.mark.parametrize("cached", [False, True], ids=["live", "cached"])
-@pytest.mark.parametrize("family", ["llama", "t5"])
+@pytest.mark.parametrize(
+    ("family", "cached"),
+    [
+        ("llama", True),
+        ("t5", False),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("llama", False), ("t5", True))),
+    ],
+)
 def test_splitting_a_step_changes_neither_loss_nor_gradient(family: str, cached: bool, tmp_path: Path) -> None:
     """1 x 8, 2 x 4, 8 x 1; eleven examples, so that the last step is short and has micro-batches without any."""
     outcomes = [run(family, tmp_path, m, a, count=11, cached=cached) for m, a in ((8, 1), (4, 2), (1, 8))]
@@ -198,7 +205,7 @@ def test_loss_and_gradient_are_the_plain_formulas(family: str, tmp_path: Path) -
     assert_same(gradients[:1], [exact])
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+@pytest.mark.parametrize("family", in_turn(["llama", "gpt2", "t5"], "gpt2", "t5"))
 def test_other_padding_and_other_order(family: str, tmp_path: Path) -> None:
     """Neither the id that pads nor the order within a batch matters; for gpt2 pad is the end of sequence."""
     logged, gradients, _ = run(family, tmp_path)
@@ -265,8 +272,15 @@ def test_student_text_is_trained_without_cross_entropy(tmp_path: Path) -> None:
     assert batch["input_ids"].tolist() == [[7, 8, 9, 2]] and batch["index"].tolist() == [1, 2]
 
 
-@pytest.mark.parametrize("rollouts", [OnPolicy(0.5), AdaptiveOffPolicy(0.7)], ids=["mixed", "adaptive"])
-@pytest.mark.parametrize("family", ["llama", "t5"])
+@pytest.mark.parametrize(
+    ("family", "rollouts"),
+    [
+        pytest.param("llama", OnPolicy(0.5), id="llama-mixed"),
+        pytest.param("t5", AdaptiveOffPolicy(0.7), id="t5-adaptive"),
+        pytest.param("llama", AdaptiveOffPolicy(0.7), id="llama-adaptive", marks=pytest.mark.slow),
+        pytest.param("t5", OnPolicy(0.5), id="t5-mixed", marks=pytest.mark.slow),
+    ],
+)
 def test_student_text_does_not_depend_on_the_split(family: str, rollouts: Any, tmp_path: Path) -> None:
     outcomes = [
         run(family, tmp_path, m, a, count=22, rollouts=copy.deepcopy(rollouts), learning_rate=1e-4)
@@ -371,17 +385,15 @@ def test_several_gpus_without_a_launcher(tmp_path: Path, caplog: pytest.LogCaptu
     assert not isinstance(trainer.model_wrapped, nn.DataParallel)
 
 
-HALF: list[tuple[str, torch.dtype, dict[str, Any]]] = [
-    ("float16 base, float32", torch.float16, {}),
-    ("float16 base, bfloat16 autocast", torch.float16, {"bf16": True}),
-    ("bfloat16 base, float32", torch.bfloat16, {}),
-]
+HALF: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
+    "float16 base, float32": (torch.float16, {}),
+    "float16 base, bfloat16 autocast": (torch.float16, {"bf16": True}),
+    "bfloat16 base, float32": (torch.bfloat16, {}),
+}
 
 
-@pytest.mark.parametrize(("dtype", "changes"), [case[1:] for case in HALF], ids=[case[0] for case in HALF])
-def test_adapters_on_half_precision_bases_get_the_whole_gradient(
-    dtype: torch.dtype, changes: dict[str, Any], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("case", in_turn(HALF, "float16 base, float32"))
+def test_adapters_on_half_precision_bases_get_the_whole_gradient(case: str, tmp_path: Path) -> None:
     """As of a float32 base, though a token's share of the step's loss is below what float16 can hold."""
 
     def adapted(kind: torch.dtype) -> Any:
@@ -393,7 +405,7 @@ def test_adapters_on_half_precision_bases_get_the_whole_gradient(
             weights.data = torch.randn(weights.shape, generator=generator) * 0.1
         return model
 
-    tokenizer, found = tiny_tokenizer("llama"), []
+    (dtype, changes), tokenizer, found = HALF[case], tiny_tokenizer("llama"), []
     teacher = tiny_model("llama", seed=2, vocab_size=4000)
     for kind, more in ((torch.float32, {}), (dtype, changes)):
         recorder = Recorder()
@@ -497,7 +509,7 @@ def test_validation_loss_is_the_mean_over_tokens(family: str) -> None:
         assert validation_loss(model, validation, collator) == pytest.approx(total / count, rel=1e-5)
 
 
-@pytest.mark.parametrize("family", ["llama", "t5"])
+@pytest.mark.parametrize("family", in_turn(["llama", "t5"], "llama"))
 def test_gradient_checkpointing_changes_nothing_but_memory(family: str, tmp_path: Path) -> None:
     logged, gradients, _ = run(family, tmp_path, 4, 2)
     other, others, _ = run(family, tmp_path, 4, 2, gradient_checkpointing=True)
