@@ -39,7 +39,7 @@ def printed(run: RunFiles) -> str:
     assert isinstance(screen.file, io.StringIO)
     lines = [line.rstrip() for line in screen.file.getvalue().splitlines()]
     took = duration(math.fsum(step_seconds(run).values()))
-    return "\n".join(["", f"It ended with this, after {took}:", "", "```text", *lines, "```", ""])
+    return "\n".join([f"It ended with this, after {took}:", "", "```text", *lines, "```"])
 
 
 def tables_of(run: RunFiles) -> dict[str, str]:

@@ -20,6 +20,7 @@ from srd.report.reading import read_run
 from srd.run.costs import DataFacts
 from srd.run.flow import planned_steps
 from srd.run.plan import make_plan
+from srd.run.steps import training
 from tests.oracle import noun_rows, oracle_losses
 from tests.runs import TinyRun, steps_finished, write_rows
 
@@ -125,8 +126,15 @@ def test_it_goes_on_where_it_ended(again: TinyRun) -> None:
         ({"baselines": {"kd": {"curriculum": None, "cleaning": False, "weight": 0.7}}}, True),
     ],
 )
-def test_a_changed_option_redoes_what_depends_on_it(again: TinyRun, change: dict[str, Any], redone: bool) -> None:
+def test_a_changed_option_redoes_what_depends_on_it(
+    again: TinyRun, change: dict[str, Any], redone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = ended(again)
+    if redone:  # a training that is cut off goes on
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "train", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                again.set(**change).advance("train/kd")
     again.set(**change).advance("train/kd")
     expected = {"uncleaned train/kd", "train/kd"} if redone else set()
     assert changed(again, before) == expected
