@@ -35,7 +35,7 @@ def printed(run: RunFiles) -> str:
     models, screen = models_of(run), Console(width=120, file=io.StringIO())
     screen.print(grid(brief(comparison_table(models))))
     screen.print()
-    screen.print(" ".join([*headline(run, models)[:2], *found_sentences(run)]), highlight=False)
+    screen.print(" ".join([*headline(run, models)[:1], *found_sentences(run)]), highlight=False)
     assert isinstance(screen.file, io.StringIO)
     lines = [line.rstrip() for line in screen.file.getvalue().splitlines()]
     took = duration(math.fsum(step_seconds(run).values()))
