@@ -226,9 +226,9 @@ def two_machines() -> Iterator[Any]:
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    here = str(Path(__file__).parents[2])
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([f"{here}/src", here])
+    here, patch = str(Path(__file__).parents[2]), pytest.MonkeyPatch()
+    patch.setenv("PYTHONPATH", os.pathsep.join([f"{here}/src", here]))
+    patch.setenv("RAY_worker_niceness", "0")  # else workers wait for all that the machine does beside them
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     made.add_node(num_cpus=2)
     made.wait_for_nodes()
@@ -237,7 +237,7 @@ def two_machines() -> Iterator[Any]:
 
     ray.shutdown()
     made.shutdown()
-    os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+    patch.undo()
 
 
 def slow_and_mortal(model: Any, folder: str, number: int) -> int:
