@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -229,7 +226,13 @@ def two_machines() -> Iterator[Any]:
     here, patch = str(Path(__file__).parents[2]), pytest.MonkeyPatch()
     patch.setenv("PYTHONPATH", os.pathsep.join([f"{here}/src", here]))
     patch.setenv("RAY_worker_niceness", "0")  # else workers wait for all that the machine does beside them
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    for tries in range(3):  # Ray gives a node half a minute to start, which a machine at work may not have
+        try:
+            made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+            break
+        except Exception:
+            if tries == 2:
+                raise
     made.add_node(num_cpus=2)
     made.wait_for_nodes()
     yield made
@@ -307,10 +310,39 @@ def lose_a_machine_in_each_step(machines: Any, monkeypatch: pytest.MonkeyPatch) 
     return hit
 
 
-@needs_ray
+class StoodIn:
+    """Machines of a `StandIn`, as Ray's simulation has them."""
+
+    address = "head:6379"
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ray = StandIn(3)
+        monkeypatch.setattr(cluster, "connect", lambda settings: self.ray)
+        monkeypatch.setattr(cluster, "_in_use", [])
+        monkeypatch.setattr(cluster, "check_installed", lambda: None)
+        monkeypatch.setattr("srd.run.flow.check_address", lambda settings: None)
+
+    @property
+    def worker_nodes(self) -> list[int]:
+        return self.ray.machines[1:]
+
+    def remove_node(self, machine: int) -> None:
+        self.ray.machines.remove(machine)
+        self.ray.lost.add(machine)
+
+    def add_node(self, num_cpus: int) -> None:
+        self.ray.machines.append(max(*self.ray.machines, *self.ray.lost) + 1)
+
+
+@pytest.fixture(params=["stand-in", pytest.param("ray", marks=needs_ray)])
+def machines(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A cluster that loses machines: Ray's simulation of one, or what stands for it."""
+    return StoodIn(monkeypatch) if request.param == "stand-in" else request.getfixturevalue("two_machines")
+
+
 @pytest.mark.slow
 def test_a_run_on_a_cluster_makes_the_same_bytes(
-    two_machines: Any, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+    machines: Any, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny_run.set(
         training__curriculum={"stages": 2, "score": ["ce", "ifd", "gap"]}, generation__batch_size=4,
@@ -318,29 +350,11 @@ def test_a_run_on_a_cluster_makes_the_same_bytes(
         data__test_size=12, evaluation__models=["student"],
     )  # fmt: skip
     tiny_run.run()
-    whole, ray = bytes_of(tiny_run.run_dir), {"engine": "ray", "address": two_machines.address, "cpus": 0.5}
+    whole, ray = bytes_of(tiny_run.run_dir), {"engine": "ray", "address": machines.address, "cpus": 0.5}
     assert bytes_of(tiny_run.twin().set(cluster={**ray, "actors": 2}).run(tiny_run.folder / "2").folder) == whole
-    hit = lose_a_machine_in_each_step(two_machines, monkeypatch)
+    hit = lose_a_machine_in_each_step(machines, monkeypatch)
     assert bytes_of(tiny_run.twin().set(cluster={**ray, "actors": 5}).run(tiny_run.folder / "5").folder) == whole
     assert {"_packed", "_decode"} < set(hit) and len(hit) >= 4  # the cache, texts, reflection, likelihoods
-
-
-@needs_ray
-@pytest.mark.slow
-def test_the_command_is_killed_and_goes_on(two_machines: Any, tiny_run: TinyRun) -> None:
-    tiny_run.set(generation__batch_size=4)
-    tiny_run.advance("cache")
-    whole = {path.name: path.read_bytes() for path in tiny_run.run_dir.glob("cache/**/shard-*.safetensors")}
-    other = tiny_run.twin().set(cluster={"engine": "ray", "address": two_machines.address, "actors": 2, "cpus": 0.5})
-    command = [sys.executable, "-m", "srd", "run", str(other.write_recipe()), "--run-dir", str(tiny_run.folder / "k")]
-    driver = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while driver.poll() is None and not list((tiny_run.folder / "k").glob("reflection/**/*")):
-        time.sleep(0.1)
-    driver.kill()
-    assert driver.wait() == -signal.SIGKILL
-    other.advance("cache", run_dir=tiny_run.folder / "k")
-    made = {path.name: path.read_bytes() for path in (tiny_run.folder / "k").glob("cache/**/shard-*.safetensors")}
-    assert made == whole != {}
 
 
 @needs_ray
