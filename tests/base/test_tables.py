@@ -50,6 +50,20 @@ def test_rows_are_found_by_id() -> None:
         positions(["b", "a"], rows)
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["null", " null\n", "\ufeffnull", '{"id": "a"}\nnull\n', '{"id": "a"} null', "[null]", '{"id": [null]} null'],
+)
+def test_a_row_that_is_null_is_named(tmp_path: Path, content: str) -> None:
+    """Arrow's reader ends the process over it."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=r"rows\.jsonl:\d: (expected an object|cannot be read as JSON)"):
+        read_table(path)
+    path.write_text('{"id": "a", "text": "} null"}\n{"id": null, "text": null}\n')
+    assert read_table(path).to_pylist() == [{"id": "a", "text": "} null"}, {"id": None, "text": None}]
+
+
 def test_wrong_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no file"):
         read_table(tmp_path / "none.parquet")

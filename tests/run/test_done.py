@@ -139,6 +139,19 @@ def test_what_is_no_steps_is_written_again(again: TinyRun) -> None:
     assert [path.read_bytes() for path in files] == before
 
 
+def test_a_recipe_that_is_gone_is_written_again(again: TinyRun) -> None:
+    """The manifest says whose directory it is."""
+    path = again.run_dir / "recipe.yaml"
+    before = path.read_bytes()
+    close(again.open())
+    path.unlink()
+    with pytest.raises(UserError, match=r"is the run directory of the recipe '.+', not of 'other'"):
+        again.twin().set(name="other").open()
+    assert not path.exists()
+    close(again.open())
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"srd": {}}', b"\xff"])
 @pytest.mark.parametrize(
     ("name", "step"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ LARGE_BYTES = 16 << 20  # a parquet file of this size takes many times as much m
 MAP_ROWS = 1_000
 MOST_BRACKETS = 100  # in a line of JSON that Arrow's reader may see: it goes down into them without a limit
 WRITE_ROWS = 10_000
+BARE_NULL = re.compile(rb"(^|\xef\xbb\xbf|[}\]])\s*null")  # perhaps in the place of a row: Arrow's reader dies of that
 
 
 def read_table(path: Path) -> pa.Table:
@@ -50,8 +52,8 @@ def read_table(path: Path) -> pa.Table:
 def _read_jsonl(path: Path) -> pa.Table:
     """Read JSON lines: by Arrow, and line by line where Arrow cannot, to say which line is wrong."""
     with open(path, "rb") as file:
-        shallow = all(line.count(b"[") + line.count(b"{") < MOST_BRACKETS for line in file)
-    if shallow:
+        fit = all(line.count(b"[") + line.count(b"{") < MOST_BRACKETS and not BARE_NULL.search(line) for line in file)
+    if fit:
         with contextlib.suppress(pa.ArrowException, UnicodeDecodeError):
             table = pajson.read_json(path)
             table.validate(full=True)

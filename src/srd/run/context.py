@@ -20,7 +20,7 @@ import torch
 from srd.base import parallel
 from srd.base.console import progress_bar
 from srd.base.errors import UserError
-from srd.base.files import link
+from srd.base.files import link, read_sealed
 from srd.base.locks import lock
 from srd.base.remedies import warn
 from srd.base.tables import map_large, open_mapped, reopened
@@ -101,6 +101,7 @@ class Run(RecipeModels):
         self.manifest = parallel.on_main(lambda: Manifest(folder, named_paths(recipe).values()))
         self.day = self.manifest.day
         self.warnings: list[str] = self.manifest.content["warnings"]
+        self.manifest.content["name"] = recipe.name
         self.manifest.content["versions"] = versions()
         self.manifest.content["machine"] = _machine()
         if parallel.is_main():
@@ -113,13 +114,15 @@ class Run(RecipeModels):
         before = self.files.recipe
         if self.folder.is_file():
             raise UserError(f"--run-dir {self.folder} is a file. Name a folder.")
-        name = _name_in(before) if before.is_file() else None
+        copy = self.files.manifest.with_name(".manifest.json")
+        noted = read_sealed(self.files.manifest) or read_sealed(copy)  # a run's own, though its recipe may be gone
+        name = (_name_in(before) if before.is_file() else None) or noted.get("name")
         if name is not None and name != self.recipe.name:
             raise UserError(
                 f"{self.folder} is the run directory of the recipe '{name}', not of '{self.recipe.name}'. "
                 f"Choose another --run-dir, or delete it."
             )
-        if not before.is_file() and self.folder.is_dir() and any(self.folder.iterdir()):
+        if not before.is_file() and not noted and self.folder.is_dir() and any(self.folder.iterdir()):
             strange = [path.name for path in self.folder.iterdir() if not path.name.startswith(".")]
             if strange:
                 raise UserError(
