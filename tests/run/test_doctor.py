@@ -19,7 +19,7 @@ from srd.recipe.reading import load_recipe
 from srd.run import doctor, flow, outlook, plan
 from srd.run.doctor import Diagnosis, examine
 from srd.run.flow import advance
-from tests.runs import TinyRun, close, tiny_rows, write_rows
+from tests.runs import TinyRun, close, in_turn, tiny_rows, write_rows
 
 SETTING = re.compile(r"[a-z_]+(?:\.[a-z_]+)+=[^\s;]*[^\s;.,]")
 
@@ -193,7 +193,7 @@ AHEAD: dict[str, tuple[dict[str, list[dict[str, Any]]], list[str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", AHEAD)
+@pytest.mark.parametrize("case", in_turn(AHEAD, "train", "a task", "control tokens"))
 def test_a_run_says_what_a_doctor_says_before_a_model_is_asked(
     case: str, shared: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -171,6 +171,7 @@ def test_another_teacher_has_a_cache_of_its_own(again: TinyRun, tmp_path: Path) 
     assert len(set((again.run_dir / "cache").iterdir()) - folders) == 1
 
 
+@pytest.mark.slow  # test_done.py: what a template decides
 def test_another_template_asks_the_teacher_again(tiny_run: TinyRun) -> None:
     tiny_run.set(evaluation__models=["teacher"], data__train_limit=8, training__curriculum=None).advance()
     path = tiny_run.run_dir / "evaluation/predictions/teacher.test.1.scores.json"

@@ -201,6 +201,7 @@ def test_two_processes_do_what_one_does(name: str, alone: Runs, together: Callab
         assert all((one[key] - two[key]).abs().max() < 1e-3 for key in one)
 
 
+@pytest.mark.slow  # two go on after a kill: test_parallel_faults.py
 def test_a_run_goes_on_with_another_number_of_processes(alone: Runs) -> None:
     run = alone("llama")
     begin_and_stop(run, run.folder / "continued")

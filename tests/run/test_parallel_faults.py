@@ -12,7 +12,7 @@ import pytest
 from srd.base import parallel
 from tests.run.test_parallel import ROOT, forked, launch, worker
 from tests.run.test_resume import SHORT, assert_same
-from tests.runs import TinyRun
+from tests.runs import TinyRun, in_turn
 
 PATIENCE = 60  # seconds from a kill to the end of all
 pytestmark = pytest.mark.xdist_group("parallel faults")  # one worker makes what all of these compare with
@@ -48,7 +48,7 @@ def test_a_killed_process_under_torchrun(
     assert (folder / "report" / "index.html").exists()
 
 
-@pytest.mark.parametrize("process", [0, 1])
+@pytest.mark.parametrize("process", in_turn([0, 1], 0))
 def test_a_killed_process_is_missed_by_the_other(process: int, undisturbed: TinyRun, tmp_path: Path) -> None:
     """Without a launcher: the survivor notices by itself."""
     recipe, folder = undisturbed.write_recipe(), tmp_path / "run"

@@ -389,6 +389,7 @@ def test_a_stopped_training_notices_what_is_damaged(
     assert (run_dir / early).read_bytes() == (whole.run_dir / early).read_bytes()
 
 
+@pytest.mark.slow  # tests/training/test_checkpoints.py: the first log edited
 def test_a_log_that_was_edited_begins_its_stage_again(
     undisturbed: Callable[[str], TinyRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -199,7 +199,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> DistillTrainer:
     return trainer
 
 
-@pytest.mark.parametrize("part", ["optimizer.pt", "rng_state.pth", "model.safetensors", "metrics.jsonl"])
+@pytest.mark.parametrize(
+    "part",
+    in_turn(["optimizer.pt", "rng_state.pth", "model.safetensors", "metrics.jsonl"], "optimizer.pt", "metrics.jsonl"),
+)
 def test_a_checkpoint_that_does_not_fit_the_disk(
     part: str, whole: DistillTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,7 +234,12 @@ def test_a_checkpoint_that_does_not_fit_the_disk(
     assert same_training(again, whole)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "distillation.json"])
+@pytest.mark.parametrize(
+    "name",
+    in_turn(
+        ["model.safetensors", "optimizer.pt", "rng_state.pth", "distillation.json"], "model.safetensors", "optimizer.pt"
+    ),
+)
 def test_a_damaged_checkpoint_ends_in_the_same_training(name: str, whole: DistillTrainer, tmp_path: Path) -> None:
     """Of the newest one: training goes on from the one before, or begins again."""
     with pytest.raises(Killed):

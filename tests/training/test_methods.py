@@ -43,7 +43,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("method", in_turn(METHODS, "gkd-mixed", "distillm"))
+@pytest.mark.parametrize("method", in_turn(METHODS, "distillm"))
 def test_every_method_plain_and_with_curriculum(tiny_run: TinyRun, method: str) -> None:
     plain = {"curriculum": None, "epochs": 2}
     tiny_run.set(training__method=METHODS[method], training__curriculum={"stages": 2}, baselines={"plain": plain})
@@ -231,6 +231,7 @@ def test_one_adapter_goes_through_all_stages(tiny_run: TinyRun) -> None:
     )
 
 
+@pytest.mark.slow  # a saved adapter is a teacher by itself, below
 def test_teacher_as_base_plus_adapter(make_tiny_run: MakeRun) -> None:
     """A teacher's adapter is merged on loading and counts: it is another teacher than its base."""
     first = make_tiny_run()
