@@ -49,15 +49,12 @@ def rows_of(source: SourceConfig, seed: int) -> Dataset:
 
 def figures(name: str, rows: Dataset, found: Findings, clean: Findings) -> list[list[Any]]:
     """What was found of each kind of damage, and of the rows without any."""
-    kinds = np.array(rows["corruption"])
-    copied = np.isin(near_copies(rows).groups, near_copies(rows).groups[kinds == "duplicated"])
+    kinds, groups = np.array(rows["corruption"]), near_copies(rows).groups
+    copied = np.isin(groups, groups[kinds == "duplicated"])
     listed = []
     for kind in KINDS:
         of_kind = kinds == kind
-        caught = found.wrong[of_kind]
-        if kind == "duplicated":  # of a pair either may go
-            groups = near_copies(rows).groups
-            caught = np.array([found.wrong[groups == group].any() for group in groups[of_kind]])
+        caught = _caught(found, _groups(rows, kind), of_kind)
         by = ", ".join(f"{why} {(found.why[of_kind] == why).sum()}" for why in sorted({*found.why[of_kind]} - {""}))
         listed.append([name, kind, f"{100 * caught.mean():.0f} %", f"{caught.sum()} of {of_kind.sum()}: {by}"])
     right = (kinds == "") & ~copied
@@ -65,6 +62,16 @@ def figures(name: str, rows: Dataset, found: Findings, clean: Findings) -> list[
     everything = np.ones(len(clean.ids), bool)
     listed.append([name, "none, in the undamaged set", f"{100 * clean.wrong.mean():.1f} %", _told(clean, everything)])
     return listed
+
+
+def _groups(rows: Dataset, kind: str) -> NDArray[np.int64]:
+    """Rows of which one may go for another: copies of each other, else each row alone."""
+    return near_copies(rows).groups if kind == "duplicated" else np.arange(len(rows))
+
+
+def _caught(found: Findings, groups: NDArray[np.int64], of_kind: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Whether the groups of some rows lose a row: of a pair of copies either may go, ``[R]``."""
+    return np.isin(groups[of_kind], groups[found.wrong])
 
 
 def _told(found: Findings, rows: Any) -> str:
@@ -118,7 +125,9 @@ def readings_table(found: dict[float, list[tuple[Dataset, Findings]]]) -> str:
         for kind in ("", *KINDS):
             places = [_untouched(rows) if not kind else np.array(rows["corruption"]) == kind for rows, _ in seeds]
             marked = [
-                float(marks.wrong[own].mean()) for (_, marks), own in zip(seeds, places, strict=True) if own.any()
+                float(_caught(marks, _groups(rows, kind), own).mean())
+                for (rows, marks), own in zip(seeds, places, strict=True)
+                if own.any()
             ]
             if marked:
                 score = {"swapped": "match", "truncated": "eos"}.get(kind)

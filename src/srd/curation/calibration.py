@@ -1,10 +1,10 @@
-"""From what score on is a row likelier wrong than right, when nobody knows how many are wrong?
+"""From what score on is a row wrong, when nobody knows how many are?
 
 We can make the damage that we look for. The scores of self-made damage are those that wrong rows have; the data's own
 scores are a mixture of theirs and of the clean rows'. Behind every threshold the data has at least the wrong rows that
 lie there, so ``share ≤ P(data beyond) / P(damage beyond)``, and the least of these ratios bounds the share (Blanchard
-et al. 2010; Elkan and Noto 2008). With it, ``share · damage density > ½ · data density`` is where a row is
-likelier wrong than right, and the threshold that wins most by that rule needs no densities, only counts.
+et al. 2010; Elkan and Noto 2008). With it, ``share · damage density > p · data density`` is where a row is wrong with
+more than the chance p, and the threshold that wins most by that rule needs no densities, only counts.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Floats = NDArray[np.float64]
 
 FEWEST = 20  # rows, and self-made damage, below which nothing is said
 CANNOT_TELL = 0.75  # the area under the curve below which a detector says nothing
-WEAK = 0.9  # and that below which it must be surer
+WEAK = 0.85  # and that below which it must be surer
 LEAST_SHARE, LEAST_SHARE_IF_WEAK = 0.05, 0.1
-MARKED = 0.5  # how likely wrong a row is that is marked
+MARKED = 0.33  # how likely wrong a row is that is marked: one that is wrong and stays costs twice what a right one does
 IN_REACH = 0.4  # share of the damage beyond every threshold that bounds the share: few rows beyond say little
 
 

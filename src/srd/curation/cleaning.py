@@ -30,6 +30,7 @@ from srd.curation.likelihoods import (
     read_groups,
 )
 from srd.curation.scores.base import SCORES, ScoreInputs
+from srd.curation.shots import shown
 from srd.data.encoding import Encoder
 
 Floats = NDArray[np.float64]
@@ -209,8 +210,9 @@ def read_for(examples: Dataset, detectors: Sequence[str], reader: Reader, seed: 
             made[kind] = Tokens.of(reader.encoder, damage)
             groups[kind] = np.stack([places, sum(map(len, responses)) + np.arange(len(places))], 1)
             responses.append(made[kind].responses)
-    prompts = Joined(tokens.prompts, tokens.blank)
-    found = reader.read(prompts, Joined(*responses), groups)
+    before = shown(reader.encoder, examples, tokens)
+    groups = {kind: before.pairs(pairs, pairs[:, 0 if kind in made else 1]) for kind, pairs in groups.items()}
+    found = reader.read(before.prompts, Joined(*responses), groups)
     own = {name: found[name] for name in found if name in ("own", "unprompted", "mismatched")}
     table = columns_from(own, tokens.lengths, tokens.ended)
     columns = {kind: columns_from({"own": found[kind]}, each.lengths, each.ended) for kind, each in made.items()}

@@ -39,6 +39,7 @@ Floats = NDArray[np.float64]
 Progress = Callable[[int, int], None]
 
 RESPONSES = 8  # in a block, for each of its prompts
+START = 64  # tokens that prompts begin with alike, from which on it is worth reading them once
 OTHERS = int(PASSES["mismatched"])  # prompts of other rows that a response is read behind
 
 
@@ -147,8 +148,9 @@ def _read(model: Any, tokenizer: Any, batch_size: int, pairs: Pairs) -> dict[str
     """Read a block's prompts once, and behind them its responses, those of similar length together."""
     nats: list[list[float]] = [[] for _ in pairs.which]
     able = abilities(model)
-    for some in groups(pairs.prompts, able):
-        reader = Reader(model, [pairs.prompts[i] for i in some], padding_id(tokenizer), able)
+    for some in (part for equal in groups(pairs.prompts, able) for part in _by_start(pairs.prompts, equal)):
+        shared = _shared([pairs.prompts[i] for i in some])
+        reader = Reader(model, [pairs.prompts[i] for i in some], padding_id(tokenizer), able, shared=shared)
         logits = reader.prefill()
         row_of = {prompt: row for row, prompt in enumerate(some)}
         responses = {place: pairs.responses[response] for place, (prompt, response) in enumerate(pairs.which.tolist())
@@ -163,6 +165,24 @@ def _read(model: Any, tokenizer: Any, batch_size: int, pairs: Pairs) -> dict[str
     if not all(map(math.isfinite, totals)) and non_finite_tensor(model):
         raise RunError(f"the model gives logits that are not finite. {blame({'model': model})}")
     return {"totals": totals, "lasts": lasts}
+
+
+def _by_start(prompts: Sequence[list[int]], places: Sequence[int]) -> list[list[int]]:
+    """Places of prompts that begin alike for long, together, and of all others."""
+    parts: dict[tuple[int, ...], list[int]] = {}
+    for place in places:
+        start = tuple(prompts[place][:START])
+        parts.setdefault(start if len(start) == START else (), []).append(place)
+    alike = [part for start, part in parts.items() if start and len(part) > 1]
+    others = set(places).difference(*alike)
+    return [part for part in [[place for place in places if place in others], *alike] if part]
+
+
+def _shared(prompts: Sequence[list[int]]) -> int:
+    """So many tokens all prompts begin with, the last of each left out; 0 where that is not worth a pass."""
+    shortest = min(map(len, prompts)) - 1
+    same = next((i for i in range(shortest) if any(each[i] != prompts[0][i] for each in prompts)), shortest)
+    return same if len(prompts) > 1 and same >= START - 1 else 0
 
 
 # ----------------------------------------------------------------------------------------------- what scores ask for

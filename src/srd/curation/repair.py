@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from srd.curation.cleaning import Columns, Reader, bad_end
 from srd.curation.detectors.base import DETECTORS, work_for
-from srd.curation.likelihoods import OTHERS, Joined, Tokens, columns_from, groups_for, other_prompts
+from srd.curation.likelihoods import OTHERS, Tokens, columns_from, groups_for, other_prompts
 from srd.curation.scores.base import SCORES, ScoreInputs
+from srd.curation.shots import shown
 
 TEMPERATURE = 0.7  # of the answers beside the greedy one
 
@@ -36,8 +37,10 @@ def candidates_read(
     groups = groups_for(tokens, needs, others)
     groups["own"] = np.stack([rows, np.arange(len(rows))], 1)
     if "unprompted" in groups:
-        groups["unprompted"][:, 0] += len(all_rows.ids) - len(rows)  # behind the prompts of all rows
-    found = reader.read(Joined(all_rows.prompts, tokens.blank), tokens.responses, groups)
+        groups["unprompted"][:, 0] = len(all_rows.ids) + all_rows.empty[rows]  # behind the prompts of all rows
+    before = shown(reader.encoder, examples, all_rows)  # a row is not read behind itself, nor is what is to replace it
+    groups = {kind: before.pairs(pairs, rows[pairs[:, 1]]) for kind, pairs in groups.items()}
+    found = reader.read(before.prompts, tokens.responses, groups)
     return columns_from(found, tokens.lengths, tokens.ended)
 
 

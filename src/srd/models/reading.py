@@ -64,9 +64,12 @@ class Reader:
         prompts: Token ids; of equal length where the model's abilities say so.
         pad_id: Any valid id.
         able: From `abilities`.
+        shared: So many tokens all prompts begin with: they are read once, where what was read can be taken further.
     """
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], pad_id: int, able: Abilities) -> None:
+    def __init__(
+        self, model: Any, prompts: Sequence[Sequence[int]], pad_id: int, able: Abilities, *, shared: int = 0
+    ) -> None:
         self.model = model
         self.able = able
         self.prompts = prompts
@@ -78,6 +81,7 @@ class Reader:
         self.device = next(model.parameters()).device
         ids, mask = (pad_right if self.encoder_decoder else pad_left)(prompts, pad_id)
         self.ids, self.mask = ids.to(self.device), mask.to(self.device)
+        self.shared = 0 if self.encoder_decoder or able.state != STATES[0] or not able.padding else shared
         self.state: Any = None
         self.encoded: Any = None
         self.pad_id = pad_id
@@ -91,7 +95,27 @@ class Reader:
             return self._decode(self.written)
         if self.able.state is None:
             return self._forward(self.ids, self.mask, use_cache=False, **self.last_only)
-        return self._forward(self.ids, self.mask, use_cache=True, **self.last_only)
+        state = {STATES[0]: self._shared_state()} if self.shared and self._reads_shared() else {}
+        return self._forward(self.ids, self.mask, use_cache=True, **state, **self.last_only)
+
+    def _reads_shared(self) -> bool:
+        """Read what all prompts begin with; whether that can be taken further, and only the rest is left to read."""
+        start = torch.tensor([list(self.prompts[0][: self.shared])], device=self.device)
+        self._forward(start, torch.ones_like(start), use_cache=True, **self.last_only)
+        if not self.can_forget:
+            return False
+        ids, mask = pad_left([prompt[self.shared :] for prompt in self.prompts], self.pad_id)
+        before = torch.ones((len(ids), self.shared), dtype=mask.dtype)
+        self.ids, self.mask = ids.to(self.device), torch.cat([before, mask], 1).to(self.device)
+        return True
+
+    def _shared_state(self) -> DynamicCache:
+        """What was read of one, for all prompts."""
+        state = DynamicCache()
+        for number, layer in enumerate(self.state.layers):
+            own = (each.expand(len(self.prompts), *each.shape[1:]) for each in (layer.keys, layer.values))
+            state.update(*own, number)
+        return state
 
     def step(self, tokens: Tensor) -> Tensor:
         """Feed the chosen tokens ``[B]``; logits of the next ones ``[B, V]``."""

@@ -27,6 +27,7 @@ from srd.base.text import many, shorten
 from srd.curation.cleaning import Findings, Reader, Reads, find_wrong, read_for
 from srd.curation.detectors.base import HELD_OUT, NAMED, REPAIRS, reason_of, work_for
 from srd.curation.repair import TEMPERATURE, candidates_read, chosen, passing
+from srd.curation.shots import SHOTS
 from srd.data.encoding import Encoder
 from srd.data.leaks import are_dropped
 from srd.models.generation import Decoding, generate_tokens
@@ -68,7 +69,7 @@ class Likelihoods(order.Likelihoods, Step):
 
     def inputs(self, run: Run) -> list[Any]:
         needs, kinds = work_for(run.recipe.data.cleaning.find)
-        frame = [run.encoding, bool(run.tokenizer.chat_template)]
+        frame = [run.encoding, bool(run.tokenizer.chat_template), SHOTS]
         batch_size, seed = run.recipe.generation.batch_size, run.recipe.seed
         return [sorted(needs), sorted(kinds), model_identity(reading_model(run.recipe)), frame, batch_size, seed]
 
