@@ -11,7 +11,7 @@ import pytest
 
 from srd.base import files
 from srd.base.errors import UserError
-from srd.curation import likelihoods
+from srd.curation import likelihoods, shots
 from srd.data.corruption import corrupt
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows, row_of
@@ -28,6 +28,7 @@ FIND = ["empty", "looping", "eos", "match", "near_copy"]
 def run(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> TinyRun:
     """Rows of which a third is damaged, and a student that sees it."""
     monkeypatch.setattr(likelihoods, "pair_losses", oracle_losses)
+    monkeypatch.setattr(shots, "SHOTS", 90)  # more than there are: the oracle knows single rows
     damaged = corrupt(examples_from_rows(noun_rows(90), "rows"), 0.3, ["swapped", "truncated", "duplicated"], seed=1)
     write_rows(tiny_run.rows, [row_of(row) for row in damaged])
     tiny_run.kinds = {row["id"]: row["corruption"] for row in damaged}  # type: ignore[attr-defined]
