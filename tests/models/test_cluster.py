@@ -20,6 +20,7 @@ from srd.models import cluster
 from srd.models.cluster import RemoteModel, ask, spread
 from srd.models.generation import Decoding, generate_tokens
 from srd.models.settings import ClusterConfig
+from srd.run import flow
 from srd.training import cache_building
 from srd.training.batches import make_collator
 from srd.training.cache_building import build_cache
@@ -320,7 +321,7 @@ class StoodIn:
         monkeypatch.setattr(cluster, "connect", lambda settings: self.ray)
         monkeypatch.setattr(cluster, "_in_use", [])
         monkeypatch.setattr(cluster, "check_installed", lambda: None)
-        monkeypatch.setattr("srd.run.flow.check_address", lambda settings: None)
+        monkeypatch.setattr(flow, "check_address", lambda settings: None)
 
     @property
     def worker_nodes(self) -> list[int]:
