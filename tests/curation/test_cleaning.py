@@ -149,6 +149,21 @@ def test_what_was_read_is_kept_as_it_is() -> None:
         assert all((columns[name] == other[name]).all() for name in columns)
 
 
+def test_a_model_that_was_shown_no_rows_must_be_surer() -> None:
+    draw, rows = np.random.default_rng(0), examples(noun_rows(400))
+    of = lambda values: {"mismatched_nll": values, **dict.fromkeys(("ce", "length", "end_nll"), np.zeros(len(values)))}  # noqa: E731
+    values, damage = draw.normal(size=400) - 2.5 * (np.arange(400) < 120), draw.normal(size=300) - 2.5
+    marks = {}
+    for shots in (0, 6):
+        reads = Reads({**of(values), "shots": np.full(400, shots)}, {"swapped": of(damage)})
+        marks[shots] = find_wrong(rows, ["match"], reads=reads).wrong
+    assert (marks[0] <= marks[6]).all() and 60 < marks[0].sum() < marks[6].sum() < 160
+    assert (
+        marks[0].tolist()
+        == find_wrong(rows, ["match"], reads=Reads(of(values), {"swapped": of(damage)})).wrong.tolist()
+    )
+
+
 def test_what_detectors_ask_to_be_read() -> None:
     assert work_for(["empty", "near_copy"]) == ({"losses"}, set())
     assert work_for(["eos"]) == ({"losses", "endings"}, {"cut"})

@@ -19,10 +19,26 @@ Floats = NDArray[np.float64]
 
 FEWEST = 20  # rows, and self-made damage, below which nothing is said
 CANNOT_TELL = 0.75  # the area under the curve below which a detector says nothing
-WEAK = 0.85  # and that below which it must be surer
 LEAST_SHARE, LEAST_SHARE_IF_WEAK = 0.05, 0.1
-MARKED = 0.33  # how likely wrong a row is that is marked: one that is wrong and stays costs twice what a right one does
 IN_REACH = 0.4  # share of the damage beyond every threshold that bounds the share: few rows beyond say little
+
+
+@dataclass(frozen=True)
+class Bar:
+    """How sure one must be.
+
+    Attributes:
+        marked: How likely wrong a row is that is marked.
+        weak: The area under the curve below which a detector needs a larger share of wrong rows.
+    """
+
+    marked: float
+    weak: float
+
+
+# A row that is wrong and stays costs twice what a right one does that goes. But a model that was shown no rows of the
+# data tells so much less that at a third it takes 9 % of the clean rows for wrong.
+SHOWN, NOT_SHOWN = Bar(marked=0.33, weak=0.85), Bar(marked=0.5, weak=0.9)
 
 
 @dataclass(frozen=True)
@@ -55,12 +71,13 @@ class Calibration:
         return {**values, "can_tell": self.can_tell}
 
 
-def calibrate(values: Floats, damaged: Floats) -> Calibration:
+def calibrate(values: Floats, damaged: Floats, bar: Bar = SHOWN) -> Calibration:
     """Find out from what score on rows are wrong.
 
     Args:
         values: Scores of the data, high where they are bad, ``[N]``.
         damaged: Scores of self-made damage, ``[M]``.
+        bar: How sure one must be.
     """
     values, damaged = np.sort(values[np.isfinite(values)]), np.sort(damaged[np.isfinite(damaged)])
     counts = len(values), len(damaged)
@@ -69,9 +86,9 @@ def calibrate(values: Floats, damaged: Floats) -> Calibration:
     below = np.searchsorted(values, damaged, "left") + np.searchsorted(values, damaged, "right")
     auc = float(below.mean() / (2 * len(values)))
     share = _share(values, damaged)
-    least = LEAST_SHARE if auc >= WEAK else LEAST_SHARE_IF_WEAK
+    least = LEAST_SHARE if auc >= bar.weak else LEAST_SHARE_IF_WEAK
     marks = auc >= CANNOT_TELL and share >= least
-    return Calibration(auc, share, _threshold(values, damaged, share) if marks else float("inf"), *counts)
+    return Calibration(auc, share, _threshold(values, damaged, share, bar.marked) if marks else float("inf"), *counts)
 
 
 def _beyond(scores: Floats, thresholds: Floats) -> Floats:
@@ -86,8 +103,8 @@ def _share(values: Floats, damaged: Floats) -> float:
     return float(min(1.0, ratios.min()))
 
 
-def _threshold(values: Floats, damaged: Floats, share: float) -> float:
-    """Where ``share · P(damage beyond) − MARKED · P(data beyond)`` is greatest; of equals the mildest."""
+def _threshold(values: Floats, damaged: Floats, share: float, marked: float) -> float:
+    """Where ``share · P(damage beyond) − marked · P(data beyond)`` is greatest; of equals the mildest."""
     thresholds = np.append(np.unique(values), np.inf)
-    won = share * _beyond(damaged, thresholds) - MARKED * _beyond(values, thresholds)
+    won = share * _beyond(damaged, thresholds) - marked * _beyond(values, thresholds)
     return float(thresholds[len(won) - 1 - int(np.argmax(won[::-1]))])

@@ -14,7 +14,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from srd.base.tables import column
-from srd.curation.calibration import Calibration, calibrate
+from srd.curation.calibration import NOT_SHOWN, SHOWN, Calibration, calibrate
 from srd.curation.copies import COPY, near_copies
 from srd.curation.damage import chosen_rows, damaged
 from srd.curation.detectors.base import DETECTORS, HELD_OUT, NAMED, Detector, work_for
@@ -169,7 +169,7 @@ class Reads:
     """What a model has read for contrasts.
 
     Attributes:
-        rows: Columns that scores need, of the rows, ``[N]`` each.
+        rows: Columns that scores need, of the rows, ``[N]`` each; ``shots``: rows that the model was shown before.
         damage: The same of self-made damage, by its kind.
     """
 
@@ -215,6 +215,7 @@ def read_for(examples: Dataset, detectors: Sequence[str], reader: Reader, seed: 
     found = reader.read(before.prompts, Joined(*responses), groups)
     own = {name: found[name] for name in found if name in ("own", "unprompted", "mismatched")}
     table = columns_from(own, tokens.lengths, tokens.ended)
+    table["shots"] = np.full(len(tokens.ids), before.shots)
     columns = {kind: columns_from({"own": found[kind]}, each.lengths, each.ended) for kind, each in made.items()}
     if "swapped" in found:
         losses = columns_from({"own": found["swapped"]}, tokens.lengths[rows], tokens.ended[rows])
@@ -268,7 +269,8 @@ def _contrast(
     values = np.asarray(score.compute(ScoreInputs(pa.table(reads.rows))), dtype=np.float64)
     damage = reads.damage.get(str(detector.damage))
     wrong = np.zeros(0) if damage is None else np.asarray(score.compute(ScoreInputs(pa.table(damage))))
-    calibration = calibrate(sign * values[asked], sign * wrong)
+    bar = SHOWN if np.any(reads.rows.get("shots", 0)) else NOT_SHOWN
+    calibration = calibrate(sign * values[asked], sign * wrong, bar)
     return values, sign * values >= calibration.threshold, calibration
 
 

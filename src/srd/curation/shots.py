@@ -55,6 +55,11 @@ class Shown:
     prompts: Sequence[list[int]]
     first: NDArray[np.int64]
 
+    @property
+    def shots(self) -> int:
+        """How many rows stand before each prompt."""
+        return SHOTS if len(self.first) else 0
+
     def pairs(self, pairs: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Pairs of a prompt and a response of these rows ``[P, 2]``, with the prompt that is read."""
         return pairs + np.stack([np.isin(rows, self.first) * (len(self.prompts) // 2), np.zeros_like(rows)], 1)
