@@ -92,7 +92,7 @@ def test_openllama2_has_the_papers_settings() -> None:
 def test_a_family_says_each_number_alike(family: str) -> None:
     """The baseline beside SRD is the recipe of its own, and so is the teacher's fine-tuning."""
     beside, alone = load_recipe(family).baselines["kd"], load_recipe(f"{family}-kd").training
-    assert beside.model_dump() == alone.model_dump()
+    assert beside.model_dump(exclude={"cleaning"}) == alone.model_dump()
     assert load_recipe(family).training == load_recipe(f"{family}-srd").training
     tuned = load_recipe(f"{family}-srd").teacher.sft
     if tuned is not None:

@@ -24,6 +24,7 @@ from srd.models.tokens import padding_id
 from srd.training import batches
 from srd.training import trainer as trainer_module
 from srd.training.batches import make_collator
+from srd.training.checkpoints import STATE_FILE
 from srd.training.loss_settings import LossSettings
 from srd.training.precision import widen
 from srd.training.rollouts import AdaptiveOffPolicy, OnPolicy
@@ -332,7 +333,8 @@ def test_a_resumed_training_ends_in_the_same_weights(tmp_path: Path) -> None:
     broken.resume()
     torn = tmp_path / "broken" / "checkpoint-7"
     torn.mkdir(exist_ok=True)
-    (torn / "trainer_state.json").write_text("{", encoding="utf-8")
+    for name in (STATE_FILE, "trainer_state.json"):
+        (torn / name).write_text("{", encoding="utf-8")
     resumed = trainer(tmp_path / "broken")
     resumed.resume()
     assert not torn.exists()

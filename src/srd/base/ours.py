@@ -31,7 +31,8 @@ FILES = re.compile(
     # of models and tokenizers
     r"|(adapter_model|model|pytorch_model|tf_model)(-\d+-of-\d+)?\.(safetensors|bin)|.+\.index\.json"
     r"|(adapter_|generation_|preprocessor_|processor_|tokenizer_)?config\.json|README\.md|(modeling|configuration)_\w+\.py"
-    r"|(tokenizer|vocab|added_tokens|special_tokens_map|chat_template|tekken)\w*\.(json|jinja|txt|py)|merges\.txt"
+    r"|(tokenizer|vocab|added_tokens|special_tokens_map|chat_template|tekken)[\w-]*\.(json|jinja|txt|py)|merges\.txt"
+    r"|bpe\.codes|dict\.txt|(normalizer|emoji|byte_maps|\w+_vocab)\.json"
     r"|\w+\.jinja|[\w.]+\.(model|tiktoken|spm)|tokenization_\w+\.py"
 )
 OF_FILES = re.compile(r".+\.(arrow|bin|html|json|jsonl|parquet|pt|pth|safetensors|yaml)")
