@@ -19,6 +19,9 @@ GIVEN_MODELS = ("teacher", "student")
 #: Titles of the columns that say what a model cost; all others but the model's name say how good it is.
 COST_COLUMNS = ("Training", "Reflection", "Passes", "Examples", "Parameters")
 
+#: Steps that a baseline on the rows as they came does without.
+CLEANING_STEPS = ("likelihoods", "cleaning", "repair")
+
 #: Task -> the metric that stands for it.
 Primary = dict[str, str]
 
@@ -234,8 +237,9 @@ def headline(run: RunFiles, models: list[Model]) -> list[str]:
     baseline = baseline_of(list(others.values()))
     sentences = []
     if baseline is not None:
-        sentences += [gain_sentence(run, ours, baseline, primary), *uncleaned_sentence(baseline)]
-        sentences += cost_sentence(ours, baseline)
+        sentences.append(gain_sentence(run, ours, baseline, primary))
+        cleaning = math.fsum(run.seconds(step) or 0.0 for step in CLEANING_STEPS) if baseline.uncleaned else 0.0
+        sentences += [*cost_sentence(ours, baseline, cleaning), *uncleaned_sentence(baseline)]
         if baseline.key not in GIVEN_MODELS and "student" in others:
             sentences += training_sentence(run, ours, others["student"], primary)
     if "teacher" in others:
@@ -286,8 +290,8 @@ def uncleaned_sentence(baseline: Model) -> list[str]:
     return [f"{baseline.name}, is what comes without cleaning: the rows as they came, for its teacher, too."]
 
 
-def cost_sentence(ours: Model, baseline: Model) -> list[str]:
-    """Say what our model cost compared with the baseline: examples, passes, and time with reflection."""
+def cost_sentence(ours: Model, baseline: Model, cleaning: float = 0.0) -> list[str]:
+    """Say what our model cost compared with the baseline: examples, passes, and time with reflection and cleaning."""
     parts = []
     if ours.examples and baseline.examples:
         share = f"{percent(ours.examples / baseline.examples)} of the examples"
@@ -298,9 +302,10 @@ def cost_sentence(ours: Model, baseline: Model) -> list[str]:
             change(ours.passes, baseline.passes, less="fewer passes", more="more passes", same="as many passes")
         )
     if ours.total_seconds and baseline.total_seconds:
-        spans = f"{duration(ours.total_seconds)} against {duration(baseline.total_seconds)}"
-        note = ", reflection included" if ours.reflection_seconds else ""
-        seconds = ours.total_seconds, baseline.total_seconds
+        seconds = ours.total_seconds + cleaning, baseline.total_seconds
+        spans = " against ".join(map(duration, seconds))
+        included = [name for name, part in (("reflection", ours.reflection_seconds), ("cleaning", cleaning)) if part]
+        note = f", {' and '.join(included)} included" if included else ""
         parts.append(f"{change(*seconds, less='less time', more='more time', same='as much time')} ({spans}{note})")
     if not parts:
         return []
