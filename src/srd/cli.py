@@ -438,9 +438,9 @@ def export_command(
 ) -> None:
     """Write a run's student, its test rows or its teacher's answers in the form of another tool."""
     from srd.base.console import console, set_up_logging
-    from srd.export.base import Settings, export, known_format
+    from srd.export.base import FORMATS, Settings, export
 
-    known_format(to)
+    FORMATS.get(to)
     set_up_logging()
     paths, then = export(source, to, _folder(output), Settings(kind, top_k))
     for path in paths:

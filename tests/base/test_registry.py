@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,29 @@ def test_an_unknown_name_is_told_the_nearest(shapes: Registry[int], wrong: str, 
         shapes.get(wrong)
     hint = f"did you mean '{meant}'? " if meant else ""
     assert str(error.value) == f"unknown shape '{wrong}'; {hint}Known: box, circle, square"
+
+
+@pytest.mark.parametrize("asked", ["gguf", "lm-eval", "lm_eval", "axolotl-kd", "axolotl_kd"])
+def test_a_name_of_a_command_is_said_with_hyphens_and_taken_with_both(asked: str) -> None:
+    from srd.export.base import FORMATS
+
+    assert FORMATS.name_of(asked) == asked.replace("-", "_") and asked in FORMATS
+    known = "axolotl-kd, distillkit, gguf, lm-eval, ollama"
+    for wrong in (f"{asked}x", f"{asked}x".replace("-", "_")):
+        with pytest.raises(UserError) as error:
+            FORMATS.get(wrong)
+        meant = asked.replace("_", "-")
+        assert str(error.value) == f"--to: there is no format '{wrong}'; did you mean '{meant}'? Known: {known}"
+
+
+def test_an_installed_name_with_a_hyphen_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = Installed("my-form", "7", "srd.forms")
+    monkeypatch.setattr("srd.base.registry._installed", lambda: EntryPoints([point]))
+    forms: Registry[int] = Registry("form", "no_package_of_a_test", hyphens=True)
+    assert forms.names() == ["my-form"]
+    assert forms.get("my-form") == forms.get("my_form") == 7
+    with pytest.raises(UserError, match="there is a form 'my-form' already"):
+        forms.register("my_form")(8)
 
 
 @pytest.mark.parametrize("taken", ["square", "box", "hexagon"])

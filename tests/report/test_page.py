@@ -137,6 +137,19 @@ def test_a_table_wider_than_the_screen_says_so(columns: int, hint: str | None) -
     assert (found[1] if found else None) == hint
 
 
+@pytest.mark.parametrize(
+    ("title", "kept"),
+    [
+        ("ROUGE-L before", '<span class="word">ROUGE-L</span> before'),
+        ("Of the teacher", "Of the teacher"),
+        ("a-task-with-a-long-name", "a-task-with-a-long-name"),
+        ("a&-b x", '<span class="word">a&amp;-b</span> x'),
+    ],
+)
+def test_a_heading_does_not_break_within_a_short_word(title: str, kept: str) -> None:
+    assert f">{kept}</th>" in to_html(Table([Column(title)], [[1]]))
+
+
 def test_scores_by_script_are_named(whole_run: Path, tmp_path: Path) -> None:
     assert "by script" not in read_page(whole_run)
     other = tmp_path / "other"
@@ -217,7 +230,11 @@ def write_hostile_run(run_dir: Path, hostile: str) -> Path:
     }
     write_text(run_dir / "evaluation" / "comparisons.json", json.dumps([pair]))
     write_lines(run_dir / "evaluation" / "train_samples.jsonl", [{"id": hostile, "model": hostile, "text": hostile}])
-    write_lines(run_dir / "metrics.jsonl", [{"arm": hostile, "stage": 0, "step": 1, "passes": 1, "eval_loss": 1.0}])
+    point = {"arm": hostile, "stage": 0, "eval_loss": 1.0}
+    write_lines(
+        run_dir / "metrics.jsonl",
+        [point | {"step": 1, "passes": 1, "eval_rouge_l": 0.1}, point | {"step": 2, "passes": 2}],
+    )
     steps = {
         f"train/{hostile}": {"seconds": 1, "finished": hostile, "summary": {}},
         "examples": {"summary": {hostile: hostile}},
@@ -341,6 +358,30 @@ def test_steps_repeated_after_a_restart_count_once() -> None:
         {"arm": "srd", "stage": 0, "step": s, "passes": s / 10, "loss": v} for s, v in [(1, 3), (2, 2), (2, 9), (3, 1)]
     ]
     assert [row["loss"] for row in logged(rows, "srd", "loss")] == [3, 9, 1]
+
+
+def test_what_was_logged_once_is_a_sentence_and_no_empty_plot(whole_run: Path, tmp_path: Path) -> None:
+    def page(rows: list[dict[str, object]]) -> str:
+        write_lines(other / "metrics.jsonl", rows)
+        return re.sub(r"<title>.*?</title>", "", read_page(other))
+
+    other = tmp_path / "other"
+    shutil.copytree(whole_run, other)
+    lines = [
+        {"arm": arm, "stage": 0, "step": 9, "passes": 2, "eval_loss": loss}
+        for arm, loss in (("kd", 3.0212), ("srd", 2.9513))
+    ]
+    said = "Validation loss, logged once in each training: Plain KD 3.021, SRD 2.951."
+    text = page(lines)
+    assert said in text and "<figcaption>Validation loss" not in text and "distilled yet" not in text
+    text = page([*lines, lines[1] | {"step": 18, "passes": 4}])
+    assert said not in text and "<figcaption>Validation loss" in text
+    losses = [
+        {"arm": arm, "stage": 0, "step": step, "passes": step, "loss": 2.0}
+        for arm, step in (("kd", 1), ("srd", 1), ("srd", 2))
+    ]
+    drawn = re.search(r"<figcaption>Training loss.*?</figure>", page(losses), re.DOTALL)
+    assert drawn and drawn[0].count("<circle") == 2 + 3  # the legend's, and one for each point
 
 
 def test_stage_bands_meet(whole_run: Path) -> None:

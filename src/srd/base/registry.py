@@ -35,10 +35,13 @@ class Registry(Generic[T]):
         kind: One word, such as ``score``.
         package: Whose files are the names.
         unknown: How a name that is not there is refused; ``{}`` stands for it.
+        hyphens: Whether names are said with hyphens, as a command line has them, where a file has underscores. Both
+            are taken.
     """
 
-    def __init__(self, kind: str, package: str, unknown: str = "") -> None:
+    def __init__(self, kind: str, package: str, unknown: str = "", hyphens: bool = False) -> None:
         self.kind = kind
+        self.hyphens = hyphens
         self.package = package
         self.unknown = unknown or f"unknown {kind} '{{}}'"
         self.aliases: dict[str, str] = {}  # of what is registered by now: alias -> name
@@ -53,7 +56,13 @@ class Registry(Generic[T]):
 
     @cached_property
     def _entry_points(self) -> dict[str, EntryPoint]:
-        return {point.name: point for point in _installed().select(group=f"srd.{self.kind}s")}
+        return {self._key(point.name): point for point in _installed().select(group=f"srd.{self.kind}s")}
+
+    def _key(self, name: str) -> str:
+        return name.replace("-", "_") if self.hyphens else name
+
+    def _said(self, name: str) -> str:
+        return name.replace("_", "-") if self.hyphens else name
 
     def register(self, name: str, *, aliases: Iterable[str] = ()) -> Callable[[T], T]:
         """Register what it decorates under ``name``, and under other names that mean the same.
@@ -63,13 +72,14 @@ class Registry(Generic[T]):
         """
 
         def decorate(value: T) -> T:
-            self._read_files_before(name)
-            names = (name, *aliases)
+            first, *others = names = [self._key(each) for each in (name, *aliases)]
+            self._read_files_before(first)
             for each in names:
-                if each in self._registered or each in self.aliases or (each in self._files and each != name):
-                    raise UserError(f"there is a {self.kind} '{each}' already: register yours under another name")
-            self._registered[name] = value
-            self.aliases.update(dict.fromkeys(names[1:], name))
+                if each in self._registered or each in self.aliases or (each in self._files and each != first):
+                    said = self._said(each)
+                    raise UserError(f"there is a {self.kind} '{said}' already: register yours under another name")
+            self._registered[first] = value
+            self.aliases.update(dict.fromkeys(others, first))
             return value
 
         return decorate
@@ -82,23 +92,26 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """All names, without aliases."""
-        return sorted({*self._files, *self._registered, *self._entry_points})
+        return sorted(map(self._said, {*self._files, *self._registered, *self._entry_points}))
 
     def __contains__(self, name: object) -> bool:  # to look at what is installed takes longest, so that comes last
+        name = self._key(str(name))
         return name in self._files or name in self._registered or name in self._entry_points
 
     def name_of(self, name: str) -> str:
-        """The name that an alias stands for, and any other name itself.
+        """The name that an alias stands for, and any other name itself; with underscores, as its file has it.
 
         Raises:
             UserError: there is none; the message suggests the nearest.
         """
+        name, asked = self._key(name), name
         if name in self:
             return name
         for file in self._files:  # an alias is known when its file is read
             importlib.import_module(f"{self.package}.{file}")
         if name not in self.aliases:
-            raise UserError(f"{self.unknown.format(name)}; {nearest(name, [*self.names(), *self.aliases])}")
+            known = [*self.names(), *map(self._said, self.aliases)]
+            raise UserError(f"{self.unknown.format(asked)}; {nearest(self._said(name), known)}")
         return self.aliases[name]
 
     def get(self, name: str) -> T:
@@ -122,5 +135,5 @@ class Registry(Generic[T]):
             raise UserError(
                 f"the {self.kind} '{point.name}' of an installed package cannot be imported: {error}"
             ) from error
-        if point.name not in self._registered:
+        if self._key(point.name) not in self._registered:
             self.register(point.name)(value)

@@ -128,16 +128,7 @@ class Format:
     next: Callable[[Exported, Path], str]
 
 
-FORMATS: Registry[Format] = Registry("format", "srd.export.formats", "--to: there is no format '{}'")
-
-
-def known_format(name: str) -> Format:
-    """A format by its name, with either kind of dash.
-
-    Raises:
-        UserError: there is none; the message suggests the nearest.
-    """
-    return FORMATS.get(name.replace("-", "_"))
+FORMATS: Registry[Format] = Registry("format", "srd.export.formats", "--to: there is no format '{}'", hyphens=True)
 
 
 def export(source: Path, to: str, target: Path, settings: Settings | None = None) -> tuple[list[Path], str]:
@@ -155,12 +146,12 @@ def export(source: Path, to: str, target: Path, settings: Settings | None = None
     Raises:
         UserError: an unknown format, a model that it cannot hold, a file that is in the way.
     """
-    form = known_format(to)
+    form = FORMATS.get(to)
     with _opened(source, settings or Settings()) as exported, held(target, "-o"):
         inside = target.resolve().is_relative_to(source.resolve())
         if inside and (target.resolve() == source.resolve() or not exported.is_run):
             raise UserError(f"-o {target} is where the model lies. Choose another folder.")
-        record = WRITTEN.format(FORMATS.name_of(to.replace("-", "_")))
+        record = WRITTEN.format(FORMATS.name_of(to))
         files, names = OwnedFiles(target, record, f"srd export --to {to}"), form.names(exported)
         files.check(names)
         files.begin(names)

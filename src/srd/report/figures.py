@@ -79,9 +79,26 @@ def time_bars(run: RunFiles) -> Markup:
 
 def training_curves(run: RunFiles) -> dict[str, Markup]:
     """Draw validation ROUGE-L, validation loss and training loss of the compared trainings: caption -> plot."""
-    arms = [arm for arm in dict.fromkeys(str(row.get("arm")) for row in run.metrics) if arm not in PREPARATIONS]
+    arms = compared_arms(run)
     drawn = {caption: curve(run, arms, key, label, caption, markers) for key, label, caption, markers in CURVES}
     return {caption: plot for caption, plot in drawn.items() if plot}
+
+
+def compared_arms(run: RunFiles) -> list[str]:
+    """Return the trainings that were logged, in their order, without those that prepare teacher and student."""
+    arms = dict.fromkeys(str(row.get("arm")) for row in run.metrics)
+    return [arm for arm in arms if arm not in PREPARATIONS]
+
+
+def measured_once(run: RunFiles) -> list[str]:
+    """Say what has a single value in each training, where a curve would be an empty frame: a sentence for each."""
+    sentences = []
+    for key, _, caption, markers in CURVES:
+        series = curve_series(run, compared_arms(run), key, markers)
+        if series and not any(len(line.points) > 1 for line in series):
+            values = ", ".join(f"{line.name} {line.points[0][1]:.4g}" for line in series)
+            sentences.append(f"{caption}, logged once in each training: {values}.")
+    return sentences
 
 
 def preparation_curves(run: RunFiles) -> dict[str, Markup]:
@@ -91,7 +108,22 @@ def preparation_curves(run: RunFiles) -> dict[str, Markup]:
 
 
 def curve(run: RunFiles, arms: Sequence[str], key: str, label: str, title: str, markers: bool) -> Markup:
-    """Draw one logged value of all trainings over the passes through the training set, stages shaded."""
+    """Draw one logged value of all trainings over the passes through the training set, stages shaded.
+
+    Nothing is drawn where no training has two points: see ``measured_once``.
+    """
+    series = curve_series(run, arms, key, markers)
+    if not any(len(line.points) > 1 for line in series):
+        return Markup("")
+    markers = markers or any(len(line.points) == 1 for line in series)  # a line of one point is not seen
+    bands = stage_bands(run.metrics, run.main_arm) if run.main_arm in arms else []
+    x_label = "passes over the training set"
+    plot = line_plot(series, title=title, x_label=x_label, y_label=label, bands=bands, markers=markers)
+    return legend(series) + plot
+
+
+def curve_series(run: RunFiles, arms: Sequence[str], key: str, markers: bool) -> list[Series]:
+    """Return the points of one logged value, a series for every training that has one."""
     colors = arm_colors([*run.arms, *arms])
     factor = 100.0 if key == "eval_rouge_l" else 1.0
     series = []
@@ -101,12 +133,7 @@ def curve(run: RunFiles, arms: Sequence[str], key: str, label: str, title: str, 
         titles = [point_title(arm, row, y) for row, (_, y) in zip(rows, points, strict=True)] if markers else []
         if points:
             series.append(Series(model_name(arm), colors[arm], points if markers else thin(points), titles))
-    if not series:
-        return Markup("")
-    bands = stage_bands(run.metrics, run.main_arm) if run.main_arm in arms else []
-    x_label = "passes over the training set"
-    plot = line_plot(series, title=title, x_label=x_label, y_label=label, bands=bands, markers=markers)
-    return legend(series) + plot
+    return series
 
 
 def point_title(arm: str, row: Row, value: float) -> str:

@@ -47,6 +47,11 @@ def unbroken(text: str) -> str:
     return re.sub(r"(?<=\d) (?=(?:s|min|h|days?|[kMGT]?B)\b)", "\N{NO-BREAK SPACE}", text)
 
 
+def heading(text: str) -> Markup:
+    """Escape a heading, and keep a short word with a hyphen on one line: ``ROUGE-L``."""
+    return Markup(re.sub(r"(?<!\S)\S{1,8}-\S{1,4}(?!\S)", r'<span class="word">\g<0></span>', str(escape(text))))
+
+
 @cache
 def environment(package: str) -> jinja2.Environment:
     """The templates of a package, on top of those of the report."""
@@ -59,7 +64,13 @@ def environment(package: str) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"escape_up_to": escape, "shorten": shorten, "coded": coded, "unbroken": unbroken}
+    made.filters |= {
+        "escape_up_to": escape,
+        "shorten": shorten,
+        "coded": coded,
+        "unbroken": unbroken,
+        "heading": heading,
+    }
     return made
 
 

@@ -29,6 +29,7 @@ from srd.report.difficulty import corruption_table
 from srd.report.figures import (
     MAP_POINTS,
     difficulty_map,
+    measured_once,
     preparation_curves,
     score_bars,
     step_seconds,
@@ -144,6 +145,7 @@ def training_section(run: RunFiles) -> dict[str, Any]:
     aligned, cached = alignment_table(run), cache_table(run)
     return {
         "curves": training_curves(run),
+        "once": measured_once(run),
         "preparation": preparation_curves(run),
         "restarts_at_best": staged,
         "stages": to_html(stage_table(run, stages)) if stages else None,

@@ -106,4 +106,4 @@ def then(exported: Exported, folder: Path) -> str:
     return f"cd {folder} && axolotl train {_config(0)}, then the next stage"
 
 
-FORMATS.register("axolotl_kd", aliases=("axolotl-kd",))(Format("Axolotl KD", names, write, then))
+FORMATS.register("axolotl_kd")(Format("Axolotl KD", names, write, then))

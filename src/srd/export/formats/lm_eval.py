@@ -115,4 +115,4 @@ def then(exported: Exported, folder: Path) -> str:
     )
 
 
-FORMATS.register("lm_eval", aliases=("lm-eval",))(Format("lm-evaluation-harness", names, write, then))
+FORMATS.register("lm_eval")(Format("lm-evaluation-harness", names, write, then))
