@@ -160,7 +160,7 @@ def run_command(
 
 @app.command()
 def demo(overrides: Overrides = None, run_dir: RunDir = None) -> None:
-    """Teach SmolLM2-135M the standard library's documentation, a fifth of it damaged and repaired, in twelve minutes."""
+    """Teach SmolLM2-135M the standard library's documentation, a fifth of it damaged and repaired (twelve minutes)."""
     run_command("demo", overrides, run_dir)
 
 

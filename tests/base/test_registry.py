@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from srd.base import registry
 from srd.base.errors import UserError
 from srd.base.plugins import import_plugin
 from srd.base.registry import Registry
@@ -77,7 +78,7 @@ def test_a_name_of_a_command_is_said_with_hyphens_and_taken_with_both(asked: str
 
 def test_an_installed_name_with_a_hyphen_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     point = Installed("my-form", "7", "srd.forms")
-    monkeypatch.setattr("srd.base.registry._installed", lambda: EntryPoints([point]))
+    monkeypatch.setattr(registry, "_installed", lambda: EntryPoints([point]))
     forms: Registry[int] = Registry("form", "no_package_of_a_test", hyphens=True)
     assert forms.names() == ["my-form"]
     assert forms.get("my-form") == forms.get("my_form") == 7

@@ -108,10 +108,7 @@ def preparation_curves(run: RunFiles) -> dict[str, Markup]:
 
 
 def curve(run: RunFiles, arms: Sequence[str], key: str, label: str, title: str, markers: bool) -> Markup:
-    """Draw one logged value of all trainings over the passes through the training set, stages shaded.
-
-    Nothing is drawn where no training has two points: see ``measured_once``.
-    """
+    """Draw one logged value of all trainings over the passes, stages shaded; nothing where none has two points."""
     series = curve_series(run, arms, key, markers)
     if not any(len(line.points) > 1 for line in series):
         return Markup("")

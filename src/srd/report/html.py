@@ -64,13 +64,8 @@ def environment(package: str) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {
-        "escape_up_to": escape,
-        "shorten": shorten,
-        "coded": coded,
-        "unbroken": unbroken,
-        "heading": heading,
-    }
+    made.filters |= {"escape_up_to": escape, "shorten": shorten, "coded": coded}
+    made.filters |= {"unbroken": unbroken, "heading": heading}
     return made
 
 
