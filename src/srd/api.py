@@ -418,12 +418,12 @@ def evaluate(
         [task if path is None else f"{task}={path}"],
         seeds=wanted, allow_code_execution=allow_code_execution, **options,
     )  # fmt: skip
-    room = longest_prompt(model.config, tokenizer, benchmark.decoding.max_new_tokens) or UNLIMITED
+    room = longest_prompt(model.config, tokenizer, benchmark.decoding.max_new_tokens)
     encoder = Encoder(
         tokenizer,
         get_template("auto", tokenizer),
         max_length=UNLIMITED,
-        max_prompt_length=max_prompt_length or room,
+        max_prompt_length=max_prompt_length or (UNLIMITED if room is None else room),
         encoder_decoder=bool(model.config.is_encoder_decoder),
     )
     was_training = model.training

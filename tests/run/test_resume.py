@@ -55,6 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         **SRD,
         "method": {"name": "distillm", "max_new_tokens": 6, "student_share": 0.5, "share_step": 0.2, "tolerance": 0.0},
     },
+    "half precision": {**SRD, "precision": "bfloat16"},
     # Intervals begin and end between the checkpoints.
     "gkd ahead": {**PLAIN, "epochs": 1, "method": {"name": "gkd", "max_new_tokens": 6, "refresh": 3}},
     "gkd auto": {
@@ -255,7 +256,7 @@ def test_nothing_that_keeps_time_needs_a_step(
 
 @pytest.mark.parametrize(
     "variant",
-    in_turn([name for name in VARIANTS if name not in ("srd", "short")], "lora"),
+    in_turn([name for name in VARIANTS if name not in ("srd", "short")], "lora", "half precision"),
 )
 def test_every_kind_of_training_resumes(
     undisturbed: Callable[[str], TinyRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variant: str

@@ -368,6 +368,20 @@ def test_a_validation_that_is_not_finite_is_an_error(select_by: str, tmp_path: P
         trainer.evaluate()
 
 
+def test_a_first_validation_that_is_not_finite_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No later validation would be above NaN, so that the threshold would never rise."""
+    student, tokenizer, rollouts = tiny_model("llama", seed=1), tiny_tokenizer("llama"), AdaptiveOffPolicy()
+    trainer = DistillTrainer(
+        student, arguments(tmp_path, 8, 1), train_dataset=encoded(8, tokenizer), processing_class=tokenizer,
+        objective=LossSettings(), eval_dataset=Validation(encoded(2, tokenizer, 1), [["a"]] * 2),
+        method=Writing(rollouts, Decoding(2)),
+    )  # fmt: skip
+    monkeypatch.setattr(trainer_module, "validation_loss", lambda *arguments: torch.nan)
+    with pytest.raises(RunError, match="eval_loss is nan at the validation of step 0"):
+        trainer.validate_first()
+    assert rollouts.wants_reference
+
+
 def test_several_gpus_without_a_launcher(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """One is used, and it is said how to use all: nn.DataParallel would show the loss the first replica alone."""
     args = arguments(tmp_path, 8, 1)

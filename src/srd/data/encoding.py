@@ -60,7 +60,8 @@ class Encoder:
         encoder_decoder: The prompt goes to an encoder, the response to a decoder, each with its own length.
         train_on: ``last``: the answer; ``all``: earlier answers of its conversation, too.
         prompts_only: For a model that only writes: responses stay empty, and no template needs to render one.
-        positions: Longest sequence that the models take, where they have a limit; a remedy goes no further.
+        positions: Longest sequence that the models take, where they have a limit; a remedy goes no further. Of an
+            encoder-decoder the longest response, which is cut there.
     """
 
     def __init__(
@@ -247,11 +248,16 @@ class Encoder:
 
     def _fitted(self, closed: list[list[int]], prompts: list[list[int]]) -> tuple[list[list[int]], list[bool]]:
         """Responses cut to the room that their prompts leave, and which of them were."""
-        rooms = [self.max_length - (0 if self.encoder_decoder else len(prompt)) for prompt in prompts]
+        rooms = [self._longest_response() - (0 if self.encoder_decoder else len(prompt)) for prompt in prompts]
         cut = [len(ids) > room for ids, room in zip(closed, rooms, strict=True)]
-        needed = [self.max_length - room + len(ids) for ids, room in zip(closed, rooms, strict=True)]
+        needed = [self._longest_response() - room + len(ids) for ids, room in zip(closed, rooms, strict=True)]
         self._longest = max(self._longest, *needed, 0)
         return [ids[:room] for ids, room in zip(closed, rooms, strict=True)], cut
+
+    def _longest_response(self) -> int:
+        """Tokens of a response, with its prompt where both are one sequence; else as a decoder has positions."""
+        limit = self.positions if self.encoder_decoder else None
+        return self.max_length if limit is None else min(self.max_length, limit)
 
     def _written(
         self, rows: Sequence[dict[str, Any]], prompts: list[list[int]], tokens: list[list[int]], ended: list[bool]
@@ -423,9 +429,10 @@ class Encoder:
         """Say how many responses are not whole."""
         if cut:
             where, remedy = "where they were written, or " if written else "", self._longer()
+            fits = self._longest_response()
             if written:
                 remedy = "Raise max_new_tokens of the method that lets them be written, or data.max_length."
-            what = f"{cut} of {count}{split and f' {split}'} responses were cut {where}to fit {self.max_length} tokens"
+            what = f"{cut} of {count}{split and f' {split}'} responses were cut {where}to fit {fits} tokens"
             warn(logger, f"{what}; they have no end of sequence.", remedy)
 
     def _tell_frames(self, count: int) -> None:

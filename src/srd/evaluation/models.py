@@ -227,11 +227,14 @@ def longest_prompt(config: Any, tokenizer: Any, answer_length: int) -> int | Non
     An encoder-decoder has its own positions for the answer. What its tokenizer says (T5: 512) is what it was trained
     on; its positions are relative and go further, but nobody taught it to read there.
     """
-    positions = position_limit(config)
+    apart = bool(config.is_encoder_decoder)
+    positions, written = position_limit(config, "encoder" if apart else "decoder"), position_limit(config)
     smallest = min(tokenizer.model_max_length, UNLIMITED + 1 if positions is None else positions)
+    if apart and written is not None and answer_length >= written:  # the decoder begins with an id of its own
+        return written - answer_length
     if smallest > UNLIMITED:
         return None
-    return int(smallest) if config.is_encoder_decoder else int(smallest) - answer_length
+    return int(smallest) if apart else int(smallest) - answer_length
 
 
 def _evaluated_model(model: str, name: str, answer_length: int, max_prompt_length: int | None) -> EvaluatedModel:

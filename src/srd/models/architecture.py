@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import (
@@ -88,12 +88,19 @@ def _head_is_apart(config: PreTrainedConfig) -> bool:
     return config.model_type in ("mt5", "umt5") or getattr(config, "scale_decoder_outputs", True) is False
 
 
-def position_limit(config: PreTrainedConfig) -> int | None:
-    """Tokens that a decoder-only model has positions for; None where there is no limit (T5's are relative)."""
-    if config.is_encoder_decoder:
+def position_limit(config: PreTrainedConfig, part: Literal["encoder", "decoder"] = "decoder") -> int | None:
+    """Tokens that a model has positions for; None where there is no limit (T5's are relative).
+
+    Args:
+        config: Of the model.
+        part: The one of an encoder-decoder's two that is meant; LED reads sixteen times what it writes.
+    """
+    if hasattr(config, "relative_attention_num_buckets"):  # files of old T5s name n_positions all the same
         return None
-    inner = config.get_text_config()
-    limits = [getattr(inner, name, None) for name in ("max_position_embeddings", "n_positions")]
+    names = ("max_position_embeddings", "n_positions", f"max_{part}_position_embeddings")
+    inner = config if config.is_encoder_decoder else config.get_text_config()
+    places = (inner, getattr(inner, part, None))  # T5Gemma has a configuration of each part
+    limits = [getattr(place, name, None) for place in places for name in names]
     return min((limit for limit in limits if isinstance(limit, int)), default=None)
 
 

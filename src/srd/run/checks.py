@@ -12,6 +12,7 @@ from srd.models.architecture import check_attention, check_depth, check_lora, po
 from srd.models.engines.base import ENGINES
 from srd.models.loading import check_weights, packages_missing
 from srd.models.packages import Missing, check_packages, quantisation
+from srd.models.settings import ModelConfig
 from srd.recipe.schema import Recipe
 from srd.run.costs import cache_tier, cached_trainings
 from srd.run.models import RecipeModels
@@ -49,7 +50,7 @@ def check_recipe(models: RecipeModels, *, packages: bool = True) -> None:
     check_alignment(models)
     assert models.width and models.teacher_width  # refuses heads that are narrower than their tokenizers
     for config, model in zip(configs, here, strict=True):
-        _check_lengths(models, config, str(model.model))
+        _check_lengths(models, model, config)
     _check_parts(models)
     for training, config in [(teacher.sft, configs[0]), *((training, configs[-1]) for training in trainings)]:
         if training is not None:
@@ -143,23 +144,31 @@ def _check_several(models: RecipeModels) -> None:
             )
 
 
-def _check_lengths(models: RecipeModels, config: Any, model: str) -> None:
-    """Refuse sequences that are longer than a model's positions."""
-    longest = position_limit(config)
-    for length, setting, remedy in _lengths(models.recipe):
-        if longest is not None and length > longest:
-            raise UserError(
-                f"{setting} is {length}, but model '{model}' takes {longest} tokens. Set a smaller {remedy}."
-            )
+def _check_lengths(models: RecipeModels, named: ModelConfig, config: Any) -> None:
+    """Refuse sequences that are longer than a model's positions; a response that is too long for a decoder is cut."""
+    prompt, setting = models.recipe.data.max_prompt_length, "data.max_prompt_length"
+    answers = list(_answers(models.recipe, apart=config.is_encoder_decoder))
+    longest = models.positions(named, config)
+    if config.is_encoder_decoder:
+        found = [(position_limit(config, "encoder"), prompt, setting, f"Set a smaller {setting}")]
+    else:
+        found = [(longest, length, what, "Set a smaller data.max_length") for length, what in _texts(models.recipe)]
+        answers = [(prompt + length, f"{setting} plus {what}", remedy) for length, what, remedy in answers]
+    for limit, length, what, remedy in [*found, *((longest, *answer) for answer in answers)]:
+        if limit is not None and length > limit:
+            raise UserError(f"{what} is {length}, but model '{named.model}' takes {limit} tokens. {remedy}.")
 
 
-def _lengths(recipe: Recipe) -> Iterator[tuple[int, str, str]]:
-    """The sequences that a run makes: length, what it is, and what makes it shorter."""
-    data, prompt = recipe.data, "data.max_prompt_length"
-    yield data.max_length, "data.max_length", "data.max_length"
-    engine = recipe.generation.engine
+def _texts(recipe: Recipe) -> Iterator[tuple[int, str]]:
+    """Prompts with their responses, where both are one sequence: length, and what it is."""
+    longest, engine = recipe.data.max_length, recipe.generation.engine
+    yield longest, "data.max_length"
     if behind := ENGINES.get(engine).writes_behind:
-        yield data.max_length + behind, f"data.max_length plus what {engine} writes behind it", "data.max_length"
+        yield longest + behind, f"data.max_length plus what {engine} writes behind it"
+
+
+def _answers(recipe: Recipe, *, apart: bool) -> Iterator[tuple[int, str, str]]:
+    """What a run lets models write: length, what it is, and what helps; ``apart``: it is no part of the prompt."""
     answers = {
         "generation.max_new_tokens": recipe.generation.max_new_tokens,
         "reflection.max_new_tokens": recipe.reflection.max_new_tokens,
@@ -169,11 +178,11 @@ def _lengths(recipe: Recipe) -> Iterator[tuple[int, str, str]]:
     }
     for setting, answer in answers.items():
         if answer:
-            yield data.max_prompt_length + answer, f"{prompt} plus {setting}", setting
+            yield answer, setting, f"Set a smaller {setting}"
     for task in recipe.evaluation.tasks:
         answer = get_task(task.name).decoding.max_new_tokens
-        what = f"{prompt} plus the {answer} tokens of an answer to evaluation.tasks: {task.name}"
-        yield data.max_prompt_length + answer, what, f"{prompt}, or leave the task out"
+        remedy = "Leave the task out" if apart else "Set a smaller data.max_prompt_length, or leave the task out"
+        yield answer, f"the {answer} tokens of an answer to evaluation.tasks: {task.name}", remedy
 
 
 def _written(training: TrainingConfig | None) -> int | None:

@@ -86,6 +86,8 @@ class RecipeModels:
     def _encoder(self, tokenizer: Any, *, prompts_only: bool = False) -> Encoder:
         data = self.recipe.data
         name, options = data.frame
+        readers = list(zip(self.recipe.models_here, self.configs, strict=True))
+        limits = (self.positions(*reader) for reader in (readers[-1:] if self.apart else readers))
         return Encoder(
             tokenizer,
             get_template(name, tokenizer, options, self.day),
@@ -94,8 +96,14 @@ class RecipeModels:
             encoder_decoder=self.encoder_decoder,
             train_on=data.train_on,
             prompts_only=prompts_only,
-            positions=min(filter(None, map(position_limit, self.configs)), default=None),
+            positions=min(filter(None, limits), default=None),
         )
+
+    def positions(self, named: ModelConfig, config: Any) -> int | None:
+        """Tokens that a model has positions for; of an encoder-decoder those of a response, beside what begins it."""
+        limit = position_limit(config)
+        # The first of the ids that a decoder begins with takes the place of the response's last, which it never reads.
+        return None if limit is None else limit - len(prefix_of(config, self._generation(named))[1:])
 
     def _apart_encoder(self) -> Encoder:
         """What a teacher with tokens of its own reads: the same texts, in its own frame and as long as it takes them.
@@ -104,7 +112,8 @@ class RecipeModels:
         """
         data, own = self.recipe.data, self.teacher_tokenizer
         name, options = data.frame
-        limit = None if self.is_served else position_limit(self.configs[0])  # a server refuses what is too long for it
+        # A server refuses what is too long for it.
+        limit = None if self.is_served else self.positions(self.recipe.models_here[0], self.configs[0])
         longest = max(data.max_length, min(SHORTER * data.max_length, limit or SHORTER * data.max_length))
         return Encoder(
             own,

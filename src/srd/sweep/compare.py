@@ -181,6 +181,8 @@ def _difference(line: Line, reference: Line, primary: Primary, answers: dict[int
             return Difference(*names, reason=f"answers to {task} are missing or not as they were scored")
         if any(a.ids != b.ids for a, b in own):
             return Difference(*names, reason=f"not the same examples of {task}")
+        if any(a.seeds != b.seeds for a, b in own):
+            return Difference(*names, reason=f"answers to {task} were not drawn with the same seeds")
     points = ours.mean - theirs.mean
     scores = [[overall_score(side.model, primary) for side in pair] for pair in pairs]
     ahead = sum(a.mean > b.mean for a, b in scores if a is not None and b is not None)
@@ -201,10 +203,12 @@ class Answered:
         ids: The examples, in order; empty where answers are missing, damaged, or not those that the mean is of.
         values: Each example's score in percent, mean over the seeds of answering, [N]; None where the task's score is
             not the mean of these, as of a corpus metric (BLEU).
+        seeds: Of answering.
     """
 
     ids: tuple[str, ...] = ()
     values: FloatArray | None = None
+    seeds: frozenset[str] = frozenset()
 
 
 def read_task(result: Result, task: str, metric: str) -> Answered:
@@ -222,9 +226,9 @@ def read_task(result: Result, task: str, metric: str) -> Answered:
         values.append(scores.get("per_example", {}).get(metric))
     if len(ids) != 1:
         return Answered()
-    [asked] = ids
+    [asked], drawn = ids, frozenset(result.model.seeds[task, metric])
     if any(own is None or len(own) != len(asked) for own in values):
-        return Answered(asked)
+        return Answered(asked, None, drawn)
     means = 100 * np.mean(np.asarray(values, dtype=np.float64), axis=0)
     is_mean = abs(float(means.mean()) - result.model.scores[task, metric].mean) < TOLERANCE
-    return Answered(asked, means if is_mean else None)
+    return Answered(asked, means if is_mean else None, drawn)

@@ -17,6 +17,7 @@ from srd.models.architecture import position_limit
 from srd.models.finite import name_of
 from srd.models.loading import load_model, load_tokenizer
 from srd.models.pair import check_read, head_width, kinds_differ, shared_vocabulary, token_count, tokenizers_differ
+from srd.models.tokens import decoder_prefix
 from srd.training.divergences.base import canonical_name, check_parameters
 from srd.training.loss_settings import LossSettings
 from srd.training.methods.base import METHODS, any_method
@@ -93,12 +94,14 @@ def check_writing(writing: Writing, examples: EncodedExamples, student: Any, tea
         raise UserError("a teacher cache cannot foresee what the student writes. Give the teacher itself.")
     longest, prompt = writing.decoding.max_new_tokens, int(lengths_of(examples.prompts).max(initial=0))
     for model in filter(None, (student, teacher.model if teacher is not None else None)):
-        limit = position_limit(model.config)
-        if limit is not None and not model.config.is_encoder_decoder and prompt + longest > limit:
+        apart = model.config.is_encoder_decoder  # the prompt is read by the other part
+        limit, before = position_limit(model.config), len(decoder_prefix(model)[1:]) if apart else prompt
+        if limit is not None and before + longest > limit:
+            beside, together = ("", "") if apart else (f", and the longest prompt has {prompt} tokens", " together")
+            shorter = "" if apart else ", or shorten the prompts"
             raise UserError(
-                f"method: max_new_tokens is {longest}, and the longest prompt has {prompt} tokens, but "
-                f"{name_of(model)} takes {limit} together. Set max_new_tokens to at most {max(0, limit - prompt)}, or "
-                "shorten the prompts."
+                f"method: max_new_tokens is {longest}{beside}, but {name_of(model)} takes {limit}{together}. Set "
+                f"max_new_tokens to at most {max(0, limit - before)}{shorter}."
             )
 
 

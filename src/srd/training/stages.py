@@ -152,6 +152,7 @@ def train_stage(training: Training, stage: Stage, model: Any) -> Any:
     weights = whole_weights(trainer.model_wrapped, trainer.accelerator)
     # Without autocast, which a model read from its file has not either.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    vars(model).pop("_is_accelerate_prepared", None)  # or the next stage would do without autocast
     if parallel.is_main():
         with disk_errors(folder):
             save_model(model, training.tokenizer, folder / "model", weights)

@@ -441,12 +441,7 @@ class DistillTrainer(Trainer):
                 answers, scores = answered(model, self.tokenizer, validation)
                 self.answers = list(zip(validation.examples.ids, answers, scores.tolist(), strict=True))
                 metrics[f"{metric_key_prefix}_rouge_l"] = float(scores.mean())
-        for name, value in metrics.items():
-            if not math.isfinite(value):  # no checkpoint is better or worse than it
-                raise RunError(
-                    f"{name} is {value} at the validation of step {self.state.global_step} (stage folder "
-                    f"{self.args.output_dir}). A lower training.learning_rate or a wider training.precision helps."
-                )
+        self._check_finite(metrics)
         if self.rollouts is not None:
             self.rollouts.observe(metrics[f"{metric_key_prefix}_loss"])
         self.validation_seconds += time.perf_counter() - started
@@ -454,6 +449,15 @@ class DistillTrainer(Trainer):
         control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
         self.control = control
         return metrics
+
+    def _check_finite(self, metrics: dict[str, float]) -> None:
+        """Refuse a validation that no checkpoint is better or worse than, and no later one above or below."""
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise RunError(
+                    f"{name} is {value} at the validation of step {self.state.global_step} (stage folder "
+                    f"{self.args.output_dir}). A lower training.learning_rate or a wider training.precision helps."
+                )
 
     @property
     def seconds(self) -> float:
@@ -481,6 +485,7 @@ class DistillTrainer(Trainer):
         started = time.perf_counter()
         with self.whole_student() as student:
             loss = validation_loss(student, self.validation, self.collator)
+        self._check_finite({"eval_loss": loss})
         self.rollouts.observe(loss)
         self.validation_seconds += time.perf_counter() - started
 
