@@ -740,11 +740,11 @@ def _command_line() -> int:
     from srd.base import parallel
 
     result = app(prog_name="srd", standalone_mode=False)  # a status where the command line itself stops (help, Ctrl-C)
+    if result == INTERRUPTED:  # the others may be at work, so that none of them is waited for
+        raise KeyboardInterrupt
     parallel.leave()
     with contextlib.suppress(AttributeError):  # there is no standard output
         sys.stdout.flush()
-    if result == INTERRUPTED:
-        raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from srd import cli
+from srd.base import parallel
 from srd.base.files import read_json
 from tests.faults import begun, ended
 from tests.parallel_worker import line
@@ -105,6 +107,15 @@ def test_a_real_run_is_stopped(tiny_run: TinyRun) -> None:
     steps = read_json(manifest)["steps"]
     assert steps["examples"]["finished"] and "evaluation" not in steps
     assert not list(tiny_run.run_dir.rglob(".partial-*"))
+
+
+def test_one_of_several_processes_is_interrupted_and_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are at work: to meet them would take as long as they do, or for ever."""
+    monkeypatch.setattr(cli, "app", lambda **options: cli.INTERRUPTED)
+    monkeypatch.setattr(parallel, "leave", lambda: pytest.fail("waits for the others"))
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == cli.INTERRUPTED == 130
 
 
 @pytest.mark.parametrize(
