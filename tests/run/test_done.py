@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from srd.base import files
 from srd.base.errors import UserError
 from srd.base.files import file_digest, read_json
 from srd.recipe.reading import validate_recipe
+from srd.run import context
 from srd.run.flow import check_written, planned_steps
 from srd.run.manifest import Manifest
 from srd.run.steps.base import key_of
@@ -167,6 +169,20 @@ def test_no_report_of_what_no_step_wrote(again: TinyRun, name: str, step: str, c
             check_written(run)
     finally:
         run._lock.close()
+
+
+def test_all_that_an_evaluation_waits_for_has_a_bar(again: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answers to the training rows of the report, too: with few test rows they take as long as the others."""
+    bars: list[tuple[str, float, float | None]] = []
+
+    @contextlib.contextmanager
+    def bar(title: str, *_: object) -> Iterator[Callable[..., None]]:
+        yield lambda done, total, note="": bars.append((title, done, total))
+
+    monkeypatch.setattr(context, "progress_bar", bar)
+    (again.run_dir / "evaluation" / "train_samples.jsonl").unlink()
+    assert redone(again) == {"evaluation"}
+    assert ("training answers", 12, 12) in bars
 
 
 @pytest.mark.slow  # one of them is missing among the other damage

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from warnings import simplefilter
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.logging import RichHandler
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.segment import Segment
 from rich.text import Text
 
@@ -40,6 +41,7 @@ class _Formatter(logging.Formatter):
 
 console = Terminal(stderr=True, highlight=False, quiet=not parallel.is_main())
 QUIET_SECONDS = 20.0  # a log file, unlike a terminal, gets a line every so often
+SILENT_SECONDS = 60.0  # ... and also where nothing was finished for so long
 
 
 def set_up_logging(warnings: list[str] | None = None, *, libraries: bool = True) -> None:
@@ -115,21 +117,35 @@ class Pace:
     def __init__(self, after: After | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.after = after
         self.clock = clock
-        self.started = self.seen = clock()
+        self.started = self.seen = self.updated = clock()
         self.first: float | None = None
+        self.done: float = 0
+        self.total: float | None = None
 
-    def words(self, done: float, total: float | None) -> str:
+    def update(self, done: float, total: float | None) -> None:
+        """Take down how far it has come."""
+        self.updated, self.done, self.total = self.clock(), done, total
+        if self.first is None or done < self.first:  # what a former command has done took none of this time
+            self.first, self.seen = done, self.updated
+
+    def words(self) -> str:
         """Say what has passed, what is left, and what is left of all: ``1 min 20 s so far, about 3 min left``."""
         now = self.clock()
-        if self.first is None or done < self.first:  # what a former command has done took none of this time
-            self.first, self.seen = done, now
         said = f"{duration(now - self.started)} so far"
-        made, seconds = done - self.first, now - self.seen
-        if not total or made <= 0 or seconds <= 0 or done >= total:
+        made, seconds = self.done - (self.first or 0), self.updated - self.seen
+        if not self.total or made <= 0 or seconds <= 0 or self.done >= self.total:
             return said
-        left = max(total - done, 0) * seconds / made
-        after = self.after(made / total, seconds) if self.after else None
+        left = (self.total - self.done) * seconds / made - (now - self.updated)
+        if left <= 0:  # what is being done takes longer than all before it
+            return said
+        after = self.after(made / self.total, seconds) if self.after else None
         return f"{said}, {roughly(left)} left" + (f", {roughly(left + after)} of the whole run" if after else "")
+
+    def count(self) -> str:
+        """Say how much is done: ``3 of 40``; nothing before that is known."""
+        if self.first is None:
+            return ""
+        return f"{self.done:,g}" if self.total is None else f"{self.done:,g} of {self.total:,g}"
 
 
 class _Bar(Progress):
@@ -142,8 +158,50 @@ class _Bar(Progress):
                 yield Text(f"    {visible(task.fields['note'])}", style="dim", no_wrap=True, overflow="ellipsis")
 
 
-def _of(done: float, total: float | None) -> str:
-    return f"{done:,g}" if total is None else f"{done:,g} of {total:,g}"
+class _Words(ProgressColumn):
+    """A pace in words, made anew whenever the bar is drawn: the time goes on while a long batch is being made."""
+
+    def __init__(self, words: Callable[[], str]) -> None:
+        super().__init__()
+        self.words = words
+
+    def render(self, task: Task) -> Text:
+        return Text(self.words())
+
+
+class _Lines:
+    """Lines in place of a bar, for a log file: where something is done, and where nothing is for a while.
+
+    Args:
+        description: What is being done.
+        pace: How far it has come.
+    """
+
+    def __init__(self, description: str, pace: Pace) -> None:
+        self.description, self.pace, self.note = description, pace, ""
+        self.last = time.monotonic()
+        self.ended = threading.Event()
+        self.one = threading.Lock()
+
+    def update(self, done: float, total: float | None, note: str = "") -> None:
+        self.pace.update(done, total)
+        self.note = note
+        self.say(QUIET_SECONDS)
+
+    def say(self, quiet: float) -> None:
+        """A line, unless the last one was said less than so many seconds ago."""
+        with self.one:
+            if time.monotonic() - self.last <= quiet:
+                return
+            self.last = time.monotonic()
+            said = ", ".join(filter(None, [self.pace.count(), self.pace.words()]))
+            note = f" ({self.note})" if self.note else ""
+            console.print(f"  {self.description}: {said}{note}", soft_wrap=True, markup=False)
+
+    def watch(self) -> None:
+        """Say from time to time that it goes on, until it has ended."""
+        while not self.ended.wait(SILENT_SECONDS / 4):
+            self.say(SILENT_SECONDS)
 
 
 @contextmanager
@@ -157,24 +215,26 @@ def progress_bar(description: str, after: After | None = None) -> Iterator[Calla
     pace = Pace(after)
     if console.is_terminal:
         columns = (
-            TextColumn("  {task.description}", markup=False), BarColumn(bar_width=20),
-            TextColumn("{task.fields[count]}"), TextColumn("{task.fields[pace]}"),
+            TextColumn("  {task.description}", markup=False), BarColumn(bar_width=20), _Words(pace.count),
+            _Words(pace.words),
         )  # fmt: skip
         with _Bar(*columns, console=console, transient=True) as bars:
-            task = bars.add_task(description, total=None, note="", pace="", count="")
-            yield lambda done, total, note="": bars.update(
-                task, completed=done, total=total, note=note, pace=pace.words(done, total), count=_of(done, total)
-            )
+            task = bars.add_task(description, total=None, note="")
+
+            def update(done: float, total: float | None, note: str = "") -> None:
+                pace.update(done, total)
+                bars.update(task, completed=done, total=total, note=note)
+
+            yield update
         return
-    last = time.monotonic()
-
-    def update(done: float, total: float | None, note: str = "") -> None:
-        nonlocal last
-        said = pace.words(done, total)
-        if time.monotonic() - last > QUIET_SECONDS:
-            last = time.monotonic()
-            console.print(
-                f"  {description}: {_of(done, total)}, {said}{note and f' ({note})'}", soft_wrap=True, markup=False
-            )
-
-    yield update
+    lines = _Lines(description, pace)
+    if console.quiet:
+        yield lines.update
+        return
+    watch = threading.Thread(target=lines.watch, daemon=True)
+    watch.start()
+    try:
+        yield lines.update
+    finally:
+        lines.ended.set()
+        watch.join()

@@ -6,6 +6,8 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 
+from srd.curation.settings import SHOWN
+
 
 def sample_evenly(rows: pa.Table, limit: int) -> pa.Table:
     """Take at most ``limit`` rows at even distances, the first and the last included, nothing random."""
@@ -17,7 +19,7 @@ def ranked_rows(table: pa.Table) -> pa.Table:
     return table.filter(pc.is_finite(table["rouge_l"]))
 
 
-def examples_to_show(ranked: pa.Table, count: int = 4) -> dict[str, list[str]]:
+def examples_to_show(ranked: pa.Table, count: int = SHOWN) -> dict[str, list[str]]:
     """Choose the training examples that the report prints, so that the student can answer just these.
 
     Args:

@@ -14,6 +14,7 @@ from srd.curation.fusion import FUSIONS
 from srd.curation.scores.base import measured_needs, scores_of
 
 OutOfSample = Annotated[Literal["auto", "before", "cross_fit", "off"], OffIsAWord]
+SHOWN = 4  # training rows that the report prints of each group: the easiest, the hardest that is kept, the dropped
 LATER = ("optimizer", "row_weights")  # settings that came later: fingerprints of trainings without them stay
 Order = Literal["easy_to_hard", "hard_to_easy", "random", "fresh"]
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from srd.curation.detectors.base import DETECTORS, MOST, REPAIRS, work_for
 from srd.curation.scores.base import PASSES, measured_needs
+from srd.curation.settings import SHOWN
 from srd.recipe.schema import Recipe
 from srd.run.costs import Facts, Phase, inference_memory, one_pass, training_phase
 from srd.run.folder import UNCLEANED
@@ -304,6 +305,10 @@ class Evaluation(Outline):
         flops = sum(size.forward(data.prompt * count, data.response * count) for size in sizes)
         memory = max(inference_memory(size, facts) for size in sizes)
         tokens = len(names) * count * (data.prompt + data.response)
+        if facts.recipe.training.curriculum is not None:  # the report shows answers to training prompts, too
+            shown = min(3 * SHOWN, data.train)
+            flops += facts.student.forward(data.prompt * shown, data.response * shown)
+            tokens += shown * (data.prompt + data.response)
         return Phase(self.name, tokens=tokens, flops=flops, memory=memory)
 
 

@@ -131,9 +131,12 @@ def _answer_training_samples(run: Run) -> None:
     prompts, _, _ = run.encoder.prompts(rows)
     arm = run.recipe.training.label
     model = load(str(run.files.student(arm)), run, {})
-    texts = generate(
-        model, run.tokenizer, prompts, [row["id"] for row in rows], Decoding(run.recipe.generation.max_new_tokens)
-    )
+    generation = run.recipe.generation
+    with run.progress("training answers") as update:
+        texts = generate(
+            model, run.tokenizer, prompts, [row["id"] for row in rows], Decoding(generation.max_new_tokens),
+            batch_size=generation.batch_size, progress=update,
+        )  # fmt: skip
     with atomic_write(run.files.train_samples) as partial, open(partial, "w", encoding="utf-8") as file:
         for row, text in zip(rows, texts, strict=True):
             score = rouge_l(text, row["references"], words=run.words)
