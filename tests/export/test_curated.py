@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -16,6 +17,7 @@ from srd.data.examples import examples_from_rows
 from srd.data.settings import SourceConfig
 from srd.export.curated import TRAINERS, _columns, curate_for
 from srd.export.texts import shown
+from srd.export.trainers import trl
 from srd.run.context import Run
 from srd.run.curate import curated
 from srd.run.flow import advance
@@ -151,6 +153,22 @@ def test_trl_gets_the_recipes_own_tokens(ranked: TinyRun, tmp_path: Path) -> Non
         compile(script, name, "exec")
         assert repr(str(ranked.student)) in script
     assert 'train_sampling_strategy="sequential"' in (tmp_path / "train_sft.py").read_text()
+
+
+@pytest.mark.parametrize(
+    ("objective", "line"),
+    [
+        ("jsd", "beta=0.1,"), ({"name": "jsd", "lam": 0.3}, "beta=0.7,"), ("rkl", "beta=1.0,"), ("fkl", "beta=0.0,"),
+        ("srkl", "beta=1.0,"), ("tvd", "beta=0.0,"),
+    ],
+)  # fmt: skip
+def test_trl_gets_the_divergence_or_is_told_the_nearest(objective: Any, line: str, ranked: TinyRun) -> None:
+    run = ranked.twin().set(training__objective=objective).open()
+    close(run)
+    scripts = dict(trl.contents(cast(Any, SimpleNamespace(run=run, stages=[0]))))
+    (told,) = [text for text in scripts["train_gkd.py"].splitlines() if "beta=" in text]
+    assert told.strip().startswith(line)
+    assert ("the nearest that TRL has" in told) == (objective in ("srkl", "tvd"))
 
 
 def test_axolotl_gets_stretches_of_text_and_a_sequential_configuration(ranked: TinyRun, tmp_path: Path) -> None:

@@ -110,6 +110,22 @@ def test_parameters_enter_as_defined(name: str, share: float) -> None:
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", DIVERGENCES.names())
+@pytest.mark.parametrize("share", [None, 0.3])
+def test_beta_is_gkds(name: str, share: float | None) -> None:
+    """Where there is one: KL(p ‖ m) and KL(q ‖ m) with m = β p + (1-β) q, weighted by β and 1-β; KLs at the ends."""
+    known, (student, teacher) = DIVERGENCES.get(name), random_logits(4, 9)
+    parameters = {"lam": share} if share and "lam" in known.defaults else {}
+    beta = known.beta_with(parameters)
+    p, q = teacher.double().softmax(-1), student.double().softmax(-1)
+    if beta is None:
+        assert name not in ("fkl", "rkl", "jsd")
+        return
+    middle = beta * p + (1 - beta) * q
+    expected = {0: kl(p, q), 1: kl(q, p)}.get(beta, beta * kl(p, middle) + (1 - beta) * kl(q, middle))
+    torch.testing.assert_close(srd.divergence(name, student.double(), teacher.double(), **parameters), expected)
+
+
 def test_generalised_jsd_is_symmetric_at_one_half() -> None:
     student, teacher = random_logits(4, 20)
     torch.testing.assert_close(

@@ -135,13 +135,13 @@ def find_wrong(
             continue
         why[wrong & asked] = detector.name
     why[kept], why[named] = "", NAMED
-    if any(detector.name == "near_copy" for detector in chosen):
+    for detector in (each for each in chosen if each.of_copies):
         copies = near_copies(examples, held_out)
-        scores["near_copy"] = copies.likeness
+        scores[detector.name] = copies.likeness
         # Of a group one stays: one that is not wrong, and of those the one that the model finds likeliest.
         nats = reads.rows["ce"] if reads is not None else np.zeros(len(ids))
         worse = np.select([kept, why != ""], [np.full(len(ids), -np.inf), np.full(len(ids), np.inf)], nats)
-        why[copies.spare(worse) & (why == "") & ~kept] = "near_copy"
+        why[copies.spare(worse) & (why == "") & ~kept] = detector.name
         if held_out is not None and len(held_out):
             scores[HELD_OUT] = copies.held_out
             why[(scores[HELD_OUT] >= COPY) & ~named & ~kept] = HELD_OUT

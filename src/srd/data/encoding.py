@@ -15,7 +15,7 @@ from srd.base.files import fingerprint
 from srd.base.remedies import warn
 from srd.data.examples import as_examples, one_for_each_answer
 from srd.data.messages import texts_beside
-from srd.data.templates.base import PartedError, Segment, Template, get_template, takes_options
+from srd.data.templates.base import PartedError, Segment, Template, class_of, get_template
 from srd.data.turns import ControlText, turns_of
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class Encoder:
         return Encoder(
             self.tokenizer,
             get_template(
-                name, self.tokenizer, self.template.options if takes_options(name) else None, self.template.day
+                name, self.tokenizer, self.template.options if class_of(name).takes_options else None, self.template.day
             ),
             max_length=self.max_length,
             max_prompt_length=self.max_prompt_length,
@@ -242,7 +242,7 @@ class Encoder:
         return [*tokens, self._closing(row, prompt)[-1]]
 
     def _closing(self, row: dict[str, Any], prompt: list[int]) -> tuple[int, ...]:
-        chat = self.template.for_row(row).name == "chat"
+        chat = self.template.for_row(row).in_turns
         self._unclosed = self._unclosed or (chat and self.turns.unclosed)
         return self.turns.closing(prompt, chat=chat)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from srd.data.messages import SYSTEM
 from srd.data.templates.base import Example, Frame, Template
-from srd.data.templates.chat import ChatTemplate
 from srd.data.turns import Turns, turns_of
 
 LOOKED_AT = 1_000  # rows that tell what kind most of them are
@@ -35,7 +34,7 @@ def chat_template_of(template: Template, tokenizer: Any, *, encoder_decoder: boo
     Returns:
         The text of the chat template; None where a template of a plugin does not say what its frame is.
     """
-    if isinstance(template, ChatTemplate):
+    if template.in_turns:
         return _own(tokenizer, dict(template.options))
     frame = template.frame()
     return None if frame is None else _framed(frame, turns_of(tokenizer), tokenizer, encoder_decoder)

@@ -142,7 +142,7 @@ def _numbers(name: str, stages: int) -> range:
 
 def _columns(run: Run, example: dict[str, Any], row: Shown, trainer: Trainer) -> dict[str, Any]:
     """The columns of a row beyond the example, so that srd still reads the same tokens from it."""
-    ready_made = run.encoder.template.for_row(example).name == "prompt"
+    ready_made = run.encoder.template.for_row(example).ready_made
     columns: dict[str, Any] = {"prompt": row.prompt, "completion": row.completion, "end": row.end}
     if ready_made:  # the completion is the example's own, and may bring its end
         columns["completion"] = example["references"][0]

@@ -23,7 +23,7 @@ def go_template(frame: Template, begin: str) -> str:
     Raises:
         UserError: the frame does not show questions and answers in turn.
     """
-    if frame.name == "prompt":  # ready-made prompts have no frame
+    if frame.ready_made:
         return "{{ .Prompt }}{{ .Response }}"
     before, last = _around(frame, begin, [ASKED])
     _, asking, between, _ = _around(frame, begin, [ASKED, ANSWERED, AGAIN])

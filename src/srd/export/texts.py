@@ -79,7 +79,7 @@ def _answer(encoder: Encoder, row: dict[str, Any], prompt: list[int], tokens: di
     ends = list(encoder.turns.stop_texts.finditer(text)) if pieces and not pieces[-1].content else []
     if ends and not text[ends[-1].end() :].strip():
         return text[: ends[-1].start()], ends[-1].group()
-    chat = encoder.template.for_row(row).name == "chat"
+    chat = encoder.template.for_row(row).in_turns
     return text, _text(encoder, encoder.turns.closing(prompt, chat=chat))
 
 

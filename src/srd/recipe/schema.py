@@ -24,6 +24,7 @@ from srd.models.settings import ClusterConfig, ModelConfig, ServedConfig
 from srd.recipe.merging import merge
 from srd.training.settings import CacheConfig, TrainingConfig
 from srd.training.teachers.base import TEACHERS
+from srd.training.tiers.base import TIERS
 
 
 def _fine_tuning(value: Any) -> Any:
@@ -351,7 +352,7 @@ class Recipe(Section):
                 f"teachers: {served[0]!r} is behind a server, which tells its likeliest tokens alone: no mean can be "
                 "made of these, nor do they go with whole distributions. Give each teacher rows, and all an endpoint"
             )
-        if not self.teach_by_row and self.cache.tier in ("topk", "likelihood"):
+        if not self.teach_by_row and not TIERS.get(self.cache.tier).whole:
             raise ValueError(
                 f"cache.tier is {self.cache.tier}, but the mean of several teachers needs whole distributions. Use "
                 "exact or int8, or give each teacher its rows"
@@ -394,7 +395,7 @@ class Recipe(Section):
             raise ValueError(
                 f"cache.enabled is true, but teacher.source is {self.teacher.source}, which reads no cache. Remove one"
             )
-        small = self.cache.tier != "exact"
+        small = not TIERS.get(self.cache.tier).in_full
         asked = "cache.enabled is true" if self.cache.enabled else f"cache.tier is {self.cache.tier}"
         unforeseen = [training.on_policy and not training.writes_ahead for training in taught]
         if (self.cache.enabled or small) and taught and all(unforeseen):

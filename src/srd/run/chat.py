@@ -13,7 +13,7 @@ from typing import Any
 from srd.base import parallel
 from srd.base.errors import UserError
 from srd.data.encoding import Encoder
-from srd.data.templates.base import get_template
+from srd.data.templates.base import class_of, get_template
 from srd.evaluation.models import UNLIMITED, longest_prompt
 from srd.models.generation import Decoding, stream_tokens
 from srd.models.loading import load_generation_config, load_model, load_tokenizer
@@ -182,7 +182,7 @@ def _teacher(recipe: Recipe, folder: Path, shared: Any) -> tuple[list[Voice], li
         return [], ["The teacher is behind a server and is not asked here."]
     options = load_options(named)
     own = load_tokenizer(named.model, **_of_hub(options))
-    if recipe.data.frame[0] not in ("auto", "chat") or not own.chat_template:
+    if not class_of(recipe.data.frame[0]).takes_options or not own.chat_template:
         own = copy.deepcopy(own)
         own.chat_template = shared.chat_template
     return [Voice("teacher", named.model, own, options)], []

@@ -9,7 +9,7 @@ from typing import Any
 
 from srd.base.errors import UserError
 from srd.data.encoding import Encoder
-from srd.data.templates.base import get_template
+from srd.data.templates.base import class_of, get_template
 from srd.data.turns import turns_of
 from srd.models.architecture import position_limit
 from srd.models.loading import load_config, load_generation_config, load_tokenizer
@@ -112,12 +112,13 @@ class RecipeModels:
         """
         data, own = self.recipe.data, self.teacher_tokenizer
         name, options = data.frame
+        name = "plain" if class_of(name).in_turns and not own.chat_template else name
         # A server refuses what is too long for it.
         limit = None if self.is_served else self.positions(self.recipe.models_here[0], self.configs[0])
         longest = max(data.max_length, min(SHORTER * data.max_length, limit or SHORTER * data.max_length))
         return Encoder(
             own,
-            get_template("plain" if name == "chat" and not own.chat_template else name, own, options, self.day),
+            get_template(name, own, options, self.day),
             max_length=longest,
             max_prompt_length=min(SHORTER * data.max_prompt_length, longest - 1),
             encoder_decoder=not self.is_served and bool(self.configs[0].is_encoder_decoder),

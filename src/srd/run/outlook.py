@@ -15,8 +15,10 @@ from srd.base.remedies import warn
 from srd.base.tables import column
 from srd.base.text import shown_bytes
 from srd.curation.copies import copies_of
+from srd.curation.detectors.base import DETECTORS
 from srd.curation.grams import COLUMNS
 from srd.data.settings import DataConfig
+from srd.data.templates.base import class_of
 from srd.metrics.scripts import BY_SCRIPT, COMPARE_WITHIN
 from srd.run.models import RecipeModels
 from srd.tasks.base import get_task
@@ -40,7 +42,8 @@ def warn_of_copies(
         benchmarks: Examples of the named tasks.
     """
     train, cleaning = splits["train"], data.cleaning
-    cleaned = cleaning.changes_rows and "near_copy" in cleaning.find and data.leaks == "drop"
+    finds_copies = cleaning.changes_rows and any(DETECTORS.get(each).of_copies for each in cleaning.find)
+    cleaned = finds_copies and data.leaks == "drop"
     clean = CLEAN + ("" if data.leaks == "drop" else " data.leaks=drop")
     both = datasets.concatenate_datasets([splits[name].select_columns(COLUMNS) for name in ("validation", "test")])
     for name, rows in {**({} if cleaned else {HELD_OUT: both}), **benchmarks}.items():
@@ -70,15 +73,15 @@ def warn_of_questions(models: RecipeModels, test: datasets.Dataset, benchmarks: 
 def warn_of_frames(models: RecipeModels, train: datasets.Dataset) -> None:
     """Say where teacher and student would each see a conversation in a frame of their own."""
     own, shared = models.teacher_tokenizer, models.tokenizer
-    template, _ = models.recipe.data.frame
+    kind = class_of(models.recipe.data.frame[0])
     if (
         models.apart
         or not models.is_taught
-        or template not in ("chat", "auto")
+        or not kind.takes_options
         or str(own.chat_template) == str(shared.chat_template)
     ):
         return
-    if template == "auto" and not pc.any(pc.not_equal(column(train, "messages"), "")).as_py():
+    if not kind.in_turns and not pc.any(pc.not_equal(column(train, "messages"), "")).as_py():
         return
     written = "its own" if own.chat_template else "the student's too, having none"
     warn(

@@ -13,7 +13,7 @@ from srd.models.settings import LoraConfig
 from srd.training.divergences.base import canonical_name, check_parameters
 from srd.training.libraries import check_logger, check_optimizer
 from srd.training.methods.base import METHODS, AnyMethod
-from srd.training.tiers.base import TIERS
+from srd.training.tiers.base import TIERS, make_tier
 
 
 class ObjectiveConfig(BaseModel):
@@ -247,7 +247,7 @@ class CacheConfig(Section):
     @property
     def listed(self) -> int:
         """How many of the likeliest tokens a server is asked for at each position."""
-        return self.top_k if self.tier == "topk" else 0
+        return make_tier(self.tier, top_k=self.top_k).listed
 
     @field_validator("tier")
     @classmethod

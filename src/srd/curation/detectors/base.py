@@ -42,6 +42,8 @@ class Detector:
         damage: What a contrast is shown.
         rule: Of a rule: a value for each response.
         least: Of a rule: the value from which on a row is wrong.
+        of_copies: Whether it compares rows with each other. What it marks is right, but there once.
+        of_nothing: Whether what it marks has no text, which could be learnt less of.
     """
 
     name: str
@@ -49,12 +51,14 @@ class Detector:
     damage: Damage | None = None
     rule: Rule | None = None
     least: float = 0.0
+    of_copies: bool = False
+    of_nothing: bool = False
 
 
 DETECTORS: Registry[Detector] = Registry("detector", "srd.curation.detectors")
 
 
-def register_rule(name: str, reason: str, *, least: float) -> Callable[[Rule], Rule]:
+def register_rule(name: str, reason: str, *, least: float, of_nothing: bool = False) -> Callable[[Rule], Rule]:
     """Register ``function(responses) -> values``: rows with at least the value ``least`` are wrong.
 
     Raises:
@@ -62,7 +66,7 @@ def register_rule(name: str, reason: str, *, least: float) -> Callable[[Rule], R
     """
 
     def decorate(function: Rule) -> Rule:
-        DETECTORS.register(name)(Detector(name, reason, rule=function, least=least))
+        DETECTORS.register(name)(Detector(name, reason, rule=function, least=least, of_nothing=of_nothing))
         return function
 
     return decorate
@@ -86,6 +90,16 @@ def register_contrast(score: str, reason: str, *, damage: Damage) -> None:
 def reason_of(why: str) -> str:
     """What is wrong with a row, in a few words."""
     return REASONS[why] if why in REASONS else DETECTORS.get(why).reason
+
+
+def is_superfluous(why: str) -> bool:
+    """Whether rows of this reason are dropped whatever the action: their text is right, but there once or held out."""
+    return why == HELD_OUT or (why in DETECTORS and DETECTORS.get(why).of_copies)
+
+
+def can_soften(why: str) -> bool:
+    """Whether rows of this reason can keep their text and lose their cross-entropy."""
+    return why in DETECTORS and not (is_superfluous(why) or DETECTORS.get(why).of_nothing)
 
 
 def work_for(detectors: Sequence[str]) -> tuple[set[str], set[str]]:

@@ -13,7 +13,7 @@ from srd.curation.detectors.base import register_rule
 PLACEHOLDERS = frozenset(".…-–—_*")  # what stands where an answer was to come
 
 
-@register_rule("empty", "say nothing", least=1.0)
+@register_rule("empty", "say nothing", least=1.0, of_nothing=True)
 def empty(responses: Sequence[str]) -> NDArray[np.float64]:
     """1 for a response of spaces, invisible characters, dots and dashes alone, else 0."""
     return np.array([float(not any(map(_says_something, response))) for response in responses])

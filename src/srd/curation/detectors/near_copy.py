@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from srd.curation.detectors.base import DETECTORS, Detector
 
-DETECTORS.register("near_copy")(Detector("near_copy", "nearly repeat another row"))
+DETECTORS.register("near_copy")(Detector("near_copy", "nearly repeat another row", of_copies=True))

@@ -30,6 +30,7 @@ class PromptTemplate(Template):
     """The ready-made prompt of a row, as it is."""
 
     name = "prompt"
+    ready_made = True
 
     def __init__(self, end: str = "") -> None:
         """Take what ends an answer."""

@@ -76,6 +76,8 @@ class Template(ABC):
             where the text has them already). Of `auto` it depends on the row: ask `for_row(example)`.
         takes_options: whether the tokenizer's chat template has a part in this, which may take further arguments:
             it is then made of a tokenizer and these.
+        in_turns: whether every row is shown in the turns of the tokenizer's chat template, which also close an answer.
+        ready_made: whether prompts stand as they are, with nothing around them.
         options: those arguments.
         day: that the chat template takes for today.
         notes: what the chat template does to rows that it should not, with the ids of the examples.
@@ -84,6 +86,8 @@ class Template(ABC):
     name: str
     adds_special_tokens: bool = True
     takes_options: ClassVar[bool] = False
+    in_turns: ClassVar[bool] = False
+    ready_made: ClassVar[bool] = False
     options: Mapping[str, Any] = MappingProxyType({})
     day: date | None = None
     notes: Mapping[str, dict[str, None]] = MappingProxyType({})
@@ -225,7 +229,7 @@ def get_template(
     Raises:
         UserError: an unknown name or place, a tokenizer without a chat template, or options that nothing takes.
     """
-    if takes_options(name):
+    if class_of(name).takes_options:
         return TEMPLATES.get(name)(tokenizer, options, day)
     if options:
         raise UserError(
@@ -253,9 +257,10 @@ def end_of(tokenizer: PreTrainedTokenizerBase, frame: str = "") -> str:
     return str(tokenizer.decode(list(turns_of(tokenizer).closing(ids, chat=False))))
 
 
-def takes_options(name: str) -> bool:
-    """Whether a template renders conversations with the tokenizer's chat template."""
-    return name in TEMPLATES and getattr(TEMPLATES.get(name), "takes_options", False)
+def class_of(name: str) -> type[Template]:
+    """The class of a template by name; where a function makes it, or it is a text of one's own, `FormatTemplate`."""
+    found = TEMPLATES.get(name) if name in TEMPLATES else None
+    return found if isinstance(found, type) else FormatTemplate
 
 
 def _parse(text: str) -> list[tuple[str, str]]:

@@ -55,7 +55,7 @@ class ChatTemplate(Template):
 
     name = "chat"
     adds_special_tokens = False
-    takes_options = True
+    takes_options = in_turns = True
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any] | None = None, day: date | None = None

@@ -21,6 +21,7 @@ from srd.export.base import FORMATS, Exported, Format
 from srd.export.curated import start_model
 from srd.export.topk import Taught, TaughtStages, check_taught, in_parts, stage_count
 from srd.training.arguments import micro_batch_size
+from srd.training.divergences.base import DIVERGENCES
 
 NOTHING = -1e9  # log-probability of rows that do not count
 INTS, NESTED = pa.list_(pa.int64()), pa.list_(pa.list_(pa.int64()))
@@ -81,7 +82,7 @@ def _settings(taught: TaughtStages, stage: Stage) -> Iterator[tuple[str, Any]]:
     yield "kd_ce_alpha", 1 - stage.weight
     yield "kd_alpha", stage.weight
     yield "kd_temperature", stage.temperature
-    yield "kd_beta", 1.0 if training.objective.name == "rkl" else 0.0
+    yield "kd_beta", float(DIVERGENCES.get(training.objective.name).beta == 1)
     yield "kd_normalize_topk", True
     yield "datasets", [{"path": f"./{_rows(stage.index)}", "ds_type": "parquet", "type": None}]
     yield "skip_prepare_dataset", True

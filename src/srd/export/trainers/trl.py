@@ -9,6 +9,7 @@ from srd.export.curated import TRAINERS, Trainer, start_model, teacher_model
 from srd.export.texts import Shown
 from srd.run.curate import Curated
 from srd.training.arguments import micro_batch_size
+from srd.training.divergences.base import DIVERGENCES
 
 USAGE = """
 ```
@@ -106,8 +107,6 @@ trainer.train()
 trainer.save_model()
 '''
 
-BETAS = {"fkl": 0.0, "sfkl": 0.0, "rkl": 1.0, "srkl": 1.0, "jsd": 0.5}
-
 
 def columns(row: Shown) -> dict[str, Any]:
     """The tokens: what TRL finds in a row it does not make anew."""
@@ -118,7 +117,8 @@ def contents(made: Curated) -> Iterator[tuple[str, str]]:
     """The scripts."""
     training, objective = made.run.recipe.training, made.run.recipe.training.objective
     micro = micro_batch_size(training)
-    exact = objective.name in ("fkl", "rkl", "jsd")
+    divergence = DIVERGENCES.get(objective.name)
+    beta = divergence.beta_with(objective.parameters)
     values = {
         "stages": len(made.stages),
         "model": start_model(made.run),
@@ -129,8 +129,8 @@ def contents(made: Curated) -> Iterator[tuple[str, str]]:
         "rate": training.learning_rate,
         "schedule": training.schedule,
         "length": made.run.recipe.data.max_length,
-        "beta": BETAS.get(objective.name, 0.0),
-        "beta_note": "" if exact else f"; the nearest that TRL has to {objective.name}",
+        "beta": divergence.near_beta if beta is None else round(beta, 6),
+        "beta_note": "" if beta is not None else f"; the nearest that TRL has to {objective.name}",
     }
     yield "train_sft.py", SFT.format(**values)
     yield "train_gkd.py", GKD.format(**values)

@@ -16,10 +16,12 @@ class EngineKind:
 
     Attributes:
         writes_behind: Tokens that it must write behind a text to score it.
+        draws_alike: Whether its samples are those that are drawn where no engine is named.
         reads_files: Whether it loads a model's files, so that one in training has to be written for it.
     """
 
     writes_behind: ClassVar[int] = 0
+    draws_alike: ClassVar[bool] = False
     reads_files: ClassVar[bool] = False
 
     def check(self, encoder_decoder: bool, models: Sequence[Any]) -> None:

@@ -11,6 +11,8 @@ from srd.models.engines.base import ENGINES, EngineKind
 class Transformers(EngineKind):
     """Serves every model, on every machine."""
 
+    draws_alike = True
+
     def load(self, source: str, longest: int, options: dict[str, Any], load_model: Callable[[], Any]) -> Any:
         return load_model()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from srd.base.files import content_of, fingerprint, read_json, read_sealed, writ
 from srd.base.tables import map_large, read_table, write_table
 from srd.base.text import many, shorten
 from srd.curation.cleaning import Findings, Reader, Reads, find_wrong, read_for
-from srd.curation.detectors.base import HELD_OUT, NAMED, REPAIRS, reason_of, work_for
+from srd.curation.detectors.base import HELD_OUT, REPAIRS, can_soften, is_superfluous, reason_of, work_for
 from srd.curation.repair import TEMPERATURE, candidates_read, chosen, passing
 from srd.curation.shots import SHOTS
 from srd.data.encoding import Encoder
@@ -42,8 +42,6 @@ from srd.run.written import as_written
 
 logger = logging.getLogger(__name__)
 
-#: Rows that are dropped whatever the action: their text is right, but there once or not to be trained on.
-SUPERFLUOUS = ("near_copy", HELD_OUT)
 SHOWN = 3  # rows of each reason in a message
 
 
@@ -125,7 +123,7 @@ class Cleaning(order.Cleaning, Step):
         _check_share(run, found, rows)
         table = pa.table(found.columns())
         before = [row["references"][0] if wrong else None for row, wrong in _with(rows, found.wrong)]
-        kept = ~found.wrong | (_softened(found.why) if settings.action == "soften" else False)
+        kept = ~found.wrong | (_where(can_soften, found.why) if settings.action == "soften" else False)
         after = [text if soft else None for text, soft in zip(before, kept, strict=True)]
         marked, cleaned = _places(run)
         _write_rows(table, np.zeros(len(rows), bool), before, after, marked)
@@ -210,7 +208,7 @@ def _is_asked(run: Run, rows: datasets.Dataset, why: NDArray[np.object_]) -> NDA
 
     A row that the user has named as right keeps its text.
     """
-    asked = ~np.isin(why, SUPERFLUOUS)
+    asked = ~_where(is_superfluous, why)
     if run.recipe.data.cleaning.action != "rewrite":
         return asked & (why != "")
     return asked & ~np.isin(rows["id"], named_ids("keep", run.recipe.data.cleaning.keep, rows))
@@ -229,9 +227,9 @@ def _judge_leaks(run: Run, found: Findings) -> None:
         found.why[copied] = ""
 
 
-def _softened(why: NDArray[np.object_]) -> NDArray[np.bool_]:
-    """Which marked rows keep their text and lose their cross-entropy."""
-    return (why != "") & ~np.isin(why, (*SUPERFLUOUS, NAMED, "empty"))
+def _where(holds: Callable[[str], bool], why: NDArray[np.object_]) -> NDArray[np.bool_]:
+    """Which rows are marked for a reason of which something holds."""
+    return np.isin(why, [each for each in set(why) if holds(each)])
 
 
 def content_of_file(name: str | None) -> Any:

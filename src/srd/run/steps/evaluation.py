@@ -20,14 +20,14 @@ from srd.data.encoding import Encoder
 from srd.evaluation.answers import Benchmark, EvaluatedModel, compare, evaluate, read_benchmark
 from srd.evaluation.predictions import SUMMARIES, evaluation_files
 from srd.metrics.rouge import rouge_l
+from srd.models.engines.base import ENGINES
 from srd.models.generation import Decoding, generate
 from srd.run import order
 from srd.run.context import Run
 from srd.run.identity import plugins_identity, task_identity
 from srd.run.loading import load, load_writer
 from srd.run.steps.base import Step, Summary
-from srd.tasks.base import get_task
-from srd.tasks.instruction import InstructionTask
+from srd.tasks.instruction import INSTRUCTION
 
 
 class Evaluation(order.Evaluation, Step):
@@ -57,8 +57,7 @@ class Evaluation(order.Evaluation, Step):
         sources = models_of(run)
         wanted = settings.models or list(sources)
         tests = benchmarks(run)
-        # Another engine draws other samples.
-        engine = [generation.engine] if generation.engine != "transformers" else []
+        engine = [] if ENGINES.get(generation.engine).draws_alike else [generation.engine]
         evaluated_models = [
             EvaluatedModel(
                 name,
@@ -102,9 +101,7 @@ def benchmarks(run: Run) -> list[Benchmark]:
     if settings.limit and settings.limit < len(test):
         test = test.select(range(settings.limit))
     decoding = Decoding(generation.max_new_tokens, settings.temperature, settings.top_p)
-    instruction = get_task("instruction")
-    assert isinstance(instruction, InstructionTask)
-    own = Benchmark("test", replace(instruction, words=run.words), test, decoding, seeds)
+    own = Benchmark("test", replace(INSTRUCTION, words=run.words), test, decoding, seeds)
     allow = settings.allow_code_execution
     tasks = [
         read_benchmark(task.name, task.path, label=task.label, limit=task.limit, allow_code_execution=allow)

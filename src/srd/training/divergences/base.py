@@ -38,6 +38,10 @@ class Divergence:
         ranges: The lowest and highest value of parameters.
         whole: Whether it needs the probabilities of all tokens: it means something else on some tokens and a rest.
         nothing: Values of parameters with which it is 0 whatever teacher and student say.
+        beta: GKD's β (arXiv 2306.13649), a number or a function of the parameters: 0 is forward KL, 1 reverse KL, and
+            between them are Jensen-Shannon divergences. None: it is none of these.
+        near_beta: The nearest of these where it is none.
+        of_own_token: Whether it is known to teach from how likely the text's own tokens are, and nothing else.
     """
 
     name: str
@@ -48,6 +52,13 @@ class Divergence:
     ranges: Mapping[str, Range] = field(default_factory=dict)
     whole: bool = False
     nothing: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    beta: float | Callable[..., float] | None = None
+    near_beta: float = 0.0
+    of_own_token: bool = False
+
+    def beta_with(self, parameters: Mapping[str, float]) -> float | None:
+        """``beta`` with these parameters, and the defaults of others."""
+        return self.beta(**{**self.defaults, **parameters}) if callable(self.beta) else self.beta
 
 
 DIVERGENCES: Registry[Divergence] = Registry("divergence", "srd.training.divergences", "unknown objective '{}'")
@@ -62,6 +73,7 @@ def register_divergence(
     gives_slope: bool = False,
     whole: bool = False,
     nothing: Mapping[str, Sequence[float]] | None = None,
+    **known: Any,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register ``function(log_p, log_q, **parameters) -> value`` under ``name``.
 
@@ -78,6 +90,7 @@ def register_divergence(
         whole: It needs the probabilities of all tokens (it sorts them, or takes their entropy), so that a teacher cache
             of the likeliest ones cannot serve it.
         nothing: Parameter -> values at which the divergence is 0 everywhere; it is refused there.
+        known: What else is known of it: ``beta``, ``near_beta``, ``of_own_token``; see `Divergence`.
 
     Raises:
         UserError: a name is taken by another function.
@@ -87,8 +100,8 @@ def register_divergence(
         defaults, within = _parameters_of(function), dict(ranges or {})
         for parameter in within.keys() - defaults.keys():
             raise UserError(f"the divergence {name} has a range for '{parameter}', but no such parameter")
-        known = Divergence(name, function, defaults, squared, gives_slope, within, whole, nothing or {})
-        DIVERGENCES.register(name, aliases=aliases)(known)
+        described = Divergence(name, function, defaults, squared, gives_slope, within, whole, nothing or {}, **known)
+        DIVERGENCES.register(name, aliases=aliases)(described)
         return function
 
     return decorate

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from srd.training.divergences._mixture import ValueAndSlope
 
 
-@register_divergence("fkl", squared=True, aliases=["kd", "kld", "tfkl", "tkd"], gives_slope=True)
+@register_divergence(
+    "fkl", squared=True, aliases=["kd", "kld", "tfkl", "tkd"], gives_slope=True, beta=0.0, of_own_token=True
+)
 def forward_kl(log_p: Tensor, log_q: Tensor) -> ValueAndSlope:
     """KL(p ‖ q), the classic of Hinton et al. 2015."""
     p, gap = log_p.exp(), log_q - log_p

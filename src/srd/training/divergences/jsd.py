@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 
 @register_divergence(
-    "jsd", squared=True, aliases=["tjsd"], ranges={"lam": (0, 1)}, nothing={"lam": (0, 1)}, gives_slope=True
-)
+    "jsd", squared=True, aliases=["tjsd"], ranges={"lam": (0, 1)}, nothing={"lam": (0, 1)}, gives_slope=True,
+    beta=lambda lam: 1 - lam,
+)  # fmt: skip
 def jensen_shannon(log_p: Tensor, log_q: Tensor, lam: float = 0.9) -> ValueAndSlope:
     """λ KL(q ‖ m) + (1-λ) KL(p ‖ m) with m = (1-λ) p + λ q: generalised JSD, GKD's with β = 1-λ (arXiv 2306.13649)."""
     if lam in (0, 1):

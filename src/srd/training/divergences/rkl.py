@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from srd.training.divergences._mixture import ValueAndSlope
 
 
-@register_divergence("rkl", squared=False, aliases=["rkld", "trkl"], gives_slope=True)
+@register_divergence("rkl", squared=False, aliases=["rkld", "trkl"], gives_slope=True, beta=1.0)
 def reverse_kl(log_p: Tensor, log_q: Tensor) -> ValueAndSlope:
     """KL(q ‖ p), MiniLLM's (arXiv 2306.08543)."""
     q, gap = log_q.exp(), log_p - log_q

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 
 @register_divergence(
-    "srkl", squared=True, aliases=["tsrkl"], ranges={"alpha": (0, 1)}, nothing={"alpha": (1,)}, gives_slope=True
-)
+    "srkl", squared=True, aliases=["tsrkl"], ranges={"alpha": (0, 1)}, nothing={"alpha": (1,)}, gives_slope=True,
+    near_beta=1.0,
+)  # fmt: skip
 def skew_reverse_kl(log_p: Tensor, log_q: Tensor, alpha: float = 0.1) -> ValueAndSlope:
     """KL(q ‖ (1-α) p + α q), DistiLLM's skew reverse KL (arXiv 2402.03898)."""
     if alpha == 1:

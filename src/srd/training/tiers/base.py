@@ -45,6 +45,8 @@ class Tier:
     Attributes:
         name: What it is registered under.
         with_head: Whether training needs the teacher's head beside it.
+        in_full: Whether it keeps the hidden states as they are: a run that keeps no cache, or that writes its own text
+            ahead, has no other.
         whole: Whether the probabilities of all tokens can be had from it.
         of_text: Whether it tells how likely each token of the text was.
         sample: Tokens of the teacher that are looked at beforehand, to set the tier up and measure its error.
@@ -53,6 +55,7 @@ class Tier:
 
     name: ClassVar[str] = ""
     with_head: ClassVar[bool] = True
+    in_full: ClassVar[bool] = False
     whole: ClassVar[bool] = True
     of_text: ClassVar[bool] = True
     sample: ClassVar[int] = 256
@@ -65,6 +68,11 @@ class Tier:
     def identity(self) -> Any:
         """What decides its bytes, for the name of the cache's folder (JSON-like)."""
         return [self.name]
+
+    @property
+    def listed(self) -> int:
+        """How many of the likeliest tokens a server is asked for at each position, beside the text's own."""
+        return 0
 
     @property
     def described(self) -> dict[str, Any]:

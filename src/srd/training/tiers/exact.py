@@ -23,6 +23,7 @@ class Exact(Tier):
     for float16 is kept in bfloat16.
     """
 
+    in_full = True
     nearer = "Set cache.dtype=float32"
 
     @property

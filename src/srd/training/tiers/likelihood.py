@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from srd.base.errors import UserError
+from srd.training.divergences.base import DIVERGENCES
 from srd.training.tiers.base import Listed, Tier, register_tier
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Likelihood(Tier):
         return 4
 
     def coarse_problem(self, objective: str, temperature: float) -> str:
-        if objective != "fkl":
+        if not DIVERGENCES.get(objective).of_own_token:
             return (
                 f"it keeps a number a token, from which fkl alone can be trained, not '{objective}'. Set cache.tier to "
                 "topk, int8 or exact, or take the method kd with the objective fkl"

@@ -33,6 +33,10 @@ class TopK(Tier):
     def identity(self) -> Any:
         return [self.name, self.options.top_k, list(self.options.temperatures)]
 
+    @property
+    def listed(self) -> int:
+        return self.options.top_k
+
     def token_bytes(self, hidden_size: int, vocabulary: int) -> int:
         k = min(self.options.top_k, vocabulary)
         return k * ((2 if vocabulary < SHORT_IDS else 4) + 2) + 2 * len(self.options.temperatures) + 4
