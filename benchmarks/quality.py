@@ -38,7 +38,9 @@ FOLDER = ROOT / "runs" / "bench-quality"
 DOCUMENT = ROOT / "docs" / "speed.md"
 PLOT = ROOT / "docs" / "plots" / "quality.svg"
 SPLITS = ("train", "validation", "test")
+LOADS, READS, WRITES = "loading, reflecting", "the teacher reads", "the student writes"
 NO_GPU = "no GPU"
+NO_TIME = "no time was left"
 GAIN = 0.9  # of the best gain: the time to it is compared
 
 Result = dict[str, Any]
@@ -88,7 +90,8 @@ class Plan:
             "train": self.data, "template": "plain", "max_length": self.max_length, "max_prompt_length": 64,
             "train_limit": self.rows, "validation_limit": self.questions, "test_limit": 4,
         }  # fmt: skip
-        generation = {"max_new_tokens": self.tokens, "batch_size": 300 if torch.cuda.is_available() else 32}
+        # A GPU takes as long for a token of 32 texts as for one of all.
+        generation = {"max_new_tokens": self.tokens, "batch_size": 640 if torch.cuda.is_available() else 32}
         return {"data": data, "generation": generation, **settings}
 
     def models(self) -> Result:
@@ -122,6 +125,7 @@ class Watch:
     started: float = field(default_factory=lambda: time.perf_counter())
     paused: float = 0.0
     points: list[Point] = field(default_factory=list)
+    parts: dict[str, float] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -143,6 +147,26 @@ class Watch:
         """A point of the curve, in points of ROUGE-L of 100."""
         _wait()
         self.points.append((step, self.seconds, 100 * rouge_l))
+        if step == 0:
+            self.end_part(LOADS)
+
+    def timed(self, part: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        """The same work, whose seconds are kept as a part of the whole."""
+
+        def run(*given: Any, **named: Any) -> Any:
+            _wait()
+            before = self.seconds
+            done = work(*given, **named)
+            _wait()
+            self.parts[part] = self.parts.get(part, 0.0) + self.seconds - before
+            return done
+
+        return run
+
+    def end_part(self, part: str) -> None:
+        """All seconds so far that belong to no other part belong to this one."""
+        _wait()
+        self.parts[part] = self.seconds - sum(self.parts.values())
 
 
 def _wait() -> None:
@@ -275,9 +299,14 @@ def _remove(folder: Path) -> None:
 @contextlib.contextmanager
 def _noted(watch: Watch, start: float) -> Iterator[None]:
     """Note every validation of our trainer; stop the clock while it validates or writes checkpoints."""
+    from srd.run import teacher_caches
+    from srd.run.steps import teacher
+    from srd.training import refresh
     from srd.training.trainer import DistillTrainer
 
     own = {name: getattr(DistillTrainer, name) for name in ("train", "evaluate", "_save_checkpoint")}
+    parts = [(teacher, "build_cache", READS), (teacher_caches, "build_cache", READS), (refresh, "write_text", WRITES)]
+    timed = [(module, name, part, getattr(module, name)) for module, name, part in parts]
     before = 0
 
     def train(trainer: Any, *given: Any, **named: Any) -> Any:
@@ -301,10 +330,14 @@ def _noted(watch: Watch, start: float) -> Iterator[None]:
 
     patched: Any = DistillTrainer
     patched.train, patched.evaluate, patched._save_checkpoint = train, evaluate, save
+    for module, name, part, work in timed:
+        setattr(module, name, watch.timed(part, work))
     try:
         yield
     finally:
         patched.train, patched.evaluate, patched._save_checkpoint = own.values()
+        for module, name, _, work in timed:
+            setattr(module, name, work)
 
 
 def by_peer(case: Case, where: Prepared, watch: Watch, start: float) -> None:
@@ -402,9 +435,11 @@ def run_case(case: Case, where: Prepared) -> Result:
     forget_peak()
     watch = Watch()
     (by_recipe if case.system in OURS else by_peer)(case, where, watch, start)
+    watch.end_part("training")
     memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_memory()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else NO_GPU
-    return {**asdict(case), "points": watch.points, "seconds": watch.seconds, "memory": memory, "device": device}
+    measured = {"points": watch.points, "parts": watch.parts, "seconds": watch.seconds, "memory": memory}
+    return {**asdict(case), **measured, "device": device}
 
 
 def _import_all(system: str) -> None:
@@ -427,7 +462,7 @@ def child(arguments: list[str], done: Path, log: Path, end: float = math.inf) ->
     if done.exists():
         return ""
     if time.perf_counter() > end:
-        return "no time was left"
+        return NO_TIME
     command = [sys.executable, "-m", "benchmarks.quality", *arguments]
     paths = [str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "TRL_EXPERIMENTAL_SILENCE": "1"}
@@ -499,6 +534,13 @@ def mean_curve(results: list[Result]) -> list[tuple[float, float]]:
     return [(float(seconds), float(rouge)) for seconds, rouge in curves.mean(0)]
 
 
+def pace(results: list[Result], plan: Plan) -> float:
+    """Seconds of a pass, over the last half of the points: what was loaded, cached or written before is not in it."""
+    points = [result["points"][(len(result["points"]) - 1) // 2 :] for result in results]
+    steps = plan.steps / plan.passes
+    return float(np.mean([steps * (some[-1][1] - some[0][1]) / (some[-1][0] - some[0][0]) for some in points]))
+
+
 def time_to(curve: list[tuple[float, float]], goal: float) -> float | None:
     """When a curve first reaches a value, between two points in proportion; None: it does not."""
     for (before, low), (after, high) in itertools.pairwise(curve):
@@ -507,7 +549,7 @@ def time_to(curve: list[tuple[float, float]], goal: float) -> float | None:
     return None
 
 
-def table(content: Result, found: dict[str, list[Result]], failed: dict[str, str]) -> str:
+def table(content: Result, found: dict[str, list[Result]], failed: dict[str, str], plan: Plan) -> str:
     """A row a way, and what it is measured by."""
     curves = {system: mean_curve(results) for system, results in found.items() if results}
     if not curves:
@@ -521,8 +563,9 @@ def table(content: Result, found: dict[str, list[Result]], failed: dict[str, str
         f"The student starts at {start:.2f} ROUGE-L, the teacher has {100 * content['teacher']:.2f}, the best student "
         f"{best:.2f}; 90 % of its gain is {goal:.2f}.",
         "",
-        "| way | learning rate | seeds | best ROUGE-L | at the end | training | time to 90 % | best peer ÷ | memory |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| way | learning rate | seeds | best ROUGE-L | at the end | training | a pass | time to 90 % | best peer ÷ "
+        "| memory |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for system in TITLES:
         if system in curves:
@@ -530,13 +573,24 @@ def table(content: Result, found: dict[str, list[Result]], failed: dict[str, str
             ratio = f"{peer / time_there:.2f}" if peer is not None and time_there else "–"
             cells = [
                 f"{results[0]['rate']:g}", str(len(results)), f"{max(rouge for _, rouge in curve):.2f}",
-                f"{curve[-1][1]:.2f}", f"{curve[-1][0]:.0f} s",
+                f"{curve[-1][1]:.2f}", f"{curve[-1][0]:.0f} s", f"{pace(results, plan):.1f} s",
                 "not reached" if time_there is None else f"{time_there:.0f} s", ratio,
                 f"{max(result['memory'] for result in results) / 2**20:,.0f} MiB",
             ]  # fmt: skip
             lines.append(f"| {TITLES[system]} | {' | '.join(cells)} |")
-        if why := failed.get(system):
-            lines.append(f"| {TITLES[system]}: {why} |" + " – |" * 8)
+        if (why := failed.get(system)) and not (system in curves and why == NO_TIME):
+            lines.append(f"| {TITLES[system]}: {why} |" + " – |" * 9)
+    return "\n".join(lines)
+
+
+def parts_table(found: dict[str, list[Result]]) -> str:
+    """Where the seconds of our ways go, means over the seeds; by step, all that is written is part of the training."""
+    names = (LOADS, READS, WRITES, "training")
+    lines = [f"| way | {' | '.join(names)} | in all |", f"|---|{'---:|' * (len(names) + 1)}"]
+    for system in OURS:
+        if results := found.get(system):
+            spent = [float(np.mean([result["parts"].get(name, 0.0) for result in results])) for name in names]
+            lines.append(f"| {TITLES[system]} | {' | '.join(f'{part:.1f} s' for part in (*spent, sum(spent)))} |")
     return "\n".join(lines)
 
 
@@ -591,7 +645,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=1, help="trainings side by side, which makes times worth less")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin nothing more after these")
     parser.add_argument("-o", "--output", type=Path, default=FOLDER, help="where all is kept")
-    parser.add_argument("--document", action="store_true", help="put table and plot into docs/")
+    parser.add_argument(
+        "--document", nargs="?", const="quality", metavar="PLACE",
+        help="put table and plot into docs/, where speed.md has this place (quality)",
+    )  # fmt: skip
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--prepare", action="store_true", help=argparse.SUPPRESS)
     return parser
@@ -654,7 +711,7 @@ def show(options: argparse.Namespace, where: Prepared, found: dict[str, list[Res
         f"{plan.passes} passes in steps of {plan.batch_size}, texts of at most {plan.tokens} tokens"
         f"{f'; {options.jobs} trainings side by side' if options.jobs > 1 else ''}."
     )
-    text = f"{about}\n\n{table(content, found, failed)}\n"
+    text = f"{about}\n\n{table(content, found, failed, plan)}\n\n{parts_table(found)}\n"
     drawn = plot(content, found)
     for file, written in ((where.folder / "table.md", text), (where.folder / "plot.svg", drawn)):
         with atomic_write(file) as partial:
@@ -663,8 +720,8 @@ def show(options: argparse.Namespace, where: Prepared, found: dict[str, list[Res
     if options.document:
         from benchmarks.tables import write_document, write_plot
 
-        write_document(DOCUMENT, {"quality": text.strip()})
-        write_plot(PLOT, drawn)  # type: ignore[arg-type]
+        write_document(DOCUMENT, {options.document: text.strip()})
+        write_plot(PLOT.with_stem(options.document), drawn)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -43,6 +43,9 @@ def test_every_way_to_quality_runs(prepared: quality.Prepared, system: str) -> N
     assert (steps[0], scores[0]) == (0, 100 * prepared.content()["student"])
     assert abs(steps[-1] - prepared.plan.steps) <= 2, "a curriculum's stages are rounded, each for itself"
     assert 0 < seconds[0] < seconds[-1] <= result["seconds"]
+    assert sum(result["parts"].values()) == pytest.approx(result["seconds"], abs=0.01)
+    ahead = {"kd": {quality.READS}, "gkd-stage": {quality.READS, quality.WRITES}}.get(system, set())
+    assert ahead <= {part for part, spent in result["parts"].items() if spent > 0}
 
 
 def test_what_is_not_counted_stops_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +62,8 @@ def test_what_is_not_counted_stops_the_clock(monkeypatch: pytest.MonkeyPatch) ->
 
 def result(rate: float, *scores: float, system: str = "kd", seed: int = 0, pace: float = 1.0) -> dict[str, Any]:
     points = [(step, pace * 10 * step, score) for step, score in enumerate(scores)]
-    return {"system": system, "seed": seed, "rate": rate, "points": points, "memory": 2**20, "device": "no GPU"}
+    return {"system": system, "seed": seed, "rate": rate, "points": points, "memory": 2**20, "device": "no GPU",
+            "parts": {quality.LOADS: 2.0, "training": 10.0 * len(scores)}}  # fmt: skip
 
 
 def test_the_learning_rate_is_the_one_that_ends_best(tmp_path: Path) -> None:
@@ -87,12 +91,15 @@ def test_the_table_compares_with_the_best_peer(tmp_path: Path) -> None:
         "plus": [result(1e-4, 10, 12, 11)],
     }
     content = {"student": 0.1, "teacher": 0.4}
-    text = quality.table(content, found, {"trl-gkd-on": "TRL is not installed"})
+    failed = {"trl-gkd-on": "TRL is not installed", "kd": quality.NO_TIME, "gkd-step": quality.NO_TIME}
+    text = quality.table(content, found, failed, quality.TINY)
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in text.splitlines() if line[:1] == "|"}
-    assert rows["ours, off-policy KD"][5:7] == ["18 s", "4.00"]
-    assert rows["the conventional way"][5:7] == ["144 s", "0.50"]
-    assert rows["ours, preset: plus"][5:7] == ["not reached", "–"]
+    assert rows["ours, off-policy KD"][5:8] == ["20.0 s", "18 s", "4.00"]
+    assert rows["the conventional way"][5:8] == ["160.0 s", "144 s", "0.50"]
+    assert rows["ours, preset: plus"][5:8] == ["20.0 s", "not reached", "–"]
     assert "TRL GKDTrainer, on-policy (lmbda 1): TRL is not installed" in text
+    assert "ours, on-policy, refresh: step: no time was left" in text
+    assert text.count(quality.NO_TIME) == 1, "a way that was measured lacks seeds, which their number says"
     assert quality.plot(content, found).count("<path") >= 4
 
 
