@@ -15,7 +15,7 @@ from srd.curation import likelihoods
 from srd.recipe.reading import validate_recipe
 from srd.report.cleaning import found_sentences
 from srd.report.comparison import headline, models_of
-from srd.report.figures import step_seconds
+from srd.report.figures import curve_series, step_seconds
 from srd.report.reading import read_run
 from srd.run.costs import DataFacts
 from srd.run.flow import planned_steps
@@ -103,6 +103,7 @@ def test_the_report_says_what_was_found_and_what_each_had(done: TinyRun) -> None
     models = models_of(run)
     assert [model.name for model in models] == ["Teacher", "Initial student", "Plain KD, uncleaned", "SRD"]
     assert "cleaning included). Plain KD, uncleaned, is what comes without cleaning" in " ".join(headline(run, models))
+    assert [line.name for line in curve_series(run, [*run.arms], "loss", False)] == ["Plain KD, uncleaned", "SRD"]
     assert {f"{name}, rows as they came" for name in AGAIN[:-1]} <= step_seconds(run).keys()
     assert "Plain KD, uncleaned" in printed(run) and told.split(":")[0] in " ".join(printed(run).split())
     tables = tables_of(run)

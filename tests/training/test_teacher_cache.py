@@ -22,7 +22,7 @@ from srd.training.batches import make_collator
 from srd.training.cache_building import build_cache
 from srd.training.loss import head_loss
 from srd.training.loss_settings import LossSettings
-from srd.training.teacher_cache import DTYPES, TeacherCache, cache_folder, example_key, open_verified
+from srd.training.teacher_cache import TeacherCache, cache_folder, example_key, open_verified
 from srd.training.teachers.cache import CachedTeacher
 from srd.training.teachers.live import LiveTeacher
 from tests.faults import cache_killed_after
@@ -306,8 +306,8 @@ def test_bytes_per_token(dtype: str, size: int, tmp_path: Path, monkeypatch: pyt
 def test_what_is_stored_is_the_state_rounded(dtype: str, tmp_path: Path) -> None:
     exact, rounded = build(tmp_path / "exact"), build(tmp_path / "rounded", dtype=dtype)
     states = everything(rounded.cache, rounded.examples)
-    assert states.dtype == DTYPES[dtype]
-    assert torch.equal(states, everything(exact.cache, exact.examples).to(DTYPES[dtype]))
+    assert states.dtype == getattr(torch, dtype)
+    assert torch.equal(states, everything(exact.cache, exact.examples).to(getattr(torch, dtype)))
 
 
 def test_states_that_are_not_finite_name_their_examples(tmp_path: Path) -> None:

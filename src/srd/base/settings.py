@@ -68,7 +68,6 @@ def for_a_divergence(value: float) -> float:
 SamplingTemperature = Annotated[float, AfterValidator(for_sampling)]
 DivergenceTemperature = Annotated[float, AfterValidator(for_a_divergence)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # numpy and torch take no larger one
-Count = Annotated[int, Field(ge=1)]
 Named = Annotated[str, AfterValidator(named)]
 FolderName = Annotated[str, AfterValidator(folder_name)]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]

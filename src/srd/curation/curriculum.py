@@ -94,10 +94,6 @@ class Curriculum(CurriculumConfig):
             given = f"{name}={settings.get(name)!r}" if name else ""
             raise UserError(f"Curriculum({given}): {mistake['msg']}") from error
 
-    def arrange(self, ranked: Any) -> list[str]:
-        """The kept ids in the order in which the stages take them up."""
-        return self._arranged(_ranked_table(ranked))
-
     def _arranged(self, table: pa.Table) -> list[str]:
         ids: list[str] = table["id"].take(pa.array(self._places(table))).to_pylist()
         return ids

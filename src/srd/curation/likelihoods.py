@@ -181,7 +181,9 @@ def _by_start(prompts: Sequence[list[int]], places: Sequence[int]) -> list[list[
 def _shared(prompts: Sequence[list[int]]) -> int:
     """So many tokens all prompts begin with, the last of each left out; 0 where that is not worth a pass."""
     shortest = min(map(len, prompts)) - 1
-    same = next((i for i in range(shortest) if any(each[i] != prompts[0][i] for each in prompts)), shortest)
+    starts = np.array([each[:shortest] for each in prompts])
+    differ = (starts != starts[0]).any(0)
+    same = int(differ.argmax()) if differ.any() else shortest
     return same if len(prompts) > 1 and same >= START - 1 else 0
 
 

@@ -83,6 +83,11 @@ class ChatTemplateConfig(Section):
     name: Named = Field(description="name of the chat template, such as tool_use")
 
 
+def changes_rows(action: str) -> bool:
+    """Whether what is trained on is other than what was read, where this becomes of wrong rows."""
+    return action not in ("off", "report")
+
+
 class CleaningConfig(Section):
     """Find the training rows that are wrong, before anything is trained. A plain value is short for ``action``."""
 
@@ -114,7 +119,7 @@ class CleaningConfig(Section):
     @property
     def changes_rows(self) -> bool:
         """Whether what is trained on is other than what was read."""
-        return self.action not in ("off", "report")
+        return changes_rows(self.action)
 
     @property
     def teacher_answers(self) -> bool:

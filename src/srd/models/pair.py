@@ -16,8 +16,6 @@ from srd.models.token_bytes import token_bytes
 # Equal vocabularies with other merges or another treatment of spaces and digits still cut texts differently.
 PROBE = "It's 12,345.67 km:\n\n\tdef naïve_sum(x):  return x+1  # Ünïcödé 你好 🙂"
 
-SHORTEN = "shorten the teacher itself (student.drop_layers in the place of student.model)"
-
 
 def head_width(config: PreTrainedConfig) -> int:
     """Rows of the output head, padding rows included."""

@@ -13,7 +13,7 @@ from srd.curation.inspect import examples_to_show
 from srd.evaluation.predictions import predictions_path, read_answers
 from srd.report.comparison import Model, baseline_of, main_model, primary_metrics
 from srd.report.reading import Row, RunFiles, finite, read_json_lines, read_parquet
-from srd.report.words import model_name, phrase, task_name
+from srd.report.words import phrase, task_name
 
 T = TypeVar("T")
 
@@ -85,7 +85,7 @@ def training_answers(run: RunFiles) -> list[Group]:
         facts += [str(example["corruption"])] if example.get("corruption") else []
         answers = [Answer("Student before", before[example_id]["response"] if example_id in before else None)]
         if (row := after.get(example_id)) is not None:
-            answers.append(scored(f"{model_name(str(row.get('model', run.main_arm)))} after", row, "ours"))
+            answers.append(scored(f"{run.name_of(str(row.get('model', run.main_arm)))} after", row, "ours"))
         return card(f"#{rank['rank']:.0f}", example, facts, answers)
 
     made = [Group(*GROUPS[name], [one(key) for key in group if key in examples]) for name, group in groups.items()]
@@ -117,7 +117,7 @@ def unseen_answers(run: RunFiles, models: Sequence[Model]) -> Group | None:
         for label, pairs in chosen.items():
             for gain, key in (pair for pair in pairs if pair[1] in prompts):
                 shown = [
-                    scored(model_name(name), rows[key], "ours" if name == ours.key else "")
+                    scored(run.name_of(name), rows[key], "ours" if name == ours.key else "")
                     for name, rows in answers.items()
                     if key in rows
                 ]

@@ -56,7 +56,7 @@ class Model:
     @property
     def name(self) -> str:
         """The name shown to the reader."""
-        return f"{model_name(self.key)}, uncleaned" if self.uncleaned else model_name(self.key)
+        return model_name(self.key, self.uncleaned)
 
     @property
     def total_seconds(self) -> float | None:
@@ -181,7 +181,7 @@ def interval_table(run: RunFiles) -> Table | None:
     """Build the table of paired differences with their 95 % intervals, None where there are none."""
     rows: list[list[Cell]] = []
     for row in run.comparisons:
-        pair = f"{model_name(row['a'])} \N{MINUS SIGN} {model_name(row['b'])}"
+        pair = f"{run.name_of(row['a'])} \N{MINUS SIGN} {run.name_of(row['b'])}"
         known = row["low"] is not None
         interval = f"{signed(row['low'])} to {signed(row['high'])}" if known else None
         verdict = verdict_of(row["low"], row["high"]) if known else None

@@ -14,7 +14,7 @@ from srd.curation.inspect import sample_evenly
 from srd.report.comparison import Model, overall_score, primary_metrics
 from srd.report.plots import Band, Bar, Series, bar_plot, legend, line_plot, padded_range, scatter_plot, thin
 from srd.report.reading import PREPARATIONS, Row, RunFiles, finite
-from srd.report.words import model_name, step_name
+from srd.report.words import step_name
 from srd.run.folder import UNCLEANED
 
 KNOWN_COLORS = ("teacher", "student", "kd", "srd")
@@ -125,20 +125,20 @@ def curve_series(run: RunFiles, arms: Sequence[str], key: str, markers: bool) ->
     factor = 100.0 if key == "eval_rouge_l" else 1.0
     series = []
     for arm in arms:
-        rows = logged(run.metrics, arm, key)
+        rows, name = logged(run.metrics, arm, key), run.name_of(arm)
         points = [(finite(row, "passes"), factor * finite(row, key)) for row in rows]
-        titles = [point_title(arm, row, y) for row, (_, y) in zip(rows, points, strict=True)] if markers else []
+        titles = [point_title(name, row, y) for row, (_, y) in zip(rows, points, strict=True)] if markers else []
         if points:
-            series.append(Series(model_name(arm), colors[arm], points if markers else thin(points), titles))
+            series.append(Series(name, colors[arm], points if markers else thin(points), titles))
     return series
 
 
-def point_title(arm: str, row: Row, value: float) -> str:
+def point_title(name: str, row: Row, value: float) -> str:
     """Write the tooltip of a validation point."""
     epoch = finite(row, "epoch")
     where = f", epoch {epoch:.3g}" if math.isfinite(epoch) else ""
     stage = f", stage {row['stage'] + 1}" if isinstance(row.get("stage"), int) else ""
-    return f"{model_name(arm)}{stage}{where}: {value:.4g}"
+    return f"{name}{stage}{where}: {value:.4g}"
 
 
 def logged(metrics: Sequence[Row], arm: str, key: str) -> list[Row]:

@@ -18,6 +18,8 @@ from pyarrow import compute
 from srd.base.errors import UserError
 from srd.curation.inspect import ranked_rows
 from srd.curation.scores.base import asks_student
+from srd.data.settings import changes_rows
+from srd.report.words import model_name
 from srd.run.folder import RunFolder
 
 Row = dict[str, Any]
@@ -78,7 +80,11 @@ class RunFiles:
     def takes_uncleaned(self, arm: str) -> bool:
         """Whether a training has the rows as they came, where others have cleaned ones."""
         action = ((self.recipe.get("data") or {}).get("cleaning") or {}).get("action", "off")
-        return self.arms.get(arm, {}).get("cleaning") is False and action not in ("off", "report")
+        return self.arms.get(arm, {}).get("cleaning") is False and changes_rows(action)
+
+    def name_of(self, arm: str) -> str:
+        """What a reader sees of a model or training everywhere."""
+        return model_name(arm, self.takes_uncleaned(arm))
 
     def summary(self, step: str) -> Row:
         """Return the free-form numbers of a step, empty where it has not run."""

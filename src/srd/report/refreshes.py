@@ -11,7 +11,6 @@ from srd.metrics.rouge import rouge_l_many
 from srd.report.answers import Answer, Card, Group, by_id, card, evenly
 from srd.report.reading import Row, RunFiles, finite, read_file, read_parquet
 from srd.report.tables import Cell, Column, Table
-from srd.report.words import model_name
 from srd.training.written import read_about
 
 COMPARED = 200  # answers of a refresh that are compared with those before, and with the references
@@ -76,7 +75,7 @@ def refresh_table(run: RunFiles, written: dict[str, list[Refresh]]) -> Table:
             texts = {name: str(row["response"]) for name, row in refresh.answers.items()}
             cells = [*_counts(refresh), likeness(texts, references), likeness(texts, before), _drift(run, arm, refresh)]
             if refresh in shown:
-                rows.append([model_name(arm), refresh.title, *(v if math.isfinite(v) else None for v in cells)])
+                rows.append([run.name_of(arm), refresh.title, *(v if math.isfinite(v) else None for v in cells)])
             before |= {name: [text] for name, text in texts.items() if text.strip()}
     return Table(columns, rows).without_empty_columns()
 

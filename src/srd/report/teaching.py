@@ -7,7 +7,6 @@ import functools
 from srd.base.text import percent, shown_bytes
 from srd.report.reading import RunFiles
 from srd.report.tables import Cell, Column, Table
-from srd.report.words import model_name
 
 SHARE = functools.partial(percent, digits=1)
 SMALL = "{:.1e}".format
@@ -24,7 +23,7 @@ def alignment_table(run: RunFiles) -> Table | None:
     for arm in run.arms:
         told = run.summary(f"train/{arm}")
         if "supervised" in told:
-            rows.append([model_name(arm), *(told.get(name) for name in ("supervised", "by_chunks", "mass"))])
+            rows.append([run.name_of(arm), *(told.get(name) for name in ("supervised", "by_chunks", "mass"))])
     return Table(columns, rows).without_empty_columns() if rows else None
 
 

@@ -22,11 +22,15 @@ STEP_NAMES = {
 }  # fmt: skip
 
 
-def model_name(key: str) -> str:
-    """Return the display name of a model or training, the key itself where there is none."""
-    if key in METHODS:
-        return METHODS.get(key).title or key
-    return MODEL_NAMES.get(key, key)
+def model_name(key: str, uncleaned: bool = False) -> str:
+    """Return the display name of a model or training, the key itself where there is none.
+
+    Args:
+        key: Its name in the recipe.
+        uncleaned: It had the rows as they came, where others have cleaned ones.
+    """
+    title = METHODS.get(key).title or key if key in METHODS else MODEL_NAMES.get(key, key)
+    return f"{title}, uncleaned" if uncleaned else title
 
 
 def metric_name(key: str) -> str:

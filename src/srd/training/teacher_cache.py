@@ -47,7 +47,6 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 3
 HEAD = ("head.safetensors", "meta.json")  # in the order in which they are written
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def example_key(prompt_ids: Sequence[int], response_ids: Sequence[int], earlier: Sequence[int] = ()) -> str:
