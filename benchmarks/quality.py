@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from benchmarks import conventional, peers
-from benchmarks.workload import forget_peak, peak_memory
+from benchmarks.workload import READS, WRITES, forget_peak, peak_memory, timed_parts
 from srd.base.files import atomic_write, fingerprint, read_json, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,7 +38,7 @@ FOLDER = ROOT / "runs" / "bench-quality"
 DOCUMENT = ROOT / "docs" / "speed.md"
 PLOT = ROOT / "docs" / "plots" / "quality.svg"
 SPLITS = ("train", "validation", "test")
-LOADS, READS, WRITES = "loading, reflecting", "the teacher reads", "the student writes"
+LOADS = "loading, reflecting"
 NO_GPU = "no GPU"
 NO_TIME = "no time was left"
 GAIN = 0.9  # of the best gain: the time to it is compared
@@ -132,6 +132,11 @@ class Watch:
         """That count so far."""
         return time.perf_counter() - self.started - self.paused
 
+    def now(self) -> float:
+        """The seconds, once all is done that was begun."""
+        _wait()
+        return self.seconds
+
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
         """What is done within does not count."""
@@ -145,28 +150,13 @@ class Watch:
 
     def note(self, step: int, rouge_l: float) -> None:
         """A point of the curve, in points of ROUGE-L of 100."""
-        _wait()
-        self.points.append((step, self.seconds, 100 * rouge_l))
+        self.points.append((step, self.now(), 100 * rouge_l))
         if step == 0:
             self.end_part(LOADS)
 
-    def timed(self, part: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        """The same work, whose seconds are kept as a part of the whole."""
-
-        def run(*given: Any, **named: Any) -> Any:
-            _wait()
-            before = self.seconds
-            done = work(*given, **named)
-            _wait()
-            self.parts[part] = self.parts.get(part, 0.0) + self.seconds - before
-            return done
-
-        return run
-
     def end_part(self, part: str) -> None:
         """All seconds so far that belong to no other part belong to this one."""
-        _wait()
-        self.parts[part] = self.seconds - sum(self.parts.values())
+        self.parts[part] = self.now() - sum(self.parts.values())
 
 
 def _wait() -> None:
@@ -299,14 +289,9 @@ def _remove(folder: Path) -> None:
 @contextlib.contextmanager
 def _noted(watch: Watch, start: float) -> Iterator[None]:
     """Note every validation of our trainer; stop the clock while it validates or writes checkpoints."""
-    from srd.run import teacher_caches
-    from srd.run.steps import teacher
-    from srd.training import refresh
     from srd.training.trainer import DistillTrainer
 
     own = {name: getattr(DistillTrainer, name) for name in ("train", "evaluate", "_save_checkpoint")}
-    parts = [(teacher, "build_cache", READS), (teacher_caches, "build_cache", READS), (refresh, "write_text", WRITES)]
-    timed = [(module, name, part, getattr(module, name)) for module, name, part in parts]
     before = 0
 
     def train(trainer: Any, *given: Any, **named: Any) -> Any:
@@ -330,14 +315,11 @@ def _noted(watch: Watch, start: float) -> Iterator[None]:
 
     patched: Any = DistillTrainer
     patched.train, patched.evaluate, patched._save_checkpoint = train, evaluate, save
-    for module, name, part, work in timed:
-        setattr(module, name, watch.timed(part, work))
     try:
-        yield
+        with timed_parts(watch.now) as watch.parts:
+            yield
     finally:
         patched.train, patched.evaluate, patched._save_checkpoint = own.values()
-        for module, name, _, work in timed:
-            setattr(module, name, work)
 
 
 def by_peer(case: Case, where: Prepared, watch: Watch, start: float) -> None:

@@ -30,6 +30,7 @@ from srd.tasks.pydocs import load_pydocs
 
 TEACHER = "smollm2"
 STUDENT_LAYERS = 8
+READS, WRITES = "the teacher reads", "the student writes"  # parts of the time of a training
 
 
 @dataclass(frozen=True)
@@ -205,3 +206,32 @@ def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     """Cut a sequence into pieces of this size."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
+
+
+@contextlib.contextmanager
+def timed_parts(clock: Callable[[], float]) -> Iterator[dict[str, float]]:
+    """Keep what the teacher's reading and the student's writing ahead take of a training, by this clock."""
+    from srd.run import teacher_caches
+    from srd.run.steps import teacher
+    from srd.training import refresh
+
+    spent: dict[str, float] = {}
+
+    def timed(part: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*given: Any, **named: Any) -> Any:
+            before = clock()
+            done = work(*given, **named)
+            spent[part] = spent.get(part, 0.0) + clock() - before
+            return done
+
+        return run
+
+    parts = [(teacher, "build_cache", READS), (teacher_caches, "build_cache", READS), (refresh, "write_text", WRITES)]
+    own = [(module, name, part, getattr(module, name)) for module, name, part in parts]
+    for module, name, part, work in own:
+        setattr(module, name, timed(part, work))
+    try:
+        yield spent
+    finally:
+        for module, name, _, work in own:
+            setattr(module, name, work)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from benchmarks import conventional, detection, gpu, tables, won_back
+from benchmarks import conventional, detection, gpu, refresh, tables, won_back
 from benchmarks.lengths import log_normal_lengths
 from benchmarks.workload import padded_share
 
@@ -306,3 +306,12 @@ def test_rows_that_a_sweep_has_read_are_marked_again_without_a_model(tmp_path: P
     assert told[2].startswith("| 25% | none | 80 |") and told[3].startswith("| 25% | swapped | 20 |") and len(told) == 4
     with pytest.raises(SystemExit, match="no cells"):
         detection.read_before(tmp_path / "nowhere")
+
+
+def test_what_longer_schedules_cost_follows_from_what_is_paid_once_and_in_every_pass() -> None:
+    off = {refresh.WRITES: 0.0, refresh.READS: 10.0, "a pass": 5.0, "processor": 50.0, "memory_peak": 2.0**30}
+    stage = {refresh.WRITES: 20.0, refresh.READS: 10.0, "a pass": 5.0, "processor": 70.0, "memory_peak": 2.0**30}
+    text = refresh.table({"off-policy": off, refresh.STAGE: stage})
+    assert f"| {refresh.STAGE} | 20.0 s | 10.0 s | 5.0 s | 70.0 s | 1.40 | 1,024 MiB | 1.00 |" in text
+    assert "| baseline, 20 passes | 110 s | 130 s | 1.18 |" in text
+    assert "| SRD, 3 stages of 8 passes | 68 s | 105 s | 1.56 |" in text
