@@ -72,8 +72,8 @@ def read_arms(folder: Path, path: Path) -> dict[float, dict[str, Arm]]:
 def _add(arm: Arm, cell: Cell, place: Path) -> None:
     run, seed = read_run(place), cell.seeds["seed"]
     arm.folders[seed] = place
-    arm.scores[seed] = _scores(place, run.main_arm)
-    arm.summaries.append(run.summary(f"train/{run.main_arm}"))
+    arm.scores[seed] = _scores(place, run.main_variant)
+    arm.summaries.append(run.summary(f"train/{run.main_variant}"))
     if "teacher" in run.evaluation:
         arm.teachers[seed] = _scores(place, "teacher")
 

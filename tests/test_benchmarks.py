@@ -228,34 +228,36 @@ def test_a_system_that_fails_costs_no_other_its_figures(on_tiny_models: dict[str
 def test_what_is_won_back_is_paired_by_seed_and_question() -> None:
     draw = np.random.default_rng(0)
     questions = {seed: draw.normal(25, 10, 200 + seed) for seed in (0, 1, 2)}  # hard and easy ones, other for each seed
-    arms = {
+    variants = {
         name: {s: own + gain for s, own in questions.items()}
         for name, gain in (("kd", 0.0), ("oracle", 4.0), ("drop", 3.0))
     }
-    assert won_back.difference(arms["drop"], arms["kd"]) == pytest.approx(
+    assert won_back.difference(variants["drop"], variants["kd"]) == pytest.approx(
         (3, 3, 3)
     )  # the spread of questions is none of it
-    assert won_back.won_back(arms["drop"], arms["kd"], arms["oracle"]) == pytest.approx((0.75, 0.75, 0.75))
-    arms["drop"][1] = arms["drop"][1] - 3
-    value, low, high = won_back.won_back(arms["drop"], arms["kd"], arms["oracle"]) or (0, 0, 0)
+    assert won_back.won_back(variants["drop"], variants["kd"], variants["oracle"]) == pytest.approx((0.75, 0.75, 0.75))
+    variants["drop"][1] = variants["drop"][1] - 3
+    value, low, high = won_back.won_back(variants["drop"], variants["kd"], variants["oracle"]) or (0, 0, 0)
     assert value == pytest.approx(0.5)
     assert (low, high) == pytest.approx((0, 0.75))  # the seed that gained nothing may be drawn alone, or not at all
-    del arms["drop"][1]
-    assert won_back.difference(arms["drop"], arms["kd"]) == pytest.approx((3, 3, 3))  # over the seeds that both have
+    del variants["drop"][1]
+    assert won_back.difference(variants["drop"], variants["kd"]) == pytest.approx(
+        (3, 3, 3)
+    )  # over the seeds that both have
 
 
 def test_a_choice_gets_in_by_the_interval_over_all_shares_or_by_being_simpler() -> None:
     draw = np.random.default_rng(0)
     gains = {"three stages": 0.0, "kd": -1.0, "better": 2.0, "worse": -2.0, "one stage": 0.0, "equal": 0.0}
 
-    def arm(gain: float, seeds: int = 3) -> won_back.Arm:
+    def variant(gain: float, seeds: int = 3) -> won_back.Variant:
         scores = {seed: own + gain + (draw.normal(0, 1, 100) if gain == 0 else 0) for seed, own in asked.items()}
-        return won_back.Arm(scores={seed: scores[seed] for seed in range(seeds)}, summaries=[
+        return won_back.Variant(scores={seed: scores[seed] for seed in range(seeds)}, summaries=[
             {"examples": 600, "steps": 38, "training_seconds": 8.0}
         ])  # fmt: skip
 
     asked = {seed: draw.normal(25, 10, 100) for seed in range(3)}
-    found = {share: {label: arm(gain) for label, gain in gains.items()} for share in (0.0, 0.4)}
+    found = {share: {label: variant(gain) for label, gain in gains.items()} for share in (0.0, 0.4)}
     found[0.4].pop("equal")  # the time ended
     table = won_back.choices_table(found)
     said = {row.split(" | ")[0].strip("| "): row for row in table.splitlines()}
@@ -263,14 +265,14 @@ def test_a_choice_gets_in_by_the_interval_over_all_shares_or_by_being_simpler() 
     assert said["one stage"].rstrip(" |").endswith("level, and simpler: gets in")
     assert said["equal"].count("–") == 1 and said["equal"].rstrip(" |").endswith("level")  # by what there is
     assert "kd" not in said and "three stages" not in said
-    assert "less three stages" in won_back.arms_table(found, teachers=False, other="three stages")
+    assert "less three stages" in won_back.variants_table(found, teachers=False, other="three stages")
 
 
 def test_nothing_is_won_back_where_the_oracle_is_not_surely_ahead() -> None:
     draw = np.random.default_rng(0)
-    arms = [{seed: draw.normal(25, 10, 50) for seed in (0, 1)} for _ in range(3)]
-    assert np.isnan((won_back.won_back(*arms) or (0, 0, 0))[1:]).all()
-    assert won_back.difference(arms[0], {}) is None
+    variants = [{seed: draw.normal(25, 10, 50) for seed in (0, 1)} for _ in range(3)]
+    assert np.isnan((won_back.won_back(*variants) or (0, 0, 0))[1:]).all()
+    assert won_back.difference(variants[0], {}) is None
 
 
 def test_rows_that_a_sweep_has_read_are_marked_again_without_a_model(tmp_path: Path) -> None:

@@ -241,8 +241,8 @@ def test_a_family_that_cannot_be_decoded_is_refused() -> None:
 # -------------------------------------------------------------------------------------------- whole runs
 
 
-def finite_losses(run_dir: Path, arm: str) -> list[float]:
-    losses = [row["loss"] for row in logged(run_dir) if row["arm"] == arm and "loss" in row]
+def finite_losses(run_dir: Path, variant: str) -> list[float]:
+    losses = [row["loss"] for row in logged(run_dir) if row["arm"] == variant and "loss" in row]
     assert losses and all(loss == loss and loss < 1e4 for loss in losses)
     return losses
 

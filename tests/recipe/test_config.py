@@ -266,10 +266,10 @@ def test_the_resolved_recipe_reads_the_same(source: str, recipe: Any, tmp_path: 
 
 def test_baselines_say_what_they_change(recipe: Any) -> None:
     loaded = recipe(FULL)
-    assert list(loaded.arms) == ["kd", "sft", "other", "srd"]
-    kd, other, main = loaded.arms["kd"], loaded.arms["other"], loaded.arms["srd"]
+    assert list(loaded.variants) == ["kd", "sft", "other", "srd"]
+    kd, other, main = loaded.variants["kd"], loaded.variants["other"], loaded.variants["srd"]
     assert kd.curriculum is None and kd.epochs == 3 and kd.method.name == "kd" and kd.lora.r == 4
-    assert kd.objective == main.objective and loaded.arms["sft"].lora is None
+    assert kd.objective == main.objective and loaded.variants["sft"].lora is None
     assert other.curriculum == main.curriculum and other.objective.parameters == {}
     assert other.model_copy(update={"objective": main.objective}).model_dump(exclude={"cleaning"}) == main.model_dump()
 
@@ -284,7 +284,7 @@ def test_a_value_that_the_curriculum_replaces_is_refused(key: str, recipe: Any) 
         recipe(SMALLEST, remedy)
     for used in ("training.curriculum=null", "baselines.kd.curriculum=null"):
         loaded = recipe(SMALLEST, f"training.{key}=0.5", used)
-        assert getattr(loaded.arms["kd"], key) == 0.5
+        assert getattr(loaded.variants["kd"], key) == 0.5
         recipe(recipe_yaml(loaded))
     plus = recipe(SMALLEST, "training.curriculum={preset: plus}", f"training.{key}=0.5")  # whose curriculum takes it
     assert plus.training.curriculum.schedule(key) == [0.5]
@@ -292,7 +292,7 @@ def test_a_value_that_the_curriculum_replaces_is_refused(key: str, recipe: Any) 
 
 def test_a_recipe_without_curriculum_is_its_method(recipe: Any) -> None:
     loaded = recipe(SMALLEST, "training.curriculum=false", "training.method=gkd")
-    assert loaded.training.label == "gkd" and list(loaded.arms) == ["gkd"]
+    assert loaded.training.label == "gkd" and list(loaded.variants) == ["gkd"]
 
 
 def test_preparing_trainings_default_to_fine_tuning(recipe: Any) -> None:

@@ -237,18 +237,21 @@ def test_whole_flow(family: str, names: list[str], tmp_path: Path, short_answers
             close(run)
         metrics = read_json(run.folder / "evaluation/metrics.json")
         label = recipe.training.label
-        expected = {"student", *recipe.arms} | ({"teacher"} if recipe.evaluation.models is None else set())
+        expected = {"student", *recipe.variants} | ({"teacher"} if recipe.evaluation.models is None else set())
         assert set(metrics) == expected, name
         task = recipe.evaluation.tasks[0].name
         assert set(metrics[label]) == {"test", task}, name
         assert TASKS.get(task).primary in metrics[label][task], name
         steps = read_json(run.folder / "manifest.json")["steps"]
-        for arm in recipe.arms:
-            stages, passes = (3, 1.5) if arm == "srd" else (1, 1.0)
-            summary = steps[f"train/{arm}"]["summary"]
-            assert (summary["stages"], summary["passes"]) == (stages, passes), (name, arm)
+        for variant in recipe.variants:
+            stages, passes = (3, 1.5) if variant == "srd" else (1, 1.0)
+            summary = steps[f"train/{variant}"]["summary"]
+            assert (summary["stages"], summary["passes"]) == (stages, passes), (name, variant)
             # A method that two recipes of a family name is one and the same training.
-            finished = steps[f"train/{arm}"]["finished"]
-            assert name.endswith(("-teacher", "-sft")) or trained.setdefault(arm, finished) == finished, (name, arm)
+            finished = steps[f"train/{variant}"]["finished"]
+            assert name.endswith(("-teacher", "-sft")) or trained.setdefault(variant, finished) == finished, (
+                name,
+                variant,
+            )
         assert ("reflection" in steps) == (label == "srd"), name
         assert load_file(run.folder / "student/model.safetensors"), name

@@ -143,11 +143,11 @@ def rank(scores: list[dict[str, Any]], stages: int = 3, select: float = 0.75) ->
     return rows
 
 
-def curve(arm: str, stages: int, source: random.Random) -> list[dict[str, Any]]:
-    """Make the log of an arm: nine passes in one stage, or three epochs of 25, 50 and 75 percent."""
+def curve(variant: str, stages: int, source: random.Random) -> list[dict[str, Any]]:
+    """Make the log of a variant: nine passes in one stage, or three epochs of 25, 50 and 75 percent."""
     rows: list[dict[str, Any]] = []
     passes, step = 0.0, 0
-    top = {"srd": 0.262, "kd": 0.247}.get(arm, 0.3)
+    top = {"srd": 0.262, "kd": 0.247}.get(variant, 0.3)
     for stage in range(stages):
         share = 0.25 * (stage + 1) if stages > 1 else 1.0
         epochs = 3 if stages > 1 else 6
@@ -157,7 +157,7 @@ def curve(arm: str, stages: int, source: random.Random) -> list[dict[str, Any]]:
             step += 1
             loss = 1.1 + 2.2 * math.exp(-passes / 1.1) + 0.25 * stage + source.gauss(0, 0.07)
             epoch = (tick + 1) / per_epoch
-            common = {"arm": arm, "stage": stage, "step": step, "epoch": epoch, "passes": passes}
+            common = {"arm": variant, "stage": stage, "step": step, "epoch": epoch, "passes": passes}
             rows.append(common | {"loss": loss, "kd_loss": loss * 0.9, "learning_rate": 1e-4})
             if (tick + 1) % per_epoch == 0:
                 rouge = 0.17 + (top - 0.17) * (1 - math.exp(-passes / 1.2)) + source.gauss(0, 0.002)

@@ -92,7 +92,7 @@ def test_costs_count_reflection_and_admit_more_time() -> None:
     assert (srd.total_seconds, srd.reflection_seconds) == (220, 110)
 
 
-def test_an_arm_ranked_at_random_pays_for_no_reflection() -> None:
+def test_an_variant_ranked_at_random_pays_for_no_reflection() -> None:
     recipe = {"training": {"curriculum": {}}, "baselines": {"random": {"curriculum": {"score": "random"}}}}
     steps = {"reflection": {"seconds": 9}, "train/random": {"seconds": 5}, "train/srd": {"seconds": 5}}
     models = models_of(make_run({}, recipe=recipe, manifest={"steps": steps}))

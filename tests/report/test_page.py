@@ -368,8 +368,8 @@ def test_what_was_logged_once_is_a_sentence_and_no_empty_plot(whole_run: Path, t
     other = tmp_path / "other"
     shutil.copytree(whole_run, other)
     lines = [
-        {"arm": arm, "stage": 0, "step": 9, "passes": 2, "eval_loss": loss}
-        for arm, loss in (("kd", 3.0212), ("srd", 2.9513))
+        {"arm": variant, "stage": 0, "step": 9, "passes": 2, "eval_loss": loss}
+        for variant, loss in (("kd", 3.0212), ("srd", 2.9513))
     ]
     said = "Validation loss, logged once in each training: Plain KD 3.021, SRD 2.951."
     text = page(lines)
@@ -377,8 +377,8 @@ def test_what_was_logged_once_is_a_sentence_and_no_empty_plot(whole_run: Path, t
     text = page([*lines, lines[1] | {"step": 18, "passes": 4}])
     assert said not in text and "<figcaption>Validation loss" in text
     losses = [
-        {"arm": arm, "stage": 0, "step": step, "passes": step, "loss": 2.0}
-        for arm, step in (("kd", 1), ("srd", 1), ("srd", 2))
+        {"arm": variant, "stage": 0, "step": step, "passes": step, "loss": 2.0}
+        for variant, step in (("kd", 1), ("srd", 1), ("srd", 2))
     ]
     drawn = re.search(r"<figcaption>Training loss.*?</figure>", page(losses), re.DOTALL)
     assert drawn and drawn[0].count("<circle") == 2 + 3  # the legend's, and one for each point

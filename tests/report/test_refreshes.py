@@ -35,7 +35,7 @@ def test_texts_from_refresh_to_refresh(tmp_path: Path) -> None:
     write_refresh(run_dir, 1, {**right, examples[3]["id"]: " "}, ended=4)
     run = read_run(run_dir)
     table, group = refreshes_section(run)
-    assert [each.step for each in refreshes_of(run, run.main_arm)] == [0, 3]
+    assert [each.step for each in refreshes_of(run, run.main_variant)] == [0, 3]
     assert table is not None and group is not None
     titles = [column.title for column in table.columns]
     first, second = (dict(zip(titles, row, strict=True)) for row in table.rows)

@@ -110,7 +110,7 @@ def test_counts_and_columns(done: TinyRun) -> None:
         assert metrics["weight"] == pytest.approx(0.8 + stage / 10)
 
 
-def test_every_step_of_every_arm_is_logged_once(done: TinyRun) -> None:
+def test_every_step_of_every_variant_is_logged_once(done: TinyRun) -> None:
     rows = logged(done.run_dir)
     assert {(row["arm"], row["stage"]) for row in rows} == {("kd", 0), ("srd", 0), ("srd", 1), ("srd", 2)}
     losses = [(row["arm"], row["stage"], row["step"]) for row in rows if "loss" in row]

@@ -77,7 +77,7 @@ def test_known_models_have_their_published_size(name: str, parameters: int) -> N
 def test_shipped_recipes_are_planned_without_a_network(name: str) -> None:
     recipe = load_recipe(name)
     plan = make_plan(recipe)
-    assert {phase.name for phase in plan.phases} >= {f"train/{arm}" for arm in recipe.arms}
+    assert {phase.name for phase in plan.phases} >= {f"train/{variant}" for variant in recipe.variants}
     assert plan.flops > 1e15
     assert plan.memory > 1e9
     assert {recipe.teacher.model, recipe.student.model} <= set(known_models())

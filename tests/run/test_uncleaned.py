@@ -103,7 +103,7 @@ def test_the_report_says_what_was_found_and_what_each_had(done: TinyRun) -> None
     models = models_of(run)
     assert [model.name for model in models] == ["Teacher", "Initial student", "Plain KD, uncleaned", "SRD"]
     assert "cleaning included). Plain KD, uncleaned, is what comes without cleaning" in " ".join(headline(run, models))
-    assert [line.name for line in curve_series(run, [*run.arms], "loss", False)] == ["Plain KD, uncleaned", "SRD"]
+    assert [line.name for line in curve_series(run, [*run.variants], "loss", False)] == ["Plain KD, uncleaned", "SRD"]
     assert {f"{name}, rows as they came" for name in AGAIN[:-1]} <= step_seconds(run).keys()
     assert "Plain KD, uncleaned" in printed(run) and told.split(":")[0] in " ".join(printed(run).split())
     tables = tables_of(run)

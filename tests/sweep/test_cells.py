@@ -178,7 +178,7 @@ def test_points_that_are_not_there(tmp_path: Path, recipe_file: Path, label: str
 def test_shipped_sweeps_evaluate_models_that_there_are(name: str) -> None:
     for cell in lay_out(load_sweep(find_sweep(name)), find_sweep(name)):
         recipe = validate_recipe(cell.content, "test")
-        assert {*(recipe.evaluation.models or [])} <= {"teacher", "student", *recipe.arms}, cell.title
+        assert {*(recipe.evaluation.models or [])} <= {"teacher", "student", *recipe.variants}, cell.title
 
 
 def test_the_evidence_runs_what_matters_most_first() -> None:

@@ -35,8 +35,8 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def losses(run_dir: Path, arm: str) -> list[float]:
-    return [row["loss"] for row in logged(run_dir) if row["arm"] == arm and "loss" in row]
+def losses(run_dir: Path, variant: str) -> list[float]:
+    return [row["loss"] for row in logged(run_dir) if row["arm"] == variant and "loss" in row]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -36,8 +36,8 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
 
 def _refuse_idle(recipe: Recipe, given: Any) -> None:
     """Refuse a temperature or weight of `training` where every training takes its curriculum's instead."""
-    curricula = [training.curriculum for training in recipe.arms.values() if training.curriculum]
-    if not isinstance(given, dict) or len(curricula) < len(recipe.arms):
+    curricula = [training.curriculum for training in recipe.variants.values() if training.curriculum]
+    if not isinstance(given, dict) or len(curricula) < len(recipe.variants):
         return
     for key in ("temperature", "weight"):
         if key in given and any(set(each.schedule(key)) != {given[key]} for each in curricula):

@@ -294,7 +294,7 @@ class Recipe(Section):
         return value
 
     @model_validator(mode="after")
-    def _arms_differ(self) -> Self:
+    def _variants_differ(self) -> Self:
         taken = {self.training.label, "teacher", "student"}
         for name in self.baselines:
             usable = name.replace("-", "").replace("_", "").isalnum() and len(name) <= LONGEST_NAME
@@ -306,7 +306,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _adapters_do_not_pile_up(self) -> Self:
-        apart = [name for name, training in self.arms.items() if training.lora and not training.lora.merge]
+        apart = [name for name, training in self.variants.items() if training.lora and not training.lora.merge]
         if apart and self.student.adapter and not self.student.warm_start and not self.student.drop_layers:
             raise ValueError(
                 f"{apart[0]}: lora.merge is false, but the student has an adapter already (student.adapter), and a "
@@ -335,7 +335,7 @@ class Recipe(Section):
 
     def _each_is_asked_once(self) -> None:
         """Several teachers are read into caches, before any training."""
-        for name, training in {**self.arms, "student.warm_start": self.student.warm_start}.items():
+        for name, training in {**self.variants, "student.warm_start": self.student.warm_start}.items():
             writes = training is not None and (training.teacher_writes or training.on_pairs)
             if training is not None and (writes or (training.needs_teacher and training.on_policy)):
                 raise ValueError(
@@ -364,11 +364,11 @@ class Recipe(Section):
             return self
         if self.student.model is None:
             raise ValueError("student.model is missing: a teacher behind a server cannot be shortened to a student")
-        if self.cache.enabled is False and any(training.needs_teacher for training in self.arms.values()):
+        if self.cache.enabled is False and any(training.needs_teacher for training in self.variants.values()):
             raise ValueError(
                 "cache.enabled is false, but what a teacher behind a server says is kept and not asked again. Remove it"
             )
-        taught = {**self.arms, "student.warm_start": self.student.warm_start}
+        taught = {**self.variants, "student.warm_start": self.student.warm_start}
         for name, training in taught.items():
             if training is not None and training.needs_teacher and training.on_policy:
                 raise ValueError(
@@ -380,7 +380,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _pairs_are_written_once(self) -> Self:
-        methods: list[Any] = [training.method for training in self.arms.values() if training.on_pairs]
+        methods: list[Any] = [training.method for training in self.variants.values() if training.on_pairs]
         if len({(method.temperature, method.top_p) for method in methods}) > 1:
             raise ValueError(
                 f"the trainings with {methods[0].name} have different temperature or top_p, and their texts are "
@@ -390,7 +390,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _cache_foresees(self) -> Self:
-        taught = [training for training in self.arms.values() if training.needs_teacher]
+        taught = [training for training in self.variants.values() if training.needs_teacher]
         if self.cache.enabled and self.teacher.source:
             raise ValueError(
                 f"cache.enabled is true, but teacher.source is {self.teacher.source}, which reads no cache. Remove one"
@@ -433,7 +433,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _scores_are_of_one_student(self) -> Self:
         """A score joins what a reflection says with what is read beside it: by the same student, of the same text."""
-        ranked = {label: training.curriculum.score for label, training in self.arms.items() if training.curriculum}
+        ranked = {label: training.curriculum.score for label, training in self.variants.items() if training.curriculum}
         for label, score in ranked.items():
             needs = measured_needs(score) - {"likeness"}
             names = ", ".join(sorted({each.name for each in scores_of(score) if each.needs & needs}))
@@ -483,7 +483,7 @@ class Recipe(Section):
         return [model for model in models if model.model and getattr(model, "endpoint", None) is None]
 
     @property
-    def arms(self) -> dict[str, TrainingConfig]:
+    def variants(self) -> dict[str, TrainingConfig]:
         """Every training that is compared at the end, by label, the main one last."""
         return {**self.baselines, self.training.label: self.training}
 
@@ -500,4 +500,4 @@ class Recipe(Section):
     @property
     def student_trainings(self) -> list[TrainingConfig]:
         """Every training of the student: those that are compared, and its warm start."""
-        return [*self.arms.values(), *([self.student.warm_start] if self.student.warm_start else [])]
+        return [*self.variants.values(), *([self.student.warm_start] if self.student.warm_start else [])]

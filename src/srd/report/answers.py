@@ -85,7 +85,7 @@ def training_answers(run: RunFiles) -> list[Group]:
         facts += [str(example["corruption"])] if example.get("corruption") else []
         answers = [Answer("Student before", before[example_id]["response"] if example_id in before else None)]
         if (row := after.get(example_id)) is not None:
-            answers.append(scored(f"{run.name_of(str(row.get('model', run.main_arm)))} after", row, "ours"))
+            answers.append(scored(f"{run.name_of(str(row.get('model', run.main_variant)))} after", row, "ours"))
         return card(f"#{rank['rank']:.0f}", example, facts, answers)
 
     made = [Group(*GROUPS[name], [one(key) for key in group if key in examples]) for name, group in groups.items()]

@@ -12,7 +12,7 @@ from srd.report.reading import RunFiles
 
 def next_steps(run: RunFiles) -> list[tuple[str, str]]:
     """What to do with the student, and the command; nothing where there is none yet."""
-    student = run.files.student(run.main_arm)
+    student = run.files.student(run.main_variant)
     if not student.is_dir():
         return []
     folder, name = run.run_dir, re.sub(r"[^\w.-]+", "-", str(run.recipe.get("name") or "student")).strip("-.")

@@ -66,9 +66,9 @@ class Model:
 
 def models_of(run: RunFiles) -> list[Model]:
     """Collect every evaluated or trained model: teacher, initial student, baselines, the main training's."""
-    arms = [step.removeprefix("train/") for step in run.steps if step.startswith("train/")]
-    keys = list(dict.fromkeys([*run.evaluation, *(arm for arm in arms if arm not in PREPARATIONS)]))
-    places = [*GIVEN_MODELS, *run.arms]
+    variants = [step.removeprefix("train/") for step in run.steps if step.startswith("train/")]
+    keys = list(dict.fromkeys([*run.evaluation, *(variant for variant in variants if variant not in PREPARATIONS)]))
+    places = [*GIVEN_MODELS, *run.variants]
     # What the recipe does not name stands after the teacher and the student, before the trainings it names.
     keys.sort(key=lambda key: places.index(key) if key in places else len(GIVEN_MODELS) - 0.5)
     return [model_of(run, key) for key in keys]

@@ -29,7 +29,7 @@ CURVES = (
 )
 
 
-def arm_colors(keys: Sequence[str]) -> dict[str, str]:
+def variant_colors(keys: Sequence[str]) -> dict[str, str]:
     """Give every model or training its CSS colour, the same in all plots of a page."""
     others = [key for key in dict.fromkeys(keys) if key not in KNOWN_COLORS]
     colors = {key: f"var(--arm-{key})" for key in keys if key in KNOWN_COLORS}
@@ -45,7 +45,7 @@ def stage_color(stage: int, stages: int) -> str:
 def score_bars(run: RunFiles, models: Sequence[Model]) -> Markup:
     """Draw the score of every evaluated model, with its spread."""
     primary = primary_metrics(list(models))
-    colors = arm_colors([*run.arms, *(model.key for model in models)])
+    colors = variant_colors([*run.variants, *(model.key for model in models)])
     bars = []
     for model in models:
         score = overall_score(model, primary)
@@ -69,7 +69,7 @@ def time_bars(run: RunFiles) -> Markup:
     """Draw how long each step took."""
     timed = step_seconds(run)
     total = math.fsum(timed.values())
-    colors = {f"train/{arm}": color for arm, color in arm_colors(list(run.arms)).items()}
+    colors = {f"train/{variant}": color for variant, color in variant_colors(list(run.variants)).items()}
     bars = []
     for step, seconds in timed.items():
         share = f" · {percent(seconds / total)}" if total > 0 else ""
@@ -79,22 +79,22 @@ def time_bars(run: RunFiles) -> Markup:
 
 def training_curves(run: RunFiles) -> dict[str, Markup]:
     """Draw validation ROUGE-L, validation loss and training loss of the compared trainings: caption -> plot."""
-    arms = compared_arms(run)
-    drawn = {caption: curve(run, arms, key, label, caption, markers) for key, label, caption, markers in CURVES}
+    variants = compared_variants(run)
+    drawn = {caption: curve(run, variants, key, label, caption, markers) for key, label, caption, markers in CURVES}
     return {caption: plot for caption, plot in drawn.items() if plot}
 
 
-def compared_arms(run: RunFiles) -> list[str]:
+def compared_variants(run: RunFiles) -> list[str]:
     """Return the trainings that were logged, in their order, without those that prepare teacher and student."""
-    arms = dict.fromkeys(str(row.get("arm")) for row in run.metrics)
-    return [arm for arm in arms if arm not in PREPARATIONS]
+    variants = dict.fromkeys(str(row.get("arm")) for row in run.metrics)
+    return [variant for variant in variants if variant not in PREPARATIONS]
 
 
 def measured_once(run: RunFiles) -> list[str]:
     """Say what has a single value in each training, where a curve would be an empty frame: a sentence for each."""
     sentences = []
     for key, _, caption, markers in CURVES:
-        series = curve_series(run, compared_arms(run), key, markers)
+        series = curve_series(run, compared_variants(run), key, markers)
         if series and not any(len(line.points) > 1 for line in series):
             values = ", ".join(f"{line.name} {line.points[0][1]:.4g}" for line in series)
             sentences.append(f"{caption}, logged once in each training: {values}.")
@@ -107,29 +107,29 @@ def preparation_curves(run: RunFiles) -> dict[str, Markup]:
     return {"Training loss": plot} if plot else {}
 
 
-def curve(run: RunFiles, arms: Sequence[str], key: str, label: str, title: str, markers: bool) -> Markup:
+def curve(run: RunFiles, variants: Sequence[str], key: str, label: str, title: str, markers: bool) -> Markup:
     """Draw one logged value of all trainings over the passes, stages shaded; nothing where none has two points."""
-    series = curve_series(run, arms, key, markers)
+    series = curve_series(run, variants, key, markers)
     if not any(len(line.points) > 1 for line in series):
         return Markup("")
     markers = markers or any(len(line.points) == 1 for line in series)  # a line of one point is not seen
-    bands = stage_bands(run.metrics, run.main_arm) if run.main_arm in arms else []
+    bands = stage_bands(run.metrics, run.main_variant) if run.main_variant in variants else []
     x_label = "passes over the training set"
     plot = line_plot(series, title=title, x_label=x_label, y_label=label, bands=bands, markers=markers)
     return legend(series) + plot
 
 
-def curve_series(run: RunFiles, arms: Sequence[str], key: str, markers: bool) -> list[Series]:
+def curve_series(run: RunFiles, variants: Sequence[str], key: str, markers: bool) -> list[Series]:
     """Return the points of one logged value, a series for every training that has one."""
-    colors = arm_colors([*run.arms, *arms])
+    colors = variant_colors([*run.variants, *variants])
     factor = 100.0 if key == "eval_rouge_l" else 1.0
     series = []
-    for arm in arms:
-        rows, name = logged(run.metrics, arm, key), run.name_of(arm)
+    for variant in variants:
+        rows, name = logged(run.metrics, variant, key), run.name_of(variant)
         points = [(finite(row, "passes"), factor * finite(row, key)) for row in rows]
         titles = [point_title(name, row, y) for row, (_, y) in zip(rows, points, strict=True)] if markers else []
         if points:
-            series.append(Series(name, colors[arm], points if markers else thin(points), titles))
+            series.append(Series(name, colors[variant], points if markers else thin(points), titles))
     return series
 
 
@@ -141,21 +141,21 @@ def point_title(name: str, row: Row, value: float) -> str:
     return f"{name}{stage}{where}: {value:.4g}"
 
 
-def logged(metrics: Sequence[Row], arm: str, key: str) -> list[Row]:
+def logged(metrics: Sequence[Row], variant: str, key: str) -> list[Row]:
     """Return the lines of a training that carry a value, by passes; of a step logged twice, the last."""
     rows: dict[object, Row] = {}
     for row in metrics:
-        if row.get("arm") == arm and key in row and math.isfinite(finite(row, "passes")):
+        if row.get("arm") == variant and key in row and math.isfinite(finite(row, "passes")):
             rows[row.get("stage"), row.get("step", row["passes"])] = row
     return sorted(rows.values(), key=lambda row: float(row["passes"]))
 
 
-def stage_bands(metrics: Sequence[Row], arm: str) -> list[Band]:
+def stage_bands(metrics: Sequence[Row], variant: str) -> list[Band]:
     """Find where each stage of a training lies on the axis of passes; none where there is a single stage."""
     ends: dict[int, float] = {}
     for row in metrics:
         passes = finite(row, "passes")
-        if row.get("arm") == arm and isinstance(row.get("stage"), int) and math.isfinite(passes):
+        if row.get("arm") == variant and isinstance(row.get("stage"), int) and math.isfinite(passes):
             ends[row["stage"]] = max(passes, ends.get(row["stage"], 0.0))
     if len(ends) < 2:
         return []

@@ -137,7 +137,7 @@ def comparison_section(run: RunFiles, models: list[Model]) -> dict[str, Any]:
 
 def training_section(run: RunFiles) -> dict[str, Any]:
     """The curves of the compared trainings and of those before them."""
-    main = run.arms[run.main_arm]
+    main = run.variants[run.main_variant]
     staged = main.get("curriculum") is not None and main.get("select_by") != "last"
     stages = stages_of(run)
     changed = changed_answers(run, stages)
@@ -196,7 +196,7 @@ def record_section(run: RunFiles) -> dict[str, Any]:
         for title, values in lists.items()
         if values
     }
-    files = {**FILES, f"{run.files.student(run.main_arm).relative_to(run.run_dir)}/": "the student"}
+    files = {**FILES, f"{run.files.student(run.main_variant).relative_to(run.run_dir)}/": "the student"}
     there = {name: what for name, what in files.items() if (run.run_dir / name).exists()}
     return {"warnings": run.manifest.get("warnings") or [], "records": records, "files": there}
 

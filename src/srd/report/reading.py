@@ -64,7 +64,7 @@ class RunFiles:
     @property
     def files(self) -> RunFolder:
         """The names in the run directory."""
-        return RunFolder(self.run_dir, self.main_arm)
+        return RunFolder(self.run_dir, self.main_variant)
 
     @property
     def steps(self) -> dict[str, Row]:
@@ -77,14 +77,14 @@ class RunFiles:
         steps = read_file(RunFolder(self.files.uncleaned, "").manifest, parse_json, {}).get("steps") or {}
         return {name: step for name, step in steps.items() if not name.startswith("train/")}
 
-    def takes_uncleaned(self, arm: str) -> bool:
+    def takes_uncleaned(self, variant: str) -> bool:
         """Whether a training has the rows as they came, where others have cleaned ones."""
         action = ((self.recipe.get("data") or {}).get("cleaning") or {}).get("action", "off")
-        return self.arms.get(arm, {}).get("cleaning") is False and changes_rows(action)
+        return self.variants.get(variant, {}).get("cleaning") is False and changes_rows(action)
 
-    def name_of(self, arm: str) -> str:
+    def name_of(self, variant: str) -> str:
         """What a reader sees of a model or training everywhere."""
-        return model_name(arm, self.takes_uncleaned(arm))
+        return model_name(variant, self.takes_uncleaned(variant))
 
     def summary(self, step: str) -> Row:
         """Return the free-form numbers of a step, empty where it has not run."""
@@ -96,7 +96,7 @@ class RunFiles:
         return float(value) if value is not None else None
 
     @property
-    def arms(self) -> dict[str, Row]:
+    def variants(self) -> dict[str, Row]:
         """The trainings that the recipe compares and their settings, by name, the main one last."""
         main = self.recipe.get("training") or {"curriculum": {}}
         chosen = main.get("method") or "kd"
@@ -107,13 +107,13 @@ class RunFiles:
         }
 
     @property
-    def main_arm(self) -> str:
+    def main_variant(self) -> str:
         """Name of the main training, which the curriculum and the final student belong to."""
-        return list(self.arms)[-1]
+        return list(self.variants)[-1]
 
-    def reflection_seconds(self, arm: str) -> float | None:
+    def reflection_seconds(self, variant: str) -> float | None:
         """Return what reflection and ranking took, for a training that learns from them and where it was measured."""
-        curriculum = self.arms.get(arm, {}).get("curriculum")
+        curriculum = self.variants.get(variant, {}).get("curriculum")
         if curriculum is None or curriculum.get("order") == "fresh":
             return None  # fresh: drawn from all the data, whatever the ranks
         if not asks_student(curriculum.get("score") or "fused"):

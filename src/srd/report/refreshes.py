@@ -34,10 +34,10 @@ class Refresh(NamedTuple):
         return f"Stage {self.stage + 1}, step {self.step}"
 
 
-def refreshes_of(run: RunFiles, arm: str) -> list[Refresh]:
+def refreshes_of(run: RunFiles, variant: str) -> list[Refresh]:
     """The refreshes of a training that are there, in their order."""
     found = []
-    for path in run.files.stages(arm).glob("*/rollouts/*.parquet"):
+    for path in run.files.stages(variant).glob("*/rollouts/*.parquet"):
         stage, number = path.parts[-3], path.stem
         if stage.isdigit() and number.isdigit():
             about = read_file(path, read_about, {})
@@ -50,8 +50,8 @@ def refreshes_of(run: RunFiles, arm: str) -> list[Refresh]:
 
 def refreshes_section(run: RunFiles) -> tuple[Table | None, Group | None]:
     """A table of the refreshes of all trainings, and answers of the last of them that has any."""
-    by_arm = {arm: refreshes_of(run, arm) for arm in run.arms}
-    written = {arm: refreshes for arm, refreshes in by_arm.items() if refreshes}
+    by_variant = {variant: refreshes_of(run, variant) for variant in run.variants}
+    written = {variant: refreshes for variant, refreshes in by_variant.items() if refreshes}
     if not written:
         return None, None
     return refresh_table(run, written), changed_texts(run, list(written.values())[-1])
@@ -68,14 +68,19 @@ def refresh_table(run: RunFiles, written: dict[str, list[Refresh]]) -> Table:
     examples = by_id(read_parquet(run.files.examples("train"), names, ["id", "references"]))
     references = {name: list(row["references"]) for name, row in examples.items()}
     rows: list[list[Cell]] = []
-    for arm, refreshes in written.items():
+    for variant, refreshes in written.items():
         before: dict[str, Any] = {}
         shown = evenly(refreshes, ROWS)
         for refresh in refreshes:
             texts = {name: str(row["response"]) for name, row in refresh.answers.items()}
-            cells = [*_counts(refresh), likeness(texts, references), likeness(texts, before), _drift(run, arm, refresh)]
+            cells = [
+                *_counts(refresh),
+                likeness(texts, references),
+                likeness(texts, before),
+                _drift(run, variant, refresh),
+            ]
             if refresh in shown:
-                rows.append([run.name_of(arm), refresh.title, *(v if math.isfinite(v) else None for v in cells)])
+                rows.append([run.name_of(variant), refresh.title, *(v if math.isfinite(v) else None for v in cells)])
             before |= {name: [text] for name, text in texts.items() if text.strip()}
     return Table(columns, rows).without_empty_columns()
 
@@ -101,12 +106,12 @@ def likeness(texts: dict[str, str], others: dict[str, list[str]]) -> float:
     return 100 * float(rouge_l_many([texts[name] for name in both], [others[name] for name in both]).mean())
 
 
-def _drift(run: RunFiles, arm: str, refresh: Refresh) -> float:
+def _drift(run: RunFiles, variant: str, refresh: Refresh) -> float:
     """The last drift that was logged on the text of a refresh, in nats a token."""
     logged = [
         finite(row, "drift")
         for row in run.metrics
-        if row.get("arm") == arm and row.get("stage") == refresh.stage and "drift" in row
+        if row.get("arm") == variant and row.get("stage") == refresh.stage and "drift" in row
         and refresh.step < finite(row, "step") <= refresh.end
     ]  # fmt: skip
     return logged[-1] if logged else math.nan

@@ -29,8 +29,8 @@ class Stage(NamedTuple):
 def stages_of(run: RunFiles) -> list[Stage]:
     """The stages that are done, in their order."""
     found: list[Stage] = []
-    while metrics := _metrics(run.files.stages(run.main_arm) / str(len(found))):
-        answers = read_json_lines(run.files.stages(run.main_arm) / str(len(found)) / ANSWERS_FILE)
+    while metrics := _metrics(run.files.stages(run.main_variant) / str(len(found))):
+        answers = read_json_lines(run.files.stages(run.main_variant) / str(len(found)) / ANSWERS_FILE)
         found.append(Stage(len(found) + 1, metrics, by_id(answers)))
     return found
 

@@ -28,7 +28,7 @@ def escape(text: str) -> str:
 
 def places(run: RunFiles) -> list[str]:
     """Name the student, the report and the number of warnings, those that there are."""
-    student, report = run.files.student(run.main_arm), run.files.report
+    student, report = run.files.student(run.main_variant), run.files.report
     lines = [f"Student: {student}"] if student.is_dir() else []
     lines += [f"Report: {report}"] if report.is_file() else []
     if warnings := len(run.manifest.get("warnings") or []):

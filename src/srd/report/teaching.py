@@ -20,10 +20,10 @@ def alignment_table(run: RunFiles) -> Table | None:
         Column("Teacher's mass on shared tokens", show=SHARE),
     ]  # fmt: skip
     rows: list[list[Cell]] = []
-    for arm in run.arms:
-        told = run.summary(f"train/{arm}")
+    for variant in run.variants:
+        told = run.summary(f"train/{variant}")
         if "supervised" in told:
-            rows.append([run.name_of(arm), *(told.get(name) for name in ("supervised", "by_chunks", "mass"))])
+            rows.append([run.name_of(variant), *(told.get(name) for name in ("supervised", "by_chunks", "mass"))])
     return Table(columns, rows).without_empty_columns() if rows else None
 
 

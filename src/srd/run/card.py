@@ -53,7 +53,7 @@ class Card:
 
     def __init__(self, run: Run, label: str) -> None:
         self.run, self.label = run, label
-        self.recipe, self.training = run.recipe, run.recipe.arms[label]
+        self.recipe, self.training = run.recipe, run.recipe.variants[label]
         main = label == run.recipe.training.label
         self.title = run.recipe.name if main else f"{run.recipe.name}-{label}"
         self.results: dict[str, Any] = read_json(run.files.results, {})

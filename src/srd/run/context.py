@@ -131,7 +131,7 @@ class Run(RecipeModels):
         check_inputs_outside(self.recipe, self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock(self.files.lock, "--run-dir")
-        for config in self.recipe.arms.values():
+        for config in self.recipe.variants.values():
             micro_batch_size(config)  # refuses a number of processes that does not fit
 
     def close(self) -> None:

@@ -40,7 +40,7 @@ def planned_steps(recipe: Recipe, *wanted: str) -> list[Step]:
 
 def _made(recipe: Recipe, outlines: Sequence[Outline]) -> list[Step]:
     """What makes the steps of an outline."""
-    trainings = (Uncleaned(label) if recipe.takes_uncleaned(label) else Training(label) for label in recipe.arms)
+    trainings = (Uncleaned(label) if recipe.takes_uncleaned(label) else Training(label) for label in recipe.variants)
     made: dict[str, Step] = {step.name: step for step in [*(step() for step in STEPS), *trainings]}
     return [made[each.name] for each in outlines]
 
@@ -100,4 +100,7 @@ def cleaned_steps(recipe: Recipe) -> list[str]:
 
 def training_steps(recipe: Recipe) -> list[str]:
     """Names of the compared trainings' steps, and of the ranking that the main one goes by."""
-    return [*(["ranking"] if recipe.training.curriculum is not None else []), *(f"train/{arm}" for arm in recipe.arms)]
+    return [
+        *(["ranking"] if recipe.training.curriculum is not None else []),
+        *(f"train/{variant}" for variant in recipe.variants),
+    ]

@@ -111,7 +111,9 @@ def _gradient_bytes(recipe: Recipe, plan: Plan, phase: Phase, nodes: int) -> flo
     if phase.step == "teacher" and recipe.teacher.sft is not None:
         trained = trained_parameters(plan.teacher, recipe.teacher.sft)
     else:
-        trained = trained_parameters(plan.student, recipe.arms.get(phase.step.removeprefix("train/"), recipe.training))
+        trained = trained_parameters(
+            plan.student, recipe.variants.get(phase.step.removeprefix("train/"), recipe.training)
+        )
     return 2.0 * (nodes - 1) / nodes * 4 * trained
 
 

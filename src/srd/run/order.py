@@ -256,7 +256,7 @@ class Training(Outline):
         self.name = f"train/{label}"
 
     def after(self, recipe: Recipe) -> tuple[str, ...]:
-        training = recipe.arms[self.label]
+        training = recipe.variants[self.label]
         steps = ["examples", *cleaning_steps(recipe), "student"]
         if needs_teacher(training):
             steps += ["teacher", *teaching_steps(recipe, training)]
@@ -265,7 +265,7 @@ class Training(Outline):
         return tuple(steps)
 
     def cost(self, facts: Facts) -> Phase:
-        training = facts.recipe.arms[self.label]
+        training = facts.recipe.variants[self.label]
         return training_phase(self.name, training, facts, runs_live(facts, training))
 
 
@@ -292,7 +292,7 @@ class Evaluation(Outline):
 
     def after(self, recipe: Recipe) -> tuple[str, ...]:
         ranking = ("ranking",) if recipe.training.curriculum is not None else ()
-        trainings = (f"train/{label}" for label in recipe.arms)
+        trainings = (f"train/{label}" for label in recipe.variants)
         return ("examples", *cleaning_steps(recipe), "teacher", "student", *ranking, *trainings)
 
     def cost(self, facts: Facts) -> Phase:
@@ -300,7 +300,7 @@ class Evaluation(Outline):
         settings, data = facts.recipe.evaluation, facts.data
         seeds = len(settings.seeds) if settings.temperature > 0 else 1
         count = seeds * min(data.test, settings.limit or data.test)
-        names = settings.models or ["teacher", "student", *facts.recipe.arms]
+        names = settings.models or ["teacher", "student", *facts.recipe.variants]
         sizes = [facts.teacher if name == "teacher" else facts.student for name in names]
         flops = sum(size.forward(data.prompt * count, data.response * count) for size in sizes)
         memory = max(inference_memory(size, facts) for size in sizes)
@@ -318,7 +318,7 @@ class Cards(Outline):
     name = "cards"
 
     def after(self, recipe: Recipe) -> tuple[str, ...]:
-        return ("evaluation", *(f"train/{label}" for label in recipe.arms))
+        return ("evaluation", *(f"train/{label}" for label in recipe.variants))
 
 
 def all_steps(recipe: Recipe) -> list[Outline]:
@@ -336,7 +336,7 @@ def all_steps(recipe: Recipe) -> list[Outline]:
         Reflection(),
         Measures(),
         Ranking(),
-        *(Uncleaned(label) if recipe.takes_uncleaned(label) else Training(label) for label in recipe.arms),
+        *(Uncleaned(label) if recipe.takes_uncleaned(label) else Training(label) for label in recipe.variants),
         Evaluation(),
         Cards(),
     ]
@@ -428,7 +428,7 @@ def runs_live(facts: Facts, training: TrainingConfig) -> bool:
 
 def needs_of(recipe: Recipe) -> set[str]:
     """What the curricula of a recipe rank by beside the reflection and the rows themselves."""
-    scores = [training.curriculum.score for training in recipe.arms.values() if training.curriculum is not None]
+    scores = [training.curriculum.score for training in recipe.variants.values() if training.curriculum is not None]
     return {need for score in scores for need in measured_needs(score)}
 
 
@@ -439,5 +439,7 @@ def measuring_steps(score: str | Sequence[str]) -> list[str]:
 
 def _caching(recipe: Recipe) -> list[str]:
     """The step that fills the cache of a training that ranks by what the teacher says."""
-    found = [teaching_steps(recipe, training) for training in recipe.arms.values() if training.curriculum is not None]
+    found = [
+        teaching_steps(recipe, training) for training in recipe.variants.values() if training.curriculum is not None
+    ]
     return ["cache"] if any("cache" in steps for steps in found) else []

@@ -17,7 +17,7 @@ from srd.training.libraries import check_installed
 
 def check_evaluation(recipe: Recipe) -> None:
     """Refuse an evaluation that cannot be done, before the training that it would come after."""
-    known = ("teacher", "student", *recipe.arms)
+    known = ("teacher", "student", *recipe.variants)
     for name in recipe.evaluation.models or []:
         if name not in known:
             raise UserError(f"evaluation.models: there is no model '{name}' in this run; {nearest(name, known)}")
@@ -49,7 +49,7 @@ def check_libraries(recipe: Recipe) -> None:
 
 def check_optimizer(recipe: Recipe) -> None:
     """Refuse to hand an optimizer on from stage to stage of which each process has a part."""
-    kept = [name for name, training in recipe.arms.items() if training.keeps_optimizer]
+    kept = [name for name, training in recipe.variants.items() if training.keeps_optimizer]
     for kind, name in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
         if kept and os.environ.get(name, "false") == "true":
             raise UserError(

@@ -36,7 +36,7 @@ def asks_server(recipe: Recipe, steps: Sequence[str]) -> bool:
 
 def ranks_by_teacher(recipe: Recipe) -> bool:
     """Whether a score of the curricula reads what the teacher says."""
-    curricula = [training.curriculum for training in recipe.arms.values() if training.curriculum]
+    curricula = [training.curriculum for training in recipe.variants.values() if training.curriculum]
     return any("teacher" in measured_needs(curriculum.score) for curriculum in curricula)
 
 

@@ -107,10 +107,10 @@ def read_results(outcomes: Sequence[Outcome]) -> list[Result]:
     for outcome in (outcome for outcome in outcomes if outcome.state == "done"):
         run = read_run(outcome.folder)
         given = [model_of(run, key) for key in ("teacher", "student") if key in run.evaluation]
-        summary = run.summary(f"train/{run.main_arm}")
-        seconds = float(summary["training_seconds"]) + (run.reflection_seconds(run.main_arm) or 0.0)
+        summary = run.summary(f"train/{run.main_variant}")
+        seconds = float(summary["training_seconds"]) + (run.reflection_seconds(run.main_variant) or 0.0)
         took = seconds, float(summary["passes"]), int(summary["examples"])
-        results.append(Result(outcome, run, model_of(run, run.main_arm), given, *took))
+        results.append(Result(outcome, run, model_of(run, run.main_variant), given, *took))
     return results
 
 

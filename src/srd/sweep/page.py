@@ -15,7 +15,7 @@ from srd.base.files import atomic_write
 from srd.base.text import count, duration, percent, signed
 from srd.report.comparison import Model, Primary, column_title, overall_score, primary_metrics, verdict_of
 from srd.report.difficulty import corruption_table
-from srd.report.figures import arm_colors
+from srd.report.figures import variant_colors
 from srd.report.html import render
 from srd.report.plots import Bar, Series, bar_plot, legend, line_plot, scatter_plot
 from srd.report.summary import escape, grid
@@ -285,7 +285,7 @@ def cells_csv(results: Sequence[Result]) -> str:
 
 def figures(results: Sequence[Result], lines: dict[str, Line], primary: Primary) -> dict[str, Markup]:
     """Draw the scores as bars, over a numeric grid field as lines, and against the time they took: caption -> plot."""
-    colors = arm_colors([result.label for result in results])
+    colors = variant_colors([result.label for result in results])
     bars = []
     for row, line in lines.items():
         score = mean_over_tasks(line.models, primary)

@@ -186,7 +186,7 @@ def make_trainer(training: Training, stage: Stage, model: Any) -> DistillTrainer
     before = sum(s.size / len(training.examples) * config.epochs for s in training.stages[: stage.index])
 
     def log_row(row: dict[str, Any]) -> None:
-        # Which stage a row belongs to, and how far the arm is in epoch equivalents of the whole training set.
+        # Which stage a row belongs to, and how far the variant is in epoch equivalents of the whole training set.
         told = {"arm": training.label, "stage": stage.index, "passes": before + (row["epoch"] or 0) * passes, **row}
         if config.needs_teacher and "loss" in row:
             told.update(temperature=stage.temperature, weight=stage.weight)

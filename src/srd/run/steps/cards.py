@@ -39,7 +39,9 @@ class Cards(order.Cards, Step):
         return [FORM, VERSION, run.recipe.model_dump(mode="json"), results]
 
     def borrowed(self, run: Run) -> list[Path]:
-        return [run.files.student(label) / GENERATION for label in run.recipe.arms if not Card(run, label).is_adapter]
+        return [
+            run.files.student(label) / GENERATION for label in run.recipe.variants if not Card(run, label).is_adapter
+        ]
 
     def needed(self, run: Run) -> list[Path]:
         return [*self.borrowed(run), *self._cards(run)]
@@ -51,20 +53,20 @@ class Cards(order.Cards, Step):
     def told(self, run: Run, summary: Summary) -> str:
         kept = len(summary["by hand"])
         left = f", {kept} left as changed by hand" if kept else ""
-        return f"{many(len(run.recipe.arms) - kept, 'model card')} written{left}"
+        return f"{many(len(run.recipe.variants) - kept, 'model card')} written{left}"
 
     def make(self, run: Run) -> Summary:
         kept: list[Path] = []
         if parallel.is_main():
             for path in self.borrowed(run):
                 write_json(path, generation_settings(run, path.parent))
-            for label, path in zip(run.recipe.arms, self._cards(run), strict=True):
+            for label, path in zip(run.recipe.variants, self._cards(run), strict=True):
                 kept += [] if self._write(run, path, Card(run, label).text()) else [path]
         parallel.barrier()
         return {"by hand": [str(path.relative_to(run.folder)) for path in kept]}
 
     def _cards(self, run: Run) -> list[Path]:
-        return [run.files.student(label) / CARD for label in run.recipe.arms]
+        return [run.files.student(label) / CARD for label in run.recipe.variants]
 
     def _is_ours(self, run: Run, card: Path) -> bool:
         """Whether a card is as it was written here. It is noted before it is written: a kill may come between."""

@@ -89,7 +89,10 @@ def models_of(run: Run) -> dict[str, tuple[str, str, dict[str, Any]]]:
     return {
         "teacher": (run.teacher_source, run.keys["teacher"], run.teacher_options()),
         "student": (run.start_source, run.keys["student"], run.start_options()),
-        **{arm: (str(run.files.student(arm)), run.keys[f"train/{arm}"], {}) for arm in run.recipe.arms},
+        **{
+            variant: (str(run.files.student(variant)), run.keys[f"train/{variant}"], {})
+            for variant in run.recipe.variants
+        },
     }
 
 
@@ -126,8 +129,8 @@ def _answer_training_samples(run: Run) -> None:
     train = run.split("train")
     rows = train.select(np.sort(positions(shown, train))).to_list()
     prompts, _, _ = run.encoder.prompts(rows)
-    arm = run.recipe.training.label
-    model = load(str(run.files.student(arm)), run, {})
+    variant = run.recipe.training.label
+    model = load(str(run.files.student(variant)), run, {})
     generation = run.recipe.generation
     with run.progress("training answers") as update:
         texts = generate(
@@ -137,4 +140,4 @@ def _answer_training_samples(run: Run) -> None:
     with atomic_write(run.files.train_samples) as partial, open(partial, "w", encoding="utf-8") as file:
         for row, text in zip(rows, texts, strict=True):
             score = rouge_l(text, row["references"], words=run.words)
-            file.write(json.dumps({"id": row["id"], "model": arm, "text": text, "rouge_l": score}) + "\n")
+            file.write(json.dumps({"id": row["id"], "model": variant, "text": text, "rouge_l": score}) + "\n")

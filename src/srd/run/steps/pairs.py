@@ -21,7 +21,7 @@ class Pairs(order.Pairs, Step):
 
     def decoding(self, recipe: Recipe) -> Decoding:
         """How both write: as the trainings say, which agree but for the length, of which the greatest counts."""
-        methods: list[Any] = [each.method for each in recipe.arms.values() if each.on_pairs]
+        methods: list[Any] = [each.method for each in recipe.variants.values() if each.on_pairs]
         longest = max(method.longest_text() for method in methods)
         return Decoding(longest, methods[0].temperature, methods[0].top_p, seed=recipe.seed)
 

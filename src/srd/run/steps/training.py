@@ -23,7 +23,7 @@ class Training(order.Training, Step):
     shares = False
 
     def inputs(self, run: Run) -> list[Any]:
-        recipe, config = run.recipe, run.recipe.arms[self.label]
+        recipe, config = run.recipe, run.recipe.variants[self.label]
         found: list[Any] = [config.decides(), run.encoding, recipe.seed, *alignment(run, config)]
         found += [recipe.generation.model_dump(exclude={"engine"}), *taught_by(recipe)]
         return [*found, *run.reading(config)]
@@ -44,10 +44,10 @@ class Training(order.Training, Step):
         return [student, *(stages / place for place in sorted(places) if hurt and int(place) >= min(hurt))]
 
     def told(self, run: Run, summary: Summary) -> str:
-        return told_of(summary, run.recipe.arms[self.label])
+        return told_of(summary, run.recipe.variants[self.label])
 
     def make(self, run: Run) -> Summary:
-        config, files = run.recipe.arms[self.label], run.files
+        config, files = run.recipe.variants[self.label], run.files
         folder = files.training(self.label)
         folder.mkdir(parents=True, exist_ok=True)
         with training_of(run, self.label, config, folder, run.start_source, run.start_options()) as training:
@@ -78,7 +78,7 @@ class Uncleaned(order.Uncleaned, Training):
 
 def write_metrics(run: Run) -> None:
     """Put what all trainings logged together in ``metrics.jsonl``, unless it says just that already."""
-    labels = (Teacher.label, Student.label, *run.recipe.arms)
+    labels = (Teacher.label, Student.label, *run.recipe.variants)
     logs = [run.files.log(label) for label in labels]
     text = b"".join(log.read_bytes() for log in logs if log.is_file())
     if not run.files.metrics.is_file() or run.files.metrics.read_bytes() != text:
