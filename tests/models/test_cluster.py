@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -218,6 +219,14 @@ def test_the_command_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: py
     assert kept == 2 and rays[1].answers.count("_packed") == 8 - 2 * kept  # of eight batches
 
 
+def patiently(start: Callable[[], Any]) -> Any:
+    """Start a node of a cluster: Ray gives it half a minute, which a machine at work may not have."""
+    for _ in range(4):
+        with contextlib.suppress(Exception):
+            return start()
+    return start()
+
+
 @pytest.fixture(scope="module")
 def two_machines() -> Iterator[Any]:
     """A cluster of two machines, as Ray simulates it."""
@@ -227,14 +236,9 @@ def two_machines() -> Iterator[Any]:
     here, patch = str(Path(__file__).parents[2]), pytest.MonkeyPatch()
     patch.setenv("PYTHONPATH", os.pathsep.join([f"{here}/src", here]))
     patch.setenv("RAY_worker_niceness", "0")  # else workers wait for all that the machine does beside them
-    for tries in range(3):  # Ray gives a node half a minute to start, which a machine at work may not have
-        try:
-            made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-            break
-        except Exception:
-            if tries == 2:
-                raise
-    made.add_node(num_cpus=2)
+    head = {"num_cpus": 2, "include_dashboard": False}
+    made = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
+    patiently(lambda: made.add_node(num_cpus=2))
     made.wait_for_nodes()
     yield made
     import ray
@@ -304,7 +308,7 @@ def lose_a_machine_in_each_step(machines: Any, monkeypatch: pytest.MonkeyPatch) 
         if len(begun[kind]) == 2 and self.given:
             hit.append(kind)
             machines.remove_node(next(iter(machines.worker_nodes)))
-            machines.add_node(num_cpus=2)
+            patiently(lambda: machines.add_node(num_cpus=2))
         return found
 
     monkeypatch.setattr(cluster._Round, "_answer", answered)

@@ -119,6 +119,8 @@ WRONG_ANSWERS = {
     "other tokens": (_of_another, f"token {len(IDS) - 1} is {IDS[-1]}, but it tells of"),
     "no choices": (lambda answer: {"choices": []}, "no choice in it"),
     "a list": (lambda answer: [1, 2], "no choice in it"),
+    "a mistake": (lambda answer: {"error": {"message": "the provider is away"}}, "200 the provider is away"),
+    "a page": (lambda answer: "<html>log in", "200 <html>log in"),
 }
 
 
@@ -258,7 +260,10 @@ def _drips(file: Any) -> None:
 FOR_EVER = {
     "an answer without an end": ((200, _drips, {}), r"no answer within 0.3 seconds.*teacher.timeout=0.6"),
     "half a JSON": ((200, '{"choices": [', {}), r"breaks off in the middle of an answer after \d+ tries.*own log"),
-    "429": ((429, f"key {KEY} is over its limit", {"retry-after": "900"}), r"asks for 900 seconds.*teacher.parallel=4"),
+    "429": (
+        (429, f"key {KEY} is over its limit", {"retry-after": "900"}),
+        r"limit; Retry-After: 900 seconds\).*teacher.parallel=4",
+    ),
     "429 without a word": ((429, "", {}), r"answers 429 after \d+ tries.*teacher.patience=0.6"),
     "503": ((503, "loading", {}), r"answers 503 \(loading\) after \d+ tries.*server's own log"),
 }

@@ -179,6 +179,17 @@ def test_cache_is_as_large_as_planned(tiny_recipe: Recipe, tiny_run: Run) -> Non
     assert plan.head_bytes == weight.numel() * weight.element_size()
 
 
+@pytest.mark.parametrize("tier", ["int8", "topk", "likelihood"])
+def test_a_tier_is_as_large_as_planned(tier: str, tmp_path: Path) -> None:
+    own = TinyRun(tmp_path).set(cache={"tier": tier, "max_kl": 9.0}, training__curriculum=None)
+    plan = make_plan(own.advance("cache").recipe)
+    stored = 0
+    for shard in (tmp_path / "run/cache").rglob("shard-*.safetensors"):
+        with safe_open(shard, framework="pt") as file:
+            stored += sum((kept := file.get_tensor(name)).numel() * kept.element_size() for name in file.keys())  # noqa: SIM118
+    assert plan.cache_bytes == stored > 0 and plan.tier_bytes[tier] == stored + plan.head_bytes
+
+
 def test_flops_by_hand(tiny_recipe: Recipe) -> None:
     plan = make_plan(tiny_recipe)
     kd = next(phase for phase in plan.phases if phase.name == "train/kd")

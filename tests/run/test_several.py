@@ -13,6 +13,7 @@ from srd.base.errors import UserError
 from srd.recipe.reading import recipe_yaml, validate_recipe
 from srd.run.identity import named_paths, recipe_identity
 from srd.run.plan import make_plan
+from srd.run.room import facts_of
 from srd.run.teacher_caches import caches_of, place_of_cache
 from srd.training.several import SeveralCaches
 from tests.runs import TinyRun, tiny_rows, write_rows
@@ -61,6 +62,8 @@ def test_each_row_is_read_by_the_teacher_that_its_column_names(tiny: TinyRun, tm
         parts = (states[:, :33], states[:, 33:])
         assert parts[owner].any() and not parts[1 - owner].any()
     steps = run.manifest.steps
+    plan = make_plan(run.recipe)
+    assert plan.cache_bytes == steps["cache"]["summary"]["bytes"] == facts_of(run).cache_bytes
     assert steps["cache"]["summary"]["each"] == held and "second" in steps["teacher"]["summary"]["others"]
 
 

@@ -8,7 +8,7 @@ its text. A turn that is not to be learnt has ``"train": false``.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from srd.base.errors import UserError
@@ -141,6 +141,12 @@ def answer_of(example: Mapping[str, Any]) -> Message:
 def extra_of(example: Mapping[str, Any]) -> dict[str, Any]:
     """What a conversation has beyond the texts of its turns."""
     return json.loads(example["extra"]) if example.get("extra") else {}
+
+
+def owners_of(rows: Iterable[Mapping[str, Any]], titles: Sequence[str]) -> list[int]:
+    """Of each row, the number of the teacher that its column names."""
+    numbers = {title: number for number, title in enumerate(titles)}
+    return [numbers[extra_of(row)["teacher"]] for row in rows]
 
 
 def texts_beside(example: Mapping[str, Any]) -> list[str]:

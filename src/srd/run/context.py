@@ -29,7 +29,7 @@ from srd.base.yaml_text import read_yaml
 from srd.curation.curriculum import Curriculum
 from srd.curation.reflection import words_of
 from srd.data.batching import EncodedExamples
-from srd.data.messages import extra_of
+from srd.data.messages import owners_of
 from srd.metrics.scripts import BY_SCRIPT, COMPARE_WITHIN, EXTENDED, PUBLISHED, Words, words_note
 from srd.models.generation import Decoding
 from srd.models.settings import ModelConfig
@@ -195,8 +195,7 @@ class Run(RecipeModels):
     @property
     def owners(self) -> list[int]:
         """Of each training row, the number of its teacher, where each row has one."""
-        numbers = {each.title: number for number, each in enumerate(self.recipe.teachers)}
-        return [numbers[extra_of(row)["teacher"]] for row in self.split("train").select_columns(["extra"])]
+        return owners_of(self.split("train").select_columns(["extra"]), [each.title for each in self.recipe.teachers])
 
     def forget_tokens(self) -> None:
         """Read the training rows anew where they are next asked for."""

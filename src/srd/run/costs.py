@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from srd.base.errors import UserError
 from srd.base.limits import CHUNK_BYTES
+from srd.data.messages import owners_of
 from srd.recipe.schema import Recipe
 from srd.run.folder import UNCLEANED
 from srd.training.checkpoints import needed_disk
@@ -27,6 +28,7 @@ from srd.training.settings import TrainingConfig, steps_per_epoch
 from srd.training.tiers.base import BYTES, TIERS, Tier, make_tier, stored_dtype
 
 if TYPE_CHECKING:  # a plan is made without this library, where the models are known
+    import datasets
     from transformers import PreTrainedConfig
 
 #: Bytes a token, layer and unit of width that training keeps for the backward pass, in 16 bit; and with checkpointing.
@@ -136,6 +138,8 @@ class DataFacts:
         response_tokens: Of all the training data.
         exact: Whether all the data was read and tokenised.
         teacher_tokens: `response_tokens` in the teacher's tokens where these are others; 0: they are the same.
+        owned: The share of the response tokens that each of several teachers is read for, where each has its rows and
+            they are known.
     """
 
     train: int
@@ -146,6 +150,18 @@ class DataFacts:
     response_tokens: int
     exact: bool
     teacher_tokens: int = 0
+    owned: tuple[float, ...] = ()
+
+
+def shares_of_teachers(recipe: Recipe, rows: datasets.Dataset, tokens: Sequence[int]) -> tuple[float, ...]:
+    """The share of the tokens of each teacher's rows, where each of several has its own; else nothing."""
+    if not recipe.teach_by_row:
+        return ()
+    sums = [0] * len(recipe.teachers)
+    owners = owners_of(rows.select_columns(["extra"]), [each.title for each in recipe.teachers])
+    for owner, count in zip(owners, tokens, strict=True):
+        sums[owner] += count
+    return tuple(count / sum(sums) for count in sums)
 
 
 @dataclass(frozen=True)
@@ -253,15 +269,19 @@ class Facts:
         return replace(self.teacher, head=sum(size.head for size in self.teachers))
 
     @property
-    def rows_each(self) -> float:
-        """The share of the rows that each of several teachers is read for; by the row, as many are assumed for each."""
-        return 1 / len(self.teachers) if self.recipe.teach_by_row else 1.0
+    def shares(self) -> list[float]:
+        """The share of the text that each teacher is read for; by the row, as much for each where it is not known."""
+        if not self.recipe.teach_by_row:
+            return [1.0] * len(self.teachers)
+        return list(self.data.owned) or [1 / len(self.teachers)] * len(self.teachers)
 
     def tier_bytes(self, tier: Tier) -> int:
         """What a tier keeps of all responses takes, of all teachers."""
         width = min(size.vocabulary for size in (*self.teachers, self.student))
-        token = sum(tier.token_bytes(size.hidden_size, width) for size in self.teachers)
-        return int((self.data.teacher_tokens or self.data.response_tokens) * self.rows_each * token)
+        tokens = self.data.teacher_tokens or self.data.response_tokens
+        each = [round(tokens * share) for share in self.shares]
+        sizes = [tier.token_bytes(size.hidden_size, width) for size in self.teachers]
+        return sum(count * size for count, size in zip(each, sizes, strict=True))
 
     @property
     def cache_bytes(self) -> int:

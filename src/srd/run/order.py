@@ -128,12 +128,12 @@ class Cache(Outline):
             return Phase(self.name)
         disk = facts.cache_bytes + facts.head_bytes
         phases = [one_pass(self.name, size, facts, teacher_passes=1.0) for size in facts.teachers]
-        share = facts.rows_each
+        read = list(zip(facts.shares, phases, strict=True))
         return replace(
             max(phases, key=lambda phase: phase.memory),
-            teacher_passes=share * len(phases),
-            tokens=share * sum(phase.tokens for phase in phases),
-            flops=share * sum(phase.flops for phase in phases),
+            teacher_passes=sum(facts.shares),
+            tokens=sum(share * phase.tokens for share, phase in read),
+            flops=sum(share * phase.flops for share, phase in read),
             disk=disk,
         )
 

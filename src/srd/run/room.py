@@ -10,7 +10,7 @@ from pathlib import Path
 from srd.base.errors import RunError
 from srd.base.text import shown_bytes
 from srd.run.context import Run
-from srd.run.costs import DataFacts, Facts, Phase, other_sizes, sizes_of
+from srd.run.costs import DataFacts, Facts, Phase, other_sizes, shares_of_teachers, sizes_of
 from srd.run.forecast import Forecast
 from srd.run.order import costs_of
 from srd.run.outlook import warn_of_frames, warn_of_memory
@@ -23,7 +23,8 @@ def facts_of(run: Run) -> Facts:
     count, response = len(examples), examples.response_tokens
     prompt = sum(examples.lengths) - response
     counts = (count, len(run.split("validation")), len(run.split("test")))
-    data = DataFacts(*counts, prompt / count, response / count, response, exact=True)
+    owned = shares_of_teachers(run.recipe, run.split("train"), examples.learnt)
+    data = DataFacts(*counts, prompt / count, response / count, response, exact=True, owned=owned)
     return Facts(run.recipe, *sizes_of(run.recipe, run.configs), data, others=other_sizes(run.recipe, run.configs))
 
 

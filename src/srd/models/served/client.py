@@ -194,7 +194,8 @@ class Client:
         if content is None and response.is_success and sent.lstrip()[:1] in (b"", b"{", b"["):
             remedy = f"Look at the server's own log{_proxy(url)}"
             return _Problem("breaks off in the middle of an answer", remedy, away=True)
-        said = "" if response.is_success else _message(content) or sent.decode("utf-8", "replace")
+        wrong = content is None or (isinstance(content, dict) and bool(content.get("error")))  # whatever its status
+        said = _message(content) or sent.decode("utf-8", "replace") if wrong or not response.is_success else ""
         if response.has_redirect_location:
             said = f"it points to {response.headers['location']}"
         answer = Answer(response.status_code, content, self._clean(said))
@@ -214,10 +215,11 @@ class Client:
     def _busy(self, answer: Answer, response: httpx2.Response, url: str) -> _Problem:
         """A server that may answer the same request later."""
         address, wanted = self.address, _retry_after(response.headers.get("retry-after"))
-        told = f"answers {answer.status}{f' ({answer.said})' if answer.said else ''}"
+        later = f"Retry-After: {wanted:.0f} seconds" if wanted else ""
+        reasons = "; ".join(filter(None, (answer.said, later)))
+        told = f"answers {answer.status}{f' ({reasons})' if reasons else ''}"
         if answer.status != 429:
             return _Problem(told, f"Look at the server's own log{_proxy(url)}", wanted)
-        told += f" and asks for {wanted:.0f} seconds" if wanted else ""
         longer = max(2 * address.patience, 2 * wanted)
         gently = f"Ask more gently (teacher.parallel={max(1, address.parallel // 2)}), or wait longer"
         return _Problem(told, f"{gently} (teacher.patience={longer:g})", wanted)

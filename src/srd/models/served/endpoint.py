@@ -155,7 +155,7 @@ class Endpoint:
     def _parsed(self, dialect: Dialect, answer: Answer) -> list[Position]:
         if answer.final:
             raise UserError(self._refusal(answer))
-        if not answer.fine:
+        if not answer.fine or answer.said:
             raise Malformed(f"{answer.status} {answer.said}".rstrip())
         return dialect.positions(answer.body)
 
@@ -266,9 +266,10 @@ class Endpoint:
         ids, text = choice.get("token_ids"), choice.get("text")
         if not (isinstance(ids, list) and all(isinstance(token, int) for token in ids)):
             if not isinstance(text, str):
+                told = f" ({answer.said})" if answer.said else ""
                 raise RunError(
-                    f"{self.address.shown} gives no text for example '{name}'. Look at the server's own log, and at "
-                    "what stands between; then the same command continues."
+                    f"{self.address.shown} gives no text for example '{name}'{told}. Look at the server's own log, and "
+                    "at what stands between; then the same command continues."
                 )
             ids = tokenizer.encode(text, add_special_tokens=False)
         ended = choice.get("finish_reason") == "stop" and ids[-1:] != [] and ids[-1] not in stop
