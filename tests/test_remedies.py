@@ -166,7 +166,7 @@ ADAPTER = json.dumps({"base_model_name_or_path": "student", "peft_type": "LORA"}
 # What is wrong: the change that makes it so, a part of the message, and what it says to do, each alone.
 CASES: dict[str, tuple[Change, str, list[Change]]] = {
     # ------------------------------------------------------------------------------------------------------- data
-    "rows that cannot be used": (rows(BAD), "Mend or remove them", [rows(ROWS)]),
+    "rows that cannot be used": (rows(BAD), "Correct or remove them", [rows(ROWS)]),
     "an id twice": (rows([{"id": "a", **row} for row in ROWS]), "Make the ids unique, or leave the field 'id' out",
                     [rows(ROWS), rows([{"id": str(n), **row} for n, row in enumerate(ROWS)])]),
     "an id here and there": (rows([{"id": "a", **ROWS[0]}, *ROWS[1:]]), "Give every row an 'id', or none",

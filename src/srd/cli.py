@@ -468,10 +468,10 @@ def chat_command(
 ) -> None:
     """Talk with a student; in a pipe, one prompt a line."""
     from srd.base.console import console, set_up_logging
-    from srd.run.chat import chosen, voices
+    from srd.run.chat import chat_models, chosen
 
     set_up_logging()
-    found, notes = voices(model, compare=compare)
+    found, notes = chat_models(model, compare=compare)
     for note in notes:
         console.print(f"[dim]{_escaped(note)}[/]")
     talk = _Talk(found, chosen(found[-1].decoding(), max_new_tokens, temperature, top_p, seed))
@@ -488,8 +488,8 @@ def chat_command(
 class _Talk:
     """Questions and answers on the terminal, or through a pipe."""
 
-    def __init__(self, voices: list[Any], decoding: Any) -> None:
-        self.voices = voices
+    def __init__(self, models: list[Any], decoding: Any) -> None:
+        self.models = models
         self.decoding = decoding
         self.turns: list[dict[str, str]] = []
         self.asked = 0
@@ -522,11 +522,11 @@ class _Talk:
             raise UserError(f"the prompt '{visible(question)}' is no UTF-8 text: convert it, as by iconv -t UTF-8")
         self.turns.append({"role": "user", "content": question})
         self.asked += 1
-        for voice in self.voices:
-            if len(self.voices) > 1:
-                typer.echo(f"[{voice.name}]" if not sys.stdout.isatty() else typer.style(voice.name, bold=True))
+        for model in self.models:
+            if len(self.models) > 1:
+                typer.echo(f"[{model.name}]" if not sys.stdout.isatty() else typer.style(model.name, bold=True))
             said = ""
-            for piece in voice.answer(self.turns, self.decoding, f"chat {self.asked}"):
+            for piece in model.answer(self.turns, self.decoding, f"chat {self.asked}"):
                 typer.echo(visible(piece) if sys.stdout.isatty() else piece, nl=False)
                 sys.stdout.flush()
                 said += piece

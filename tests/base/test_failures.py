@@ -150,7 +150,7 @@ def test_what_fails_in_a_plugin_is_called_that(tmp_path: Path) -> None:
             call()
         status, told = explain(caught.value)
         assert status == 1 and f"the plugin {plugin}, line {line}, has failed: {words}" in told
-        assert "bug in srd" not in told and "Mend it" in told
+        assert "bug in srd" not in told and "Correct it" in told
 
 
 def test_memory_is_not_the_disk() -> None:

@@ -14,7 +14,7 @@ from srd.models.loading import load_model, load_tokenizer
 from srd.models.tokens import padding_id, stop_token_ids
 from srd.recipe.reading import validate_recipe, write_recipe
 from srd.run import chat
-from srd.run.chat import chosen, voices
+from srd.run.chat import chat_models, chosen
 from tests.runs import TinyRun
 from tests.tiny import save_tiny
 
@@ -47,7 +47,7 @@ def test_a_stream_has_the_tokens_of_a_batch(tmp_path: Path, family: str, decodin
 
 
 def test_a_student_writes_as_it_was_evaluated_unless_told_otherwise(trained: Path) -> None:
-    (student,), notes = voices(str(trained))
+    (student,), notes = chat_models(str(trained))
     assert (student.name, notes) == ("student", [])
     own = student.decoding()
     assert own == Decoding(5, 0.7, 0.9)
@@ -60,14 +60,14 @@ def test_a_student_writes_as_it_was_evaluated_unless_told_otherwise(trained: Pat
 def test_compare_asks_teacher_start_and_student(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(trained.parent)
     for name in ("run", "run/student", str(trained)):
-        found, _ = voices(name, compare=True)
-        assert [voice.name for voice in found] == ["teacher", "start", "student"]
-        assert {voice.tokenizer.chat_template for voice in found} == {"<s>{{ messages[-1]['content'] }}\n"}
-    assert all("".join(voice.answer(ASKED, Decoding(4), "x")) is not None for voice in found)
+        found, _ = chat_models(name, compare=True)
+        assert [model.name for model in found] == ["teacher", "start", "student"]
+        assert {model.tokenizer.chat_template for model in found} == {"<s>{{ messages[-1]['content'] }}\n"}
+    assert all("".join(model.answer(ASKED, Decoding(4), "x")) is not None for model in found)
 
 
 def test_half_characters_wait_for_their_other_half(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (student,), _ = voices(str(trained))
+    (student,), _ = chat_models(str(trained))
     ids: list[int] = student.tokenizer("é 😀", add_special_tokens=False)["input_ids"]
     monkeypatch.setattr(chat, "stream_tokens", lambda *given, **more: iter([*ids, 2]))
     pieces = list(student.answer(ASKED, Decoding(9), "x"))
@@ -86,13 +86,13 @@ def test_what_cannot_be_talked_to(trained: Path, tmp_path: Path, arguments: Any,
     run.mkdir()
     (run / "recipe.yaml").write_text((trained / "recipe.yaml").read_text())
     with pytest.raises(UserError, match=told):
-        voices(arguments.pop("name", str(run)), **arguments)
+        chat_models(arguments.pop("name", str(run)), **arguments)
 
 
 def test_a_run_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for known in ("no run", "other"):
         with pytest.raises(UserError, match=rf"there is no run 'runs/mine' here. runs holds: {known}"):
-            voices("runs/mine")
+            chat_models("runs/mine")
         (tmp_path / "runs" / "other").mkdir(parents=True, exist_ok=True)
         (tmp_path / "runs" / "other" / "recipe.yaml").touch()

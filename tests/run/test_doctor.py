@@ -16,7 +16,7 @@ from srd.cli import app
 from srd.models import packages
 from srd.recipe.files import parse_overrides
 from srd.recipe.reading import load_recipe
-from srd.run import doctor, flow, outlook, plan
+from srd.run import doctor, flow, plan, warnings
 from srd.run.doctor import Diagnosis, examine
 from srd.run.flow import advance
 from tests.runs import TinyRun, close, in_turn, tiny_rows, write_rows
@@ -217,7 +217,7 @@ def test_a_run_says_what_a_doctor_says_before_a_model_is_asked(
 
 def test_machine_and_packages(shared: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is missing is told with all the rest: the command, the memory, the disk."""
-    monkeypatch.setattr(outlook, "memory_here", lambda: 1e6)
+    monkeypatch.setattr(warnings, "memory_here", lambda: 1e6)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1})())
     monkeypatch.setattr(packages, "is_installed", lambda module: False)
     found = looked_at(shared.twin().set(teacher__attn_implementation="flash_attention_2"))

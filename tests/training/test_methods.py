@@ -137,7 +137,7 @@ def test_who_writes_the_batches(
         settings = tiny_run.open(tiny_run.folder / "other").recipe.training.method
         rollouts = settings.rollouts(0)
         assert settings.written_share() == 0.5 and rollouts is not None
-        assert references == [float(rollouts.author(step, 4) == "data") for step in range(4)]
+        assert references == [float(rollouts.writer(step, 4) == "data") for step in range(4)]
 
 
 def test_distillm_keeps_threshold_reference_and_buffer_through_stages(

@@ -227,7 +227,7 @@ def test_what_is_written_ahead_is_what_distillm_asks_for(seed: int) -> None:
             names = [[made.examples.ids[i] for i in batch] for batch in planned]
             text, start = rollouts.ahead(made.interval.number, step, names, 30), step
         own = set(names[step - start])
-        if rollouts.author(step, 30) == "student":
+        if rollouts.writer(step, 30) == "student":
             assert own <= text
             rollouts.add([{"id": name} for name in own], step)
             fresh += 1

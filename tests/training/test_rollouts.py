@@ -26,40 +26,40 @@ def within(observed: int, count: int, probability: float) -> bool:
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
 def test_mixture_probability(share: float) -> None:
-    authors = Counter(OnPolicy(share, seed=3).author(step, STEPS) for step in range(STEPS))
-    assert set(authors) <= {"student", "data"}
-    assert within(authors["student"], STEPS, share)
+    writers = Counter(OnPolicy(share, seed=3).writer(step, STEPS) for step in range(STEPS))
+    assert set(writers) <= {"student", "data"}
+    assert within(writers["student"], STEPS, share)
     if share in (0.0, 1.0):
-        assert authors["student"] == share * STEPS
+        assert writers["student"] == share * STEPS
 
 
 def test_choices_follow_seed_and_step_alone() -> None:
     """A resumed run and every process choose alike, whatever was asked before."""
-    first = [OnPolicy(0.5, seed=1).author(step, 100) for step in range(100)]
-    assert [OnPolicy(0.5, seed=1).author(step, 100) for step in reversed(range(100))] == first[::-1]
-    assert [OnPolicy(0.5, seed=2).author(step, 100) for step in range(100)] != first
+    first = [OnPolicy(0.5, seed=1).writer(step, 100) for step in range(100)]
+    assert [OnPolicy(0.5, seed=1).writer(step, 100) for step in reversed(range(100))] == first[::-1]
+    assert [OnPolicy(0.5, seed=2).writer(step, 100) for step in range(100)] != first
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 1.0])
 def test_share_of_student_text_and_of_fresh_samples(threshold: float) -> None:
     """Student text with probability threshold; of it, fresh with 1 - step/total, so half over the whole."""
     rollouts = AdaptiveOffPolicy(threshold, seed=5, buffer=rows_of(0), capacity=4)
-    authors = [rollouts.author(step, STEPS) for step in range(STEPS)]
-    counts = Counter(authors)
+    writers = [rollouts.writer(step, STEPS) for step in range(STEPS)]
+    counts = Counter(writers)
     assert within(counts["data"], STEPS, 1 - threshold)
     assert within(counts["student"], STEPS, threshold / 2)
     for tenth in range(10):
-        part = Counter(authors[tenth * 1000 : (tenth + 1) * 1000])
+        part = Counter(writers[tenth * 1000 : (tenth + 1) * 1000])
         assert within(part["student"], 1000, threshold * (1 - (tenth + 0.5) / 10))
-    assert authors[-1] != "student"
+    assert writers[-1] != "student"
 
 
 def test_the_buffer_is_filled_before_it_is_read() -> None:
     rollouts = AdaptiveOffPolicy(1.0, capacity=8)
     for step in (97, 98):
-        assert rollouts.author(99, 100) == "student"
+        assert rollouts.writer(99, 100) == "student"
         rollouts.add(rows_of(step), step)
-    assert rollouts.author(99, 100) == "buffer"
+    assert rollouts.writer(99, 100) == "buffer"
 
 
 def test_capacity_and_age_of_the_buffer() -> None:
@@ -108,11 +108,11 @@ def published(
     for step in range(total):
         chance = np.random.default_rng((seed, step)).random()
         if chance < threshold * (1 - step / total) or (chance < threshold and len(buffer) < capacity):
-            author = "student"
+            writer = "student"
             buffer.extend([step] * batch)
         else:
-            author = "buffer" if chance < threshold else "data"
-        history.append((author, round(threshold, 9), len(buffer)))
+            writer = "buffer" if chance < threshold else "data"
+        history.append((writer, round(threshold, 9), len(buffer)))
         if (step + 1) % every == 0:
             loss = losses[(step + 1) // every]
             if loss >= reference + 0.1:
@@ -136,15 +136,15 @@ def test_distillm_is_the_published_rule(seed: int, stages: list[int]) -> None:
         assert rollouts.wants_reference
         rollouts.observe(losses[0]) if state is None else rollouts.restore(json.loads(state))
         for step in range(steps):
-            threshold, author = rollouts.threshold, rollouts.author(step, steps)
+            threshold, writer = rollouts.threshold, rollouts.writer(step, steps)
             replace_responses([rows_of(0)], rollouts, step, steps, lambda rows: [[5, 2]] * len(rows))
-            history.append((author, round(threshold, 9), len(rollouts.buffer)))
+            history.append((writer, round(threshold, 9), len(rollouts.buffer)))
             if (done + step + 1) % 12 == 0:
                 rollouts.observe(losses[(done + step + 1) // 12])
         state, done = json.dumps(rollouts.state()), done + steps
     assert history == expected
     ages = [row["written"] for row in json.loads(state or "")["buffer"]]
-    assert ages == [step for step, (author, _, _) in enumerate(history) if author == "student" for _ in range(4)][-40:]
+    assert ages == [step for step, (writer, _, _) in enumerate(history) if writer == "student" for _ in range(4)][-40:]
 
 
 def test_a_simulated_training_follows_its_own_threshold() -> None:
@@ -186,7 +186,7 @@ def test_state_makes_the_round_trip_through_a_file() -> None:
     two.restore(json.loads(json.dumps(one.state())))
     assert two.threshold == pytest.approx(0.3) and two.reference_loss == 2.5 and len(two.buffer) == 10
     for step in range(3, 60):
-        assert one.author(step, 60) == two.author(step, 60)
+        assert one.writer(step, 60) == two.writer(step, 60)
         assert one.draw(4, step) == two.draw(4, step)
         for rollouts in (one, two):
             rollouts.add(rows_of(step, 1), step)

@@ -264,7 +264,7 @@ def test_padding_rows_of_the_head_stay_untouched(tmp_path: Path) -> None:
 
 
 def test_student_text_is_trained_without_cross_entropy(tmp_path: Path) -> None:
-    """With the student as the only author, cross-entropy is out of the loss and the teacher scores its text."""
+    """With the student as the only writer, cross-entropy is out of the loss and the teacher scores its text."""
     logged, _, trainer = run("llama", tmp_path, rollouts=OnPolicy(1.0))
     assert logged[0]["ce_loss"] == 0 and logged[0]["kd_loss"] > 0
     assert logged[0]["loss"] == pytest.approx(0.6 * 4 * logged[0]["kd_loss"], rel=1e-3)

@@ -124,11 +124,11 @@ def explain(error: BaseException) -> tuple[int, str]:
         place = f" ({os.fsdecode(error.filename)!r})" if error.filename is not None else ""
         return 1, (
             f"the machine has failed: {error.strerror or first_line(error)}{place}. {kept}"
-            "When that is mended, run the same command again."
+            "When that is corrected, run the same command again."
         )
     if place := _in_user_code(error):
         said = f"{place} has failed: {type(error).__name__}: {first_line(error)}"
-        return 1, f"{said}. {kept}Mend it, then run the same command again."
+        return 1, f"{said}. {kept}Correct it, then run the same command again."
     return 1, f"this is a bug in srd: {type(error).__name__}: {first_line(error)}. {kept}Please report it."
 
 

@@ -111,7 +111,7 @@ def _finite_rows(table: pa.Table, numbers: list[str], bad_rows: str) -> pa.Table
     if bad_rows == "error":
         raise UserError(
             f"{len(bad)} of {len(table)} examples have a score that is not finite: {shown}. "
-            "Mend or remove them, or set data.bad_rows=drop (--drop-bad) to go on without them."
+            "Correct or remove them, or set data.bad_rows=drop (--drop-bad) to go on without them."
         )
     logger.warning("dropped %d examples whose score is not finite: %s", len(bad), shown)
     if len(bad) == len(table):

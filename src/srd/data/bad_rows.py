@@ -123,7 +123,7 @@ class BadRows:
             remedy = "; or data.bad_rows=drop goes on without them, and lists them in examples/dropped.jsonl"
             raise UserError(f"{found}.\n{self.told()}\nMend or remove them{remedy if self.of_recipe else ''}.")
         what = f"{found} and are left out (examples/dropped.jsonl).\n{self.told()}\n"
-        warn(logger, what, "Mend these rows, or go on without them.")
+        warn(logger, what, "Correct these rows, or go on without them.")
 
     def write(self, path: Path) -> None:
         """Write what was left out, as JSON lines: place, id, reason, and the first words of the row."""

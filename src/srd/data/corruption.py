@@ -55,7 +55,7 @@ def corrupt(examples: Dataset, share: float, kinds: Sequence[str], seed: int) ->
     for kind, indices in chosen.items():
         for index, example in zip(indices, KINDS[kind](examples, indices, untouched, generator), strict=True):
             replaced[index] = {**example, "id": ids[index], "corruption": kind}
-    # Spoilt rows are appended and picked from there, so that the others are neither copied nor read.
+    # Damaged rows are appended and picked from there, so that the others are neither copied nor read.
     damaged = Dataset.from_list(list(replaced.values()), features=examples.features)
     position = {index: len(examples) + place for place, index in enumerate(replaced)}
     picked = [position.get(index, index) for index in range(len(examples))]

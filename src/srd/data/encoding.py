@@ -443,7 +443,7 @@ class Encoder:
                 warn(
                     logger,
                     f"the chat template {what}: {len(names)} examples, the first is {next(iter(names))!r}.",
-                    "Mend the template (chat_template.jinja in the model's folder), choose another one with "
+                    "Correct the template (chat_template.jinja in the model's folder), choose another one with "
                     "data.template, or change these rows.",
                 )
         if self._unclosed:

@@ -36,7 +36,7 @@ def run_folder(name: str) -> Path | None:
 
 
 @dataclass
-class Voice:
+class ChatModel:
     """A model that answers.
 
     Attributes:
@@ -115,7 +115,7 @@ def _of_hub(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in ("revision", "trust_remote_code") if options.get(name)}
 
 
-def voices(name: str, *, compare: bool = False) -> tuple[list[Voice], list[str]]:
+def chat_models(name: str, *, compare: bool = False) -> tuple[list[ChatModel], list[str]]:
     """The models to talk with: a run's student, or any model.
 
     Args:
@@ -140,7 +140,7 @@ def voices(name: str, *, compare: bool = False) -> tuple[list[Voice], list[str]]
         _check_place(name)
         tokenizer = load_tokenizer(name)
         notes = [] if tokenizer.chat_template else [f"{name} has no chat template: it is asked with Alpaca's wording."]
-        return [Voice(name, name, tokenizer, {})], notes
+        return [ChatModel(name, name, tokenizer, {})], notes
     recipe = load_recipe(str(folder / "recipe.yaml"))
     place = RunFolder(folder, recipe.training.label).student(recipe.training.label)
     if not place.is_dir():
@@ -148,7 +148,7 @@ def voices(name: str, *, compare: bool = False) -> tuple[list[Voice], list[str]]
             f"{place} is not there: this run has trained no student yet. Train it: srd run {folder / 'recipe.yaml'} "
             f"--run-dir {folder}"
         )
-    student = Voice("student", str(place), load_tokenizer(str(place)), {})
+    student = ChatModel("student", str(place), load_tokenizer(str(place)), {})
     if not compare:
         return [student], []
     teacher, notes = _teacher(recipe, folder, student.tokenizer)
@@ -163,21 +163,21 @@ def _check_place(name: str) -> None:
     raise UserError(f"there is no run '{name}' here. {RUNS} holds: {', '.join(there) or 'no run'}.")
 
 
-def _start(recipe: Recipe, folder: Path, tokenizer: Any) -> Voice:
+def _start(recipe: Recipe, folder: Path, tokenizer: Any) -> ChatModel:
     """The student before the training, asked as it was trained."""
     own = recipe.student
     if own.drop_layers or own.warm_start:
         start = RunFolder(folder, recipe.training.label).start
-        return Voice("start", str(start), tokenizer, load_options(own, loose=False))
-    return Voice("start", str(own.model), tokenizer, load_options(own))
+        return ChatModel("start", str(start), tokenizer, load_options(own, loose=False))
+    return ChatModel("start", str(own.model), tokenizer, load_options(own))
 
 
-def _teacher(recipe: Recipe, folder: Path, shared: Any) -> tuple[list[Voice], list[str]]:
+def _teacher(recipe: Recipe, folder: Path, shared: Any) -> tuple[list[ChatModel], list[str]]:
     """The teacher, asked by its own chat template where the training was a conversation, else as the student is."""
     named: ModelConfig = recipe.teacher
     tuned = RunFolder(folder, recipe.training.label).teacher
     if recipe.teacher.sft:
-        return [Voice("teacher", str(tuned), load_tokenizer(str(tuned)), load_options(named, loose=False))], []
+        return [ChatModel("teacher", str(tuned), load_tokenizer(str(tuned)), load_options(named, loose=False))], []
     if getattr(recipe.teacher, "endpoint", None):
         return [], ["The teacher is behind a server and is not asked here."]
     options = load_options(named)
@@ -185,7 +185,7 @@ def _teacher(recipe: Recipe, folder: Path, shared: Any) -> tuple[list[Voice], li
     if not class_of(recipe.data.frame[0]).takes_options or not own.chat_template:
         own = copy.deepcopy(own)
         own.chat_template = shared.chat_template
-    return [Voice("teacher", named.model, own, options)], []
+    return [ChatModel("teacher", named.model, own, options)], []
 
 
 def chosen(

@@ -21,12 +21,12 @@ from srd.recipe.schema import Recipe
 from srd.run.checks import check_recipe, missing_packages
 from srd.run.costs import DataFacts
 from srd.run.counting import SAMPLE
+from srd.run.disk_space import existing
 from srd.run.models import RecipeModels
-from srd.run.outlook import warn_of_copies, warn_of_frames, warn_of_memory, warn_of_questions
 from srd.run.plan import Plan, check_models_at_hand, make_plan
-from srd.run.room import existing
 from srd.run.served import told_of_server
 from srd.run.steps.examples import read_all
+from srd.run.warnings import warn_of_copies, warn_of_frames, warn_of_memory, warn_of_questions
 
 logger = logging.getLogger(__name__)
 

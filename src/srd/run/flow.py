@@ -10,8 +10,8 @@ from srd.models.cluster import check_address
 from srd.recipe.schema import Recipe
 from srd.run.checks import check_recipe
 from srd.run.context import Run
+from srd.run.disk_space import look_ahead
 from srd.run.order import Outline, cleaning_steps, planned, uncleaned_steps
-from srd.run.room import look_ahead
 from srd.run.served import asks_server, check_server
 from srd.run.steps.base import Step, do
 from srd.run.steps.cards import Cards

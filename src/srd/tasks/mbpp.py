@@ -186,7 +186,7 @@ class MbppTask(Task):
         if not any(fit):
             raise UserError(
                 f"task 'mbpp': no row's own program ('code') passes its own tests, for one {failed[0][0]}: "
-                f"{failed[0][1]}. Mend the rows: without one that passes there is nothing to score"
+                f"{failed[0][1]}. Correct the rows: without one that passes there is nothing to score"
             )
         return fit, [found[program].operators if program in found else () for program in own]
 

@@ -124,7 +124,7 @@ class Refresher:
         now = self.interval
         if now is None or step >= now.end or self.has_drifted or now.share != self.rollouts.share:
             return True
-        if self._standing is None or self.rollouts.by_row or self.rollouts.author(step, self.total_steps) != "student":
+        if self._standing is None or self.rollouts.by_row or self.rollouts.writer(step, self.total_steps) != "student":
             return False
         # A buffer fills more slowly than foreseen where answers are empty: then more text is wanted.
         return any(self.examples.ids[i] not in self._standing.text.places for i in self._standing.batches[step])
@@ -265,16 +265,16 @@ class Refresher:
         batch = standing.batches[step]
         if self.rollouts.by_row:
             return [[self._row(standing, i) for i in part] for part in self.batches.own_part(batch)]
-        author = self.rollouts.author(step, self.total_steps)
-        if author == "buffer":
+        writer = self.rollouts.writer(step, self.total_steps)
+        if writer == "buffer":
             drawn = [{**row, "soft": True} for row in self.rollouts.draw(len(batch), step)]
             return [[self._with_states(standing, row) for row in part] for part in self.batches.own_part(drawn)]
-        if author == "student":
+        if writer == "student":
             rows = [row for i in batch if (row := self._answer(standing, self.examples.ids[i], i)) is not None]
             keys = ("id", "prompt_ids", "response_ids")
             self.rollouts.add([{key: row[key] for key in keys} for row in rows], standing.interval.start)
         own = self.batches.own_part(batch)
-        return [[self._row(standing, i, by_student=author == "student") for i in part] for part in own]
+        return [[self._row(standing, i, by_student=writer == "student") for i in part] for part in own]
 
     def _row(self, standing: _Standing, index: int, *, by_student: bool = True) -> Row:
         """An example with its new text, where it has one that is not empty; else with its reference."""

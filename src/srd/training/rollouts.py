@@ -15,7 +15,7 @@ import numpy as np
 from srd.base import parallel
 
 Row = dict[str, Any]  # id, prompt_ids, response_ids
-Author = Literal["data", "student", "buffer"]
+Writer = Literal["data", "student", "buffer"]
 
 
 @dataclass
@@ -29,7 +29,7 @@ class OnPolicy:
 
     student_share: float
     seed: int = 0
-    keeps: ClassVar[bool] = False  # whether student text is used again
+    has_buffer: ClassVar[bool] = False  # whether student text is used again
     wants_reference: ClassVar[bool] = False  # whether the model is to be validated before it is trained
     by_row: ClassVar[bool] = True  # whether text that is written ahead is mixed with references row by row
 
@@ -38,7 +38,7 @@ class OnPolicy:
         """The share of student text that text is written ahead for."""
         return self.student_share
 
-    def author(self, step: int, total_steps: int) -> Author:
+    def writer(self, step: int, total_steps: int) -> Writer:
         """Who writes the batch of this optimizer step."""
         return "student" if _random(self.seed, step).random() < self.student_share else "data"
 
@@ -111,7 +111,7 @@ class AdaptiveOffPolicy:
     buffer: list[Row] = field(default_factory=list)
     steps_before: int = 0
     steps_in_all: int | None = None
-    keeps: ClassVar[bool] = True
+    has_buffer: ClassVar[bool] = True
     by_row: ClassVar[bool] = False
 
     @property
@@ -124,11 +124,11 @@ class AdaptiveOffPolicy:
         """Whether the model is to be validated before it is trained."""
         return self.reference_loss is None
 
-    def author(self, step: int, total_steps: int) -> Author:
+    def writer(self, step: int, total_steps: int) -> Writer:
         """Who writes the batch of this optimizer step."""
-        return self._author(step, total_steps, len(self.buffer))
+        return self._writer(step, total_steps, len(self.buffer))
 
-    def _author(self, step: int, total_steps: int, held: int) -> Author:
+    def _writer(self, step: int, total_steps: int, held: int) -> Writer:
         """Who writes the batch of a step at whose beginning the buffer holds so many responses."""
         step, total_steps = self.steps_before + step, self.steps_in_all or total_steps
         chance = _random(self.seed, step).random()
@@ -141,7 +141,7 @@ class AdaptiveOffPolicy:
         """The examples of the steps that are to be fresh student text while the threshold stays as it is."""
         held, names = len(self.buffer), set[str]()
         for step, batch in enumerate(batches, start=first):
-            if self._author(step, total_steps, held) == "student":
+            if self._writer(step, total_steps, held) == "student":
                 names.update(batch)
                 held = min(self.capacity, held + len(batch))
         return names
@@ -207,10 +207,10 @@ def replace_responses(
         write: Lets the student answer the rows' prompts; token ids, end of sequence included. Called once on every
             process, perhaps without rows.
     """
-    author = rollouts.author(step, total_steps)
-    if author == "data":
+    writer = rollouts.writer(step, total_steps)
+    if writer == "data":
         return batches, False
-    if author == "buffer":
+    if writer == "buffer":
         sizes = parallel.gather([len(batch) for batch in batches])
         drawn = iter(rollouts.draw(sum(map(sum, sizes)), step))
         dealt = [[[next(drawn) for _ in range(size)] for size in turn] for turn in zip(*sizes, strict=True)]
@@ -221,7 +221,7 @@ def replace_responses(
         [{"id": row["id"], "prompt_ids": row["prompt_ids"], "response_ids": next(answers)} for row in batch]
         for batch in batches
     ]
-    if rollouts.keeps:
+    if rollouts.has_buffer:
         everyone = zip(*parallel.gather(written), strict=True)  # micro-batches in the order of the whole step
         rollouts.add([row for turn in everyone for part in turn for row in part], step)
     return written, True

@@ -359,7 +359,7 @@ class ChatTemplate(Template):
         """What says that the template drops a part of a conversation."""
         error = UserError(
             f"example {example['id']}: the chat template of the tokenizer {self._tokenizer.name_or_path!r} leaves out "
-            f"{what}. Mend the template (chat_template.jinja beside the model), or {remedy}."
+            f"{what}. Correct the template (chat_template.jinja beside the model), or {remedy}."
         )
         error.fault = f"the chat template leaves out {what.partition(' (')[0]}"
         return error
@@ -474,7 +474,7 @@ class ChatTemplate(Template):
         error = PartedError(
             f"example {example['id']}: with the chat template of the tokenizer {self._tokenizer.name_or_path!r} an "
             f"answer does not follow its prompt. The prompt is …{shown[0]}, the conversation with its answer "
-            f"…{shown[1]}. Mend the template (chat_template.jinja beside the model), or {remedy}."
+            f"…{shown[1]}. Correct the template (chat_template.jinja beside the model), or {remedy}."
         )
         error.fault = f"an answer does not follow its prompt: {remedy}"
         return error

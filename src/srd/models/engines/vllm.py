@@ -113,7 +113,7 @@ class VllmEngine(NeverTrains):
         with self._alive():
             done, result = self._connection.recv()
         if not done:
-            raise UserError(f"{problem} ({result}). Mend that, or set generation.engine=transformers.")
+            raise UserError(f"{problem} ({result}). Correct that, or set generation.engine=transformers.")
         return result
 
     @contextlib.contextmanager

@@ -28,8 +28,8 @@ from srd.run import order
 from srd.run.context import Run
 from srd.run.folder import SPLITS
 from srd.run.identity import plugins_identity, source_identity, task_identity
-from srd.run.outlook import warn_of_copies, warn_of_questions
 from srd.run.steps.base import Step, Summary
+from srd.run.warnings import warn_of_copies, warn_of_questions
 from srd.tasks.base import get_task, load_source
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from srd.run.context import Run
 from srd.run.costs import DataFacts, Facts, Phase, other_sizes, shares_of_teachers, sizes_of
 from srd.run.forecast import Forecast
 from srd.run.order import costs_of
-from srd.run.outlook import warn_of_frames, warn_of_memory
 from srd.run.steps.base import Step
+from srd.run.warnings import warn_of_frames, warn_of_memory
 
 
 def facts_of(run: Run) -> Facts:
