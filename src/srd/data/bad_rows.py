@@ -121,7 +121,7 @@ class BadRows:
         found = f"{self.count:,} of {self.good + self.count:,} rows cannot become examples"
         if self.action == "error":
             remedy = "; or data.bad_rows=drop goes on without them, and lists them in examples/dropped.jsonl"
-            raise UserError(f"{found}.\n{self.told()}\nMend or remove them{remedy if self.of_recipe else ''}.")
+            raise UserError(f"{found}.\n{self.told()}\nCorrect or remove them{remedy if self.of_recipe else ''}.")
         what = f"{found} and are left out (examples/dropped.jsonl).\n{self.told()}\n"
         warn(logger, what, "Correct these rows, or go on without them.")
 
