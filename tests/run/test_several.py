@@ -11,9 +11,9 @@ import torch
 
 from srd.base.errors import UserError
 from srd.recipe.reading import recipe_yaml, validate_recipe
+from srd.run.disk_space import facts_of
 from srd.run.identity import named_paths, recipe_identity
 from srd.run.plan import make_plan
-from srd.run.room import facts_of
 from srd.run.teacher_caches import caches_of, place_of_cache
 from srd.training.several import SeveralCaches
 from tests.runs import TinyRun, tiny_rows, write_rows
