@@ -223,7 +223,8 @@ def test_damaged_missing_and_misfit_weights(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lack 12 of its weights, such as 'transformer\.h\.1.*random"):
         load_model(str(folder))
     (folder / "config.json").write_text(json.dumps(config | {"n_embd": 64}))
-    with pytest.raises(UserError, match=r"do not fit config\.json"):
+    told = r"h\.0\.attn\.c_attn\.bias', one of 16, is \[96\] in the files, and would be \[192\] by config\.json\. Take"
+    with pytest.raises(UserError, match=told):
         load_model(str(folder))
 
 
@@ -304,7 +305,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no layers": (edit("config.json", num_hidden_layers=-1), "num_hidden_layers|config|layers"),
     "fewer layers than weights": (edit("config.json", num_hidden_layers=1), r"9 tensors .* such as 'model\.layers\.1"),
     "more layers than weights": (edit("config.json", num_hidden_layers=3), r"lack 9 of its weights.*layers\.2"),
-    "other width": (edit("config.json", hidden_size=64), r"do not fit config\.json"),
+    "other width": (edit("config.json", hidden_size=64), r"do not fit config\.json: 'lm_head\.weight', one of 21"),
     "tied by mistake": (edit("config.json", architectures=["LlamaForCausalLM"], attention_bias=True), "lack 8 of its"),
     "dtype": (edit("config.json", dtype="float7"), "float7"),
     "activation": (edit("config.json", hidden_act="nope"), "nope"),

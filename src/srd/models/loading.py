@@ -247,9 +247,10 @@ def load_model(
     with guarded(source):
         model, report = auto_class(config).from_pretrained(
             place, dtype=kind, revision=revision, attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code, use_safetensors=True, output_loading_info=True, **placed,
+            trust_remote_code=trust_remote_code, use_safetensors=True, output_loading_info=True,
+            ignore_mismatched_sizes=True, **placed,
         )  # fmt: skip
-    check_report(source, model, report)
+    check_report(source, model, report)  # also of mismatched sizes, which it names better
     model.generation_config = generation
     if adapter is not None:
         model = merge_adapter(load_adapter(model, adapter))

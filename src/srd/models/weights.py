@@ -77,8 +77,9 @@ def check_names(source: str, model_class: Any, config: Any, shapes: dict[str, li
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     with guarded(source):
         model, report = model_class.from_pretrained(
-            None, config=copy.deepcopy(config), state_dict=tensors, device_map="meta", output_loading_info=True
-        )
+            None, config=copy.deepcopy(config), state_dict=tensors, device_map="meta", output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )  # fmt: skip
     check_report(source, model, report)
 
 
@@ -90,6 +91,14 @@ def check_report(source: str, model: nn.Module, report: dict[str, Any]) -> None:
         model: As it was loaded.
         report: What transformers says about loading it.
     """
+    if report["mismatched_keys"]:
+        name, here, wanted = min(report["mismatched_keys"])
+        count = len(report["mismatched_keys"])
+        raise UserError(
+            f"model '{source}': the weights do not fit config.json: '{name}'{f', one of {count},' * (count > 1)} is "
+            f"{list(here)} in the files, and would be {list(wanted)} by config.json. Take config.json from where the "
+            "weights are from, or save the model again with save_pretrained."
+        )
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 
 import torch
 from transformers import TrainingArguments
@@ -19,6 +20,9 @@ from srd.training.training import Training
 
 logger = logging.getLogger(__name__)
 
+#: What accelerate calls the precisions of a recipe.
+MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+
 
 def training_arguments(training: Training, stage: Stage) -> TrainingArguments:
     """Our settings in the Trainer's terms."""
@@ -29,6 +33,8 @@ def training_arguments(training: Training, stage: Stage) -> TrainingArguments:
     scheduled = all_steps(training) if config.keeps_optimizer else total
     every = max(1, round(steps * config.evaluate_every))
     precision = resolve_precision(config.precision)
+    # A launcher leaves its own there, and it would win where the recipe says float32.
+    os.environ["ACCELERATE_MIXED_PRECISION"] = MIXED[precision]
     schedule = {"cosine": "cosine_with_min_lr", "linear": "linear", "constant": "constant_with_warmup"}[config.schedule]
     arguments = TrainingArguments(
         output_dir=str(training.stage_folder(stage.index)),
