@@ -167,7 +167,7 @@ def test_a_model_that_was_shown_no_rows_must_be_surer() -> None:
 def test_what_detectors_ask_to_be_read() -> None:
     assert work_for(["empty", "near_copy"]) == ({"losses"}, set())
     assert work_for(["eos"]) == ({"losses", "endings"}, {"cut"})
-    assert work_for(["pmi", "match"])[1] == {"swapped"}
+    assert work_for(["match"]) == ({"losses", "lengths", "endings", "mismatched", "unprompted"}, {"swapped"})
 
 
 def test_the_user_has_the_last_word_and_copies_keep_one() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from srd.curation.cleaning import Reader, read_for
-from srd.curation.likelihoods import Pairs, Tokens, pair_losses
+from srd.curation.likelihoods import OTHERS, Pairs, Tokens, other_prompts, pair_losses
 from srd.curation.shots import SHOTS, shown
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows
@@ -67,15 +67,23 @@ def test_none_where_they_cannot_be() -> None:
 def test_readings_are_those_behind_what_is_shown() -> None:
     """Against plain passes: each response behind the set without its row."""
     examples, encoder, model = examples_from_rows(rows(), "rows"), encoder_for("llama"), tiny_model("llama", seed=3)
-    reads = read_for(examples, ["eos", "pmi"], Reader(model, encoder, 4), 0)
+    reads = read_for(examples, ["eos", "match"], Reader(model, encoder, 4), 0)
     tokens = Tokens.of(encoder, examples)
     before = shown(encoder, examples, tokens)
+    others = other_prompts(tokens.ids, tokens.prompts, OTHERS + 1)  # the last one is that of the self-made damage
     half, blank = len(before.prompts) // 2, len(examples)
     for row, response in enumerate(tokens.responses):
         side = half * (row in before.first)
-        own, alone = (nats(model, before.prompts[place + side], response) for place in (row, blank))
+        own, alone, *elsewhere = (
+            nats(model, before.prompts[place + side], response) for place in (row, blank, *others[row])
+        )
+        compared = (np.mean([sum(each[:-1]) for each in elsewhere[:-1]]) + sum(alone[:-1])) / 2
         assert reads.rows["end_nll"][row] == pytest.approx(own[-1], rel=1e-4)
         assert reads.rows["unprompted_nll"][row] == pytest.approx(sum(alone), rel=1e-4)
+        assert reads.rows["mismatched_nll"][row] == pytest.approx(compared, rel=1e-4)
+        swapped = {name: values[row] for name, values in reads.damage["swapped"].items()}
+        assert swapped["mismatched_nll"] == pytest.approx(compared, rel=1e-4)
+        assert swapped["ce"] * swapped["length"] == pytest.approx(sum(elsewhere[-1]), rel=1e-4)
     assert {kind: len(each["ce"]) for kind, each in reads.damage.items()} == {"swapped": 16, "cut": 16}
 
 

@@ -160,7 +160,6 @@ def _by_rule(detector: Detector, examples: Dataset) -> Floats:
 
 # ---------------------------------------------------------------------------------------------------------- contrasts
 
-SHRINK = 1.0  # responses without any effect that each prompt is taken to have been read with
 ROWS = ""  # the kind of what is no damage, in the table of what was read
 
 
@@ -214,51 +213,26 @@ def read_for(examples: Dataset, detectors: Sequence[str], reader: Reader, seed: 
     groups = {kind: before.pairs(pairs, pairs[:, 0 if kind in made else 1]) for kind, pairs in groups.items()}
     found = reader.read(before.prompts, Joined(*responses), groups)
     own = {name: found[name] for name in found if name in ("own", "unprompted", "mismatched")}
-    table = columns_from(own, tokens.lengths, tokens.ended)
+    table = contrasts_from(own, tokens.lengths, tokens.ended)
     table["shots"] = np.full(len(tokens.ids), before.shots)
     columns = {kind: columns_from({"own": found[kind]}, each.lengths, each.ended) for kind, each in made.items()}
     if "swapped" in found:
         losses = columns_from({"own": found["swapped"]}, tokens.lengths[rows], tokens.ended[rows])
         columns["swapped"] = {**{name: values[rows] for name, values in table.items()}, **losses}
-    if "mismatched" in found and others.shape[1] > 1:
-        read = _others_read(found, tokens, rows, others)
-        table["mismatched_nll"], made_up = _less_what_prompts_do(read, others, rows)
-        if "swapped" in columns:
-            columns["swapped"]["mismatched_nll"] = made_up
     return Reads(table, columns)
 
 
-def _others_read(found: Found, tokens: Tokens, rows: NDArray[np.int64], others: NDArray[np.int64]) -> Floats:
-    """Nats of each response, its end left out, behind each of its other prompts, ``[N, K]``; NaN where not read."""
-    read = np.full(others.shape, np.nan)
-    total, last = (values.reshape(len(read), -1) for values in found["mismatched"])
-    read[:, :-1] = total - np.where(tokens.ended[:, None], last, 0.0)
-    if "swapped" in found:
-        total, last = found["swapped"]
-        read[rows, -1] = total - np.where(tokens.ended[rows], last, 0.0)
-    return read
+def contrasts_from(found: Found, lengths: Floats, ended: NDArray[np.bool_]) -> Columns:
+    """`columns_from`, with the empty prompt among those that a response is compared with.
 
-
-def _less_what_prompts_do(read: Floats, others: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[Floats, Floats]:
-    """Mean nats behind other prompts, compared with what each prompt does to any response.
-
-    Some prompts make every response unlikely, whether it belongs to them or not. How much, the responses say that were
-    read behind them as behind others; so few of them say it that it is drawn towards nothing (`SHRINK`).
-
-    Args:
-        read: As `_others_read` gives it.
-        others: The prompts, ``[N, K]``.
-        rows: Those of which self-made damage was made: the response behind its last other prompt.
-
-    Returns:
-        Of the rows ``[N]``, and of the damage.
+    It counts as much as the others together: they say what this response is worth behind any question, it says so
+    without what each of them happens to ask.
     """
-    there = ~np.isnan(read)
-    beyond = np.where(there, read - np.nanmean(read, 1, keepdims=True), 0.0)
-    sums = np.bincount(others.ravel(), beyond.ravel(), minlength=len(read))
-    effect = sums / (np.bincount(others.ravel(), there.ravel(), minlength=len(read)) + SHRINK)
-    corrected = read - effect[others]
-    return np.nanmean(corrected, 1) + effect, corrected[rows, :-1].mean(1) + effect[others[rows, -1]]
+    columns = columns_from(found, lengths, ended)
+    if "mismatched" in found and len(found["mismatched"][0]):
+        total, last = found["unprompted"]
+        columns["mismatched_nll"] = (columns["mismatched_nll"] + total - np.where(ended, last, 0.0)) / 2
+    return columns
 
 
 def _contrast(

@@ -10,9 +10,9 @@ import pyarrow as pa
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from srd.curation.cleaning import Columns, Reader, bad_end
+from srd.curation.cleaning import Columns, Reader, bad_end, contrasts_from
 from srd.curation.detectors.base import DETECTORS, work_for
-from srd.curation.likelihoods import OTHERS, Tokens, columns_from, groups_for, other_prompts
+from srd.curation.likelihoods import OTHERS, Tokens, groups_for, other_prompts
 from srd.curation.scores.base import SCORES, ScoreInputs
 from srd.curation.shots import shown
 
@@ -41,7 +41,7 @@ def candidates_read(
     before = shown(reader.encoder, examples, all_rows)  # a row is not read behind itself, nor is what is to replace it
     groups = {kind: before.pairs(pairs, rows[pairs[:, 1]]) for kind, pairs in groups.items()}
     found = reader.read(before.prompts, tokens.responses, groups)
-    return columns_from(found, tokens.lengths, tokens.ended)
+    return contrasts_from(found, tokens.lengths, tokens.ended)
 
 
 def passing(

@@ -106,4 +106,6 @@ def work_for(detectors: Sequence[str]) -> tuple[set[str], set[str]]:
     """What detectors need a model to read: the needs of their scores, and kinds of damage."""
     contrasts = [each for each in map(DETECTORS.get, detectors) if each.damage is not None]
     needs = {need for each in contrasts for need in SCORES.get(each.name).needs}
+    if "mismatched" in needs:  # the empty prompt is one of those that a response is compared with
+        needs.add("unprompted")
     return {"losses", *needs}, {str(each.damage) for each in contrasts}
