@@ -47,6 +47,7 @@ app = typer.Typer(
 
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # or it looks for them in every installed package
 INTERRUPTED = 130  # what shells give for Ctrl-C
+COMPLETION = "_SRD_COMPLETE"  # set where a shell asks what words may follow
 OTHERS_WAIT = 10.0  # seconds that a process other than the main one waits before it prints an error
 
 LARGEST_SEED = 2**32 - 1
@@ -757,7 +758,7 @@ def _status(error: BaseException) -> int:
         return 128 + signal if signal else INTERRUPTED
     if isinstance(error, typer.Exit):
         return error.exit_code
-    if isinstance(error, SystemExit):
+    if isinstance(error, SystemExit) and COMPLETION in os.environ:  # a shell has asked what words may follow
         return error.code if isinstance(error.code, int) else 1
     if isinstance(error, BrokenPipeError):  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains when it flushes at its end
@@ -773,7 +774,7 @@ def _status(error: BaseException) -> int:
         from srd.base.failures import explain
 
         status, message = explain(error)
-    _tell(f"[bold red]error:[/] {_escaped(message)}")
+    _tell(f"[bold red]error:[/] {_escaped(message)}", on_all=getattr(error, "on_all", False))
     return status
 
 
@@ -787,17 +788,19 @@ def _say_stopped() -> None:
         _say("stopped. The same command continues where it was.")
 
 
-def _tell(message: str) -> None:
+def _tell(message: str, *, on_all: bool) -> None:
     """Print an error once, though every process of a run may have it.
 
     The others give the main process time to print it; its end makes the launcher stop them. So their message shows
-    only where the main process has no error.
+    only where the main process has no error, and not at all where it is known to have the same.
     """
     from srd.base import parallel
 
     parallel.stop_silently()
     if not parallel.is_main():
         time.sleep(OTHERS_WAIT)
+        if on_all:
+            return
     _say(message)
 
 

@@ -122,13 +122,14 @@ def test_reading_damaged_weights_is_no_full_disk(tmp_path: Path) -> None:
         (RecursionError("maximum recursion depth exceeded"), 1, ["bug in srd", "nested too deeply"]),
         (KeyError("rows"), 1, ["bug in srd", "KeyError: 'rows'"]),
         (Exception(), 1, ["bug in srd", "Exception"]),
+        (SystemExit(0), 1, ["a library has ended the program by sys.exit(0)"]),
         (AssertionError("x\ny" * 5000), 1, ["bug in srd", "AssertionError: x"]),
         (ExceptionGroup("several", [ValueError("a"), KeyError("b")]), 1, ["bug in srd", "several"]),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
 def test_status_and_message(
-    error: Exception, status: int, parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: BaseException, status: int, parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(failures, "_place", tmp_path)
     found, message = explain(error)
@@ -136,21 +137,30 @@ def test_status_and_message(
     for part in parts:
         assert part in message
     assert len(message) < 800
-    assert (tmp_path / "error.txt").exists() == ("bug" in message or "machine has failed" in message)
+    assert (tmp_path / "error.txt").exists() == (
+        "bug" in message or "machine has failed" in message or "sys.exit" in message
+    )
 
 
 def test_what_fails_in_a_plugin_is_called_that(tmp_path: Path) -> None:
     """With its file and line, also where it fails beneath; a call of ours that fails elsewhere is still ours."""
     plugin = tmp_path / "failing.py"
-    plugin.write_text("import json\n\ndef broken(rows):\n    return rows['x']\n\ndef beneath():\n    json.loads('{')\n")
+    plugin.write_text(
+        "import json\n\ndef broken(rows):\n    return rows['x']\n\ndef beneath():\n    json.loads('{')\n"
+        "\ndef leaving():\n    raise SystemExit(0)\n"
+    )
     import_plugin(str(plugin))
     mine = next(module for name, module in sys.modules.items() if name.startswith("srd_plugin_failing_"))
-    for call, line, words in ((lambda: mine.broken({}), 4, "KeyError: 'x'"), (mine.beneath, 7, "JSONDecodeError")):
-        with pytest.raises(Exception) as caught:  # noqa: PT011 - whichever it is
+    for call, line, words in (
+        (lambda: mine.broken({}), 4, "has failed: KeyError: 'x'"),
+        (mine.beneath, 7, "has failed: JSONDecodeError"),
+        (mine.leaving, 10, "has ended the program by sys.exit(0)"),
+    ):
+        with pytest.raises(BaseException) as caught:  # noqa: PT011 - whichever it is
             call()
         status, told = explain(caught.value)
-        assert status == 1 and f"the plugin {plugin}, line {line}, has failed: {words}" in told
-        assert "bug in srd" not in told and "Correct it" in told
+        assert status == 1 and f"the plugin {plugin}, line {line}, {words}" in told
+        assert "bug in srd" not in told and "raceback" in told
 
 
 def test_memory_is_not_the_disk() -> None:
@@ -185,6 +195,30 @@ def test_where_the_traceback_is(place: str, tmp_path: Path, monkeypatch: pytest.
         assert str(path) in told
         assert "in app" in path.read_text() and "LookupError" in path.read_text()
     assert parallel.stopped_by() is None
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize("on_all", [True, False])
+def test_what_all_processes_have_is_said_once(rank: str, on_all: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", rank), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(cli, "OTHERS_WAIT", 0.0)
+    monkeypatch.setattr(console, "quiet", False)
+    error = UserError("not so")
+    error.on_all = on_all
+    with console.capture() as captured:
+        assert cli._status(error) == 2
+    said = {"0": "error: not so\n", "1": "process 1: error: not so\n"}[rank]
+    assert captured.get() == ("" if on_all and rank == "1" else said)
+
+
+def test_a_program_that_a_library_ends_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(cli.COMPLETION, raising=False)
+    with console.capture() as captured:
+        assert cli._status(SystemExit(0)) == 1
+    assert "before the work was done" in captured.get()
+    monkeypatch.setenv(cli.COMPLETION, "complete_bash")
+    assert cli._status(SystemExit(0)) == 0
 
 
 def test_nothing_acts_on_the_terminal() -> None:

@@ -22,10 +22,12 @@ from srd.models.gguf import convert_gguf, converted_folder
 from srd.models.guard import guarded
 from srd.models.loading import check_weights, load_config, load_model, load_tokenizer, save_model
 from srd.models.sources import gguf_file, model_fingerprint
-from srd.models.tokens import set_generation_tokens, stop_token_ids
+from srd.models.tokens import decoder_prefix, set_generation_tokens, stop_token_ids
 from tests.tiny import ENCODER_DECODER, FAMILIES, save_tiny, tiny_config, tiny_model, tiny_tokenizer
 
 TEXT = "### Response:\nThere are 42 é <|im_end|> 你好"
+
+GENERATION = "generation_config.json"
 
 
 def logits(model: torch.nn.Module, family: str) -> torch.Tensor:
@@ -94,6 +96,41 @@ def test_t5_keeps_its_start_token(tmp_path: Path) -> None:
     model = load_model(folder, tokenizer=load_tokenizer(folder))
     assert model.generation_config.decoder_start_token_id == 0
     assert model.generate(torch.tensor([[5, 9]]), max_new_tokens=2, do_sample=False)[0, 0] == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "configuration", "prefix"),
+    [
+        ({"decoder_start_token_id": 3, "forced_bos_token_id": 7}, {"forced_bos_token_id": 8}, [3, 7]),
+        ({"decoder_start_token_id": 3}, {"decoder_start_token_id": 5, "forced_bos_token_id": 7}, [3, 7]),
+        ({}, {"decoder_start_token_id": 5, "forced_bos_token_id": 7}, [5, 7]),
+        (None, {"decoder_start_token_id": 5, "forced_bos_token_id": 7}, [5, 7]),
+        ({"forced_eos_token_id": 9}, {"decoder_start_token_id": 5, "forced_eos_token_id": 9}, [5]),
+    ],
+)
+def test_what_a_decoder_begins_with_is_found_in_either_file(
+    file: dict[str, int] | None, configuration: dict[str, int], prefix: list[int], tmp_path: Path
+) -> None:
+    folder, tokenizer = save_tiny(tmp_path, "t5"), tiny_tokenizer("t5")
+    (folder / GENERATION).unlink(missing_ok=True)
+    if file is not None:
+        put(GENERATION, json.dumps(file))(folder)
+    edit("config.json", **configuration)(folder)
+    model = load_model(str(folder), tokenizer=tokenizer)
+    assert decoder_prefix(model) == prefix
+    # An end that is forced on text at its limit would make cut text look ended.
+    assert model.generation_config.forced_eos_token_id is None and 9 not in stop_token_ids(model, tokenizer)
+    save_model(model, tokenizer, tmp_path / "again")
+    assert decoder_prefix(AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "again")) == prefix
+
+
+@pytest.mark.parametrize("file", ["config.json", GENERATION])
+@pytest.mark.parametrize(("name", "value"), [("forced_bos_token_id", 400), ("decoder_start_token_id", -1)])
+def test_a_decoder_that_begins_with_no_token_is_refused(file: str, name: str, value: int, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path, "t5")
+    edit(file, **{name: value})(folder)
+    with pytest.raises(UserError, match=f"{name} in {file} is {value}.*Correct it"):
+        check_weights(str(folder))
 
 
 def test_a_tokenizer_with_another_eos_joins_the_stop_tokens() -> None:
@@ -289,9 +326,6 @@ def index(*files: str) -> Callable[[Path], None]:
 def broken_index(folder: Path) -> None:
     index("a", "b")(folder)
     put("model.safetensors.index.json", "[]")(folder)
-
-
-GENERATION = "generation_config.json"
 
 
 def pipe(folder: Path) -> None:

@@ -126,6 +126,9 @@ def explain(error: BaseException) -> tuple[int, str]:
             f"the machine has failed: {error.strerror or first_line(error)}{place}. {kept}"
             "When that is corrected, run the same command again."
         )
+    if isinstance(error, SystemExit):  # with whatever status: the work is not done
+        place = _in_user_code(error) or "a library"
+        return 1, f"{place} has ended the program by sys.exit({error.code!r}), before the work was done. {kept}".strip()
     if place := _in_user_code(error):
         said = f"{place} has failed: {type(error).__name__}: {first_line(error)}"
         return 1, f"{said}. {kept}Correct it, then run the same command again."

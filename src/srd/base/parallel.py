@@ -259,7 +259,7 @@ def together(work: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]  # without an error there is a result
 
 
-def can_go_on(error: Exception) -> bool:
+def can_go_on(error: BaseException) -> bool:
     """Whether all processes have this error, so that they are still in step and may try something else.
 
     An error of one process alone leaves the others where they wait for it: it has to end, and the launcher ends them.

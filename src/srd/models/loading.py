@@ -6,6 +6,7 @@ Everything a user can get wrong here (a name, a folder, a format, a missing pack
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 MOST_LAYERS = 10_000
+#: What a decoder begins with.
+DECODER_STARTS = ("decoder_start_token_id", "forced_bos_token_id")
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 
@@ -136,33 +139,62 @@ def packages_missing(named: ModelConfig) -> list[Missing]:
 def load_generation_config(
     source: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> GenerationConfig:
-    """Read where answers begin and stop; without a generation_config.json, what config.json says.
+    """Read where answers begin and stop; what generation_config.json does not say, config.json says.
 
     Raises:
-        UserError: the file cannot be read, or names something that is no token id.
+        UserError: one of the files cannot be read, or names something that is no token id.
     """
     place = resolve_source(split_adapter(source)[0])
     config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
+    generation = _own_generation_config(source, place, revision)
+    if generation is None:
+        generation = GenerationConfig.from_model_config(config)
+        _check_ids(source, generation, config, "config.json")
+    else:
+        _check_ids(source, generation, config, "generation_config.json")
+    if config.is_encoder_decoder:
+        found = SimpleNamespace(**_configured(source, place, revision))
+        _check_ids(source, found, config, "config.json")
+        for name in DECODER_STARTS:
+            if getattr(generation, name, None) is None:
+                setattr(generation, name, getattr(found, name, None))
+    return generation
+
+
+def _own_generation_config(source: str, place: str, revision: str | None) -> GenerationConfig | None:
+    """The model's generation_config.json, if it has one."""
     if Path(place).is_dir() and not (Path(place) / "generation_config.json").is_file():
-        return GenerationConfig.from_model_config(config)
+        return None
     try:
         with guarded(source):
-            generation = GenerationConfig.from_pretrained(place, revision=revision)
+            return GenerationConfig.from_pretrained(place, revision=revision)
     except UserError as error:
         if not Path(place).is_dir() and isinstance(error.__cause__, OSError):  # the hub has none
-            return GenerationConfig.from_model_config(config)
+            return None
         raise UserError(f"{error} The file is generation_config.json.") from error
+
+
+def _configured(source: str, place: str, revision: str | None) -> dict[str, Any]:
+    """What config.json itself says of a decoder's first tokens: transformers keeps no forced one in its objects."""
+    with guarded(source):
+        found, _ = PreTrainedConfig.get_config_dict(place, revision=revision)
+    return {name: found[name] for name in DECODER_STARTS if name in found}
+
+
+def _check_ids(source: str, said: Any, config: Any, file: str) -> None:
+    """Refuse what is no token id where one belongs."""
     width = config.get_text_config().vocab_size
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "forced_bos_token_id"):
-        value = getattr(generation, name, None)
+    or_else = ", or delete the file: config.json then decides" if file == "generation_config.json" else ""
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", *DECODER_STARTS):
+        value = getattr(said, name, None)
         ids = value if isinstance(value, list) and name == "eos_token_id" else [] if value is None else [value]
         for token in ids:
-            if not isinstance(token, int) or isinstance(token, bool) or token >= width:
+            below = token < 0 and name in DECODER_STARTS if isinstance(token, int) else True
+            if below or isinstance(token, bool) or token >= width:
                 raise UserError(
-                    f"model '{source}': {name} in generation_config.json is {value!r}, which is no token id below "
-                    f"{width}. Correct it, or delete the file: config.json then decides."
+                    f"model '{source}': {name} in {file} is {value!r}, which is no token id below {width}. Correct it"
+                    f"{or_else}."
                 )
-    return generation
 
 
 def load_tokenizer(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ from rich.markup import escape
 
 from srd.base import parallel
 from srd.base.console import console, set_up_logging
-from srd.base.errors import RunError, UserError
+from srd.base.errors import UserError
+from srd.base.failures import explain, work_in
 from srd.base.files import discard, fingerprint, read_sealed, write_sealed
 from srd.recipe.merging import merge
 from srd.recipe.reading import validate_recipe
@@ -69,6 +69,7 @@ class CellRunner:
                 return False
             self._note(folder, {})
             run = Run(recipe, folder, shared=self.folder / "shared")
+            work_in(folder)
             set_up_logging(run.warnings)
             run_all(run)
             if parallel.is_main():
@@ -76,21 +77,19 @@ class CellRunner:
             self._note(folder, {"state": "done", "identity": identity})
             if not self.keep_students and parallel.is_main():
                 _drop_weights(run.manifest)
-        except Exception as error:  # one cell's failure must not cost the others; it is shown, kept and counted
+        except (Exception, SystemExit) as error:  # it must not cost the others; it is shown, kept and counted
             self._note_failure(folder, error)
         return True
 
-    def _note_failure(self, folder: Path, error: Exception) -> None:
+    def _note_failure(self, folder: Path, error: Exception | SystemExit) -> None:
         """Show and keep why a cell failed; what the others cannot go on after is raised."""
-        expected = isinstance(error, UserError | RunError)
-        message = str(error) if expected else f"{type(error).__name__}: {error}"
+        _, message = explain(error)
         failed = {"state": "failed", "error": message}
         if not parallel.can_go_on(error):
             if not parallel.is_lost(error):  # then it is the other process that knows why
                 write_sealed(folder / RESULT, failed)
             raise error
-        shown = escape(message if expected else traceback.format_exc())
-        console.print(f"[bold red]failed:[/] {shown}", soft_wrap=True)
+        console.print(f"[bold red]failed:[/] {escape(message)}", soft_wrap=True)
         self._note(folder, failed)
 
     def _note(self, folder: Path, result: dict[str, Any]) -> None:
