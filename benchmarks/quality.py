@@ -565,6 +565,21 @@ def table(content: Result, found: dict[str, list[Result]], failed: dict[str, str
     return "\n".join(lines)
 
 
+def equal_table(start: float, found: dict[str, list[Result]]) -> str:
+    """When each peer has 90 % of what it gains itself, and when ours is as good; points of ROUGE-L of 100."""
+    lines = [f"| peer | 90 % of its own gain | its time | {TITLES['kd']} | ÷ |", "|---|---:|---:|---:|---:|"]
+    for system in PEERS:
+        if not found.get(system) or not found.get("kd"):
+            continue
+        curve = mean_curve(found[system])
+        goal = start + GAIN * (max(rouge for _, rouge in curve) - start)
+        theirs, ours = time_to(curve, goal), time_to(mean_curve(found["kd"]), goal)
+        if theirs and goal > start:
+            told = ("not reached", "–") if ours is None else (f"{ours:.0f} s", f"{theirs / ours:.1f}")
+            lines.append(f"| {TITLES[system]} | {goal:.2f} | {theirs:.0f} s | {' | '.join(told)} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
 def parts_table(found: dict[str, list[Result]]) -> str:
     """Where the seconds of our ways go, means over the seeds; by step, all that is written is part of the training."""
     names = (LOADS, READS, WRITES, "training")
@@ -693,7 +708,8 @@ def show(options: argparse.Namespace, where: Prepared, found: dict[str, list[Res
         f"{plan.passes} passes in steps of {plan.batch_size}, texts of at most {plan.tokens} tokens"
         f"{f'; {options.jobs} trainings side by side' if options.jobs > 1 else ''}."
     )
-    text = f"{about}\n\n{table(content, found, failed, plan)}\n\n{parts_table(found)}\n"
+    tables = (table(content, found, failed, plan), equal_table(100 * content["student"], found), parts_table(found))
+    text = "\n\n".join(filter(None, (about, *tables))) + "\n"
     drawn = plot(content, found)
     for file, written in ((where.folder / "table.md", text), (where.folder / "plot.svg", drawn)):
         with atomic_write(file) as partial:

@@ -101,6 +101,9 @@ def test_the_table_compares_with_the_best_peer(tmp_path: Path) -> None:
     assert "ours, on-policy, refresh: step: no time was left" in text
     assert text.count(quality.NO_TIME) == 1, "a way that was measured lacks seeds, which their number says"
     assert quality.plot(content, found).count("<path") >= 4
+    worse = {**found, "conventional": [result(1e-4, 10, 15, 20, pace=8)]}
+    assert f"| {quality.TITLES['conventional']} | 19.00 | 144 s | 9 s | 16.0 |" in quality.equal_table(10, worse)
+    assert quality.equal_table(10, {"kd": found["kd"]}) == ""
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
