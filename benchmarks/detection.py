@@ -1,11 +1,12 @@
 """How many wrong rows the cleaning finds, and how many right ones it takes for wrong, without knowing the share.
 
-python -m benchmarks.detection [FILE …] [--work FOLDER] [--detectors eos,match,wording,near_copy]
+python -m benchmarks.detection [FILE …] [--seeds 0 1 2] [--work FOLDER] [--detectors eos,match,wording,near_copy]
 python -m benchmarks.detection --readings sweeps/evidence
 
 Takes 320 rows of pydocs, and of each FILE; a quarter of them is swapped, truncated and duplicated in equal parts. The
-embedded SmolLM2-135M reads them in its chat template as it comes. The undamaged rows are marked, too. The tables go
-into docs/evidence.md. What was read is kept in the folder, so that a killed measurement goes on where it was.
+embedded SmolLM2-135M reads them in its chat template as it comes. The undamaged rows are marked, too. Each seed draws
+other rows and other damage. The tables go into docs/evidence.md. What was read is kept in the folder, so that a killed
+measurement goes on where it was, and that of another machine is told here.
 
 The second form asks no model: it marks the rows of a sweep's cells anew, from what was read there, and says what a
 score could do at most: how many wrong rows lie where just so many clean ones are marked.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,20 +49,38 @@ def rows_of(source: SourceConfig, seed: int) -> Dataset:
     return rows.select(np.sort(np.random.default_rng(seed).permutation(len(rows))[:ROWS]))
 
 
-def figures(name: str, rows: Dataset, found: Findings, clean: Findings) -> list[list[Any]]:
-    """What was found of each kind of damage, and of the rows without any."""
-    kinds, groups = np.array(rows["corruption"]), near_copies(rows).groups
-    copied = np.isin(groups, groups[kinds == "duplicated"])
+@dataclass(frozen=True)
+class Draw:
+    """Some rows of a data set: with damage and what is found among them, and what is found without."""
+
+    rows: Dataset
+    found: Findings
+    clean: Findings
+
+
+def figures(name: str, draws: list[Draw]) -> list[list[Any]]:
+    """What was found of each kind of damage, and of the rows without any, over all draws."""
+    caught: dict[str, list[NDArray[np.bool_]]] = {}
+    reasons: dict[str, Counter[str]] = {}
+
+    def add(kind: str, marks: NDArray[np.bool_], why: NDArray[np.object_]) -> None:
+        caught.setdefault(kind, []).append(marks)
+        reasons.setdefault(kind, Counter()).update(why[why != ""].tolist())
+
+    for draw in draws:
+        kinds, groups = np.array(draw.rows["corruption"]), near_copies(draw.rows).groups
+        for kind in KINDS:
+            of_kind = kinds == kind
+            add(kind, _caught(draw.found, _groups(draw.rows, kind), of_kind), draw.found.why[of_kind])
+        right = (kinds == "") & ~np.isin(groups, groups[kinds == "duplicated"])
+        add("none, in the damaged set", draw.found.wrong[right], draw.found.why[right])
+        add("none, in the undamaged set", draw.clean.wrong, draw.clean.why)
     listed = []
-    for kind in KINDS:
-        of_kind = kinds == kind
-        caught = _caught(found, _groups(rows, kind), of_kind)
-        by = ", ".join(f"{why} {(found.why[of_kind] == why).sum()}" for why in sorted({*found.why[of_kind]} - {""}))
-        listed.append([name, kind, f"{100 * caught.mean():.0f} %", f"{caught.sum()} of {of_kind.sum()}: {by}"])
-    right = (kinds == "") & ~copied
-    listed.append([name, "none, in the damaged set", f"{100 * found.wrong[right].mean():.1f} %", _told(found, right)])
-    everything = np.ones(len(clean.ids), bool)
-    listed.append([name, "none, in the undamaged set", f"{100 * clean.wrong.mean():.1f} %", _told(clean, everything)])
+    for kind, parts in caught.items():
+        marks, by = np.concatenate(parts), ", ".join(f"{why} {count}" for why, count in sorted(reasons[kind].items()))
+        worst = f" ({' / '.join(f'{100 * part.mean():.0f}' for part in parts)})" if len(parts) > 1 else ""
+        told = f"{marks.sum()} of {len(marks)}{': ' if by else ''}{by}"
+        listed.append([name, kind, f"{100 * marks.mean():.1f} %{worst}", told])
     return listed
 
 
@@ -74,17 +94,28 @@ def _caught(found: Findings, groups: NDArray[np.int64], of_kind: NDArray[np.bool
     return np.isin(groups[of_kind], groups[found.wrong])
 
 
-def _told(found: Findings, rows: Any) -> str:
-    by = ", ".join(f"{why} {(found.why[rows] == why).sum()}" for why in sorted({*found.why[rows]} - {""}))
-    return f"{found.wrong[rows].sum()} of {rows.sum()}{': ' if by else ''}{by}"
+def detector_rows(name: str, draws: list[Draw]) -> list[list[Any]]:
+    """What each detector says of itself on the damaged and on the undamaged sets, a mean over the draws."""
+    listed = []
+    for detector in draws[0].found.calibrations:
+        sets = ([draw.found for draw in draws], [draw.clean for draw in draws])
+        of = [[each.calibrations[detector] for each in found] for found in sets]
+        listed.append([name, detector, *(float(np.mean([getattr(each, what) for each in found]))
+                                         for found in of for what in ("auc", "share"))])  # fmt: skip
+    return listed
 
 
-def detector_rows(name: str, found: Findings, clean: Findings) -> list[list[Any]]:
-    """What each detector says of itself on the damaged and on the undamaged set."""
-    return [
-        [name, detector, each.auc, each.share, clean.calibrations[detector].auc, clean.calibrations[detector].share]
-        for detector, each in found.calibrations.items()
-    ]
+def read_draw(source: SourceConfig, name: str, seed: int, detectors: list[str], reader: Reader) -> Draw:
+    """Let a model read a draw of the rows, damaged and undamaged, and mark them."""
+    clean = rows_of(source, seed)
+    damaged = corrupt(clean, SHARE, KINDS, seed)
+    found = []
+    for label, rows in (("damaged", damaged), ("clean", clean)):
+        with progress_bar(f"{name}, {label}, draw {seed}") as update:
+            folder = reader.folder / f"{name}-{label}-{seed}" if reader.folder else None
+            own = replace(reader, folder=folder, progress=update)
+            found.append(find_wrong(rows, detectors, reads=read_for(rows, detectors, own, seed)))
+    return Draw(damaged, *found)
 
 
 # ------------------------------------------------------------------------------------------------- readings of a sweep
@@ -145,7 +176,8 @@ def main() -> None:
     parser.add_argument("files", type=Path, nargs="*", help="further data sets")
     parser.add_argument("--work", type=Path, default=Path("sweeps/detection"), help="keeps what was read")
     parser.add_argument("--detectors", default="eos,match,wording,near_copy")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one draw of rows and damage each")
+    parser.add_argument("--batch-size", type=int, default=8, help="prompts read at once")
     parser.add_argument("--readings", type=Path, help="folder of srd sweep evidence, whose cells have read their rows")
     given = parser.parse_args()
     if given.readings is not None:
@@ -155,21 +187,15 @@ def main() -> None:
         return
     torch.set_num_threads(2)
     tokenizer = load_tokenizer("smollm2")
-    model = load_model("smollm2", tokenizer=tokenizer)
+    model = load_model("smollm2", tokenizer=tokenizer, device="cuda" if torch.cuda.is_available() else None)
     encoder = Encoder(tokenizer, get_template("chat", tokenizer))
+    reader = Reader(model, encoder, given.batch_size, given.work)
     sources = {"pydocs": SourceConfig(dataset="pydocs"), **{f.stem: SourceConfig(path=str(f)) for f in given.files}}
-    marks, detectors = [], []
+    marks, detectors, names = [], [], given.detectors.split(",")
     for name, source in sources.items():
-        clean = rows_of(source, given.seed)
-        damaged = corrupt(clean, SHARE, KINDS, given.seed)
-        found = []
-        for label, rows in (("damaged", damaged), ("clean", clean)):
-            with progress_bar(f"{name}, {label}") as update:
-                reader = Reader(model, encoder, 8, given.work / f"{name}-{label}-{given.seed}", update)
-                names = given.detectors.split(",")
-                found.append(find_wrong(rows, names, reads=read_for(rows, names, reader, given.seed)))
-        marks += figures(name, damaged, *found)
-        detectors += detector_rows(name, *found)
+        draws = [read_draw(source, name, seed, names, reader) for seed in given.seeds]
+        marks += figures(name, draws)
+        detectors += detector_rows(name, draws)
     titles = ("Rows", "Damage", "Marked", "Of which by")
     tables = {
         "detection": to_markdown(Table([Column(title) for title in titles], marks)),

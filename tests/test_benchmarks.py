@@ -19,12 +19,19 @@ from benchmarks import conventional, detection, gpu, refresh, tables, won_back
 from benchmarks.lengths import log_normal_lengths
 from benchmarks.workload import padded_share
 
+from srd.curation import likelihoods
+from srd.curation.cleaning import Reader
 from srd.data.batching import Collator
+from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows
+from srd.data.settings import SourceConfig
+from srd.data.templates.base import get_template
 from srd.models.head import HeadWeights, head_weights, response_hidden
 from srd.training import row_losses
 from srd.training.loss import head_loss
 from srd.training.loss_settings import LossSettings
+from tests.oracle import noun_rows, oracle_losses
+from tests.tiny import tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -317,3 +324,23 @@ def test_what_longer_schedules_cost_follows_from_what_is_paid_once_and_in_every_
     assert f"| {refresh.STAGE} | 20.0 s | 10.0 s | 5.0 s | 70.0 s | 1.40 | 1,024 MiB | 1.00 |" in text
     assert "| baseline, 20 passes | 110 s | 130 s | 1.18 |" in text
     assert "| SRD, 3 stages of 8 passes | 68 s | 105 s | 1.56 |" in text
+
+
+def test_the_detection_is_told_over_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two draws, read by a stand-in: shares over both, with each beside them, and nothing of a set without damage."""
+    monkeypatch.setattr(likelihoods, "pair_losses", oracle_losses)
+    monkeypatch.setattr(detection, "rows_of", lambda source, seed: examples_from_rows(noun_rows(120, seed), "rows"))
+    tokenizer = tiny_tokenizer("llama")
+    reader = Reader(None, Encoder(tokenizer, get_template("plain", tokenizer)))
+    names = ["eos", "match", "near_copy"]
+    draws = [detection.read_draw(SourceConfig(dataset="pydocs"), "nouns", seed, names, reader) for seed in (0, 1)]
+    told = {kind: (marked, by) for _, kind, marked, by in detection.figures("nouns", draws)}
+    assert list(told) == [*detection.KINDS, "none, in the damaged set", "none, in the undamaged set"]
+    of_kind = [np.array(draw.rows["corruption"]) == "swapped" for draw in draws]
+    marked = [draw.found.wrong[own].mean() for draw, own in zip(draws, of_kind, strict=True)]
+    both = np.mean(np.repeat(marked, [own.sum() for own in of_kind]))
+    assert told["swapped"][0] == f"{100 * both:.1f} % ({100 * marked[0]:.0f} / {100 * marked[1]:.0f})"
+    count = sum(draw.found.wrong[own].sum() for draw, own in zip(draws, of_kind, strict=True))
+    assert told["swapped"][1] == f"{count} of 20: match {count}" and count > 5
+    assert told["none, in the undamaged set"][1] == "0 of 240"
+    assert [row[:2] for row in detection.detector_rows("nouns", draws)] == [["nouns", "eos"], ["nouns", "match"]]
