@@ -48,7 +48,7 @@ def test_a_killed_process_under_torchrun(
     assert (folder / "report" / "index.html").exists()
 
 
-@pytest.mark.parametrize("process", in_turn([0, 1], 0))
+@pytest.mark.parametrize("process", in_turn([0, 1], 1))
 def test_a_killed_process_is_missed_by_the_other(process: int, undisturbed: TinyRun, tmp_path: Path) -> None:
     """Without a launcher: the survivor notices by itself."""
     recipe, folder = undisturbed.write_recipe(), tmp_path / "run"

@@ -151,7 +151,7 @@ def interrupt(
 
 
 @pytest.mark.parametrize(("moments", "part"), [
-    (("replace", "done"), (0, 20)),
+    (("replace", "done"), (0, 30)),
     *(pytest.param((moment,), (half, 2), marks=pytest.mark.slow) for half, moment in enumerate(("replace", "done"))),
 ])  # fmt: skip
 def test_killed_at_every_write(

@@ -364,7 +364,7 @@ def test_stages_with_one_optimizer_have_one_schedule(tiny_run: TinyRun, monkeypa
 @pytest.mark.parametrize(
     ("place", "harm", "again"),
     [
-        ("stages/0/optimizer.pt", None, [1]),
+        pytest.param("stages/0/optimizer.pt", None, [1], marks=pytest.mark.slow),
         ("stages/0/optimizer.pt", flip, [0, 1]),
         pytest.param("stages/0/optimizer.pt", Path.unlink, [0, 1], marks=pytest.mark.slow),
     ],

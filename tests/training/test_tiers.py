@@ -29,6 +29,7 @@ from srd.training.teacher_cache import TeacherCache, cache_folder, describe
 from srd.training.tier_error import measure
 from srd.training.tiers.base import TIERS, make_tier, stored_dtype
 from tests.faults import cache_killed_after
+from tests.runs import in_turn
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.test_divergences import NAMES, naive
 from tests.training.test_trainer import encoded
@@ -286,7 +287,7 @@ def test_a_killed_build_ends_in_the_same_bytes(tier: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("victim", ["shard", "head.safetensors", "meta.json"])
-@pytest.mark.parametrize("tier", ALL)
+@pytest.mark.parametrize("tier", in_turn(ALL, "int8"))
 def test_damage_is_noticed_and_mended(tier: str, victim: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     built(tmp_path, tier)
     before = contents(tmp_path)

@@ -137,15 +137,22 @@ def packages_missing(named: ModelConfig) -> list[Missing]:
 
 
 def load_generation_config(
-    source: str, *, revision: str | None = None, trust_remote_code: bool = False
+    source: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    config: PreTrainedConfig | None = None,
 ) -> GenerationConfig:
     """Read where answers begin and stop; what generation_config.json does not say, config.json says.
+
+    ``config`` is the model's, where it is read already.
 
     Raises:
         UserError: one of the files cannot be read, or names something that is no token id.
     """
     place = resolve_source(split_adapter(source)[0])
-    config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
+    if config is None:
+        config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
     generation = _own_generation_config(source, place, revision)
     if generation is None:
         generation = GenerationConfig.from_model_config(config)
@@ -273,7 +280,7 @@ def load_model(
     if Path(place).is_dir():
         read_headers(weight_files(Path(place)), source)
     config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
-    generation = load_generation_config(source, revision=revision, trust_remote_code=trust_remote_code)
+    generation = load_generation_config(source, revision=revision, config=config)
     placed = _placed(config, device or "cpu", offload, bits)
     kind = dtype if dtype == "auto" else getattr(torch, dtype)
     with guarded(source):
@@ -326,7 +333,7 @@ def check_weights(
     folder = _weights_folder(source, revision)
     if folder is None:
         return
-    load_generation_config(source, revision=revision, trust_remote_code=trust_remote_code)
+    load_generation_config(source, revision=revision, config=config)
     shapes = read_headers(weight_files(folder), source)
     if type(config) in generating(config) and getattr(config, "quantization_config", None) is None:
         classes = generating(config)[type(config)]

@@ -68,15 +68,12 @@ class RecipeModels:
         """What is different in the tokens of the student and of one of `Recipe.models_here`; empty: nothing."""
         named, student = self.recipe.models_here[number], self.recipe.models_here[-1]
         config = self.configs[number]
-        begin = [prefix_of(config, self._generation(named)), prefix_of(self.configs[-1], self._generation(student))]
+        begin = [_prefix(named, config), _prefix(student, self.configs[-1])]
         return (
             tokenizers_differ(self.tokenizer_of(named), self.tokenizer)
             or kinds_differ(config, self.configs[-1])
             or (f"their decoders begin with the ids {begin[0]} and {begin[1]}" if begin[0] != begin[1] else "")
         )
-
-    def _generation(self, model: ModelConfig) -> Any:
-        return load_generation_config(str(model.model), **model.found)
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -103,7 +100,7 @@ class RecipeModels:
         """Tokens that a model has positions for; of an encoder-decoder those of a response, beside what begins it."""
         limit = position_limit(config)
         # The first of the ids that a decoder begins with takes the place of the response's last, which it never reads.
-        return None if limit is None else limit - len(prefix_of(config, self._generation(named))[1:])
+        return None if limit is None else limit - len(_prefix(named, config)[1:])
 
     def _apart_encoder(self) -> Encoder:
         """What a teacher with tokens of its own reads: the same texts, in its own frame and as long as it takes them.
@@ -271,3 +268,8 @@ class RecipeModels:
     def hidden_size(self) -> int:
         """Width of the teacher's hidden states."""
         return int(self.configs[0].get_text_config().hidden_size)
+
+
+def _prefix(model: ModelConfig, config: Any) -> list[int]:
+    """The ids that what a model writes begins with, by its files."""
+    return prefix_of(config, load_generation_config(str(model.model), config=config, **model.found))
