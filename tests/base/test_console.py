@@ -27,9 +27,9 @@ def test_pace_says_what_has_passed_and_what_is_left() -> None:
 
     def words(done: float, total: float | None) -> str:
         pace.update(done, total)
-        return pace.words()
+        return str(pace)
 
-    assert pace.count() == ""
+    assert pace.count == ""
     clock.now += 30
     assert words(10, 90) == "30 s so far"  # of which ten were done by a former command
     clock.now += 60
@@ -37,11 +37,11 @@ def test_pace_says_what_has_passed_and_what_is_left() -> None:
     assert words(30, None) == "1 min 30 s so far"
     assert words(90, 90) == "1 min 30 s so far"
     assert words(32.5, 90) == "1 min 30 s so far, about 3 min left, about 13 min of the whole run"
-    assert pace.count() == "32.5 of 90"
+    assert pace.count == "32.5 of 90"
     clock.now += 60  # nothing was finished meanwhile
-    assert pace.words() == "2 min 30 s so far, about 2 min left, about 12 min of the whole run"
+    assert str(pace) == "2 min 30 s so far, about 2 min left, about 12 min of the whole run"
     clock.now += 600
-    assert pace.words() == "12 min 30 s so far"
+    assert str(pace) == "12 min 30 s so far"
     assert words(0, 90) == "12 min 30 s so far"  # begun anew
 
 

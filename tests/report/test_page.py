@@ -13,8 +13,9 @@ import pytest
 from rich.console import Console
 
 from srd.base.errors import UserError
+from srd.base.files import read_json
 from srd.report.figures import logged, stage_bands
-from srd.report.html import coded, escape
+from srd.report.html import coded, environment, escape
 from srd.report.page import build_report
 from srd.report.reading import read_json_lines, read_run
 from srd.report.summary import print_next_steps, print_summary
@@ -382,6 +383,24 @@ def test_what_was_logged_once_is_a_sentence_and_no_empty_plot(whole_run: Path, t
     ]
     drawn = re.search(r"<figcaption>Training loss.*?</figure>", page(losses), re.DOTALL)
     assert drawn and drawn[0].count("<circle") == 2 + 3  # the legend's, and one for each point
+
+
+def test_steps_that_took_nearly_no_time_share_a_bar(whole_run: Path, tmp_path: Path) -> None:
+    run_dir = Path(shutil.copytree(whole_run, tmp_path / "quick"))
+    manifest = read_json(run_dir / "manifest.json")
+    steps = list(manifest["steps"])
+    for step in steps:
+        manifest["steps"][step]["seconds"] = 0.5 if step in steps[:4] else 100.0
+    write_text(run_dir / "manifest.json", json.dumps(manifest))
+    labels = re.findall(r'class="bar-label"[^>]*>([^<]*)<', read_page(run_dir).partition('id="time"')[2])
+    assert len(labels) == len(steps) - 3 and labels[-1] == "4 steps of less than 1% each"
+
+
+def test_an_answer_begins_with_its_first_line(tmp_path: Path) -> None:
+    """Also where a model begins with blank lines; of nothing but those it says that it is empty."""
+    for text, shown in (("\n\n The end.\n", "<p>The end.</p>"), ("\n ", "<p><em>empty</em></p>")):
+        made = environment("srd.report").get_template("macros.j2").make_module().text_box("SRD", text, "ours")
+        assert shown in made
 
 
 def test_stage_bands_meet(whole_run: Path) -> None:

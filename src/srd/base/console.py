@@ -13,7 +13,7 @@ from warnings import simplefilter
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.logging import RichHandler
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.segment import Segment
 from rich.text import Text
 
@@ -128,8 +128,15 @@ class Pace:
         if self.first is None or done < self.first:  # what a former command has done took none of this time
             self.first, self.seen = done, self.updated
 
-    def words(self) -> str:
-        """Say what has passed, what is left, and what is left of all: ``1 min 20 s so far, about 3 min left``."""
+    @property
+    def count(self) -> str:
+        """How much is done: ``3 of 40``; nothing before that is known."""
+        if self.first is None:
+            return ""
+        return f"{self.done:,g}" + (f" of {self.total:,g}" if self.total is not None else "")
+
+    def __str__(self) -> str:
+        """What has passed, what is left, and what is left of all: ``1 min 20 s so far, about 3 min left``."""
         now = self.clock()
         said = f"{duration(now - self.started)} so far"
         made, seconds = self.done - (self.first or 0), self.updated - self.seen
@@ -140,12 +147,6 @@ class Pace:
             return said
         after = self.after(made / self.total, seconds) if self.after else None
         return f"{said}, {roughly(left)} left" + (f", {roughly(left + after)} of the whole run" if after else "")
-
-    def count(self) -> str:
-        """Say how much is done: ``3 of 40``; nothing before that is known."""
-        if self.first is None:
-            return ""
-        return f"{self.done:,g}" if self.total is None else f"{self.done:,g} of {self.total:,g}"
 
 
 class _Bar(Progress):
@@ -158,35 +159,13 @@ class _Bar(Progress):
                 yield Text(f"    {visible(task.fields['note'])}", style="dim", no_wrap=True, overflow="ellipsis")
 
 
-class _Words(ProgressColumn):
-    """A pace in words, made anew whenever the bar is drawn: the time goes on while a long batch is being made."""
-
-    def __init__(self, words: Callable[[], str]) -> None:
-        super().__init__()
-        self.words = words
-
-    def render(self, task: Task) -> Text:
-        return Text(self.words())
-
-
 class _Lines:
-    """Lines in place of a bar, for a log file: where something is done, and where nothing is for a while.
-
-    Args:
-        description: What is being done.
-        pace: How far it has come.
-    """
+    """Lines in place of a bar, for a log file: where something is done, and where nothing is for a while."""
 
     def __init__(self, description: str, pace: Pace) -> None:
         self.description, self.pace, self.note = description, pace, ""
         self.last = time.monotonic()
-        self.ended = threading.Event()
-        self.one = threading.Lock()
-
-    def update(self, done: float, total: float | None, note: str = "") -> None:
-        self.pace.update(done, total)
-        self.note = note
-        self.say(QUIET_SECONDS)
+        self.ended, self.one = threading.Event(), threading.Lock()
 
     def say(self, quiet: float) -> None:
         """A line, unless the last one was said less than so many seconds ago."""
@@ -194,7 +173,7 @@ class _Lines:
             if time.monotonic() - self.last <= quiet:
                 return
             self.last = time.monotonic()
-            said = ", ".join(filter(None, [self.pace.count(), self.pace.words()]))
+            said = ", ".join(filter(None, [self.pace.count, str(self.pace)]))
             note = f" ({self.note})" if self.note else ""
             console.print(f"  {self.description}: {said}{note}", soft_wrap=True, markup=False)
 
@@ -214,27 +193,31 @@ def progress_bar(description: str, after: After | None = None) -> Iterator[Calla
     """
     pace = Pace(after)
     if console.is_terminal:
+        # The pace is made into words whenever the bar is drawn: the time goes on while a long batch is being made.
         columns = (
-            TextColumn("  {task.description}", markup=False), BarColumn(bar_width=20), _Words(pace.count),
-            _Words(pace.words),
+            TextColumn("  {task.description}", markup=False), BarColumn(bar_width=20),
+            TextColumn("{task.fields[pace].count}"), TextColumn("{task.fields[pace]}"),
         )  # fmt: skip
         with _Bar(*columns, console=console, transient=True) as bars:
-            task = bars.add_task(description, total=None, note="")
+            task = bars.add_task(description, total=None, note="", pace=pace)
 
-            def update(done: float, total: float | None, note: str = "") -> None:
+            def draw(done: float, total: float | None, note: str = "") -> None:
                 pace.update(done, total)
                 bars.update(task, completed=done, total=total, note=note)
 
-            yield update
+            yield draw
         return
     lines = _Lines(description, pace)
-    if console.quiet:
-        yield lines.update
-        return
+
+    def update(done: float, total: float | None, note: str = "") -> None:
+        pace.update(done, total)
+        lines.note = note
+        lines.say(QUIET_SECONDS)
+
     watch = threading.Thread(target=lines.watch, daemon=True)
     watch.start()
     try:
-        yield lines.update
+        yield update
     finally:
         lines.ended.set()
         watch.join()

@@ -20,6 +20,7 @@ from srd.run.folder import UNCLEANED
 KNOWN_COLORS = ("teacher", "student", "kd", "srd")
 OTHER_COLORS = 4  # in the style sheet, beside the known ones
 MAP_POINTS = 2000
+SHORT = 0.01  # share of the time below which a step has no bar of its own
 
 #: What is drawn of a training: key in the log, label of its axis, caption, and whether each point is marked.
 CURVES = (
@@ -66,14 +67,19 @@ def step_seconds(run: RunFiles) -> dict[str, float]:
 
 
 def time_bars(run: RunFiles) -> Markup:
-    """Draw how long each step took."""
+    """Draw how long each step took; several that took nearly no time share a bar."""
     timed = step_seconds(run)
     total = math.fsum(timed.values())
     colors = {f"train/{variant}": color for variant, color in variant_colors(list(run.variants)).items()}
+    steps = [(step_name(step), seconds, colors.get(step, "var(--bar)")) for step, seconds in timed.items()]
+    long = [each for each in steps if each[1] >= SHORT * total]
+    if (short := len(steps) - len(long)) > 2:
+        rest = total - math.fsum(seconds for _, seconds, _ in long)
+        steps = [*long, (f"{short} steps of less than {percent(SHORT)} each", rest, "var(--bar)")]
     bars = []
-    for step, seconds in timed.items():
+    for name, seconds, color in steps:
         share = f" · {percent(seconds / total)}" if total > 0 else ""
-        bars.append(Bar(step_name(step), seconds, duration(seconds) + share, colors.get(step, "var(--bar)")))
+        bars.append(Bar(name, seconds, duration(seconds) + share, color))
     return bar_plot(bars, title="Time of each step of the run")
 
 
