@@ -517,6 +517,8 @@ def test_chat_through_a_pipe_and_a_list_of_what_would_be_pushed(
     assert srd("chat", shared.student, "--prompt", " ").code == 2
     latin = srd("chat", shared.student, "--prompt", "caf\udce9")  # as a command line or pipe in Latin-1 gives it
     assert latin.code == 2 and "no UTF-8 text" in latin.told
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
+    assert srd("chat", shared.student, *options).told == latin.told
     student = tmp_path / "a run" / "student"
     student.mkdir(parents=True)
     (student / "README.md").write_text("---\nlicense: mit\n---\n\n# tiny\n")

@@ -6,6 +6,8 @@ python -m benchmarks.neighbours.check_trl WORK    # WORK/trl: of `srd curate --f
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +23,7 @@ from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 from srd.integrations.trl import StageCallback, StagedGKDTrainer, curriculum_dataset
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "tutorials" / "trl.md"
 CPU: dict[str, Any] = {
     "bf16": False, "use_cpu": True, "gradient_checkpointing": False, "report_to": "none", "save_strategy": "no",
     "max_length": 256, "disable_tqdm": True, "logging_steps": 1, "train_sampling_strategy": "sequential",
@@ -66,6 +69,23 @@ def check_command(work: Path) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return {"trl sft": "0"}
+
+
+def check_page(work: Path) -> dict[str, Any]:
+    """The two scripts of the folder, and the tutorial's own with the models of this run, as they stand."""
+    folder = work / "out" / "page"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(work / "trl", folder / "curated")
+    text = PAGE.read_text(encoding="utf-8")
+    for name, model in (("Qwen/Qwen2.5-0.5B-Instruct", "student"), ("Qwen/Qwen2.5-1.5B-Instruct", "teacher")):
+        text = text.replace(name, str(work / model))
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (folder / "gkd.py").write_text("\n".join(blocks), encoding="utf-8")
+    scripts = ("curated/train_sft.py", "curated/train_gkd.py", "gkd.py")
+    for script in scripts:
+        done = subprocess.run([sys.executable, script], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, f"{script}: {done.stderr[-2000:]}"
+    return {"scripts that run as they stand": len(scripts)}
 
 
 def models(work: Path) -> dict[str, Any]:
@@ -129,7 +149,7 @@ def check_callback(work: Path) -> dict[str, Any]:
 def main() -> None:
     work = Path(sys.argv[1]).resolve()
     found: dict[str, Any] = {"trl": trl.__version__, "transformers": transformers.__version__}
-    for check in (check_order, check_text, check_stages, check_callback, check_command):
+    for check in (check_order, check_text, check_stages, check_callback, check_command, check_page):
         found |= check(work)
     print(json.dumps(found))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import json
 import os
 import shlex
@@ -475,6 +476,8 @@ def chat_command(
     found, notes = chat_models(model, compare=compare)
     for note in notes:
         console.print(f"[dim]{_escaped(note)}[/]")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # what is no UTF-8 is then refused as such
     talk = _Talk(found, chosen(found[-1].decoding(), max_new_tokens, temperature, top_p, seed))
     if prompt is not None:
         talk.answer(prompt)

@@ -67,8 +67,10 @@ def set_up_logging(warnings: list[str] | None = None, *, libraries: bool = True)
 def quiet_libraries() -> None:
     """Import the libraries that say much, and keep them from it."""
     import datasets
+    import huggingface_hub
     import transformers
 
+    huggingface_hub.utils.logging.set_verbosity_error()  # or each try to reach the hub is told of, above our message
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
