@@ -435,8 +435,9 @@ def export_command(
         ),
     ] = None,
     top_k: Annotated[
-        int, typer.Option("--top-k", min=1, max=2**16, help="Likeliest tokens of the teacher's that are kept.")
-    ] = 64,
+        int | None,
+        typer.Option("--top-k", min=1, max=2**16, help="Likeliest tokens of the teacher's that are kept. Default: 64."),
+    ] = None,
 ) -> None:
     """Write a run's student, its test rows or its teacher's answers in the form of another tool."""
     from srd.base.console import console, set_up_logging

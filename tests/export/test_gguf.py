@@ -110,6 +110,16 @@ def test_what_would_be_wrong_is_refused_with_another_way(case: str, tmp_path: Pa
     assert not list((tmp_path / "out").glob("*.gguf"))
 
 
+@pytest.mark.parametrize(
+    ("to", "settings"),
+    [("gguf", {"top_k": 64}), ("ollama", {"top_k": 5}), ("lm-eval", {"kind": "f16"}), ("distillkit", {"kind": "f32"})],
+)
+def test_an_option_that_changes_nothing_is_refused(to: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    option = "--type" if "kind" in settings else "--top-k"
+    with pytest.raises(UserError, match=f"{option} means nothing to --to {to}"):
+        export(tmp_path, to, tmp_path, Settings(**settings))
+
+
 def test_an_unknown_kind_and_a_tokenizer_of_its_own_are_refused(tmp_path: Path) -> None:
     source = save_tiny(tmp_path / "model", "llama")
     with pytest.raises(UserError, match=r"--type: there is no 'q4_k'. Known: f32, f16, bf16, q8_0"):

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from srd.base.errors import UserError
 from srd.base.locks import held
-from srd.curation.curriculum import Stage
+from srd.base.remedies import collecting
+from srd.curation.curriculum import Curriculum, Stage
 from srd.data.batching import LengthBatches
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows
@@ -138,6 +139,15 @@ def test_fresh_order_writes_what_the_first_pass_of_each_stage_draws(ranked: Tiny
         batches = LengthBatches([1] * len(everything), 4, seed=index, subset=len(stage)).batches()
         assert {everything[i] for batch in batches for i in batch} == {row["id"] for row in stage}
     assert curate_into(ranked, tmp_path, order="fresh", stages=2) == stages
+
+
+def test_a_recipe_without_a_curriculum_is_told_which_it_gets(tmp_path: Path) -> None:
+    run = TinyRun(tmp_path).set(training__curriculum=None).open()
+    with collecting() as told:
+        assert curation.curriculum_of(run) == Curriculum()
+    close(run)
+    (warning,) = told.warnings
+    assert "trains without a curriculum; its rows are put into 3 stages, of the easiest 75%" in warning.what
 
 
 def test_a_second_call_leaves_nothing_of_the_first_and_all_that_is_others(ranked: TinyRun, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from srd.run.folder import RunFolder
 
 WRITTEN = "srd-export-{}.json"  # what `srd export` has written into a folder in some format
 KINDS = ("f32", "f16", "bf16", "q8_0")
+OPTIONS = {"kind": "--type", "top_k": "--top-k"}  # settings as the command line calls them
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,21 @@ class Settings:
 
     Attributes:
         kind: How weights are stored in a GGUF file, of `KINDS`; None: as the format has it.
-        top_k: Likeliest tokens that are kept of each of the teacher's distributions.
+        top_k: Likeliest tokens that are kept of each of the teacher's distributions; None: 64.
     """
 
     kind: str | None = None
-    top_k: int = 64
+    top_k: int | None = None
+
+    def check(self, form: Format, to: str) -> None:
+        """Refuse what a format has no use for: it would go unnoticed that it changes nothing.
+
+        Raises:
+            UserError: there is such an option.
+        """
+        for field, option in OPTIONS.items():
+            if getattr(self, field) is not None and field not in form.takes:
+                raise UserError(f"{option} means nothing to --to {to}. Leave it out.")
 
 
 class Exported:
@@ -120,12 +131,14 @@ class Format:
         names: The files it writes, as paths below the folder; it refuses what it cannot write.
         write: Writes them into the folder.
         next: What to do with them, a line.
+        takes: Which of the `Settings` it goes by.
     """
 
     title: str
     names: Callable[[Exported], list[str]]
     write: Callable[[Exported, Path], None]
     next: Callable[[Exported, Path], str]
+    takes: tuple[str, ...] = ()
 
 
 FORMATS: Registry[Format] = Registry("format", "srd.export.formats", "--to: there is no format '{}'", hyphens=True)
@@ -146,8 +159,9 @@ def export(source: Path, to: str, target: Path, settings: Settings | None = None
     Raises:
         UserError: an unknown format, a model that it cannot hold, a file that is in the way.
     """
-    form = FORMATS.get(to)
-    with _opened(source, settings or Settings()) as exported, held(target, "-o"):
+    form, settings = FORMATS.get(to), settings or Settings()
+    settings.check(form, to)
+    with _opened(source, settings) as exported, held(target, "-o"):
         inside = target.resolve().is_relative_to(source.resolve())
         if inside and (target.resolve() == source.resolve() or not exported.is_run):
             raise UserError(f"-o {target} is where the model lies. Choose another folder.")

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from srd.base.errors import UserError
 from srd.base.remedies import warn
-from srd.curation.curriculum import Curriculum, Stage
+from srd.curation.curriculum import Stage
 from srd.data.batching import IGNORED, EncodedExamples, learnt_spans
 from srd.export.base import Exported
 from srd.run.checks import check_recipe
 from srd.run.context import Run
-from srd.run.curate import Curated
+from srd.run.curate import Curated, curriculum_of
 from srd.run.flow import advance
 from srd.run.scores import ranked_scores
 from srd.run.teacher_caches import place_of_cache, tier_of_run
@@ -27,6 +27,7 @@ from srd.training.teacher_cache import TeacherCache
 
 logger = logging.getLogger(__name__)
 
+TOP_K = 64  # tokens of a distribution, unless the command line says otherwise
 ROWS_AT_ONCE = 256  # examples that are written together
 
 
@@ -51,7 +52,7 @@ class Taught:
 
 def stage_count(run: Run) -> int:
     """How many stages the recipe has."""
-    return (run.curriculum_of(run.recipe.training) or Curriculum()).stages
+    return curriculum_of(run).stages
 
 
 def check_taught(exported: Exported) -> None:
@@ -103,7 +104,7 @@ class TaughtStages:
     """
 
     def __init__(self, exported: Exported) -> None:
-        self.run, wanted = exported.run, exported.settings.top_k
+        self.run, wanted = exported.run, exported.settings.top_k or TOP_K
         advance(self.run, "ranking", "cache")
         if "cache" not in self.run.keys:
             raise UserError("the teacher's cache is larger than cache.limit_gb, so that there is none. Raise it.")
@@ -114,7 +115,7 @@ class TaughtStages:
         self.head = replace(head, weight=head.weight.float(), bias=bias)  # half precision would round the product
         self.k = min(wanted, self.head.vocabulary)
         self.place = {name: number for number, name in enumerate(self.examples.ids)}
-        curriculum = self.run.curriculum_of(self.run.recipe.training) or Curriculum()
+        curriculum = curriculum_of(self.run)
         self.stages = curriculum.split(ranked_scores(self.run, curriculum))
         if any(stage.subset is not None for stage in self.stages):
             warn(

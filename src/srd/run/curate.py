@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,17 @@ from srd.base.errors import UserError
 from srd.base.files import atomic_write
 from srd.base.locks import held
 from srd.base.owned import OwnedFiles
+from srd.base.remedies import warn
 from srd.base.tables import positions
+from srd.base.text import percent
 from srd.curation.curriculum import Curriculum, Stage
 from srd.data.batching import LengthBatches
 from srd.data.examples import row_of
 from srd.run.context import Run
 from srd.run.flow import advance
 from srd.run.scores import ranked_scores
+
+logger = logging.getLogger(__name__)
 
 WRITTEN = "stages.json"  # what `curate` has written into a folder: the digest of every file; null while it writes
 AT_ONCE = 1000  # rows that are laid out together
@@ -59,7 +64,7 @@ def curate(run: Run, target: Path, layout: Layout | None = None) -> list[Path]:
         UserError: another command works in ``target``, or a file is in the way that curate has not written.
     """
     layout = layout or Layout()
-    curriculum = run.curriculum_of(run.recipe.training) or Curriculum()
+    curriculum = curriculum_of(run)
     names = [*map(stage_file, range(curriculum.stages)), *layout.names(curriculum.stages)]
     files = OwnedFiles(target, WRITTEN, "srd curate")
     with contextlib.ExitStack() as stack:
@@ -72,6 +77,21 @@ def curate(run: Run, target: Path, layout: Layout | None = None) -> list[Path]:
         curated = Curated(run, curriculum.split(ranked_scores(run, curriculum)), target)
         parallel.on_main(lambda: _write(curated, layout, files, names))
     return [target / name for name in names] if parallel.is_main() else []
+
+
+def curriculum_of(run: Run) -> Curriculum:
+    """The curriculum by which a run's data are curated: its training's, or else the usual one, with a warning."""
+    own = run.curriculum_of(run.recipe.training)
+    if own is None:
+        usual = Curriculum()
+        warn(
+            logger,
+            f"this recipe trains without a curriculum; its rows are put into {usual.stages} stages, of the easiest "
+            f"{percent(usual.select)}, all the same.",
+            "Set training.curriculum.stages and the like to choose, or stages=1 select=1 for all rows at once.",
+        )
+        return usual
+    return own
 
 
 def stage_file(index: int) -> str:

@@ -107,4 +107,4 @@ def then(exported: Exported, folder: Path) -> str:
     return f"cd {folder} && axolotl train {_config(0)}, then the next stage"
 
 
-FORMATS.register("axolotl_kd")(Format("Axolotl KD", names, write, then))
+FORMATS.register("axolotl_kd")(Format("Axolotl KD", names, write, then, takes=("top_k",)))

@@ -144,4 +144,4 @@ def then(exported: Exported, folder: Path) -> str:
     return f"cd {folder} && distillkit {_config(0)}, then the next stage (it shuffles the rows within a stage)"
 
 
-FORMATS.register("distillkit")(Format("DistillKit", names, write, then))
+FORMATS.register("distillkit")(Format("DistillKit", names, write, then, takes=("top_k",)))

@@ -31,4 +31,4 @@ def then(exported: Exported, folder: Path) -> str:
     return f"llama-cli -m {folder / file_name(exported, 'f16')}, or any other tool that reads GGUF"
 
 
-FORMATS.register("gguf")(Format("GGUF", names, write, then))
+FORMATS.register("gguf")(Format("GGUF", names, write, then, takes=("kind",)))

@@ -73,4 +73,4 @@ def then(exported: Exported, folder: Path) -> str:
     return f"ollama create {exported.name} -f {folder / MODELFILE} && ollama run {exported.name}"
 
 
-FORMATS.register("ollama")(Format("Ollama", names, write, then))
+FORMATS.register("ollama")(Format("Ollama", names, write, then, takes=("kind",)))
