@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from srd.base.errors import UserError
+from srd.base.text import visible
 from srd.base.yaml_text import DEEPEST, dump_yaml, parse_yaml
 
 NO_NUMBERS = ["1:30", "010", "0x1F", "0o17", "2020-01-01", "=", "1e", "."]
@@ -86,6 +87,24 @@ def test_mistakes(text: str, parts: list[str]) -> None:
     for part in parts:
         assert part in message
     assert len(message) < 1000
+
+
+def test_what_is_written_acts_on_no_terminal() -> None:
+    texts = [
+        "a\u202eb",
+        "\x1b[31m",
+        "tab\tand\nline",
+        "\u2066'\"\\",
+        "\x9b",
+        "\ufeff",
+        "é 日本 \U0001f642",
+        "\U000e0041",
+    ]
+    for value in (texts, {text: {"in": [text]} for text in texts}):
+        for short_lists in (False, True):
+            written = dump_yaml(value, short_lists=short_lists)
+            assert parse_yaml(written, "here") == value
+            assert visible(written) == written and "é 日本" in written
 
 
 def test_what_is_written_reads_the_same() -> None:

@@ -12,6 +12,7 @@ import yaml
 from datasets import load_dataset
 
 from srd.base.errors import UserError
+from srd.base.text import visible
 from srd.curation.curriculum import Stage
 from srd.data.examples import examples_from_rows
 from srd.data.settings import SourceConfig
@@ -131,6 +132,13 @@ def test_all_passes_stand_in_one_file_in_order_and_load_dataset_finds_the_stages
     assert [(row["rows"], row["passes"], row["temperature"], row["weight"]) for row in summary] == [
         (8, 1.5, 1.0, 0.8), (16, 1.5, 1.5, 0.9), (24, 1.5, 2.0, 1.0)
     ]  # fmt: skip
+
+
+def test_no_card_acts_on_a_terminal(ranked: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Run, "teacher_source", "big\x1b[31m\u202e")
+    curate(ranked, tmp_path, "jsonl")
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert r"big\x1b[31m\u202e" in text and visible(text) == text
 
 
 def test_every_pass_of_a_fresh_order_draws_its_own(ranked: TinyRun, tmp_path: Path) -> None:

@@ -19,8 +19,10 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from srd.base import files
 from srd.base.errors import UserError
 from srd.base.files import file_digest, read_json
+from srd.base.text import visible
 from srd.recipe.reading import validate_recipe
 from srd.run import context
+from srd.run.card import Card
 from srd.run.flow import check_written, planned_steps
 from srd.run.manifest import Manifest
 from srd.run.steps.base import key_of
@@ -194,6 +196,17 @@ def test_missing_folders_are_made_again(done: TinyRun, again: TinyRun) -> None:
 
 
 # ------------------------------------------------------------------------------------- what lies beside the student
+
+
+def test_the_card_acts_on_no_terminal(again: TinyRun) -> None:
+    run = again.open()
+    try:
+        made = Card(run, run.recipe.training.label)
+        made.title = "odd\x1b[31m\u202e"
+        text = made.text()
+    finally:
+        close(run)
+    assert r"# odd\x1b[31m\u202e" in text and visible(text) == text
 
 
 def test_the_card_tells_of_the_run_and_is_written_again_with_its_results(again: TinyRun) -> None:

@@ -56,6 +56,15 @@ def test_grid_and_cells_are_multiplied(tmp_path: Path, recipe_file: Path) -> Non
     assert reference_rows(config, cells, path) == dict(zip(rows, [rows[0], rows[0], rows[2], rows[2]], strict=True))
 
 
+def test_names_act_on_no_terminal(tmp_path: Path, recipe_file: Path) -> None:
+    grid = {"description": ["b\u202e"]}
+    path = write_sweep(tmp_path, recipe_file, grid=grid, cells={"a\x1b[31m": {}}, reference="a\x1b[31m")
+    config = load_sweep(path)
+    (cell,) = lay_out(config, path)
+    assert cell.row == cell.title == r"description b\u202e, a\x1b[31m"
+    assert reference_rows(config, [cell], path) == {cell.row: cell.row}
+
+
 def test_named_axis_changes_several_fields(tmp_path: Path, recipe_file: Path) -> None:
     methods = {"gkd": {"training.method": "gkd", "training.objective": "jsd"}, "sft": {"training.method": "sft"}}
     path = write_sweep(tmp_path, recipe_file, grid={"method": methods}, cells=KD_AND_SRD)

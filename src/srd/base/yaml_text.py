@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import yaml
 
 from srd.base.errors import UserError
+from srd.base.text import visible
 
 LONGEST = 1 << 20  # bytes: the longest shipped recipe has about 1,500
 DEEPEST = 50  # lists and mappings inside each other
@@ -30,6 +31,15 @@ class _Loader(_Base):
 
 class _Dumper(yaml.SafeDumper):
     """PyYAML's safe dumper, which also puts a text in quotes that the loader above would take for a number."""
+
+
+def _quoted(dumper: Any, text: str) -> Any:
+    """Put a text that acts on a terminal in double quotes, in which its letters can be written as escapes."""
+    style = None if visible(text) == text else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _quoted)
 
 
 for _kind, _pattern, _first in (
@@ -51,7 +61,8 @@ for _kind, _pattern, _first in (
 def dump_yaml(value: Any, *, short_lists: bool = False) -> str:
     """Write plain data so that `parse_yaml` reads the same; ``short_lists``: lists of plain values on one line."""
     flow = None if short_lists else False
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=flow)
+    options = {"sort_keys": False, "allow_unicode": True, "width": 110, "default_flow_style": flow}
+    return visible(yaml.dump(value, Dumper=_Dumper, **options))
 
 
 def read_yaml(path: Path) -> Any:

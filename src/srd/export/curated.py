@@ -13,6 +13,7 @@ from srd.base.errors import UserError
 from srd.base.files import atomic_write
 from srd.base.registry import Registry
 from srd.base.remedies import warn
+from srd.base.text import visible
 from srd.base.yaml_text import dump_yaml
 from srd.data.examples import row_of
 from srd.export.texts import Shown, shown
@@ -131,7 +132,7 @@ class TrainerLayout(Layout):
 
     def write(self, made: Curated) -> None:
         write_rows(made.folder / TRAIN, _unrolled(made, self))
-        for name, text in ((CARD, card(made, self.trainer)), *self.trainer.contents(made)):
+        for name, text in ((CARD, visible(card(made, self.trainer))), *self.trainer.contents(made)):
             with atomic_write(made.folder / name) as partial:
                 partial.write_text(text, encoding="utf-8")
 

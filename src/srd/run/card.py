@@ -70,7 +70,7 @@ class Card:
             "data": [name for name, _ in self.data], "decoding": self._decoding(),
         }  # fmt: skip
         front = dump_yaml(self.front_matter())
-        return f"---\n{front}---\n\n{_template().render(values).strip()}\n"
+        return visible(f"---\n{front}---\n\n{_template().render(values).strip()}\n")
 
     # ------------------------------------------------------------------------------------------------------- origins
 

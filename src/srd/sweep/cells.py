@@ -11,6 +11,7 @@ from typing import Any
 
 from srd.base.errors import UserError, nearest
 from srd.base.settings import LONGEST_NAME
+from srd.base.text import visible
 from srd.recipe.files import find_recipe, parse_overrides, read_recipe
 from srd.recipe.merging import merge, nested
 from srd.recipe.reading import validate_recipe
@@ -49,7 +50,7 @@ class Cell:
     @property
     def row(self) -> str:
         """The line of the table that this cell belongs to; seeds share a line."""
-        return ", ".join(part for part in (self.point_name, self.label) if part) or "run"
+        return visible(", ".join(part for part in (self.point_name, self.label) if part)) or "run"
 
     @property
     def title(self) -> str:
