@@ -61,8 +61,8 @@ for _kind, _pattern, _first in (
 def dump_yaml(value: Any, *, short_lists: bool = False) -> str:
     """Write plain data so that `parse_yaml` reads the same; ``short_lists``: lists of plain values on one line."""
     flow = None if short_lists else False
-    options = {"sort_keys": False, "allow_unicode": True, "width": 110, "default_flow_style": flow}
-    return visible(yaml.dump(value, Dumper=_Dumper, **options))
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=flow)
+    return visible(text)
 
 
 def read_yaml(path: Path) -> Any:
