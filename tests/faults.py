@@ -153,7 +153,7 @@ def cache_killed_after(shards: int) -> Iterator[None]:
     """A build of a teacher cache that is killed when so many shards are written, and another is begun."""
     from srd.training import cache_building
 
-    write, written = cache_building._write_shard, []
+    write, written = cache_building.write_shard, []
 
     def dies(folder: Path, name: str, *rest: Any) -> None:
         if len(written) == shards:
@@ -163,6 +163,6 @@ def cache_killed_after(shards: int) -> Iterator[None]:
         written.append(name)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache_building, "_write_shard", dies)
+        patch.setattr(cache_building, "write_shard", dies)
         with pytest.raises(KeyboardInterrupt):
             yield

@@ -63,8 +63,7 @@ def run(recipe: str, folder: str) -> None:
     opened = open_run(recipe, None, Path(folder))
     run_all(opened)
     write_report(opened)
-    if hasattr(opened, "_lock"):
-        close(opened)
+    close(opened)
 
 
 def kill(place: str, call: str, number: str, recipe: str, folder: str) -> None:
@@ -75,7 +74,7 @@ def kill(place: str, call: str, number: str, recipe: str, folder: str) -> None:
 
     places: dict[str, tuple[Any, str]] = {
         "reflection": (reflection, "_reflect_batch"),
-        "cache": (cache_building, "_write_shard"),
+        "cache": (cache_building, "write_shard"),
         "training": (DistillTrainer, "training_step"),
     }
     owner, name = places[place]

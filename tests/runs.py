@@ -140,8 +140,7 @@ def in_turn(cases: Iterable[Any], *quick: Any) -> list[Any]:
 
 def close(run: Run) -> None:
     """Give the run directory free, as the end of the process would."""
-    if getattr(run, "_lock", None) is not None:
-        run._lock.close()
+    run.close()
 
 
 def logged(run_dir: Path) -> list[dict[str, Any]]:

@@ -53,19 +53,18 @@ def srd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         monkeypatch.setattr("sys.argv", ["srd", *map(str, arguments)])
         capsys.readouterr()
         runs: list[Run] = []
-        claim = Run._claim
+        claim = Run.claim
 
         def remember(self: Run) -> None:
             runs.append(self)
             claim(self)
 
         with monkeypatch.context() as patched:
-            patched.setattr(Run, "_claim", remember)
+            patched.setattr(Run, "claim", remember)
             with pytest.raises(SystemExit) as stop:
                 cli.main()
         for opened in runs:
-            if getattr(opened, "_lock", None) is not None:
-                opened._lock.close()
+            opened.close()
         captured = capsys.readouterr()
         return Outcome(int(stop.value.code or 0), captured.out, captured.err)
 

@@ -34,8 +34,8 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def _fewer_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them are read and checked by the tests of the task."""
-    rows = pydocs._rows()[::20]
-    monkeypatch.setattr(pydocs, "_rows", lambda: rows)
+    rows = pydocs.documented_rows()[::20]
+    monkeypatch.setattr(pydocs, "documented_rows", lambda: rows)
 
 
 def test_the_real_model_is_shortened(tmp_path: Path) -> None:

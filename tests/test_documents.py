@@ -136,9 +136,9 @@ class Reader:
             return
         assert words[0] == "srd", f"{place}: {words}"
         runs: list[Run] = []
-        claim = Run._claim
+        claim = Run.claim
         with self.patch.context() as patched:
-            patched.setattr(Run, "_claim", lambda run: (runs.append(run), claim(run))[1])
+            patched.setattr(Run, "claim", lambda run: (runs.append(run), claim(run))[1])
             from srd.cli import app
 
             short = SHORT if words[1] == "run" and place.startswith(("README", "docs/start")) else []

@@ -343,7 +343,7 @@ def test_pad_equal_to_end_of_sequence_is_still_learnt(make_tiny_run: MakeRun, fa
         examples, collate = run.encoded("train"), collator_of(run)
         batch = collate([examples[0], examples[1]])
     finally:
-        run._lock.close()
+        run.close()
     end = run.tokenizer.eos_token_id
     assert [ids[-1] for ids in examples.responses[:2]] == [end, end]
     assert (batch["targets"] == end).sum() == 2

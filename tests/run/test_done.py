@@ -57,7 +57,7 @@ def redone(tiny: TinyRun, *wanted: str) -> set[str]:
     run = tiny.open()
     run.manifest.content["steps"] = steps
     run.manifest.save()
-    run._lock.close()
+    run.close()
     tiny.advance(*wanted)
     made = {name for name, said in steps_finished(tiny.run_dir).items() if not said.startswith("before")}
     return made - {"cards"}
@@ -170,7 +170,7 @@ def test_no_report_of_what_no_step_wrote(again: TinyRun, name: str, step: str, c
         with pytest.raises(UserError, match=f"{name} is not what the step {step} wrote"):
             check_written(run)
     finally:
-        run._lock.close()
+        run.close()
 
 
 def test_all_that_an_evaluation_waits_for_has_a_bar(again: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +273,7 @@ def test_a_card_that_was_changed_by_hand_is_kept(again: TinyRun) -> None:
     assert card.read_text(encoding="utf-8") == "mine"
     run = again.open()
     check_written(run)  # a report can be written
-    run._lock.close()
+    run.close()
     with pytest.raises(UserError, match=r"README\.md was not written by this run, but train/srd is to be made again"):
         again.twin().set(training__epochs=2).advance("train/srd")
     card.unlink()

@@ -330,9 +330,9 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What traces and writes graphs, without the kernels, which take long to make."""
     make = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function: make(function, backend="aot_eager"))
-    row_losses._compiled.cache_clear()
+    row_losses.compiled_losses.cache_clear()
     yield
-    row_losses._compiled.cache_clear()
+    row_losses.compiled_losses.cache_clear()
 
 
 @pytest.mark.usefixtures("compiler")
@@ -366,10 +366,10 @@ def test_a_machine_that_cannot_compile_says_what_to_do(monkeypatch: pytest.Monke
         raise torch._dynamo.exc.TorchDynamoException("no C++ compiler was found\nmore")
 
     monkeypatch.setattr(torch, "compile", lambda function: fails)
-    row_losses._compiled.cache_clear()
+    row_losses.compiled_losses.cache_clear()
     with pytest.raises(RunError, match=r"fails on this machine \(no C\+\+ compiler was found\).*training.compile=off"):
         ours(make_problem(), LossSettings("fkl", compiled=True))
-    row_losses._compiled.cache_clear()
+    row_losses.compiled_losses.cache_clear()
 
 
 @pytest.mark.slow

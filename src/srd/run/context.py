@@ -95,7 +95,7 @@ class Run(RecipeModels):
         self.cleaned: Path | None = None  # the training rows, once they were cleaned
         self.suffix = ""  # behind the names of its steps, where it makes some of another run's
         self._encoded: dict[tuple[str, bool], datasets.Dataset] = {}
-        parallel.on_main(self._claim)
+        parallel.on_main(self.claim)
         _check_shared(folder)
         # By the main process, as there may be moves to finish.
         self.manifest = parallel.on_main(lambda: Manifest(folder, named_paths(recipe).values()))
@@ -109,7 +109,7 @@ class Run(RecipeModels):
             self.manifest.save()
         parallel.barrier()
 
-    def _claim(self) -> None:
+    def claim(self) -> None:
         """Make the directory ours: of this recipe, and of one command at a time."""
         before = self.files.recipe
         if self.folder.is_file():

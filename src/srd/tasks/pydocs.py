@@ -138,11 +138,11 @@ def load_pydocs() -> list[dict[str, str]]:
     Raises:
         RunError: this Python has no standard library in source form.
     """
-    return [dict(row) for row in _rows()]
+    return [dict(row) for row in documented_rows()]
 
 
 @functools.cache
-def _rows() -> list[dict[str, str]]:
+def documented_rows() -> list[dict[str, str]]:
     entries: dict[str, _Entry] = {}
     for entry in [*_parsed_entries(), *_compiled_entries()]:
         # What a module defines in Python comes first, and its accelerated twin is left out.

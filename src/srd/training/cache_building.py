@@ -231,7 +231,7 @@ def _write_shards(
         rows = [i for batch in batches for i in batch]
         content = {"keys": [work.keys[i] for i in rows], "lengths": [learnt[i] for i in rows]}
         known = {} if cache.meta.get("learnt") is None else {"learnt": cache.meta["learnt"]}
-        _write_shard(cache.folder, name, tensors, {**content, **known})
+        write_shard(cache.folder, name, tensors, {**content, **known})
 
 
 def _sample_batches(work: _Work, tokens: int) -> list[list[int]]:
@@ -347,7 +347,7 @@ def _teacher_states(teacher: Any, collator: Collator, ids: list[str], rows: list
     return states
 
 
-def _write_shard(folder: Path, name: str, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
+def write_shard(folder: Path, name: str, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
     path = folder / f"{name}.safetensors"
     with atomic_write(path) as partial:
         save_file({kind: tensor.contiguous() for kind, tensor in tensors.items()}, partial)

@@ -111,7 +111,7 @@ def _row_losses(
 
 
 @cache
-def _compiled() -> Callable[..., LossParts]:
+def compiled_losses() -> Callable[..., LossParts]:
     """`_row_losses` as a few kernels, in the place of one for every operation."""
     # One graph for each stage's temperature and weight, with gradient and without.
     torch._dynamo.config.recompile_limit = max(MOST_GRAPHS, torch._dynamo.config.recompile_limit)
@@ -213,7 +213,7 @@ def chunk_losses(
     if student.device.type == "cpu":
         rows = max(1, BLOCK_BYTES // (student.shape[1] * student.element_size()))
     divergence = slope_function(settings.objective) if settings.objective and not coarse else None
-    row_losses = _compiled() if settings.compiled and not coarse else _row_losses
+    row_losses = compiled_losses() if settings.compiled and not coarse else _row_losses
     parts = []
     for block in (slice(start, start + rows) for start in range(0, len(targets), rows)):
         logits, wanted, theirs = student[block], targets[block], None if teacher is None else teacher[block]

@@ -42,7 +42,7 @@ class Detector:
         damage: What a contrast is shown.
         rule: Of a rule: a value for each response.
         least: Of a rule: the value from which on a row is wrong.
-        of_copies: Whether it compares rows with each other. What it marks is right, but there once.
+        of_copies: Whether it marks near copies, found by `srd.curation.copies`: their text is right, but there once.
         of_nothing: Whether what it marks has no text, which could be learnt less of.
     """
 
