@@ -143,6 +143,7 @@ def load_pydocs() -> list[dict[str, str]]:
 
 @functools.cache
 def documented_rows() -> list[dict[str, str]]:
+    """The rows of `load_pydocs`, read once."""
     entries: dict[str, _Entry] = {}
     for entry in [*_parsed_entries(), *_compiled_entries()]:
         # What a module defines in Python comes first, and its accelerated twin is left out.

@@ -348,6 +348,7 @@ def _teacher_states(teacher: Any, collator: Collator, ids: list[str], rows: list
 
 
 def write_shard(folder: Path, name: str, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
+    """Write a shard of a cache, and then what it holds."""
     path = folder / f"{name}.safetensors"
     with atomic_write(path) as partial:
         save_file({kind: tensor.contiguous() for kind, tensor in tensors.items()}, partial)
