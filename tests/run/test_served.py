@@ -78,7 +78,8 @@ def test_what_a_server_says_is_kept_as_what_the_model_says_here(here: TinyRun, s
     cache, ours = kept(done)
     local = here.advance("cache", run_dir=tmp_path / "here")
     assert cache.meta["error"] is None and cache.tier.name == "topk"
-    _, theirs = kept(local)
+    model, theirs = kept(local)
+    assert done.manifest.steps["cache"]["summary"]["listed"] == pytest.approx(model.listed_mass(), abs=1e-3)
     head = cache.head()
     assert torch.allclose(ours, theirs, atol=2e-3), (ours - theirs).abs().max()
     assert head.vocabulary == local.width
@@ -151,7 +152,7 @@ def test_pairs_are_written_and_read_by_a_server(here: TinyRun, served: Served, t
         ({"generation__engine": "endpoint"}, r"Set generation.engine to transformers"),
         (
             {"training__objective": "rkl", "cache__tier": "likelihood"},
-            r"keeps a number a token.*Take the method kd with",
+            r"keeps a number a token.*Set cache.tier to topk, where the server.*or take the method kd with",
         ),
         ({"training__objective": "akl"}, r"keeps a part\. Take the method kd with the objective fkl"),
     ],

@@ -13,6 +13,7 @@ from srd.run.costs import cache_tier, cached_trainings, temperatures_of
 from srd.sandbox.outside import require_permission
 from srd.tasks.base import get_task
 from srd.training.libraries import check_installed
+from srd.training.tiers.base import TIERS
 
 
 def check_evaluation(recipe: Recipe) -> None:
@@ -83,10 +84,18 @@ def check_cache(recipe: Recipe) -> None:
                     f"{place} is {temperature:g} for '{training.label}', and a server tells its likeliest tokens at "
                     f"temperature 1 alone: the mass of the rest at another does not follow from them. Set {place}=1."
                 )
-            if problem := tier.problem(training.objective.name, temperature, training.method.schedule()):
-                if served:  # which tells no more than that
-                    problem = (
-                        f"{problem.partition('. Set ')[0]}. Take the method kd with the objective fkl, which "
-                        "every tier serves, or a teacher without endpoint"
-                    )
+            wanted = (training.objective.name, temperature, training.method.schedule())
+            if problem := tier.problem(*wanted):
+                if served:
+                    others = (cache_tier(recipe, "float32", name) for name in TIERS.names())
+                    able = [other.name for other in others if not other.with_head and not other.problem(*wanted)]
+                    problem = f"{problem.partition('. Set ')[0]}. {_of_a_server(recipe, able)}"
                 raise UserError(f"cache.tier is {tier.name}: {problem}.")
+
+
+def _of_a_server(recipe: Recipe, able: list[str]) -> str:
+    """What helps where a served teacher's tier cannot serve a training; ``able``: the tiers of lists that can."""
+    instead = "take the method kd with the objective fkl, which every tier serves, or a teacher without endpoint"
+    if able and recipe.teacher.tokenizer is None:  # with tokens of its own chunks alone are compared
+        return f"Set cache.tier to {' or '.join(able)}, where the server tells its likeliest tokens, or {instead}"
+    return instead[0].upper() + instead[1:]

@@ -177,6 +177,11 @@ class TeacherCache:
         with safe_open(self.folder / "head.safetensors", framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys() if name not in ("weight", "bias")}  # noqa: SIM118
 
+    def listed_mass(self) -> float | None:
+        """The teacher's mean probability of the tokens that are listed; None of a tier that lists none."""
+        masses = [self.tier.listed_mass(load_file(path)) for path in sorted(self.folder.glob("shard-*.safetensors"))]
+        return None if not masses or masses[0] is None else float(torch.cat(masses).mean())
+
     def sample(self) -> tuple[Tensor, Tensor]:
         """The tokens that are kept exact: the teacher's states ``[n, d]`` and the ids that follow, ``[n]``.
 

@@ -172,6 +172,8 @@ class Cache(order.Cache, Step):
         size, far = shown_bytes(summary["bytes"]), ""
         if "mean_kl" in summary:
             far = f", {summary['mean_kl']:.1e} nats (mean KL) from it, {summary['flips']:.1%} of first choices flipped"
+        if "listed" in summary:  # of a server, from which nothing more can be had
+            far = f"; the tokens that it lists hold {summary['listed']:.1%} of its probability"
         return f"what the teacher says of {many(summary['examples'], 'example')} is kept in {size}{far}"
 
     def make(self, run: Run) -> Summary:
@@ -197,7 +199,7 @@ def _read(run: Run, number: int) -> Summary:
     """Fill the cache of one teacher: read it, or ask its server."""
     examples, teacher = taught_rows(run, number), run.recipe.all_teachers[number]
     title = "teacher" if not run.recipe.teachers else f"teacher {run.recipe.teachers[number].title}"
-    place, tier = place_of_cache(run, number), tier_of_run(run, number=number)
+    place, tier, listed = place_of_cache(run, number), tier_of_run(run, number=number), None
     with run.progress(title) as update:
         if teacher.endpoint is not None:
             ask = lists_of(run, place, run.recipe.cache.listed, number)
@@ -205,6 +207,7 @@ def _read(run: Run, number: int) -> Summary:
                 place, tier, examples, ask, width=run.teacher_width, batch_size=ask.at_once, progress=update
             )
             ask.journal.remove()  # all that was said is in the cache
+            listed = cache.listed_mass()
         else:
             source, options = run.teacher_options_of(number)
             cache = build_cache(
@@ -215,5 +218,6 @@ def _read(run: Run, number: int) -> Summary:
             )  # fmt: skip
     remove(offload_folder(run))
     kept = {"examples": len(examples), "bytes": needed_cache_bytes(run, number)}
+    kept |= {"listed": round(listed, 4)} if listed is not None else {}
     error = cache.meta.get("error") or {}  # none where it is from before it was measured
     return {**kept, **{name: float(f"{value:.3g}") for name, value in error.items() if name != "tokens"}}

@@ -134,6 +134,10 @@ class Tier:
         """What `pack` has kept as one tensor ``[n, w]`` for the loss."""
         raise NotImplementedError
 
+    def listed_mass(self, kept: dict[str, Any]) -> Any:
+        """The teacher's probability of the tokens that are listed, ``[n]``; None of a tier that lists none."""
+        return None
+
     def head(self, head: Any, width: int | None) -> Any:
         """What turns rows of `unpack` into targets.
 

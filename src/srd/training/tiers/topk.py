@@ -98,6 +98,9 @@ class TopK(Tier):
         rest = log1mexp(tokens.logsumexp(-1, keepdim=True).clamp(max=NEARLY_ALL))
         return kept(ids, tokens, rest, actual, width)
 
+    def listed_mass(self, kept: dict[str, Tensor]) -> Tensor:
+        return -kept["rest"][:, self.options.temperatures.index(1.0)].float().expm1()
+
     def unpack(self, kept: dict[str, Tensor], targets: Sequence[int], learnt: dict[str, Tensor]) -> Tensor:
         from srd.training.outcomes import outcome_rows
 
