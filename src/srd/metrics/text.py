@@ -59,6 +59,20 @@ def _reference_streams(references: Sequence[str | Sequence[str]]) -> list[list[s
     return streams
 
 
+def _corpus_score(metric: Any, predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> CorpusScore:
+    check_lengths(predictions, references)
+    if not predictions:
+        raise ValueError("no prediction to score")
+    result = metric.corpus_score(list(predictions), _reference_streams(references))
+    return CorpusScore(result.score / 100, str(metric.get_signature()))
+
+
+def _sentence_scores(metric: Any, predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> FloatArray:
+    check_lengths(predictions, references)
+    pairs = zip(predictions, references, strict=True)
+    return np.array([metric.sentence_score(text, list(as_list(expected))).score / 100 for text, expected in pairs])
+
+
 def bleu(
     predictions: Sequence[str], references: Sequence[str | Sequence[str]], *, tokenize: str = "13a"
 ) -> CorpusScore:
@@ -69,12 +83,7 @@ def bleu(
     """
     from sacrebleu.metrics.bleu import BLEU
 
-    check_lengths(predictions, references)
-    if not predictions:
-        raise ValueError("no prediction to score")
-    metric = BLEU(tokenize=tokenize)
-    result = metric.corpus_score(list(predictions), _reference_streams(references))
-    return CorpusScore(result.score / 100, str(metric.get_signature()))
+    return _corpus_score(BLEU(tokenize=tokenize), predictions, references)
 
 
 def chrf(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> CorpusScore:
@@ -85,12 +94,7 @@ def chrf(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) 
     """
     from sacrebleu.metrics.chrf import CHRF
 
-    check_lengths(predictions, references)
-    if not predictions:
-        raise ValueError("no prediction to score")
-    metric = CHRF()
-    result = metric.corpus_score(list(predictions), _reference_streams(references))
-    return CorpusScore(result.score / 100, str(metric.get_signature()))
+    return _corpus_score(CHRF(), predictions, references)
 
 
 def sentence_bleu(
@@ -102,17 +106,11 @@ def sentence_bleu(
     """
     from sacrebleu.metrics.bleu import BLEU
 
-    check_lengths(predictions, references)
-    metric = BLEU(tokenize=tokenize, effective_order=True)
-    pairs = zip(predictions, references, strict=True)
-    return np.array([metric.sentence_score(text, list(as_list(expected))).score / 100 for text, expected in pairs])
+    return _sentence_scores(BLEU(tokenize=tokenize, effective_order=True), predictions, references)
 
 
 def sentence_chrf(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> FloatArray:
     """Return chrF2 of each prediction by itself, [N], for paired comparisons."""
     from sacrebleu.metrics.chrf import CHRF
 
-    check_lengths(predictions, references)
-    metric = CHRF()
-    pairs = zip(predictions, references, strict=True)
-    return np.array([metric.sentence_score(text, list(as_list(expected))).score / 100 for text, expected in pairs])
+    return _sentence_scores(CHRF(), predictions, references)

@@ -6,6 +6,7 @@ same, and a resumed training goes on with what it had.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -32,10 +33,12 @@ class Schedule:
         steps_in_all: Of all stages; 0: of this one.
         whole: Whether it needs the teacher's probabilities of all tokens, whatever the divergence.
         wants_likelihoods: Whether it says something of each text by what the models think of it: see `of_rows`.
+        kept: Names of the attributes that a checkpoint keeps.
     """
 
     whole: ClassVar[bool] = False
     wants_likelihoods: ClassVar[bool] = False
+    kept: ClassVar[tuple[str, ...]] = ()
     steps_before: int = 0
     steps_in_all: int = 0
 
@@ -87,11 +90,13 @@ class Schedule:
         return {}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, and a stage hands on to the next."""
-        return {}
+        """What a checkpoint keeps, and a stage hands on to the next: the attributes in ``kept``."""
+        return {name: getattr(self, name) for name in self.kept}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up what a checkpoint kept."""
+        for name in self.kept:
+            setattr(self, name, copy.deepcopy(state[name]))
 
 
 @dataclass
@@ -109,6 +114,7 @@ class InterpolatedTeacher(Schedule):
     """
 
     whole: ClassVar[bool] = True
+    kept: ClassVar[tuple[str, ...]] = ("share", "momentum", "before")
     start: float = 0.4
     end: float = 1.0
     rate: float = 5e-4
@@ -132,12 +138,6 @@ class InterpolatedTeacher(Schedule):
 
     def logged(self) -> dict[str, float]:
         return {"teacher_share": self.start if self.share is None else self.share}
-
-    def state(self) -> dict[str, Any]:
-        return {"share": self.share, "momentum": self.momentum, "before": self.before}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.share, self.momentum, self.before = state["share"], state["momentum"], state["before"]
 
 
 @dataclass
@@ -182,6 +182,7 @@ class Contrast(Schedule):
     gradual: bool = False
     differences: list[list[float]] = field(default_factory=lambda: [[0.0, 0], [0.0, 0]])
     wants_likelihoods: ClassVar[bool] = True
+    kept: ClassVar[tuple[str, ...]] = ("differences",)
 
     def __post_init__(self) -> None:
         self._fresh: list[tuple[bool, float]] = []  # of this step, of this process
@@ -215,12 +216,6 @@ class Contrast(Schedule):
             for kind, sums in enumerate(self.differences):
                 values = [ahead for own, ahead in everyone if own == bool(kind)]
                 sums[0], sums[1] = math.fsum([sums[0], *values]), sums[1] + len(values)
-
-    def state(self) -> dict[str, Any]:
-        return {"differences": self.differences}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.differences = [list(sums) for sums in state["differences"]]
 
 
 def quantile_between(values: NDArray[np.float32], quantile: float) -> float:

@@ -9,9 +9,6 @@ To add one, register a section of settings::
 
         def rollouts(self, seed):
             return OnPolicy(0.5, seed)
-
-        def longest_text(self):
-            return self.max_new_tokens
 """
 
 from __future__ import annotations
@@ -70,25 +67,27 @@ class Method(Section):
         """What of the loss changes as the training goes on; None: nothing."""
         return None
 
+    # What follows is said by settings of these names, where a method has them.
+
     def longest_text(self) -> int | None:
-        """Tokens of the longest response that a model writes for it; None: it writes none."""
-        return None
+        """Tokens of the longest response that a model writes for it (``max_new_tokens``); None: it writes none."""
+        return getattr(self, "max_new_tokens", None)
 
     def refreshed(self) -> Refresh:
-        """When the student's text is written anew; what is not written in every step is written ahead of it."""
-        return "step"
+        """When the student's text is written anew (``refresh``); if not in every step, it is written ahead of them."""
+        return getattr(self, "refresh", "step")
 
     def all_by_student(self) -> bool:
         """Whether the student writes every response, so that no reference is trained on."""
         return False
 
     def written_share(self) -> float:
-        """The share of the responses that the student writes, as far as it is known beforehand."""
-        return 0.0
+        """The share of the responses that the student writes (``student_share``), as far as it is known beforehand."""
+        return getattr(self, "student_share", 0.0)
 
     def sampling_temperature(self) -> float:
-        """Temperature of the student where it writes; 0 is greedy."""
-        return 1.0
+        """Temperature of the student where it writes (``temperature``); 0 is greedy."""
+        return getattr(self, "temperature", 1.0)
 
     @classmethod
     def alternatives(cls) -> list[type[Method]]:  # type: ignore[override]

@@ -28,15 +28,3 @@ class DistillmMethod(Method):
 
     def rollouts(self, seed: int) -> AdaptiveOffPolicy:
         return AdaptiveOffPolicy(self.student_share, self.share_step, self.tolerance, self.capacity, seed)
-
-    def longest_text(self) -> int:
-        return self.max_new_tokens
-
-    def refreshed(self) -> Refresh:
-        return self.refresh
-
-    def written_share(self) -> float:
-        return self.student_share
-
-    def sampling_temperature(self) -> float:
-        return self.temperature

@@ -36,11 +36,5 @@ class Distillm2Method(Method):
     top_p: float = Field(0.95, gt=0, le=1, description="sample from the likeliest tokens with this mass")
     max_new_tokens: int = Field(256, ge=1, description="longest response of either")
 
-    def longest_text(self) -> int:
-        return self.max_new_tokens
-
-    def sampling_temperature(self) -> float:
-        return self.temperature
-
     def schedule(self) -> Contrast:
         return Contrast(alpha=self.alpha, anchor=self.anchor, gradual=self.gradual)

@@ -26,17 +26,5 @@ class GkdMethod(Method):
     def rollouts(self, seed: int) -> OnPolicy:
         return OnPolicy(self.student_share, seed)
 
-    def longest_text(self) -> int:
-        return self.max_new_tokens
-
-    def refreshed(self) -> Refresh:
-        return self.refresh
-
     def all_by_student(self) -> bool:
         return self.student_share == 1
-
-    def written_share(self) -> float:
-        return self.student_share
-
-    def sampling_temperature(self) -> float:
-        return self.temperature

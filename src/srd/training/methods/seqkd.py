@@ -16,6 +16,3 @@ class SeqKdMethod(Method):
     uses_teacher = False
 
     max_new_tokens: int = Field(256, ge=1, description="longest teacher response")
-
-    def longest_text(self) -> int:
-        return self.max_new_tokens
