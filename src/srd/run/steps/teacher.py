@@ -217,7 +217,7 @@ def _read(run: Run, number: int) -> Summary:
                 max_kl=run.recipe.cache.max_kl, batch_size=run.recipe.generation.batch_size, progress=update,
             )  # fmt: skip
     remove(offload_folder(run))
-    kept = {"examples": len(examples), "bytes": needed_cache_bytes(run, number)}
+    kept: dict[str, float] = {"examples": len(examples), "bytes": needed_cache_bytes(run, number)}
     kept |= {"listed": round(listed, 4)} if listed is not None else {}
     error = cache.meta.get("error") or {}  # none where it is from before it was measured
     return {**kept, **{name: float(f"{value:.3g}") for name, value in error.items() if name != "tokens"}}
