@@ -2,7 +2,7 @@
 
 python -m benchmarks.evidence sweeps/demo-methods sweeps/demo-ablations sweeps/evidence
 
-Of a sweep with an oracle also what its arms win back (`benchmarks.won_back`). A sweep that is not yet done, or whose
+Of a sweep with an oracle also what its variants win back (`benchmarks.won_back`). A sweep that is not done, or whose
 folder came from another machine without its tables, is read from its cells: the tables are made again first.
 """
 

@@ -1,9 +1,9 @@
-"""What of the loss to wrong rows a sweep's arms win back, with intervals: the tables of `srd sweep evidence`.
+"""What of the loss to wrong rows a sweep's variants win back, with intervals: the tables of `srd sweep evidence`.
 
 And of `srd sweep evidence-choices`: how far each choice of the preset `plus` is from the preset.
 
-At every share of damage all arms of a seed answer the same questions. Resampled are the seeds, and within them the
-questions, for all arms together; so differences and their quotient, won back = (arm − KD) ÷ (oracle − KD), are
+At every share of damage all variants of a seed answer the same questions. Resampled are the seeds, and within them the
+questions, for all variants together; so differences and their quotient, won back = (variant − KD) ÷ (oracle − KD), are
 pairwise.
 """
 
@@ -37,8 +37,8 @@ Scores = dict[int, np.ndarray]  # seed -> the score of each question, in percent
 
 
 @dataclass
-class Arm:
-    """One arm at one share of damage.
+class Variant:
+    """One variant at one share of damage.
 
     Attributes:
         scores: Of its students.
@@ -53,29 +53,29 @@ class Arm:
     folders: dict[int, Path] = field(default_factory=dict)
 
 
-def read_arms(folder: Path, path: Path) -> dict[float, dict[str, Arm]]:
-    """Share of damage -> arm -> what it scored, of a sweep (its folder, its file); only arms with all their seeds."""
-    found: dict[float, dict[str, Arm]] = {}
+def read_variants(folder: Path, path: Path) -> dict[float, dict[str, Variant]]:
+    """Share of damage -> variant -> what it scored, of a sweep (its folder, its file), where all its seeds are."""
+    found: dict[float, dict[str, Variant]] = {}
     wanted: Counter[tuple[float, str]] = Counter()
     for cell in lay_out(load_sweep(path), path):
         place, where = folder / "cells" / cell.folder, (cell.point[SHARE], cell.label)
         wanted[where] += 1
         if read_json(place / "cell.json", {}).get("state") == "done":
-            _add(found.setdefault(where[0], {}).setdefault(where[1], Arm()), cell, place)
+            _add(found.setdefault(where[0], {}).setdefault(where[1], Variant()), cell, place)
     whole = {
-        share: {label: arm for label, arm in arms.items() if len(arm.scores) == wanted[share, label]}
-        for share, arms in sorted(found.items())
+        share: {label: variant for label, variant in variants.items() if len(variant.scores) == wanted[share, label]}
+        for share, variants in sorted(found.items())
     }
-    return {share: arms for share, arms in whole.items() if arms}
+    return {share: variants for share, variants in whole.items() if variants}
 
 
-def _add(arm: Arm, cell: Cell, place: Path) -> None:
+def _add(variant: Variant, cell: Cell, place: Path) -> None:
     run, seed = read_run(place), cell.seeds["seed"]
-    arm.folders[seed] = place
-    arm.scores[seed] = _scores(place, run.main_variant)
-    arm.summaries.append(run.summary(f"train/{run.main_variant}"))
+    variant.folders[seed] = place
+    variant.scores[seed] = _scores(place, run.main_variant)
+    variant.summaries.append(run.summary(f"train/{run.main_variant}"))
     if "teacher" in run.evaluation:
-        arm.teachers[seed] = _scores(place, "teacher")
+        variant.teachers[seed] = _scores(place, "teacher")
 
 
 def _scores(place: Path, model: str) -> np.ndarray:
@@ -92,19 +92,19 @@ def _scores(place: Path, model: str) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------- intervals
 
 
-def resampled(arms: Sequence[Scores], seed: int = 0) -> np.ndarray:
-    """Means of arms over resampled seeds and questions, the same ones for all, ``[arms, SAMPLES]``."""
-    seeds = sorted(set.intersection(*(set(scores) for scores in arms)))
+def resampled(variants: Sequence[Scores], seed: int = 0) -> np.ndarray:
+    """Means of variants over resampled seeds and questions, the same ones for all, ``[variants, SAMPLES]``."""
+    seeds = sorted(set.intersection(*(set(scores) for scores in variants)))
     draw = np.random.default_rng(seed)
     weights = (draw.integers(len(seeds), size=(SAMPLES, len(seeds)))[:, :, None] == np.arange(len(seeds))).mean(1)
-    means = np.zeros((len(arms), SAMPLES))
+    means = np.zeros((len(variants), SAMPLES))
     for place, number in enumerate(seeds):
-        count = len(arms[0][number])
+        count = len(variants[0][number])
         for start in range(0, SAMPLES, 1000):
             picked = draw.integers(count, size=(1000, count))
-            for arm, scores in enumerate(arms):
+            for variant, scores in enumerate(variants):
                 part = slice(start, start + 1000)
-                means[arm, part] += weights[part, place] * scores[number][picked].mean(1)
+                means[variant, part] += weights[part, place] * scores[number][picked].mean(1)
     return means
 
 
@@ -113,24 +113,24 @@ def mean_of(scores: Scores, seeds: Sequence[int]) -> float:
     return statistics.fmean(float(scores[seed].mean()) for seed in seeds)
 
 
-def difference(arm: Scores, other: Scores) -> Span | None:
-    """One arm less another, over the seeds that both have."""
-    seeds = sorted(set(arm) & set(other))
+def difference(variant: Scores, other: Scores) -> Span | None:
+    """One variant less another, over the seeds that both have."""
+    seeds = sorted(set(variant) & set(other))
     if not seeds:
         return None
-    ours, theirs = resampled([arm, other])
+    ours, theirs = resampled([variant, other])
     low, high = np.quantile(ours - theirs, [0.025, 0.975])
-    return mean_of(arm, seeds) - mean_of(other, seeds), float(low), float(high)
+    return mean_of(variant, seeds) - mean_of(other, seeds), float(low), float(high)
 
 
-def won_back(arm: Scores, reference: Scores, oracle: Scores) -> Span | None:
-    """(arm − reference) ÷ (oracle − reference); no interval (NaN) where the oracle is not surely ahead."""
-    seeds = sorted(set(arm) & set(reference) & set(oracle))
+def won_back(variant: Scores, reference: Scores, oracle: Scores) -> Span | None:
+    """(variant − reference) ÷ (oracle − reference); no interval (NaN) where the oracle is not surely ahead."""
+    seeds = sorted(set(variant) & set(reference) & set(oracle))
     if not seeds:
         return None
-    ours, theirs, best = resampled([arm, reference, oracle])
+    ours, theirs, best = resampled([variant, reference, oracle])
     lost = mean_of(oracle, seeds) - mean_of(reference, seeds)
-    value = (mean_of(arm, seeds) - mean_of(reference, seeds)) / lost if lost > 0 else float("nan")
+    value = (mean_of(variant, seeds) - mean_of(reference, seeds)) / lost if lost > 0 else float("nan")
     if np.quantile(best - theirs, 0.025) <= 0:
         return value, float("nan"), float("nan")
     low, high = np.quantile((ours - theirs) / (best - theirs), [0.025, 0.975])
@@ -147,11 +147,11 @@ def _shown(span: Span | None, digits: int = 2, sign: str = "+") -> str | None:
     return value if span[1] != span[1] else f"{value} ({ends[0]} to {ends[1]})"
 
 
-def arms_table(found: dict[float, dict[str, Arm]], *, teachers: bool, other: str = CHANCE) -> str:
-    """Every arm at every share: score, difference from KD and from another arm, won back."""
+def variants_table(found: dict[float, dict[str, Variant]], *, teachers: bool, other: str = CHANCE) -> str:
+    """Every variant at every share: score, difference from KD and from another variant, won back."""
     rows = []
-    for share, arms in found.items():
-        scores = {label: arm.teachers if teachers else arm.scores for label, arm in arms.items()}
+    for share, variants in found.items():
+        scores = {label: variant.teachers if teachers else variant.scores for label, variant in variants.items()}
         scores = {label: own for label, own in scores.items() if own}
         for label, own in scores.items():
             means = [float(values.mean()) for values in own.values()]
@@ -164,24 +164,30 @@ def arms_table(found: dict[float, dict[str, Arm]], *, teachers: bool, other: str
             if ORACLE in scores and REFERENCE in scores and label not in (REFERENCE, ORACLE):
                 back = won_back(own, scores[REFERENCE], scores[ORACLE])
             kept, steps, seconds = (
-                statistics.fmean(summary[key] for summary in arms[label].summaries)
+                statistics.fmean(summary[key] for summary in variants[label].summaries)
                 for key in ("examples", "steps", "training_seconds")
             )
             score = Measure(statistics.fmean(means), spread)
             shown = [_shown(against[REFERENCE]), _shown(against[other]), _shown(back, sign="")]
             rows.append([f"{share:.0%}", label, len(own), kept, score, *shown, *([] if teachers else [steps, seconds])])
-    titles = [Column("Damaged"), Column("Arm"), Column("Seeds", 0), Column("Rows", 0), Column("ROUGE-L", 2, best=None)]
+    titles = [
+        Column("Damaged"),
+        Column("Variant"),
+        Column("Seeds", 0),
+        Column("Rows", 0),
+        Column("ROUGE-L", 2, best=None),
+    ]
     titles += [Column("less KD"), Column(f"less {other}"), Column("Won back")]
     titles += [] if teachers else [Column("Steps", 0), Column("Training, s", 0)]
     return to_markdown(Table(titles, rows).without_empty_columns())
 
 
-def found_table(found: dict[float, dict[str, Arm]], label: str) -> str:
-    """What the cleaning of an arm marked, by kind of damage, over all seeds."""
+def found_table(found: dict[float, dict[str, Variant]], label: str) -> str:
+    """What the cleaning of a variant marked, by kind of damage, over all seeds."""
     rows = []
-    for share, arms in found.items():
+    for share, variants in found.items():
         reasons: dict[str, list[str]] = {}
-        for place in arms[label].folders.values() if label in arms else ():
+        for place in variants[label].folders.values() if label in variants else ():
             marks = pq.read_table(place / "cleaning" / "rows.parquet", columns=["id", "why"])
             why = dict(zip(marks["id"].to_pylist(), marks["why"].to_pylist(), strict=True))
             examples = pq.read_table(place / "examples" / "train.parquet", columns=["id", "corruption", "instruction"])
@@ -196,58 +202,58 @@ def found_table(found: dict[float, dict[str, Arm]], label: str) -> str:
     return to_markdown(Table(titles, rows))
 
 
-def targets_table(found: dict[float, dict[str, Arm]]) -> str:
+def targets_table(found: dict[float, dict[str, Variant]]) -> str:
     """What was to be reached, and what was."""
     rows: list[list[Any]] = []
-    for share, arms in found.items():
-        if share == 0 and "plus" in arms and REFERENCE in arms:
-            span = difference(arms["plus"].scores, arms[REFERENCE].scores)
+    for share, variants in found.items():
+        if share == 0 and "plus" in variants and REFERENCE in variants:
+            span = difference(variants["plus"].scores, variants[REFERENCE].scores)
             met = span is not None and span[0] >= -LEVEL and span[2] > 0
             rows.append([f"clean: plus is at most {LEVEL} behind KD, and its interval ends above 0", _shown(span), met])
-        if ORACLE in arms and REFERENCE in arms:
-            rows += _damaged_targets(f"{share:.0%} damaged", arms)
+        if ORACLE in variants and REFERENCE in variants:
+            rows += _damaged_targets(f"{share:.0%} damaged", variants)
     words = {True: "met", False: "missed", None: "cannot tell"}
     told = [[target, value, words[met]] for target, value, met in rows]
     return to_markdown(Table([Column("Target, set beforehand"), Column("Measured"), Column("")], told))
 
 
-def _damaged_targets(title: str, arms: dict[str, Arm]) -> list[list[Any]]:
+def _damaged_targets(title: str, variants: dict[str, Variant]) -> list[list[Any]]:
     """The targets at one share of damage; where the oracle is not surely ahead there is nothing to win back."""
-    reference, oracle = arms[REFERENCE].scores, arms[ORACLE].scores
+    reference, oracle = variants[REFERENCE].scores, variants[ORACLE].scores
     span = difference(oracle, reference)
     sure = span is not None and span[1] > 0
     rows: list[list[Any]] = [[f"{title}: the oracle is ahead of KD, else nothing can be told", _shown(span), sure]]
     for label in ("cleaning, drop", "cleaning, repair", "plus"):
-        if label in arms:
-            back = won_back(arms[label].scores, reference, oracle)
+        if label in variants:
+            back = won_back(variants[label].scores, reference, oracle)
             met = back is not None and back[0] >= ENOUGH
             rows.append([f"{title}: {label} wins back {ENOUGH}", _shown(back, sign=""), met if sure else None])
-            ahead = difference(arms[label].scores, arms[CHANCE].scores) if CHANCE in arms else None
+            ahead = difference(variants[label].scores, variants[CHANCE].scores) if CHANCE in variants else None
             met = ahead is not None and ahead[1] > 0
             rows.append([f"{title}: {label} is ahead of the random subset", _shown(ahead), met if sure else None])
     return rows
 
 
-def over_shares(found: Sequence[dict[str, Arm]], label: str) -> Scores:
+def over_shares(found: Sequence[dict[str, Variant]], label: str) -> Scores:
     """Of each seed the mean score of each question over some shares of damage."""
-    scores = [arms[label].scores for arms in found]
+    scores = [variants[label].scores for variants in found]
     seeds = sorted(set.intersection(*map(set, scores))) if scores else []
     return {seed: np.mean([each[seed] for each in scores], axis=0) for seed in seeds}
 
 
-def choices_table(found: dict[float, dict[str, Arm]]) -> str:
+def choices_table(found: dict[float, dict[str, Variant]]) -> str:
     """How far each choice is from three stages, at each share and over all, and what follows by the rule.
 
     A choice is ahead where the interval over its shares is above zero, and behind where it is below.
     """
-    labels = dict.fromkeys(label for arms in found.values() for label in arms)
+    labels = dict.fromkeys(label for variants in found.values() for label in variants)
     rows = []
     for label in (label for label in labels if label not in (STAGES, REFERENCE, ORACLE)):
         spans = [
-            difference(arms[label].scores, arms[STAGES].scores) if {label, STAGES} <= set(arms) else None
-            for arms in found.values()
+            difference(variants[label].scores, variants[STAGES].scores) if {label, STAGES} <= set(variants) else None
+            for variants in found.values()
         ]
-        both = [arms for arms in found.values() if {label, STAGES} <= set(arms)]
+        both = [variants for variants in found.values() if {label, STAGES} <= set(variants)]
         over = difference(over_shares(both, label), over_shares(both, STAGES))
         rows.append([label, *map(_shown, spans), _shown(over), _verdict(label, over)])
     titles = [Column("Choice"), *(Column(f"less three stages, {share:.0%} damaged") for share in found)]
@@ -269,14 +275,14 @@ def tables_of(folder: Path, path: Path) -> dict[str, str]:
         folder: Where it ran.
         path: Its file.
     """
-    found, name = read_arms(folder, path), folder.name
+    found, name = read_variants(folder, path), folder.name
     if load_sweep(path).reference == STAGES:
-        return {f"{name}-arms": arms_table(found, teachers=False, other=STAGES), name: choices_table(found)}
+        return {f"{name}-arms": variants_table(found, teachers=False, other=STAGES), name: choices_table(found)}
     tables = {
-        f"{name}-arms": arms_table(found, teachers=False),
-        f"{name}-teachers": arms_table(found, teachers=True),
+        f"{name}-arms": variants_table(found, teachers=False),
+        f"{name}-teachers": variants_table(found, teachers=True),
         f"{name}-targets": targets_table(found),
     }
-    if any(DROPPED in arms for arms in found.values()):
+    if any(DROPPED in variants for variants in found.values()):
         tables[f"{name}-found"] = found_table(found, DROPPED)
     return tables
