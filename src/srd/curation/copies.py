@@ -15,18 +15,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 from numpy.typing import NDArray
 
-from srd.curation.grams import (
-    COLUMNS,
-    Grams,
-    Hashes,
-    Ints,
-    Rows,
-    Sets,
-    frames_of,
-    spread,
-    texts_of,
-    without,
-)
+from srd.curation.grams import COLUMNS, Grams, Hashes, Ints, Rows, Sets, frames_of, spread, texts_of, without
 
 PERMUTATIONS, BANDS = 128, 16
 COPY = 0.8  # Jaccard similarity of two rows that are copies

@@ -43,11 +43,7 @@ def pass_at_k(n: ArrayLike, c: ArrayLike, k: int) -> FloatArray:
 
 
 def paired_bootstrap(
-    scores_a: ArrayLike,
-    scores_b: ArrayLike,
-    *,
-    samples: int = 10_000,
-    seed: int = 0,
+    scores_a: ArrayLike, scores_b: ArrayLike, *, samples: int = 10_000, seed: int = 0
 ) -> tuple[float, float, float]:
     """Compare two systems on the same examples by resampling the examples (Koehn 2004).
 

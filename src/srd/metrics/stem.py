@@ -51,15 +51,7 @@ DOUBLE_SUFFIXES = {
     "fulli": "ful",
     "logi": "log",
 }
-SINGLE_SUFFIXES = {
-    "icate": "ic",
-    "ative": "",
-    "alize": "al",
-    "iciti": "ic",
-    "ical": "ic",
-    "ful": "",
-    "ness": "",
-}
+SINGLE_SUFFIXES = {"icate": "ic", "ative": "", "alize": "al", "iciti": "ic", "ical": "ic", "ful": "", "ness": ""}
 # Step 4: dropped where the stem has a measure over 1; "ion" only after s or t.
 LAST_SUFFIXES = (
     *("al", "ance", "ence", "er", "ic", "able", "ible", "ant", "ement", "ment", "ent", "ion", "ou", "ism"),

@@ -24,11 +24,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AutoH
 
 from srd.base.errors import UserError
 from srd.base.files import atomic_folder
-from srd.models.adapters import (
-    ADAPTER_WEIGHTS,
-    adapter_folder,
-    load_adapter,
-)
+from srd.models.adapters import ADAPTER_WEIGHTS, adapter_folder, load_adapter
 from srd.models.architecture import auto_class, generating
 from srd.models.finite import set_name
 from srd.models.gguf import check_gguf, converted_folder
@@ -36,14 +32,7 @@ from srd.models.guard import first_lines, guarded
 from srd.models.head import logit_rule
 from srd.models.merging import merge_adapter
 from srd.models.offload import device_map
-from srd.models.packages import (
-    Missing,
-    check_packages,
-    is_installed,
-    missing_packages,
-    quantisation,
-    refused_by,
-)
+from srd.models.packages import Missing, check_packages, is_installed, missing_packages, quantisation, refused_by
 from srd.models.portable import make_portable
 from srd.models.settings import SMOLLM2, ModelConfig
 from srd.models.sources import gguf_file, resolve_source, split_adapter
@@ -137,11 +126,7 @@ def packages_missing(named: ModelConfig) -> list[Missing]:
 
 
 def load_generation_config(
-    source: str,
-    *,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    config: PreTrainedConfig | None = None,
+    source: str, *, revision: str | None = None, trust_remote_code: bool = False, config: PreTrainedConfig | None = None
 ) -> GenerationConfig:
     """Read where answers begin and stop; what generation_config.json does not say, config.json says.
 

@@ -25,10 +25,7 @@ Drop = int | list[int]
 TOKENS_AT_ONCE = 256
 
 # Where configurations keep the depth of the encoder and of the decoder, and one value for every layer.
-DEPTH_NAMES = {
-    "encoder": ("num_layers", "encoder_layers"),
-    "decoder": ("num_decoder_layers", "decoder_layers"),
-}
+DEPTH_NAMES = {"encoder": ("num_layers", "encoder_layers"), "decoder": ("num_decoder_layers", "decoder_layers")}
 PER_LAYER_NAMES = ("layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers")
 
 
@@ -40,10 +37,7 @@ def layer_stacks(model: PreTrainedModel) -> dict[str, tuple[str, nn.ModuleList]]
     """
     if not model.config.is_encoder_decoder:
         return {"decoder": _longest_list(model, model)}
-    return {
-        "encoder": _longest_list(model, model.get_encoder()),
-        "decoder": _longest_list(model, model.get_decoder()),
-    }
+    return {"encoder": _longest_list(model, model.get_encoder()), "decoder": _longest_list(model, model.get_decoder())}
 
 
 def _longest_list(model: nn.Module, part: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -166,9 +160,7 @@ def _angle_sum(states: list[torch.Tensor], mask: torch.Tensor) -> tuple[np.ndarr
 
 
 def drop_layers(
-    model: PreTrainedModel,
-    drop: Drop | dict[str, Drop],
-    batches: Iterable[Mapping[str, torch.Tensor]] | None = None,
+    model: PreTrainedModel, drop: Drop | dict[str, Drop], batches: Iterable[Mapping[str, torch.Tensor]] | None = None
 ) -> tuple[PreTrainedModel, dict[str, list[int]]]:
     """Return a new model without some of the layers, and which they were; ``model`` stays as it is.
 

@@ -93,9 +93,7 @@ def set_generation_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrai
         pad = stops[0]
     kept = ("bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
     inner.generation_config = GenerationConfig(
-        eos_token_id=stops or None,
-        pad_token_id=pad,
-        **{name: getattr(old, name, None) for name in kept},
+        eos_token_id=stops or None, pad_token_id=pad, **{name: getattr(old, name, None) for name in kept}
     )
     if inner.config.is_encoder_decoder:
         # It stands for masked labels in the decoder's input. In decoder-only models the configuration's pad

@@ -13,14 +13,7 @@ from srd.data.templates.base import class_of, get_template
 from srd.data.turns import turns_of
 from srd.models.architecture import position_limit
 from srd.models.loading import load_config, load_generation_config, load_tokenizer
-from srd.models.pair import (
-    check_read,
-    head_width,
-    kinds_differ,
-    shared_vocabulary,
-    token_count,
-    tokenizers_differ,
-)
+from srd.models.pair import check_read, head_width, kinds_differ, shared_vocabulary, token_count, tokenizers_differ
 from srd.models.settings import ModelConfig
 from srd.models.tokens import prefix_of, tokenizer_identity
 from srd.recipe.schema import Recipe

@@ -343,11 +343,7 @@ def requests_of(facts: Facts) -> list[str]:
 
 
 def make_plan(
-    recipe: Recipe,
-    *,
-    devices: int = 1,
-    flops_per_second: float = A100_FLOPS_PER_SECOND,
-    data: DataFacts | None = None,
+    recipe: Recipe, *, devices: int = 1, flops_per_second: float = A100_FLOPS_PER_SECOND, data: DataFacts | None = None
 ) -> Plan:
     """Work out what a run of a recipe would do and cost.
 

@@ -15,15 +15,7 @@ from torch import Tensor
 
 from srd.base.remedies import warn
 from srd.data.batching import Collator, EncodedExamples, learnt_spans
-from srd.models.alignment import (
-    NONE,
-    Classes,
-    Paired,
-    identical_classes,
-    kept_classes,
-    pair_tokens,
-    prefix_classes,
-)
+from srd.models.alignment import NONE, Classes, Paired, identical_classes, kept_classes, pair_tokens, prefix_classes
 from srd.models.token_bytes import TokenBytes, continuations
 from srd.training.aligned_loss import Alignment, ClassMaps, class_maps
 

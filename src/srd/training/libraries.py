@@ -82,7 +82,7 @@ def _wandb_is_ready() -> str:
 
 #: A logger that can say at the start that it would not write -> what it says, and what to do.
 READY: dict[str, tuple[Callable[[], str], str]] = {
-    "wandb": (_wandb_is_ready, "Run: wandb login, or set the variable WANDB_MODE=offline to write to ./wandb"),
+    "wandb": (_wandb_is_ready, "Run: wandb login, or set the variable WANDB_MODE=offline to write to ./wandb")
 }
 
 

@@ -19,11 +19,7 @@ from srd.training.trainer import DistillTrainer
 from srd.training.training import ANSWERS_FILE, Training
 
 #: What a training says of itself while it works: key in the log -> name, decimals and factor.
-SHOWN = {
-    "loss": ("loss", 3, 1),
-    "eval_loss": ("validation loss", 3, 1),
-    "eval_rouge_l": ("validation ROUGE-L", 1, 100),
-}
+SHOWN = {"loss": ("loss", 3, 1), "eval_loss": ("validation loss", 3, 1), "eval_rouge_l": ("validation ROUGE-L", 1, 100)}
 
 
 class Report(TrainerCallback):

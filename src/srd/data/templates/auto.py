@@ -7,16 +7,7 @@ from collections.abc import Mapping
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
-from srd.data.templates.base import (
-    Example,
-    Frame,
-    Segment,
-    Template,
-    end_of,
-    get_template,
-    joined,
-    register_template,
-)
+from srd.data.templates.base import Example, Frame, Segment, Template, end_of, get_template, joined, register_template
 from srd.data.templates.chat import ChatTemplate
 
 if TYPE_CHECKING:

@@ -95,11 +95,7 @@ def settings(exported: Exported, folder: Path) -> dict[str, Any]:
         "doc_to_text": "{{prompt}}",  # whole, with its frame
         "doc_to_target": "{{references[0]}}",
         "target_delimiter": "",
-        "generation_kwargs": {
-            "until": stops,
-            "do_sample": False,
-            "max_gen_toks": run.recipe.generation.max_new_tokens,
-        },
+        "generation_kwargs": {"until": stops, "do_sample": False, "max_gen_toks": run.recipe.generation.max_new_tokens},
         "metric_list": metrics,
         "metadata": {"version": 1.0},
     }
