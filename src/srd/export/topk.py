@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
 from srd.base.errors import UserError
+from srd.base.files import atomic_write
 from srd.base.remedies import warn
+from srd.base.yaml_text import dump_yaml
 from srd.curation.curriculum import Stage
 from srd.data.batching import IGNORED, EncodedExamples, learnt_spans
 from srd.export.base import Exported
 from srd.run.checks import check_recipe
-from srd.run.context import Run
 from srd.run.curate import Curated, curriculum_of
 from srd.run.flow import advance
 from srd.run.scores import ranked_scores
@@ -48,11 +52,6 @@ class Taught:
     positions: NDArray[np.int64]
     tokens: NDArray[np.int64]
     logprobs: NDArray[np.float32]
-
-
-def stage_count(run: Run) -> int:
-    """How many stages the recipe has."""
-    return curriculum_of(run).stages
 
 
 def check_taught(exported: Exported) -> None:
@@ -148,13 +147,35 @@ class TaughtStages:
         )
 
 
-def in_parts(rows: Iterator[Taught]) -> Iterator[list[Taught]]:
-    """So many rows at a time as are written together."""
-    part: list[Taught] = []
-    for row in rows:
-        part.append(row)
-        if len(part) == ROWS_AT_ONCE:
-            yield part
-            part = []
-    if part:
-        yield part
+def taught_files(exported: Exported, *names: str) -> list[str]:
+    """The files of every stage, ``{}`` in their names being its number, of a run that `check_taught` lets pass."""
+    check_taught(exported)
+    return [name.format(stage) for stage in range(curriculum_of(exported.run).stages) for name in names]
+
+
+def write_stages(
+    taught: TaughtStages,
+    names: Sequence[Path],
+    schema: pa.Schema,
+    rows_of: Callable[[Stage], Iterator[Taught]],
+    table_of: Callable[[list[Taught]], pa.Table],
+    settings_of: Callable[[Stage], Iterator[tuple[str, Any]]],
+) -> None:
+    """Write rows (parquet) and a configuration (YAML) for every stage.
+
+    Args:
+        taught: The stages.
+        names: Of both, with ``{}`` for the stage's number.
+        schema: Of the rows.
+        rows_of: The examples of a stage.
+        table_of: Some of them, as the tool reads them.
+        settings_of: What the configuration says.
+    """
+    for stage in taught.stages:
+        rows_file, config_file = (Path(str(name).format(stage.index)) for name in names)
+        rows = rows_of(stage)
+        with atomic_write(rows_file) as partial, pq.ParquetWriter(partial, schema) as writer:
+            while part := list(itertools.islice(rows, ROWS_AT_ONCE)):
+                writer.write_table(table_of(part))
+        with atomic_write(config_file) as partial:
+            partial.write_text(dump_yaml(dict(settings_of(stage))), encoding="utf-8")

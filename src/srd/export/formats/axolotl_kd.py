@@ -11,18 +11,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from srd.base.files import atomic_write
-from srd.base.yaml_text import dump_yaml
 from srd.curation.curriculum import Stage
 from srd.export.base import FORMATS, Exported, Format
 from srd.export.curated import start_model
-from srd.export.topk import Taught, TaughtStages, check_taught, in_parts, stage_count
+from srd.export.topk import Taught, TaughtStages, taught_files, write_stages
 from srd.training.arguments import micro_batch_size
 from srd.training.divergences.base import DIVERGENCES
 
+ROWS, CONFIG = "stage_{}.parquet", "axolotl_kd_stage_{}.yaml"
 NOTHING = -1e9  # log-probability of rows that do not count
 INTS, NESTED = pa.list_(pa.int64()), pa.list_(pa.list_(pa.int64()))
 SCHEMA = pa.schema(
@@ -35,27 +33,17 @@ SCHEMA = pa.schema(
 
 def names(exported: Exported) -> list[str]:
     """Rows and a configuration for every stage."""
-    check_taught(exported)
-    return [name for stage in range(stage_count(exported.run)) for name in (_rows(stage), _config(stage))]
-
-
-def _rows(stage: int) -> str:
-    return f"stage_{stage}.parquet"
-
-
-def _config(stage: int) -> str:
-    return f"axolotl_kd_stage_{stage}.yaml"
+    return taught_files(exported, ROWS, CONFIG)
 
 
 def write(exported: Exported, folder: Path) -> None:
     """Write them."""
     taught = TaughtStages(exported)
-    for stage in taught.stages:
-        with atomic_write(folder / _rows(stage.index)) as partial, pq.ParquetWriter(partial, SCHEMA) as writer:
-            for part in in_parts(taught.rows(stage, stage.temperature)):
-                writer.write_table(pa.Table.from_pylist([targets(row, taught.k) for row in part], schema=SCHEMA))
-        with atomic_write(folder / _config(stage.index)) as partial:
-            partial.write_text(dump_yaml(dict(_settings(taught, stage))), encoding="utf-8")
+    write_stages(
+        taught, [folder / ROWS, folder / CONFIG], SCHEMA, lambda stage: taught.rows(stage, stage.temperature),
+        lambda part: pa.Table.from_pylist([targets(row, taught.k) for row in part], schema=SCHEMA),
+        lambda stage: _settings(taught, stage),
+    )  # fmt: skip
 
 
 def targets(row: Taught, k: int) -> dict[str, Any]:
@@ -84,7 +72,7 @@ def _settings(taught: TaughtStages, stage: Stage) -> Iterator[tuple[str, Any]]:
     yield "kd_temperature", stage.temperature
     yield "kd_beta", float(DIVERGENCES.get(training.objective.name).beta == 1)
     yield "kd_normalize_topk", True
-    yield "datasets", [{"path": f"./{_rows(stage.index)}", "ds_type": "parquet", "type": None}]
+    yield "datasets", [{"path": f"./{ROWS.format(stage.index)}", "ds_type": "parquet", "type": None}]
     yield "skip_prepare_dataset", True
     yield "remove_unused_columns", False
     yield "curriculum_sampling", True
@@ -104,7 +92,7 @@ def _settings(taught: TaughtStages, stage: Stage) -> Iterator[tuple[str, Any]]:
 
 def then(exported: Exported, folder: Path) -> str:
     """What to do with it."""
-    return f"cd {folder} && axolotl train {_config(0)}, then the next stage"
+    return f"cd {folder} && axolotl train {CONFIG.format(0)}, then the next stage"
 
 
 FORMATS.register("axolotl_kd")(Format("Axolotl KD", names, write, then, takes=("top_k",)))

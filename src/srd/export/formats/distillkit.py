@@ -14,19 +14,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from srd.base.files import atomic_write
-from srd.base.yaml_text import dump_yaml
 from srd.curation.curriculum import Stage
 from srd.data.batching import IGNORED
 from srd.export.base import FORMATS, Exported, Format
 from srd.export.curated import start_model
-from srd.export.topk import Taught, TaughtStages, check_taught, in_parts, stage_count
+from srd.export.topk import Taught, TaughtStages, taught_files, write_stages
 from srd.models.tokens import padding_id
 from srd.training.arguments import micro_batch_size
 
+ROWS, CONFIG = "stage_{}/data_0.parquet", "distillkit_stage_{}.yaml"
 NOTHING = -1e9
 ROUND_TO = 8  # lengths are multiples of this
 BYTES = pa.list_(pa.list_(pa.uint8()))
@@ -40,16 +38,7 @@ SCHEMA = pa.schema(
 
 def names(exported: Exported) -> list[str]:
     """A folder of rows and a configuration for every stage."""
-    check_taught(exported)
-    return [name for stage in range(stage_count(exported.run)) for name in (_rows(stage), _config(stage))]
-
-
-def _rows(stage: int) -> str:
-    return f"stage_{stage}/data_0.parquet"
-
-
-def _config(stage: int) -> str:
-    return f"distillkit_stage_{stage}.yaml"
+    return taught_files(exported, ROWS, CONFIG)
 
 
 def write(exported: Exported, folder: Path) -> None:
@@ -57,13 +46,12 @@ def write(exported: Exported, folder: Path) -> None:
     taught = TaughtStages(exported)
     length = -(-taught.longest // ROUND_TO) * ROUND_TO
     pad, end = padding_id(taught.run.tokenizer), taught.run.tokenizer.eos_token_id
-    for stage in taught.stages:
-        with atomic_write(folder / _rows(stage.index)) as partial, pq.ParquetWriter(partial, SCHEMA) as writer:
-            for part in in_parts(taught.rows(stage, 1.0)):  # DistillKit applies the temperature itself
-                rows = [packed(row, taught.k, taught.head.vocabulary, length, pad, end) for row in part]
-                writer.write_table(_table(rows))
-        with atomic_write(folder / _config(stage.index)) as partial:
-            partial.write_text(dump_yaml(dict(_settings(taught, stage, length))), encoding="utf-8")
+    write_stages(
+        taught, [folder / ROWS, folder / CONFIG], SCHEMA,
+        lambda stage: taught.rows(stage, 1.0),  # DistillKit applies the temperature itself
+        lambda part: _table([packed(row, taught.k, taught.head.vocabulary, length, pad, end) for row in part]),
+        lambda stage: _settings(taught, stage, length),
+    )  # fmt: skip
 
 
 def packed(row: Taught, k: int, vocabulary: int, length: int, pad: int, end: int) -> dict[str, NDArray[Any]]:
@@ -141,7 +129,7 @@ def _settings(taught: TaughtStages, stage: Stage, length: int) -> Iterator[tuple
 
 def then(exported: Exported, folder: Path) -> str:
     """What to do with it."""
-    return f"cd {folder} && distillkit {_config(0)}, then the next stage (it shuffles the rows within a stage)"
+    return f"cd {folder} && distillkit {CONFIG.format(0)}, then the next stage (it shuffles the rows within a stage)"
 
 
 FORMATS.register("distillkit")(Format("DistillKit", names, write, then, takes=("top_k",)))
