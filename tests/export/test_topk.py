@@ -49,6 +49,7 @@ def axolotl_loss(logits: torch.Tensor, row: dict[str, Any], temperature: float, 
 
 
 def test_axolotl_finds_each_distribution_where_it_predicts_from(taught: tuple[TinyRun, Any], tmp_path: Path) -> None:
+    tmp_path /= "braces {} are no places"
     tiny, teacher = taught
     export(tiny.run_dir, "axolotl-kd", tmp_path, Settings(top_k=K))
     for stage, temperature in enumerate((1.0, 2.0, 3.0)):

@@ -155,7 +155,8 @@ def taught_files(exported: Exported, *names: str) -> list[str]:
 
 def write_stages(
     taught: TaughtStages,
-    names: Sequence[Path],
+    folder: Path,
+    names: Sequence[str],
     schema: pa.Schema,
     rows_of: Callable[[Stage], Iterator[Taught]],
     table_of: Callable[[list[Taught]], pa.Table],
@@ -165,6 +166,7 @@ def write_stages(
 
     Args:
         taught: The stages.
+        folder: Where to.
         names: Of both, with ``{}`` for the stage's number.
         schema: Of the rows.
         rows_of: The examples of a stage.
@@ -172,7 +174,7 @@ def write_stages(
         settings_of: What the configuration says.
     """
     for stage in taught.stages:
-        rows_file, config_file = (Path(str(name).format(stage.index)) for name in names)
+        rows_file, config_file = (folder / name.format(stage.index) for name in names)
         rows = rows_of(stage)
         with atomic_write(rows_file) as partial, pq.ParquetWriter(partial, schema) as writer:
             while part := list(itertools.islice(rows, ROWS_AT_ONCE)):

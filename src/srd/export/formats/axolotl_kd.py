@@ -40,7 +40,7 @@ def write(exported: Exported, folder: Path) -> None:
     """Write them."""
     taught = TaughtStages(exported)
     write_stages(
-        taught, [folder / ROWS, folder / CONFIG], SCHEMA, lambda stage: taught.rows(stage, stage.temperature),
+        taught, folder, [ROWS, CONFIG], SCHEMA, lambda stage: taught.rows(stage, stage.temperature),
         lambda part: pa.Table.from_pylist([targets(row, taught.k) for row in part], schema=SCHEMA),
         lambda stage: _settings(taught, stage),
     )  # fmt: skip

@@ -47,7 +47,7 @@ def write(exported: Exported, folder: Path) -> None:
     length = -(-taught.longest // ROUND_TO) * ROUND_TO
     pad, end = padding_id(taught.run.tokenizer), taught.run.tokenizer.eos_token_id
     write_stages(
-        taught, [folder / ROWS, folder / CONFIG], SCHEMA,
+        taught, folder, [ROWS, CONFIG], SCHEMA,
         lambda stage: taught.rows(stage, 1.0),  # DistillKit applies the temperature itself
         lambda part: _table([packed(row, taught.k, taught.head.vocabulary, length, pad, end) for row in part]),
         lambda stage: _settings(taught, stage, length),
