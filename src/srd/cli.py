@@ -146,7 +146,8 @@ def run_command(
         str | None, typer.Option(help="local, or ray: work that falls into shards is done on a Ray cluster.")
     ] = None,
     address: Annotated[
-        str | None, typer.Option(help="Of the Ray cluster, such as ray-head:6379. Default: this machine alone.")
+        str | None,
+        typer.Option(help="Of the Ray cluster, such as ray-head:6379. Default: RAY_ADDRESS, else this machine alone."),
     ] = None,
 ) -> None:
     """Run a whole recipe: examples to report. Running it again resumes it."""

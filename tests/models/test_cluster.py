@@ -76,6 +76,14 @@ def test_an_address_at_which_nothing_listens_is_refused_before_any_work(
     assert not (tiny_run.run_dir / "examples").exists()
 
 
+def test_a_machine_on_which_ray_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    told = cluster._no_cluster(ClusterConfig(engine="ray"), Exception("The node timed out.\nSomething\nat 12 s\n"))
+    assert isinstance(told, RunError) and "timed out. … at 12 s The same command tries again" in str(told)
+    monkeypatch.setenv("RAY_ADDRESS", "head:1")
+    assert str(cluster._no_cluster(ClusterConfig(engine="ray"), OSError("no"))).startswith("RAY_ADDRESS 'head:1': no")
+
+
 @pytest.mark.parametrize("setting", [{"address": "head:6379"}, {"actors": 2}, {"gpus": 0.0}, {"memory_gb": 1.0}])
 def test_a_cluster_that_is_not_asked_is_not_set_up(setting: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=rf"{next(iter(setting))} is for a Ray cluster. Set engine: ray"):
@@ -206,6 +214,35 @@ def test_a_machine_that_is_lost_in_the_middle_changes_no_byte(
         if work != "texts and evaluation":  # what is a file by now is not asked for again
             WORK[work](model, tmp_path / f"{actors}")
             assert len(ray.answers) == again
+
+
+def test_actors_that_never_start_end_the_run_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = StandIn(2)
+    answers = ray.get
+
+    def get(awaited: Any) -> Any:
+        if awaited.asked[2] == "__ray_ready__":
+            raise OSError("The actor died in its creation task\n  File x\nModuleNotFoundError: No module named 'srd'\n")
+        return answers(awaited)
+
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(cluster, "PAUSE", 0.0)
+    with pytest.raises(RunError, match=r"starts \(8 tries\).*creation task … ModuleNotFoundError.*need Python, srd"):
+        on_a_cluster(ray, 2, monkeypatch)
+    assert ray.actors == 2 + 7  # one for each, and another after each failure but the last
+
+
+@pytest.mark.parametrize(
+    ("address", "variable", "place"),
+    [(None, None, "local"), (None, "head:1", "head:1"), ("head:2", "head:1", "head:2")],
+)
+def test_a_cluster_that_happens_to_run_here_is_not_joined(
+    address: str | None, variable: str | None, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if variable:
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+    assert cluster._place(ClusterConfig(engine="ray", address=address)) == place
 
 
 def test_the_command_goes_on_where_it_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

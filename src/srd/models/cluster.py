@@ -18,6 +18,7 @@ import logging
 import os
 import socket
 import sys
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -35,7 +36,10 @@ Shard = tuple[Any, ...]
 
 AHEAD = 2  # shards that an actor has been given: one that it works on, one that waits
 TRIES = 3  # actors that a shard may lose before the run gives up
+STARTS = 4  # that may fail for each actor, without one that succeeds, before the run gives up
+PAUSE = 1.0  # seconds after a start that failed: its machine may be on its way out
 KNOCKING = 10.0  # seconds for a cluster to answer
+LOCAL = "local"  # Ray's word for a cluster of its own on this machine
 PATIENCE = 30.0  # seconds without an actor after which that is said
 
 
@@ -118,6 +122,7 @@ class _Actors:
         self._kind = ray.remote(_Holder).options(scheduling_strategy="SPREAD", **takes)
         self.there: dict[Any, int] = {}  # and how many shards each has been given
         self.coming: dict[Any, Any] = {}  # of those that wait for room in the cluster, by what says that they are there
+        self.wanted, self.failed = wanted, 0  # starts that have failed since one has succeeded
         for _ in range(wanted):
             self.start()
 
@@ -127,12 +132,23 @@ class _Actors:
         self.coming[actor.__ray_ready__.remote()] = actor
 
     def welcome(self, reference: Any) -> None:
-        """Take up an actor that has said that it is there, or has failed to."""
+        """Take up an actor that has said that it is there, or has failed to.
+
+        Raises:
+            RunError: none can be started.
+        """
         actor = self.coming.pop(reference)
         try:
             self.ray.get(reference)
-            self.there[actor] = 0
-        except self.ray.exceptions.RayError:
+            self.there[actor], self.failed = 0, 0
+        except self.ray.exceptions.RayError as error:
+            self.failed += 1
+            if self.failed == STARTS * self.wanted:
+                raise RunError(
+                    f"no actor of the cluster starts ({self.failed} tries), the last one so: {_reason(error)} Its "
+                    "machines need Python, srd and what srd imports in the versions of this one."
+                ) from error
+            time.sleep(PAUSE)
             self.start()
 
     def lose(self, actor: Any) -> None:
@@ -251,15 +267,20 @@ class _Round:
             self.actors.lose(actor)
             self.tries[number] = self.tries.get(number, 0) + 1
             if self.tries[number] == TRIES:
-                reason = str(error).splitlines()[0]
                 raise RunError(
-                    f"shard {number} has ended {TRIES} actors of the cluster, the last one so: {reason} "
+                    f"shard {number} has ended {TRIES} actors of the cluster, the last one so: {_reason(error)} "
                     "Give each more memory (cluster.memory_gb), or make shards smaller (generation.batch_size)."
                 ) from error
             self.again.append((number, shard))
             return None
         self.actors.there[actor] -= 1
         return number, result
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what Ray says, and the last, which has the exception where there is one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " … ".join(dict.fromkeys((lines[0], lines[-1])))
 
 
 def check_installed() -> None:
@@ -289,9 +310,9 @@ def connect(settings: ClusterConfig) -> Any:
     if not ray.is_initialized():
         logging.getLogger("ray").setLevel(logging.ERROR)
         try:
-            _knock(settings.address)
-            ray.init(settings.address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-        except (OSError, ValueError, RuntimeError) as error:
+            _knock(_place(settings))
+            ray.init(_place(settings), log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+        except Exception as error:  # of a node that does not start in time Ray raises no other
             raise _no_cluster(settings, error) from error
     return ray
 
@@ -303,20 +324,32 @@ def check_address(settings: ClusterConfig) -> None:
         UserError: nothing does.
     """
     try:
-        _knock(settings.address)
+        _knock(_place(settings))
     except OSError as error:
         raise _no_cluster(settings, error) from error
 
 
-def _no_cluster(settings: ClusterConfig, error: Exception) -> UserError:
+def _no_cluster(settings: ClusterConfig, error: Exception) -> UserError | RunError:
+    """Why there is no cluster, and what helps."""
+    if (place := _place(settings)) == LOCAL:
+        return RunError(
+            f"Ray does not start on this machine: {_reason(error)} The same command tries again. A machine at work may "
+            "be too slow for it; without cluster.engine=ray (--engine ray) all is done in this process."
+        )
     return UserError(
-        f"cluster.address '{settings.address}': no Ray cluster answers there ({str(error).splitlines()[0]}). Start one "
-        "with `ray start --head` and give the address that it prints, or none for this machine alone."
+        f"{'cluster.address' if settings.address else 'RAY_ADDRESS'} '{place}': no Ray cluster answers there "
+        f"({_reason(error)}). Start one with `ray start --head` and give the address that it prints, or none for this "
+        "machine alone."
     )
 
 
-def _knock(address: str | None) -> None:
+def _place(settings: ClusterConfig) -> str:
+    """The address that is meant. Ray by itself would join any cluster that was started on this machine last."""
+    return settings.address or os.environ.get("RAY_ADDRESS") or LOCAL
+
+
+def _knock(address: str) -> None:
     """Ray itself would knock for an hour."""
-    host, _, port = (address or "").rpartition("://")[2].rpartition(":")
+    host, _, port = address.rpartition("://")[2].rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), KNOCKING).close()

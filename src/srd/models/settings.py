@@ -105,7 +105,9 @@ class ClusterConfig(Section):
     short_for = "engine"
 
     engine: Literal["local", "ray"] = Field("local", description="local, or ray: pip install 'ray[default]'")
-    address: Named | None = Field(None, description="of a Ray cluster, such as ray-head:6379; none: this machine")
+    address: Named | None = Field(
+        None, description="of a Ray cluster, such as ray-head:6379; none: RAY_ADDRESS, else this machine alone"
+    )
     actors: int | None = Field(None, ge=1, description="copies of the model; none: one for each GPU, else each machine")
     cpus: float = Field(1.0, gt=0, description="processors that Ray sets aside for a copy")
     gpus: float | None = Field(None, ge=0, description="GPUs of a copy; none: one where the cluster has any")
