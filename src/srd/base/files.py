@@ -180,10 +180,12 @@ def discard(path: Path, listed: Collection[Path] = ()) -> None:
     remove(path)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically."""
-    with atomic_write(path) as partial:
-        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_json(path: Path, value: Any, *copies: Path) -> None:
+    """Write ``value`` as indented JSON, atomically; to other places, too."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    for place in (path, *copies):
+        with atomic_write(place) as partial:
+            partial.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path, default: Any = None) -> Any:
@@ -252,9 +254,9 @@ def content_of(path: Path) -> Any:
     return digest_of(path) if path.is_file() else None
 
 
-def write_sealed(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON with a checksum of its content."""
-    write_json(path, {**content, "seal": fingerprint(content)})
+def write_sealed(path: Path, content: dict[str, Any], *copies: Path) -> None:
+    """Write JSON with a checksum of its content; to other places, too."""
+    write_json(path, {**content, "seal": fingerprint(content)}, *copies)
 
 
 def seal(path: Path) -> None:

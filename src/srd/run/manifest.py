@@ -84,8 +84,7 @@ class Manifest:
         below = tuple(place + os.sep for place in self.inputs)
         inputs = [name for name in known_digests if name in self.inputs or name.startswith(below)]
         content = {**self.content, "digests": {name: known_digests[name] for name in inputs}}
-        for path in (self.path, self.copy):
-            write_sealed(path, content)
+        write_sealed(self.path, content, self.copy)
 
     # ------------------------------------------------------------------------------------------------- what is done
 
