@@ -429,7 +429,19 @@ COMMAND_LINES = [
         ("--run-dir", "x"), ("-o", "good.jsonl"), ("x=1",), ("--task", "nope"), ("--task", "gsm8k=gone"))),
     ("evaluate", "nowhere", "--task", ""),
     ("evaluate", "nowhere", "--task", "="),
+    ("evaluate", "nowhere", "--task", "gsm8k=gsm8k.jsonl", "--allow-code-execution"),
+    ("evaluate", "nowhere", "--task", "gsm8k=gsm8k.jsonl", "-o", "run"),
+    ("evaluate", "nowhere", "--task", "gsm8k=gsm8k.jsonl", "-o", "run/evaluation/more"),
+    ("curate", "mine.yaml", "-o", "run/student"),
+    ("export", "run", "--to", "lm-eval", "-o", "run/stages"),
+    ("report", "mine.yaml", "--run-dir", "nowhere"),
+    ("report", "mine.yaml", "--run-dir", "folder"),
+    ("report", "mine.yaml", "--run-dir", "run"),
+    ("rank", "--scores", "good.jsonl", "-o", "x.jsonl", "--by", "ce", "--k", "5"),
+    ("rank", "--scores", "good.jsonl", "-o", "x.jsonl", "--by", "ce", "--fusion", "max_rank"),
+    ("rank", "--scores", "good.jsonl", "-o", "x.jsonl", "--fusion", "mean_rank", "--k", "5"),
     ("score", "good.jsonl"),
+    ("score", "good.jsonl", "--references", "good.jsonl", "--allow-code-execution"),
     ("score", "good.jsonl", "--references", "good.jsonl", "--task", "nope"),
     ("score", "good.jsonl", "--references", "good.jsonl", "--task", ""),
     ("score", "good.jsonl", "--references", "good.jsonl", "--task", "mbpp"),
@@ -459,6 +471,9 @@ COMMAND_LINES = [
 def test_a_wrong_command_line(arguments: tuple[str, ...], refused: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("\n".join(SMALLEST.values()))
     (tmp_path / "gsm8k.jsonl").write_text(json.dumps({"question": "a", "answer": "#### 1"}) + "\n")
+    (tmp_path / "run").mkdir()
+    for name, text in (("recipe.yaml", "name: mine\nseed: 9\n"), ("manifest.json", "{}")):
+        (tmp_path / "run" / name).write_text(text + "\n".join(SMALLEST.values()) * (name == "recipe.yaml"))
     message = refused(*arguments)
     if arguments[0] == "evaluate" and "--task" in arguments and (options := arguments[4:]):
         assert options[0].split("=")[0] in message or options[-1] in message, "refused for another reason"

@@ -59,6 +59,7 @@ from srd.training.teacher_cache import TeacherCache, cache_folder
 from srd.training.tiers.base import BYTES, make_tier, stored_dtype
 
 RUNS = Path("runs")
+CLEANING = "data.cleaning.action"
 NOTES = ("architectures", "dtype", "torch_dtype", "transformers_version")  # what saving puts into a configuration
 SOURCE_KEYS = ("path", "dataset")  # a mapping with one of these describes a source, as in a recipe
 
@@ -199,6 +200,29 @@ def open_run(
     claimed = Run(loaded, folder)
     set_up_logging(claimed.warnings)
     return claimed
+
+
+def check_made_by(recipe: str, overrides: Sequence[str], run_dir: Path | None) -> None:
+    """Refuse to tell of a run that is not there, or of one that another recipe has made.
+
+    Raises:
+        UserError: with the first setting that differs.
+    """
+    given = _loaded(recipe, overrides)
+    folder = RUNS / given.name if run_dir is None else run_dir
+    written = RunFolder(folder, "").recipe
+    if not written.is_file():
+        raise UserError(f"there is no run in {folder} (it has no recipe.yaml). Make it by srd run, or give --run-dir.")
+    there, here = (parallel.flattened(each.model_dump(mode="json")) for each in (load_recipe(str(written)), given))
+    if here[CLEANING] == "off":  # `srd clean` has then marked rows and changed none
+        there[CLEANING] = here[CLEANING]
+    changed = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    if changed:
+        name = changed[0]
+        raise UserError(
+            f"{name} is {here.get(name)!r} in the recipe, but the run in {folder} was made with {there.get(name)!r}. "
+            f"srd report {written} --run-dir {folder} tells of what is there; srd run makes what has changed."
+        )
 
 
 def _loaded(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str]) -> Recipe:

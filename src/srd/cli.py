@@ -47,6 +47,7 @@ app = typer.Typer(
 )
 
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # or it looks for them in every installed package
+LEAVE_OUT = "leave it out"
 INTERRUPTED = 130  # what shells give for Ctrl-C
 COMPLETION = "_SRD_COMPLETE"  # set where a shell asks what words may follow
 OTHERS_WAIT = 10.0  # seconds that a process other than the main one waits before it prints an error
@@ -230,10 +231,22 @@ def _without_effect(context: typer.Context, why: str, **remedies: str) -> None:
             raise UserError(f"{given} {why}: {remedies[parameter.name]}")
 
 
+def _check_programs(context: typer.Context, tasks: list[str]) -> None:
+    """Refuse a permission that no task needs."""
+    from srd.tasks.base import get_task
+
+    if not any(get_task(name.partition("=")[0]).runs_code for name in tasks):
+        why = f"has no effect where no program is run (--task {', '.join(tasks) or 'is not given'})"
+        _without_effect(context, why, allow_code_execution=LEAVE_OUT, unconfined=LEAVE_OUT)
+
+
 def _folder(path: Path) -> Path:
-    """The folder that ``-o`` names, which may not be there yet."""
+    """The folder that ``-o`` names, which may not be there yet, and is no run's."""
+    from srd.run.folder import check_outside
+
     if (path.is_symlink() and not path.exists()) or (path.exists() and not path.is_dir()):
         raise UserError(f"-o {path} is no folder. Name another one.")
+    check_outside(path)
     return path
 
 
@@ -241,11 +254,9 @@ def _step(name: str, recipe: str, overrides: list[str] | None, run_dir: Path | N
     from srd.run.flow import advance, cleaned_steps, training_steps
 
     run = open_run(recipe, overrides, run_dir)
-    if name == "report":
-        return run, write_report(run)
     wanted = {"training": training_steps, "cleaned": cleaned_steps}
     advance(run, *(wanted[name](run.recipe) if name in wanted else [name]))
-    return run, None
+    return run
 
 
 @app.command()
@@ -261,14 +272,14 @@ def clean_command(recipe: RecipeArgument, overrides: Overrides = None, run_dir: 
 
     if load_recipe(recipe, overrides or []).data.cleaning.action == "off":
         overrides = [*(overrides or []), "data.cleaning.action=report"]
-    run, _ = _step("cleaned", recipe, overrides, run_dir)
+    run = _step("cleaned", recipe, overrides, run_dir)
     _echo(run.files.marked)
 
 
 @app.command("reflect")
 def reflect_command(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = None) -> None:
     """Let the student answer the training prompts, and score the answers."""
-    run, _ = _step("reflection", recipe, overrides, run_dir)
+    run = _step("reflection", recipe, overrides, run_dir)
     _echo(run.files.scores)
 
 
@@ -302,15 +313,20 @@ def rank_command(
             seed="set training.curriculum.seed=",
             drop_bad="set data.bad_rows=drop",
         )
-        run, _ = _step("ranking", recipe, overrides, run_dir)
+        run = _step("ranking", recipe, overrides, run_dir)
         _echo(run.files.ranked)
         return
-    _without_effect(context, "has no effect with --scores", recipe="leave it out", run_dir="leave it out")
+    _without_effect(context, "has no effect with --scores", recipe=LEAVE_OUT, run_dir=LEAVE_OUT)
     from srd.curation.scores.base import scores_of
 
     names = by.split(",") if "," in by else by
-    if not any(score.drawn for score in scores_of(names)):
+    chosen = scores_of(names)
+    if not any(score.drawn for score in chosen):
         _without_effect(context, f"has no effect with --by {by}", seed="it is for --by random")
+    if len(chosen) == 1:
+        _without_effect(context, f"has no effect with --by {by}, one score alone", k=LEAVE_OUT, fusion=LEAVE_OUT)
+    elif fusion in ("mean_rank", "max_rank"):
+        _without_effect(context, f"has no effect with --fusion {fusion}", k="it is for --fusion rrf")
     if output is None:
         raise UserError("--scores needs -o FILE: where the ranked rows go (.parquet, .csv or .jsonl)")
     from srd.base.console import set_up_logging
@@ -321,10 +337,9 @@ def rank_command(
     check_target(output)
     if output.exists() and scores.exists() and output.samefile(scores):
         raise UserError(f"-o {output} is the file of the scores, which would be written over. Name another one.")
-    bad_rows: Any = "drop" if drop_bad else "error"
     table = read_table(scores)
     try:
-        ranked = rank(table, k=k, by=names, fusion=fusion, seed=seed, bad_rows=bad_rows)
+        ranked = rank(table, k=k, by=names, fusion=fusion, seed=seed, bad_rows="drop" if drop_bad else "error")
     except UserError as error:
         raise UserError(f"{scores}: {error}") from error
     write_table(ranked, output)
@@ -334,7 +349,7 @@ def rank_command(
 @app.command()
 def distill(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = None) -> None:
     """Train the recipe's students, with everything that must come before."""
-    run, _ = _step("training", recipe, overrides, run_dir)
+    run = _step("training", recipe, overrides, run_dir)
     _echo(run.files.student(run.recipe.training.label))
 
 
@@ -369,7 +384,7 @@ def evaluate_command(
     """Evaluate the models of a recipe, or any model on tasks."""
     if not task:
         _without_effect(context, "is for --task", **RECIPE_SAYS)
-        run, _ = _step("cards", model, overrides, run_dir)
+        run = _step("cards", model, overrides, run_dir)
         _echo(run.files.results)
         return
     from srd.base import parallel
@@ -380,6 +395,7 @@ def evaluate_command(
     if overrides:
         raise UserError(f"'{overrides[0]}': with --task there is no recipe to change. Use the command's options.")
     _without_effect(context, "has no effect with --task", run_dir="-o says where answers and metrics go")
+    _check_programs(context, task)
     set_up_logging()
     results = evaluate_models(
         [model, *([against] if against else [])], task, _folder(output), limit=limit, seeds=seeds, template=template,
@@ -397,8 +413,10 @@ def evaluate_command(
 @app.command()
 def report(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = None) -> None:
     """Write the HTML report of a run from what it has so far."""
-    _, path = _step("report", recipe, overrides, run_dir)
-    _echo(path)
+    from srd.api import check_made_by
+
+    check_made_by(recipe, overrides or [], run_dir)
+    _echo(write_report(open_run(recipe, overrides, run_dir)))
 
 
 @app.command("curate")
@@ -454,6 +472,7 @@ def export_command(
 
 @app.command("chat")
 def chat_command(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run directory, or any model's folder or name.")],
     prompt: Annotated[
         str | None, typer.Option("--prompt", help="Answer this and stop. Default: ask, or read stdin.")
@@ -480,7 +499,11 @@ def chat_command(
         console.print(f"[dim]{_escaped(note)}[/]")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # what is no UTF-8 is then refused as such
-    talk = _Talk(found, chosen(found[-1].decoding(), max_new_tokens, temperature, top_p, seed))
+    decoding = chosen(found[-1].decoding(), max_new_tokens, temperature, top_p, seed)
+    if not decoding.temperature:
+        sampled = "give --temperature, too, such as 0.8"
+        _without_effect(context, "has no effect on greedy answers", top_p=sampled, seed=sampled)
+    talk = _Talk(found, decoding)
     if prompt is not None:
         talk.answer(prompt)
     elif sys.stdin is not None and sys.stdin.isatty():
@@ -521,7 +544,11 @@ class _Talk:
             if question == "/new":
                 self.turns = []
             elif question:
-                self._say(question)
+                try:
+                    self._say(question)
+                except UserError as error:  # such as a conversation that has grown too long
+                    console.print(f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True)
+                    del self.turns[-1:]
 
     def _say(self, question: str) -> None:
         if not is_text(question):
@@ -712,6 +739,7 @@ def sweep_command(
 
 @app.command("score")
 def score_command(
+    context: typer.Context,
     predictions: Annotated[Path, typer.Argument(help='JSONL of {"text": …}, with or without ids.')],
     references: Annotated[Path, typer.Option(help="The data set's own rows (output, answer, …).")],
     task: Annotated[
@@ -726,6 +754,7 @@ def score_command(
     from srd.sandbox.outside import permission
 
     set_up_logging()
+    _check_programs(context, [task] if task else [])
     allow = permission(allow_code_execution, unconfined)
     print(json.dumps(score_files(predictions, references, task, allow_code_execution=allow)))
 

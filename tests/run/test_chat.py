@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from srd.base.errors import UserError
+from srd.cli import app
 from srd.models.generation import Decoding, decode_batch, stream_tokens
 from srd.models.loading import load_model, load_tokenizer
 from srd.models.tokens import padding_id, stop_token_ids
@@ -55,6 +56,20 @@ def test_a_student_writes_as_it_was_evaluated_unless_told_otherwise(trained: Pat
     pieces = list(student.answer(ASKED, own, "chat 1"))
     assert "".join(pieces) == "".join(student.answer(ASKED, own, "chat 1"))
     assert len(pieces) > 1
+
+
+def test_what_does_not_fit_is_refused_and_not_cut(trained: Path) -> None:
+    (student,), _ = chat_models(str(trained))
+    with pytest.raises(UserError, match=r"longer than the .* tokens .* beside an answer of 4"):
+        list(student.answer([{"role": "user", "content": "long " * 5000}], Decoding(4), "x"))
+
+
+@pytest.mark.parametrize("option", [("--top-p", "0.5"), ("--seed", "3")])
+def test_options_of_sampling_are_refused_where_nothing_is_sampled(option: tuple[str, str], trained: Path) -> None:
+    words = ["chat", str(trained), "--prompt", "Why?", *option]
+    app([*words, "--temperature", "1"], standalone_mode=False)
+    with pytest.raises(UserError, match=f"{option[0]} has no effect on greedy answers: give --temperature"):
+        app([*words, "--temperature", "0"], standalone_mode=False)
 
 
 def test_compare_asks_teacher_start_and_student(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -276,7 +276,7 @@ def check_same(what: dict[str, Any]) -> None:
     Raises:
         UserError: one of them differs, with both values.
     """
-    everyone = gather((socket.gethostname(), _flat(what)))
+    everyone = gather((socket.gethostname(), flattened(what)))
     host, expected = everyone[0]
     for number, (other_host, values) in enumerate(everyone):
         for name in sorted(expected.keys() | values.keys()):
@@ -288,11 +288,11 @@ def check_same(what: dict[str, Any]) -> None:
                 )
 
 
-def _flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
+def flattened(values: dict[str, Any], before: str = "") -> dict[str, Any]:
     """Nested names joined by dots."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        flat.update(_flat(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value})
+        flat.update(flattened(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value})
     return flat
 
 

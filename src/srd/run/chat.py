@@ -72,7 +72,14 @@ class ChatModel:
         Raises:
             UserError: the prompt does not fit.
         """
-        (prompt,), _, _ = self._encoder(decoding).prompts([_row(turns)])
+        encoder = self._encoder(decoding)
+        (prompt,), _, (cut,) = encoder.prompts([_row(turns)])
+        if cut:
+            raise UserError(
+                f"what was said is longer than the {encoder.max_prompt_length} tokens that model '{self.source}' takes "
+                f"beside an answer of {decoding.max_new_tokens}. Shorten it, give a smaller --max-new-tokens, or begin "
+                "again with /new."
+            )
         tokens: list[int] = []
         said = ""
         stop = stop_token_ids(self.model, self.tokenizer)

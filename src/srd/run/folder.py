@@ -4,8 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from srd.base.errors import UserError
+
 SPLITS = ("train", "validation", "test")
 UNCLEANED = ", rows as they came"  # behind the name of a step that is made a second time, without the cleaning
+
+
+#: Folders of a run directory that no attribute of `RunFolder` names, as there may be several of them.
+OTHERS = ("pairs", "examples", "baselines", "stages", "student", "logs", "displaced")
+
+
+def check_outside(folder: Path) -> None:
+    """Refuse a folder for other files that is a run directory, or one in which a run keeps its own.
+
+    Raises:
+        UserError: naming the run directory.
+    """
+    place = folder.resolve()
+    for above in (place, *place.parents):
+        names = RunFolder(above, "")
+        if names.recipe.is_file() and names.manifest.is_file():
+            own = {path.relative_to(above).parts[:1] for path in vars(names).values() if isinstance(path, Path)}
+            if place.relative_to(above).parts[:1] in {*own, *((name,) for name in OTHERS)}:
+                raise UserError(f"-o {folder} is for the files of the run in {above} alone. Choose another folder.")
 
 
 class RunFolder:
