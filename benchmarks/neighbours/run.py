@@ -43,7 +43,8 @@ NEEDS: dict[str, list[str]] = {
 }  # fmt: skip
 #: What is installed without what it asks for.
 ALONE: dict[str, list[str]] = {
-    "llamafactory": ["llamafactory==0.9.5", "modelscope", "av<=16.0.0"], "axolotl": ["axolotl==0.19.0"],
+    "llamafactory": ["llamafactory==0.9.5", "modelscope", "av<=16.0.0"],
+    "axolotl": ["axolotl==0.19.0", "liger-kernel==0.8.1"],
 }  # fmt: skip
 #: Modules that stand for packages whose builds want CUDA libraries, and that reading texts does not use.
 EMPTY: dict[str, list[str]] = {"llamafactory": ["torchaudio"]}

@@ -614,7 +614,7 @@ def init_command(
 
     given = {
         "teacher": ("Teacher, the large model (hub name, folder, GGUF file)", teacher, "smollm2"),
-        "student": ("Student, the small model; or how many layers the teacher is to lose", student, "10"),
+        "student": ("Student, the small model; or how many layers the teacher is to lose", student, "3"),
         "data": ("Data (file, folder, hub name, or a known data set)", data, "pydocs"),
         "epochs": ("Passes over the data in each stage", epochs, "3"),
         "name": ("Name of the recipe", name, "mine"),

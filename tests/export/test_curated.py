@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,13 +13,14 @@ import yaml
 from datasets import load_dataset
 
 from srd.base.errors import UserError
+from srd.base.remedies import collecting
 from srd.base.text import visible
 from srd.curation.curriculum import Stage
 from srd.data.examples import examples_from_rows
 from srd.data.settings import SourceConfig
 from srd.export.curated import TRAINERS, _columns, curate_for
 from srd.export.texts import shown
-from srd.export.trainers import trl
+from srd.export.trainers import litgpt, trl
 from srd.run.context import Run
 from srd.run.curate import curated
 from srd.run.flow import advance
@@ -259,6 +261,11 @@ def test_a_bos_is_part_of_the_text_for_those_who_add_none(tmp_path: Path) -> Non
     whole = "".join(part for part, _ in row.segments())
     assert whole.startswith("<s>") and whole.endswith("So.</s>") and not row.prompt.startswith("<s>")
     assert run.tokenizer(whole, add_special_tokens=False)["input_ids"] == row.input_ids
+    with collecting() as told:
+        litgpt.tell_of_beginning(row)
+        litgpt.tell_of_beginning(replace(row, begin=""))
+    (warning,) = told.warnings
+    assert "begin with <s>, which litgpt reads only if" in warning.what
 
 
 def test_a_ready_made_prompt_in_a_frame_is_not_framed_twice(ranked: TinyRun, tmp_path: Path) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from srd.base.remedies import warn
 from srd.export.curated import TRAINERS, Trainer, lines
-from srd.export.texts import shown
+from srd.export.texts import Shown, shown
 from srd.run.curate import Curated, stage_file
+
+logger = logging.getLogger(__name__)
 
 USAGE = """
 litgpt shuffles its rows, and there is no switch for it: **the order within a stage is lost**. The stages are kept by
@@ -27,6 +31,8 @@ with the passes of the table above. The prompts stand in their frame already, so
 
 def contents(made: Curated) -> Iterator[tuple[str, str]]:
     """A training and a validation file for every stage."""
+    (first,) = shown(made.run.encoder, made.run.split("train").select([0]).to_list())
+    tell_of_beginning(first)
     texts = shown(made.run.encoder, made.run.split("validation").to_list())
     validation = [{"prompt": row.prompt, "completion": row.completion} for row in texts]
     for stage in made.stages:
@@ -34,6 +40,17 @@ def contents(made: Curated) -> Iterator[tuple[str, str]]:
         yield f"litgpt/stage_{stage.index}/train.json", _json(rows)
         # It wants a validation file: where there are no such rows, some of those that it trains on.
         yield f"litgpt/stage_{stage.index}/val.json", _json(validation or rows[:8])
+
+
+def tell_of_beginning(row: Shown) -> None:
+    """Warn where prompts begin with a BOS: litgpt removes what the tokenizer's own rules add, unless it is told."""
+    if row.begin:
+        warn(
+            logger,
+            f"the prompts begin with {row.begin}, which litgpt reads only if the model's tokenizer_config.json says "
+            '"add_bos_token": true.',
+            "Write that into the file where it is missing.",
+        )
 
 
 def _json(rows: Iterable[Mapping[str, Any]]) -> str:
