@@ -256,8 +256,7 @@ def load_model(
         bits: 8 or 4: quantise its weights while they are loaded, by bitsandbytes.
 
     Raises:
-        UserError: the model cannot be found or read, lacks weights, has them as pickle only or for another
-            configuration, or gives NaN.
+        UserError: it cannot be read, or its weights are missing, pickled, for another configuration, or give NaN.
     """
     if adapter is None:
         source, adapter = split_adapter(source)
