@@ -266,12 +266,11 @@ def load_model(
     config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
     generation = load_generation_config(source, revision=revision, config=config)
     placed = _placed(config, device or "cpu", offload, bits)
-    kind = dtype if dtype == "auto" else getattr(torch, dtype)
     with guarded(source):
         model, report = auto_class(config).from_pretrained(
-            place, dtype=kind, revision=revision, attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code, use_safetensors=True, output_loading_info=True,
-            ignore_mismatched_sizes=True, **placed,
+            place, dtype=dtype if dtype == "auto" else getattr(torch, dtype), revision=revision,
+            attn_implementation=attn_implementation, trust_remote_code=trust_remote_code, use_safetensors=True,
+            output_loading_info=True, ignore_mismatched_sizes=True, **placed,
         )  # fmt: skip
     check_report(source, model, report)  # also of mismatched sizes, which it names better
     model.generation_config = generation
