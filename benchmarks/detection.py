@@ -121,16 +121,20 @@ def read_draw(source: SourceConfig, name: str, seed: int, detectors: list[str], 
 # ------------------------------------------------------------------------------------------------- readings of a sweep
 
 
-def read_before(sweep: Path, arm: str = "cleaning-drop") -> dict[float, list[tuple[Dataset, Findings]]]:
+def read_before(sweep: Path) -> dict[float, list[tuple[Dataset, Findings]]]:
     """Share of damage -> the rows of each seed and what is found among them, by what a sweep's cells have read."""
     found: dict[float, list[tuple[Dataset, Findings]]] = {}
-    for cell in sorted(sweep.glob(f"cells/share-*-{arm}-seed-*")):
+    cells: dict[tuple[str, str], Path] = {}
+    for file in sorted(sweep.glob("cells/share-*-seed-*/cleaning/likelihoods.parquet")):
+        name = file.parent.parent.name  # all arms of a seed read the same rows
+        cells.setdefault((name.split("-")[1], name.rsplit("-", 1)[1]), file.parent.parent)
+    for (share, _), cell in sorted(cells.items()):
         rows = Dataset(pq.read_table(cell / "examples" / "train.parquet"))
         reads = Reads.of(pq.read_table(cell / "cleaning" / "likelihoods.parquet"))
         marks = find_wrong(rows, CleaningConfig().find, reads=reads)
-        found.setdefault(float(cell.name.split("-")[1]), []).append((rows, marks))
+        found.setdefault(float(share), []).append((rows, marks))
     if not found:
-        raise SystemExit(f"{sweep} has no cells share-*-{arm}-seed-*")
+        raise SystemExit(f"{sweep} has no cells that have read their rows (share-*-seed-*)")
     return found
 
 

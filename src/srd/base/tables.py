@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,16 +156,39 @@ def check_target(path: Path) -> None:
 def write_table(rows: datasets.Dataset, path: Path) -> None:
     """Write parquet, CSV or JSONL, by the ending, whole or not at all, and some rows at a time."""
     check_target(path)
-    schema, tables = rows.features.arrow_schema, rows.with_format("arrow").iter(WRITE_ROWS)
+    schema = rows.features.arrow_schema
     with atomic_write(path) as partial:
         if path.suffix == ".jsonl":
             with open(partial, "w", encoding="utf-8") as file:
-                for table in tables:
+                for table in _parts(rows):
                     file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
         else:
-            with (pq.ParquetWriter if path.suffix == ".parquet" else pacsv.CSVWriter)(partial, schema) as writer:
-                for table in tables:
+            with pacsv.CSVWriter(partial, schema) if path.suffix == ".csv" else _parquet(rows, partial) as writer:
+                for table in _parts(rows):
                     writer.write_table(table.cast(schema))
+
+
+def _parquet(rows: datasets.Dataset, path: Path) -> pq.ParquetWriter:
+    """A writer whose pages end behind any row where rows are put into another order, else behind any 1,024."""
+    return pq.ParquetWriter(path, rows.features.arrow_schema, write_batch_size=None if rows._indices is None else 1)
+
+
+def _parts(rows: datasets.Dataset) -> Iterator[pa.Table]:
+    """So many rows at a time. Those in another order come in one piece, where the library gives a piece for each."""
+    if rows._indices is None:
+        yield from rows.with_format("arrow").iter(WRITE_ROWS)
+        return
+    pieces = rows.data.to_batches()
+    starts = np.cumsum([0, *map(len, pieces)])
+    for first in range(0, len(rows), WRITE_ROWS):
+        places = rows._indices.slice(first, WRITE_ROWS).column(0).to_numpy().astype(np.int64)
+        order = np.argsort(places, kind="stable")
+        used, begins = np.unique(np.searchsorted(starts, places[order], side="right") - 1, return_index=True)
+        parts = [
+            pieces[piece].take(own - starts[piece])
+            for piece, own in zip(used, np.split(places[order], begins[1:]), strict=True)
+        ]
+        yield pa.Table.from_batches(parts).combine_chunks().take(np.argsort(order))
 
 
 def repeated(values: pa.ChunkedArray) -> pa.Array:
