@@ -462,6 +462,7 @@ COMMAND_LINES = [
     ("runn", "mine.yaml"),
     ("sweep", "mine.yaml"),
     ("sweep", "nope"),
+    ("sweep", "demo-main", "--list", "--jobs", "2"),
     ("--nope",),
 ]  # fmt: skip
 

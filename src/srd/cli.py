@@ -711,6 +711,7 @@ def doctor_command(
 
 @app.command("sweep")
 def sweep_command(
+    context: typer.Context,
     sweep: Annotated[str, typer.Argument(metavar="SWEEP", help="A YAML file, or the name of a shipped sweep.")],
     overrides: Overrides = None,
     folder: Annotated[Path | None, typer.Option("--dir", help="Where to work. Default: sweeps/<name>.")] = None,
@@ -723,6 +724,8 @@ def sweep_command(
     from srd.sweep.runner import Sweep
     from srd.sweep.settings import find_sweep
 
+    if list_cells:
+        _without_effect(context, "has no effect with --list", jobs=LEAVE_OUT)
     set_up_logging()
     opened = Sweep(find_sweep(sweep), folder, overrides)
     outcomes = opened.outcomes() if list_cells else opened.run(jobs)

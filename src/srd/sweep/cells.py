@@ -105,8 +105,10 @@ def lay_out(config: SweepConfig, path: Path, overrides: list[str] | None = None)
     Raises:
         UserError: a field that does not exist, a recipe that is not valid, two cells of one name or folder.
     """
-    base = merge(read_recipe(find_recipe(config.recipe, beside=path)), nested(config.overrides))
-    base = {**merge(base, parse_overrides(overrides or [])), "baselines": {}}
+    changes = merge(nested(config.overrides), parse_overrides(overrides or []))
+    if idle := [name for name in ("name", "baselines") if name in changes]:
+        raise UserError(f"{path}: {idle[0]} has no effect in a sweep, whose cells are what is compared. Leave it out.")
+    base = {**merge(read_recipe(find_recipe(config.recipe, beside=path)), changes), "baselines": {}}
     named = tuple(key for key, axis in config.grid.items() if isinstance(axis, dict))
     _check_only_at(config, path)
     cells: list[Cell] = []
