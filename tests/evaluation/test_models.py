@@ -136,6 +136,8 @@ def test_two_models_are_compared_over_the_examples(files: Path, tmp_path: Path) 
     assert row["difference"] == pytest.approx(means[0] - means[1])
     assert row["low"] <= row["difference"] <= row["high"]
     assert read_json(tmp_path / "comparisons.json") == [row]
+    one = evaluate_models(models, [task(files, "dolly")], tmp_path / "one", max_new_tokens=4, seeds="1,2", limit=1)
+    assert [(row["low"], row["high"]) for row in one["comparisons"]] == [(None, None)]  # one question is always drawn
 
 
 def test_a_corpus_score_is_compared_without_an_interval(files: Path, tmp_path: Path) -> None:

@@ -328,8 +328,9 @@ def compare(folder: Path, models: Sequence[str], benchmarks: Sequence[Benchmark]
     """Compare one model with each of the others by each task's primary metric: the difference of their means.
 
     The interval is from a paired bootstrap over examples; the score of an example is its mean over the seeds. A corpus
-    metric (BLEU) is no mean over examples and has none. Returns rows ``{"a", "b", "task", "metric", "difference",
-    "low", "high"}`` in percentage points (95 % interval, or None), as written to ``folder/comparisons.json``.
+    metric (BLEU) is no mean over examples and has none, nor has a single example: it would always be drawn. Returns
+    rows ``{"a", "b", "task", "metric", "difference", "low", "high"}`` in percentage points (95 % interval, or None), as
+    written to ``folder/comparisons.json``.
     """
     rows = []
     for benchmark, other in itertools.product(benchmarks, models):
@@ -338,7 +339,7 @@ def compare(folder: Path, models: Sequence[str], benchmarks: Sequence[Benchmark]
         metric = benchmark.task.primary
         (ours, our_mean), (theirs, their_mean) = (_scores(folder, model, benchmark) for model in (against, other))
         row = {"a": against, "b": other, "task": benchmark.key, "metric": metric}
-        if ours is None or theirs is None:
+        if ours is None or theirs is None or len(ours) < 2:
             rows.append({**row, "difference": 100 * (our_mean - their_mean), "low": None, "high": None})
             continue
         difference, low, high = paired_bootstrap(ours, theirs, seed=0)
