@@ -9,9 +9,11 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from srd.base import locks
 from srd.base.errors import RunError, UserError, nearest
 from srd.base.files import (
     atomic_folder,
@@ -101,6 +103,29 @@ def test_a_full_disk_says_what_is_free_and_keeps_the_rest(number: int, tmp_path:
 def test_other_errors_pass_through(tmp_path: Path) -> None:
     with pytest.raises(PermissionError):
         write_half(tmp_path / "a", PermissionError(errno.EACCES, "no"))
+
+
+@pytest.mark.parametrize(
+    ("library", "number"),
+    [
+        (lambda file: PermissionError(errno.EACCES, "Permission denied", str(file)), errno.EACCES),
+        (lambda file: OSError(errno.EROFS, "Read-only file system", os.fsencode(file / "weights")), errno.EROFS),
+        (lambda file: OSError(f"Failed to open local file '{file}'. Detail: [errno 13] Permission"), errno.EACCES),
+        (lambda file: RuntimeError("I/O error: Read-only file system (os error 30)"), errno.EROFS),
+    ],
+    ids=["python", "a folder's file", "arrow", "rust"],
+)
+def test_a_place_that_takes_nothing_is_named_as_the_user_knows_it(library: Any, number: int, tmp_path: Path) -> None:
+    """And not by the name that a file has until it is whole."""
+    with pytest.raises(OSError, match=r"file\.txt") as caught, atomic_write(tmp_path / "file.txt") as partial:
+        raise library(partial)
+    assert (caught.value.errno, caught.value.filename) == (number, str(tmp_path / "file.txt"))
+    assert listing(tmp_path) == []
+    others = [FileNotFoundError(errno.ENOENT, "No such file", "/other"), RuntimeError("No such file (os error 2)")]
+    for other in others:  # what is read while something is written
+        with pytest.raises(type(other)) as caught_other, atomic_write(tmp_path / "file.txt"):
+            raise other
+        assert caught_other.value is other
 
 
 def test_replace_and_remove(tmp_path: Path) -> None:
@@ -225,3 +250,17 @@ def test_errors_name_what_is_near() -> None:
     assert nearest("epoch", ["epochs", "batch_size"]) == "did you mean 'epochs'? Known: batch_size, epochs"
     assert nearest("xyz", ["b", "a"]) == "Known: a, b"
     assert issubclass(UserError, ValueError) and issubclass(RunError, RuntimeError)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_cannot_be_noted_in_is_to_be_copied(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finished run on a read-only disk: another path is no remedy for who wants this one."""
+
+    def refuse(path: Any, mode: str) -> Any:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(locks, "open", refuse, raising=False)
+    with pytest.raises(UserError, match=r"cannot be written to .* Copy it to where you may write, and name the copy"):
+        locks.lock(tmp_path / ".lock", "--run-dir")

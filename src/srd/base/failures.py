@@ -40,6 +40,8 @@ DISK_IS_FULL = re.compile(
     r"|\d+ requested and \d+ written|inline_container(?!.*StreamReader)|StreamWriter failed|unexpected pos \d+ vs",
     re.IGNORECASE | re.DOTALL,
 )
+# How Rust and Arrow put the number of the system's error into words.
+SYSTEM_ERROR = re.compile(r"\b(?:os error|errno) (\d+)", re.IGNORECASE)
 OUT_OF_MEMORY = re.compile(
     r"out of memory|can't allocate memory|cannot allocate memory|failed to allocate|malloc of size \d+ failed"
     r"|unable to allocate",
@@ -79,6 +81,20 @@ def _says_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return isinstance(error, Exception) and DISK_IS_FULL.search(str(error)) is not None
+
+
+def refusal(error: BaseException, place: Path) -> int | None:
+    """Why the system lets nobody write to a place, as one of `PATH_REASONS`; None where the error is about another one.
+
+    Args:
+        error: Whatever a library raised while it wrote.
+        place: The file or folder that was written.
+    """
+    named = os.fsdecode(error.filename) if isinstance(error, OSError) and error.filename is not None else str(error)
+    number = SYSTEM_ERROR.search(str(error))
+    code = error.errno if isinstance(error, OSError) and error.errno else int(number[1]) if number else None
+    # Nothing but writing ends in EROFS, so that it need not name the file.
+    return code if code in PATH_REASONS and (place.name in named or code == errno.EROFS) else None
 
 
 def memory_is_full(error: BaseException) -> bool:

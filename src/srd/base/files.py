@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from srd.base.errors import RunError, UserError
-from srd.base.failures import disk_is_full
+from srd.base.failures import disk_is_full, refusal
 from srd.base.ours import strangers
 from srd.base.text import shown_bytes
 
@@ -38,6 +38,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises:
         UserError: ``path`` is a folder or a link: neither is replaced.
         RunError: the disk is full, whichever library says so; what was written before is kept.
+        OSError: nobody may write there, whichever library says so; it names ``path``.
     """
     path = Path(path)
     _refuse(path, path.is_symlink(), "a link")
@@ -82,6 +83,10 @@ def _replacing(path: Path) -> Iterator[Path]:
             seam("replace", path)
             replace(partial, path)
             seam("done", path)
+        except Exception as error:
+            if reason := refusal(error, partial):
+                raise OSError(reason, os.strerror(reason), str(path)) from error  # the name that the user knows
+            raise
         finally:
             remove(partial)
 

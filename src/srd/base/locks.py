@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from srd.base.errors import UserError
+from srd.base.failures import PATH_REASONS
 
 
 def lock(path: Path, option: str) -> Any:
     """Hold a directory until this process ends, however it ends; ``option`` is what names another one.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, or nobody may write there.
     """
     try:
         import fcntl
     except ImportError:  # Windows
         return None
-    file = open(path, "a")  # noqa: SIM115 - held open on purpose; whatever the file holds stays
+    try:
+        file = open(path, "a")  # noqa: SIM115 - held open on purpose; whatever the file holds stays
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        raise UserError(
+            f"{path.parent} cannot be written to ({PATH_REASONS[error.errno]}), and srd keeps notes there while it "
+            "works with it. Copy it to where you may write, and name the copy."
+        ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
