@@ -12,6 +12,7 @@ from torch import nn
 from transformers import LlamaConfig
 
 from srd.base.errors import UserError
+from srd.base.files import read_json
 from srd.models.adapters import (
     add_lora,
     base_model,
@@ -109,6 +110,14 @@ def test_a_saved_adapter_comes_back(family: str, tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "base", family)
     merged = load_model(str(folder), adapter=str(tmp_path / "adapter"))
     torch.testing.assert_close(logits(merged, family), logits(adapted, family), atol=1e-4, rtol=1e-4)
+
+
+def test_a_saved_adapter_is_the_same_bytes_in_every_process(tmp_path: Path) -> None:
+    """peft holds the names of its targets in a set, whose order another process does not share."""
+    names = ["q_proj", "v_proj", "o_proj", "k_proj", "up_proj", "gate_proj", "down_proj"]
+    adapted = add_lora(tiny_model("llama"), settings(targets=names))
+    save_model(adapted, tiny_tokenizer("llama"), tmp_path / "adapter")
+    assert read_json(tmp_path / "adapter" / "adapter_config.json")["target_modules"] == sorted(names)
 
 
 def test_the_model_inside_is_reached() -> None:

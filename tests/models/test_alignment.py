@@ -160,13 +160,28 @@ def test_classes_are_kept_and_made_again_where_the_file_is_damaged(tmp_path: Pat
 
     pair = tiny_tokenizer("qwen2"), sentencepiece_tokenizer()
     first = kept_classes(prefix, *pair, tmp_path)
+    (own,) = tmp_path.glob("*.npz")
     assert arrays(kept_classes(prefix, *pair, tmp_path)) == arrays(first) and len(made) == 1
     kept_classes(prefix, *reversed(pair), tmp_path)
     other = tiny_tokenizer("qwen2")
     other.backend_tokenizer.model = models.BPE(other.get_vocab(), [])  # the same tokens, but it writes others
     kept_classes(prefix, other, pair[1], tmp_path)
     assert len(made) == 3
-    for path in tmp_path.iterdir():
+
+    def cut(path: Path) -> None:
         path.write_bytes(path.read_bytes()[:100])
-    assert arrays(kept_classes(prefix, *pair, tmp_path)) == arrays(first) and len(made) == 4
+
+    def flip(path: Path) -> None:  # which method its first part is compressed by
+        data = bytearray(path.read_bytes())
+        data[data.index(b"PK\x01\x02") + 10] ^= 64
+        path.write_bytes(data)
+
+    def edit(path: Path) -> None:
+        with np.load(path) as kept:
+            arrays = dict(kept)
+        np.savez(path, **{**arrays, "count": np.array(3)})
+
+    for count, damage in enumerate((cut, flip, edit), 4):
+        damage(own)
+        assert arrays(kept_classes(prefix, *pair, tmp_path)) == arrays(first) and len(made) == count, damage
     assert kept_classes(prefix, *pair, None).count == first.count

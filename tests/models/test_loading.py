@@ -468,6 +468,31 @@ def test_a_gguf_file_is_converted_once_for_its_content(tmp_path: Path, monkeypat
     assert convert_gguf(copy, tmp_path / "cache") != folder
 
 
+def test_a_damaged_conversion_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The file stands for it in fingerprints, so that nothing else would notice; moved or copied it stays."""
+    written = fake_conversion(monkeypatch)
+    path, cache = tmp_path / "a.gguf", tmp_path / "cache"
+    path.write_bytes(b"weights")
+    folder = convert_gguf(path, cache)
+    config = folder / "config.json"
+    os.utime(config, (1, 1))
+    assert convert_gguf(path, cache) == folder and len(written) == 1 and not caplog.text
+    for number, damage in enumerate(
+        (lambda: config.write_text("[]"), config.unlink, lambda: config.write_text("{}x")), 2
+    ):
+        damage()
+        assert not gguf.is_converted(folder)
+        assert convert_gguf(path, cache) == folder and len(written) == number
+        assert config.read_text() == "{}" and "is not what was written there" in caplog.text
+    config.unlink()
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"notes\.txt was not written by this run"):
+        convert_gguf(path, cache)
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
 def test_a_failed_or_overtaken_conversion_leaves_no_half_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

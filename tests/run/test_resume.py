@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import time
@@ -12,9 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from srd.base.errors import UserError
 from srd.base.files import read_json, write_json
@@ -265,6 +268,33 @@ def test_every_kind_of_training_resumes(
     interrupt(monkeypatch, tiny.train, tmp_path / "run", DistillTrainer, "training_step", 7)
     tiny.train(tmp_path / "run")
     assert_same(tmp_path / "run", tiny.run_dir)
+
+
+def test_nothing_goes_from_one_training_to_the_next_but_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two trainings of different precision in one process, and every stage in a process of its own.
+
+    No process has the random states of another; the later ones come from a launcher with a precision of its own.
+    """
+    half = {**SHORT, "precision": "bfloat16"}
+    adapted = {"precision": "float32", "curriculum": None, "lora": {"r": 4, "dropout": 0.3, "merge": False}}
+    tiny = TinyRun(tmp_path).set(training=half, baselines={"adapted": adapted}, data__train_limit=8)
+    whole, parts = tmp_path / "whole", Places(tmp_path / "parts", ("done",))
+    parts.wanted = lambda place: "stages" in place[0] and place[0].endswith("/metrics.json")
+
+    def train(run_dir: Path) -> None:
+        seed = int.from_bytes(os.urandom(4), "big")
+        random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+        tiny.train(run_dir)
+
+    assert in_a_process_of_its_own(lambda: train(whole)) == (0, "")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert kill_at_every_place(lambda: train(parts.folder), parts) == 3
+    made = [path.relative_to(whole) for path in whole.rglob("*") if path.is_file()]
+    names = [
+        path for path in made if {"student", "model", "reflection"} & {*path.parts} or path.name == "validation.jsonl"
+    ]
+    assert len(names) > 30
+    assert [str(name) for name in names if (whole / name).read_bytes() != (parts.folder / name).read_bytes()] == []
 
 
 def test_distillm_takes_up_its_buffer_and_threshold(

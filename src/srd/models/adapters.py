@@ -5,6 +5,7 @@ peft is imported where an adapter is made or read: most runs have none, and it t
 
 from __future__ import annotations
 
+import json
 import sys
 import warnings
 from pathlib import Path
@@ -90,6 +91,20 @@ def _linear_names(model: nn.Module) -> list[str]:
     left_out = {"lm_head", *(name.rpartition(".")[2] for name in _mixer_outputs(model))}
     named = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, linear)}
     return sorted(named - left_out)
+
+
+def put_in_order(folder: Path) -> None:
+    """Sort what peft holds as sets in the configuration of a saved adapter: written as they come, no two would agree.
+
+    Args:
+        folder: Of the adapter; one that holds another model stays as it is.
+    """
+    path = folder / ADAPTER_CONFIG
+    if path.is_file():
+        sets = ("target_modules", "exclude_modules")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values |= {name: sorted(values[name]) for name in sets if isinstance(values.get(name), list)}
+        path.write_text(json.dumps(values, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def check_targets(model: nn.Module, targets: list[str]) -> None:

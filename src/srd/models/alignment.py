@@ -12,7 +12,6 @@ the other, that are the same bytes. Both models predict its first tokens from th
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from srd.base.files import atomic_write, fingerprint
+from srd.base.files import atomic_write, fingerprint, is_sealed, seal
 from srd.models.token_bytes import TokenBytes, continuations, token_bytes
 from srd.models.tokens import tokenizer_identity
 
@@ -176,17 +175,16 @@ def kept_classes(make: Make, teacher: Any, student: Any, folder: Path | None) ->
         return make(teacher, student)
     path = folder / f"{fingerprint(RULE, make.__name__, *map(tokenizer_identity, (teacher, student)))}.npz"
     sides = [token_bytes(tokenizer) for tokenizer in (teacher, student)]
-    try:
+    if is_sealed(path):  # there, and neither damaged nor edited
         with np.load(path, allow_pickle=False) as kept:
             made = [Side(side, *(kept[f"{name}_{i}"] for name in KEPT)) for i, side in enumerate(sides)]
             return Classes(int(kept["count"]), *made)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # not there, or damaged
-        pass
     found = make(teacher, student)
     arrays = {f"{name}_{i}": getattr(side, name) for i, side in enumerate((found.teacher, found.student))
               for name in KEPT}  # fmt: skip
     with atomic_write(path) as partial, partial.open("wb") as file:
         np.savez(file, count=np.array(found.count), **arrays)
+    seal(path)
     return found
 
 

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, GgufConfig
 
 from srd.base.errors import UserError
-from srd.base.files import digest_of
+from srd.base.files import digest_of, discard, file_times, read_sealed, walk, write_sealed
 from srd.models.architecture import auto_class
 from srd.models.guard import guarded
 from srd.models.tokens import set_generation_tokens
 
+logger = logging.getLogger(__name__)
+
 # Raise it when the conversion changes what it writes: folders of the old one are then not used any more.
 CONVERSION = 1
+NOTE = ".files.json"  # in a converted folder: what was written there
 ABANDONED_SECONDS = 24 * 3600
 
 
@@ -34,6 +39,19 @@ def converted_folder(path: Path, cache_dir: Path | None = None) -> Path:
     return (cache_dir or cache_folder()) / f"{path.stem}-{digest_of(path)[:16]}-{CONVERSION}"
 
 
+def is_converted(folder: Path) -> bool:
+    """Whether a conversion is there and is what was written; one without a note is of a version that made none."""
+    noted = read_sealed(folder / NOTE).get("files", {})
+    return folder.is_dir() and all(_is_as_noted(folder / name, state) for name, state in noted.items())
+
+
+def _is_as_noted(file: Path, state: list[Any]) -> bool:
+    """By size and times, and by content where only the times differ."""
+    if not file.is_file() or file.stat().st_size != state[0]:
+        return False
+    return file_times(file) == state[:3] or digest_of(file) == state[3]
+
+
 def convert_gguf(path: Path, cache_dir: Path | None = None) -> Path:
     """Convert a GGUF file to a float32 safetensors folder with its tokenizer, once, and return the folder.
 
@@ -45,7 +63,7 @@ def convert_gguf(path: Path, cache_dir: Path | None = None) -> Path:
         UserError: the gguf package is missing, the architecture is unknown, or the cache cannot be written.
     """
     folder = converted_folder(path, cache_dir)
-    if folder.is_dir():
+    if is_converted(folder):
         return folder
     if importlib.util.find_spec("gguf") is None:
         raise UserError(f"model '{path}': reading GGUF files needs a package. Run: pip install gguf")
@@ -59,7 +77,12 @@ def convert_gguf(path: Path, cache_dir: Path | None = None) -> Path:
         ) from error
     try:
         _write_converted(path, partial)
+        files = {str(file.relative_to(partial)): [*file_times(file), digest_of(file)] for file in walk(partial)}
+        write_sealed(partial / NOTE, {"files": files})
         partial.chmod(0o755)
+        if folder.is_dir() and not is_converted(folder):
+            logger.warning("%s is not what was written there: %s is converted again", folder, path)
+            discard(folder, [folder / NOTE])
         _move(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -24,10 +24,10 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AutoH
 
 from srd.base.errors import UserError
 from srd.base.files import atomic_folder
-from srd.models.adapters import ADAPTER_WEIGHTS, adapter_folder, load_adapter
+from srd.models.adapters import ADAPTER_WEIGHTS, adapter_folder, load_adapter, put_in_order
 from srd.models.architecture import auto_class, generating
 from srd.models.finite import set_name
-from srd.models.gguf import check_gguf, converted_folder
+from srd.models.gguf import check_gguf, converted_folder, is_converted
 from srd.models.guard import first_lines, guarded
 from srd.models.head import logit_rule
 from srd.models.merging import merge_adapter
@@ -59,7 +59,7 @@ def load_config(source: str, *, revision: str | None = None, trust_remote_code: 
     if source == SMOLLM2 or source.endswith(".gguf"):
         path = gguf_file(source)
         place = converted_folder(path)
-        if not place.is_dir():
+        if not is_converted(place):
             place, options = path.parent, {"gguf_file": path.name}
     else:
         place = resolve_source(source)
@@ -104,7 +104,7 @@ def packages_missing(named: ModelConfig) -> list[Missing]:
     """
     source, _ = split_adapter(str(named.model))
     if source.endswith(".gguf") or source == SMOLLM2:
-        known = is_installed("gguf") or converted_folder(gguf_file(source)).is_dir()
+        known = is_installed("gguf") or is_converted(converted_folder(gguf_file(source)))
         return [] if known else [Missing(f"model '{source}': its file", ("gguf",))]
     config = load_config(source, **named.found)
     folder = _weights_folder(source, named.revision)
@@ -328,9 +328,10 @@ def _weights_folder(source: str, revision: str | None) -> Path | None:
     if source == SMOLLM2 or source.endswith(".gguf"):
         path = gguf_file(source)
         folder = converted_folder(path)
-        if not folder.is_dir():
+        if not is_converted(folder):
             check_gguf(path)
-        return folder if folder.is_dir() else None
+            return None
+        return folder
     place = resolve_source(source)
     if Path(place).is_dir():
         return Path(place)
@@ -360,6 +361,7 @@ def save_model(
     set_generation_tokens(model, tokenizer)
     with atomic_folder(folder) as partial:
         model.save_pretrained(str(partial), state_dict=weights)
+        put_in_order(partial)
         tokenizer.save_pretrained(str(partial))
         if portable:
             make_portable(partial, tokenizer)
