@@ -287,7 +287,7 @@ def test_nothing_goes_from_one_training_to_the_next_but_files(tmp_path: Path, mo
         tiny.train(run_dir)
 
     assert in_a_process_of_its_own(lambda: train(whole)) == (0, "")
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert kill_at_every_place(lambda: train(parts.folder), parts) == 3
     made = [path.relative_to(whole) for path in whole.rglob("*") if path.is_file()]
     names = [
