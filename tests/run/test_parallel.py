@@ -320,7 +320,7 @@ def test_a_failing_process_stops_the_others_with_its_message(tmp_path: Path) -> 
     assert "no divergence on this process" in said
     states = {path.parent.name: read_json(path) for path in (tmp_path / "work/cells").glob("*/cell.json")}
     assert {name: note["state"] for name, note in states.items()} == {"refused": "failed", "lonely": "failed"}
-    assert states["lonely"]["error"] == "ValueError: no divergence on this process"
+    assert "line 8, has failed: ValueError: no divergence on this process" in states["lonely"]["error"]
 
 
 def test_alone_everything_passes_through() -> None:

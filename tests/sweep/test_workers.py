@@ -64,7 +64,8 @@ def test_every_cell_is_run_once_whatever_becomes_of_its_process(
     assert "done before" in said
     assert told
     logs = sorted((tmp_path / workers.LOGS).iterdir())
-    assert len(logs) == min(jobs, 6) + 2 or jobs == 5
+    # a log for each worker: those of the beginning, and one in the place of each that was killed while cells were left
+    assert jobs + (2 if jobs == 1 else 0) <= len(logs) <= jobs + 2
     assert "".join(log.read_text() for log in logs).count("speaks") == 6
 
 
