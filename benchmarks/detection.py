@@ -126,7 +126,7 @@ def read_before(sweep: Path) -> dict[float, list[tuple[Dataset, Findings]]]:
     found: dict[float, list[tuple[Dataset, Findings]]] = {}
     cells: dict[tuple[str, str], Path] = {}
     for file in sorted(sweep.glob("cells/share-*-seed-*/cleaning/likelihoods.parquet")):
-        name = file.parent.parent.name  # all arms of a seed read the same rows
+        name = file.parent.parent.name  # all variants of a seed read the same rows
         cells.setdefault((name.split("-")[1], name.rsplit("-", 1)[1]), file.parent.parent)
     for (share, _), cell in sorted(cells.items()):
         rows = Dataset(pq.read_table(cell / "examples" / "train.parquet"))

@@ -11,7 +11,7 @@ import pytest
 
 from srd.base import files
 from srd.base.errors import UserError
-from srd.curation import likelihoods, shots
+from srd.curation import calibration, likelihoods, shots
 from srd.data.corruption import corrupt
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows, row_of
@@ -70,6 +70,28 @@ def test_what_follows_sees_the_cleaned_rows_and_a_changed_option_redoes_what_dep
     assert kept[0] in ids(done.files.scores)
     run.set(data__cleaning={"action": "off"}).advance("ranking")
     assert ids(done.files.scores) == train
+
+
+def test_what_was_read_or_marked_in_another_way_is_made_anew(run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def made_anew(*find: str) -> list[str]:
+        before = steps_finished(run.run_dir)
+        run.set(data__cleaning={"action": "report", "find": list(find)}).advance("cleaning")
+        after = steps_finished(run.run_dir)
+        return [name for name in after if after[name] != before[name]]
+
+    contrasts = ("match", "pmi")
+    with monkeypatch.context() as earlier:  # `match` was compared with other prompts alone, beside `pmi` in silence
+        earlier.setattr(cleaning, "needs_of_scores", lambda find: set())
+        run.set(data__cleaning={"action": "report", "find": list(contrasts)}).advance("cleaning")
+    assert made_anew(*contrasts) == ["likelihoods", "cleaning"]
+    assert made_anew(*contrasts) == []
+    with monkeypatch.context() as earlier:
+        earlier.setattr(calibration, "SHOWN", calibration.Bar(marked=0.33, weak=0.85))
+        assert made_anew(*contrasts) == ["cleaning"]
+    assert made_anew(*contrasts) == ["cleaning"]
+    made_anew("empty", "near_copy")
+    monkeypatch.setattr(calibration, "SHOWN", calibration.Bar(marked=0.33, weak=0.85))
+    assert made_anew("empty", "near_copy") == []  # no threshold is worked out for these
 
 
 def test_a_report_changes_nothing_that_follows(run: TinyRun) -> None:

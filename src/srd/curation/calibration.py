@@ -10,7 +10,8 @@ more than the chance p, and the threshold that wins most by that rule needs no d
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,11 @@ class Bar:
 # A row that is wrong and stays costs nearly three times what a right one does that goes: so about one in twenty of the
 # right ones is marked. A model that was shown no rows of the data tells so much less that it would be twice as many.
 SHOWN, NOT_SHOWN = Bar(marked=0.27, weak=0.85), Bar(marked=0.5, weak=0.9)
+
+
+def rules() -> list[Any]:
+    """All that a threshold goes by beside the scores: a run that was marked by other rules is marked anew."""
+    return [FEWEST, CANNOT_TELL, LEAST_SHARE, LEAST_SHARE_IF_WEAK, IN_REACH, astuple(SHOWN), astuple(NOT_SHOWN)]
 
 
 @dataclass(frozen=True)

@@ -102,10 +102,15 @@ def can_soften(why: str) -> bool:
     return why in DETECTORS and not (is_superfluous(why) or DETECTORS.get(why).of_nothing)
 
 
+def needs_of_scores(detectors: Sequence[str]) -> set[str]:
+    """What the scores of the contrasts among them are computed from."""
+    contrasts = [each for each in map(DETECTORS.get, detectors) if each.damage is not None]
+    return {need for each in contrasts for need in SCORES.get(each.name).needs}
+
+
 def work_for(detectors: Sequence[str]) -> tuple[set[str], set[str]]:
     """What detectors need a model to read: the needs of their scores, and kinds of damage."""
-    contrasts = [each for each in map(DETECTORS.get, detectors) if each.damage is not None]
-    needs = {need for each in contrasts for need in SCORES.get(each.name).needs}
+    needs = needs_of_scores(detectors)
     if "mismatched" in needs:  # the empty prompt is one of those that a response is compared with
         needs.add("unprompted")
-    return {"losses", *needs}, {str(each.damage) for each in contrasts}
+    return {"losses", *needs}, {each.damage for each in map(DETECTORS.get, detectors) if each.damage is not None}

@@ -24,8 +24,17 @@ from srd.base.errors import UserError
 from srd.base.files import content_of, fingerprint, read_json, read_sealed, write_json, write_sealed
 from srd.base.tables import map_large, read_table, write_table
 from srd.base.text import many, shorten
+from srd.curation.calibration import rules
 from srd.curation.cleaning import Findings, Reader, Reads, find_wrong, read_for
-from srd.curation.detectors.base import HELD_OUT, REPAIRS, can_soften, is_superfluous, reason_of, work_for
+from srd.curation.detectors.base import (
+    HELD_OUT,
+    REPAIRS,
+    can_soften,
+    is_superfluous,
+    needs_of_scores,
+    reason_of,
+    work_for,
+)
 from srd.curation.repair import TEMPERATURE, candidates_read, chosen, passing
 from srd.curation.shots import SHOTS
 from srd.data.encoding import Encoder
@@ -66,10 +75,14 @@ class Likelihoods(order.Likelihoods, Step):
     """``cleaning/likelihoods.parquet``: of the rows, and of damage that is made of them."""
 
     def inputs(self, run: Run) -> list[Any]:
-        needs, kinds = work_for(run.recipe.data.cleaning.find)
+        find = run.recipe.data.cleaning.find
+        needs, kinds = work_for(find)
+        # There were readings without an empty prompt among the others. Where a score asks for one, needs do not tell.
+        both = ["with an empty prompt"] if {"mismatched", "unprompted"} <= needs_of_scores(find) else []
         frame = [run.encoding, bool(run.tokenizer.chat_template), SHOTS]
         batch_size, seed = run.recipe.generation.batch_size, run.recipe.seed
-        return [sorted(needs), sorted(kinds), model_identity(reading_model(run.recipe)), frame, batch_size, seed]
+        model = model_identity(reading_model(run.recipe))
+        return [sorted(needs), sorted(kinds), model, frame, batch_size, seed, *both]
 
     def outputs(self, run: Run) -> list[Path]:
         return [run.files.likelihoods]
@@ -97,7 +110,8 @@ class Cleaning(order.Cleaning, Step):
     def inputs(self, run: Run) -> list[Any]:
         settings = run.recipe.data.cleaning
         files = [content_of_file(settings.keep), content_of_file(settings.drop)]
-        return [settings.model_dump(exclude={"keep", "drop"}), files, run.recipe.data.leaks]
+        bars = [rules()] if Likelihoods.name in self.after(run.recipe) else []
+        return [settings.model_dump(exclude={"keep", "drop"}), files, run.recipe.data.leaks, *bars]
 
     def outputs(self, run: Run) -> list[Path]:
         places = [*_places(run), run.files.detectors]
