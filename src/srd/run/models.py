@@ -224,7 +224,10 @@ class RecipeModels:
         template: Any = [name, options] if options else name
         if data.train_on != "last":
             template = [template, data.train_on]
-        return [template, data.max_length, data.max_prompt_length, data.bad_rows, self.tokenizer_identity]
+        found = [template, data.max_length, data.max_prompt_length, data.bad_rows, self.tokenizer_identity]
+        named, config = self.recipe.models_here[-1], self.configs[-1]
+        forced = _prefix(named, config)[1:] if config.is_encoder_decoder else []  # a first token that nobody predicts
+        return [*found, forced] if forced else found
 
     @cached_property
     def tokenizer_identity(self) -> str:
