@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.util
 import io
@@ -18,9 +19,11 @@ import yaml
 
 from srd import __version__ as version
 from srd import cli
+from srd.api import check_made_by
 from srd.base import console
+from srd.base.errors import UserError
 from srd.base.files import read_json
-from srd.recipe.reading import load_recipe
+from srd.recipe.reading import load_recipe, write_recipe
 from srd.report.closing import next_steps
 from srd.report.reading import read_run
 from srd.run.context import Run
@@ -152,6 +155,22 @@ def test_single_steps_one_after_the_other(srd: Command, shared: TinyRun, tmp_pat
     before = steps_finished(run_dir)
     step("run")
     assert steps_finished(run_dir) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("data.cleaning.action=report", ""),  # by `srd clean`
+        ("cluster.engine=ray", ""),  # what comes of it is the same
+        ("data.cleaning.action=drop", r"data\.cleaning\.action is 'off' in the recipe, .* was made with 'drop'"),
+        ("training.epochs=7", r"training\.epochs is .* was made with 7"),
+    ],
+)
+def test_a_report_is_of_what_this_recipe_has_made(change: str, told: str, shared: TinyRun, tmp_path: Path) -> None:
+    path = str(shared.folder / "tiny.yaml")
+    write_recipe(load_recipe(path, [change]), tmp_path / "recipe.yaml")
+    with pytest.raises(UserError, match=told) if told else contextlib.nullcontext():
+        check_made_by(path, [], tmp_path)
 
 
 def test_curate_writes_stages(srd: Command, shared: TinyRun, tmp_path: Path) -> None:

@@ -214,9 +214,10 @@ def check_made_by(recipe: str, overrides: Sequence[str], run_dir: Path | None) -
     if not written.is_file():
         raise UserError(f"there is no run in {folder} (it has no recipe.yaml). Make it by srd run, or give --run-dir.")
     there, here = (parallel.flattened(each.model_dump(mode="json")) for each in (load_recipe(str(written)), given))
-    if here[CLEANING] == "off":  # `srd clean` has then marked rows and changed none
+    if (there[CLEANING], here[CLEANING]) == ("report", "off"):  # `srd clean` has marked rows and changed none
         there[CLEANING] = here[CLEANING]
-    changed = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    names = [name for name in {**there, **here} if not name.startswith("cluster.")]  # what comes of it is the same
+    changed = [name for name in names if there.get(name) != here.get(name)]
     if changed:
         name = changed[0]
         raise UserError(

@@ -544,11 +544,12 @@ class _Talk:
             if question == "/new":
                 self.turns = []
             elif question:
+                said = len(self.turns)
                 try:
                     self._say(question)
                 except UserError as error:  # such as a conversation that has grown too long
                     console.print(f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True)
-                    del self.turns[-1:]
+                    del self.turns[said:]
 
     def _say(self, question: str) -> None:
         if not is_text(question):

@@ -121,8 +121,11 @@ def test_a_place_that_takes_nothing_is_named_as_the_user_knows_it(library: Any, 
         raise library(partial)
     assert (caught.value.errno, caught.value.filename) == (number, str(tmp_path / "file.txt"))
     assert listing(tmp_path) == []
-    others = [FileNotFoundError(errno.ENOENT, "No such file", "/other"), RuntimeError("No such file (os error 2)")]
-    for other in others:  # what is read while something is written
+    others = [
+        FileNotFoundError(errno.ENOENT, "No such file", "/other"), RuntimeError("No such file (os error 2)"),
+        OSError(errno.EROFS, "Read-only file system", "/other.lock"),
+    ]  # fmt: skip
+    for other in others:  # what is read, or locked, while something is written
         with pytest.raises(type(other)) as caught_other, atomic_write(tmp_path / "file.txt"):
             raise other
         assert caught_other.value is other
@@ -264,3 +267,5 @@ def test_a_folder_that_cannot_be_noted_in_is_to_be_copied(
     monkeypatch.setattr(locks, "open", refuse, raising=False)
     with pytest.raises(UserError, match=r"cannot be written to .* Copy it to where you may write, and name the copy"):
         locks.lock(tmp_path / ".lock", "--run-dir")
+    with pytest.raises(UserError, match=r"cannot be written to .* Choose another folder"), locks.held(tmp_path, "-o"):
+        pass  # there is nothing to copy in a folder for what is to be written

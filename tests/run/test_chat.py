@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from srd.base.errors import UserError
-from srd.cli import app
+from srd.cli import _Talk, app
 from srd.models.generation import Decoding, decode_batch, stream_tokens
 from srd.models.loading import load_model, load_tokenizer
 from srd.models.tokens import padding_id, stop_token_ids
@@ -70,6 +71,31 @@ def test_options_of_sampling_are_refused_where_nothing_is_sampled(option: tuple[
     app([*words, "--temperature", "1"], standalone_mode=False)
     with pytest.raises(UserError, match=f"{option[0]} has no effect on greedy answers: give --temperature"):
         app([*words, "--temperature", "0"], standalone_mode=False)
+
+
+class Echo:
+    """Answers three turns at most."""
+
+    name = "echo"
+
+    def answer(self, turns: list[dict[str, str]], *_: object) -> Iterator[str]:
+        if len(turns) > 3:
+            raise UserError("too long")
+        yield "yes"
+
+
+def test_a_question_that_is_refused_takes_back_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = iter(["one", "caf\udce9", "two", "three"])
+
+    def ask(_: str) -> str:
+        if (question := next(asked, None)) is None:
+            raise EOFError
+        return question
+
+    monkeypatch.setattr("builtins.input", ask)
+    talk = _Talk([Echo()], None)
+    talk.converse()
+    assert [turn["content"] for turn in talk.turns] == ["one", "yes", "two", "yes"]
 
 
 def test_compare_asks_teacher_start_and_student(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

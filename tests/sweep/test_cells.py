@@ -114,6 +114,12 @@ def test_wrong_sweeps(tmp_path: Path, recipe_file: Path, content: dict[str, Any]
     assert not (tmp_path / "work").exists()
 
 
+def test_what_the_command_line_changes_in_vain_is_not_said_of_the_file(tmp_path: Path, recipe_file: Path) -> None:
+    path = write_sweep(tmp_path, recipe_file)
+    with pytest.raises(UserError, match=r"^name has no effect in a sweep"):
+        lay_out(load_sweep(path), path, ["name=x"])
+
+
 def test_sweep_that_extends_itself(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
     (tmp_path / "b.yaml").write_text("extends: a.yaml\n")

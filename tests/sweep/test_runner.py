@@ -14,12 +14,14 @@ import pytest
 import torch
 from rich.console import Console
 
+from srd.base import failures
 from srd.base.errors import RunError, UserError
 from srd.cli import app
 from srd.recipe.reading import validate_recipe
 from srd.run.context import Run
 from srd.run.flow import run_all
 from srd.sweep import one
+from srd.sweep.cells import Cell
 from srd.sweep.page import print_sweep
 from srd.sweep.runner import Sweep
 from tests.sweep.conftest import write_sweep
@@ -221,3 +223,19 @@ def test_failed_cell_does_not_stop_the_others(
     assert [outcome.state for outcome in sweep.outcomes()] == ["failed", "failed", "done"]
     monkeypatch.setattr(one, "run_all", run_all)
     assert [outcome.state for outcome in sweep.run()] == ["failed", "done", "done"]
+
+
+def test_what_fails_before_a_cell_has_a_folder_is_kept_in_the_sweeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not in that of the cell before it."""
+    before = tmp_path / "cells" / "before"
+    before.mkdir(parents=True)
+
+    def crash(*_: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(failures, "_place", before)
+    monkeypatch.setattr(one, "validate_recipe", crash)
+    assert one.CellRunner(tmp_path).run(Cell("next", {}, {}, {}))
+    assert "ZeroDivisionError" in (tmp_path / "error.txt").read_text() and list(before.iterdir()) == []

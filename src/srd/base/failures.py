@@ -90,11 +90,13 @@ def refusal(error: BaseException, place: Path) -> int | None:
         error: Whatever a library raised while it wrote.
         place: The file or folder that was written.
     """
-    named = os.fsdecode(error.filename) if isinstance(error, OSError) and error.filename is not None else str(error)
+    file = error.filename if isinstance(error, OSError) else None
+    named = str(error) if file is None else os.fsdecode(file)
     number = SYSTEM_ERROR.search(str(error))
     code = error.errno if isinstance(error, OSError) and error.errno else int(number[1]) if number else None
-    # Nothing but writing ends in EROFS, so that it need not name the file.
-    return code if code in PATH_REASONS and (place.name in named or code == errno.EROFS) else None
+    # Nothing but writing ends in EROFS, so that it need not name the file; but it may name another one.
+    ours = place.name in named or (file is None and code == errno.EROFS)
+    return code if code in PATH_REASONS and ours else None
 
 
 def memory_is_full(error: BaseException) -> bool:

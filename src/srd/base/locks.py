@@ -11,9 +11,13 @@ from typing import Any
 from srd.base.errors import UserError
 from srd.base.failures import PATH_REASONS
 
+COPY = "Copy it to where you may write, and name the copy."
 
-def lock(path: Path, option: str) -> Any:
+
+def lock(path: Path, option: str, remedy: str = COPY) -> Any:
     """Hold a directory until this process ends, however it ends; ``option`` is what names another one.
+
+    ``remedy`` is what helps where nobody may write there.
 
     Raises:
         UserError: another process holds it, or nobody may write there.
@@ -29,7 +33,7 @@ def lock(path: Path, option: str) -> Any:
             raise
         raise UserError(
             f"{path.parent} cannot be written to ({PATH_REASONS[error.errno]}), and srd keeps notes there while it "
-            "works with it. Copy it to where you may write, and name the copy."
+            f"works with it. {remedy}"
         ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -67,7 +71,7 @@ def held(folder: Path, option: str) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = lock(folder / ".lock", option)
+        file = lock(folder / ".lock", option, remedy="Choose another folder.")
     except OSError as error:
         reason = "it is a file" if folder.is_file() else error.strerror
         raise UserError(f"{option} {folder} cannot be used: {reason}. Choose another folder.") from error

@@ -105,10 +105,14 @@ def lay_out(config: SweepConfig, path: Path, overrides: list[str] | None = None)
     Raises:
         UserError: a field that does not exist, a recipe that is not valid, two cells of one name or folder.
     """
-    changes = merge(nested(config.overrides), parse_overrides(overrides or []))
-    if idle := [name for name in ("name", "baselines") if name in changes]:
-        raise UserError(f"{path}: {idle[0]} has no effect in a sweep, whose cells are what is compared. Leave it out.")
-    base = {**merge(read_recipe(find_recipe(config.recipe, beside=path)), changes), "baselines": {}}
+    base = read_recipe(find_recipe(config.recipe, beside=path))
+    for place, changes in ((f"{path}: ", nested(config.overrides)), ("", parse_overrides(overrides or []))):
+        if idle := [name for name in ("name", "baselines") if name in changes]:
+            raise UserError(
+                f"{place}{idle[0]} has no effect in a sweep, whose cells are what is compared. Leave it out."
+            )
+        base = merge(base, changes)
+    base["baselines"] = {}
     named = tuple(key for key, axis in config.grid.items() if isinstance(axis, dict))
     _check_only_at(config, path)
     cells: list[Cell] = []

@@ -61,6 +61,7 @@ class CellRunner:
 
     def _run(self, cell: Cell) -> bool:
         folder = self.place(cell)
+        work_in(self.folder)  # not in the cell before this one
         try:
             recipe = parallel.together(lambda: self._recipe(cell))
             identity = parallel.on_main(lambda: fingerprint(recipe.model_dump(), recipe_identity(recipe)))
