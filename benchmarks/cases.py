@@ -300,8 +300,8 @@ def ranking(rows: int) -> Result:
 
 def data_path(examples: int, batch_size: int) -> Result:
     """An epoch without models: order, reading from a real cache, padding to tensors."""
-    from srd.training.cache_building import _write_shard
-    from srd.training.teacher_cache import example_key
+    from srd.training.cache_building import write_shard
+    from srd.training.teacher_cache import example_key, shard_name
 
     random = np.random.default_rng(SEED)
     prompts = [random.integers(0, 49152, 72).tolist() for _ in range(examples)]
@@ -310,7 +310,8 @@ def data_path(examples: int, batch_size: int) -> Result:
         folder = Path(name)
         keys = [example_key(p, r) for p, r in zip(prompts, responses, strict=True)]
         states = torch.zeros(sum(map(len, responses)), HIDDEN)
-        _write_shard(folder, "shard-0", states, keys, [len(response) for response in responses])
+        index = {"keys": keys, "lengths": [len(response) for response in responses]}
+        write_shard(folder, shard_name(keys), {"hidden": states}, index)
         rows = {"id": [str(i) for i in range(examples)], "prompt_ids": prompts, "response_ids": responses}
         started = time.perf_counter()
         data = EncodedExamples(rows, TeacherCache(folder))

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from benchmarks import conventional, detection, gpu, refresh, tables, won_back
+from benchmarks import cases, conventional, detection, gpu, refresh, tables, won_back
 from benchmarks.lengths import log_normal_lengths
 from benchmarks.workload import padded_share
 
@@ -34,6 +34,36 @@ from tests.oracle import noun_rows, oracle_losses
 from tests.tiny import tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_what_benchmarks_import_is_there() -> None:
+    """Most of them run on demand alone, so that a name that is gone would be noticed late."""
+    gone = []
+    for path in (ROOT / "benchmarks").rglob("*.py"):
+        nodes = [each for each in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(each, ast.ImportFrom)]
+        for node in (each for each in nodes if (each.module or "").split(".")[0] == "srd"):
+            place = ROOT / "src" / str(node.module).replace(".", "/")
+            inside = {each.stem for each in place.glob("*.py")} | {each.name for each in place.glob("*/")}
+            file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+            inside |= _defined(ast.parse(file.read_text("utf-8")))
+            gone += [f"{path.name}: {node.module}.{each.name}" for each in node.names if each.name not in inside]
+    assert gone == []
+
+
+def _defined(module: ast.Module) -> set[str]:
+    names = set()
+    for node in ast.walk(module):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {each.asname or each.name for each in node.names}
+    return names
+
+
+def test_a_cache_is_read_without_models() -> None:
+    assert cases.data_path(20, 4).keys() == {"seconds", "per_step", "padding"}
 
 
 def test_the_conventional_losses_have_our_gradient() -> None:
