@@ -15,7 +15,7 @@ MOST_ARGUMENTS = 10  # of a constructor, without self
 BUDGETS = {
     "base": 2230, "metrics": 830, "data": 5570, "models": 6300, "tasks": 1720, "sandbox": 1085, "curation": 2900,
     "training": 7820, "evaluation": 1095, "recipe": 995, "run": 7295, "report": 2575, "export": 2290,
-    "integrations": 290, "api": 475, "sweep": 1410, "cli": 875, "__init__": 110, "__main__": 5,
+    "integrations": 290, "api": 475, "sweep": 1410, "cli": 890, "__init__": 110, "__main__": 5,
 }  # fmt: skip
 
 

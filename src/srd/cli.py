@@ -13,6 +13,7 @@ import json
 import os
 import shlex
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +25,8 @@ from srd.base.text import is_text, visible
 from srd.base.version import VERSION
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.table import Table
 
     from srd.base.console import Terminal
@@ -767,11 +770,12 @@ def main() -> None:
     """Run the command line and turn whatever ends it into an exit status and a message."""
     from srd.base import parallel
 
-    with parallel.stoppable(_say_stopped):
+    say_stopped = _once(_say_stopped)  # by this thread or by the one that listens, which may come to it together
+    with parallel.stoppable(say_stopped):
         try:
             code = _command_line()
         except BaseException as error:
-            code = _status(error)
+            code = _status(error, say_stopped)
     sys.exit(code)
 
 
@@ -787,12 +791,35 @@ def _command_line() -> int:
     return result if isinstance(result, int) else 0
 
 
-def _status(error: BaseException) -> int:
+def _say_stopped() -> None:
+    from srd.base import parallel
+
+    if parallel.processes() > 1 and not parallel.stopped_by():
+        _say("stopped by the launcher: another process has ended, or was told to. "
+             "The same command continues where it was.")  # fmt: skip
+    else:
+        _say("stopped. The same command continues where it was.")
+
+
+def _once(tell: Callable[[], None]) -> Callable[[], None]:
+    """The same, done by whichever thread is first; another waits until it is done."""
+    lock, done = threading.Lock(), threading.Event()
+
+    def told() -> None:
+        with lock:
+            if not done.is_set():
+                tell()
+                done.set()
+
+    return told
+
+
+def _status(error: BaseException, say_stopped: Callable[[], None] = _say_stopped) -> int:
     """The exit status of what ended a command; its message is printed."""
     from srd.base import parallel
 
     if (signal := parallel.stopped_by()) or isinstance(error, KeyboardInterrupt | typer.Abort):
-        _say_stopped()
+        say_stopped()
         return 128 + signal if signal else INTERRUPTED
     if isinstance(error, typer.Exit):
         return error.exit_code
@@ -814,16 +841,6 @@ def _status(error: BaseException) -> int:
         status, message = explain(error)
     _tell(f"[bold red]error:[/] {_escaped(message)}", on_all=getattr(error, "on_all", False))
     return status
-
-
-def _say_stopped() -> None:
-    from srd.base import parallel
-
-    if parallel.processes() > 1 and not parallel.stopped_by():
-        _say("stopped by the launcher: another process has ended, or was told to. "
-             "The same command continues where it was.")  # fmt: skip
-    else:
-        _say("stopped. The same command continues where it was.")
 
 
 def _tell(message: str, *, on_all: bool) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -75,6 +76,26 @@ def test_a_signal_stops_with_its_status_and_a_message(command: str, number: sign
     _, told = process.communicate(timeout=60)
     assert process.returncode == 128 + number, told
     assert STOPPED in told and "Traceback" not in told and told.count("stopped") == 1
+
+
+def test_what_two_threads_come_to_is_said_once() -> None:
+    """The other one waits until it is said: it may end the process."""
+    said: list[str] = []
+    begun = threading.Event()
+
+    def tell() -> None:
+        begun.set()
+        time.sleep(0.05)
+        said.append("stopped")
+
+    once = cli._once(tell)
+    listener = threading.Thread(target=once)
+    listener.start()
+    assert begun.wait(10)
+    once()
+    assert said == ["stopped"]
+    listener.join()
+    assert said == ["stopped"]
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
