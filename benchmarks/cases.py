@@ -40,12 +40,12 @@ from srd.models.head import HeadWeights
 from srd.models.loading import load_model, load_tokenizer
 from srd.models.tokens import padding_id
 from srd.training.batches import make_collator
-from srd.training.cache_building import build_cache
-from srd.training.loss import head_loss
-from srd.training.loss_settings import LossSettings, TokenChoice
+from srd.training.cache.building import build_cache
+from srd.training.cache.teacher_cache import TeacherCache
+from srd.training.loss.response_loss import head_loss
+from srd.training.loss.settings import LossSettings, TokenChoice
 from srd.training.rollouts import OnPolicy
-from srd.training.student_text import Writing
-from srd.training.teacher_cache import TeacherCache
+from srd.training.student_text.writing import Writing
 from srd.training.teachers.cache import CachedTeacher
 from srd.training.teachers.live import LiveTeacher
 from srd.training.trainer import DistillTrainer
@@ -300,8 +300,8 @@ def ranking(rows: int) -> Result:
 
 def data_path(examples: int, batch_size: int) -> Result:
     """An epoch without models: order, reading from a real cache, padding to tensors."""
-    from srd.training.cache_building import write_shard
-    from srd.training.teacher_cache import example_key, shard_name
+    from srd.training.cache.building import write_shard
+    from srd.training.cache.teacher_cache import example_key, shard_name
 
     random = np.random.default_rng(SEED)
     prompts = [random.integers(0, 49152, 72).tolist() for _ in range(examples)]

@@ -43,10 +43,10 @@ from srd.base.files import atomic_write
 from srd.data.batching import Collator, EncodedExamples, LengthBatches
 from srd.models.generation import Decoding, decode_batch
 from srd.models.head import head_weights, response_hidden
-from srd.training.cache_building import build_cache
-from srd.training.loss import head_loss
-from srd.training.loss_settings import LossSettings
-from srd.training.teacher_cache import TeacherCache
+from srd.training.cache.building import build_cache
+from srd.training.cache.teacher_cache import TeacherCache
+from srd.training.loss.response_loss import head_loss
+from srd.training.loss.settings import LossSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "runs" / "bench-gpu.json"

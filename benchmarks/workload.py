@@ -213,7 +213,7 @@ def timed_parts(clock: Callable[[], float]) -> Iterator[dict[str, float]]:
     """Keep what the teacher's reading and the student's writing ahead take of a training, by this clock."""
     from srd.run import teacher_caches
     from srd.run.steps import teacher
-    from srd.training import refresh
+    from srd.training.student_text import refresh
 
     spent: dict[str, float] = {}
 

@@ -151,7 +151,7 @@ def fail_at_every_place(work: Callable[[], object], places: Places, fault: Calla
 @contextmanager
 def cache_killed_after(shards: int) -> Iterator[None]:
     """A build of a teacher cache that is killed when so many shards are written, and another is begun."""
-    from srd.training import cache_building
+    from srd.training.cache import building as cache_building
 
     write, written = cache_building.write_shard, []
 

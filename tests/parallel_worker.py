@@ -69,7 +69,7 @@ def run(recipe: str, folder: str) -> None:
 def kill(place: str, call: str, number: str, recipe: str, folder: str) -> None:
     from srd.base import parallel
     from srd.curation import reflection
-    from srd.training import cache_building
+    from srd.training.cache import building as cache_building
     from srd.training.trainer import DistillTrainer
 
     places: dict[str, tuple[Any, str]] = {
@@ -149,7 +149,7 @@ def as_process(number: int, port: int, said: Path, *arguments: str) -> None:
 
 def main(command: str, *arguments: str) -> None:
     from srd.base import parallel
-    from srd.training import cache_building
+    from srd.training.cache import building as cache_building
 
     cache_building.SHARD_BATCHES = 1  # so that every process has some
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and command != "line":

@@ -27,9 +27,9 @@ from srd.data.examples import examples_from_rows
 from srd.data.settings import SourceConfig
 from srd.data.templates.base import get_template
 from srd.models.head import HeadWeights, head_weights, response_hidden
-from srd.training import row_losses
-from srd.training.loss import head_loss
-from srd.training.loss_settings import LossSettings
+from srd.training.loss import row_losses
+from srd.training.loss.response_loss import head_loss
+from srd.training.loss.settings import LossSettings
 from tests.oracle import noun_rows, oracle_losses
 from tests.tiny import tiny_tokenizer
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from srd.data.templates.base import FormatTemplate, Template, register_template
     from srd.metrics.rouge import rouge_l
     from srd.tasks.base import Decoding, Scores, Task, register_task
-    from srd.training.divergence import divergence
     from srd.training.divergences.base import register_divergence
+    from srd.training.loss.divergence import divergence
     from srd.training.methods.base import Method, register_method
     from srd.training.rollouts import OnPolicy
     from srd.training.teachers.base import register_teacher
@@ -45,7 +45,7 @@ _HOMES = {
     "UserError": "srd.base.errors",
     "build_cache": "srd.api",
     "distill": "srd.api",
-    "divergence": "srd.training.divergence",
+    "divergence": "srd.training.loss.divergence",
     "encode": "srd.data.encoding",
     "evaluate": "srd.api",
     "rank": "srd.curation.ranking",

@@ -54,8 +54,8 @@ from srd.run.flow import advance, training_steps
 from srd.run.folder import SPLITS, RunFolder
 from srd.sandbox.outside import Permission
 from srd.training.batches import make_collator
-from srd.training.cache_building import build_cache as keep_states
-from srd.training.teacher_cache import TeacherCache, cache_folder
+from srd.training.cache.building import build_cache as keep_states
+from srd.training.cache.teacher_cache import TeacherCache, cache_folder
 from srd.training.tiers.base import BYTES, make_tier, stored_dtype
 
 RUNS = Path("runs")

@@ -16,7 +16,7 @@ from srd.data.encoding import Encoder, encode
 from srd.data.examples import examples_from_rows, one_for_each_answer
 from srd.data.templates.base import get_template
 from srd.models.head import response_losses
-from srd.training.cache_building import build_cache
+from srd.training.cache.building import build_cache
 from tests.data.families import THINKING
 from tests.data.test_chat import FAMILIES, TOOL, USED, talk, tokenizer_of, with_tools
 from tests.tiny import tiny_model, tiny_tokenizer

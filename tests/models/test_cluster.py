@@ -22,9 +22,9 @@ from srd.models.cluster import RemoteModel, ask, spread
 from srd.models.generation import Decoding, generate_tokens
 from srd.models.settings import ClusterConfig
 from srd.run import flow
-from srd.training import cache_building
 from srd.training.batches import make_collator
-from srd.training.cache_building import build_cache
+from srd.training.cache import building as cache_building
+from srd.training.cache.building import build_cache
 from tests.faults import cache_killed_after
 from tests.runs import TinyRun
 from tests.tiny import tiny_model, tiny_tokenizer

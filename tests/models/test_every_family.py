@@ -36,10 +36,10 @@ from srd.models.reading import Abilities, abilities
 from srd.models.tokens import decoder_prefix
 from srd.run.flow import advance
 from srd.run.teacher_caches import collator as collator_of
-from srd.training.cache_building import build_cache
+from srd.training.cache.building import build_cache
 from srd.training.divergences.base import DIVERGENCES
-from srd.training.loss import head_loss, logits_loss
-from srd.training.loss_settings import LossSettings
+from srd.training.loss.response_loss import head_loss, logits_loss
+from srd.training.loss.settings import LossSettings
 from tests.runs import TinyRun, in_turn, logged
 from tests.tiny import DECODER_ONLY, ENCODER_DECODER, tiny_tokenizer
 from tests.tiny import FAMILIES as OWN_KIND

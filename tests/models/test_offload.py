@@ -18,9 +18,9 @@ from srd.models.offload import LayerGroups, free_memory, reading_speed, weight_b
 from srd.recipe.schema import TeacherConfig
 from srd.run.context import load_options
 from srd.run.identity import model_identity
-from srd.training import cache_building
 from srd.training.batches import make_collator
-from srd.training.cache_building import build_cache
+from srd.training.cache import building as cache_building
+from srd.training.cache.building import build_cache
 from tests.runs import in_turn
 from tests.tiny import save_tiny, tiny_tokenizer
 from tests.training.test_trainer import encoded

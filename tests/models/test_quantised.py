@@ -14,7 +14,7 @@ from torch import Tensor
 from srd.models.loading import check_weights, load_model, packages_missing
 from srd.models.settings import ModelConfig
 from srd.training.batches import make_collator
-from srd.training.cache_building import build_cache
+from srd.training.cache.building import build_cache
 from tests.models.test_offload import saved, tokenizer_of
 from tests.training.test_trainer import encoded
 

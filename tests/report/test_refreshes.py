@@ -11,7 +11,7 @@ from srd.report.answers import evenly
 from srd.report.page import page
 from srd.report.reading import read_run
 from srd.report.refreshes import ROWS, TEXTS, refreshes_of, refreshes_section
-from srd.training.written import ABOUT, SCHEMA
+from srd.training.student_text.written import ABOUT, SCHEMA
 from tests.report.fake_run import write_run
 
 

@@ -32,7 +32,7 @@ from srd.run.plan import make_plan
 from srd.run.scores import teacher_losses
 from srd.run.teacher_caches import place_of_cache
 from srd.training.alignment import Coverage, warn_of_coverage
-from srd.training.teacher_cache import TeacherCache
+from srd.training.cache.teacher_cache import TeacherCache
 from srd.training.trainer import DistillTrainer
 from tests.faults import in_a_process_of_its_own
 from tests.runs import TinyRun, close, logged

@@ -23,7 +23,8 @@ from srd.base.errors import UserError
 from srd.base.files import read_json, write_json
 from srd.curation import reflection
 from srd.run import context
-from srd.training import cache_building, stages, trainer
+from srd.training import stages, trainer
+from srd.training.cache import building as cache_building
 from srd.training.checkpoints import STATE_FILE, seal
 from srd.training.trainer import DistillTrainer, Trainer
 from tests.faults import (

@@ -24,7 +24,7 @@ from srd.run.pairs import pair_examples
 from srd.run.plan import make_plan
 from srd.run.scores import teacher_losses
 from srd.run.teacher_caches import place_of_cache
-from srd.training.teacher_cache import TeacherCache
+from srd.training.cache.teacher_cache import TeacherCache
 from tests.runs import TinyRun
 from tests.served import Served, serving
 

@@ -15,7 +15,7 @@ from srd.run.disk_space import facts_of
 from srd.run.identity import named_paths, recipe_identity
 from srd.run.plan import make_plan
 from srd.run.teacher_caches import caches_of, place_of_cache
-from srd.training.several import SeveralCaches
+from srd.training.cache.several import SeveralCaches
 from tests.runs import TinyRun, tiny_rows, write_rows
 from tests.served import serving
 from tests.tiny import save_tiny, tiny_model, tiny_tokenizer

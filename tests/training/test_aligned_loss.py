@@ -11,10 +11,10 @@ from torch import Tensor
 
 from srd.models.alignment import NONE
 from srd.models.head import HeadWeights, cross_entropy
-from srd.training.aligned_loss import EPSILON, TAU, Alignment, ClassMaps, chunk_divergence
-from srd.training.divergence import divergence
-from srd.training.loss import head_loss, logits_loss
-from srd.training.loss_settings import LossSettings
+from srd.training.loss.aligned_loss import EPSILON, TAU, Alignment, ClassMaps, chunk_divergence
+from srd.training.loss.divergence import divergence
+from srd.training.loss.response_loss import head_loss, logits_loss
+from srd.training.loss.settings import LossSettings
 from srd.training.tiers.base import make_tier
 
 N, M, D = 7, 9, 5

@@ -26,10 +26,10 @@ from srd.run.steps import training as training_step
 from srd.training import one_schedule, stages
 from srd.training.checkpoints import FILES, check_place, damage, forget_older, last_checkpoint, list_files, seal
 from srd.training.log import append_row
-from srd.training.loss_settings import LossSettings
+from srd.training.loss.settings import LossSettings
 from srd.training.rollouts import AdaptiveOffPolicy
 from srd.training.stages import load_student
-from srd.training.student_text import Writing
+from srd.training.student_text.writing import Writing
 from srd.training.trainer import DistillTrainer
 from srd.training.validation import Validation
 from tests.runs import TinyRun, edit_loss, in_turn, logged

@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from srd.base.errors import RunError
 from srd.models.head import HeadWeights
-from srd.training import chunks, row_losses
 from srd.training.divergences.base import loss_scale
-from srd.training.loss import head_loss, logits_loss
-from srd.training.loss_settings import LossSettings
+from srd.training.loss import chunks, row_losses
+from srd.training.loss.response_loss import head_loss, logits_loss
+from srd.training.loss.settings import LossSettings
 from tests.runs import in_turn
 from tests.training.test_divergences import NAMES, naive
 

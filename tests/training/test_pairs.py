@@ -16,9 +16,9 @@ from srd.base.errors import UserError
 from srd.base.files import read_json
 from srd.recipe.reading import load_recipe
 from srd.run.pairs import OWN
+from srd.training.cache.teacher_cache import TeacherCache
+from srd.training.loss.schedules import Contrast
 from srd.training.methods.base import METHODS
-from srd.training.schedules import Contrast
-from srd.training.teacher_cache import TeacherCache
 from srd.training.trainer import DistillTrainer
 from srd.training.training import SCHEDULE_FILE
 from tests.runs import TinyRun

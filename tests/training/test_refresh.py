@@ -18,17 +18,17 @@ from srd.models.generation import Decoding
 from srd.models.head import head_weights, response_hidden
 from srd.models.tokens import padding_id
 from srd.run.costs import stages_of, written_ahead
-from srd.training.cache_building import build_cache
-from srd.training.loss import head_loss, logits_loss
-from srd.training.loss_settings import LossSettings
+from srd.training.cache.building import build_cache
+from srd.training.loss.response_loss import head_loss, logits_loss
+from srd.training.loss.settings import LossSettings
 from srd.training.methods.base import any_method
-from srd.training.refresh import Ahead, Refresher
 from srd.training.rollouts import AdaptiveOffPolicy, OnPolicy
 from srd.training.settings import TrainingConfig
-from srd.training.student_text import Writing
+from srd.training.student_text.refresh import Ahead, Refresher
+from srd.training.student_text.writing import Writing
+from srd.training.student_text.written import Pen, write_text
 from srd.training.teachers.cache import CachedTeacher
 from srd.training.trainer import DistillTrainer
-from srd.training.written import Pen, write_text
 from tests.runs import TinyRun
 from tests.tiny import tiny_model, tiny_tokenizer
 from tests.training.test_trainer import arguments, encoded

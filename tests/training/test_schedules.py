@@ -14,8 +14,8 @@ from transformers import TrainerCallback
 from srd.base.errors import UserError
 from srd.base.files import read_json
 from srd.recipe.reading import load_recipe
+from srd.training.loss.schedules import InterpolatedTeacher, quantile_between
 from srd.training.methods.base import METHODS
-from srd.training.schedules import InterpolatedTeacher, quantile_between
 from srd.training.settings import TrainingConfig
 from srd.training.trainer import DistillTrainer
 from srd.training.training import SCHEDULE_FILE

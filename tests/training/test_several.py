@@ -12,12 +12,12 @@ from srd.base.errors import UserError
 from srd.data.batching import EncodedExamples
 from srd.models.head import head_weights, response_hidden, response_logits
 from srd.training.batches import make_collator
-from srd.training.cache_building import build_cache
-from srd.training.divergence import divergence
-from srd.training.loss import head_loss
-from srd.training.loss_settings import LossSettings
-from srd.training.several import SeveralCaches
-from srd.training.teacher_cache import TeacherCache, example_key
+from srd.training.cache.building import build_cache
+from srd.training.cache.several import SeveralCaches
+from srd.training.cache.teacher_cache import TeacherCache, example_key
+from srd.training.loss.divergence import divergence
+from srd.training.loss.response_loss import head_loss
+from srd.training.loss.settings import LossSettings
 from srd.training.teachers.cache import CachedTeacher
 from srd.training.tiers.base import make_tier
 from tests.tiny import tiny_model, tiny_tokenizer

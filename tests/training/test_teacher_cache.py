@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from srd.base.errors import RunError, UserError
 from srd.data.batching import EncodedExamples
 from srd.models.head import head_weights, response_hidden
-from srd.training import cache_building as module
-from srd.training import teacher_cache
 from srd.training.batches import make_collator
-from srd.training.cache_building import build_cache
-from srd.training.loss import head_loss
-from srd.training.loss_settings import LossSettings
-from srd.training.teacher_cache import TeacherCache, cache_folder, example_key, open_verified
+from srd.training.cache import building as module
+from srd.training.cache import teacher_cache
+from srd.training.cache.building import build_cache
+from srd.training.cache.teacher_cache import TeacherCache, cache_folder, example_key, open_verified
+from srd.training.loss.response_loss import head_loss
+from srd.training.loss.settings import LossSettings
 from srd.training.teachers.cache import CachedTeacher
 from srd.training.teachers.live import LiveTeacher
 from tests.faults import cache_killed_after

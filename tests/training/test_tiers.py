@@ -17,16 +17,16 @@ from srd.base.errors import RunError, UserError
 from srd.base.files import read_sealed
 from srd.data.batching import EncodedExamples, learnt_spans
 from srd.models.head import HeadWeights, cross_entropy, head_weights
-from srd.training import cache_building
 from srd.training.batches import make_collator
-from srd.training.cache_building import build_cache, fill_cache
-from srd.training.divergence import value_and_slope
-from srd.training.loss import head_loss
-from srd.training.loss_settings import LossSettings
-from srd.training.outcomes import OutcomeHead
-from srd.training.schedules import InterpolatedTeacher
-from srd.training.teacher_cache import TeacherCache, cache_folder, describe
-from srd.training.tier_error import measure
+from srd.training.cache import building as cache_building
+from srd.training.cache.building import build_cache, fill_cache
+from srd.training.cache.teacher_cache import TeacherCache, cache_folder, describe
+from srd.training.cache.tier_error import measure
+from srd.training.loss.divergence import value_and_slope
+from srd.training.loss.outcomes import OutcomeHead
+from srd.training.loss.response_loss import head_loss
+from srd.training.loss.schedules import InterpolatedTeacher
+from srd.training.loss.settings import LossSettings
 from srd.training.tiers.base import TIERS, make_tier, stored_dtype
 from tests.faults import cache_killed_after
 from tests.runs import in_turn

@@ -14,11 +14,11 @@ from torch import Tensor
 from srd.base.errors import UserError
 from srd.models.head import HeadWeights
 from srd.recipe.reading import load_recipe
-from srd.training import chunks, positions
-from srd.training.loss import head_loss, logits_loss
-from srd.training.loss_settings import LossSettings, TokenChoice
-from srd.training.outcomes import OutcomeHead, log1mexp, outcome_rows
-from srd.training.positions import choose_positions, entropies, gaps_of, random_scores
+from srd.training.loss import chunks, positions
+from srd.training.loss.outcomes import OutcomeHead, log1mexp, outcome_rows
+from srd.training.loss.positions import choose_positions, entropies, gaps_of, random_scores
+from srd.training.loss.response_loss import head_loss, logits_loss
+from srd.training.loss.settings import LossSettings, TokenChoice
 from srd.training.settings import TrainingConfig
 from tests.runs import TinyRun
 from tests.training.test_divergences import naive

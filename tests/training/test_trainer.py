@@ -25,11 +25,11 @@ from srd.training import batches
 from srd.training import trainer as trainer_module
 from srd.training.batches import make_collator
 from srd.training.checkpoints import STATE_FILE
-from srd.training.loss_settings import LossSettings
+from srd.training.loss.row_losses import LossParts
+from srd.training.loss.settings import LossSettings
 from srd.training.precision import widen
 from srd.training.rollouts import AdaptiveOffPolicy, OnPolicy
-from srd.training.row_losses import LossParts
-from srd.training.student_text import Writing
+from srd.training.student_text.writing import Writing
 from srd.training.teachers.base import TeacherSource
 from srd.training.teachers.cache import CachedTeacher
 from srd.training.teachers.common import Teacher

@@ -27,7 +27,7 @@ from srd.run.curate import Curated, curriculum_of
 from srd.run.flow import advance
 from srd.run.scores import ranked_scores
 from srd.run.teacher_caches import place_of_cache, tier_of_run
-from srd.training.teacher_cache import TeacherCache
+from srd.training.cache.teacher_cache import TeacherCache
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from srd.metrics.rouge import rouge_l_many
 from srd.report.answers import Answer, Card, Group, by_id, card, evenly
 from srd.report.reading import Row, RunFiles, finite, read_file, read_parquet
 from srd.report.tables import Cell, Column, Table
-from srd.training.written import read_about
+from srd.training.student_text.written import read_about
 
 COMPARED = 200  # answers of a refresh that are compared with those before, and with the references
 SHOWN = 3  # prompts whose answers are printed refresh by refresh

@@ -10,7 +10,7 @@ from srd.report.tables import Cell, Column, Table
 
 SHARE = functools.partial(percent, digits=1)
 SMALL = "{:.1e}".format
-ERRORS = ("mean_kl", "p99_kl", "mean_tv", "flips")  # of a cache; see srd.training.tier_error
+ERRORS = ("mean_kl", "p99_kl", "mean_tv", "flips")  # of a cache; see srd.training.cache.tier_error
 
 
 def alignment_table(run: RunFiles) -> Table | None:

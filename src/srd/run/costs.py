@@ -418,7 +418,7 @@ class HeadShares:
 
 
 def head_shares(training: TrainingConfig, stages: tuple[StagePlan, ...]) -> HeadShares:
-    """What choosing positions (``training.tokens``) spares the heads, and what it costs; see `srd.training.positions`.
+    """What choosing positions (``training.tokens``) spares the heads and costs; see `srd.training.loss.positions`.
 
     Cross-entropy has all positions, so that the student's head works at all of them in a stage whose weight leaves it
     some.

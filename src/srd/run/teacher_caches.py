@@ -19,9 +19,9 @@ from srd.run.context import Run
 from srd.run.costs import cache_tier, limit_for
 from srd.run.identity import model_identity
 from srd.run.loading import lists_of, load
-from srd.training.cache_building import build_cache, fill_cache
-from srd.training.several import SeveralCaches
-from srd.training.teacher_cache import HEAD, TeacherCache, cache_folder, example_key
+from srd.training.cache.building import build_cache, fill_cache
+from srd.training.cache.several import SeveralCaches
+from srd.training.cache.teacher_cache import HEAD, TeacherCache, cache_folder, example_key
 from srd.training.tiers.base import Tier
 
 

@@ -17,7 +17,7 @@ from srd.base.remedies import warn
 from srd.data.batching import Collator, EncodedExamples, learnt_spans
 from srd.models.alignment import NONE, Classes, Paired, identical_classes, kept_classes, pair_tokens, prefix_classes
 from srd.models.token_bytes import TokenBytes, continuations
-from srd.training.aligned_loss import Alignment, ClassMaps, class_maps
+from srd.training.loss.aligned_loss import Alignment, ClassMaps, class_maps
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ class Reader:
 
         Returns:
             ``teacher``: the batch as the teacher reads it, and ``alignment``: ``position [N]``, ``student_chunk [N]``,
-            ``teacher_chunk [M]``; see `srd.training.aligned_loss.Alignment`.
+            ``teacher_chunk [M]``; see `srd.training.loss.aligned_loss.Alignment`.
         """
         theirs = [self._row(row, written=written or self.written) for row in rows]
         paired = [self.pair(other, row) for other, row in zip(theirs, rows, strict=True)]

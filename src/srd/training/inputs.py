@@ -18,11 +18,11 @@ from srd.models.finite import name_of
 from srd.models.loading import load_model, load_tokenizer
 from srd.models.pair import check_read, head_width, kinds_differ, shared_vocabulary, token_count, tokenizers_differ
 from srd.models.tokens import decoder_prefix
+from srd.training.cache.teacher_cache import TeacherCache
 from srd.training.divergences.base import canonical_name, check_parameters
-from srd.training.loss_settings import LossSettings
+from srd.training.loss.settings import LossSettings
 from srd.training.methods.base import METHODS, any_method
-from srd.training.student_text import ROLLOUTS, Writing, writing_of
-from srd.training.teacher_cache import TeacherCache
+from srd.training.student_text.writing import ROLLOUTS, Writing, writing_of
 from srd.training.teachers.base import TeacherSource
 from srd.training.teachers.cache import CachedTeacher
 from srd.training.teachers.common import Teacher

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from srd.base.files import atomic_write, disk_errors
 from srd.training.alignment import ENOUGH_MASS, shares_told, sums_told, warn_of_mass
-from srd.training.row_losses import LossParts
-from srd.training.schedules import Schedule
+from srd.training.loss.row_losses import LossParts
+from srd.training.loss.schedules import Schedule
 
 logger = logging.getLogger(__name__)
 

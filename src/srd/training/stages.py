@@ -20,14 +20,14 @@ from srd.models.sharding import is_sharded, whole_weights
 from srd.training.arguments import all_steps, total_steps, training_arguments
 from srd.training.checkpoints import STATE_FILE, damage, last_checkpoint, list_files, readable_json, remove_all, step_of
 from srd.training.log import append_row, filter_rows, read_rows
-from srd.training.loss_settings import LossSettings, TokenChoice
+from srd.training.loss.schedules import Schedule
+from srd.training.loss.settings import LossSettings, TokenChoice
 from srd.training.one_schedule import OPTIMIZER_FILE, Span, hand_on, is_handed_on
 from srd.training.precision import resolve_precision, widen
 from srd.training.progress import Report, summarise
 from srd.training.rollouts import Rollouts
-from srd.training.schedules import Schedule
 from srd.training.settings import TrainingConfig
-from srd.training.student_text import ROLLOUTS, Writing, writing_of
+from srd.training.student_text.writing import ROLLOUTS, Writing, writing_of
 from srd.training.tracking import Tables
 from srd.training.trainer import DistillTrainer
 from srd.training.training import ANSWERS_FILE, METRICS_FILE, ROLLOUTS_FILE, SCHEDULE_FILE, SCORES_FILE, Training

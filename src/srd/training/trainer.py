@@ -38,23 +38,23 @@ from srd.models.tokens import padding_id, stop_token_ids
 from srd.training.alignment import for_teacher
 from srd.training.arguments import use_one_device
 from srd.training.batches import AheadLoader, WithRows, about, length_batches, make_collator, nothing, tokens_in
-from srd.training.cache_building import build_cache
+from srd.training.cache.building import build_cache
 from srd.training.checkpoints import STATE_FILE, check_place, forget_older, last_checkpoint, seal, step_of
 from srd.training.inputs import check_served, check_writing, encoded, settings_of, teacher_of, validation_of, writing_by
 from srd.training.log import Sums
-from srd.training.loss import head_loss, logits_loss
-from srd.training.loss_settings import LossSettings
+from srd.training.loss.positions import entropies, told_by_position
+from srd.training.loss.response_loss import head_loss, logits_loss
+from srd.training.loss.row_losses import LossParts
+from srd.training.loss.settings import LossSettings
 from srd.training.methods.base import Method
 from srd.training.one_schedule import Span
-from srd.training.positions import entropies, told_by_position
 from srd.training.precision import widen
-from srd.training.refresh import Refresher
 from srd.training.rollouts import replace_responses
-from srd.training.row_losses import LossParts
-from srd.training.student_text import Writing
+from srd.training.student_text.refresh import Refresher
+from srd.training.student_text.writing import Writing
+from srd.training.student_text.written import Pen
 from srd.training.teachers.live import LiveTeacher
 from srd.training.validation import answered, validation_loss
-from srd.training.written import Pen
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from srd.curation.curriculum import Stage
 from srd.data.batching import EncodedExamples
+from srd.training.cache.teacher_cache import TeacherCache
 from srd.training.settings import TrainingConfig
-from srd.training.teacher_cache import TeacherCache
 from srd.training.teachers.common import Teacher
 from srd.training.validation import Validation
 

@@ -37,11 +37,11 @@ from srd.run.teacher_caches import (
     tier_of_run,
 )
 from srd.run.written import as_written
-from srd.training.cache_building import build_cache, fill_cache
+from srd.training.cache.building import build_cache, fill_cache
+from srd.training.cache.teacher_cache import TeacherCache
+from srd.training.cache.tier_error import check_error
 from srd.training.progress import told_of
 from srd.training.stages import train
-from srd.training.teacher_cache import TeacherCache
-from srd.training.tier_error import check_error
 
 logger = logging.getLogger(__name__)
 

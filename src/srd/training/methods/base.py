@@ -24,8 +24,8 @@ from srd.base.registry import Registry
 from srd.base.settings import Section
 
 if TYPE_CHECKING:
+    from srd.training.loss.schedules import Schedule
     from srd.training.rollouts import Rollouts
-    from srd.training.schedules import Schedule
 
 
 def _how_often(value: Any) -> Any:

@@ -7,8 +7,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from srd.base.settings import SamplingTemperature
+from srd.training.loss.schedules import Contrast
 from srd.training.methods.base import Method, register_method
-from srd.training.schedules import Contrast
 
 
 @register_method("distillm2")

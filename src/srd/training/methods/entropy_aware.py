@@ -6,10 +6,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from srd.training.loss.schedules import UncertainTeacher
 from srd.training.methods.base import register_method
 from srd.training.methods.gkd import GkdMethod
 from srd.training.rollouts import OnPolicy
-from srd.training.schedules import UncertainTeacher
 
 
 @register_method("entropy_aware")

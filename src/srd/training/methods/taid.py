@@ -6,8 +6,8 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from srd.training.loss.schedules import InterpolatedTeacher
 from srd.training.methods.base import Method, register_method
-from srd.training.schedules import InterpolatedTeacher
 
 
 @register_method("taid")

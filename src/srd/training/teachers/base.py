@@ -26,8 +26,8 @@ class TeacherSource:
     Attributes:
         load: Gives the recipe's teacher model, fine-tuned where the recipe says so.
         width: How many token ids teacher and student share.
-        cache: The teacher's hidden states for the training examples (`srd.training.teacher_cache.TeacherCache`); None:
-            there are none.
+        cache: The teacher's hidden states for the training examples (`TeacherCache`); None: there
+            are none.
     """
 
     load: Callable[[], Any]

@@ -3,7 +3,7 @@
 A tier says what is kept of a token, how many bytes that takes, what can be trained on it, and how it becomes targets of
 the loss again. It keeps named tensors with one row a token; read back, they are one tensor ``[N, w]`` that travels with
 the batch, and a head turns a block of its rows into targets: a `srd.models.head.HeadWeights` into logits of all ids, a
-`srd.training.outcomes.OutcomeHead` into probabilities of a few.
+`srd.training.loss.outcomes.OutcomeHead` into probabilities of a few.
 
 To add one, register a subclass of `Tier` in a file of this package.
 """
@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from srd.base.errors import UserError
 from srd.base.registry import Registry
 from srd.training.divergences.base import DIVERGENCES
-from srd.training.schedules import Schedule
+from srd.training.loss.schedules import Schedule
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a value
 

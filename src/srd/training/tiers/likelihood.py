@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from srd.models.head import HeadWeights
-    from srd.training.outcomes import OutcomeHead
+    from srd.training.loss.outcomes import OutcomeHead
 
 
 @register_tier("likelihood")
@@ -65,7 +65,7 @@ class Likelihood(Tier):
     def unpack(self, kept: dict[str, Tensor], targets: Sequence[int], learnt: dict[str, Tensor]) -> Tensor:
         import torch
 
-        from srd.training.outcomes import NEARLY_ALL, log1mexp, outcome_rows
+        from srd.training.loss.outcomes import NEARLY_ALL, log1mexp, outcome_rows
 
         own = kept["target"].double().clamp(max=NEARLY_ALL)[:, None]
         ids = torch.tensor(list(targets), dtype=torch.int32)[:, None]
@@ -74,7 +74,7 @@ class Likelihood(Tier):
     def head(self, head: HeadWeights | None, width: int | None) -> OutcomeHead:
         import torch
 
-        from srd.training.outcomes import OutcomeHead
+        from srd.training.loss.outcomes import OutcomeHead
 
         assert width is not None
         return OutcomeHead(torch.empty(width, 0), width=width, name=self.name)

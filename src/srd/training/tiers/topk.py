@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from srd.models.head import HeadWeights
-    from srd.training.outcomes import OutcomeHead
+    from srd.training.loss.outcomes import OutcomeHead
 
 SHORT_IDS = 2**16 - 1  # ids below this, and none of them, fit into two bytes
 CHUNK_BYTES = 64 << 20  # of logits at a time
@@ -76,7 +76,7 @@ class TopK(Tier):
     def pack_listed(self, listed: Sequence[Listed], targets: Sequence[int], width: int) -> dict[str, Tensor]:
         import torch
 
-        from srd.training.outcomes import NEARLY_ALL, log1mexp
+        from srd.training.loss.outcomes import NEARLY_ALL, log1mexp
 
         if self.options.temperatures != (1.0,):
             raise UserError(
@@ -102,7 +102,7 @@ class TopK(Tier):
         return -kept["rest"][:, self.options.temperatures.index(1.0)].float().expm1()
 
     def unpack(self, kept: dict[str, Tensor], targets: Sequence[int], learnt: dict[str, Tensor]) -> Tensor:
-        from srd.training.outcomes import outcome_rows
+        from srd.training.loss.outcomes import outcome_rows
 
         ids = kept["ids"].int()
         if kept["ids"].element_size() == 2:
@@ -113,7 +113,7 @@ class TopK(Tier):
     def head(self, head: HeadWeights | None, width: int | None) -> OutcomeHead:
         import torch
 
-        from srd.training.outcomes import OutcomeHead
+        from srd.training.loss.outcomes import OutcomeHead
 
         assert width is not None
         k = min(self.options.top_k, width)

@@ -27,7 +27,7 @@ from srd.data.batching import Collator, EncodedExamples, learnt_spans, length_so
 from srd.models.cluster import ask, spread
 from srd.models.finite import blame
 from srd.models.head import HeadWeights, head_weights, response_hidden
-from srd.training.teacher_cache import (
+from srd.training.cache.teacher_cache import (
     TeacherCache,
     describe,
     described,
@@ -36,7 +36,7 @@ from srd.training.teacher_cache import (
     open_verified,
     shard_name,
 )
-from srd.training.tier_error import TOKENS, check_error, measure
+from srd.training.cache.tier_error import TOKENS, check_error, measure
 from srd.training.tiers.base import Listed, Tier, make_tier, stored_dtype
 
 SHARD_BATCHES = 16  # a killed build loses at most this much work of one process

@@ -10,7 +10,7 @@ from srd.training.divergences.base import loss_scale
 
 @dataclass(frozen=True)
 class TokenChoice:
-    """At which positions of each example the divergence is taken; see `srd.training.positions`.
+    """At which positions of each example the divergence is taken; see `srd.training.loss.positions`.
 
     Attributes:
         share: Of an example's positions, rounded up.

@@ -17,7 +17,7 @@ from torch import Tensor
 from srd.base.errors import UserError
 from srd.data.batching import EncodedExamples
 from srd.models.head import HeadWeights, cross_entropy
-from srd.training.teacher_cache import TeacherCache, example_key, learnt_tokens
+from srd.training.cache.teacher_cache import TeacherCache, example_key, learnt_tokens
 
 
 class SeveralCaches:

@@ -7,7 +7,7 @@ token ids. So another teacher, tokenizer, template or text never meets it, and o
 share it. While it is built the teacher's states at some tokens are kept as they are, and how far the tier is from them
 is measured.
 
-`srd.training.cache_building` makes it.
+`srd.training.cache.building` makes it.
 
 Folder ``<root>/<key>/``::
 
@@ -90,8 +90,8 @@ class TeacherCache:
     """Reads what is kept through memory maps.
 
     Attributes:
-        meta: What ``meta.json`` says, ``error`` as `srd.training.tier_error.measure` gives it; empty: nothing is here
-            yet.
+        meta: What ``meta.json`` says, ``error`` as `srd.training.cache.tier_error.measure` gives it; empty: nothing is
+            here yet.
         tier: What is kept of a token.
     """
 

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from srd.models.head import HeadWeights
-from srd.training.chunks import chunk_rows
-from srd.training.divergence import value_and_slope
 from srd.training.divergences.entropy_aware import entropy
-from srd.training.loss_settings import LossSettings, TokenChoice
-from srd.training.outcomes import OutcomeHead
-from srd.training.schedules import Schedule
+from srd.training.loss.chunks import chunk_rows
+from srd.training.loss.divergence import value_and_slope
+from srd.training.loss.outcomes import OutcomeHead
+from srd.training.loss.schedules import Schedule
+from srd.training.loss.settings import LossSettings, TokenChoice
 
 MakeLogits = Callable[[slice], Tensor]  # positions -> [n, V]
 

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from srd.models.head import HeadWeights, cross_entropy
-from srd.training.aligned_loss import Alignment, chunk_terms
-from srd.training.chunks import cut, workspace
-from srd.training.half import add_product, lifted, lifted_product
-from srd.training.loss_settings import LossSettings
-from srd.training.outcomes import OutcomeHead
-from srd.training.row_losses import Apart, LossParts, chunk_losses
+from srd.training.loss.aligned_loss import Alignment, chunk_terms
+from srd.training.loss.chunks import cut, workspace
+from srd.training.loss.half import add_product, lifted, lifted_product
+from srd.training.loss.outcomes import OutcomeHead
+from srd.training.loss.row_losses import Apart, LossParts, chunk_losses
+from srd.training.loss.settings import LossSettings
 
 LIKELY_ROWS = 64  # positions whose targets' likelihood is worked out at a time
 

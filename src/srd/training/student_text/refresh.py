@@ -7,9 +7,9 @@ drift, the mean of log π − log π₀ over its tokens.
 
 Folder ``rollouts/`` of a stage::
 
-    <n>.parquet       the text of refresh n (`srd.training.written`)
+    <n>.parquet       the text of refresh n (`srd.training.student_text.written`)
     <n>.parts/        its batches, until the file is there
-    <n>.work/         the teacher's states for it (`srd.training.teacher_cache`); goes when no step needs it any more
+    <n>.work/         the teacher's states for it (`srd.training.cache.teacher_cache`); goes when no step needs it
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from srd.base.files import discard, fingerprint
 from srd.base.remedies import warn
 from srd.data.batching import EncodedExamples, LengthBatches, lengths_of
 from srd.models.generation import Decoding
+from srd.training.cache.teacher_cache import TeacherCache, example_key
 from srd.training.methods.base import Refresh
 from srd.training.rollouts import Rollouts, Row
-from srd.training.teacher_cache import TeacherCache, example_key
-from srd.training.written import Pen, Text, is_written, write_text
+from srd.training.student_text.written import Pen, Text, is_written, write_text
 
 logger = logging.getLogger(__name__)
 

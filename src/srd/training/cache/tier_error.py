@@ -9,7 +9,7 @@ from torch import Tensor
 
 from srd.base.errors import UserError
 from srd.models.head import HeadWeights
-from srd.training.outcomes import OutcomeHead
+from srd.training.loss.outcomes import OutcomeHead
 from srd.training.tiers.base import Tier
 
 TOKENS = 256  # that are kept exact

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from srd.base.errors import UserError
 from srd.models.head import HeadWeights
-from srd.training.divergence import ValueAndSlope, evaluate, slope_function
+from srd.training.loss.divergence import ValueAndSlope, evaluate, slope_function
 
 LOWEST = -1e4  # log-probability that stands for none: finite, so that 0 · (none - none) is 0
 NEARLY_ALL = -1e-7  # log-probability of listed tokens that leaves something for the rest

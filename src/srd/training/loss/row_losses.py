@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from srd.base.errors import RunError
-from srd.training.aligned_loss import ClassMaps, by_class, through_classes
-from srd.training.divergence import SlopeFunction, evaluate, slope_function
-from srd.training.loss_settings import LossSettings
-from srd.training.outcomes import OutcomeHead
+from srd.training.loss.aligned_loss import ClassMaps, by_class, through_classes
+from srd.training.loss.divergence import SlopeFunction, evaluate, slope_function
+from srd.training.loss.outcomes import OutcomeHead
+from srd.training.loss.settings import LossSettings
 
 BLOCK_BYTES = 1 << 20  # rows worked on at a time on a CPU: small enough to stay in one core's own cache
 MOST_GRAPHS = 64  # that are compiled of the loss

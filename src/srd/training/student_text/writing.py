@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from srd.models.generation import Decoding
+from srd.training.loss.schedules import Schedule
 from srd.training.methods.base import Method
-from srd.training.refresh import Ahead
 from srd.training.rollouts import Rollouts
-from srd.training.schedules import Schedule
+from srd.training.student_text.refresh import Ahead
 
 ROLLOUTS = "rollouts"  # the folder of what the student writes ahead
 

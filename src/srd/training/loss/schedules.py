@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from srd.training.loss_settings import LossSettings
+from srd.training.loss.settings import LossSettings
 
 Gather = Callable[[Any], list[Any]]
 

@@ -1,0 +1,1 @@
+"""The teacher cache: building it, reading it, several teachers as one."""

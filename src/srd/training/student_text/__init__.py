@@ -1,0 +1,1 @@
+"""Text that the student writes and learns from: ahead of its training, a refresh at a time."""
