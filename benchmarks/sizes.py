@@ -14,8 +14,8 @@ from typing import Any
 from benchmarks.tables import write_document
 from srd.recipe.reading import validate_recipe
 from srd.report.tables import Cell, Column, Table, to_markdown
-from srd.run.costs import DataFacts
-from srd.run.plan import make_plan
+from srd.run.outline.costs import DataFacts
+from srd.run.plan.plan import make_plan
 
 PAGE = Path(__file__).parent.parent / "docs" / "howto" / "sizes.md"
 MEMORIES = (8, 24, 80)  # GB

@@ -211,7 +211,7 @@ def chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 @contextlib.contextmanager
 def timed_parts(clock: Callable[[], float]) -> Iterator[dict[str, float]]:
     """Keep what the teacher's reading and the student's writing ahead take of a training, by this clock."""
-    from srd.run import teacher_caches
+    from srd.run.parts import teacher_caches
     from srd.run.steps import teacher
     from srd.training.student_text import refresh
 

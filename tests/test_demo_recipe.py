@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from srd.recipe.reading import load_recipe
-from srd.run.costs import DataFacts
-from srd.run.plan import make_plan
+from srd.run.outline.costs import DataFacts
+from srd.run.plan.plan import make_plan
 
 FLOPS_PER_SECOND = 1.1e11  # of two cores
 AS_MEASURED = 1.5  # how much longer a run takes than its plan says there: loading, validation, short batches

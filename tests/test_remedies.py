@@ -20,8 +20,8 @@ import pytest
 from srd.base.errors import UserError
 from srd.models import packages
 from srd.recipe.reading import load_recipe
-from srd.run import checks
-from srd.run.checks import check_recipe
+from srd.run.checks import models as checks
+from srd.run.checks.models import check_recipe
 from srd.run.models import RecipeModels
 from srd.run.steps.examples import read_all
 from tests.runs import tiny_rows, write_rows

@@ -674,8 +674,8 @@ def plan_command(
     gc.disable()  # to look for garbage among what is imported takes a tenth of this command's second
     from srd.base.console import set_up_logging
     from srd.recipe.reading import load_recipe
-    from srd.run.machines import on_machines, print_machines
-    from srd.run.plan import make_plan, measured_flops_per_second, print_plan
+    from srd.run.plan.machines import on_machines, print_machines
+    from srd.run.plan.plan import make_plan, measured_flops_per_second, print_plan
 
     set_up_logging(libraries=False)
     loaded = load_recipe(recipe, overrides or [])
@@ -702,8 +702,8 @@ def doctor_command(
     from srd.base.console import set_up_logging
     from srd.recipe.reading import load_recipe
     from srd.report.doctor import print_diagnosis
-    from srd.run.doctor import examine
-    from srd.run.plan import measured_flops_per_second
+    from srd.run.plan.doctor import examine
+    from srd.run.plan.plan import measured_flops_per_second
 
     set_up_logging()
     found = examine(load_recipe(recipe, overrides or []), rows, measured_flops_per_second())

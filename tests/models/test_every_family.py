@@ -35,7 +35,7 @@ from srd.models.head import head_is_enough, head_weights, logit_rule, own_logits
 from srd.models.reading import Abilities, abilities
 from srd.models.tokens import decoder_prefix
 from srd.run.flow import advance
-from srd.run.teacher_caches import collator as collator_of
+from srd.run.parts.teacher_caches import collator as collator_of
 from srd.training.cache.building import build_cache
 from srd.training.divergences.base import DIVERGENCES
 from srd.training.loss.response_loss import head_loss, logits_loss

@@ -19,8 +19,8 @@ from srd.models.guard import guarded
 from srd.models.loading import check_weights, load_model, load_tokenizer, packages_missing
 from srd.models.packages import missing_packages, quantisation
 from srd.models.settings import ModelConfig
-from srd.run.checks import check_recipe
-from srd.run.plan import make_plan
+from srd.run.checks.models import check_recipe
+from srd.run.plan.plan import make_plan
 from tests.runs import TinyRun, close
 from tests.tiny import save_tiny, tiny_tokenizer
 

@@ -14,7 +14,7 @@ from srd.base.errors import UserError
 from srd.models.pair import head_width, kinds_differ, shared_vocabulary, tokenizers_differ
 from srd.models.token_bytes import ALPHABET
 from srd.recipe.reading import validate_recipe
-from srd.run.plan import make_plan
+from srd.run.plan.plan import make_plan
 from tests.models.test_alignment import merging
 from tests.runs import TinyRun, tiny_rows, write_rows
 from tests.tiny import tiny_config, tiny_tokenizer

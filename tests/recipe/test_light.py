@@ -21,7 +21,8 @@ HEAVY = "{'torch', 'transformers', 'datasets'} & set(sys.modules)"
         "from srd.recipe.files import shipped_recipes\nfrom srd.recipe.reading import load_recipe\n"
         "[load_recipe(name) for name in shipped_recipes()]",
         "from srd.recipe.schema import Recipe\nRecipe.model_json_schema()",
-        "from srd.recipe.reading import load_recipe\nfrom srd.run import plan\nplan.hub_is_reachable = lambda: False\n"
+        "from srd.recipe.reading import load_recipe\nfrom srd.run.plan import plan\n"
+        "plan.hub_is_reachable = lambda: False\n"
         "assert plan.make_plan(load_recipe('gpt2'), flops_per_second=plan.measured_flops_per_second()).flops > 1e15",
     ],
 )

@@ -25,12 +25,12 @@ from srd.models.tokens import tokenizer_identity
 from srd.recipe.reading import validate_recipe
 from srd.report.reading import read_run
 from srd.report.teaching import alignment_table
-from srd.run.assemble import reader_of
-from srd.run.checks import check_alignment
+from srd.run.checks.models import check_alignment
 from srd.run.models import RecipeModels
-from srd.run.plan import make_plan
-from srd.run.scores import teacher_losses
-from srd.run.teacher_caches import place_of_cache
+from srd.run.parts.assemble import reader_of
+from srd.run.parts.scores import teacher_losses
+from srd.run.parts.teacher_caches import place_of_cache
+from srd.run.plan.plan import make_plan
 from srd.training.alignment import Coverage, warn_of_coverage
 from srd.training.cache.teacher_cache import TeacherCache
 from srd.training.trainer import DistillTrainer

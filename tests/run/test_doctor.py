@@ -16,9 +16,11 @@ from srd.cli import app
 from srd.models import packages
 from srd.recipe.files import parse_overrides
 from srd.recipe.reading import load_recipe
-from srd.run import doctor, flow, plan, warnings
-from srd.run.doctor import Diagnosis, examine
+from srd.run import flow
+from srd.run.checks import warnings
 from srd.run.flow import advance
+from srd.run.plan import doctor, plan
+from srd.run.plan.doctor import Diagnosis, examine
 from tests.runs import TinyRun, close, in_turn, tiny_rows, write_rows
 
 SETTING = re.compile(r"[a-z_]+(?:\.[a-z_]+)+=[^\s;]*[^\s;.,]")

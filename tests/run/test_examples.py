@@ -14,7 +14,7 @@ import pytest
 from srd.base.errors import UserError
 from srd.recipe.reading import validate_recipe
 from srd.run.context import Run
-from srd.run.plan import make_plan
+from srd.run.plan.plan import make_plan
 from srd.run.steps import examples as step
 from srd.run.steps.base import do
 from srd.run.steps.examples import Examples

@@ -17,7 +17,7 @@ from srd.base.errors import UserError
 from srd.base.files import read_json
 from srd.data.encoding import Encoder
 from srd.run.curate import curate
-from srd.run.scores import reflect_on
+from srd.run.parts.scores import reflect_on
 from srd.run.steps.evaluation import Evaluation, benchmarks
 from srd.run.steps.reflection import Reflection
 from srd.run.steps.training import Training

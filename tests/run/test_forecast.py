@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from srd.run.costs import Phase
 from srd.run.flow import planned_steps
-from srd.run.forecast import Forecast
+from srd.run.outline.costs import Phase
+from srd.run.outline.forecast import Forecast
 from srd.training.progress import told_of
 from tests.runs import TinyRun, close
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 import srd
 from srd.models.loading import load_model
 from srd.recipe.reading import validate_recipe
-from srd.run.plan import make_plan
+from srd.run.plan.plan import make_plan
 from tests.runs import TinyRun, steps_finished
 
 EVERYTHING = ["rouge_l", "ce", "eos", "pmi", "ifd", "match", "gap", "near_copy", "length"]

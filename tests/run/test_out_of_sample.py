@@ -11,7 +11,7 @@ from srd.base.errors import UserError
 from srd.base.yaml_text import parse_yaml
 from srd.curation import likelihoods
 from srd.recipe.reading import recipe_yaml, validate_recipe
-from srd.run.plan import make_plan
+from srd.run.plan.plan import make_plan
 from srd.run.steps import reflection
 from srd.run.steps.reflection import folds_of
 from tests.oracle import oracle_losses

@@ -20,13 +20,14 @@ from srd.models.loading import load_model
 from srd.models.settings import ModelConfig
 from srd.recipe.reading import load_recipe, shipped_recipes
 from srd.recipe.schema import Recipe
-from srd.run import counting, flow
-from srd.run import plan as plan_module
+from srd.run import flow
 from srd.run.context import Run
-from srd.run.costs import Size, size_of, stages_of, trained_parameters
 from srd.run.flow import advance, training_steps
-from srd.run.machines import on_machines
-from srd.run.plan import Plan, known_models, make_plan, print_plan, read_config
+from srd.run.outline.costs import Size, size_of, stages_of, trained_parameters
+from srd.run.plan import counting
+from srd.run.plan import plan as plan_module
+from srd.run.plan.machines import on_machines
+from srd.run.plan.plan import Plan, known_models, make_plan, print_plan, read_config
 from srd.run.steps.cards import Cards
 from srd.run.steps.evaluation import Evaluation
 from srd.run.steps.ranking import Ranking

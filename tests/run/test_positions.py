@@ -15,7 +15,7 @@ from srd.models.architecture import position_limit
 from srd.models.head import response_losses
 from srd.models.loading import load_config, load_model
 from srd.recipe.reading import validate_recipe
-from srd.run.checks import check_recipe
+from srd.run.checks.models import check_recipe
 from srd.run.models import RecipeModels
 from srd.training.batches import make_collator
 from tests.models.test_every_family import tiny_config

@@ -16,14 +16,14 @@ from srd.base.errors import RunError, UserError
 from srd.models.loading import load_model, load_tokenizer
 from srd.models.served import client
 from srd.recipe.reading import recipe_yaml, validate_recipe
-from srd.run.checks import check_recipe
+from srd.run.checks.models import check_recipe
 from srd.run.context import Run
-from srd.run.doctor import examine
 from srd.run.models import RecipeModels
-from srd.run.pairs import pair_examples
-from srd.run.plan import make_plan
-from srd.run.scores import teacher_losses
-from srd.run.teacher_caches import place_of_cache
+from srd.run.parts.pairs import pair_examples
+from srd.run.parts.scores import teacher_losses
+from srd.run.parts.teacher_caches import place_of_cache
+from srd.run.plan.doctor import examine
+from srd.run.plan.plan import make_plan
 from srd.training.cache.teacher_cache import TeacherCache
 from tests.runs import TinyRun
 from tests.served import Served, serving

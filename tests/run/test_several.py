@@ -11,10 +11,10 @@ import torch
 
 from srd.base.errors import UserError
 from srd.recipe.reading import recipe_yaml, validate_recipe
-from srd.run.disk_space import facts_of
+from srd.run.checks.disk_space import facts_of
 from srd.run.identity import named_paths, recipe_identity
-from srd.run.plan import make_plan
-from srd.run.teacher_caches import caches_of, place_of_cache
+from srd.run.parts.teacher_caches import caches_of, place_of_cache
+from srd.run.plan.plan import make_plan
 from srd.training.cache.several import SeveralCaches
 from tests.runs import TinyRun, tiny_rows, write_rows
 from tests.served import serving

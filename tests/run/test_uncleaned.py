@@ -17,9 +17,9 @@ from srd.report.cleaning import found_sentences
 from srd.report.comparison import headline, models_of
 from srd.report.figures import curve_series, step_seconds
 from srd.report.reading import read_run
-from srd.run.costs import DataFacts
 from srd.run.flow import planned_steps
-from srd.run.plan import make_plan
+from srd.run.outline.costs import DataFacts
+from srd.run.plan.plan import make_plan
 from srd.run.steps import training
 from tests.oracle import noun_rows, oracle_losses
 from tests.runs import TinyRun, steps_finished, write_rows

@@ -20,8 +20,8 @@ from srd.base.errors import RunError, UserError
 from srd.base.files import disk_errors, read_json
 from srd.models.generation import Decoding
 from srd.recipe.reading import validate_recipe
-from srd.run import assemble
-from srd.run.recipe_checks import check_optimizer
+from srd.run.checks.recipe import check_optimizer
+from srd.run.parts import assemble
 from srd.run.steps import training as training_step
 from srd.training import one_schedule, stages
 from srd.training.checkpoints import FILES, check_place, damage, forget_older, last_checkpoint, list_files, seal

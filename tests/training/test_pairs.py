@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from srd.base.errors import UserError
 from srd.base.files import read_json
 from srd.recipe.reading import load_recipe
-from srd.run.pairs import OWN
+from srd.run.parts.pairs import OWN
 from srd.training.cache.teacher_cache import TeacherCache
 from srd.training.loss.schedules import Contrast
 from srd.training.methods.base import METHODS

@@ -17,7 +17,7 @@ from srd.data.batching import Collator, LengthBatches
 from srd.models.generation import Decoding
 from srd.models.head import head_weights, response_hidden
 from srd.models.tokens import padding_id
-from srd.run.costs import stages_of, written_ahead
+from srd.run.outline.costs import stages_of, written_ahead
 from srd.training.cache.building import build_cache
 from srd.training.loss.response_loss import head_loss, logits_loss
 from srd.training.loss.settings import LossSettings

@@ -22,11 +22,11 @@ from srd.base.yaml_text import dump_yaml
 from srd.curation.curriculum import Stage
 from srd.data.batching import IGNORED, EncodedExamples, learnt_spans
 from srd.export.base import Exported
-from srd.run.checks import check_recipe
+from srd.run.checks.models import check_recipe
 from srd.run.curate import Curated, curriculum_of
 from srd.run.flow import advance
-from srd.run.scores import ranked_scores
-from srd.run.teacher_caches import place_of_cache, tier_of_run
+from srd.run.parts.scores import ranked_scores
+from srd.run.parts.teacher_caches import place_of_cache, tier_of_run
 from srd.training.cache.teacher_cache import TeacherCache
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from srd.base.text import count, duration, percent, shown_bytes
-from srd.run.doctor import Diagnosis, Seen, Side
+from srd.run.plan.doctor import Diagnosis, Seen, Side
 
 SHOWN = 120  # tokens of a prompt or a response
 READ, LEARNT, BORDER = "cyan", "bold green", "dim"

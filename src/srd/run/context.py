@@ -36,10 +36,10 @@ from srd.models.settings import ModelConfig
 from srd.recipe.reading import write_recipe
 from srd.recipe.schema import Recipe
 from srd.run.folder import SPLITS, UNCLEANED, RunFolder
-from srd.run.forecast import Forecast
 from srd.run.identity import named_paths
 from srd.run.manifest import Manifest, SharedSteps
 from srd.run.models import RecipeModels
+from srd.run.outline.forecast import Forecast
 from srd.training.arguments import micro_batch_size
 from srd.training.settings import TrainingConfig
 from srd.training.validation import Validation

@@ -26,7 +26,7 @@ from srd.data.batching import LengthBatches
 from srd.data.examples import row_of
 from srd.run.context import Run
 from srd.run.flow import advance
-from srd.run.scores import ranked_scores
+from srd.run.parts.scores import ranked_scores
 
 logger = logging.getLogger(__name__)
 

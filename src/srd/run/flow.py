@@ -1,4 +1,4 @@
-"""The flow of a run: the one driver that goes through its steps, in the order of `srd.run.order`."""
+"""The flow of a run: the one driver that goes through its steps, in the order of `srd.run.outline.order`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from srd.base import parallel
 from srd.base.errors import UserError
 from srd.models.cluster import check_address
 from srd.recipe.schema import Recipe
-from srd.run.checks import check_recipe
+from srd.run.checks.disk_space import look_ahead
+from srd.run.checks.models import check_recipe
 from srd.run.context import Run
-from srd.run.disk_space import look_ahead
-from srd.run.order import Outline, cleaning_steps, planned, uncleaned_steps
-from srd.run.served import asks_server, check_server
+from srd.run.outline.order import Outline, cleaning_steps, planned, uncleaned_steps
+from srd.run.parts.served import asks_server, check_server
 from srd.run.steps.base import Step, do
 from srd.run.steps.cards import Cards
 from srd.run.steps.cleaning import Cleaning, Likelihoods, Repair
@@ -26,7 +26,7 @@ from srd.run.steps.student import Student
 from srd.run.steps.teacher import Cache, Teacher, TeacherText
 from srd.run.steps.training import Training, Uncleaned, write_metrics
 
-#: How each step of `srd.run.order` is made; the trainings, one for each label, beside them.
+#: How each step of `srd.run.outline.order` is made; the trainings, one for each label, beside them.
 STEPS: tuple[type[Step], ...] = (
     Examples, Likelihoods, Cleaning, Teacher, Repair, TeacherText, Cache, Student, Pairs, Reflection, Measures, Ranking,
     Evaluation, Cards,
@@ -34,7 +34,7 @@ STEPS: tuple[type[Step], ...] = (
 
 
 def planned_steps(recipe: Recipe, *wanted: str) -> list[Step]:
-    """The steps that a run goes through, in their order: see `srd.run.order.planned`."""
+    """The steps that a run goes through, in their order: see `srd.run.outline.order.planned`."""
     return _made(recipe, planned(recipe, *wanted))
 
 

@@ -17,7 +17,7 @@ from srd.base.files import fingerprint
 from srd.base.locks import by_turns
 from srd.base.text import duration
 from srd.run.context import Clock, Run
-from srd.run.order import Outline
+from srd.run.outline.order import Outline
 
 Summary = dict[str, Any]  # numbers for the report: what a step did
 

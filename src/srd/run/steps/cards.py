@@ -14,9 +14,9 @@ from srd.base.version import VERSION
 from srd.models.facts import CARD
 from srd.models.loading import load_config, load_generation_config
 from srd.models.tokens import set_generation_tokens
-from srd.run import order
 from srd.run.card import Card
 from srd.run.context import Run
+from srd.run.outline import order
 from srd.run.steps.base import Step, Summary
 
 logger = logging.getLogger(__name__)

@@ -42,12 +42,12 @@ from srd.data.leaks import are_dropped
 from srd.models.generation import Decoding, generate_tokens
 from srd.models.settings import ModelConfig
 from srd.recipe.schema import Recipe
-from srd.run import order
 from srd.run.context import Run, load_options
 from srd.run.identity import model_identity
-from srd.run.loading import load_reader, load_writer
+from srd.run.outline import order
+from srd.run.parts.loading import load_reader, load_writer
+from srd.run.parts.written import as_written
 from srd.run.steps.base import Step, Summary
-from srd.run.written import as_written
 
 logger = logging.getLogger(__name__)
 

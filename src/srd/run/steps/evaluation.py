@@ -22,10 +22,10 @@ from srd.evaluation.predictions import SUMMARIES, evaluation_files
 from srd.metrics.rouge import rouge_l
 from srd.models.engines.base import ENGINES
 from srd.models.generation import Decoding, generate
-from srd.run import order
 from srd.run.context import Run
 from srd.run.identity import plugins_identity, task_identity
-from srd.run.loading import load, load_writer
+from srd.run.outline import order
+from srd.run.parts.loading import load, load_writer
 from srd.run.steps.base import Step, Summary
 from srd.tasks.instruction import INSTRUCTION
 

@@ -24,12 +24,12 @@ from srd.data.corruption import corrupt, leave_out
 from srd.data.examples import EXAMPLE_FEATURES, one_for_each_answer, split_examples
 from srd.data.leaks import leaked_ids, without_leaks
 from srd.recipe.schema import Recipe
-from srd.run import order
+from srd.run.checks.warnings import warn_of_copies, warn_of_questions
 from srd.run.context import Run
 from srd.run.folder import SPLITS
 from srd.run.identity import plugins_identity, source_identity, task_identity
+from srd.run.outline import order
 from srd.run.steps.base import Step, Summary
-from srd.run.warnings import warn_of_copies, warn_of_questions
 from srd.tasks.base import get_task, load_source
 
 logger = logging.getLogger(__name__)

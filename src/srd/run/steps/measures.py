@@ -14,12 +14,12 @@ from srd.base.tables import column, write_table
 from srd.curation.copies import near_copies
 from srd.curation.likelihoods import likelihoods
 from srd.curation.scores.base import NEEDS, PASSES
-from srd.run import order
 from srd.run.context import Run
 from srd.run.identity import model_identity
-from srd.run.loading import load_reader
-from srd.run.order import needs_of
-from srd.run.scores import teacher_losses
+from srd.run.outline import order
+from srd.run.outline.order import needs_of
+from srd.run.parts.loading import load_reader
+from srd.run.parts.scores import teacher_losses
 from srd.run.steps.base import Step, Summary
 from srd.run.steps.student import reflecting_student
 

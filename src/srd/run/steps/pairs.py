@@ -8,10 +8,10 @@ from typing import Any
 from srd.base.text import many
 from srd.models.generation import Decoding
 from srd.recipe.schema import Recipe
-from srd.run import order
 from srd.run.context import Run
-from srd.run.loading import load_writer
-from srd.run.pairs import PAIR
+from srd.run.outline import order
+from srd.run.parts.loading import load_writer
+from srd.run.parts.pairs import PAIR
 from srd.run.steps.base import Step, Summary
 from srd.run.steps.teacher import write_text
 

@@ -13,9 +13,9 @@ from srd.base.tables import write_table
 from srd.base.text import many
 from srd.curation.curriculum import Curriculum
 from srd.curation.settings import LATER
-from srd.run import order
 from srd.run.context import Run
-from srd.run.scores import ranked_scores, with_marks
+from srd.run.outline import order
+from srd.run.parts.scores import ranked_scores, with_marks
 from srd.run.steps.base import Step, Summary
 
 

@@ -16,11 +16,11 @@ from srd.base.console import console
 from srd.base.tables import positions
 from srd.curation.reflection import ranking_warnings
 from srd.metrics.scripts import words_note
-from srd.run import order
-from srd.run.assemble import training_of
 from srd.run.context import Run, load_options
-from srd.run.loading import load_writer
-from srd.run.scores import keep_scores, longest_answer, mean_scores, reflect_on
+from srd.run.outline import order
+from srd.run.parts.assemble import training_of
+from srd.run.parts.loading import load_writer
+from srd.run.parts.scores import keep_scores, longest_answer, mean_scores, reflect_on
 from srd.run.steps.base import Step, Summary
 from srd.run.steps.student import Student, reflecting_student, shorten
 from srd.training.stages import train

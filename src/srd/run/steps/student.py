@@ -13,13 +13,13 @@ from srd.base.text import count, many
 from srd.models.loading import load_model, save_model
 from srd.models.pruning import drop_layers
 from srd.recipe.schema import Recipe
-from srd.run import order
-from srd.run.assemble import training_of
 from srd.run.context import Run, load_options
-from srd.run.costs import alignment_of
 from srd.run.identity import model_identity, plugins_identity
-from srd.run.loading import parameters
-from srd.run.order import is_made
+from srd.run.outline import order
+from srd.run.outline.costs import alignment_of
+from srd.run.outline.order import is_made
+from srd.run.parts.assemble import training_of
+from srd.run.parts.loading import parameters
 from srd.run.steps.base import Step, Summary
 from srd.training.batches import make_collator
 from srd.training.progress import told_of

@@ -18,15 +18,14 @@ from srd.data.batching import EncodedExamples
 from srd.models.generation import Decoding, generate_tokens
 from srd.models.tokens import tokenizer_identity
 from srd.recipe.schema import Recipe
-from srd.run import order
-from srd.run.assemble import training_of
 from srd.run.context import Run, load_options
-from srd.run.costs import limit_for
 from srd.run.identity import model_identity
-from srd.run.large import load_large, offload_folder
-from srd.run.loading import lists_of, load_writer, parameters
-from srd.run.steps.base import Step, Summary
-from srd.run.teacher_caches import (
+from srd.run.outline import order
+from srd.run.outline.costs import limit_for
+from srd.run.parts.assemble import training_of
+from srd.run.parts.large import load_large, offload_folder
+from srd.run.parts.loading import lists_of, load_writer, parameters
+from srd.run.parts.teacher_caches import (
     all_cache_bytes,
     cache_fits,
     check_fits,
@@ -36,7 +35,8 @@ from srd.run.teacher_caches import (
     taught_rows,
     tier_of_run,
 )
-from srd.run.written import as_written
+from srd.run.parts.written import as_written
+from srd.run.steps.base import Step, Summary
 from srd.training.cache.building import build_cache, fill_cache
 from srd.training.cache.teacher_cache import TeacherCache
 from srd.training.cache.tier_error import check_error

@@ -7,9 +7,9 @@ from typing import Any
 
 from srd.base import parallel
 from srd.base.files import atomic_write, link
-from srd.run import order
-from srd.run.assemble import training_of
 from srd.run.context import Run
+from srd.run.outline import order
+from srd.run.parts.assemble import training_of
 from srd.run.steps.base import Step, Summary
 from srd.run.steps.student import Student, alignment, taught_by
 from srd.run.steps.teacher import Teacher

@@ -21,7 +21,7 @@ from srd.models.served.journal import Journal
 from srd.models.served.lists import ServedLists, key_of
 from srd.run.context import Run
 from srd.run.identity import model_identity
-from srd.run.served import endpoint_of, reads_with
+from srd.run.parts.served import endpoint_of, reads_with
 from srd.tasks.base import get_task
 from srd.training.settings import TrainingConfig
 

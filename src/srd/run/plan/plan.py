@@ -1,8 +1,8 @@
 """What a run would do and cost, worked out from the recipe, the models' configurations and the data, without weights.
 
-The steps are those that a run goes through (`srd.run.order.planned`); each says what it costs. Models that are known
-without their files, and data that is not here, are planned in a moment: torch and transformers are imported where a
-configuration or a tokenizer is read.
+The steps are those that a run goes through (`srd.run.outline.order.planned`); each says what it costs. Models that are
+known without their files, and data that is not here, are planned in a moment: torch and transformers are imported where
+a configuration or a tokenizer is read.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from srd.base.yaml_text import read_yaml
 from srd.data.settings import SourceConfig, is_hub_name
 from srd.models.settings import HUB_NAME, SMOLLM2, ModelConfig
 from srd.recipe.schema import Recipe
-from srd.run.costs import DataFacts, Facts, Phase, Size, limit_for, other_sizes, size_of, sizes_of
-from srd.run.order import costs_of, planned
-from srd.run.recipe_checks import check_evaluation, check_libraries
+from srd.run.checks.recipe import check_evaluation, check_libraries
+from srd.run.outline.costs import DataFacts, Facts, Phase, Size, limit_for, other_sizes, size_of, sizes_of
+from srd.run.outline.order import costs_of, planned
 from srd.tasks.base import Task, data_set_of, data_sets
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def read_data(recipe: Recipe, notes: list[str], encoder_decoder: bool, models: R
     sources = [source for source in (recipe.data.train, recipe.data.validation, recipe.data.test) if source]
     if not all(map(_is_local, sources)):
         return _estimated_data(recipe, notes)
-    from srd.run.counting import count_data
+    from srd.run.plan.counting import count_data
 
     quiet_libraries()
     named = str(recipe.models_here[-1].model)
@@ -269,9 +269,9 @@ def check_what_is_at_hand(recipe: Recipe, notes: list[str]) -> RecipeModels | No
     """Refuse what `srd run` would refuse, as far as the models are at hand; the models, if they are."""
     named = [str(model.model) for model in recipe.models_here]
     if all(_is_local_model(name) for name in named) or hub_is_reachable():
-        from srd.run.checks import check_recipe
+        from srd.run.checks.models import check_recipe
         from srd.run.models import RecipeModels
-        from srd.run.served import told_of_server
+        from srd.run.parts.served import told_of_server
 
         models = RecipeModels(recipe)
         check_recipe(models)

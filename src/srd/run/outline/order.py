@@ -13,8 +13,8 @@ from srd.curation.detectors.base import DETECTORS, MOST, REPAIRS, work_for
 from srd.curation.scores.base import PASSES, measured_needs
 from srd.curation.settings import SHOWN
 from srd.recipe.schema import Recipe
-from srd.run.costs import Facts, Phase, inference_memory, one_pass, training_phase
 from srd.run.folder import UNCLEANED
+from srd.run.outline.costs import Facts, Phase, inference_memory, one_pass, training_phase
 from srd.training.settings import TrainingConfig
 
 

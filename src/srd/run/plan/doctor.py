@@ -18,15 +18,15 @@ from srd.curation.reflection import words_of
 from srd.data.encoding import Encoder
 from srd.metrics.scripts import BY_SCRIPT, COMPARE_WITHIN, EXTENDED
 from srd.recipe.schema import Recipe
-from srd.run.checks import check_recipe, missing_packages
-from srd.run.costs import DataFacts
-from srd.run.counting import SAMPLE
-from srd.run.disk_space import existing
+from srd.run.checks.disk_space import existing
+from srd.run.checks.models import check_recipe, missing_packages
+from srd.run.checks.warnings import warn_of_copies, warn_of_frames, warn_of_memory, warn_of_questions
 from srd.run.models import RecipeModels
-from srd.run.plan import Plan, check_models_at_hand, make_plan
-from srd.run.served import told_of_server
+from srd.run.outline.costs import DataFacts
+from srd.run.parts.served import told_of_server
+from srd.run.plan.counting import SAMPLE
+from srd.run.plan.plan import Plan, check_models_at_hand, make_plan
 from srd.run.steps.examples import read_all
-from srd.run.warnings import warn_of_copies, warn_of_frames, warn_of_memory, warn_of_questions
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from srd.data.encoding import Encoder
 from srd.data.templates.base import get_template
 from srd.models.loading import load_tokenizer
 from srd.recipe.schema import Recipe
-from srd.run.costs import DataFacts, alignment_of, shares_of_teachers
 from srd.run.models import RecipeModels
+from srd.run.outline.costs import DataFacts, alignment_of, shares_of_teachers
 from srd.run.steps.examples import read_splits
 from srd.training.alignment import Reader, warn_of_coverage
 

@@ -20,8 +20,8 @@ from srd.curation.ranking import rank
 from srd.curation.reflection import forget_batches, reflect
 from srd.curation.scores.base import columns_of, scores_of
 from srd.run.context import Run
-from srd.run.loading import lists_of, load_reader
-from srd.run.teacher_caches import caches_of
+from srd.run.parts.loading import lists_of, load_reader
+from srd.run.parts.teacher_caches import caches_of
 
 
 def longest_answer(run: Run) -> int:

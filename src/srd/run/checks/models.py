@@ -14,9 +14,9 @@ from srd.models.loading import check_weights, packages_missing
 from srd.models.packages import Missing, check_packages, quantisation
 from srd.models.settings import ModelConfig
 from srd.recipe.schema import Recipe
-from srd.run.costs import cache_tier, cached_trainings
+from srd.run.checks.recipe import check_cache, check_cleaning, check_evaluation, check_libraries, check_optimizer
 from srd.run.models import RecipeModels
-from srd.run.recipe_checks import check_cache, check_cleaning, check_evaluation, check_libraries, check_optimizer
+from srd.run.outline.costs import cache_tier, cached_trainings
 from srd.tasks.base import data_set_of, get_task
 from srd.training.settings import TrainingConfig
 

@@ -15,7 +15,7 @@ from srd.models.packages import quantisation
 from srd.models.sources import resolve_source, split_adapter
 from srd.models.weights import weight_files
 from srd.run.context import Run
-from srd.run.loading import load, load_reader
+from srd.run.parts.loading import load, load_reader
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from srd.models.served.lists import MADE_AT_ONCE
 from srd.models.tokens import padding_id, prefix_of
 from srd.recipe.schema import Recipe
 from srd.run.context import Run
-from srd.run.costs import cache_tier, limit_for
 from srd.run.identity import model_identity
-from srd.run.loading import lists_of, load
+from srd.run.outline.costs import cache_tier, limit_for
+from srd.run.parts.loading import lists_of, load
 from srd.training.cache.building import build_cache, fill_cache
 from srd.training.cache.several import SeveralCaches
 from srd.training.cache.teacher_cache import HEAD, TeacherCache, cache_folder, example_key

@@ -16,8 +16,8 @@ from rich.table import Table
 
 from srd.base.text import duration, shown_bytes
 from srd.recipe.schema import Recipe
-from srd.run.costs import Phase, trained_parameters
-from srd.run.plan import Plan, make_plan
+from srd.run.outline.costs import Phase, trained_parameters
+from srd.run.plan.plan import Plan, make_plan
 
 NETWORK = 1.25e9  # bytes a second between two machines: 10 Gbit
 

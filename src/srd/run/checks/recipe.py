@@ -9,7 +9,7 @@ from srd.base import parallel
 from srd.base.errors import UserError, nearest
 from srd.models import cluster
 from srd.recipe.schema import Recipe
-from srd.run.costs import cache_tier, cached_trainings, temperatures_of
+from srd.run.outline.costs import cache_tier, cached_trainings, temperatures_of
 from srd.sandbox.outside import require_permission
 from srd.tasks.base import get_task
 from srd.training.libraries import check_installed

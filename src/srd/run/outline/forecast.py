@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from srd.run.costs import Phase
+from srd.run.outline.costs import Phase
 
 
 @dataclass

@@ -9,12 +9,11 @@ from pathlib import Path
 
 from srd.base.errors import RunError
 from srd.base.text import shown_bytes
+from srd.run.checks.warnings import warn_of_frames, warn_of_memory
 from srd.run.context import Run
-from srd.run.costs import DataFacts, Facts, Phase, other_sizes, shares_of_teachers, sizes_of
-from srd.run.forecast import Forecast
-from srd.run.order import costs_of
-from srd.run.steps.base import Step
-from srd.run.warnings import warn_of_frames, warn_of_memory
+from srd.run.outline.costs import DataFacts, Facts, Phase, other_sizes, shares_of_teachers, sizes_of
+from srd.run.outline.forecast import Forecast
+from srd.run.outline.order import Outline, costs_of
 
 
 def facts_of(run: Run) -> Facts:
@@ -32,7 +31,7 @@ def facts_of(run: Run) -> Facts:
 WITHOUT_MODELS = ("examples", "cleaning", "ranking")
 
 
-def look_ahead(run: Run, steps: Sequence[Step]) -> None:
+def look_ahead(run: Run, steps: Sequence[Outline]) -> None:
     """Say what a run will meet, as `srd doctor` does, and refuse what there is no room for, before any model is asked.
 
     What the examples themselves are warned of is said where they are made.
@@ -50,7 +49,7 @@ def look_ahead(run: Run, steps: Sequence[Step]) -> None:
     check_room(run, steps, todo)
 
 
-def check_room(run: Run, steps: Sequence[Step], todo: Sequence[Step]) -> None:
+def check_room(run: Run, steps: Sequence[Outline], todo: Sequence[Outline]) -> None:
     """Refuse to begin what the disk has no room for: what the steps to do leave, and the most of scratch.
 
     The run is given its forecast, which is made of the same costs.

@@ -1,0 +1,1 @@
+"""What several steps are made of: models that are loaded or asked, their texts, what a training takes."""
