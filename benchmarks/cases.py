@@ -37,8 +37,8 @@ from benchmarks.workload import (
 from srd.data.batching import Collator, EncodedExamples, LengthBatches, length_sorted_batches
 from srd.models.generation import Decoding
 from srd.models.head import HeadWeights
-from srd.models.loading import load_model, load_tokenizer
-from srd.models.tokens import padding_id
+from srd.models.loading.loading import load_model, load_tokenizer
+from srd.models.tokenizers.tokens import padding_id
 from srd.training.batches import make_collator
 from srd.training.cache.building import build_cache
 from srd.training.cache.teacher_cache import TeacherCache
@@ -222,7 +222,7 @@ def reflect_ours(folder: str, examples: int, batch_size: int, new_tokens: int) -
 def _reflection(folder: str, examples: int, batch_size: int, new_tokens: int, *, ours: bool) -> Result:
     """SmolLM2 itself reflects: it ends its answers, as a student does that can follow instructions."""
     from srd.models.generation import decode_batch
-    from srd.models.tokens import stop_token_ids
+    from srd.models.tokenizers.tokens import stop_token_ids
 
     tokenizer = load_tokenizer(TEACHER)
     model = load_model(TEACHER, tokenizer=tokenizer, dtype="float32")

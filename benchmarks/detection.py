@@ -35,7 +35,7 @@ from srd.data.corruption import corrupt
 from srd.data.encoding import Encoder
 from srd.data.settings import CleaningConfig, SourceConfig
 from srd.data.templates.base import get_template
-from srd.models.loading import load_model, load_tokenizer
+from srd.models.loading.loading import load_model, load_tokenizer
 from srd.report.tables import Column, Table, to_markdown
 from srd.tasks.base import load_source
 

@@ -103,7 +103,7 @@ def server(folder: Path, case: str) -> Iterator[str]:
     import torch
     from tests.served import serving
 
-    from srd.models.loading import load_model, load_tokenizer
+    from srd.models.loading.loading import load_model, load_tokenizer
 
     torch.set_num_threads(1)
     with serving(load_model(str(folder / "teacher")), load_tokenizer(str(folder / "teacher"))) as running:

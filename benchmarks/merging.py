@@ -20,11 +20,11 @@ import torch
 
 import srd
 from benchmarks.small import tokenizer_of
-from srd.models.alignment import END, NONE, Classes, chunks_of, pair_tokens, prefix_classes
 from srd.models.head import head_weights
-from srd.models.loading import load_model, load_tokenizer
-from srd.models.sources import SMOLLM2
-from srd.models.token_bytes import continuations
+from srd.models.loading.loading import load_model, load_tokenizer
+from srd.models.loading.sources import SMOLLM2
+from srd.models.tokenizers.alignment import END, NONE, Classes, chunks_of, pair_tokens, prefix_classes
+from srd.models.tokenizers.token_bytes import continuations
 from srd.tasks.pydocs import load_pydocs
 from srd.training.alignment import RULES
 

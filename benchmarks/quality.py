@@ -212,7 +212,7 @@ def rouge_of(model: Any, tokenizer: Any, questions: list[Result], plan: Plan) ->
 
 def load(folder: Path, tokenizer: Any = None) -> Any:
     """A model of `Prepared`, in float32, where it is to compute; its tokenizer where none is given."""
-    from srd.models.loading import load_model, load_tokenizer
+    from srd.models.loading.loading import load_model, load_tokenizer
 
     if tokenizer is None:
         return load_tokenizer(str(folder))

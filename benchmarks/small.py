@@ -27,7 +27,7 @@ from srd.base.files import write_json
 from srd.data.batching import EncodedExamples
 from srd.data.encoding import encode
 from srd.models.head import response_losses
-from srd.models.loading import load_model, load_tokenizer
+from srd.models.loading.loading import load_model, load_tokenizer
 from srd.training.batches import make_collator
 
 TEXTS = {"template": "plain", "max_length": 256, "max_prompt_length": 64}

@@ -13,8 +13,8 @@ import torch
 
 import srd
 from srd.models.head import head_weights
-from srd.models.loading import load_model, load_tokenizer
-from srd.models.sources import SMOLLM2
+from srd.models.loading.loading import load_model, load_tokenizer
+from srd.models.loading.sources import SMOLLM2
 from srd.tasks.pydocs import load_pydocs
 from srd.training.cache.tier_error import measure
 from srd.training.tiers.base import make_tier

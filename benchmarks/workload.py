@@ -24,7 +24,7 @@ from srd.data.batching import EncodedExamples, HiddenSource, LengthBatches
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows
 from srd.data.templates.base import get_template
-from srd.models.loading import load_model, load_tokenizer, save_model
+from srd.models.loading.loading import load_model, load_tokenizer, save_model
 from srd.models.pruning import drop_layers
 from srd.tasks.pydocs import load_pydocs
 

@@ -218,7 +218,7 @@ def test_the_gpu_benchmark_needs_nothing_that_a_training_machine_lacks() -> None
             others.add(parts[0])
     assert len(seen) > 40
     # what torch, transformers and accelerate bring, and pyarrow
-    assert others == {"torch", "numpy", "transformers", "huggingface_hub", "safetensors", "pyarrow"}
+    assert others == {"torch", "numpy", "transformers", "safetensors", "pyarrow"}
 
 
 def test_every_path_of_the_gpu_benchmark_runs(on_tiny_models: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from srd.base.errors import UserError
-from srd.models import packages
+from srd.models.loading import packages
 from srd.recipe.reading import load_recipe
 from srd.run.checks import models as checks
 from srd.run.checks.models import check_recipe

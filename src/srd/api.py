@@ -40,10 +40,10 @@ from srd.data.templates.base import get_template
 from srd.evaluation.answers import EvaluatedModel
 from srd.evaluation.answers import evaluate as answer_and_score
 from srd.evaluation.models import UNLIMITED, longest_prompt, read_benchmarks
-from srd.models.adapters import is_adapted
-from srd.models.loading import load_model, load_tokenizer
-from srd.models.pair import token_count
-from srd.models.tokens import tokenizer_identity
+from srd.models.adapted import is_adapted
+from srd.models.loading.loading import load_model, load_tokenizer
+from srd.models.tokenizers.pair import token_count
+from srd.models.tokenizers.tokens import tokenizer_identity
 from srd.recipe.files import parse_overrides
 from srd.recipe.merging import merge
 from srd.recipe.reading import load_recipe, validate_recipe

@@ -21,7 +21,7 @@ from srd.data.messages import answer_of
 from srd.data.settings import DataConfig
 from srd.data.templates.base import get_template
 from srd.data.turns import turns_of
-from srd.models.tokens import stop_token_ids
+from srd.models.tokenizers.tokens import stop_token_ids
 from tests.tiny import CHAT_TEMPLATE, chat_tokenizer, tiny_model, tiny_tokenizer
 
 LOOP = "{% for m in messages %}"

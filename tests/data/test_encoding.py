@@ -17,7 +17,7 @@ from srd.data.batching import Collator
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows
 from srd.data.templates.base import get_template
-from srd.models.tokens import padding_id
+from srd.models.tokenizers.tokens import padding_id
 from tests.tiny import FAMILIES, tiny_tokenizer
 
 LONG = "the whale and the dolphin live in the sea " * 40

@@ -13,7 +13,7 @@ from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows
 from srd.data.templates.base import get_template
 from srd.data.turns import turns_of, without_end
-from srd.models.tokens import stop_token_ids
+from srd.models.tokenizers.tokens import stop_token_ids
 from tests.tiny import CHAT_TEMPLATE, chat_tokenizer, tiny_model, tiny_tokenizer
 
 LOOP = "{% for m in messages %}"

@@ -22,7 +22,7 @@ from srd.evaluation.models import (
     short_names,
 )
 from srd.metrics.rouge import rouge_l
-from srd.models.loading import load_config, load_tokenizer
+from srd.models.loading.loading import load_config, load_tokenizer
 from tests.marks import needs_bubblewrap
 from tests.runs import write_rows
 from tests.tiny import save_tiny

@@ -17,7 +17,7 @@ from srd.base.files import read_json
 from srd.export import gguf_tokens
 from srd.export.base import Exported, Settings, export
 from srd.export.gguf_tokens import WAYS, vocabulary_of
-from srd.models.loading import load_config
+from srd.models.loading.loading import load_config
 from tests.runs import TinyRun
 from tests.tiny import save_tiny
 

@@ -13,16 +13,13 @@ from transformers import LlamaConfig
 
 from srd.base.errors import UserError
 from srd.base.files import read_json
-from srd.models.adapters import (
-    add_lora,
-    base_model,
-    load_adapter,
-)
-from srd.models.architecture import check_lora
-from srd.models.loading import load_model, save_model
-from srd.models.merging import merge_adapter
+from srd.models.adapted import base_model
+from srd.models.loading.adapters import add_lora, load_adapter
+from srd.models.loading.architecture import check_lora
+from srd.models.loading.loading import load_model, save_model
+from srd.models.loading.merging import merge_adapter
 from srd.models.settings import LoraConfig as LoraSettings
-from srd.models.tokens import stop_token_ids
+from srd.models.tokenizers.tokens import stop_token_ids
 from tests.models.test_every_family import tiny_config
 from tests.tiny import ENCODER_DECODER, FAMILIES, save_tiny, tiny_model, tiny_tokenizer
 

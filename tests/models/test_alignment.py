@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from srd.models.alignment import (
+from srd.models.tokenizers.alignment import (
     END,
     KEPT,
     NONE,
@@ -23,7 +23,7 @@ from srd.models.alignment import (
     pair_tokens,
     prefix_classes,
 )
-from srd.models.token_bytes import continuations
+from srd.models.tokenizers.token_bytes import continuations
 from tests.models.test_token_bytes import KINDS, texts
 from tests.tiny import sentencepiece_tokenizer, tiny_tokenizer
 

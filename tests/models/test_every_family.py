@@ -29,11 +29,11 @@ from transformers import (
 from srd.base.errors import UserError
 from srd.base.files import read_json
 from srd.data.batching import Collator, EncodedExamples
-from srd.models.architecture import auto_class
 from srd.models.generation import Decoding, decode_batch
 from srd.models.head import head_is_enough, head_weights, logit_rule, own_logits, response_hidden, response_logits
+from srd.models.loading.architecture import auto_class
 from srd.models.reading import Abilities, abilities
-from srd.models.tokens import decoder_prefix
+from srd.models.tokenizers.tokens import decoder_prefix
 from srd.run.flow import advance
 from srd.run.parts.teacher_caches import collator as collator_of
 from srd.training.cache.building import build_cache

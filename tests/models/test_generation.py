@@ -15,7 +15,7 @@ from srd.models import generation
 from srd.models.generation import Decoding, choose, decode_batch, generate
 from srd.models.head import logit_rule, response_losses
 from srd.models.reading import Reader, abilities
-from srd.models.tokens import decoder_prefix, padding_id, stop_token_ids
+from srd.models.tokenizers.tokens import decoder_prefix, padding_id, stop_token_ids
 from tests.runs import in_turn
 from tests.tiny import DECODER_ONLY, FAMILIES, tiny_model, tiny_tokenizer
 

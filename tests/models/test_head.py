@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from srd.base.errors import UserError
-from srd.models.adapters import add_lora
 from srd.models.head import (
     HeadWeights,
     cross_entropy,
@@ -24,6 +23,7 @@ from srd.models.head import (
     response_losses,
     same_logits,
 )
+from srd.models.loading.adapters import add_lora
 from srd.training.batches import make_collator
 from tests.tiny import ENCODER_DECODER, FAMILIES, tiny_model, tiny_tokenizer
 from tests.training.test_trainer import encoded

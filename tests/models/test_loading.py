@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 from srd.base.errors import RunError, UserError
-from srd.models import gguf, loading, sources
-from srd.models.architecture import count_parameters
-from srd.models.gguf import convert_gguf, converted_folder
-from srd.models.guard import guarded
-from srd.models.loading import check_weights, load_config, load_model, load_tokenizer, save_model
-from srd.models.sources import gguf_file, model_fingerprint
-from srd.models.tokens import decoder_prefix, set_generation_tokens, stop_token_ids
+from srd.models.loading import gguf, loading, sources
+from srd.models.loading.architecture import count_parameters
+from srd.models.loading.gguf import convert_gguf, converted_folder
+from srd.models.loading.guard import guarded
+from srd.models.loading.loading import check_weights, load_config, load_model, load_tokenizer, save_model
+from srd.models.loading.sources import gguf_file, model_fingerprint
+from srd.models.tokenizers.tokens import decoder_prefix, set_generation_tokens, stop_token_ids
 from tests.tiny import ENCODER_DECODER, FAMILIES, save_tiny, tiny_config, tiny_model, tiny_tokenizer
 
 TEXT = "### Response:\nThere are 42 é <|im_end|> 你好"

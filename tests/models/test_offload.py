@@ -11,10 +11,10 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from srd.models import offload as module
 from srd.models.head import head_is_enough, response_hidden, same_logits
-from srd.models.loading import load_model
-from srd.models.offload import LayerGroups, free_memory, reading_speed, weight_bytes
+from srd.models.loading import offload as module
+from srd.models.loading.loading import load_model
+from srd.models.loading.offload import LayerGroups, free_memory, reading_speed, weight_bytes
 from srd.recipe.schema import TeacherConfig
 from srd.run.context import load_options
 from srd.run.identity import model_identity

@@ -14,10 +14,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from srd.base.errors import UserError
-from srd.models import loading, packages
-from srd.models.guard import guarded
-from srd.models.loading import check_weights, load_model, load_tokenizer, packages_missing
-from srd.models.packages import missing_packages, quantisation
+from srd.models.loading import loading, packages
+from srd.models.loading.guard import guarded
+from srd.models.loading.loading import check_weights, load_model, load_tokenizer, packages_missing
+from srd.models.loading.packages import missing_packages, quantisation
 from srd.models.settings import ModelConfig
 from srd.run.checks.models import check_recipe
 from srd.run.plan.plan import make_plan

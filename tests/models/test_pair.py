@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from srd.base.errors import UserError
-from srd.models.pair import head_width, kinds_differ, shared_vocabulary, tokenizers_differ
-from srd.models.token_bytes import ALPHABET
+from srd.models.tokenizers.pair import head_width, kinds_differ, shared_vocabulary, tokenizers_differ
+from srd.models.tokenizers.token_bytes import ALPHABET
 from srd.recipe.reading import validate_recipe
 from srd.run.plan.plan import make_plan
 from tests.models.test_alignment import merging

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from srd.base.files import read_json
-from srd.models.loading import load_model, load_tokenizer, save_model
-from srd.models.portable import portable_config
+from srd.models.loading.loading import load_model, load_tokenizer, save_model
+from srd.models.loading.portable import portable_config
 from tests.tiny import FAMILIES, save_tiny
 
 TEXT = "What does the function <|im_end|>return? It is é 12 "

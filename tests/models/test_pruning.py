@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from srd.base.errors import UserError
-from srd.models.loading import load_model, save_model
+from srd.models.loading.loading import load_model, save_model
 from srd.models.pruning import drop_layers, layer_stacks, pairwise_angles
 from srd.run.outline.costs import shortened
 from tests.models.test_every_family import tiny_of

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from srd.models.loading import check_weights, load_model, packages_missing
+from srd.models.loading.loading import check_weights, load_model, packages_missing
 from srd.models.settings import ModelConfig
 from srd.training.batches import make_collator
 from srd.training.cache.building import build_cache

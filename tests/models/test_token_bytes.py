@@ -11,7 +11,7 @@ import pytest
 from tokenizers import normalizers
 
 from srd.base.errors import UserError
-from srd.models.token_bytes import PROBES, continuations, token_bytes
+from srd.models.tokenizers.token_bytes import PROBES, continuations, token_bytes
 from tests.tiny import sentencepiece_tokenizer, tiny_tokenizer
 
 

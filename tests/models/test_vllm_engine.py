@@ -31,7 +31,7 @@ from srd.curation.reflection import reflect
 from srd.models.engines import vllm as vllm_engine
 from srd.models.engines.vllm import VllmEngine
 from srd.models.generation import Decoding, generate
-from srd.models.loading import load_config, load_model, load_tokenizer
+from srd.models.loading.loading import load_config, load_model, load_tokenizer
 from srd.run.steps import training as training_step
 from tests.runs import TinyRun, steps_finished, tiny_rows
 from tests.tiny import save_tiny

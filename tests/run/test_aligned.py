@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 from srd.base.errors import UserError
 from srd.base.files import read_json
 from srd.cli import app
-from srd.models.loading import load_model, load_tokenizer
-from srd.models.tokens import tokenizer_identity
+from srd.models.loading.loading import load_model, load_tokenizer
+from srd.models.tokenizers.tokens import tokenizer_identity
 from srd.recipe.reading import validate_recipe
 from srd.report.reading import read_run
 from srd.report.teaching import alignment_table

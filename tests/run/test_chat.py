@@ -12,8 +12,8 @@ import pytest
 from srd.base.errors import UserError
 from srd.cli import _Talk, app
 from srd.models.generation import Decoding, decode_batch, stream_tokens
-from srd.models.loading import load_model, load_tokenizer
-from srd.models.tokens import padding_id, stop_token_ids
+from srd.models.loading.loading import load_model, load_tokenizer
+from srd.models.tokenizers.tokens import padding_id, stop_token_ids
 from srd.recipe.reading import validate_recipe, write_recipe
 from srd.run import chat
 from srd.run.chat import chat_models, chosen

@@ -13,7 +13,7 @@ import pytest
 from srd.base.errors import UserError
 from srd.base.remedies import Warned
 from srd.cli import app
-from srd.models import packages
+from srd.models.loading import packages
 from srd.recipe.files import parse_overrides
 from srd.recipe.reading import load_recipe
 from srd.run import flow

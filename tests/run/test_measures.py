@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 import srd
-from srd.models.loading import load_model
+from srd.models.loading.loading import load_model
 from srd.recipe.reading import validate_recipe
 from srd.run.plan.plan import make_plan
 from tests.runs import TinyRun, steps_finished

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from srd.base.errors import UserError
 from srd.base.text import shown_bytes
 from srd.cli import app
-from srd.models.loading import load_model
+from srd.models.loading.loading import load_model
 from srd.models.settings import ModelConfig
 from srd.recipe.reading import load_recipe, shipped_recipes
 from srd.recipe.schema import Recipe

@@ -11,9 +11,9 @@ from transformers import BartConfig, BartForConditionalGeneration
 from srd.base.errors import UserError
 from srd.data.examples import examples_from_rows
 from srd.evaluation.models import longest_prompt
-from srd.models.architecture import position_limit
 from srd.models.head import response_losses
-from srd.models.loading import load_config, load_model
+from srd.models.loading.architecture import position_limit
+from srd.models.loading.loading import load_config, load_model
 from srd.recipe.reading import validate_recipe
 from srd.run.checks.models import check_recipe
 from srd.run.models import RecipeModels

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from srd.base.errors import RunError, UserError
-from srd.models.loading import load_model, load_tokenizer
+from srd.models.loading.loading import load_model, load_tokenizer
 from srd.models.served import client
 from srd.recipe.reading import recipe_yaml, validate_recipe
 from srd.run.checks.models import check_recipe

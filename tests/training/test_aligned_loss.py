@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from srd.models.alignment import NONE
 from srd.models.head import HeadWeights, cross_entropy
+from srd.models.tokenizers.alignment import NONE
 from srd.training.loss.aligned_loss import EPSILON, TAU, Alignment, ClassMaps, chunk_divergence
 from srd.training.loss.divergence import divergence
 from srd.training.loss.response_loss import head_loss, logits_loss

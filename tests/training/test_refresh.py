@@ -16,7 +16,7 @@ from srd.base import parallel
 from srd.data.batching import Collator, LengthBatches
 from srd.models.generation import Decoding
 from srd.models.head import head_weights, response_hidden
-from srd.models.tokens import padding_id
+from srd.models.tokenizers.tokens import padding_id
 from srd.run.outline.costs import stages_of, written_ahead
 from srd.training.cache.building import build_cache
 from srd.training.loss.response_loss import head_loss, logits_loss

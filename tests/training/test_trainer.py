@@ -15,12 +15,12 @@ from transformers import TrainerCallback, TrainingArguments
 
 from srd.base.errors import RunError, UserError
 from srd.data.batching import Collator, EncodedExamples
-from srd.models.adapters import add_lora
 from srd.models.generation import Decoding
 from srd.models.head import logit_rule, response_hidden, response_logits
+from srd.models.loading.adapters import add_lora
 from srd.models.reading import bears_packing
 from srd.models.settings import LoraConfig
-from srd.models.tokens import padding_id
+from srd.models.tokenizers.tokens import padding_id
 from srd.training import batches
 from srd.training import trainer as trainer_module
 from srd.training.batches import make_collator

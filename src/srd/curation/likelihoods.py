@@ -33,7 +33,7 @@ from srd.data.encoding import Encoder
 from srd.models.cluster import Shard
 from srd.models.finite import blame, non_finite_tensor
 from srd.models.reading import Reader, abilities, groups
-from srd.models.tokens import padding_id
+from srd.models.tokenizers.tokens import padding_id
 
 Floats = NDArray[np.float64]
 Progress = Callable[[int, int], None]

@@ -32,7 +32,7 @@ from srd.metrics.rouge import rouge_l_many
 from srd.metrics.scripts import Words, choose_words, words_note
 from srd.models.cluster import Shard
 from srd.models.generation import Decoding, answer_texts, decode_batch
-from srd.models.tokens import padding_id, stop_token_ids
+from srd.models.tokenizers.tokens import padding_id, stop_token_ids
 
 logger = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ from srd.data.encoding import Encoder
 from srd.data.templates.base import get_template
 from srd.evaluation.answers import Benchmark, EvaluatedModel, compare, evaluate, read_benchmark
 from srd.evaluation.predictions import check_folder, clashing, predictions_path, put_aside, replaced
-from srd.models.architecture import position_limit
-from srd.models.loading import load_config, load_model, load_tokenizer
-from srd.models.sources import model_fingerprint
+from srd.models.loading.architecture import position_limit
+from srd.models.loading.loading import load_config, load_model, load_tokenizer
+from srd.models.loading.sources import model_fingerprint
 from srd.sandbox.outside import Permission, require_permission
 from srd.tasks.base import Task, benchmarks, get_task
 

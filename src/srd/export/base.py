@@ -13,7 +13,7 @@ from srd.base.errors import UserError
 from srd.base.locks import held
 from srd.base.owned import OwnedFiles
 from srd.base.registry import Registry
-from srd.models.loading import load_config, load_model, load_tokenizer
+from srd.models.loading.loading import load_config, load_model, load_tokenizer
 from srd.recipe.reading import load_recipe
 from srd.run.context import Run
 from srd.run.folder import RunFolder

@@ -12,8 +12,8 @@ from typing import Any
 from srd.base.errors import RunError, UserError
 from srd.base.files import walk
 from srd.export.curated import curate_for
-from srd.models.facts import CARD
-from srd.models.guard import first_lines
+from srd.models.loading.facts import CARD
+from srd.models.loading.guard import first_lines
 from srd.recipe.reading import load_recipe
 from srd.run.card import HUB_ADDRESS
 from srd.run.chat import run_folder

@@ -60,7 +60,7 @@ def spread(
     if isinstance(model, RemoteModel):
         yield from model.spread(function, shared, shards)
         return
-    if (groups := getattr(model, "layer_groups", None)) is not None:  # many at once: see `srd.models.offload`
+    if (groups := getattr(model, "layer_groups", None)) is not None:  # many at once: see `srd.models.loading.offload`
         yield from enumerate(groups.run(functools.partial(function, model, *shared, *shard) for shard in shards))
         return
     for number, shard in enumerate(shards):

@@ -23,7 +23,7 @@ from srd.data.turns import without_end
 from srd.models.cluster import spread
 from srd.models.finite import blame, name_of, non_finite_tensor
 from srd.models.reading import Reader, abilities, groups
-from srd.models.tokens import padding_id, stop_token_ids
+from srd.models.tokenizers.tokens import padding_id, stop_token_ids
 
 BLOCK = 512  # ids whose probabilities are added up before one of them is drawn
 NO_TOKEN = -1  # in place of one that no finite logit could choose

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from srd.base.errors import UserError
-from srd.models.adapters import base_model
+from srd.models.adapted import base_model
 from srd.models.finite import blame, name_of
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from srd.base.errors import UserError
 from srd.data.batching import Collator, pad_left, pad_right
-from srd.models.adapters import base_model
+from srd.models.adapted import base_model
 from srd.models.finite import blame, name_of
 from srd.models.head import (
     hold_weights,
@@ -33,7 +33,7 @@ from srd.models.head import (
     same_logits,
     token_losses,
 )
-from srd.models.tokens import decoder_prefix
+from srd.models.tokenizers.tokens import decoder_prefix
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
-from srd.models.facts import CARD
+from srd.models.loading.facts import CARD
 from srd.report.reading import RunFiles
 
 

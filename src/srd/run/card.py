@@ -22,9 +22,9 @@ from srd.base.yaml_text import dump_yaml
 from srd.data.settings import SourceConfig
 from srd.evaluation.predictions import predictions_path, read_scores
 from srd.metrics.statistics import paired_bootstrap
-from srd.models.architecture import count_parameters
-from srd.models.facts import Origin, origin_of
-from srd.models.loading import load_config
+from srd.models.loading.architecture import count_parameters
+from srd.models.loading.facts import Origin, origin_of
+from srd.models.loading.loading import load_config
 from srd.models.settings import HUB_NAME
 from srd.recipe.short import shortest
 from srd.run.context import Run
@@ -208,7 +208,7 @@ class Card:
 
     def _prompt(self) -> str:
         """An example of the prompt, as the chat template writes it."""
-        from srd.models.loading import load_tokenizer
+        from srd.models.loading.loading import load_tokenizer
 
         tokenizer = load_tokenizer(str(self.run.files.student(self.label)))
         if not tokenizer.chat_template:

@@ -16,9 +16,9 @@ from srd.data.encoding import Encoder
 from srd.data.templates.base import class_of, get_template
 from srd.evaluation.models import UNLIMITED, longest_prompt
 from srd.models.generation import Decoding, stream_tokens
-from srd.models.loading import load_generation_config, load_model, load_tokenizer
+from srd.models.loading.loading import load_generation_config, load_model, load_tokenizer
 from srd.models.settings import ModelConfig
-from srd.models.tokens import padding_id, stop_token_ids
+from srd.models.tokenizers.tokens import padding_id, stop_token_ids
 from srd.recipe.reading import load_recipe
 from srd.recipe.schema import Recipe
 from srd.run.context import load_options

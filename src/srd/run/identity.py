@@ -12,8 +12,8 @@ from srd.base.files import content_of, fingerprint
 from srd.base.plugins import plugin_files
 from srd.data.settings import SourceConfig
 from srd.evaluation.settings import TaskConfig
+from srd.models.loading.sources import model_fingerprint
 from srd.models.settings import ModelConfig
-from srd.models.sources import model_fingerprint
 from srd.recipe.schema import Recipe
 from srd.tasks.base import data_set_of, get_task
 

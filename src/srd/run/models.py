@@ -11,11 +11,18 @@ from srd.base.errors import UserError
 from srd.data.encoding import Encoder
 from srd.data.templates.base import class_of, get_template
 from srd.data.turns import turns_of
-from srd.models.architecture import position_limit
-from srd.models.loading import load_config, load_generation_config, load_tokenizer
-from srd.models.pair import check_read, head_width, kinds_differ, shared_vocabulary, token_count, tokenizers_differ
+from srd.models.loading.architecture import position_limit
+from srd.models.loading.loading import load_config, load_generation_config, load_tokenizer
 from srd.models.settings import ModelConfig
-from srd.models.tokens import prefix_of, tokenizer_identity
+from srd.models.tokenizers.pair import (
+    check_read,
+    head_width,
+    kinds_differ,
+    shared_vocabulary,
+    token_count,
+    tokenizers_differ,
+)
+from srd.models.tokenizers.tokens import prefix_of, tokenizer_identity
 from srd.recipe.schema import Recipe
 
 SHORTER = 4  # tokens of a teacher's own for one of the student's, at most: text beyond that is cut

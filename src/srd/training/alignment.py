@@ -15,8 +15,16 @@ from torch import Tensor
 
 from srd.base.remedies import warn
 from srd.data.batching import Collator, EncodedExamples, learnt_spans
-from srd.models.alignment import NONE, Classes, Paired, identical_classes, kept_classes, pair_tokens, prefix_classes
-from srd.models.token_bytes import TokenBytes, continuations
+from srd.models.tokenizers.alignment import (
+    NONE,
+    Classes,
+    Paired,
+    identical_classes,
+    kept_classes,
+    pair_tokens,
+    prefix_classes,
+)
+from srd.models.tokenizers.token_bytes import TokenBytes, continuations
 from srd.training.loss.aligned_loss import Alignment, ClassMaps, class_maps
 
 logger = logging.getLogger(__name__)
@@ -38,7 +46,7 @@ class Rule:
     Attributes:
         classes: Of the two tokenizers.
         positions: Whether distributions are compared.
-        wants: Whether the likelihood of a chunk is; see `srd.models.alignment.pair_tokens`.
+        wants: Whether the likelihood of a chunk is; see `srd.models.tokenizers.alignment.pair_tokens`.
     """
 
     classes: Callable[[Any, Any], Classes]

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from srd.data.batching import Collator, EncodedExamples, LengthBatches, learnt_spans
 from srd.models.reading import bears_packing
-from srd.models.tokens import decoder_prefix, padding_id
+from srd.models.tokenizers.tokens import decoder_prefix, padding_id
 from srd.training.alignment import Reader
 
 MASKS = ("attention_mask", "decoder_attention_mask")  # of a batch: 1 where a token is read

@@ -13,11 +13,18 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from srd.base.errors import UserError
 from srd.data.batching import EncodedExamples, lengths_of
 from srd.data.encoding import encode, is_encoded
-from srd.models.architecture import position_limit
 from srd.models.finite import name_of
-from srd.models.loading import load_model, load_tokenizer
-from srd.models.pair import check_read, head_width, kinds_differ, shared_vocabulary, token_count, tokenizers_differ
-from srd.models.tokens import decoder_prefix
+from srd.models.loading.architecture import position_limit
+from srd.models.loading.loading import load_model, load_tokenizer
+from srd.models.tokenizers.pair import (
+    check_read,
+    head_width,
+    kinds_differ,
+    shared_vocabulary,
+    token_count,
+    tokenizers_differ,
+)
+from srd.models.tokenizers.tokens import decoder_prefix
 from srd.training.cache.teacher_cache import TeacherCache
 from srd.training.divergences.base import canonical_name, check_parameters
 from srd.training.loss.settings import LossSettings

@@ -12,10 +12,10 @@ from transformers import PrinterCallback, set_seed
 from srd.base import parallel
 from srd.base.files import discard, disk_errors, fingerprint, read_json, write_json
 from srd.curation.curriculum import Stage
-from srd.models.adapters import add_lora, load_adapter
 from srd.models.finite import non_finite_tensor
-from srd.models.loading import load_model, save_model
-from srd.models.merging import merge_adapter
+from srd.models.loading.adapters import add_lora, load_adapter
+from srd.models.loading.loading import load_model, save_model
+from srd.models.loading.merging import merge_adapter
 from srd.models.sharding import is_sharded, whole_weights
 from srd.training.arguments import all_steps, total_steps, training_arguments
 from srd.training.checkpoints import STATE_FILE, damage, last_checkpoint, list_files, readable_json, remove_all, step_of

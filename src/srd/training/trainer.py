@@ -31,10 +31,10 @@ from srd.data.turns import without_end
 from srd.models.finite import blame, name_of, non_finite_tensor
 from srd.models.generation import decode_batch
 from srd.models.head import head_is_enough, head_weights, response_hidden, response_logits
-from srd.models.pair import head_width
 from srd.models.reading import abilities
 from srd.models.sharding import check_sharding, models_are_whole, shared_embeddings_together, whole_model
-from srd.models.tokens import padding_id, stop_token_ids
+from srd.models.tokenizers.pair import head_width
+from srd.models.tokenizers.tokens import padding_id, stop_token_ids
 from srd.training.alignment import for_teacher
 from srd.training.arguments import use_one_device
 from srd.training.batches import AheadLoader, WithRows, about, length_batches, make_collator, nothing, tokens_in

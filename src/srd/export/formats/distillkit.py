@@ -21,7 +21,7 @@ from srd.data.batching import IGNORED
 from srd.export.base import FORMATS, Exported, Format
 from srd.export.curated import start_model
 from srd.export.topk import Taught, TaughtStages, taught_files, write_stages
-from srd.models.tokens import padding_id
+from srd.models.tokenizers.tokens import padding_id
 from srd.training.arguments import micro_batch_size
 
 ROWS, CONFIG = "stage_{}/data_0.parquet", "distillkit_stage_{}.yaml"

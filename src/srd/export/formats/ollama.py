@@ -13,7 +13,7 @@ from srd.export.base import FORMATS, Exported, Format
 from srd.export.formats.gguf import file_name
 from srd.export.gguf import check_gguf_export, write_gguf
 from srd.export.ollama_template import go_template
-from srd.models.architecture import position_limit
+from srd.models.loading.architecture import position_limit
 
 DEFAULT = "q8_0"
 MODELFILE = "Modelfile"

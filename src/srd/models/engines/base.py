@@ -41,7 +41,7 @@ class EngineKind:
         Args:
             source: Folder or hub name.
             longest: Tokens of the longest text, a prompt and its answer together.
-            options: Of `srd.models.loading.load_model`; an engine leaves out what does not apply to it.
+            options: Of `srd.models.loading.loading.load_model`; an engine leaves out what does not apply to it.
             load_model: Loads it as a model of transformers.
         """
         raise NotImplementedError

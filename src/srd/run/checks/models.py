@@ -7,12 +7,12 @@ from typing import Any
 
 from srd.base.errors import UserError
 from srd.data.templates.base import get_template
-from srd.models.alignment import prefix_classes
-from srd.models.architecture import check_attention, check_depth, check_lora, position_limit
 from srd.models.engines.base import ENGINES
-from srd.models.loading import check_weights, packages_missing
-from srd.models.packages import Missing, check_packages, quantisation
+from srd.models.loading.architecture import check_attention, check_depth, check_lora, position_limit
+from srd.models.loading.loading import check_weights, packages_missing
+from srd.models.loading.packages import Missing, check_packages, quantisation
 from srd.models.settings import ModelConfig
+from srd.models.tokenizers.alignment import prefix_classes
 from srd.recipe.schema import Recipe
 from srd.run.checks.recipe import check_cache, check_cleaning, check_evaluation, check_libraries, check_optimizer
 from srd.run.models import RecipeModels

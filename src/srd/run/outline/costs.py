@@ -69,7 +69,7 @@ def size_of(config: PreTrainedConfig | Size) -> Size:
     """A model in numbers, from its configuration."""
     if isinstance(config, Size):
         return config
-    from srd.models.architecture import count_parameters
+    from srd.models.loading.architecture import count_parameters
 
     counts = count_parameters(config)
     text = config.get_text_config()

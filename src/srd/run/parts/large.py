@@ -9,11 +9,11 @@ from typing import Any
 from srd.base import parallel
 from srd.base.errors import UserError
 from srd.base.text import shown_bytes
-from srd.models.loading import load_config
-from srd.models.offload import GROUP_SHARE, SHARE, LayerGroups, free_memory, weight_bytes
-from srd.models.packages import quantisation
-from srd.models.sources import resolve_source, split_adapter
-from srd.models.weights import weight_files
+from srd.models.loading.loading import load_config
+from srd.models.loading.offload import GROUP_SHARE, SHARE, LayerGroups, free_memory, weight_bytes
+from srd.models.loading.packages import quantisation
+from srd.models.loading.sources import resolve_source, split_adapter
+from srd.models.loading.weights import weight_files
 from srd.run.context import Run
 from srd.run.parts.loading import load, load_reader
 

@@ -13,10 +13,10 @@ import torch
 from srd.base import parallel
 from srd.base.files import remove
 from srd.data.batching import EncodedExamples
-from srd.models.architecture import count_parameters
 from srd.models.cluster import RemoteModel
 from srd.models.engines.base import ENGINES
-from srd.models.loading import load_config, load_model, save_model
+from srd.models.loading.architecture import count_parameters
+from srd.models.loading.loading import load_config, load_model, save_model
 from srd.models.served.journal import Journal
 from srd.models.served.lists import ServedLists, key_of
 from srd.run.context import Run

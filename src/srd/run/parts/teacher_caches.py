@@ -11,9 +11,9 @@ from srd.base.errors import UserError
 from srd.base.files import fingerprint, link
 from srd.base.text import shown_bytes
 from srd.data.batching import Collator, EncodedExamples
-from srd.models.loading import load_config, load_generation_config
+from srd.models.loading.loading import load_config, load_generation_config
 from srd.models.served.lists import MADE_AT_ONCE
-from srd.models.tokens import padding_id, prefix_of
+from srd.models.tokenizers.tokens import padding_id, prefix_of
 from srd.recipe.schema import Recipe
 from srd.run.context import Run
 from srd.run.identity import model_identity

@@ -7,8 +7,8 @@ from typing import Any
 
 from srd.base.errors import UserError
 from srd.data.turns import without_end
-from srd.models.token_bytes import continuations
-from srd.models.tokens import stop_token_ids
+from srd.models.tokenizers.token_bytes import continuations
+from srd.models.tokenizers.tokens import stop_token_ids
 from srd.run.context import Run
 
 Written = tuple[list[int], bool]  # token ids without what ended them, and whether something did

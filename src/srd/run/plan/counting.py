@@ -10,7 +10,7 @@ import numpy as np
 from srd.data.batching import Collator, EncodedExamples
 from srd.data.encoding import Encoder
 from srd.data.templates.base import get_template
-from srd.models.loading import load_tokenizer
+from srd.models.loading.loading import load_tokenizer
 from srd.recipe.schema import Recipe
 from srd.run.models import RecipeModels
 from srd.run.outline.costs import DataFacts, alignment_of, shares_of_teachers

@@ -163,9 +163,9 @@ def read_config(model: ModelConfig, notes: list[str]) -> PreTrainedConfig:
     """
     from transformers import AutoConfig
 
-    from srd.models.guard import guarded
-    from srd.models.loading import load_config
-    from srd.models.sources import resolve_source
+    from srd.models.loading.guard import guarded
+    from srd.models.loading.loading import load_config
+    from srd.models.loading.sources import resolve_source
 
     quiet_libraries()
     source = str(model.model)
@@ -302,7 +302,7 @@ def check_models_at_hand(recipe: Recipe) -> None:
 def _is_local_model(name: str) -> bool:
     if name == SMOLLM2 or not Path(name).expanduser().exists():
         return name == SMOLLM2
-    from srd.models.sources import split_adapter
+    from srd.models.loading.sources import split_adapter
 
     return Path(split_adapter(name)[0]).expanduser().exists()
 

@@ -11,9 +11,9 @@ from srd.base import parallel
 from srd.base.files import atomic_write, content_of, file_digest, read_sealed, write_json, write_sealed
 from srd.base.text import many
 from srd.base.version import VERSION
-from srd.models.facts import CARD
-from srd.models.loading import load_config, load_generation_config
-from srd.models.tokens import set_generation_tokens
+from srd.models.loading.facts import CARD
+from srd.models.loading.loading import load_config, load_generation_config
+from srd.models.tokenizers.tokens import set_generation_tokens
 from srd.run.card import Card
 from srd.run.context import Run
 from srd.run.outline import order

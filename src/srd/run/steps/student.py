@@ -10,7 +10,7 @@ from typing import Any
 from srd.base import parallel
 from srd.base.files import content_of, read_sealed, write_sealed
 from srd.base.text import count, many
-from srd.models.loading import load_model, save_model
+from srd.models.loading.loading import load_model, save_model
 from srd.models.pruning import drop_layers
 from srd.recipe.schema import Recipe
 from srd.run.context import Run, load_options

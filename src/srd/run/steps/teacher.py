@@ -16,7 +16,7 @@ from srd.base.tables import write_table
 from srd.base.text import count, many, shown_bytes
 from srd.data.batching import EncodedExamples
 from srd.models.generation import Decoding, generate_tokens
-from srd.models.tokens import tokenizer_identity
+from srd.models.tokenizers.tokens import tokenizer_identity
 from srd.recipe.schema import Recipe
 from srd.run.context import Run, load_options
 from srd.run.identity import model_identity

@@ -1,7 +1,7 @@
 """The divergence of a teacher and a student with different tokenizers: by classes of tokens, and by whole chunks.
 
-Both models' probabilities are added up by class (see `srd.models.alignment`). The logarithms of the sums are logits
-over the classes, so that every divergence, temperature and scale of the usual loss goes for them. With ``g`` the
+Both models' probabilities are added up by class (`srd.models.tokenizers.alignment`). The logarithms of the sums are
+logits over the classes, so that every divergence, temperature and scale of the usual loss goes for them. With ``g`` the
 gradient at a class's logit, that at the logit of a token v is ``g[class(v)] · q(v) / Q[class(v)]``. A temperature
 softens the sums: what is equal at temperature 1 stays equal.
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from srd.models.alignment import NONE, Classes, Side
+from srd.models.tokenizers.alignment import NONE, Classes, Side
 
 TAU = 100.0  # of ALM
 EPSILON = 1e-6  # keeps a likelihood of 1 from being certain, as in ALM's code

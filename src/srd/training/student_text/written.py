@@ -28,7 +28,7 @@ from srd.data.batching import Collator, EncodedExamples, TokenLists, length_sort
 from srd.data.turns import without_end
 from srd.models.generation import Decoding, answer_texts, decode_batch
 from srd.models.head import response_losses
-from srd.models.tokens import padding_id, stop_token_ids
+from srd.models.tokenizers.tokens import padding_id, stop_token_ids
 
 SCHEMA = pa.schema(
     [

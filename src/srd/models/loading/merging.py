@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from srd.base.errors import UserError
-from srd.models.adapters import base_model, is_adapted
+from srd.models.adapted import base_model, is_adapted
 from srd.models.finite import name_of
 from srd.models.head import in_evaluation, probe_logits, same_logits
 

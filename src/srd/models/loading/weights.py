@@ -16,7 +16,7 @@ from torch import nn
 
 from srd.base.errors import UserError
 from srd.base.files import read_json
-from srd.models.guard import guarded
+from srd.models.loading.guard import guarded
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

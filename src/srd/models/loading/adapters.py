@@ -6,10 +6,9 @@ peft is imported where an adapter is made or read: most runs have none, and it t
 from __future__ import annotations
 
 import json
-import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING
 
 from huggingface_hub import hf_hub_download
 from safetensors import safe_open
@@ -18,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from srd.base.errors import UserError, nearest
-from srd.models.guard import guarded
+from srd.models.loading.guard import guarded
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -168,17 +167,3 @@ def load_adapter(model: PreTrainedModel, source: str, *, trainable: bool = False
         odd = sorted(saved ^ places)
         raise UserError(f"adapter '{source}' does not fit the model: {len(odd)} tensors, such as '{odd[0]}'. {remedy}")
     return adapted.eval() if not trainable else adapted
-
-
-def is_adapted(model: Any) -> TypeGuard[PeftModel]:
-    """Whether a model has adapters: none has where nobody has imported peft."""
-    return "peft" in sys.modules and isinstance(model, sys.modules["peft"].PeftModel)
-
-
-def base_model(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """Return the transformers model inside, adapters still in place."""
-    if not is_adapted(model):
-        return model  # type: ignore[return-value]
-    inner = model.get_base_model()
-    assert isinstance(inner, PreTrainedModel)
-    return inner

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from srd.base.errors import UserError
-from srd.models.token_bytes import token_bytes
+from srd.models.tokenizers.token_bytes import token_bytes
 
 # Equal vocabularies with other merges or another treatment of spaces and digits still cut texts differently.
 PROBE = "It's 12,345.67 km:\n\n\tdef naïve_sum(x):  return x+1  # Ünïcödé 你好 🙂"

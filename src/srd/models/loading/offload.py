@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from srd.base.text import duration, many, shown_bytes
-from srd.models.architecture import auto_class, count_parameters
+from srd.models.loading.architecture import auto_class, count_parameters
 from srd.models.pruning import layer_stacks
 
 T = TypeVar("T")

@@ -24,20 +24,27 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AutoH
 
 from srd.base.errors import UserError
 from srd.base.files import atomic_folder
-from srd.models.adapters import ADAPTER_WEIGHTS, adapter_folder, load_adapter, put_in_order
-from srd.models.architecture import auto_class, generating
 from srd.models.finite import set_name
-from srd.models.gguf import check_gguf, converted_folder, is_converted
-from srd.models.guard import first_lines, guarded
 from srd.models.head import logit_rule
-from srd.models.merging import merge_adapter
-from srd.models.offload import device_map
-from srd.models.packages import Missing, check_packages, is_installed, missing_packages, quantisation, refused_by
-from srd.models.portable import make_portable
+from srd.models.loading.adapters import ADAPTER_WEIGHTS, adapter_folder, load_adapter, put_in_order
+from srd.models.loading.architecture import auto_class, generating
+from srd.models.loading.gguf import check_gguf, converted_folder, is_converted
+from srd.models.loading.guard import first_lines, guarded
+from srd.models.loading.merging import merge_adapter
+from srd.models.loading.offload import device_map
+from srd.models.loading.packages import (
+    Missing,
+    check_packages,
+    is_installed,
+    missing_packages,
+    quantisation,
+    refused_by,
+)
+from srd.models.loading.portable import make_portable
+from srd.models.loading.sources import gguf_file, resolve_source, split_adapter
+from srd.models.loading.weights import check_names, check_report, read_headers, weight_files
 from srd.models.settings import SMOLLM2, ModelConfig
-from srd.models.sources import gguf_file, resolve_source, split_adapter
-from srd.models.tokens import let_stop_tokens_learn, set_generation_tokens
-from srd.models.weights import check_names, check_report, read_headers, weight_files
+from srd.models.tokenizers.tokens import let_stop_tokens_learn, set_generation_tokens
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -252,7 +259,7 @@ def load_model(
         trust_remote_code: run Python code that comes with the model.
         device: where to put it; None leaves it on the CPU.
         role: what messages call it: teacher, student.
-        offload: leave its layers on disk (`srd.models.offload`); a folder for weights that have to be written anew.
+        offload: leave its layers on disk (see `LayerGroups`); a folder for weights that have to be written anew.
         bits: 8 or 4: quantise its weights while they are loaded, by bitsandbytes.
 
     Raises:

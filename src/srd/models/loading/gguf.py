@@ -16,9 +16,9 @@ from transformers import AutoConfig, AutoTokenizer, GgufConfig
 
 from srd.base.errors import UserError
 from srd.base.files import digest_of, discard, file_times, read_sealed, walk, write_sealed
-from srd.models.architecture import auto_class
-from srd.models.guard import guarded
-from srd.models.tokens import set_generation_tokens
+from srd.models.loading.architecture import auto_class
+from srd.models.loading.guard import guarded
+from srd.models.tokenizers.tokens import set_generation_tokens
 
 logger = logging.getLogger(__name__)
 

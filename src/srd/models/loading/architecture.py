@@ -15,8 +15,8 @@ from transformers import (
 )
 
 from srd.base.errors import UserError
-from srd.models.adapters import add_lora
-from srd.models.guard import first_lines, guarded
+from srd.models.loading.adapters import add_lora
+from srd.models.loading.guard import first_lines, guarded
 from srd.models.pruning import check_drop
 from srd.models.settings import LoraConfig
 

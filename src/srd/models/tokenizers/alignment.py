@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srd.base.files import atomic_write, fingerprint, is_sealed, seal
-from srd.models.token_bytes import TokenBytes, continuations, token_bytes
-from srd.models.tokens import tokenizer_identity
+from srd.models.tokenizers.token_bytes import TokenBytes, continuations, token_bytes
+from srd.models.tokenizers.tokens import tokenizer_identity
 
 END = b"\xffend"  # the class of the end of an answer; no text has this byte
 NONE = -1  # no class, no position, no chunk

@@ -10,7 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from srd.base.errors import UserError
 from srd.base.files import fingerprint
 from srd.data.turns import turns_of
-from srd.models.adapters import base_model
+from srd.models.adapted import base_model
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from srd.base.errors import RunError, UserError
-from srd.models.packages import missing_of
+from srd.models.loading.packages import missing_of
 
 # What the machine lacks, not the model: whoever reports full disks and the like says it.
 MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}

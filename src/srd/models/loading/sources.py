@@ -9,9 +9,9 @@ from huggingface_hub import hf_hub_download
 
 from srd.base.errors import UserError
 from srd.base.files import content_of, digest_of, fingerprint, read_json
-from srd.models.adapters import ADAPTER_CONFIG, adapter_folder
-from srd.models.gguf import CONVERSION, convert_gguf
-from srd.models.guard import guarded
+from srd.models.loading.adapters import ADAPTER_CONFIG, adapter_folder
+from srd.models.loading.gguf import CONVERSION, convert_gguf
+from srd.models.loading.guard import guarded
 from srd.models.settings import HUB_NAME, SMOLLM2
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 from huggingface_hub import hf_hub_download
 
+from srd.models.loading.sources import split_adapter
 from srd.models.settings import HUB_NAME, SMOLLM2
-from srd.models.sources import split_adapter
 
 CARD = "README.md"
 
