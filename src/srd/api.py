@@ -72,11 +72,10 @@ class Result:
         folder: The student and its tokenizer, for ``from_pretrained``.
     """
 
-    def __init__(self, run_dir: Path, label: str, report: Path) -> None:
-        files = RunFolder(run_dir, label)
+    def __init__(self, run_dir: Path, label: str) -> None:
+        self._files = RunFolder(run_dir, label)
         self.run_dir = run_dir
-        self.folder = files.student(label)
-        self._results, self._report = files.results, report
+        self.folder = self._files.student(label)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -91,12 +90,12 @@ class Result:
     @property
     def metrics(self) -> dict[str, Any]:
         """``{model: {task: {metric: {"mean", "std", "seeds"}}}}`` in percent; empty where nothing was evaluated."""
-        return dict(read_json(self._results, {}))
+        return dict(read_json(self._files.results, {}))
 
     @property
     def report(self) -> Path:
         """The HTML page."""
-        return self._report
+        return self._files.report
 
     def __repr__(self) -> str:
         return f"Result(run_dir={str(self.run_dir)!r})"
@@ -120,7 +119,7 @@ def run(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str, run_di
       ...
     srd.base.errors.UserError: ...training.epoch: unknown key; did you mean 'epochs'?...
     """
-    with opened(recipe, overrides, run_dir) as claimed:
+    with contextlib.closing(open_run(recipe, overrides, run_dir)) as claimed:
         advance(claimed)
         return _result(claimed)
 
@@ -173,21 +172,9 @@ def distill(
     }
     complete = validate_recipe(_plain(merge({"name": "distill", **named}, _plain(recipe))), "distill")
     folder = RUNS / f"distill-{fingerprint(complete.model_dump(mode='json'))[:12]}" if run_dir is None else run_dir
-    with opened(complete, (), folder) as claimed:
+    with contextlib.closing(open_run(complete, (), folder)) as claimed:
         advance(claimed, *(() if evaluate else training_steps(claimed.recipe)))
         return _result(claimed)
-
-
-@contextlib.contextmanager
-def opened(
-    recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str], run_dir: str | Path | None
-) -> Iterator[Run]:
-    """A recipe with its run directory, which is free again behind the block."""
-    claimed = open_run(recipe, overrides, run_dir)
-    try:
-        yield claimed
-    finally:
-        claimed.close()
 
 
 def open_run(
@@ -239,7 +226,7 @@ def _result(claimed: Run) -> Result:
     if parallel.is_main():
         build_report(claimed.folder)
     parallel.barrier()
-    return Result(claimed.folder, claimed.recipe.training.label, claimed.files.report)
+    return Result(claimed.folder, claimed.recipe.training.label)
 
 
 def _plain(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,6 @@ from srd.base.registry import Registry
 from srd.models.loading.loading import load_config, load_model, load_tokenizer
 from srd.recipe.reading import load_recipe
 from srd.run.context import Run
-from srd.run.folder import RunFolder
 
 WRITTEN = "srd-export-{}.json"  # what `srd export` has written into a folder in some format
 KINDS = ("f32", "f16", "bf16", "q8_0")
@@ -99,8 +98,7 @@ class Exported:
         """
         if not self.is_run:
             return self.source
-        label = self.run.recipe.training.label
-        folder = RunFolder(self.source, label).student(label)
+        folder = self.run.files.student(self.run.recipe.training.label)
         if not folder.is_dir():
             raise UserError(f"{folder} is not there yet. Make it first: srd distill {self.source / 'recipe.yaml'}"
                             f" --run-dir {self.source}")  # fmt: skip
@@ -161,7 +159,7 @@ def export(source: Path, to: str, target: Path, settings: Settings | None = None
     """
     form, settings = FORMATS.get(to), settings or Settings()
     settings.check(form, to)
-    with _opened(source, settings) as exported, held(target, "-o"):
+    with contextlib.closing(Exported(source, settings)) as exported, held(target, "-o"):
         inside = target.resolve().is_relative_to(source.resolve())
         if inside and (target.resolve() == source.resolve() or not exported.is_run):
             raise UserError(f"-o {target} is where the model lies. Choose another folder.")
@@ -172,12 +170,3 @@ def export(source: Path, to: str, target: Path, settings: Settings | None = None
         form.write(exported, target)
         files.finish(names, format=form.title, source=str(source))
         return [target / name for name in names], form.next(exported, target)
-
-
-@contextlib.contextmanager
-def _opened(source: Path, settings: Settings) -> Iterator[Exported]:
-    exported = Exported(source, settings)
-    try:
-        yield exported
-    finally:
-        exported.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,11 +80,8 @@ def prepared(name: str, repository: str, *, data: bool) -> Iterator[Upload]:
         yield _student(folder, RunFolder(folder, recipe.training.label).student(recipe.training.label), repository)
         return
     with tempfile.TemporaryDirectory(prefix="srd-push-") as place:
-        run = Run(recipe, folder)
-        try:
+        with closing(Run(recipe, folder)) as run:
             curate_for(run, Path(place) / "curated", "jsonl")
-        finally:
-            run.close()
         yield _of_folder(Path(place) / "curated", repository, "dataset")
 
 
