@@ -177,8 +177,7 @@ def lines(path: Path, count: int) -> Iterator[dict[str, Any]]:
 
 def start_model(run: Run) -> str:
     """The model that training starts from, as any folder can name it."""
-    path = Path(run.start_source).expanduser()
-    return str(path.resolve()) if path.exists() else run.start_source
+    return _from_anywhere(run.start_source)
 
 
 def teacher_model(run: Run) -> str:
@@ -193,8 +192,13 @@ def teacher_model(run: Run) -> str:
             f"({run.recipe.teacher.endpoint}). Give a teacher without endpoint, or curate for one that learns from the "
             "rows alone (--for axolotl, llamafactory, litgpt or jsonl)."
         )
-    path = Path(run.teacher_source).expanduser()
-    return str(path.resolve()) if path.exists() else run.teacher_source
+    return _from_anywhere(run.teacher_source)
+
+
+def _from_anywhere(source: str) -> str:
+    """A model's name as any folder can give it."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
 
 
 # ------------------------------------------------------------------------------------------------------------ the card
