@@ -25,6 +25,7 @@ from srd.export.base import Exported
 from srd.run.checks.models import check_recipe
 from srd.run.curate import Curated, curriculum_of
 from srd.run.flow import advance
+from srd.run.outline.order import may_cache
 from srd.run.parts.scores import ranked_scores
 from srd.run.parts.teacher_caches import place_of_cache, tier_of_run
 from srd.training.cache.teacher_cache import TeacherCache
@@ -64,7 +65,7 @@ def check_taught(exported: Exported) -> None:
     check_recipe(run)
     if run.encoder_decoder:
         raise UserError("the models are encoder-decoders, which these trainers do not read. Use srd's own training.")
-    if run.recipe.cache.enabled is False or run.recipe.teacher.source:
+    if not may_cache(run.recipe):
         raise UserError(
             "this run keeps no cache of its teacher (cache.enabled, teacher.source), from which its answers would be "
             "exported. Run the recipe with cache.enabled=true and without teacher.source, then export that run."

@@ -290,9 +290,8 @@ class Facts:
 
     @property
     def head_bytes(self) -> int:
-        """What the teacher's head takes beside it."""
-        heads = sum(size.head for size in self.teachers)
-        return heads * bytes_of(self.running_dtype) if self.tier.with_head else 0
+        """What the teachers' heads take beside it, where the tier needs them."""
+        return self.joined.head * bytes_of(self.running_dtype) * self.tier.with_head
 
     def states_bytes(self, answers: float) -> float:
         """What the states of so many answers of the student take beside a head, kept exact."""
@@ -305,7 +304,7 @@ class Facts:
     def bytes_of_tiers(self) -> dict[str, int]:
         """What each tier would take, the head of those that need it included."""
         tiers = {name: cache_tier(self.recipe, self.running_dtype, name) for name in TIERS.names()}
-        head = sum(size.head for size in self.teachers) * bytes_of(self.running_dtype)
+        head = self.joined.head * bytes_of(self.running_dtype)
         served = self.recipe.teacher.endpoint is not None  # which has no states to give
         possible = {name: tier for name, tier in tiers.items() if not (served and tier.with_head)}
         return {name: self.tier_bytes(tier) + head * tier.with_head for name, tier in possible.items()}
@@ -483,7 +482,7 @@ def training_phase(name: str, training: TrainingConfig, facts: Facts, live: bool
 
 
 def trained_parameters(size: Size, training: TrainingConfig) -> int:
-    """Parameters that a checkpoint holds: all, or the adapter's."""
+    """Parameters that a checkpoint holds: all, or the adapter's of query, key, value and output."""
     return 2 * training.lora.r * size.hidden_size * 4 * size.layers if training.lora else size.parameters
 
 
@@ -495,11 +494,8 @@ def training_memory(
     Weights (4 bytes, trainable ones with gradient and two moments: 16), activations of a micro-batch of the longest
     examples, one chunk of logits, and the teacher: its head where there is a cache, all of it where it runs live.
     """
-    if training.lora:
-        rank_parameters = 2 * training.lora.r * student.hidden_size * 4 * student.layers  # query, key, value, output
-        weights = float(student.parameters * bytes_of(student.dtype) + 16 * rank_parameters)
-    else:
-        weights = 16.0 * student.parameters
+    frozen = student.parameters * bytes_of(student.dtype) if training.lora else 0
+    weights = float(frozen + 16 * trained_parameters(student, training))
     per_device = max(1, training.batch_size // devices)
     micro = min(training.micro_batch_size or per_device, per_device)
     length = min(1.5 * (data.prompt + data.response), 4096)  # batches hold examples of similar, above-average length

@@ -19,10 +19,11 @@ from srd.data.batching import EncodedExamples
 from srd.data.portable_chat import chat_template_of, usual_template
 from srd.run.context import Run
 from srd.run.outline.costs import alignment_of
+from srd.run.outline.order import may_cache
 from srd.run.parts.loading import engine_for, load, parameters
 from srd.run.parts.pairs import in_pairs_of, pair_examples, responses
 from srd.run.parts.scores import keep_scores, ranked_scores, reflect_on
-from srd.run.parts.teacher_caches import cache_fits, caches_of, collator, may_cache, pair_cache, read_once_of
+from srd.run.parts.teacher_caches import cache_fits, caches_of, collator, pair_cache, read_once_of
 from srd.training.alignment import Reader, warn_of_coverage
 from srd.training.checkpoints import check_disk
 from srd.training.settings import TrainingConfig

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from srd.base import parallel
-from srd.curation.scores.base import measured_needs
 from srd.models.served.client import Address
 from srd.models.served.endpoint import Away, Endpoint
 from srd.recipe.schema import Recipe, TeacherConfig
 from srd.run.models import RecipeModels
+from srd.run.outline.order import needs_of
 
 
 def endpoint_of(teacher: TeacherConfig, top: int) -> Endpoint:
@@ -30,14 +30,8 @@ def asks_server(recipe: Recipe, steps: Sequence[str]) -> bool:
     """Whether steps of these names ask a served teacher."""
     asking = {"teacher text", "repair", "cache", "pairs"}  # the texts of pairs are asked about as a training begins
     asking |= {"evaluation"} if "teacher" in (recipe.evaluation.models or ["teacher"]) else set()
-    asking |= {"measures"} if ranks_by_teacher(recipe) else set()
+    asking |= {"measures"} if "teacher" in needs_of(recipe) else set()
     return recipe.teacher.endpoint is not None and not asking.isdisjoint(steps)
-
-
-def ranks_by_teacher(recipe: Recipe) -> bool:
-    """Whether a score of the curricula reads what the teacher says."""
-    curricula = [training.curriculum for training in recipe.variants.values() if training.curriculum]
-    return any("teacher" in measured_needs(curriculum.score) for curriculum in curricula)
 
 
 def check_server(models: RecipeModels) -> None:
@@ -50,7 +44,7 @@ def check_server(models: RecipeModels) -> None:
     taught = any(training.needs_teacher for training in recipe.student_trainings)
     for teacher in recipe.all_teachers:
         endpoint = endpoint_of(teacher, recipe.cache.listed if taught else 0)
-        needed = taught or ranks_by_teacher(recipe)
+        needed = taught or "teacher" in needs_of(recipe)
         endpoint.check(reads_with(models), recipe.data.max_length, needs_likelihoods=needed)
 
 

@@ -18,6 +18,7 @@ from srd.recipe.schema import Recipe
 from srd.run.context import Run
 from srd.run.identity import model_identity
 from srd.run.outline.costs import cache_tier, limit_for
+from srd.run.outline.order import may_cache
 from srd.run.parts.loading import lists_of, load
 from srd.training.cache.building import build_cache, fill_cache
 from srd.training.cache.several import SeveralCaches
@@ -74,11 +75,6 @@ def check_fits(recipe: Recipe, needed: int) -> None:
             f"what the teacher says would take {shown_bytes(needed)}, more than cache.limit_gb = {limit:g}. "
             f"Set cache.limit_gb={limit_for(needed)}, or a smaller cache.tier."
         )
-
-
-def may_cache(recipe: Recipe) -> bool:
-    """Whether the recipe allows a cache at all; other teachers than the model itself are asked in every step."""
-    return recipe.cache.enabled is not False and not recipe.teacher.source
 
 
 def place_of_cache(run: Run, number: int = 0) -> Path:
@@ -172,6 +168,6 @@ def pair_cache(run: Run, examples: EncodedExamples) -> TeacherCache | None:
     if run.is_served:
         check_fits(run.recipe, needed)
         return _asked(run, place, tier, examples)
-    if cache.enabled is False or run.recipe.teacher.source or needed > cache.limit_gb * 1e9:
+    if not may_cache(run.recipe) or needed > cache.limit_gb * 1e9:
         return None
     return _read(run, place, examples, "teacher", tier, max_kl=cache.max_kl)
