@@ -16,6 +16,7 @@ from srd.data.corruption import corrupt
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows, row_of
 from srd.report.page import build_report
+from srd.run.parts import written
 from srd.run.steps import cleaning
 from tests.oracle import noun_rows, oracle_losses
 from tests.runs import TinyRun, steps_finished, write_rows
@@ -124,7 +125,7 @@ def test_repaired_rows_have_an_answer_of_the_teacher(run: TinyRun, monkeypatch: 
         told = [text if not decoding.temperature else text[: len(text) // 2] for text in told]
         return [[*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in told]
 
-    monkeypatch.setattr(cleaning, "generate_tokens", writes)
+    monkeypatch.setattr(written, "generate_tokens", writes)
     done = run.set(data__cleaning__action="repair", generation__max_new_tokens=64).advance("reflection")
     found, left = marks(run), pq.read_table(done.files.cleaned).to_pylist()
     repaired = {name: row for name, row in found.items() if row["repaired"]}
@@ -140,7 +141,7 @@ def test_repaired_rows_have_an_answer_of_the_teacher(run: TinyRun, monkeypatch: 
     page = build_report(done.folder).read_text(encoding="utf-8")
     assert '<section id="cleaning"' in page and "belong to another prompt" in page and "<h4>Repaired</h4>" in page
     # Without an answer that passes, a row is dropped.
-    monkeypatch.setattr(cleaning, "generate_tokens", lambda *a, **k: [[1, 2, 3] for _ in a[2]])
+    monkeypatch.setattr(written, "generate_tokens", lambda *a, **k: [[1, 2, 3] for _ in a[2]])
     done = run.set(generation__max_new_tokens=65).advance("repair")
     assert not any(row["repaired"] for row in marks(run).values())
     assert ids(done.files.cleaned) == [name for name in found if name not in wrong]
@@ -158,7 +159,7 @@ def test_all_rows_are_rewritten_by_the_same_teacher(run: TinyRun, monkeypatch: p
         ]
 
     unanswered = ""
-    monkeypatch.setattr(cleaning, "generate_tokens", writes)
+    monkeypatch.setattr(written, "generate_tokens", writes)
     run.set(teacher__sft={"epochs": 1, "batch_size": 32}, generation__max_new_tokens=64)
     done = run.advance("teacher")
     before, found = steps_finished(run.run_dir), marks(run)
@@ -196,7 +197,7 @@ def test_a_repair_is_trained_on_as_it_was_written(run: TinyRun, monkeypatch: pyt
         """The same to all; every other one is cut."""
         return [[*said, tokenizer.eos_token_id][: len(said) + 1 - place % 2] for place in range(len(prompts))]
 
-    monkeypatch.setattr(cleaning, "generate_tokens", writes)
+    monkeypatch.setattr(written, "generate_tokens", writes)
     monkeypatch.setattr(cleaning, "passing", lambda candidates, *rest: np.ones(len(candidates), dtype=bool))
     told: list[str] = []
     monkeypatch.setattr(cleaning.logger, "info", lambda said, *values: told.append(said % values))

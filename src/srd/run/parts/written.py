@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
+from srd.base import parallel
 from srd.base.errors import UserError
 from srd.data.turns import without_end
+from srd.models.generation import Decoding, generate_tokens
 from srd.models.tokenizers.token_bytes import continuations
 from srd.models.tokenizers.tokens import stop_token_ids
 from srd.run.context import Run
@@ -14,11 +17,18 @@ from srd.run.context import Run
 Written = tuple[list[int], bool]  # token ids without what ended them, and whether something did
 
 
-def as_written(run: Run, model: Any, tokenizer: Any, answers: list[list[int]]) -> tuple[list[Written], list[str]]:
-    """Answers as the student would have written them, and their texts.
+def written_by(
+    run: Run, model: Any, tokenizer: Any, prompts: Sequence[list[int]], names: list[str], decoding: Decoding, title: str
+) -> tuple[list[Written], list[str]]:
+    """Let a model answer prompts: its answers as the student would have written them, and their texts.
 
     Only from a teacher that reads other tokens the text is taken.
     """
+    with run.progress(title) as update:
+        answers = generate_tokens(
+            model, tokenizer, prompts, names, decoding, batch_size=run.recipe.generation.batch_size, progress=update,
+            share=parallel.processes() > 1,
+        )  # fmt: skip
     written = [without_end(ids, stop_token_ids(model, tokenizer)) for ids in answers]
     if run.apart and tokenizer is not run.tokenizer:
         texts = tokenizer.batch_decode([tokens for tokens, _ in written], skip_special_tokens=True)

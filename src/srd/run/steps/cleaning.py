@@ -39,14 +39,14 @@ from srd.curation.repair import TEMPERATURE, candidates_read, chosen, passing
 from srd.curation.shots import SHOTS
 from srd.data.encoding import Encoder
 from srd.data.leaks import are_dropped
-from srd.models.generation import Decoding, generate_tokens
+from srd.models.generation import Decoding
 from srd.models.settings import ModelConfig
 from srd.recipe.schema import Recipe
 from srd.run.context import Run, load_options
 from srd.run.identity import model_identity
 from srd.run.outline import order
 from srd.run.parts.loading import load_reader, load_writer
-from srd.run.parts.written import as_written
+from srd.run.parts.written import written_by
 from srd.run.steps.base import Step, Summary
 
 logger = logging.getLogger(__name__)
@@ -363,9 +363,8 @@ def _answers(run: Run, rows: datasets.Dataset, wrong: NDArray[np.int64]) -> list
         kept = parallel.on_main(functools.partial(read_sealed, path))
         if kept.get("made_from") != made_from:
             model = model or load_writer(run.teacher_source, run, run.teacher_options())
-            with run.progress(f"teacher repairs, {number + 1} of {len(ways)}") as update:
-                answers = _written(run, model, prompts, names, way, update)
-            kept = {"made_from": made_from, "answers": answers}
+            title = f"teacher repairs, {number + 1} of {len(ways)}"
+            kept = {"made_from": made_from, "answers": _written(run, model, prompts, names, way, title)}
             if parallel.is_main():
                 write_sealed(path, kept)
         pairs = zip(wrong, kept["answers"], strict=True)
@@ -374,17 +373,12 @@ def _answers(run: Run, rows: datasets.Dataset, wrong: NDArray[np.int64]) -> list
 
 
 def _written(
-    run: Run, model: Any, prompts: list[list[int]], names: list[str], way: Decoding, update: Any
+    run: Run, model: Any, prompts: list[list[int]], names: list[str], way: Decoding, title: str
 ) -> list[tuple[str, list[int]]]:
     """Answers as text and token ids; without the latter those that do not end, or say nothing."""
-    tokenizer = run.teacher_encoder.tokenizer
-    answers = generate_tokens(
-        model, tokenizer, prompts, names, way, batch_size=run.recipe.generation.batch_size, progress=update,
-        share=parallel.processes() > 1,
-    )  # fmt: skip
-    written, texts = as_written(run, model, tokenizer, answers)
+    written, texts = written_by(run, model, run.teacher_encoder.tokenizer, prompts, names, way, title)
     if cut := sum(not ended for _, ended in written):
-        logger.info("%d of %d repairs were cut at %d tokens, and are not used.", cut, len(answers), way.max_new_tokens)
+        logger.info("%d of %d repairs were cut at %d tokens, and are not used.", cut, len(texts), way.max_new_tokens)
     return [
         (text.strip(), tokens if ended and text.strip() else [])
         for text, (tokens, ended) in zip(texts, written, strict=True)

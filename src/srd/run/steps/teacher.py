@@ -15,7 +15,7 @@ from srd.base.remedies import warn
 from srd.base.tables import write_table
 from srd.base.text import count, many, shown_bytes
 from srd.data.batching import EncodedExamples
-from srd.models.generation import Decoding, generate_tokens
+from srd.models.generation import Decoding
 from srd.models.tokenizers.tokens import tokenizer_identity
 from srd.recipe.schema import Recipe
 from srd.run.context import Run, load_options
@@ -35,7 +35,7 @@ from srd.run.parts.teacher_caches import (
     taught_rows,
     tier_of_run,
 )
-from srd.run.parts.written import as_written
+from srd.run.parts.written import written_by
 from srd.run.steps.base import Step, Summary
 from srd.training.cache.building import build_cache, fill_cache
 from srd.training.cache.teacher_cache import TeacherCache
@@ -119,12 +119,7 @@ def write_text(
     run: Run, model: Any, rows: EncodedExamples, tokenizer: Any, decoding: Decoding, path: Path, who: str
 ) -> Summary:
     """Let a model answer training prompts and keep it as `TEACHER_TEXT`."""
-    with run.progress(f"{who} writes") as update:
-        answers = generate_tokens(
-            model, tokenizer, rows.prompts, rows.ids, decoding,
-            batch_size=run.recipe.generation.batch_size, progress=update, share=parallel.processes() > 1,
-        )  # fmt: skip
-    written, texts = as_written(run, model, tokenizer, answers)
+    written, texts = written_by(run, model, tokenizer, rows.prompts, rows.ids, decoding, f"{who} writes")
     if parallel.is_main():
         columns = {"tokens": [tokens for tokens, _ in written], "ended": [ended for _, ended in written]}
         table = pa.table({"id": rows.ids, "response": texts, **columns}, schema=TEACHER_TEXT)
