@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from pyarrow import compute
 
 from srd.base.files import atomic_write
@@ -40,7 +41,7 @@ from srd.report.html import render
 from srd.report.reading import RunFiles, read_run
 from srd.report.refreshes import refreshes_section
 from srd.report.stages import changed_answers, stage_table, stages_of
-from srd.report.tables import to_html
+from srd.report.tables import Table, to_html
 from srd.report.teaching import alignment_table, cache_table
 
 #: The words of the first lines, which mean something of their own here.
@@ -123,14 +124,13 @@ def comparison_section(run: RunFiles, models: list[Model]) -> dict[str, Any]:
     if len(primary) > 1:
         scores = tables[0].pick(lambda column: column.title not in COST_COLUMNS)
         tables = [scores, tables[0].pick(lambda column: column.title in ("Model", *COST_COLUMNS))]
-    intervals = interval_table(run)
     return {
         "bars": score_bars(run, models) if primary else None,
         "yardstick": yardstick(primary) if primary else "",
         "comparisons": [to_html(table) for table in tables if len(table.columns) > 1],
         "compared": bool(models),
         "by_script": [task for task, own in run.details.get("tasks", {}).items() if "rouge_words" in own["scoring"]],
-        "intervals": to_html(intervals) if intervals else None,
+        "intervals": _html(interval_table(run)),
         "alone": len([model for model in models if model.key not in GIVEN_MODELS]) == 1,
     }
 
@@ -142,7 +142,6 @@ def training_section(run: RunFiles) -> dict[str, Any]:
     stages = stages_of(run)
     changed = changed_answers(run, stages)
     refreshes, texts = refreshes_section(run)
-    aligned, cached = alignment_table(run), cache_table(run)
     return {
         "curves": training_curves(run),
         "once": measured_once(run),
@@ -151,11 +150,16 @@ def training_section(run: RunFiles) -> dict[str, Any]:
         "stages": to_html(stage_table(run, stages)) if stages else None,
         "one_stage": len(stages) == 1,
         "changed": [changed] if changed else [],
-        "refreshes": to_html(refreshes) if refreshes else None,
+        "refreshes": _html(refreshes),
         "own_texts": [texts] if texts else [],
-        "aligned": to_html(aligned) if aligned else None,
-        "cached": to_html(cached) if cached else None,
+        "aligned": _html(alignment_table(run)),
+        "cached": _html(cache_table(run)),
     }
+
+
+def _html(table: Table | None) -> Markup | None:
+    """A table as the page has it, which may have none."""
+    return to_html(table) if table is not None else None
 
 
 def difficulty_section(run: RunFiles) -> dict[str, Any]:
@@ -163,13 +167,12 @@ def difficulty_section(run: RunFiles) -> dict[str, Any]:
     if not run.ranked:
         return {"map": None}
     corruption = run.corruption()
-    found = corruption_table(run.ranked, corruption)
     return {
         "map": difficulty_map(run.ranked, corruption),
         "kept": f"{compute.sum(run.ranked['kept']).as_py():,}",
         "ranked": f"{len(run.ranked):,}",
         "drawn": f"{MAP_POINTS:,}" if len(run.ranked) > MAP_POINTS else "",
-        "detection": to_html(found) if found else None,
+        "detection": _html(corruption_table(run.ranked, corruption)),
         "in_sample": bool(run.summary("reflection").get("in_sample")),
     }
 

@@ -200,6 +200,7 @@ def to_latex(table: Table) -> str:
 
 def to_html(table: Table) -> Markup:
     """Write an HTML table in a scrolling box; the first cell of a row is its heading; spreads are paler."""
+    texts = list(table.texts())
     columns = [
         (column.title, "number" if right else "text")
         for column, right in zip(table.columns, table.numeric(), strict=True)
@@ -207,20 +208,12 @@ def to_html(table: Table) -> Markup:
     rows = [
         [
             (*(text.split(" ± ", 1) if isinstance(cell, Measure) and " ± " in text else (text, "")), bold)
-            for cell, (text, bold) in zip(row, texts, strict=True)
+            for cell, (text, bold) in zip(row, own, strict=True)
         ]
-        for row, texts in zip(table.rows, table.texts(), strict=True)
+        for row, own in zip(table.rows, texts, strict=True)
     ]
-    texts = [[text for text, _ in row] for row in table.texts()]
-    widths = (
-        [
-            max(map(len, [column.title, *own]))
-            for column, own in zip(table.columns, zip(*texts, strict=True), strict=True)
-        ]
-        if texts
-        else []
-    )
-    characters = sum(widths) + GAP * len(widths)
+    widths = [max([len(column.title), *(len(own[i][0]) for own in texts)]) for i, column in enumerate(table.columns)]
+    characters = sum(widths) + GAP * len(widths) if texts else 0
     scrolls = next((name for name, room in ROOM.items() if characters > room), "")
     return macro("macros.j2", "table", columns=columns, rows=rows, caption=table.caption, scrolls=scrolls)
 
