@@ -34,12 +34,11 @@ from srd.base.files import (
     write_sealed,
 )
 from srd.data.batching import EncodedExamples
-from srd.data.encoding import Encoder, encode, is_encoded
+from srd.data.encoding import encode, is_encoded
 from srd.data.examples import as_examples, row_of
-from srd.data.templates.base import get_template
 from srd.evaluation.answers import EvaluatedModel
 from srd.evaluation.answers import evaluate as answer_and_score
-from srd.evaluation.models import UNLIMITED, longest_prompt, read_benchmarks
+from srd.evaluation.models import longest_prompt, prompt_encoder, read_benchmarks
 from srd.models.adapted import is_adapted
 from srd.models.loading.loading import load_model, load_tokenizer
 from srd.models.tokenizers.pair import token_count
@@ -431,13 +430,7 @@ def evaluate(
         seeds=wanted, allow_code_execution=allow_code_execution, **options,
     )  # fmt: skip
     room = longest_prompt(model.config, tokenizer, benchmark.decoding.max_new_tokens)
-    encoder = Encoder(
-        tokenizer,
-        get_template("auto", tokenizer),
-        max_length=UNLIMITED,
-        max_prompt_length=max_prompt_length or (UNLIMITED if room is None else room),
-        encoder_decoder=bool(model.config.is_encoder_decoder),
-    )
+    encoder = prompt_encoder(model.config, tokenizer, max_prompt_length or room)
     was_training = model.training
     folder = parallel.on_main(lambda: tempfile.mkdtemp(prefix="srd-evaluation-"))
     try:

@@ -237,6 +237,14 @@ def longest_prompt(config: Any, tokenizer: Any, answer_length: int) -> int | Non
     return int(smallest) if apart else int(smallest) - answer_length
 
 
+def prompt_encoder(config: Any, tokenizer: Any, longest: int | None, template: str = "auto") -> Encoder:
+    """What makes tokens of prompts for a model that only answers; ``longest``: of a prompt, in tokens, if any."""
+    return Encoder(
+        tokenizer, get_template(template, tokenizer), max_length=UNLIMITED,
+        max_prompt_length=UNLIMITED if longest is None else longest, encoder_decoder=bool(config.is_encoder_decoder),
+    )  # fmt: skip
+
+
 def _evaluated_model(model: str, name: str, answer_length: int, max_prompt_length: int | None) -> EvaluatedModel:
     """A model with its tokenizer; the weights are loaded when the first answer is missing."""
     config, tokenizer = load_config(model), load_tokenizer(model)
@@ -251,13 +259,7 @@ def _evaluated_model(model: str, name: str, answer_length: int, max_prompt_lengt
             f"--max-prompt-length is {max_prompt_length}, but model '{model}' takes {room} tokens of prompt beside an "
             f"answer of {answer_length}. Give a smaller one, or leave it out."
         )
-    encoder = Encoder(
-        tokenizer,
-        get_template("auto", tokenizer),
-        max_length=UNLIMITED,
-        max_prompt_length=max_prompt_length or room or UNLIMITED,
-        encoder_decoder=bool(config.is_encoder_decoder),
-    )
+    encoder = prompt_encoder(config, tokenizer, max_prompt_length or room)
 
     def load() -> tuple[Any, Encoder]:
         return load_model(model, tokenizer=tokenizer, device=parallel.own_gpu()), encoder

@@ -13,8 +13,8 @@ from typing import Any
 from srd.base import parallel
 from srd.base.errors import UserError
 from srd.data.encoding import Encoder
-from srd.data.templates.base import class_of, get_template
-from srd.evaluation.models import UNLIMITED, longest_prompt
+from srd.data.templates.base import class_of
+from srd.evaluation.models import longest_prompt, prompt_encoder
 from srd.models.generation import Decoding, stream_tokens
 from srd.models.loading.loading import load_generation_config, load_model, load_tokenizer
 from srd.models.settings import ModelConfig
@@ -102,13 +102,8 @@ class ChatModel:
                 f"--max-new-tokens is {decoding.max_new_tokens}, which leaves no room for a prompt in model "
                 f"'{self.source}'. Give a smaller one."
             )
-        return Encoder(
-            self.tokenizer,
-            get_template("chat" if self.tokenizer.chat_template else "alpaca", self.tokenizer),
-            max_length=UNLIMITED,
-            max_prompt_length=room or UNLIMITED,
-            encoder_decoder=bool(self.model.config.is_encoder_decoder),
-        )
+        template = "chat" if self.tokenizer.chat_template else "alpaca"
+        return prompt_encoder(self.model.config, self.tokenizer, room, template)
 
 
 def _row(turns: Sequence[Message]) -> dict[str, Any]:
@@ -185,7 +180,7 @@ def _teacher(recipe: Recipe, folder: Path, shared: Any) -> tuple[list[ChatModel]
     tuned = RunFolder(folder, recipe.training.label).teacher
     if recipe.teacher.sft:
         return [ChatModel("teacher", str(tuned), load_tokenizer(str(tuned)), load_options(named, loose=False))], []
-    if getattr(recipe.teacher, "endpoint", None):
+    if recipe.teacher.endpoint is not None:
         return [], ["The teacher is behind a server and is not asked here."]
     options = load_options(named)
     own = load_tokenizer(named.model, **_of_hub(options))
