@@ -194,9 +194,8 @@ def _answer_all(
                 if not parallel.on_main(partial(_has_answers, path, identity, shared)):
                     loaded = loaded or evaluated.load()
                     title = f"{evaluated.name} on {benchmark.key}, seed {seed}"
-                    texts = _answer(
-                        loaded, benchmark, seed, batch_size, partial(_count, progress, title, before, total)
-                    )
+                    tell = progress and partial(_tell, progress, title, before, total)
+                    texts = _answer(loaded, benchmark, seed, batch_size, tell)
                     _write_predictions(path, benchmark, texts, identity, scoring)
                     _give(path, identity, shared)
             parallel.barrier()
@@ -241,17 +240,15 @@ def _give(path: Path, identity: str, shared: Path | None) -> None:
         link(scores_path(path), scores_path(unfinished / SHARED_ANSWERS))
 
 
-def _count(
-    progress: Callable[[str, int, int], None] | None, title: str, before: int, total: int, done: int, part: int
-) -> None:
-    """Say how many prompts of all models, tasks and seeds are answered, ``done`` of this ``part`` of them."""
-    if progress:
-        progress(title, before + done, total)
+def _tell(progress: Callable[[str, int, int], None], title: str, before: int, total: int, done: int, _: int) -> None:
+    """Say how many prompts of all models, tasks and seeds are answered, ``done`` of this part of them."""
+    progress(title, before + done, total)
 
 
 def _answer(
-    loaded: tuple[Any, Encoder], benchmark: Benchmark, seed: int, batch_size: int, progress: Callable[[int, int], None]
-) -> Predictions:
+    loaded: tuple[Any, Encoder], benchmark: Benchmark, seed: int, batch_size: int,
+    progress: Callable[[int, int], None] | None,
+) -> Predictions:  # fmt: skip
     """Let a model answer: a text for every example, or a list of texts where several samples are wanted."""
     model, encoder = loaded
     if benchmark.template is not None:
