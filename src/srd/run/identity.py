@@ -28,16 +28,16 @@ def name_content(name: str) -> Any:
         return content_of(path)
     if glob.has_magic(name):
         return {found: content_of(Path(found)) for found in sorted(glob.glob(str(path), recursive=True))}
-    return hub_commit(name.partition(":")[0], "dataset", None)
+    return _data_set_commit(name.partition(":")[0])
 
 
-def hub_commit(name: str, kind: str, revision: str | None = None) -> str | None:
-    """The commit that a hub name stands for now; the one in the local cache where the hub cannot be reached."""
+def _data_set_commit(name: str, revision: str | None = None) -> str | None:
+    """The commit that a data set's hub name stands for now; that of the local cache where the hub is out of reach."""
     from huggingface_hub import HfApi, constants
 
     with contextlib.suppress(Exception):  # no network, no such name: reading it will say what is wrong
-        return HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=10).sha
-    cached = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "refs" / (revision or "main")
+        return HfApi().repo_info(name, repo_type="dataset", revision=revision, timeout=10).sha
+    cached = Path(constants.HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}" / "refs" / (revision or "main")
     return cached.read_text(encoding="utf-8").strip() if cached.is_file() else None
 
 
@@ -68,7 +68,7 @@ def task_identity(task: TaskConfig) -> Any:
     if task.path:
         content = name_content(task.path)
     elif known.hub is not None:
-        content = hub_commit(known.hub.repository, "dataset", known.hub.revision)
+        content = _data_set_commit(known.hub.repository, known.hub.revision)
     else:
         content = platform.python_version()
     return [task.model_dump(exclude={"path"}), content]
