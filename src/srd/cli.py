@@ -121,16 +121,6 @@ def open_run(recipe: str, overrides: list[str] | None, run_dir: Path | None) -> 
     return run
 
 
-def finish(run: Any) -> None:
-    """The last screen: what was gained, what it cost, where everything is."""
-    from srd.base import parallel
-    from srd.base.console import console
-    from srd.report.summary import print_summary
-
-    if parallel.is_main():
-        print_summary(run.folder, console)
-
-
 def write_report(run: Any) -> Path | None:
     """Write the report from whatever the run directory holds."""
     from srd.base import parallel
@@ -155,6 +145,9 @@ def run_command(
     ] = None,
 ) -> None:
     """Run a whole recipe: examples to report. Running it again resumes it."""
+    from srd.base import parallel
+    from srd.base.console import console
+    from srd.report.summary import print_summary
     from srd.run.flow import run_all
 
     cluster = {"engine": engine, "address": address}
@@ -162,7 +155,8 @@ def run_command(
     run = open_run(recipe, [*(overrides or []), *given], run_dir)
     run_all(run)
     write_report(run)
-    finish(run)
+    if parallel.is_main():
+        print_summary(run.folder, console)
 
 
 @app.command()
