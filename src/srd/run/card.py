@@ -22,13 +22,11 @@ from srd.base.yaml_text import dump_yaml
 from srd.data.settings import SourceConfig
 from srd.evaluation.predictions import predictions_path, read_scores
 from srd.metrics.statistics import paired_bootstrap
-from srd.models.loading.architecture import count_parameters
 from srd.models.loading.facts import Origin, origin_of
-from srd.models.loading.loading import load_config
 from srd.models.settings import HUB_NAME
 from srd.recipe.short import shortest
 from srd.run.context import Run
-from srd.run.manifest import Manifest
+from srd.run.parts.loading import parameters
 from srd.tasks.base import data_set_of
 
 #: What stands in a card for the name under which it is published.
@@ -63,7 +61,7 @@ class Card:
         values = {
             "title": self.title, "label": self.label, "training": self.training, "recipe": self.recipe,
             "teacher": self.teacher, "base": self.base, "made": self.run.start_source != self.recipe.student.model,
-            "parameters": count(self._parameters), "address": HUB_ADDRESS.format(name=self.title),
+            "parameters": count(parameters(self.run.start_source)), "address": HUB_ADDRESS.format(name=self.title),
             "scores": list(self._scores()), "differences": self._differences(), "summary": self._summary(),
             "prompt": self._prompt(), "short": dump_yaml(_without_places(shortest(self.recipe))).rstrip(),
             "adapter": self.is_adapter, "encoder_decoder": self.run.encoder_decoder, "version": VERSION,
@@ -95,10 +93,6 @@ class Card:
         """Names of the training data as people call them, and on the hub where they are there."""
         return list(_names(self.recipe.data.train))
 
-    @property
-    def _parameters(self) -> int:
-        return count_parameters(load_config(self.run.start_source))["total"]
-
     # -------------------------------------------------------------------------------------------------- front matter
 
     def front_matter(self) -> dict[str, Any]:
@@ -108,7 +102,7 @@ class Card:
         if self.teacher.hub and self.training.needs_teacher | self.training.teacher_writes:
             tags.append(f"teacher:{self.teacher.hub}")
         metrics = sorted({METRICS.get(metric, (metric, metric))[0] for _, metric, _ in self._own()})
-        found = {
+        return {
             **({"base_model": [base], "base_model_relation": "adapter" if self.is_adapter else "finetune"}
                if base else {}),
             **({"datasets": datasets} if datasets else {}),
@@ -119,7 +113,6 @@ class Card:
             **({"metrics": metrics, "model-index": [{"name": self.title, "results": self._index()}]}
                if metrics else {}),
         }  # fmt: skip
-        return found
 
     def _index(self) -> list[dict[str, Any]]:
         results: dict[str, dict[str, Any]] = {}
@@ -203,8 +196,7 @@ class Card:
         return f"temperature {settings.temperature:g}{top_p}"
 
     def _summary(self) -> dict[str, Any]:
-        manifest: Manifest = self.run.manifest
-        return dict(manifest.steps.get(f"train/{self.label}", {}).get("summary", {}))
+        return dict(self.run.manifest.steps.get(f"train/{self.label}", {}).get("summary", {}))
 
     def _prompt(self) -> str:
         """An example of the prompt, as the chat template writes it."""
