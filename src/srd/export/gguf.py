@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from srd.base.errors import UserError
 from srd.data.turns import turns_of
 from srd.export.base import KINDS, Exported
-from srd.export.gguf_tokens import CONVERTER, Vocabulary, vocabulary_of
+from srd.export.gguf_tokens import CONVERTER, vocabulary_of
 
 #: Families by transformers' name -> llama.cpp's.
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gpt2": "gpt2"}
@@ -105,6 +105,10 @@ def write_gguf(exported: Exported, path: Path, kind: str) -> None:
     writer.close()
 
 
+def _head_size(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
 def _add_sizes(writer: Any, config: Any) -> None:
     heads, width = config.num_attention_heads, config.hidden_size
     writer.add_context_length(config.max_position_embeddings)
@@ -119,7 +123,7 @@ def _add_sizes(writer: Any, config: Any) -> None:
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    head = getattr(config, "head_dim", None) or width // heads
+    head = _head_size(config)
     writer.add_key_length(head)
     writer.add_value_length(head)
     writer.add_rope_dimension_count(head)
@@ -134,7 +138,11 @@ def _add_sizes(writer: Any, config: Any) -> None:
 
 def _add_tokens(writer: Any, exported: Exported) -> None:
     tokenizer, found = exported.tokenizer, vocabulary_of(exported)
-    _add_vocabulary(writer, found)
+    writer.add_tokenizer_model("gpt2")  # byte-level byte pairs, of whatever family
+    writer.add_tokenizer_pre(found.pre)
+    writer.add_token_list(found.tokens)
+    writer.add_token_types(found.types)
+    writer.add_token_merges(found.merges)
     turns = turns_of(tokenizer)
     ids = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id, "unk": tokenizer.unk_token_id}
     ids |= {"pad": tokenizer.pad_token_id, "eot": turns.chat_end[-1] if tokenizer.chat_template else None}
@@ -149,14 +157,6 @@ def _add_tokens(writer: Any, exported: Exported) -> None:
         template = template.get("default")
     if template:
         writer.add_chat_template(template)
-
-
-def _add_vocabulary(writer: Any, found: Vocabulary) -> None:
-    writer.add_tokenizer_model("gpt2")  # byte-level byte pairs, of whatever family
-    writer.add_tokenizer_pre(found.pre)
-    writer.add_token_list(found.tokens)
-    writer.add_token_types(found.types)
-    writer.add_token_merges(found.merges)
 
 
 # ------------------------------------------------------------------------------------------------------------- tensors
@@ -222,7 +222,7 @@ def _stored(name: str, values: NDArray[Any], kind: str) -> tuple[NDArray[Any], A
 def _rope_factors(config: Any) -> NDArray[np.float32]:
     """By what Llama 3 divides its rotary frequencies, ``[head / 2]``."""
     rope = rope_of(config)
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head = _head_size(config)
     waves = 2 * np.pi * rope["rope_theta"] ** (np.arange(0, head, 2) / head)
     context = rope["original_max_position_embeddings"]
     low, high = context / rope["low_freq_factor"], context / rope["high_freq_factor"]

@@ -145,20 +145,18 @@ def check_places(folders: Iterable[Path]) -> None:
         UserError: with the first file, or folder with files of somebody else.
     """
     for folder in folders:
-        _check_place(folder)
-
-
-def _check_place(folder: Path) -> None:
-    if folder.is_file():
-        raise UserError(f"{folder} is a file, and a cell of the sweep goes there. Move it, or choose another --dir.")
-    names = {path.name for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else set()
-    if read_sealed(folder / RESULT):  # of a cell that has failed at once, all there is
-        names -= {RESULT}
-    if names and not names & {"recipe.yaml", "manifest.json"}:
-        raise UserError(
-            f"{folder} holds other files ({', '.join(sorted(names)[:3])}), where a cell of the sweep goes. Move it, "
-            "or choose another --dir."
-        )
+        if folder.is_file():
+            raise UserError(
+                f"{folder} is a file, and a cell of the sweep goes there. Move it, or choose another --dir."
+            )
+        names = {path.name for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else set()
+        if read_sealed(folder / RESULT):  # of a cell that has failed at once, all there is
+            names -= {RESULT}
+        if names and not names & {"recipe.yaml", "manifest.json"}:
+            raise UserError(
+                f"{folder} holds other files ({', '.join(sorted(names)[:3])}), where a cell of the sweep goes. Move "
+                "it, or choose another --dir."
+            )
 
 
 def _is_weight(path: Path) -> bool:

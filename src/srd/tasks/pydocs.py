@@ -161,16 +161,10 @@ def documented_rows() -> list[dict[str, str]]:
     return rows
 
 
-def pydocs_splits(seed: int, *, validation: float = 0.1, test: float = 0.1) -> DatasetDict:
-    """Split the questions into train, validation and test, near duplicates of an answer together.
-
-    Args:
-        seed: another seed gives another split.
-        validation: share of the rows.
-        test: share of the rows.
-    """
+def pydocs_splits(seed: int) -> DatasetDict:
+    """Split the questions into train and tenths for validation and test, near duplicates of an answer together."""
     rows = load_pydocs()
-    sizes = {"validation": round(validation * len(rows)), "test": round(test * len(rows))}
+    sizes = dict.fromkeys(("validation", "test"), round(0.1 * len(rows)))
     indices = split_by_group([row["group"] for row in rows], sizes, seed)
     examples = examples_from_rows(rows, "pydocs")
     return DatasetDict({name: examples.select(chosen) for name, chosen in indices.items() if len(chosen)})

@@ -23,25 +23,22 @@ from srd.training.settings import TrainingConfig
 
 def check_recipe(models: RecipeModels, *, packages: bool = True) -> None:
     """Refuse models that do not fit each other, or what is asked of them, before a weight is loaded."""
-    data = models.recipe.data
-    for source in filter(None, (data.train, data.validation, data.test)):
+    recipe = models.recipe
+    for source in filter(None, (recipe.data.train, recipe.data.validation, recipe.data.test)):
         data_set_of(source)
-    check_evaluation(models.recipe)
-    check_libraries(models.recipe)
-    check_optimizer(models.recipe)
+    check_evaluation(recipe)
+    check_libraries(recipe)
+    check_optimizer(recipe)
     if packages:
-        check_packages(missing_packages(models.recipe))
-    check_cleaning(models.recipe)
-    check_cache(models.recipe)
-    teacher, student, here = models.recipe.teacher, models.recipe.student, models.recipe.models_here
-    kinds = [config.is_encoder_decoder for config in models.configs]
-    ENGINES.get(models.recipe.generation.engine).check(any(kinds), here)
+        check_packages(missing_packages(recipe))
+    check_cleaning(recipe)
+    check_cache(recipe)
+    teacher, student, here, configs = recipe.teacher, recipe.student, recipe.models_here, models.configs
+    ENGINES.get(recipe.generation.engine).check(any(config.is_encoder_decoder for config in configs), here)
     for named in here:
         check_weights(str(named.model), adapter=named.adapter, **named.found)
-    name, options = models.recipe.data.frame
+    name, options = recipe.data.frame
     get_template(name, models.tokenizer, options)
-    configs = models.configs
-    trainings = models.recipe.student_trainings
     if teacher.endpoint is not None and models.encoder_decoder:
         raise UserError(
             f"student.model: '{student.model}' is an encoder-decoder, and a teacher behind a server reads texts in one "
@@ -52,9 +49,10 @@ def check_recipe(models: RecipeModels, *, packages: bool = True) -> None:
     for config, model in zip(configs, here, strict=True):
         _check_lengths(models, model, config)
     _check_parts(models)
-    for training, config in [(teacher.sft, configs[0]), *((training, configs[-1]) for training in trainings)]:
-        if training is not None:
-            _check_trainable(training, config)
+    if teacher.sft is not None:
+        _check_trainable(teacher.sft, configs[0])
+    for training in recipe.student_trainings:
+        _check_trainable(training, configs[-1])
 
 
 def _check_parts(models: RecipeModels) -> None:

@@ -32,10 +32,9 @@ def count_data(
     encoder = _encoder(recipe, encoder_decoder) if has_tokenizer else None
     trial = encoder.with_template(recipe.data.frame[0]) if encoder else None  # it tells nothing
     splits = read_splits(recipe, models or trial)
-    count, train = len(splits["train"]), splits["train"]
-    if count > SAMPLE:
-        notes.append(f"tokens are counted on {SAMPLE:,} of {count:,} training examples")
-        train = train.select(np.sort(np.random.default_rng(recipe.seed).permutation(count)[:SAMPLE]))
+    count = len(splits["train"])
+    train, told = sampled(splits["train"], recipe.seed)
+    notes += told
     if encoder is None:
         notes.append("the tokenizer is not at hand: tokens are estimated as a quarter of the characters")
         rows = list(train)
@@ -58,6 +57,15 @@ def count_data(
         round(theirs * count),
         shares_of_teachers(recipe, train, examples.learnt),
     )
+
+
+def sampled(train: datasets.Dataset, seed: int) -> tuple[datasets.Dataset, list[str]]:
+    """The training examples whose tokens are counted: all, or some of many with a note that says so."""
+    count = len(train)
+    if count <= SAMPLE:
+        return train, []
+    chosen = np.sort(np.random.default_rng(seed).permutation(count)[:SAMPLE])
+    return train.select(chosen), [f"tokens are counted on {SAMPLE:,} of {count:,} training examples"]
 
 
 def _read_apart(models: RecipeModels, train: datasets.Dataset, examples: EncodedExamples, notes: list[str]) -> float:

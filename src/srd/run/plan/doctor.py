@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 
 from srd.base.remedies import Warned, collecting, warn
 from srd.base.text import shown_bytes
@@ -24,7 +23,7 @@ from srd.run.checks.warnings import warn_of_copies, warn_of_frames, warn_of_memo
 from srd.run.models import RecipeModels
 from srd.run.outline.costs import DataFacts
 from srd.run.parts.served import told_of_server
-from srd.run.plan.counting import SAMPLE
+from srd.run.plan.counting import sampled
 from srd.run.plan.plan import Plan, check_models_at_hand, make_plan
 from srd.run.steps.examples import read_all
 
@@ -138,7 +137,10 @@ def examine(recipe: Recipe, rows: int, flops_per_second: float) -> Diagnosis:
         warn_of_copies(recipe.data, splits, benchmarks)
         warn_of_questions(models, splits["test"], benchmarks)
         warn_of_frames(models, train)
-        encoded = _encoded(models.encoder, train, recipe.seed)
+        counted, told = sampled(train, recipe.seed)
+        for note in told:
+            logger.info("%s", note)
+        encoded = models.encoder.encode(counted)
         models.encoder.encode(splits["validation"], split="validation")
         examples = tuple(_seen(models.encoder, train.select(range(min(rows, len(train))))))
         if any(words_of(split) == EXTENDED for split in splits.values()):
@@ -185,14 +187,6 @@ def _text(tokenizer: Any, ids: Sequence[int]) -> str:
 def _texts(tokenizer: Any, examples: Sequence[Seen]) -> dict[int, str]:
     ids = {token for each in examples for token in (*each.prompt_ids, *each.response_ids)}
     return {token: _text(tokenizer, [token]) for token in sorted(ids)}
-
-
-def _encoded(encoder: Encoder, train: datasets.Dataset, seed: int) -> datasets.Dataset:
-    """The training examples as tokens, or a sample of many; what is amiss with them is told."""
-    if len(train) > SAMPLE:
-        logger.info("tokens are counted on %s of %s training examples", f"{SAMPLE:,}", f"{len(train):,}")
-        train = train.select(np.sort(np.random.default_rng(seed).permutation(len(train))[:SAMPLE]))
-    return encoder.encode(train)
 
 
 def _counts(encoded: datasets.Dataset, stops: set[int]) -> Counts:
