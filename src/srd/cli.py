@@ -796,7 +796,7 @@ def _say_stopped() -> None:
 
 
 def _once(tell: Callable[[], None]) -> Callable[[], None]:
-    """The same, done by whichever thread is first; another waits until it is done."""
+    """The same, done once, by the first thread that calls it; others wait until it is done."""
     lock, done = threading.Lock(), threading.Event()
 
     def told() -> None:
@@ -861,12 +861,12 @@ def _say(message: str) -> None:
     if not parallel.is_main():
         console.quiet = False
         message = f"process {parallel.process()}: {message}"
-    with contextlib.suppress(OSError):  # nobody listens any more
+    with contextlib.suppress(OSError):  # the terminal is gone
         console.print(message, soft_wrap=True)
 
 
 def _lost(error: BaseException) -> int:
-    """Another process has ended without a word (killed, out of memory, its machine gone): this one cannot go on."""
+    """Another process has ended without a message (killed, out of memory, its machine gone): this one cannot go on."""
     from srd.base import parallel
 
     said = " ".join(str(error).split()).split(". This is typically")[0]  # gloo adds advice about bugs in it

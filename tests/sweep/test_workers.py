@@ -58,7 +58,7 @@ def test_every_cell_is_run_once_whatever_becomes_of_its_process(
     assert sorted((tmp_path / "order.txt").read_text().splitlines()) == sorted(labels)
     states = {cell.label: read_sealed(Fake(tmp_path).place(cell) / RESULT) for cell in cells(*labels)}
     assert [label for label in labels if states[label]["state"] == "done"] == ["a", "before", "z"]
-    assert "was ended by SIGKILL; if that was for want of memory" in states["killed 1"]["error"]
+    assert "was ended by SIGKILL; if memory ran out" in states["killed 1"]["error"]
     said = capfd.readouterr().err
     assert said.count("of 6: ") == 6
     assert "done before" in said

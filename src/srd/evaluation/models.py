@@ -225,7 +225,7 @@ def longest_prompt(config: Any, tokenizer: Any, answer_length: int) -> int | Non
     """Tokens of a prompt that the model takes beside an answer of ``answer_length``; None where it has no limit.
 
     An encoder-decoder has its own positions for the answer. What its tokenizer says (T5: 512) is what it was trained
-    on; its positions are relative and go further, but nobody taught it to read there.
+    on; its positions are relative and go further, but it has not been trained there.
     """
     apart = bool(config.is_encoder_decoder)
     positions, written = position_limit(config, "encoder" if apart else "decoder"), position_limit(config)

@@ -85,7 +85,7 @@ class Exported:
         return self._run
 
     def close(self) -> None:
-        """Give the run directory free."""
+        """Release the run directory."""
         if self._run is not None:
             self._run.close()
 

@@ -1,4 +1,4 @@
-"""A student, or curated data, onto the Hugging Face hub: what goes there is shown first, and nobody else sees it."""
+"""Upload a student, or curated data, to the Hugging Face hub: shown first, and private by default."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from srd.base.settings import Section
 from srd.recipe.schema import Recipe
 from srd.training.methods.base import METHODS
 
-LONG_WORD = re.compile(r"(\S{100})\S{100,}")  # a value that nobody would read to its end
+LONG_WORD = re.compile(r"(\S{100})\S{100,}")  # a value that is too long to show
 # What pydantic puts into a place beside the recipe's own keys: the alternatives of a field that takes several kinds.
 ALTERNATIVE = re.compile(r"str|int|float|bool|(constrained-|list\[|dict\[|literal\[|function-).*")
 

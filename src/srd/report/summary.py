@@ -22,7 +22,7 @@ LEFT_OUT = ("Reflection", "Examples", "Parameters")
 
 
 def escape(text: str) -> str:
-    """Write text for a console as it is, whichever console it is."""
+    """Escape text for a console, so that it is shown as it is."""
     return escape_markup(visible(text))
 
 

@@ -135,7 +135,7 @@ class Run(RecipeModels):
             micro_batch_size(config)  # refuses a number of processes that does not fit
 
     def close(self) -> None:
-        """Give the directory free for another run of this process."""
+        """Release the directory, so that this process can open another run in it."""
         if self._lock is not None:
             self._lock.close()
         if "uncleaned" in self.__dict__:

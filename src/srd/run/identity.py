@@ -55,7 +55,7 @@ def source_identity(source: SourceConfig | None) -> Any:
 
 def model_identity(model: ModelConfig) -> str:
     """What decides what a model says: the content of its folder or file, or its commit, and of its adapter."""
-    if endpoint := getattr(model, "endpoint", None):  # nobody sees its weights: its address, or the user's word
+    if endpoint := getattr(model, "endpoint", None):  # its weights are not seen: its address or revision counts
         return fingerprint("served", str(model.model), *([model.revision] if model.revision else ["at", endpoint]))
     content = model_fingerprint(str(model.model), revision=model.revision, adapter=model.adapter)
     bits = [bits] if (bits := getattr(model, "bits", None)) else []

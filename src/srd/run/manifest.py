@@ -42,7 +42,7 @@ class Manifest:
         inputs: Files and folders that the run reads; their digests are kept, so that large models are hashed once.
 
     Raises:
-        UserError: neither of the two can be read, so that nobody can tell what the directory's files are.
+        UserError: neither of the two can be read, so that it is not known which files are this run's.
     """
 
     def __init__(self, folder: Path, inputs: Iterable[Path] = ()) -> None:
@@ -235,7 +235,7 @@ class Manifest:
             self.steps[step]["places"] = wanted
 
     def _move(self, step: str, names: dict[str, str]) -> None:
-        """Move files and folders of a step; noted before it is done, so that a kill in between is made up for."""
+        """Move files and folders of a step; noted before it is done, so that a killed run can finish it."""
         entry = self.steps[step]
         names = {old: new for old, new in names.items() if old != new}
         entry["places"] = [names.get(name, name) for name in entry["places"]]

@@ -531,7 +531,7 @@ class Judge(Peer):
 
 
 def names_to_find(job: dict[str, Any], namespace: dict[str, Any]) -> list[str]:
-    """List the names that the tests take from the program, and import the modules that they lean on.
+    """List the names that the tests take from the program, and import the modules that they use.
 
     Where the caller does not say, these are the names the tests use and neither Python nor the tests' own imports
     define. Builtins and modules keep their meaning in the tests, whatever the program calls so, or ``set = len`` could

@@ -423,7 +423,7 @@ def reference_of(program: Program, source: str) -> Program:
     return replace(program, source=source, operators=None)
 
 
-# ------------------------------------------------------------------------------------- what tests lean on
+# ------------------------------------------------------------------------------------- what tests use
 
 
 def program_names(reference: str) -> tuple[str, ...]:
@@ -434,6 +434,6 @@ def program_names(reference: str) -> tuple[str, ...]:
 
 
 def program_imports(reference: str) -> str:
-    """Return the top-level import statements of a reference program, for tests that lean on them."""
+    """Return the top-level import statements of a reference program, for tests that use them."""
     imports = [node for node in ast.parse(reference).body if isinstance(node, ast.Import | ast.ImportFrom)]
     return "\n".join(ast.unparse(node) for node in imports)

@@ -212,7 +212,7 @@ class Answered:
 
 
 def read_task(result: Result, task: str, metric: str) -> Answered:
-    """Read the answers that the evaluation's metrics speak of: its seeds, and no other file that lies there."""
+    """Read the answers that the evaluation's metrics are made of: those of its seeds, and no other file."""
     ids: set[tuple[str, ...]] = set()
     values: list[Any] = []
     for seed, mean in result.model.seeds.get((task, metric), {}).items():

@@ -38,9 +38,10 @@ class Worker:
     """A process that runs cells.
 
     Attributes:
-        process: It.
-        pipe: Cells go in; whether there was something to do comes out.
-        cell: The one that it runs, and since when.
+        process: The process.
+        pipe: Takes cells, and gives how each has ended.
+        cell: The one that it runs; None: it is idle.
+        since: When that began.
     """
 
     process: Any
@@ -125,7 +126,7 @@ def _lost(worker: Worker, runner: CellRunner) -> str:
     worker.process.join()
     code = worker.process.exitcode
     reason = f"by {signal.Signals(-code).name}" if code and code < 0 else f"with status {code}"
-    why = f"its process was ended {reason}; if that was for want of memory, run fewer side by side (--jobs)"
+    why = f"its process was ended {reason}; if memory ran out, run fewer side by side (--jobs)"
     assert worker.cell is not None
     write_sealed(runner.place(worker.cell) / RESULT, {"state": "failed", "error": why})
     return f"[bold red]failed[/] ({why})"
@@ -178,7 +179,7 @@ def _device(number: int) -> str | None:
 
 
 def _end(workers: Sequence[Worker]) -> None:
-    """End processes: those that wait for a cell by themselves, the others at once, as cells bear being killed."""
+    """End processes: idle ones by closing their pipe, the others at once, as a killed cell can be continued."""
     for worker in workers:
         if worker.cell is not None:
             worker.process.terminate()

@@ -125,7 +125,7 @@ class MbppTask(Task):
         return not isinstance(number, int) or LAST_IDS["prompt"] < number <= LAST_IDS["test"]
 
     def convert(self, row: Row, place: str) -> Row:
-        """Describe the task and its tests, without which nobody can know what the function is called."""
+        """Describe the task and its tests, which alone say what the function is called."""
         text, code, tests, number = (self.field(row, name, place) for name in FIELDS)
         instruction = "\n".join([text, "", "Your code should pass these tests:", *tests])
         return {"id": f"mbpp-{number}", "instruction": instruction, "output": code.replace("\r\n", "\n")}
@@ -142,10 +142,10 @@ class MbppTask(Task):
         return self.convert(row, place)
 
     def scoring_columns(self, row: Row, place: str) -> dict[str, Any]:
-        """Take the tests, and from the reference program the names and imports that the tests lean on.
+        """Take the tests, and from the reference program the names and imports that the tests use.
 
         Raises:
-            UserError: a field has the wrong type or is no Python, or nobody can tell whose function a test means.
+            UserError: a field has the wrong type or is no Python, or it is not clear whose function a test means.
         """
         tests = row.get("test_list")
         if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):

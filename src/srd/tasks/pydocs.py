@@ -183,7 +183,7 @@ def _parsed_entries() -> Iterator[_Entry]:
         raise RunError(f"data set 'pydocs' needs the sources of the standard library, but {root} has none")
     for name in sorted(modules):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old escapes in docstrings, none of the user's business
+            warnings.simplefilter("ignore")  # about old escapes in docstrings, which the user cannot change
             tree = ast.parse(modules[name].read_bytes())
         public = PUBLIC_NAMES.get(name, name)
         docstring = ast.get_docstring(tree)
@@ -251,7 +251,7 @@ def _compiled_entries() -> Iterator[_Entry]:
 
 
 def _belongs_to(value: Any, module_name: str) -> bool:
-    """Tell whether a member is written in C and at home in this module or its accelerator."""
+    """Whether a member is written in C and defined in this module or its accelerator."""
     if inspect.isclass(value):
         is_compiled = not value.__flags__ & (1 << 9)  # Py_TPFLAGS_HEAPTYPE, as of classes made in Python
         is_compiled = is_compiled or not any(inspect.isfunction(member) for member in vars(value).values())

@@ -385,7 +385,7 @@ class WrittenAhead:
 
 
 def written_ahead(training: TrainingConfig, stages: tuple[StagePlan, ...], response: float) -> WrittenAhead:
-    """What a student writes ahead; ``auto``, which nobody can foresee, counts as once an epoch."""
+    """What a student writes ahead; ``auto``, which depends on the training, counts as once an epoch."""
     every, method = training.method.refreshed(), training.method
     if not training.writes_ahead:
         return WrittenAhead()

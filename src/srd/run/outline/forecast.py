@@ -21,7 +21,7 @@ class Forecast:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def place(self, name: str) -> str:
-        """Say which of the steps one is: ``step 3 of 9``; nothing for a step that is none of them."""
+        """The place of a step among all of them, ``step 3 of 9``; empty for one that is not among them."""
         names = [cost.name for cost in self.costs]
         return f"step {names.index(name) + 1} of {len(names)}" if name in names else ""
 
@@ -30,8 +30,8 @@ class Forecast:
 
         Args:
             name: The step that is being made.
-            share: How much of it has been done ...
-            seconds: ... in so many seconds.
+            share: Of it that is done, 0 to 1.
+            seconds: That this share has taken.
         """
         flops = {cost.name: cost.flops for cost in self.costs}
         timed = {other: spent for other, spent in self.seconds.items() if flops.get(other) and other != name}

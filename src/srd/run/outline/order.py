@@ -32,7 +32,7 @@ class Outline:
         return ()
 
     def cost(self, facts: Facts) -> Phase:
-        """What it takes; nothing to speak of, unless it says more."""
+        """What it takes; by default nothing that is counted."""
         return Phase(self.name)
 
     def costs(self, facts: Facts) -> list[Phase]:

@@ -29,7 +29,7 @@ def load_large(source: str, run: Run, options: dict[str, Any], offload: str) -> 
     """A teacher that fills a cache: all of it, or with its layers on disk where it does not fit into memory.
 
     Raises:
-        UserError: its layers are to stay on disk, but its weights are not used as they lie there.
+        UserError: its layers are to stay on disk, but its weights have to be changed before they are used.
     """
     device = parallel.own_gpu()
     found = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}

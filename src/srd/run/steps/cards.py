@@ -1,4 +1,4 @@
-"""What makes a student's folder ready to be given away: its model card, and how it writes where nobody says."""
+"""What a student's folder needs before it is published: its model card, and its usual decoding."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ FORM = 1  # raise it when what is written here changes, so that finished runs wr
 class Cards(order.Cards, Step):
     """``README.md`` and ``generation_config.json`` in the folder of every student.
 
-    The folder is its training's. What lies there of this step depends on the evaluation too, so it is written after it,
-    and again when results change; the training answers for the rest. A card that was changed by hand stays as it is.
+    The folder belongs to its training, but for these files: they depend on the evaluation too, so they are written
+    after it, and again when results change. A card that was changed by hand stays as it is.
     """
 
     shares = False
