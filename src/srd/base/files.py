@@ -10,7 +10,8 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,11 @@ from srd.base.ours import strangers
 from srd.base.text import shown_bytes
 
 
-def _nothing(moment: str, path: Path) -> None:
-    """What happens at a write: nothing, but for tests, which kill, fill the disk or look here."""
+def seam(moment: str, path: Path) -> None:
+    """Called at every file that is written: ``begin``, ``replace`` (whole, under its partial name), ``done``.
 
-
-#: Called as ``seam(moment, path)`` at every file that is written: ``begin``, ``replace`` (whole, under its partial
-#: name), ``done`` (under its own name). Tests of kills and full disks put something here.
-seam: Callable[[str, Path], None] = _nothing
+    Tests of kills and full disks put something in its place.
+    """
 
 
 @contextlib.contextmanager
@@ -206,17 +205,14 @@ def fingerprint(*parts: Any) -> str:
 
 def file_digest(path: Path) -> str:
     """Hash the content of one file to 32 hexadecimal digits, without reading it into memory at once."""
-    digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------ what a file's content is
 
-#: Path -> (size, times, digest) of every file that was hashed: a file of the same size and times is not read again.
-#: A run keeps these in its manifest, so that the weights of a large teacher are hashed once and not at every command.
+#: Path -> the state of every file that was hashed: one of the same size and times is not read again. A run keeps these
+#: in its manifest, so that the weights of a large teacher are hashed once and not at every command.
 known_digests: dict[str, list[Any]] = {}
 
 
@@ -226,13 +222,25 @@ def file_times(path: Path) -> list[int]:
     return [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
 
 
-def digest_of(path: Path) -> str:
-    """The digest of a file, hashed again only where its size or one of its times has changed."""
+def state_of(path: Path) -> list[Any]:
+    """Size, times and digest of a file, hashed again only where one of the others has changed."""
     name, times = str(path.absolute()), file_times(path)
     known = known_digests.get(name)
     if known is None or known[:3] != times:
         known = known_digests[name] = [*times, file_digest(path)]
-    return str(known[3])
+    return list(known)
+
+
+def is_as_noted(path: Path, state: list[Any]) -> bool:
+    """Whether a file is there and is what `state_of` said: its content is looked at where only its times differ."""
+    if not path.is_file() or (times := file_times(path))[0] != state[0]:
+        return False
+    return times == state[:3] or digest_of(path) == state[3]
+
+
+def digest_of(path: Path) -> str:
+    """The digest of a file, by its `state_of`."""
+    return str(state_of(path)[3])
 
 
 def _leads_back(path: Path) -> bool:

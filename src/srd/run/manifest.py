@@ -17,13 +17,14 @@ from typing import Any
 from srd.base.errors import UserError
 from srd.base.files import (
     atomic_folder,
-    digest_of,
     discard,
     file_times,
+    is_as_noted,
     known_digests,
     link,
     read_sealed,
     remove,
+    state_of,
     walk,
     write_sealed,
 )
@@ -105,13 +106,10 @@ class Manifest:
         wrong = []
         for name, state in states.items():
             path = self.folder / name
-            if not path.is_file():
+            if is_as_noted(path, state):
+                state[:3] = file_times(path)
+            else:
                 wrong.append(path)
-            elif file_times(path) != state[:3]:
-                if path.stat().st_size != state[0] or digest_of(path) != state[3]:
-                    wrong.append(path)
-                else:
-                    state[:3] = file_times(path)
         return wrong
 
     def written(self, step: str) -> list[str]:
@@ -168,7 +166,7 @@ class Manifest:
 
     def _states(self, paths: Iterable[Path]) -> dict[str, list[Any]]:
         files = [file for path in paths for file in (walk(path) if path.is_dir() else [path]) if file.is_file()]
-        return {self._name(file): [*file_times(file), digest_of(file)] for file in files}
+        return {self._name(file): state_of(file) for file in files}
 
     def _name(self, path: Path) -> str:
         """A path as the manifest has it: relative, so that a run directory can be moved; absolute outside of it."""
@@ -203,7 +201,7 @@ class Manifest:
         files = [file for file in walk(path) if self._name(file) not in ours]
         files = [
             file for file in files
-            if (name := self._name(file)) in kept or name not in states or digest_of(file) != states[name][3]
+            if (name := self._name(file)) in kept or name not in states or not is_as_noted(file, states[name])
         ]  # fmt: skip
         return [path, *files] if self._name(path) in ours else files  # a folder in the place of a file
 
@@ -303,7 +301,7 @@ class SharedSteps:
                 discard(place)
             return None
         for name, state in found["outputs"].items():
-            if not (place / name).is_file() or digest_of(place / name) != state[3]:
+            if not is_as_noted(place / name, state):
                 logger.warning("%s is damaged: %s is made again", place / name, step)
                 discard(place, [place / each for each in found["outputs"]])
                 return None

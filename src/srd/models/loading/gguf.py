@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, GgufConfig
 
 from srd.base.errors import UserError
-from srd.base.files import digest_of, discard, file_times, read_sealed, walk, write_sealed
+from srd.base.files import digest_of, discard, is_as_noted, read_sealed, state_of, walk, write_sealed
 from srd.models.loading.architecture import auto_class
 from srd.models.loading.guard import guarded
+from srd.models.loading.packages import is_installed
 from srd.models.tokenizers.tokens import set_generation_tokens
 
 logger = logging.getLogger(__name__)
@@ -42,14 +41,7 @@ def converted_folder(path: Path, cache_dir: Path | None = None) -> Path:
 def is_converted(folder: Path) -> bool:
     """Whether a conversion is there and is what was written; one without a note is of a version that made none."""
     noted = read_sealed(folder / NOTE).get("files", {})
-    return folder.is_dir() and all(_is_as_noted(folder / name, state) for name, state in noted.items())
-
-
-def _is_as_noted(file: Path, state: list[Any]) -> bool:
-    """By size and times, and by content where only the times differ."""
-    if not file.is_file() or file.stat().st_size != state[0]:
-        return False
-    return file_times(file) == state[:3] or digest_of(file) == state[3]
+    return folder.is_dir() and all(is_as_noted(folder / name, state) for name, state in noted.items())
 
 
 def convert_gguf(path: Path, cache_dir: Path | None = None) -> Path:
@@ -65,8 +57,7 @@ def convert_gguf(path: Path, cache_dir: Path | None = None) -> Path:
     folder = converted_folder(path, cache_dir)
     if is_converted(folder):
         return folder
-    if importlib.util.find_spec("gguf") is None:
-        raise UserError(f"model '{path}': reading GGUF files needs a package. Run: pip install gguf")
+    _check_installed(path)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(folder.parent)
@@ -77,7 +68,7 @@ def convert_gguf(path: Path, cache_dir: Path | None = None) -> Path:
         ) from error
     try:
         _write_converted(path, partial)
-        files = {str(file.relative_to(partial)): [*file_times(file), digest_of(file)] for file in walk(partial)}
+        files = {str(file.relative_to(partial)): state_of(file) for file in walk(partial)}
         write_sealed(partial / NOTE, {"files": files})
         partial.chmod(0o755)
         if folder.is_dir() and not is_converted(folder):
@@ -130,10 +121,14 @@ def _write_converted(path: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def _check_installed(path: Path) -> None:
+    if not is_installed("gguf"):
+        raise UserError(f"model '{path}': reading GGUF files needs a package. Run: pip install gguf")
+
+
 def check_gguf(path: Path) -> None:
     """Read the header of a GGUF file, and whether all of its tensors are there."""
-    if importlib.util.find_spec("gguf") is None:
-        raise UserError(f"model '{path}': reading GGUF files needs a package. Run: pip install gguf")
+    _check_installed(path)
     from gguf import GGUFReader
 
     with guarded(str(path)):
