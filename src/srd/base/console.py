@@ -65,7 +65,7 @@ def set_up_logging(warnings: list[str] | None = None, *, libraries: bool = True)
 
 
 def quiet_libraries() -> None:
-    """Import the libraries that say much, and keep them from it."""
+    """Import the libraries that log much, and let them log errors alone."""
     import datasets
     import huggingface_hub
     import transformers

@@ -169,10 +169,13 @@ def reading(path: Path | str, kind: str) -> Iterator[None]:
         if error.errno is not None and error.errno not in PATH_REASONS:
             raise  # the machine's fault, not the file's
         reason = first_line(error) if error.errno is None else PATH_REASONS[error.errno]
-        raise UserError(f"{path}: cannot be read as {kind}: {reason}. Check that the file is whole.") from error
+        raise _unreadable(path, kind, reason) from error
     except Exception as error:
-        said = first_line(error)
-        raise UserError(f"{path}: cannot be read as {kind}: {said}. Check that the file is whole.") from error
+        raise _unreadable(path, kind, first_line(error)) from error
+
+
+def _unreadable(path: Path | str, kind: str, reason: str) -> UserError:
+    return UserError(f"{path}: cannot be read as {kind}: {reason}. Check that the file is whole.")
 
 
 def first_line(error: BaseException) -> str:

@@ -55,7 +55,7 @@ def is_main() -> bool:
 
 
 def on_cpu() -> bool:
-    """Whether accelerate should be told to stay on the CPU. DeepSpeed has its own idea of devices and is not told."""
+    """Whether accelerate is told to stay on the CPU; not with DeepSpeed, which chooses devices by itself."""
     import torch
 
     return not torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") != "true"
@@ -208,7 +208,7 @@ def stopped_by() -> int | None:
 
 
 def stop_silently() -> None:
-    """Undo `stoppable`: this process has said all it had to say, or is a child that has nothing to say."""
+    """Undo `stoppable`: this process is about to end, or is a child that leaves messages to its parent."""
     if threading.current_thread() is threading.main_thread():
         signal.set_wakeup_fd(-1)
         for number in _stopping():

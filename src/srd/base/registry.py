@@ -87,8 +87,11 @@ class Registry(Generic[T]):
     def _read_files_before(self, name: str) -> None:
         """Read all files before something from elsewhere is registered: they come first, and know their aliases."""
         if f"{self.package}.{name}" not in sys.modules:
-            for file in self._files:
-                importlib.import_module(f"{self.package}.{file}")
+            self._read_files()
+
+    def _read_files(self) -> None:
+        for file in self._files:
+            importlib.import_module(f"{self.package}.{file}")
 
     def names(self) -> list[str]:
         """All names, without aliases."""
@@ -107,8 +110,7 @@ class Registry(Generic[T]):
         name, asked = self._key(name), name
         if name in self:
             return name
-        for file in self._files:  # an alias is known when its file is read
-            importlib.import_module(f"{self.package}.{file}")
+        self._read_files()  # an alias is known when its file is read
         if name not in self.aliases:
             known = [*self.names(), *map(self._said, self.aliases)]
             raise UserError(f"{self.unknown.format(asked)}; {nearest(self._said(name), known)}")

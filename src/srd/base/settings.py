@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -43,30 +44,22 @@ def each_once(values: list[Any]) -> list[Any]:
     return values
 
 
-def off_is_a_word(value: Any) -> Any:
-    """Take `off` for the word that it is; YAML reads it as false."""
-    return "off" if value is False else value
+OffIsAWord = BeforeValidator(lambda value: "off" if value is False else value)  # as YAML reads it
 
 
-OffIsAWord = BeforeValidator(off_is_a_word)
+def _without(problem: Callable[[float], str | None]) -> AfterValidator:
+    """Refuses a number that has a problem."""
+
+    def check(value: float) -> float:
+        if said := problem(value):
+            raise ValueError(said)
+        return value
+
+    return AfterValidator(check)
 
 
-def for_sampling(value: float) -> float:
-    """Refuse a temperature at which text cannot be sampled."""
-    if problem := sampling_problem(value):
-        raise ValueError(problem)
-    return value
-
-
-def for_a_divergence(value: float) -> float:
-    """Refuse a temperature that a divergence cannot have."""
-    if problem := temperature_problem(value):
-        raise ValueError(problem)
-    return value
-
-
-SamplingTemperature = Annotated[float, AfterValidator(for_sampling)]
-DivergenceTemperature = Annotated[float, AfterValidator(for_a_divergence)]
+SamplingTemperature = Annotated[float, _without(sampling_problem)]
+DivergenceTemperature = Annotated[float, _without(temperature_problem)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # numpy and torch take no larger one
 Named = Annotated[str, AfterValidator(named)]
 FolderName = Annotated[str, AfterValidator(folder_name)]

@@ -28,11 +28,11 @@ def is_text(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def escape_html(text: str, quote: bool = True, longest: int = LONGEST) -> str:
+def escape_html(text: str, longest: int = LONGEST) -> str:
     """Write text for a page as it is: what would be obeyed made visible, a very long one cut, with a note."""
     if len(text) > longest:
         text = f"{text[:longest].rstrip()}… (cut: {len(text) - longest:,} more characters)"
-    return html.escape(visible(text.replace("\r\n", "\n")), quote)
+    return html.escape(visible(text.replace("\r\n", "\n")))
 
 
 def shorten(text: str, limit: int) -> str:
@@ -96,9 +96,7 @@ def signed(number: float, digits: int = 1) -> str:
 
 def percent(fraction: float, digits: int = 0) -> str:
     """Write a fraction (0..1) as a percentage: ``0.75`` -> ``75%``."""
-    if digits == 0 and 0 < fraction < 0.005:
-        return "<1%"
-    return f"{100 * fraction:.{digits}f}%"
+    return "<1%" if digits == 0 and 0 < fraction < 0.005 else f"{100 * fraction:.{digits}f}%"
 
 
 def change(new: float, old: float, *, less: str, more: str, same: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import yaml
 
 from srd.base.errors import UserError
-from srd.base.text import visible
+from srd.base.text import is_text, visible
 
 LONGEST = 1 << 20  # bytes: the longest shipped recipe has about 1,500
 DEEPEST = 50  # lists and mappings inside each other
@@ -166,7 +166,7 @@ class _Check:
         shown = node.value if len(node.value) <= 40 else node.value[:37] + "..."
         if node.tag.endswith(":int") and (len(node.value) > 25 or abs(int(node.value)) > LARGEST_INTEGER):
             self.mistakes.append(f"{_line(node)}: the number {shown} is too large.")
-        if "\0" in node.value or any("\ud800" <= letter <= "\udfff" for letter in node.value):
+        if "\0" in node.value or not is_text(node.value):
             self.mistakes.append(f"{_line(node)}: {shown!r} holds a character that is no text. Remove it.")
 
     def _look_at_keys(self, node: yaml.MappingNode) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from srd.base.errors import UserError
 from srd.base.limits import LARGEST_K, temperature_problem
@@ -17,6 +17,11 @@ OutOfSample = Annotated[Literal["auto", "before", "cross_fit", "off"], OffIsAWor
 SHOWN = 4  # training rows that the report prints of each group: the easiest, the hardest that is kept, the dropped
 LATER = ("optimizer", "row_weights")  # settings that came later: fingerprints of trainings without them stay
 Order = Literal["easy_to_hard", "hard_to_easy", "random", "fresh"]
+
+
+def _known(score: str | list[str]) -> str | list[str]:
+    scores_of(score)
+    return score
 
 
 class ReflectionConfig(Section):
@@ -47,12 +52,14 @@ class CurriculumConfig(BaseModel):
     )
     stages: int = Field(3, ge=1, le=100, description="stage i trains on the easiest (i+1)/stages of what is kept")
     select: float = Field(0.75, gt=0, le=1, description="share of the data that is kept, the easiest")
-    score: str | list[str] = Field(
+    score: Annotated[str | list[str], AfterValidator(_known)] = Field(
         "fused",
         description="what ranks: fused (rouge_l and ce), rouge_l, ce, eos, pmi, ifd, match, gap, near_copy, length, "
         "wording, random, one that you registered, or several",
     )
-    fusion: str = Field("rrf", description="how several scores are fused: rrf, mean_rank, max_rank")
+    fusion: Annotated[str, AfterValidator(FUSIONS.name_of)] = Field(
+        "rrf", description="how several scores are fused: rrf, mean_rank, max_rank"
+    )
     order: Order = Field(
         "easy_to_hard",
         description="order of what is kept; random: shuffled once; fresh: a new subset of all the data every pass",
@@ -71,17 +78,6 @@ class CurriculumConfig(BaseModel):
         description="keep: one optimizer and one learning-rate schedule over all stages; restart: each has its own",
     )
     seed: int = Field(0, ge=0, description="for random and fresh")
-
-    @field_validator("score")
-    @classmethod
-    def _scores_are_known(cls, value: str | list[str]) -> str | list[str]:
-        scores_of(value)
-        return value
-
-    @field_validator("fusion")
-    @classmethod
-    def _fusion_is_known(cls, value: str) -> str:
-        return FUSIONS.name_of(value)
 
     @model_validator(mode="after")
     def _can_reflect_again(self) -> Self:

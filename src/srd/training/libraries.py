@@ -27,21 +27,15 @@ OPTIMIZER_PACKAGES = {
 NOT_SERVED = ("galore_", "apollo_")
 USUAL = ("adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop")
 LOGGER_PACKAGES = {
+    **{
+        name: (name, name)
+        for name in ("clearml", "codecarbon", "dagshub", "dvclive", "kubeflow", "mlflow", "neptune", "swanlab",
+                     "tensorboard", "trackio", "wandb")
+    },
     "azure_ml": ("azureml", "azureml-core"),
-    "clearml": ("clearml", "clearml"),
-    "codecarbon": ("codecarbon", "codecarbon"),
     "comet_ml": ("comet_ml", "comet-ml"),
-    "dagshub": ("dagshub", "dagshub"),
-    "dvclive": ("dvclive", "dvclive"),
     "flyte": ("flytekit", "flytekit"),
-    "kubeflow": ("kubeflow", "kubeflow"),
-    "mlflow": ("mlflow", "mlflow"),
-    "neptune": ("neptune", "neptune"),
-    "swanlab": ("swanlab", "swanlab"),
-    "tensorboard": ("tensorboard", "tensorboard"),
-    "trackio": ("trackio", "trackio"),
-    "wandb": ("wandb", "wandb"),
-}
+}  # fmt: skip
 
 
 def check_optimizer(name: str) -> str:
@@ -58,11 +52,12 @@ def check_optimizer(name: str) -> str:
     return name
 
 
-def check_logger(name: str) -> str:
-    """Return the name of a logger; ValueError with the known names otherwise."""
-    if name not in LOGGER_PACKAGES:
-        raise ValueError(f"there is no logger '{name}'; {nearest(name, LOGGER_PACKAGES)}")
-    return name
+def check_loggers(names: list[str]) -> list[str]:
+    """Return the names of loggers; ValueError with the known names where one is another."""
+    for name in names:
+        if name not in LOGGER_PACKAGES:
+            raise ValueError(f"there is no logger '{name}'; {nearest(name, LOGGER_PACKAGES)}")
+    return names
 
 
 def _wandb_is_ready() -> str:

@@ -11,7 +11,7 @@ from srd.base.settings import DivergenceTemperature, Named, OffIsAWord, Precisio
 from srd.curation.settings import CurriculumConfig
 from srd.models.settings import LoraConfig
 from srd.training.divergences.base import canonical_name, check_parameters
-from srd.training.libraries import check_logger, check_optimizer
+from srd.training.libraries import check_loggers, check_optimizer
 from srd.training.methods.base import METHODS, AnyMethod
 from srd.training.tiers.base import TIERS, make_tier
 
@@ -86,7 +86,9 @@ class TrainingConfig(Section):
     micro_batch_size: int | None = Field(None, ge=1, description="examples in one forward pass on one device")
     weight_decay: float = Field(1e-2, ge=0, le=100, description="AdamW weight decay")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
-    optimizer: str = Field("adamw_torch_fused", description="a name that transformers.TrainingArguments(optim=…) knows")
+    optimizer: Annotated[str, AfterValidator(check_optimizer)] = Field(
+        "adamw_torch_fused", description="a name that transformers.TrainingArguments(optim=…) knows"
+    )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 autocast on a GPU that has it, else float32"
     )
@@ -98,7 +100,7 @@ class TrainingConfig(Section):
     lora: LoraConfig | None = Field(None, description="train low-rank adapters instead of all weights")
     select_by: Literal["rouge_l", "loss", "last"] = Field("rouge_l", description="which checkpoint of a stage is best")
     evaluate_every: float = Field(1.0, gt=0, description="validate and checkpoint after so many epochs")
-    log_to: Annotated[list[str], AfterValidator(each_once)] = Field(
+    log_to: Annotated[list[str], AfterValidator(each_once), AfterValidator(check_loggers)] = Field(
         [], description="tensorboard, wandb, trackio, mlflow, …: loggers of transformers, each a package of its own"
     )
 
@@ -111,16 +113,6 @@ class TrainingConfig(Section):
         if isinstance(value, dict) and "name" not in value:
             return {"name": "kd", **value}
         return {"name": value} if isinstance(value, str) else value
-
-    @field_validator("optimizer")
-    @classmethod
-    def _optimizer_is_there(cls, value: str) -> str:
-        return check_optimizer(value)
-
-    @field_validator("log_to")
-    @classmethod
-    def _loggers_are_there(cls, value: list[str]) -> list[str]:
-        return [check_logger(name) for name in value]
 
     @field_validator("curriculum", mode="before")
     @classmethod
@@ -236,7 +228,9 @@ class CacheConfig(Section):
         None, description="false: the teacher runs again in every step; none: on wherever the text is known beforehand"
     )
     dir: Named | None = Field(None, description="folder shared by runs; none: inside the run directory")
-    tier: str = Field("exact", description="what is kept of a token: exact, int8, topk, likelihood")
+    tier: Annotated[str, AfterValidator(TIERS.name_of)] = Field(
+        "exact", description="what is kept of a token: exact, int8, topk, likelihood"
+    )
     dtype: Precision = Field(
         "auto", description="precision of exact; auto: float16, and bfloat16 for a teacher that runs in it"
     )
@@ -248,11 +242,6 @@ class CacheConfig(Section):
     def listed(self) -> int:
         """How many of the likeliest tokens a server is asked for at each position."""
         return make_tier(self.tier, top_k=self.top_k).listed
-
-    @field_validator("tier")
-    @classmethod
-    def _tier_is_known(cls, value: str) -> str:
-        return TIERS.name_of(value)
 
 
 def steps_per_epoch(examples: int, batch_size: int) -> int:
