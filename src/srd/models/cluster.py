@@ -127,7 +127,7 @@ class _Actors:
             self.start()
 
     def start(self) -> None:
-        """Have one more, as soon as there is room."""
+        """Start one more, as soon as there is room."""
         actor = self._kind.remote()
         self.coming[actor.__ray_ready__.remote()] = actor
 
@@ -152,7 +152,7 @@ class _Actors:
             self.start()
 
     def lose(self, actor: Any) -> None:
-        """One is gone."""
+        """Replace one that is gone."""
         if self.there.pop(actor, None) is not None:
             logger.warning("an actor of the cluster was lost; others do its shards")
             self.start()
@@ -164,7 +164,7 @@ class _Actors:
                 actor.forget.remote()
 
     def end(self) -> None:
-        """Give their places in the cluster free."""
+        """Free their places in the cluster."""
         if self.ray.is_initialized():
             for actor in [*self.there, *self.coming.values()]:
                 self.ray.kill(actor)
@@ -349,7 +349,7 @@ def _place(settings: ClusterConfig) -> str:
 
 
 def _knock(address: str) -> None:
-    """Ray itself would knock for an hour."""
+    """Try to connect, for some seconds: Ray itself would try for an hour."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), KNOCKING).close()

@@ -1,4 +1,4 @@
-"""Who is to blame for NaN and infinity: the weights of a model, and which of them, or what it was given to read.
+"""Where NaN and infinity come from: the weights of a model, and which of them, or what it was given to read.
 
 Weights are looked at only after something that is not finite was seen, so that all this costs nothing in a good run.
 """
@@ -58,7 +58,7 @@ def blame(models: dict[str, Any], rows: Sequence[str] = ()) -> str:
         rows: Ids of the examples that were read.
 
     Returns:
-        Sentences that name the guilty, and what to do.
+        Sentences that name it, and say what to do.
     """
     for role, model in models.items():
         tensor = non_finite_tensor(model) if isinstance(model, nn.Module) else None

@@ -15,6 +15,6 @@ class NeverTrains:
         return self
 
     def train(self, mode: bool = True) -> Self:
-        """Asked to go back to the mode it was in: there is only one."""
+        """Do nothing: there is one mode alone."""
         assert not mode, f"a {type(self).__name__} does not train"
         return self

@@ -134,13 +134,16 @@ class Reader:
 
     def _forward(self, ids: Tensor, mask: Tensor, **arguments: Any) -> Tensor:
         """Run a decoder-only model over tokens ``[B, R]``, the last of those that ``mask [B, L]`` covers."""
-        if self.takes_positions:
-            arguments["position_ids"] = (mask.cumsum(-1) - 1).clamp_(min=0)[:, -ids.shape[1] :]
+        arguments |= self._positions(mask, ids.shape[1])
         if self.able.state != STATES[0]:  # a recurrent state holds no places that a mask could cover
             mask = mask[:, -ids.shape[1] :]
         output = self.model(input_ids=ids, attention_mask=mask, **arguments, **self.alone)
         self.state = getattr(output, self.able.state) if self.able.state and arguments["use_cache"] else None
         return output.logits[:, -1]
+
+    def _positions(self, mask: Tensor, count: int) -> dict[str, Tensor]:
+        """The positions of the last tokens that a mask covers, for a model that takes them."""
+        return {"position_ids": (mask.cumsum(-1) - 1).clamp_(min=0)[:, -count:]} if self.takes_positions else {}
 
     def _decode(self, ids: Tensor) -> Tensor:
         """Run an encoder-decoder's decoder over tokens ``[B, R]``."""
@@ -226,12 +229,9 @@ class Reader:
 
         def forward() -> Any:
             full = torch.cat([self.mask, mask.to(self.device)], 1)
-            positions = {}
-            if self.takes_positions:
-                positions = {"position_ids": (full.cumsum(-1) - 1).clamp_(min=0)[:, -ids.shape[1] :]}
             return self.model(
                 input_ids=ids.to(self.device), attention_mask=full, past_key_values=self.state, use_cache=True,
-                **positions, **self.alone,
+                **self._positions(full, ids.shape[1]), **self.alone,
             )  # fmt: skip
 
         index = valid.flatten().nonzero()[:, 0]

@@ -2,8 +2,8 @@
 
 Training goes through the wrapped model's own forward, where the libraries fetch each layer's weights in time.
 Generation is different: processes answer different prompts and take different numbers of steps, so that they must not
-wait for each other within a step. The student is small by purpose; its weights are put together once and dropped
-afterwards.
+wait for each other within a step. The student is small enough for one device: its weights are put together once and
+dropped afterwards.
 """
 
 from __future__ import annotations

@@ -75,17 +75,16 @@ class VllmEngine(NeverTrains):
         self, source: str, max_length: int, *, dtype: str = "auto", config: Any = None, **options: Any
     ) -> None:
         check_installed()
+        found = {name: options[name] for name in LOADING if name in options}
         if config is None and not source.endswith(".gguf"):
-            config = load_config(source, **{name: options[name] for name in LOADING if name in options})
+            config = load_config(source, **found)
         if config is None or config.is_encoder_decoder:
             raise UserError(
                 f"generation.engine=vllm serves decoder-only models from a folder or the hub, which {source} is not. "
                 "Set generation.engine=transformers."
             )
         self.config = config
-        self.generation_config = load_generation_config(
-            source, **{name: options[name] for name in LOADING if name in options}
-        )
+        self.generation_config = load_generation_config(source, **found)
         if dtype == "auto":  # vLLM's own auto makes 16 bits of float32
             dtype = str(config.dtype or "float32").removeprefix("torch.")
         options = {"dtype": dtype, "max_model_len": max_length, "skip_tokenizer_init": True, **options}

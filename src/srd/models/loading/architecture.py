@@ -66,7 +66,7 @@ def count_parameters(config: PreTrainedConfig) -> dict[str, int]:
 
 
 def _count(config: PreTrainedConfig) -> dict[str, int]:
-    model = _without_weights(config)
+    model = without_weights(config)
     embedding = model.get_input_embeddings()
     head = model.get_output_embeddings()
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -106,14 +106,14 @@ def position_limit(config: PreTrainedConfig, part: Literal["encoder", "decoder"]
 
 def check_lora(config: PreTrainedConfig, settings: LoraConfig) -> None:
     """Refuse adapters that cannot be put on a model, before a weight is loaded: they are put on one without weights."""
-    model = _without_weights(config)
+    model = without_weights(config)
     with torch.device("meta"):
         add_lora(model, settings)
 
 
 def check_attention(config: PreTrainedConfig, name: str) -> None:
     """Refuse an ``attn_implementation`` that the library does not know, or that this architecture does not have."""
-    model = _without_weights(config)
+    model = without_weights(config)
     try:
         model.set_attn_implementation(name)
     except ImportError:  # told with the packages that are missing
@@ -127,10 +127,10 @@ def check_attention(config: PreTrainedConfig, name: str) -> None:
 
 def check_depth(config: PreTrainedConfig, drop: int | list[int]) -> None:
     """Refuse layers to drop that a model does not have, before a weight is loaded."""
-    check_drop(_without_weights(config), drop)
+    check_drop(without_weights(config), drop)
 
 
-def _without_weights(config: PreTrainedConfig) -> PreTrainedModel:
+def without_weights(config: PreTrainedConfig) -> PreTrainedModel:
     """The model of a configuration, without memory for its parameters."""
     with guarded(getattr(config, "_name_or_path", "") or config.model_type), torch.device("meta"):
         model: PreTrainedModel = auto_class(config).from_config(config)

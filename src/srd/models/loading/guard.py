@@ -14,6 +14,7 @@ from srd.models.loading.packages import missing_of
 
 # What the machine lacks, not the model: whoever reports full disks and the like says it.
 MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+SHOWN = 300  # characters of what an error says
 
 
 @contextlib.contextmanager
@@ -34,7 +35,7 @@ def guarded(source: str, kind: str = "model") -> Iterator[None]:
     except OSError as error:
         if error.errno in MACHINE:
             raise
-        raise UserError(f"{kind} '{source}' cannot be read: {first_lines(error)}{_remedy(source, error)}") from error
+        raise _unreadable(source, kind, error) from error
     except Exception as error:
         if _is_memory(error):
             raise RunError(
@@ -42,11 +43,11 @@ def guarded(source: str, kind: str = "model") -> Iterator[None]:
             ) from error
         if isinstance(error, RuntimeError) and "mismatch" in str(error):
             raise UserError(f"{kind} '{source}': the weights do not fit config.json. {first_lines(error)}") from error
-        raise UserError(f"{kind} '{source}' cannot be read: {first_lines(error)}{_remedy(source, error)}") from error
+        raise _unreadable(source, kind, error) from error
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # how the tokenizers library, written in Rust, gives up
             raise
-        raise UserError(f"{kind} '{source}' cannot be read: {first_lines(error)}{_remedy(source, error)}") from error
+        raise _unreadable(source, kind, error) from error
 
 
 def _is_memory(error: Exception) -> bool:
@@ -55,20 +56,22 @@ def _is_memory(error: Exception) -> bool:
     return isinstance(error, kinds) or "out of memory" in told or "can't allocate memory" in told
 
 
-def first_lines(error: BaseException, limit: int = 300) -> str:
+def first_lines(error: BaseException) -> str:
     """What an error says, on one line; its kind where that alone would say nothing."""
     text = " ".join(str(error).split())
     if not text or isinstance(error, KeyError | AttributeError | TypeError | IndexError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return f"{text.rstrip('.')}." if len(text) <= limit else text[:limit].rsplit(" ", 1)[0] + " …"
+    return f"{text.rstrip('.')}." if len(text) <= SHOWN else text[:SHOWN].rsplit(" ", 1)[0] + " …"
 
 
-def _remedy(source: str, error: BaseException) -> str:
+def _unreadable(source: str, kind: str, error: BaseException) -> UserError:
     if "trust_remote_code" in str(error):
-        return " Set trust_remote_code: true for this model if you trust its authors."
-    if Path(source).expanduser().exists():
-        return " Check the files in the folder, or save the model again with save_pretrained."
-    return (
-        " Check the name, the revision and the network; for a gated model run `hf auth login`; "
-        "without a network give a local folder, or 'smollm2'. Weights must be there as safetensors."
-    )
+        remedy = "Set trust_remote_code: true for this model if you trust its authors."
+    elif Path(source).expanduser().exists():
+        remedy = "Check the files in the folder, or save the model again with save_pretrained."
+    else:
+        remedy = (
+            "Check the name, the revision and the network; for a gated model run `hf auth login`; without a network "
+            "give a local folder, or 'smollm2'. Weights must be there as safetensors."
+        )
+    return UserError(f"{kind} '{source}' cannot be read: {first_lines(error)} {remedy}")

@@ -41,9 +41,9 @@ from srd.models.loading.packages import (
     refused_by,
 )
 from srd.models.loading.portable import make_portable
-from srd.models.loading.sources import gguf_file, resolve_source, split_adapter
+from srd.models.loading.sources import gguf_file, is_gguf, resolve_source, split_adapter
 from srd.models.loading.weights import check_names, check_report, read_headers, weight_files
-from srd.models.settings import SMOLLM2, ModelConfig
+from srd.models.settings import ModelConfig
 from srd.models.tokenizers.tokens import let_stop_tokens_learn, set_generation_tokens
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def load_config(source: str, *, revision: str | None = None, trust_remote_code: 
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     place: str | Path
     source, _ = split_adapter(source)
-    if source == SMOLLM2 or source.endswith(".gguf"):
+    if is_gguf(source):
         path = gguf_file(source)
         place = converted_folder(path)
         if not is_converted(place):
@@ -110,7 +110,7 @@ def packages_missing(named: ModelConfig) -> list[Missing]:
         UserError: its configuration cannot be read, or this machine cannot load weights that are quantised so.
     """
     source, _ = split_adapter(str(named.model))
-    if source.endswith(".gguf") or source == SMOLLM2:
+    if is_gguf(source):
         known = is_installed("gguf") or is_converted(converted_folder(gguf_file(source)))
         return [] if known else [Missing(f"model '{source}': its file", ("gguf",))]
     config = load_config(source, **named.found)
@@ -332,7 +332,7 @@ def check_weights(
 
 def _weights_folder(source: str, revision: str | None) -> Path | None:
     """Where a model's weights lie; None where they are still to be fetched or converted."""
-    if source == SMOLLM2 or source.endswith(".gguf"):
+    if is_gguf(source):
         path = gguf_file(source)
         folder = converted_folder(path)
         if not is_converted(folder):

@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from srd.base.text import duration, many, shown_bytes
-from srd.models.loading.architecture import auto_class, count_parameters
+from srd.models.loading.architecture import count_parameters, without_weights
 from srd.models.pruning import layer_stacks
 
 T = TypeVar("T")
@@ -63,8 +63,7 @@ def weight_bytes(config: PreTrainedConfig, dtype: str = "auto") -> int:
 
 def device_map(config: PreTrainedConfig, device: Any) -> dict[str, Any]:
     """Where each part of a model goes: layers to ``disk``, all others to ``device``."""
-    with torch.device("meta"):
-        model = auto_class(config).from_config(config)
+    model = without_weights(config)
     layers = {f"{path}.{place}" for path, stack in layer_stacks(model).values() for place in range(len(stack))}
     found: dict[str, Any] = {}
 
@@ -97,13 +96,12 @@ class _Pass(threading.Thread):
 
     def __init__(self, work: Callable[[], Any]) -> None:
         super().__init__(daemon=True)
-        self.work, self.at = work, None  # type: ignore[assignment]
+        self.work = work
+        self.at: int | None = None
         self.result: Any = None
         self.error: BaseException | None = None
         self.is_stopped = False
         self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
-
-    at: int | None
 
     def run(self) -> None:
         self._go.acquire()
@@ -151,7 +149,7 @@ class LayerGroups:
     """
 
     def __init__(self, model: nn.Module, memory: int) -> None:
-        self.groups = []
+        self.groups: list[list[nn.Module]] = []
         self._here: int | None = None
         self._held: list[tuple[nn.Module, AlignDevicesHook]] = []
         self.bytes, taken = 0, memory
@@ -164,8 +162,6 @@ class LayerGroups:
                 self.groups[-1].append(layer)
                 self.bytes, taken = self.bytes + size, taken + size
                 layer.register_forward_pre_hook(partial(self._arrive, len(self.groups) - 1))
-
-    groups: list[list[nn.Module]]
 
     def _arrive(self, group: int, module: nn.Module, args: Any) -> None:
         current = threading.current_thread()

@@ -24,7 +24,7 @@ def resolve_source(source: str) -> str:
     Raises:
         UserError: no such file or folder, or neither a path nor a hub name.
     """
-    if source == SMOLLM2 or source.endswith(".gguf"):
+    if is_gguf(source):
         return str(convert_gguf(gguf_file(source)))
     path = Path(source).expanduser()
     if path.is_dir():
@@ -45,6 +45,11 @@ def split_adapter(source: str) -> tuple[str, str | None]:
     with guarded(source, "adapter"):
         base = str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "")
     return (base, source) if Path(base).is_absolute() and Path(base).is_dir() else (source, None)
+
+
+def is_gguf(source: str) -> bool:
+    """Whether a name means a GGUF file."""
+    return source == SMOLLM2 or source.endswith(".gguf")
 
 
 def gguf_file(source: str) -> Path:
@@ -86,7 +91,7 @@ def model_fingerprint(source: str, *, revision: str | None = None, adapter: str 
     if adapter is None:
         source, adapter = split_adapter(source)
     parts = ["adapter", _deciding(adapter_folder(adapter))] if adapter else []
-    if source == SMOLLM2 or source.endswith(".gguf"):
+    if is_gguf(source):
         return fingerprint("gguf", CONVERSION, digest_of(gguf_file(source)), *parts)
     place = resolve_source(source)
     if Path(place).is_dir():

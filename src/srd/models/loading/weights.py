@@ -1,4 +1,4 @@
-"""Do a model's weights fit its configuration? Answered from the headers of its files, before any work.
+"""Whether a model's weights fit its configuration, by the headers of its files, before any work.
 
 The library's own loader is asked, on tensors that have a name and a shape and no memory: so what it renames, joins or
 ties is no concern here.

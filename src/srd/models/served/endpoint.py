@@ -23,14 +23,8 @@ from srd.models.tokenizers.pair import PROBE
 FLOOR = -9999.0  # what vLLM writes for a probability of zero
 ABOVE_ONE = 1.02  # more than rounding makes of probabilities that add up to one
 TOO_LONG = (
-    "context length",
-    "context window",
-    "max_model_len",
-    "maximum length",
-    "longer than",
-    "too long",
-    "too large",
-)
+    "context length", "context window", "max_model_len", "maximum length", "longer than", "too long", "too large"
+)  # fmt: skip
 
 
 class Away(UserError):

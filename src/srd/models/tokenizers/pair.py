@@ -1,4 +1,4 @@
-"""Do teacher and student speak of the same tokens, so that their distributions are compared id by id?
+"""Whether teacher and student have the same tokens, so that their distributions are compared id by id.
 
 All checks read tokenizers and configurations only, so a pair that does not fit is refused before a weight is
 loaded.
