@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from srd.training.divergences._parts import Tensor, ValueAndSlope
 from srd.training.divergences.base import register_divergence
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from srd.training.divergences._mixture import ValueAndSlope
 
 
 @register_divergence("ab", squared=True, ranges={"alpha": (0, 2), "beta": (0, 2)}, gives_slope=True)

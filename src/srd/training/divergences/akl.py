@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from srd.training.divergences._parts import Tensor, ValueAndSlope
 from srd.training.divergences.base import register_divergence
 from srd.training.divergences.fkl import forward_kl
 from srd.training.divergences.rkl import reverse_kl
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from srd.training.divergences._mixture import ValueAndSlope
 
 FIRST = 64  # ids among which the teacher's likely ones are looked for first: they are few
 

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from srd.training.divergences._mixture import kl, log_ratio, softplus
+from srd.training.divergences._parts import Tensor, ValueAndSlope, kl, log_ratio, softplus
 from srd.training.divergences.base import register_divergence
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from srd.training.divergences._mixture import ValueAndSlope
 
 
 @register_divergence(

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
+from srd.training.divergences._parts import Tensor, ValueAndSlope
 from srd.training.divergences.base import register_divergence
 from srd.training.divergences.fkl import forward_kl
 from srd.training.divergences.rkl import reverse_kl
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from srd.training.divergences._mixture import ValueAndSlope
 
 
 @register_divergence("entropy_aware", squared=True, ranges={"threshold": (-1, math.inf)}, gives_slope=True, whole=True)

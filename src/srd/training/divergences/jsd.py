@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from srd.training.divergences._mixture import LARGEST_GAP, excess_of, log_odds, nowhere, softplus
+from srd.training.divergences._parts import LARGEST_GAP, Tensor, ValueAndSlope, excess_of, log_odds, nowhere, softplus
 from srd.training.divergences.base import register_divergence
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from srd.training.divergences._mixture import ValueAndSlope
 
 
 @register_divergence(

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from srd.training.divergences._mixture import kl
+from srd.training.divergences._parts import Tensor, ValueAndSlope, kl
 from srd.training.divergences.base import register_divergence
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from srd.training.divergences._mixture import ValueAndSlope
 
 
 @register_divergence("rkl", squared=False, aliases=["rkld", "trkl"], gives_slope=True, beta=1.0)

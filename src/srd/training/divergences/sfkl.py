@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from srd.training.divergences._mixture import excess_of, kl, log_odds, log_ratio, nowhere
+from srd.training.divergences._parts import Tensor, ValueAndSlope, excess_of, kl, log_odds, log_ratio, nowhere
 from srd.training.divergences.base import register_divergence
 from srd.training.divergences.fkl import forward_kl
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from srd.training.divergences._mixture import ValueAndSlope
 
 
 @register_divergence(

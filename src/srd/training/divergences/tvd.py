@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from srd.training.divergences._parts import Tensor, ValueAndSlope
 from srd.training.divergences.base import register_divergence
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from srd.training.divergences._mixture import ValueAndSlope
 
 
 @register_divergence("tvd", squared=False, aliases=["ttvd"], gives_slope=True)

@@ -1,4 +1,4 @@
-"""Parts of the divergences from a mixture of two distributions.
+"""What divergences are made of: their types, and parts of those from a mixture of two distributions.
 
 The mixture is m = share · a + (1-share) · b, in terms of gap = log a - log b: no mixture that could underflow, and no
 difference of nearly equal logarithms.
@@ -7,12 +7,14 @@ difference of nearly equal logarithms.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # a recipe is checked without torch
-    from torch import Tensor
+    from torch import Tensor as Tensor
 
     ValueAndSlope = tuple[Tensor, Tensor]
+else:
+    Tensor = ValueAndSlope = Any
 
 LARGEST_GAP = 80.0  # between log-probabilities: e to the power of it is near float32's end
 
