@@ -22,7 +22,7 @@ from srd.training.cache import building as cache_building
 from srd.training.cache.building import build_cache, fill_cache
 from srd.training.cache.teacher_cache import TeacherCache, cache_folder, describe
 from srd.training.cache.tier_error import measure
-from srd.training.loss.divergence import value_and_slope
+from srd.training.loss.divergence import evaluate, slope_function
 from srd.training.loss.outcomes import OutcomeHead
 from srd.training.loss.response_loss import head_loss
 from srd.training.loss.schedules import InterpolatedTeacher
@@ -111,7 +111,8 @@ def test_what_differs_from_text_to_text_goes_with_tokens_and_a_rest() -> None:
                         teacher_head=decoder, columns=columns)  # fmt: skip
     ids, log_p = decoder.outcomes(read, 1.0)
     log_q = coarse(student @ own.weight.T, ids, 1.0)
-    value, slope = value_and_slope("distillm2", log_p, log_q.detach(), {}, {n: c[:, None] for n, c in columns.items()})
+    by_row = {name: column[:, None] for name, column in columns.items()}
+    value, slope = evaluate(slope_function("distillm2"), log_p, log_q.detach(), by_row)
     torch.testing.assert_close(loss, value.sum() / 9)
     (expected,) = torch.autograd.grad((slope * log_q).sum() / 9, student)
     torch.testing.assert_close(torch.autograd.grad(loss, student)[0], expected, rtol=1e-7, atol=1e-10)

@@ -175,9 +175,15 @@ def learnt_spans(row: Mapping[str, Any]) -> list[tuple[int, int]]:
     return [*zip(earlier[::2], earlier[1::2], strict=True), (prompt, prompt + len(row["response_ids"]))]
 
 
-def learnt_tokens(row: Mapping[str, Any]) -> int:
-    """Tokens of a row that are learnt."""
+def learnt_count(row: Mapping[str, Any]) -> int:
+    """How many tokens of a row are learnt."""
     return sum(end - start for start, end in learnt_spans(row))
+
+
+def learnt_answers(row: Mapping[str, Any]) -> list[list[int]]:
+    """The tokens of each answer of a row that is learnt."""
+    text = [*row["prompt_ids"], *row["response_ids"]]
+    return [text[start:end] for start, end in learnt_spans(row)]
 
 
 class EncodedExamples(Dataset[dict[str, Any]]):
@@ -301,16 +307,12 @@ class Collator:
         texts = [[*row["prompt_ids"], *row["response_ids"]] for row in rows]
         spans = [learnt_spans(row) for row in rows]
         batch = self._in_one_row(texts, spans) if self.packed else make(texts, spans)
-        learnt = [
-            token for text, own in zip(texts, spans, strict=True) for start, end in own for token in text[start:end]
-        ]
+        learnt = [token for row in rows for answer in learnt_answers(row) for token in answer]
         batch["targets"] = torch.tensor(learnt, dtype=torch.long)
         if any(row.get("soft") for row in rows):
-            counts = [sum(end - start for start, end in own) for own in spans]
-            weights = [
-                float(not row.get("soft")) for row, count in zip(rows, counts, strict=True) for _ in range(count)
-            ]
-            batch["reference"] = torch.tensor(weights)
+            batch["reference"] = torch.tensor(
+                [float(not row.get("soft")) for row in rows for _ in range(learnt_count(row))]
+            )
         hidden = [row["teacher_hidden"] for row in rows if row.get("teacher_hidden") is not None]
         if hidden:
             batch["teacher_hidden"] = torch.cat(hidden)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from srd.base.remedies import warn
-from srd.data.batching import Collator, EncodedExamples, learnt_spans
+from srd.data.batching import Collator, EncodedExamples, learnt_answers
 from srd.models.tokenizers.alignment import (
     NONE,
     Classes,
@@ -174,7 +174,7 @@ class Reader:
     def pair(self, teacher: Row, student: Row) -> Paired:
         """How the learnt tokens of an example go together; answers of a conversation are found by their bytes."""
         rule, sides = RULES[self.method], (self.classes.teacher.tokens, self.classes.student.tokens)
-        answers = [_answers(row) for row in (teacher, student)]
+        answers = [learnt_answers(row) for row in (teacher, student)]
         texts = [[b"".join(side.surface(ids)).strip() for ids in own]
                  for side, own in zip(sides, answers, strict=True)]  # fmt: skip
         parts, starts = [], [np.cumsum([0, *map(len, own)]) for own in answers]
@@ -189,7 +189,10 @@ class Reader:
         total = Coverage()
         for row in rows:
             own = self.examples.tokens(self._places[row["id"]])
-            found, ids = self.pair(own, row), np.array([i for answer in _answers(own) for i in answer], dtype=np.int64)
+            found, ids = (
+                self.pair(own, row),
+                np.array([i for answer in learnt_answers(own) for i in answer], dtype=np.int64),
+            )
             used = found.position != NONE
             known = ids[ids < len(self.classes.teacher.shared)]
             shared = int(self.classes.teacher.shared[known].sum())
@@ -211,12 +214,6 @@ class Reader:
             moved = (part.to(place.device) for part in (maps.teacher, maps.student, maps.shared))
             self._maps[key] = ClassMaps(maps.count, *moved)
         return Alignment(self._maps[key], **batch["alignment"], teacher_targets=batch["teacher"]["targets"])
-
-
-def _answers(row: Row) -> list[list[int]]:
-    """The tokens of each answer that is learnt."""
-    text = [*row["prompt_ids"], *row["response_ids"]]
-    return [text[start:end] for start, end in learnt_spans(row)]
 
 
 def _matches(teacher: list[bytes], student: list[bytes]) -> list[int]:

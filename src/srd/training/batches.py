@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from srd.data.batching import Collator, EncodedExamples, LengthBatches, learnt_spans
+from srd.data.batching import Collator, EncodedExamples, LengthBatches, learnt_count
 from srd.models.reading import bears_packing
 from srd.models.tokenizers.tokens import decoder_prefix, padding_id
 from srd.training.alignment import Reader
@@ -43,8 +43,7 @@ class WithRows:
 
 def about(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Whose positions a batch holds, and how many of each."""
-    counts = [sum(end - start for start, end in learnt_spans(row)) for row in rows]
-    return {"ids": [row["id"] for row in rows], "counts": counts}
+    return {"ids": [row["id"] for row in rows], "counts": [learnt_count(row) for row in rows]}
 
 
 def length_batches(examples: EncodedExamples, args: TrainingArguments) -> LengthBatches:

@@ -12,11 +12,11 @@ from srd.base import parallel
 from srd.base.files import atomic_write, read_json
 from srd.base.text import many
 from srd.curation.curriculum import Stage
-from srd.training.arguments import total_steps
+from srd.training.arguments import all_steps
 from srd.training.log import read_rows
 from srd.training.settings import TrainingConfig
 from srd.training.trainer import DistillTrainer
-from srd.training.training import ANSWERS_FILE, Training
+from srd.training.training import ANSWERS_FILE, METRICS_FILE, Training
 
 #: What a training says of itself while it works: key in the log -> name, decimals and factor.
 SHOWN = {"loss": ("loss", 3, 1), "eval_loss": ("validation loss", 3, 1), "eval_rouge_l": ("validation ROUGE-L", 1, 100)}
@@ -29,8 +29,7 @@ class Report(TrainerCallback):
         self.training = training
         self.stage = stage
         self.trainer = trainer
-        steps = [total_steps(training.config, each) for each in training.stages]
-        self.before, self.total = sum(steps[: stage.index]), sum(steps)
+        self.before, self.total = all_steps(training, stage.index), all_steps(training)
         self.values: dict[str, float] = {}
         self.started = self._seconds()
 
@@ -71,7 +70,7 @@ class Report(TrainerCallback):
 
 def summarise(training: Training) -> dict[str, Any]:
     """What a training took, from its stages' metrics."""
-    stages = [read_json(training.stage_folder(stage.index) / "metrics.json") for stage in training.stages]
+    stages = [read_json(training.stage_folder(stage.index) / METRICS_FILE) for stage in training.stages]
     everything = len(training.examples)
     texts = 2 if training.config.on_pairs else 1  # of each example
     total = sum(stage["seconds"] for stage in stages)

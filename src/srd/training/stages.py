@@ -282,10 +282,10 @@ def _stage_writing(training: Training, stage: Stage) -> Writing:
 def _stage_rollouts(training: Training, stage: Stage) -> Rollouts | None:
     """Who writes the responses of a stage; what has been learnt of it in the stage before is taken up."""
     rollouts = training.config.method.rollouts(training.seed + stage.index)
-    if rollouts is not None:
-        steps = [total_steps(training.config, each) for each in training.stages]
-        if rollouts.goes_on(training.seed, sum(steps[: stage.index]), sum(steps)) and stage.index:
-            rollouts.restore(read_json(training.stage_folder(stage.index - 1) / ROLLOUTS_FILE))
+    if rollouts is None or not rollouts.goes_on(training.seed, all_steps(training, stage.index), all_steps(training)):
+        return rollouts
+    if stage.index:
+        rollouts.restore(read_json(training.stage_folder(stage.index - 1) / ROLLOUTS_FILE))
     return rollouts
 
 
@@ -293,8 +293,7 @@ def _stage_schedule(training: Training, stage: Stage) -> Schedule | None:
     """What of the loss changes in a stage; it goes on from the stage before."""
     schedule = training.config.method.schedule()
     if schedule is not None:
-        steps = [total_steps(training.config, each) for each in training.stages]
-        schedule.goes_on(sum(steps[: stage.index]), sum(steps))
+        schedule.goes_on(all_steps(training, stage.index), all_steps(training))
         if stage.index:
             schedule.restore(read_json(training.stage_folder(stage.index - 1) / SCHEDULE_FILE))
     return schedule

@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, Trai
 from srd.base import parallel
 from srd.base.errors import RunError, UserError
 from srd.base.files import disk_errors, read_json, remove, write_json
-from srd.data.batching import EncodedExamples, learnt_tokens
+from srd.data.batching import EncodedExamples, learnt_count
 from srd.data.turns import without_end
 from srd.models.finite import blame, name_of, non_finite_tensor
 from srd.models.generation import decode_batch
@@ -248,7 +249,7 @@ class DistillTrainer(Trainer):
             batch = {**self.collator(rows), **about(rows)}
             if any("log_likelihood" in row for row in rows):
                 batch["log_likelihood"] = torch.tensor(
-                    [value for row in rows for value in row.get("log_likelihood") or [math.nan] * learnt_tokens(row)]
+                    [value for row in rows for value in row.get("log_likelihood") or [math.nan] * learnt_count(row)]
                 )
             samples.append(batch)
         return samples, batches
@@ -280,9 +281,9 @@ class DistillTrainer(Trainer):
         """Let the student answer prompts as it is now; the answers keep their end of sequence."""
         decoding = replace(self.rollout_decoding, seed=self.args.seed + self.state.global_step)
         answers: list[list[int]] = []
-        width = self._readable()
         with self.whole_student() as student:
             student.eval()
+            stops = stop_token_ids(student, self.tokenizer)
             for start in range(0, len(rows), self.args.per_device_train_batch_size):
                 part = rows[start : start + self.args.per_device_train_batch_size]
                 written, _ = decode_batch(
@@ -290,21 +291,18 @@ class DistillTrainer(Trainer):
                     [row["prompt_ids"] for row in part],
                     [row["id"] for row in part],
                     decoding,
-                    stop_token_ids(student, self.tokenizer),
+                    stops,
                     padding_id(self.tokenizer),
-                    width=width,
+                    width=self._readable(),
                 )
                 answers += written
-            stops = stop_token_ids(student, self.tokenizer)
             student.train()
         self.sums.add_answers(len(answers), sum(not without_end(answer, stops)[1] for answer in answers))
         return answers
 
-    @contextlib.contextmanager
-    def whole_student(self) -> Iterator[Any]:
+    def whole_student(self) -> AbstractContextManager[Any]:
         """The student with all its weights on this process, as generation needs it; every process must take part."""
-        with whole_model(self.model_wrapped, self.accelerator) as student:
-            yield student
+        return whole_model(self.model_wrapped, self.accelerator)
 
     def _prepare_for_training(self, *arguments: Any, **named: Any) -> Any:
         with shared_embeddings_together(self.model) if self.is_fsdp_enabled else contextlib.nullcontext():

@@ -23,7 +23,7 @@ from srd.base import parallel
 from srd.base.errors import RunError, UserError
 from srd.base.files import atomic_write, file_digest, fingerprint
 from srd.base.text import shown_bytes
-from srd.data.batching import Collator, EncodedExamples, learnt_spans, length_sorted_batches
+from srd.data.batching import Collator, EncodedExamples, learnt_count, length_sorted_batches
 from srd.models.cluster import ask, spread
 from srd.models.finite import blame
 from srd.models.head import HeadWeights, head_weights, response_hidden
@@ -337,7 +337,7 @@ def _teacher_states(teacher: Any, collator: Collator, ids: list[str], rows: list
     if not torch.isfinite(states).all():
         bad, start = [], 0
         for name, row in zip(ids, rows, strict=True):
-            end = start + sum(end - first for first, end in learnt_spans(row))
+            end = start + learnt_count(row)
             if not torch.isfinite(states[start:end]).all():
                 bad.append(name)
             start = end

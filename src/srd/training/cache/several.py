@@ -17,7 +17,7 @@ from torch import Tensor
 from srd.base.errors import UserError
 from srd.data.batching import EncodedExamples
 from srd.models.head import HeadWeights, cross_entropy
-from srd.training.cache.teacher_cache import TeacherCache, example_key, learnt_tokens
+from srd.training.cache.teacher_cache import TeacherCache, example_key, example_keys, learnt_tokens
 
 
 class SeveralCaches:
@@ -57,7 +57,7 @@ class SeveralCaches:
 
     def holds(self, examples: EncodedExamples) -> bool:
         """Whether every one of these examples is in the caches that it is read from."""
-        keys = [example_key(*examples.tokens(i).values()) for i in range(len(examples))]
+        keys = example_keys(examples)
         if self.owners is None:
             return all(key in cache for key in keys for cache in self.caches)
         return all(key in self.owners and key in self.caches[self.owners[key]] for key in keys)

@@ -39,7 +39,7 @@ from torch import Tensor
 from srd.base import parallel
 from srd.base.errors import UserError
 from srd.base.files import file_digest, fingerprint, read_sealed, remove, write_sealed
-from srd.data.batching import EncodedExamples, learnt_spans
+from srd.data.batching import EncodedExamples, learnt_answers
 from srd.models.head import HeadWeights, cross_entropy
 from srd.training.tiers.base import tier_of
 
@@ -227,9 +227,8 @@ class TeacherCache:
 
 def learnt_tokens(prompt_ids: Sequence[int], response_ids: Sequence[int], earlier: Sequence[int] = ()) -> list[int]:
     """The tokens that are learnt, in the order in which they are kept."""
-    text = [*prompt_ids, *response_ids]
     row = {"prompt_ids": prompt_ids, "response_ids": response_ids, "earlier": earlier}
-    return [token for start, end in learnt_spans(row) for token in text[start:end]]
+    return [token for answer in learnt_answers(row) for token in answer]
 
 
 def cache_folder(root: Path, teacher_fingerprint: str, kind: Any) -> Path:

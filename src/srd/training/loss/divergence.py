@@ -17,14 +17,6 @@ ValueAndSlope = tuple[Tensor, Tensor]
 SlopeFunction = Callable[..., ValueAndSlope]
 
 
-def value_and_slope(
-    name: str, log_p: Tensor, log_q: Tensor, parameters: dict[str, float], columns: dict[str, Tensor] | None = None
-) -> ValueAndSlope:
-    """Evaluate a divergence on log-probabilities ``[N, V]``; masked ids (-inf in both) contribute nothing."""
-    check_parameters(name, parameters)
-    return evaluate(slope_function(name), log_p, log_q, {**parameters, **(columns or {})})
-
-
 def slope_function(name: str) -> SlopeFunction:
     """What gives a divergence and its slope of log-probabilities."""
     known = DIVERGENCES.get(name)
@@ -32,7 +24,9 @@ def slope_function(name: str) -> SlopeFunction:
 
 
 def evaluate(function: SlopeFunction, log_p: Tensor, log_q: Tensor, given: dict[str, Any]) -> ValueAndSlope:
-    """`value_and_slope` of a function, with its parameters: numbers, or what differs from row to row ``[N, 1]``.
+    """A divergence ``[N]`` of log-probabilities ``[N, V]`` and its slope; masked ids (-inf in both) contribute nothing.
+
+    ``given`` are its parameters: numbers, or what differs from row to row ``[N, 1]``.
 
     0 · (−∞ − (−∞)) is NaN in floating point where the divergence's limit is 0. Masks are rare, so the plain form is
     evaluated first and the few rows' NaN, if any, lead to the careful form. Compiled, the careful form costs nothing,
@@ -69,7 +63,7 @@ class _DivergenceFunction(torch.autograd.Function):
     def forward(ctx: Any, student: Tensor, teacher: Tensor, name: str, temperature: float, parameters: Any) -> Tensor:
         log_q = torch.log_softmax(student / temperature, -1)
         log_p = torch.log_softmax(teacher / temperature, -1)
-        value, slope = value_and_slope(name, log_p, log_q, parameters)
+        value, slope = evaluate(slope_function(name), log_p, log_q, parameters)
         ctx.save_for_backward(log_q, slope)
         ctx.temperature = temperature
         return value

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from srd.models.head import HeadWeights
 from srd.training.divergences.entropy_aware import entropy
-from srd.training.loss.chunks import chunk_rows
-from srd.training.loss.divergence import value_and_slope
+from srd.training.loss.chunks import cut
+from srd.training.loss.divergence import evaluate, slope_function
 from srd.training.loss.outcomes import OutcomeHead
 from srd.training.loss.schedules import Schedule
 from srd.training.loss.settings import LossSettings, TokenChoice
@@ -26,11 +26,10 @@ MakeLogits = Callable[[slice], Tensor]  # positions -> [n, V]
 
 
 @torch.no_grad()
-def in_blocks(count: int, vocabulary: int, measure: Callable[[slice], Tensor], like: Tensor) -> Tensor:
-    """What ``measure`` says of blocks of positions, put together: ``[N]``."""
-    step = max(1, chunk_rows(vocabulary, count, like.device))
+def in_blocks(like: Tensor, vocabulary: int, measure: Callable[[slice], Tensor]) -> Tensor:
+    """What ``measure`` says of blocks of as many positions as ``like`` has, put together: ``[N]``."""
     with torch.autocast(like.device.type, enabled=False):
-        parts = [measure(slice(start, start + step)) for start in range(0, count, step)]
+        parts = [measure(rows) for rows in cut(like, vocabulary)]
     return torch.cat(parts) if parts else torch.zeros(0, device=like.device)
 
 
@@ -45,7 +44,7 @@ def entropies_of(logits: MakeLogits, like: Tensor, vocabulary: int, temperature:
     def measure(rows: slice) -> Tensor:
         return entropy(torch.log_softmax(logits(rows) / temperature, -1))
 
-    return in_blocks(len(like), vocabulary, measure, like)
+    return in_blocks(like, vocabulary, measure)
 
 
 def log_likelihoods(logits: MakeLogits, targets: Tensor, vocabulary: int) -> Tensor:
@@ -54,7 +53,7 @@ def log_likelihoods(logits: MakeLogits, targets: Tensor, vocabulary: int) -> Ten
     def measure(rows: slice) -> Tensor:
         return torch.log_softmax(logits(rows), -1).gather(-1, targets[rows, None])[:, 0]
 
-    return in_blocks(len(targets), vocabulary, measure, targets)
+    return in_blocks(targets, vocabulary, measure)
 
 
 def gaps_of(
@@ -67,9 +66,9 @@ def gaps_of(
         if isinstance(teacher_head, OutcomeHead):
             return teacher_head.compare(teacher_hidden[rows], log_q, "jsd", {"lam": 0.5}, temperature)[0]
         log_p = torch.log_softmax(teacher_head.logits(teacher_hidden[rows]) / temperature, -1)
-        return value_and_slope("jsd", log_p, log_q, {"lam": 0.5})[0]
+        return evaluate(slope_function("jsd"), log_p, log_q, {"lam": 0.5})[0]
 
-    return in_blocks(len(teacher_hidden), vocabulary, measure, teacher_hidden)
+    return in_blocks(teacher_hidden, vocabulary, measure)
 
 
 def choose_positions(scores: Tensor, counts: Sequence[int], choice: TokenChoice) -> Tensor:
