@@ -213,10 +213,7 @@ class _Index:
 def _index_of(rows: Dataset, held_out: Dataset | None) -> _Index:
     """The rows, and behind them those that are held out."""
     parts = [part.select_columns(COLUMNS) for part in (rows, held_out) if part is not None and len(part)]
-    return _index(concatenate_datasets(parts))
-
-
-def _index(rows: Dataset) -> _Index:
+    rows = concatenate_datasets(parts)
     frames, count, start = frames_of(rows), len(rows), 0
     draw = np.random.default_rng(0)
     factors = draw.integers(0, 2**63, PERMUTATIONS, dtype=np.uint64) << np.uint64(1) | np.uint64(1)

@@ -94,10 +94,6 @@ class Curriculum(CurriculumConfig):
             given = f"{name}={settings.get(name)!r}" if name else ""
             raise UserError(f"Curriculum({given}): {mistake['msg']}") from error
 
-    def _arranged(self, table: pa.Table) -> list[str]:
-        ids: list[str] = table["id"].take(pa.array(self._places(table))).to_pylist()
-        return ids
-
     def _places(self, table: pa.Table) -> Places:
         """The places of the kept rows, in the order in which the stages take them up."""
         keys = [("rank", "ascending"), ("id", "ascending")]
@@ -116,7 +112,7 @@ class Curriculum(CurriculumConfig):
                 numbers.
         """
         table = _ranked_table(ranked, *(["rouge_l"] if self.row_weights in ROW_WEIGHTS else []))
-        ids = self._arranged(table)
+        ids = table["id"].take(pa.array(self._places(table))).to_pylist()
         everything = table["id"].to_pylist() if self.order == "fresh" else []
         temperatures, weights = self.schedule("temperature"), self.schedule("weight")
         stages = [

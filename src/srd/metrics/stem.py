@@ -8,49 +8,18 @@ from __future__ import annotations
 
 # Words that the rules would get wrong, in NLTK's choice.
 IRREGULAR = {
-    "skies": "sky",
-    "sky": "sky",
-    "dying": "die",
-    "lying": "lie",
-    "tying": "tie",
-    "news": "news",
-    "howe": "howe",
-    "inning": "inning",
-    "innings": "inning",
-    "outing": "outing",
-    "outings": "outing",
-    "canning": "canning",
-    "cannings": "canning",
-    "proceed": "proceed",
-    "exceed": "exceed",
-    "succeed": "succeed",
-}
+    "skies": "sky", "sky": "sky", "dying": "die", "lying": "lie", "tying": "tie", "news": "news", "howe": "howe",
+    "inning": "inning", "innings": "inning", "outing": "outing", "outings": "outing", "canning": "canning",
+    "cannings": "canning", "proceed": "proceed", "exceed": "exceed", "succeed": "succeed",
+}  # fmt: skip
 # Step 2 and 3: a suffix, and what it becomes where the stem before it has a measure over 0. A longer suffix stands
 # before the shorter one that it ends with: the first one that fits decides, whether or not its stem is long enough.
 DOUBLE_SUFFIXES = {
-    "ational": "ate",
-    "tional": "tion",
-    "enci": "ence",
-    "anci": "ance",
-    "izer": "ize",
-    "bli": "ble",
-    "alli": "al",
-    "entli": "ent",
-    "eli": "e",
-    "ousli": "ous",
-    "ization": "ize",
-    "ation": "ate",
-    "ator": "ate",
-    "alism": "al",
-    "iveness": "ive",
-    "fulness": "ful",
-    "ousness": "ous",
-    "aliti": "al",
-    "iviti": "ive",
-    "biliti": "ble",
-    "fulli": "ful",
-    "logi": "log",
-}
+    "ational": "ate", "tional": "tion", "enci": "ence", "anci": "ance", "izer": "ize", "bli": "ble", "alli": "al",
+    "entli": "ent", "eli": "e", "ousli": "ous", "ization": "ize", "ation": "ate", "ator": "ate", "alism": "al",
+    "iveness": "ive", "fulness": "ful", "ousness": "ous", "aliti": "al", "iviti": "ive", "biliti": "ble",
+    "fulli": "ful", "logi": "log",
+}  # fmt: skip
 SINGLE_SUFFIXES = {"icate": "ic", "ative": "", "alize": "al", "iciti": "ic", "ical": "ic", "ful": "", "ness": ""}
 # Step 4: dropped where the stem has a measure over 1; "ion" only after s or t.
 LAST_SUFFIXES = (
