@@ -22,9 +22,11 @@ from srd.base.files import (
     digest_of,
     file_digest,
     fingerprint,
+    is_as_noted,
     read_json,
     remove,
     replace,
+    state_of,
     write_json,
 )
 
@@ -179,6 +181,20 @@ def test_a_file_is_hashed_again_only_where_it_may_have_changed(tmp_path: Path) -
     path.write_text("two")
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))  # the same size and time of modification
     assert digest_of(path) == file_digest(path) != first
+
+
+def test_a_file_is_as_it_was_noted_by_its_content_where_only_its_times_differ(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("one")
+    noted = state_of(path)
+    assert is_as_noted(path, noted)
+    os.utime(path, ns=(0, 0))
+    assert is_as_noted(path, noted) and state_of(path) != noted
+    for other in ("two", "three"):
+        path.write_text(other)
+        assert not is_as_noted(path, noted)
+    path.unlink()
+    assert not is_as_noted(path, noted)
 
 
 def test_content_of_files_folders_and_nothing(tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ from torch import nn
 
 import srd
 from srd.base.errors import UserError
+from srd.base.files import discard
 from srd.base.tables import write_table
 from srd.curation import reflection
-from srd.curation.reflection import forget_batches, ranking_warnings, reflect
+from srd.curation.reflection import ranking_warnings, reflect
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows
 from srd.data.templates.base import get_template
@@ -157,7 +158,7 @@ def test_a_killed_reflection_loses_its_last_batches_only(tmp_path: Path, monkeyp
     settings["max_new_tokens"] = 7
     reflect(model, tokenizer, ROWS, folder=tmp_path / "killed", **settings)
     assert len(calls) == 6
-    forget_batches(tmp_path / "killed")
+    discard(tmp_path / "killed")
     assert not (tmp_path / "killed").exists()
 
 

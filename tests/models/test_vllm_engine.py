@@ -149,7 +149,8 @@ def test_reflection_and_generation_by_either_engine_are_the_same(folder: str) ->
 def test_answers_end_where_the_generation_config_says(folder: str) -> None:
     tokenizer = load_tokenizer(folder)
     prompts, names = [tokenizer("Why is the cat blue?")["input_ids"]], ["a"]
-    tokens = VllmEngine(folder, 128).generate(prompts, names, Decoding(8), [tokenizer.eos_token_id], len(tokenizer))
+    ends, width = [tokenizer.eos_token_id], len(tokenizer)
+    tokens, _ = VllmEngine(folder, 128).decode_batch(prompts, names, Decoding(8), ends, None, width)
     stop = tokens[0][2]
     GenerationConfig(eos_token_id=[tokenizer.eos_token_id, stop]).save_pretrained(folder)
     short = generate(VllmEngine(folder, 128), tokenizer, prompts, names, Decoding(8))
@@ -223,10 +224,10 @@ def mute_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("mute_vllm")
 def test_an_engine_whose_process_dies_says_so(folder: str) -> None:
     engine = VllmEngine(folder, 128)
-    assert engine.generate([[3]], ["a"], Decoding(1), [2]) == [[2]]
+    assert engine.decode_batch([[3]], ["a"], Decoding(1), [2], None)[0] == [[2]]
     os.kill(engine._process.pid, signal.SIGKILL)
     with pytest.raises(RunError, match="status -9"):
-        engine.generate([[3]], ["a"], Decoding(1), [2])
+        engine.decode_batch([[3]], ["a"], Decoding(1), [2], None)
 
 
 @pytest.mark.usefixtures("mute_vllm")

@@ -14,7 +14,7 @@ from torch import Tensor
 import srd
 from srd.base.errors import UserError
 from srd.training.divergences import base, fkl
-from srd.training.divergences.base import DIVERGENCES, canonical_name, loss_scale
+from srd.training.divergences.base import DIVERGENCES, loss_scale
 
 PAPER = ("fkl", "rkl", "jsd", "tvd", "sfkl", "srkl")
 NAMES = (*PAPER, "ab", "akl", "entropy_aware", "distillm2")
@@ -377,14 +377,14 @@ def test_the_teacher_is_a_constant() -> None:
 
 @pytest.mark.parametrize(("alias", "name"), all_aliases().items())
 def test_names_of_the_papers_scripts(alias: str, name: str) -> None:
-    assert canonical_name(alias) == name
+    assert DIVERGENCES.name_of(alias) == name
     student, teacher = random_logits(2, 5)
     assert torch.equal(srd.divergence(alias, student, teacher), srd.divergence(name, student, teacher))
 
 
 def test_paper_names_cover_every_divergence() -> None:
-    assert {canonical_name("t" + name) for name in PAPER} == set(PAPER)
-    assert canonical_name("kd") == "fkl" and canonical_name("rkld") == "rkl"
+    assert {DIVERGENCES.name_of("t" + name) for name in PAPER} == set(PAPER)
+    assert DIVERGENCES.name_of("kd") == "fkl" and DIVERGENCES.name_of("rkld") == "rkl"
 
 
 @pytest.mark.parametrize("name", ["fkll", "random", "on", "KL"])
@@ -395,7 +395,7 @@ def test_unknown_names_are_refused(name: str) -> None:
 
 def test_the_nearest_name_is_suggested() -> None:
     with pytest.raises(UserError, match="did you mean 'srkl'"):
-        canonical_name("skrl")
+        DIVERGENCES.name_of("skrl")
 
 
 @pytest.mark.parametrize(

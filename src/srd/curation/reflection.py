@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from srd.base import parallel
 from srd.base.errors import UserError
-from srd.base.files import atomic_write, discard, fingerprint, read_sealed
+from srd.base.files import atomic_write, fingerprint, read_sealed
 from srd.base.tables import column, positions, reopened
 from srd.curation.shards import make_shards
 from srd.data.batching import TokenLists, length_sorted_batches
@@ -245,11 +245,6 @@ def _join(folder: Path, count: int) -> None:
 def _in_order(examples: datasets.Dataset, scores: datasets.Dataset) -> datasets.Dataset:
     """Join scores by id, in the order of the examples."""
     return scores.select(positions(column(examples, "id"), scores))
-
-
-def forget_batches(folder: Path) -> None:
-    """Delete the finished batches once the scores are written."""
-    discard(folder)
 
 
 def ranking_warnings(scores: datasets.Dataset) -> list[str]:

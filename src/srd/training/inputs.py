@@ -26,7 +26,7 @@ from srd.models.tokenizers.pair import (
 )
 from srd.models.tokenizers.tokens import decoder_prefix
 from srd.training.cache.teacher_cache import TeacherCache
-from srd.training.divergences.base import canonical_name, check_parameters
+from srd.training.divergences.base import DIVERGENCES, check_parameters
 from srd.training.loss.settings import LossSettings
 from srd.training.methods.base import METHODS, any_method
 from srd.training.student_text.writing import ROLLOUTS, Writing, writing_of
@@ -60,7 +60,7 @@ def settings_of(objective: Any, temperature: float, weight: float, uses_teacher:
     if isinstance(objective, LossSettings):
         return objective
     parameters = dict(objective) if isinstance(objective, Mapping) else {"name": objective}
-    name = canonical_name(str(parameters.pop("name", "")))
+    name = DIVERGENCES.name_of(str(parameters.pop("name", "")))
     check_parameters(name, parameters, teaches=True)
     if not 0 < temperature < math.inf:
         raise UserError(f"temperature is {temperature}, but must be above 0 and finite")

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from srd.base.settings import DivergenceTemperature, Named, OffIsAWord, Precision, Section, Seed, each_once
 from srd.curation.settings import CurriculumConfig
 from srd.models.settings import LoraConfig
-from srd.training.divergences.base import canonical_name, check_parameters
+from srd.training.divergences.base import DIVERGENCES, check_parameters
 from srd.training.libraries import check_loggers, check_optimizer
 from srd.training.methods.base import METHODS, AnyMethod
 from srd.training.tiers.base import TIERS, make_tier
@@ -33,7 +33,7 @@ class ObjectiveConfig(BaseModel):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        self.name = canonical_name(self.name)
+        self.name = DIVERGENCES.name_of(self.name)
         check_parameters(self.name, self.parameters, teaches=True)
         return self
 

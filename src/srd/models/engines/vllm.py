@@ -136,27 +136,11 @@ class VllmEngine(NeverTrains):
         references: Sequence[Sequence[int]] | None,
         width: int | None = None,
     ) -> tuple[list[list[int]], list[float]]:
-        """What `srd.models.generation.decode_batch` gives."""
-        scores = [] if references is None else self.cross_entropies(prompts, references)
-        return self.generate(prompts, names, decoding, stop, width), scores
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        names: Sequence[str],
-        decoding: Decoding,
-        stop: Sequence[int],
-        width: int | None = None,
-    ) -> list[list[int]]:
-        """Answer prompts of token ids; an answer keeps the token that ended it.
-
-        Args:
-            prompts: Token ids.
-            names: Example ids; with ``decoding.seed`` they seed each prompt's samples.
-            decoding: How tokens are chosen.
-            stop: Ids that end an answer.
-            width: Ids from here on are padding rows of the head and never chosen.
-        """
+        """What `srd.models.generation.decode_batch` gives; names and ``decoding.seed`` seed each prompt's samples."""
+        asked = [list(prompt) for prompt in prompts]
+        scores: list[float] = []
+        if references is not None:
+            scores = self._ask("cross_entropies", asked, [list(reference) for reference in references])
         rows = self.config.get_text_config().vocab_size if width else 0
         never = {token: NEVER for token in range(width or 0, rows)}
         settings = [
@@ -167,14 +151,7 @@ class VllmEngine(NeverTrains):
             }
             for name in names
         ]  # fmt: skip
-        answers: list[list[int]] = self._ask("generate", [list(prompt) for prompt in prompts], settings)
-        return answers
-
-    def cross_entropies(self, prompts: Sequence[Sequence[int]], references: Sequence[Sequence[int]]) -> list[float]:
-        """Mean negative log-likelihood of each reference behind its prompt, in nats a token."""
-        texts = ([list(text) for text in side] for side in (prompts, references))
-        losses: list[float] = self._ask("cross_entropies", *texts)
-        return losses
+        return self._ask("generate", asked, settings), scores
 
 
 def check_installed() -> None:

@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from srd.base import parallel
+from srd.base.files import discard
 from srd.base.tables import column, positions, write_table
 from srd.curation.curriculum import Curriculum
 from srd.curation.likelihoods import Pairs, pair_losses
 from srd.curation.ranking import rank
-from srd.curation.reflection import forget_batches, reflect
+from srd.curation.reflection import reflect
 from srd.curation.scores.base import columns_of, scores_of
 from srd.run.context import Run
 from srd.run.parts.loading import lists_of, load_reader
@@ -54,7 +55,7 @@ def keep_scores(scores: datasets.Dataset, path: Path, batches: Path) -> None:
         write_table(scores, path)
     parallel.barrier()
     if parallel.is_main():
-        forget_batches(batches)
+        discard(batches)
     parallel.barrier()
 
 

@@ -115,11 +115,6 @@ def _parameters_of(function: Callable[..., Any]) -> dict[str, float]:
     return {item.name: item.default for item in parameters}
 
 
-def canonical_name(name: str) -> str:
-    """Resolve the paper's type names; refuse unknown ones with the nearest known name."""
-    return DIVERGENCES.name_of(name)
-
-
 def check_parameters(name: str, parameters: Mapping[str, float], *, teaches: bool = False) -> None:
     """Refuse what the divergence does not have, what is no number in its range and, to train by, what makes it 0."""
     known = DIVERGENCES.get(name)

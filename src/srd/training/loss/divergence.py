@@ -11,7 +11,7 @@ from torch import Tensor
 
 from srd.base.errors import UserError
 from srd.base.limits import temperature_problem
-from srd.training.divergences.base import DIVERGENCES, canonical_name, check_parameters
+from srd.training.divergences.base import DIVERGENCES, check_parameters
 
 ValueAndSlope = tuple[Tensor, Tensor]
 SlopeFunction = Callable[..., ValueAndSlope]
@@ -101,7 +101,7 @@ def divergence(
     >>> divergence("srkl", logits, logits).tolist()
     [0.0, 0.0]
     """
-    name = canonical_name(name)
+    name = DIVERGENCES.name_of(name)
     check_parameters(name, parameters)
     if problem := temperature_problem(temperature):
         raise UserError(f"temperature is {temperature}, but it {problem}")
