@@ -107,6 +107,17 @@ def test_version_and_command_are_those_of_the_package() -> None:
     assert callable(getattr(importlib.import_module(module), function))
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_python_keeps_what_it_compiles_wherever_make_starts_it(tmp_path: Path) -> None:
+    """Nothing is compiled when it is installed: where the surroundings forbid to keep it, each start is slow."""
+    shown = f"include {ROOT}/Makefile\nshown:\n\t@{sys.executable} -c 'import sys; print(sys.dont_write_bytecode)'\n"
+    (tmp_path / "shown.mk").write_text(shown)
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    command = ["make", "-f", str(tmp_path / "shown.mk"), "shown"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "False\n"
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built without pip, which would need a network."""
