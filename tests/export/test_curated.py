@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,6 +47,9 @@ KINDS: list[dict[str, Any]] = [
     {"instruction": "Return all items.", "output": "items in the list " * 30},
 ]
 
+Given = Callable[[str], tuple[Run, Path]]
+pytestmark = pytest.mark.xdist_group("curated")  # one worker makes what most of these look at
+
 
 @pytest.fixture(scope="module")
 def ranked(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
@@ -73,6 +78,18 @@ def curate(tiny: TinyRun, folder: Path, trainer: str, **settings: Any) -> Run:
     return run
 
 
+@pytest.fixture(scope="module")
+def given(ranked: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Given:
+    """The run, and what a trainer gets of it, made when it is first asked for; read only."""
+
+    @functools.cache
+    def get(trainer: str) -> tuple[Run, Path]:
+        folder = tmp_path_factory.mktemp(trainer)
+        return curate(ranked, folder, trainer), folder
+
+    return get
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -83,26 +100,24 @@ def tokens(run: Run, path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("trainer", TRAINERS.names())
-def test_what_a_trainer_is_given_is_read_back_as_the_same_tokens(trainer: str, ranked: TinyRun, tmp_path: Path) -> None:
-    run = curate(ranked, tmp_path, trainer)
+def test_what_a_trainer_is_given_is_read_back_as_the_same_tokens(trainer: str, given: Given) -> None:
+    run, folder = given(trainer)
     expected = {row["id"]: row for row in run.encoder.encode(run.split("train")).to_list()}
-    found = tokens(run, tmp_path / "stage_2.jsonl")
+    found = tokens(run, folder / "stage_2.jsonl")
     keys = ("prompt_ids", "response_ids")
     assert {name: [row[key] for key in keys] for name, row in found.items()} == {
         name: [row[key] for key in keys] for name, row in expected.items()
     }
     whole = [row for row in run.split("train").to_list() if row["id"][2:] != "6"]  # its prompt is cut
-    again = {row["id"]: row for row in load_source(SourceConfig(path=str(tmp_path / "stage_2.jsonl"))).to_list()}
+    again = {row["id"]: row for row in load_source(SourceConfig(path=str(folder / "stage_2.jsonl"))).to_list()}
     assert [again[row["id"]] for row in whole] == whole
 
 
 @pytest.mark.parametrize("trainer", TRAINERS.names())
-def test_the_text_is_exact_and_the_conversation_is_a_list_with_its_answer_last(
-    trainer: str, ranked: TinyRun, tmp_path: Path
-) -> None:
-    run = curate(ranked, tmp_path, trainer)
+def test_the_text_is_exact_and_the_conversation_is_a_list_with_its_answer_last(trainer: str, given: Given) -> None:
+    run, folder = given(trainer)
     expected = {row["id"]: row for row in run.encoder.encode(run.split("train")).to_list()}
-    for row in read(tmp_path / "stage_2.jsonl"):
+    for row in read(folder / "stage_2.jsonl"):
         ids = expected[row["id"]]
         text = row["prompt"] + row["completion"] + row["end"]
         assert run.tokenizer(text)["input_ids"][: len(ids["prompt_ids"])] == ids["prompt_ids"]
@@ -110,7 +125,7 @@ def test_the_text_is_exact_and_the_conversation_is_a_list_with_its_answer_last(
             assert run.tokenizer(text)["input_ids"] == ids["prompt_ids"] + ids["response_ids"]
         assert (row["end"] == "") == (ids["response_cut"] or row["completion"].endswith("<|im_end|>"))
         assert row["messages"] is None or row["messages"][-1]["role"] == "assistant"
-    assert {row["id"][2:]: row["messages"] for row in read(tmp_path / "stage_2.jsonl")}["0"] == TURNS
+    assert {row["id"][2:]: row["messages"] for row in read(folder / "stage_2.jsonl")}["0"] == TURNS
 
 
 def test_all_passes_stand_in_one_file_in_order_and_load_dataset_finds_the_stages(
@@ -151,18 +166,18 @@ def test_every_pass_of_a_fresh_order_draws_its_own(ranked: TinyRun, tmp_path: Pa
     assert len(passes[1]) == len(passes[0]) and passes[1] != passes[0]
 
 
-def test_trl_gets_the_recipes_own_tokens(ranked: TinyRun, tmp_path: Path) -> None:
-    run = curate(ranked, tmp_path, "trl")
+def test_trl_gets_the_recipes_own_tokens(ranked: TinyRun, given: Given) -> None:
+    run, folder = given("trl")
     expected = {row["id"]: row for row in run.encoder.encode(run.split("train")).to_list()}
-    for row in read(tmp_path / "stage_2.jsonl"):
+    for row in read(folder / "stage_2.jsonl"):
         prompt, response = (expected[row["id"]][key] for key in ("prompt_ids", "response_ids"))
         assert row["input_ids"] == prompt + response
         assert row["completion_mask"] == [0] * len(prompt) + [1] * len(response)
     for name in ("train_sft.py", "train_gkd.py"):
-        script = (tmp_path / name).read_text()
+        script = (folder / name).read_text()
         compile(script, name, "exec")
         assert repr(str(ranked.student)) in script
-    assert 'train_sampling_strategy="sequential"' in (tmp_path / "train_sft.py").read_text()
+    assert 'train_sampling_strategy="sequential"' in (folder / "train_sft.py").read_text()
 
 
 @pytest.mark.parametrize(
@@ -181,31 +196,31 @@ def test_trl_gets_the_divergence_or_is_told_the_nearest(objective: Any, line: st
     assert ("the nearest that TRL has" in told) == (objective in ("srkl", "tvd"))
 
 
-def test_axolotl_gets_stretches_of_text_and_a_sequential_configuration(ranked: TinyRun, tmp_path: Path) -> None:
-    run = curate(ranked, tmp_path, "axolotl")
+def test_axolotl_gets_stretches_of_text_and_a_sequential_configuration(ranked: TinyRun, given: Given) -> None:
+    run, folder = given("axolotl")
     expected = {row["id"]: row for row in run.encoder.encode(run.split("train")).to_list()}
-    for row in read(tmp_path / "stage_2.jsonl"):
+    for row in read(folder / "stage_2.jsonl"):
         if row["id"][2:] != "7":
             ids = [run.tokenizer(part["text"], add_special_tokens=False)["input_ids"] for part in row["segments"]]
             assert ids == [expected[row["id"]][key] for key in ("prompt_ids", "response_ids")]
         assert [part["label"] for part in row["segments"]] == [False, True]
-    first, last = (yaml.safe_load((tmp_path / f"axolotl_stage_{stage}.yaml").read_text()) for stage in (0, 2))
+    first, last = (yaml.safe_load((folder / f"axolotl_stage_{stage}.yaml").read_text()) for stage in (0, 2))
     assert first["base_model"] == str(ranked.student) and last["base_model"] == "./outputs/stage_1"
     assert first["datasets"] == [{"path": "./stage_0.jsonl", "ds_type": "json", "type": "input_output"}]
     wanted = {"curriculum_sampling": True, "shuffle_merged_datasets": False, "sample_packing": False}
     assert {name: first[name] for name in wanted} == wanted
 
 
-def test_llama_factory_gets_whole_texts_and_a_list_of_data_sets(ranked: TinyRun, tmp_path: Path) -> None:
-    run = curate(ranked, tmp_path, "llamafactory")
-    info = json.loads((tmp_path / "dataset_info.json").read_text())
+def test_llama_factory_gets_whole_texts_and_a_list_of_data_sets(given: Given) -> None:
+    run, folder = given("llamafactory")
+    info = json.loads((folder / "dataset_info.json").read_text())
     assert info["srd_stage_0"] == {"file_name": "stage_0.jsonl", "columns": {"prompt": "source", "response": "target"}}
     assert "srd_chat_stage_0" not in info  # not all rows are conversations
-    settings = yaml.safe_load((tmp_path / "llamafactory_stage_1.yaml").read_text())
+    settings = yaml.safe_load((folder / "llamafactory_stage_1.yaml").read_text())
     assert settings["dataset"] in info and settings["template"] == "empty" and settings["disable_shuffling"] is True
     assert settings["model_name_or_path"] == "saves/stage_0"
     expected = {row["id"]: row for row in run.encoder.encode(run.split("train")).to_list()}
-    for row in read(tmp_path / "stage_2.jsonl"):
+    for row in read(folder / "stage_2.jsonl"):
         if row["id"][2:] != "7":
             ids = [run.tokenizer(row[name], add_special_tokens=False)["input_ids"] for name in ("source", "target")]
             assert ids == [expected[row["id"]][key] for key in ("prompt_ids", "response_ids")]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from srd.base.errors import RunError
 from srd.data.batching import Collator
-from srd.models import generation
+from srd.models import generation, reading
 from srd.models.generation import Decoding, choose, decode_batch, generate
 from srd.models.head import logit_rule, response_losses
 from srd.models.reading import Reader, abilities
@@ -82,6 +82,15 @@ def test_stopped_rows_leave_the_batch(family: str, monkeypatch: pytest.MonkeyPat
     needed = sum(len(tokens) - 1 for tokens in expected)  # the first token comes with the prompt
     assert sum(sizes) < needed / 0.75 + 2 * len(prompts)
     assert len(sizes) <= max(map(len, expected))
+
+
+def test_a_model_that_bears_padding_is_not_measured_for_prompts_of_equal_length(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[Any] = []
+    alone = reading._alone
+    monkeypatch.setattr(reading, "_alone", lambda *arguments: read.append(arguments) or alone(*arguments))
+    assert abilities(tiny_model("llama")).padding and len(read) == 1
 
 
 def test_the_last_token_costs_no_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,15 +25,35 @@ from tests.tiny import tiny_tokenizer
 FIND = ["empty", "looping", "eos", "match", "near_copy"]
 
 
-@pytest.fixture
-def run(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> TinyRun:
-    """Rows of which a third is damaged, and a student that sees it."""
-    monkeypatch.setattr(likelihoods, "pair_losses", oracle_losses)
-    monkeypatch.setattr(shots, "SHOTS", 90)  # more than there are: the oracle knows single rows
+pytestmark = pytest.mark.xdist_group("cleaning")  # one worker reads the rows that most of these begin with
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    """Rows of which a third is damaged, and a student that sees it and has read them; read only."""
+    run = TinyRun(tmp_path_factory.mktemp("cleaning"))
     damaged = corrupt(examples_from_rows(noun_rows(90), "rows"), 0.3, ["swapped", "truncated", "duplicated"], seed=1)
-    write_rows(tiny_run.rows, [row_of(row) for row in damaged])
-    tiny_run.kinds = {row["id"]: row["corruption"] for row in damaged}  # type: ignore[attr-defined]
-    return tiny_run.set(data__cleaning={"action": "drop", "find": FIND}, training__curriculum={"stages": 1})
+    write_rows(run.rows, [row_of(row) for row in damaged])
+    run.kinds = {row["id"]: row["corruption"] for row in damaged}  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        as_the_oracle_reads(patch)
+        run.set(data__cleaning={"action": "drop", "find": FIND}, training__curriculum={"stages": 1})
+        run.advance("likelihoods")
+    return run
+
+
+@pytest.fixture
+def run(read: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyRun:
+    """The same, to be changed and gone on with."""
+    as_the_oracle_reads(monkeypatch)
+    run = read.copy(tmp_path / "run")
+    run.folder = tmp_path
+    return run
+
+
+def as_the_oracle_reads(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(likelihoods, "pair_losses", oracle_losses)
+    patch.setattr(shots, "SHOTS", 90)  # more than there are: the oracle knows single rows
 
 
 def marks(run: TinyRun) -> dict[str, dict[str, Any]]:
@@ -257,6 +277,7 @@ def test_killed_anywhere_and_started_again_gives_the_same_bytes(run: TinyRun, mo
     whole = run.advance("repair", run_dir=run.folder / "whole")
     expected = {path.relative_to(whole.folder): path.read_bytes() for path in files.walk(whole.folder / "cleaning")}
     writes: list[Path] = []
+    run.run_dir = run.folder / "killed"
 
     def kill(moment: str, path: Path) -> None:
         if moment == "replace" and "cleaning" in path.parts:
@@ -280,5 +301,6 @@ def test_killed_anywhere_and_started_again_gives_the_same_bytes(run: TinyRun, mo
 def test_what_asks_no_model_makes_no_tokens(run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a million rows they take longer than all the rest."""
     monkeypatch.setattr(Encoder, "encode", lambda *arguments: pytest.fail("tokens were made"))
+    run.run_dir = run.folder / "new"
     run.set(data__cleaning={"action": "drop", "find": ["empty", "looping", "near_copy"]}).advance("cleaning")
     assert {row["why"] for row in marks(run).values()} == {"", "near_copy"}

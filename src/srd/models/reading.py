@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 import logging
 from collections.abc import Sequence
@@ -305,9 +306,15 @@ def abilities(model: Any) -> Abilities:
 def _measure(model: Any) -> Abilities:
     texts = [probe_ids(model, length + 2, shift=number) for number, length in enumerate(LENGTHS)]
     equal = [probe_ids(model, LENGTHS[0] + 2, shift=number) for number in range(len(LENGTHS))]
-    expected = [_alone(model, texts, LENGTHS), _alone(model, equal, LENGTHS[:1] * len(LENGTHS))]
-    if not all(torch.isfinite(logits).any() and not torch.isnan(logits).any() for logits in expected):
-        raise UserError(f"{name_of(model)} gives logits that are not finite. {blame({'model': model})}")
+    probes = {True: (texts, LENGTHS), False: (equal, LENGTHS[:1] * len(LENGTHS))}  # by whether padding is borne
+
+    @functools.cache
+    def expected(padding: bool) -> Tensor:
+        logits = _alone(model, *probes[padding])
+        if not torch.isfinite(logits).any() or torch.isnan(logits).any():
+            raise UserError(f"{name_of(model)} gives logits that are not finite. {blame({'model': model})}")
+        return logits
+
     known = inspect.signature(base_model(model).forward).parameters
     tried = [
         Abilities(state, padding, leaving)
@@ -317,8 +324,7 @@ def _measure(model: Any) -> Abilities:
         for leaving in (True, False)
     ]
     for able in [*tried, Abilities(None), Abilities(None, padding=False)]:
-        rows, lengths = (texts, LENGTHS) if able.padding else (equal, LENGTHS[:1] * len(LENGTHS))
-        if _agrees(model, able, rows, lengths, expected[0 if able.padding else 1]):
+        if _agrees(model, able, *probes[able.padding], expected(able.padding)):
             return able
     raise UserError(
         f"{name_of(model)} ({type(model).__name__}) cannot be decoded here: read token by token, its logits differ "
