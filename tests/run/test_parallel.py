@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
+from srd import cli
 from srd.base import parallel
 from srd.base.errors import UserError
 from srd.base.files import read_json
@@ -307,8 +308,9 @@ def lonely(log_p, log_q):
 """
 
 
-def test_a_failing_process_stops_the_others_with_its_message(tmp_path: Path) -> None:
+def test_a_failing_process_stops_the_others_with_its_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a sweep, which goes on past a cell that fails on all processes: this one fails while another waits for it."""
+    monkeypatch.setattr(cli, "OTHERS_WAIT", 1.0)
     (tmp_path / "plugin.py").write_text(DIVERGENCE)
     run = TinyRun(tmp_path).set(plugins=[str(tmp_path / "plugin.py")], data__train_limit=8)
     cells = {"refused": {"data.template": "{nothing}"}, "lonely": {"training.objective": "lonely"}, "never": {}}
