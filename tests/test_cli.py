@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import importlib.util
 import io
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,16 +18,19 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+import srd as package
 from srd import __version__ as version
 from srd import cli
 from srd.api import check_made_by
 from srd.base import console
 from srd.base.errors import UserError
 from srd.base.files import read_json
-from srd.recipe.reading import load_recipe, write_recipe
+from srd.recipe.reading import load_recipe, validate_recipe, write_recipe
 from srd.report.closing import next_steps
 from srd.report.reading import read_run
+from srd.run.checks import models as checks
 from srd.run.context import Run
+from srd.run.models import RecipeModels
 from srd.run.steps import training
 from srd.training import stages
 from tests.runs import TinyRun, logged, steps_finished, tiny_rows, write_rows
@@ -105,6 +109,45 @@ def one_message(told: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------ commands
+
+
+@pytest.fixture
+def thawed() -> Iterator[None]:
+    """Garbage is looked for everywhere again, whatever a test has done."""
+    yield
+    gc.enable()
+    gc.unfreeze()
+
+
+def test_garbage_is_not_looked_for_among_what_is_imported(thawed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    monkeypatch.setattr(cli, "_command_line", lambda: looked.append(gc.isenabled()) or 0)
+    with pytest.raises(SystemExit):
+        cli.main()
+    monkeypatch.setattr(package.importlib, "import_module", lambda name: looked.append(gc.isenabled()))
+    with contextlib.suppress(AttributeError):
+        package.__getattr__("Curriculum")
+    assert (looked, gc.isenabled()) == ([False, False], True)
+
+    frozen = gc.get_freeze_count()
+    console.set_up_logging()
+    assert gc.get_freeze_count() == frozen, "the memory of a program that uses this package is its own"
+    gc.disable()
+    console.set_up_logging()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > frozen
+
+
+def test_files_of_a_model_that_is_teacher_and_student_are_looked_at_once(
+    shared: TinyRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(checks, "check_weights", lambda source, **options: seen.append(source))
+    for run, files in ((shared.twin().set(student=str(shared.teacher)), [shared.teacher]),
+                       (shared, [shared.teacher, shared.student])):  # fmt: skip
+        seen.clear()
+        checks.check_recipe(RecipeModels(validate_recipe(run.recipe, "tiny")))
+        assert seen == [*map(str, files)]
 
 
 def test_run_resumes_and_prints_where_everything_is(srd: Command, shared: TinyRun, tmp_path: Path) -> None:

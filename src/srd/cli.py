@@ -187,8 +187,7 @@ def recipes(
         from srd.recipe.comments import commented
         from srd.recipe.reading import load_recipe, recipe_yaml
 
-        write = commented if comments else recipe_yaml
-        _echo(write(load_recipe(name)).rstrip("\n"))
+        _echo((commented if comments else recipe_yaml)(load_recipe(name)).rstrip("\n"))
     else:
         from rich.table import Table
 
@@ -665,7 +664,6 @@ def plan_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Say what a run would do and cost (passes, steps, time, disk, memory), without loading a weight."""
-    gc.disable()  # to look for garbage among what is imported takes a tenth of this command's second
     from srd.base.console import set_up_logging
     from srd.recipe.reading import load_recipe
     from srd.run.plan.machines import on_machines, print_machines
@@ -673,8 +671,7 @@ def plan_command(
 
     set_up_logging(libraries=False)
     loaded = load_recipe(recipe, overrides or [])
-    speed = flops_per_second or measured_flops_per_second()
-    made = make_plan(loaded, devices=devices, flops_per_second=speed)
+    made = make_plan(loaded, devices=devices, flops_per_second=flops_per_second or measured_flops_per_second())
     several = on_machines(loaded, made, nodes) if nodes > 1 else None
     if as_json:
         print(json.dumps({**made.as_json(), **({"machines": several.as_json()} if several else {})}, indent=2))
@@ -764,12 +761,15 @@ def main() -> None:
     """Run the command line and turn whatever ends it into an exit status and a message."""
     from srd.base import parallel
 
+    gc.disable()  # until `set_up_logging`: to look for garbage among what is imported takes a tenth of the time
     say_stopped = _once(_say_stopped)  # by this thread or by the one that listens, which may come to it together
     with parallel.stoppable(say_stopped):
         try:
             code = _command_line()
         except BaseException as error:
             code = _status(error, say_stopped)
+        finally:
+            gc.enable()
     sys.exit(code)
 
 

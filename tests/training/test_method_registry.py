@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ import srd
 from srd.base.errors import UserError
 from srd.recipe.reading import validate_recipe
 from srd.recipe.schema import Recipe
-from srd.training.methods.base import METHODS
+from srd.training import inputs
+from srd.training.methods.base import METHODS, any_method
 from srd.training.settings import TrainingConfig
 from tests.runs import TinyRun
 
@@ -87,3 +89,14 @@ def test_a_method_by_name_by_settings_or_made(given: Any) -> None:
     assert config.model_dump()["method"] == {
         "name": "gkd", "student_share": 0.5, "temperature": 1.0, "max_new_tokens": 256, "refresh": "step",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("given", ["kd", {"name": "gkd", "student_share": 0.5}, METHODS.get("sft")()])
+def test_a_trainer_imports_the_method_that_it_is_given_alone(given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(inputs, "any_method", lambda *names: asked.append(names) or any_method(*names))
+    inputs.writing_by(given, SimpleNamespace(output_dir="out", seed=0))
+    with pytest.raises(UserError, match="known are .*seqkd"):
+        inputs.writing_by("nothing", SimpleNamespace(output_dir="out", seed=0))
+    name = given if isinstance(given, str) else dict(given)["name"]
+    assert asked == [(name,), ()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import threading
@@ -60,6 +61,9 @@ def set_up_logging(warnings: list[str] | None = None, *, libraries: bool = True)
     logger.propagate = False
     if libraries:
         quiet_libraries()
+        if not gc.isenabled():  # the command line has put it off until all is imported, which is no garbage
+            gc.freeze()
+            gc.enable()
     if not sys.warnoptions:  # python -W shows them
         simplefilter("ignore", FutureWarning)  # what libraries say of each other's next versions
 

@@ -75,7 +75,10 @@ def writing_by(given: Any, args: TrainingArguments) -> tuple[Writing, bool]:
         return given, True
     try:
         settings = {"name": given} if isinstance(given, str) else given
-        named = any_method().validate_python(dict(settings) if isinstance(settings, Mapping) else settings)
+        settings = dict(settings) if isinstance(settings, Mapping) else settings
+        name = settings.get("name") if isinstance(settings, dict) else getattr(settings, "name", None)
+        # The others take time to import, and are asked for where there is none of this name.
+        named = any_method(*([name] if isinstance(name, str) and name in METHODS else [])).validate_python(settings)
     except ValidationError as error:
         raise UserError(f"method: {error.errors()[0]['msg']}; known are {', '.join(METHODS.names())}") from error
     if named.text == "teacher":

@@ -35,8 +35,9 @@ def check_recipe(models: RecipeModels, *, packages: bool = True) -> None:
     check_cache(recipe)
     teacher, student, here, configs = recipe.teacher, recipe.student, recipe.models_here, models.configs
     ENGINES.get(recipe.generation.engine).check(any(config.is_encoder_decoder for config in configs), here)
-    for named in here:
-        check_weights(str(named.model), adapter=named.adapter, **named.found)
+    files = [{"source": str(named.model), "adapter": named.adapter, **named.found} for named in here]
+    for found in (each for place, each in enumerate(files) if each not in files[:place]):  # two models may be one
+        check_weights(**found)
     name, options = recipe.data.frame
     get_template(name, models.tokenizer, options)
     if teacher.endpoint is not None and models.encoder_decoder:
