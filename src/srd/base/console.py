@@ -46,11 +46,9 @@ SILENT_SECONDS = 60.0  # ... and also where nothing was finished for so long
 
 
 def set_up_logging(warnings: list[str] | None = None, *, libraries: bool = True) -> None:
-    """Show our warnings, keep the libraries' chatter and their own progress bars away.
+    """Show our warnings, which a list may get too, and keep away the libraries' chatter and progress bars.
 
-    Args:
-        warnings: Gets the warnings, too.
-        libraries: False: where they may not be needed; `quiet_libraries` comes before they are.
+    Without ``libraries``, which may not be needed, `quiet_libraries` comes before they are.
     """
     handler = RichHandler(console=console, show_time=False, show_path=False, show_level=True)
     handler.setFormatter(_Formatter("%(message)s"))
@@ -89,10 +87,9 @@ class _Once(logging.Filter):
         self.seen: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        new = message not in self.seen
-        self.seen.add(message)
-        return new
+        before = len(self.seen)
+        self.seen.add(record.getMessage())
+        return len(self.seen) > before
 
 
 class _Collect(logging.Handler):
@@ -103,8 +100,7 @@ class _Collect(logging.Handler):
         self.warnings = warnings
 
     def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        if message not in self.warnings:
+        if (message := record.getMessage()) not in self.warnings:
             self.warnings.append(message)
 
 
