@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -18,12 +19,13 @@ from srd.base.text import shown_bytes
 from srd.cli import app
 from srd.models.loading.loading import load_model
 from srd.models.settings import ModelConfig
-from srd.recipe.reading import load_recipe, shipped_recipes
+from srd.recipe.reading import load_recipe, shipped_recipes, validate_recipe
 from srd.recipe.schema import Recipe
 from srd.run import flow
+from srd.run.checks.recipe import check_cache
 from srd.run.context import Run
 from srd.run.flow import advance, training_steps
-from srd.run.outline.costs import Size, size_of, stages_of, trained_parameters
+from srd.run.outline.costs import INDEX_BYTES, Size, size_of, stages_of, trained_parameters
 from srd.run.plan import counting
 from srd.run.plan import plan as plan_module
 from srd.run.plan.machines import on_machines
@@ -35,6 +37,7 @@ from srd.run.steps.reflection import Reflection
 from srd.run.steps.student import Student
 from srd.run.steps.teacher import Cache, Teacher, TeacherText
 from srd.run.steps.training import Training
+from srd.training.tiers.base import TIERS
 from tests.marks import needs_bubblewrap
 from tests.runs import TinyRun, close
 from tests.tiny import save_tiny
@@ -165,30 +168,54 @@ def test_plan_agrees_with_the_run(tiny_recipe: Recipe, tiny_run: Run) -> None:
     assert plan.student.parameters == load_model(str(tiny_run.folder / "start")).num_parameters()
 
 
-def test_cache_is_as_large_as_planned(tiny_recipe: Recipe, tiny_run: Run) -> None:
-    plan = make_plan(tiny_recipe)
-    assert plan.cache_bytes == tiny_run.manifest.steps["cache"]["summary"]["bytes"]
-    stored = 0
-    for shard in (tiny_run.folder / "cache").rglob("shard-*.safetensors"):
-        with safe_open(shard, framework="pt") as tensors:
-            hidden = tensors.get_tensor("hidden")
-            stored += hidden.numel() * hidden.element_size()
-    assert plan.cache_bytes == stored > 0
-    head = next((tiny_run.folder / "cache").rglob("head.safetensors"))
-    with safe_open(head, framework="pt") as tensors:
-        weight = tensors.get_tensor("weight")
-    assert plan.head_bytes == weight.numel() * weight.element_size()
+def size_of_files(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("tier", ["int8", "topk", "likelihood"])
-def test_a_tier_is_as_large_as_planned(tier: str, tmp_path: Path) -> None:
-    own = TinyRun(tmp_path).set(cache={"tier": tier, "max_kl": 9.0}, training__curriculum=None)
-    plan = make_plan(own.advance("cache").recipe)
-    stored = 0
-    for shard in (tmp_path / "run/cache").rglob("shard-*.safetensors"):
+CACHES: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "exact, float32": {"cache__dtype": "float32"},
+    "int8": {"cache__tier": "int8"},
+    "topk": {"cache__tier": "topk"},
+    "likelihood": {"cache__tier": "likelihood"},
+}
+
+
+@pytest.mark.parametrize("case", CACHES)
+def test_a_cache_is_as_large_as_planned(case: str, tmp_path: Path) -> None:
+    """What is kept of tokens to the byte, which the limit is about; the whole folder to what files have for a head."""
+    own = TinyRun(tmp_path).set(cache={"max_kl": 9.0}, training__curriculum=None).set(**CACHES[case]).advance("cache")
+    plan, stored = make_plan(own.recipe), 0
+    shards = [*(tmp_path / "run/cache").rglob("shard-*.safetensors")]
+    for shard in shards:
         with safe_open(shard, framework="pt") as file:
             stored += sum((kept := file.get_tensor(name)).numel() * kept.element_size() for name in file.keys())  # noqa: SIM118
-    assert plan.cache_bytes == stored > 0 and plan.tier_bytes[tier] == stored + plan.head_bytes
+    assert plan.cache_bytes == stored == own.manifest.steps["cache"]["summary"]["bytes"] > 0
+    planned, heads = plan.cache_bytes + plan.beside_bytes, 1500 + 600 * len(shards)
+    assert planned < size_of_files(tmp_path / "run/cache") < planned + heads
+    assert plan.tier_bytes[own.recipe.cache.tier] == planned
+
+
+SERVED: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "at temperature 1": ({"training__curriculum": None}, ["exact", "int8", "likelihood", "topk"]),
+    "hotter": ({"training__curriculum": None, "training__temperature": 2.0}, ["exact", "int8", "topk"]),
+    "reverse KL": ({"training__curriculum": None, "training__objective": "rkl"}, ["exact", "int8", "topk"]),
+    "over all tokens": ({"training__curriculum": None, "training__objective": "akl"}, ["exact", "int8"]),
+    "a method over all tokens": ({"training__curriculum": None, "training__method": "taid"}, ["exact", "int8"]),
+    "text of its own": ({"training__method": {"name": "gkd", "refresh": "epoch"}}, ["exact"]),
+}
+
+
+@pytest.mark.parametrize("case", SERVED)
+def test_tiers_that_would_be_refused_are_not_offered(case: str, tmp_path: Path) -> None:
+    changes, expected = SERVED[case]
+    own = TinyRun(tmp_path).set(baselines={}, training__objective="fkl").set(**changes)
+    plan, served = make_plan(validate_recipe(own.recipe, "tiny")), []
+    for tier in TIERS.names():
+        with contextlib.suppress(UserError):
+            check_cache(validate_recipe({**own.recipe, "cache": {"tier": tier}}, "tiny"))
+            served.append(tier)
+    assert sorted(plan.tier_bytes) == served == expected
 
 
 def test_flops_by_hand(tiny_recipe: Recipe) -> None:
@@ -231,7 +258,9 @@ def test_both_texts_of_a_pair_are_read_and_kept() -> None:
         recipe = load_recipe("gpt2-distillm2", ["training.curriculum=null", "baselines={}", f"cache.limit_gb={limit}"])
         plan = make_plan(recipe)
         pairs, training = (next(p for p in plan.phases if p.name.startswith(name)) for name in ("pairs", "train/"))
-        assert plan.pairs_bytes == (2 * plain.cache_bytes + plain.head_bytes if kept else 0)
+        assert plan.pairs_bytes == (
+            2 * plain.cache_bytes + plain.beside_bytes + INDEX_BYTES * plan.data.train if kept else 0
+        )
         assert pairs.teacher_passes == (3 if kept else 1)
         assert bool(training.teacher_passes) != kept
 
@@ -240,7 +269,7 @@ def test_without_a_cache_the_teacher_runs_in_every_pass(tiny_recipe: Recipe) -> 
     live = tiny_recipe.model_copy(update={"cache": tiny_recipe.cache.model_copy(update={"limit_gb": 1e-9})})
     plan = make_plan(live)
     assert "so the teacher runs live" in plan.notes[0]
-    assert plan.cache_bytes == plan.head_bytes == 0
+    assert plan.cache_bytes == plan.beside_bytes == 0
     kd = next(phase for phase in plan.phases if phase.name == "train/kd")
     assert kd.teacher_passes == kd.student_passes == 1.5
     assert kd.flops > next(phase for phase in make_plan(tiny_recipe).phases if phase.name == "train/kd").flops

@@ -181,6 +181,8 @@ def test_a_plan_says_whether_the_server_is_there(here: TinyRun, served: Served, 
     assert any("is there and fits" in note for note in plan.notes)
     assert any("asked about 32 texts" in note and "the 20 likeliest" in note for note in plan.notes)
     assert plan.cache_bytes and plan.teacher.parameters == 0
+    answers = 21 * 29 * plan.data.response_tokens  # 20 likeliest tokens and the text's own, as they are kept at first
+    assert next(phase for phase in plan.phases if phase.name == "cache").scratch == answers
     served.model = None
     served.trouble = lambda number, path, body: (401, {"error": "no"}, {})
     with pytest.raises(UserError, match="refuses the key in the environment variable TEACHER_KEY"):

@@ -18,9 +18,10 @@ from srd.report.comparison import headline, models_of
 from srd.report.figures import curve_series, step_seconds
 from srd.report.reading import read_run
 from srd.run.flow import planned_steps
-from srd.run.outline.costs import DataFacts
+from srd.run.outline.costs import INDEX_BYTES, DataFacts
 from srd.run.plan.plan import make_plan
 from srd.run.steps import training
+from srd.training.tiers.base import EXACT_TOKENS
 from tests.oracle import noun_rows, oracle_losses
 from tests.runs import TinyRun, steps_finished, write_rows
 
@@ -156,6 +157,8 @@ def test_without_a_cleaning_it_is_a_training_like_others(tmp_path: Path, cleanin
     names = [phase.name for phase in plan.phases if phase.flops]
     twice = [f"{name}, rows as they came" for name in ("teacher", "cache", "student", "train/kd", "train/weak")]
     assert [name for name in names if "rows" in name] == (twice if uncleaned else [])
-    assert plan.head_bytes == (2 if uncleaned else 1) * 4 * plan.teacher.hidden_size * plan.teacher.vocabulary
+    head = 4 * plan.teacher.hidden_size * plan.teacher.vocabulary
+    beside = head + EXACT_TOKENS * (4 * plan.teacher.hidden_size + 8) + INDEX_BYTES * 82
+    assert plan.beside_bytes == (2 if uncleaned else 1) * beside
     flops = {phase.name: phase.flops for phase in plan.phases}
     assert not uncleaned or flops["teacher, rows as they came"] == flops["teacher"]

@@ -16,7 +16,6 @@ from srd.models.tokenizers.alignment import prefix_classes
 from srd.recipe.schema import Recipe
 from srd.run.checks.recipe import check_cache, check_cleaning, check_evaluation, check_libraries, check_optimizer
 from srd.run.models import RecipeModels
-from srd.run.outline.costs import cache_tier, cached_trainings
 from srd.tasks.base import data_set_of, get_task
 from srd.training.settings import TrainingConfig
 
@@ -32,7 +31,6 @@ def check_recipe(models: RecipeModels, *, packages: bool = True) -> None:
     if packages:
         check_packages(missing_packages(recipe))
     check_cleaning(recipe)
-    check_cache(recipe)
     teacher, student, here, configs = recipe.teacher, recipe.student, recipe.models_here, models.configs
     ENGINES.get(recipe.generation.engine).check(any(config.is_encoder_decoder for config in configs), here)
     files = [{"source": str(named.model), "adapter": named.adapter, **named.found} for named in here]
@@ -95,9 +93,10 @@ def check_alignment(models: RecipeModels) -> None:
             "training.alignment is chunks, but teacher and student read the same tokens, which are compared one by "
             "one. Leave training.alignment out."
         )
+    check_cache(models.recipe, models.apart)
     if not models.apart or not taught:
         return
-    for found, what, remedy in _unaligned(models.recipe, taught):
+    for found, what, remedy in _unaligned(taught):
         if found:
             raise UserError(f"{what}, and teacher and student read different tokens ({models.apart}): {remedy}.")
     try:
@@ -109,21 +108,8 @@ def check_alignment(models: RecipeModels) -> None:
         ) from None
 
 
-def _unaligned(recipe: Recipe, taught: list[TrainingConfig]) -> Iterator[tuple[bool, str, str]]:
+def _unaligned(taught: list[TrainingConfig]) -> Iterator[tuple[bool, str, str]]:
     """What does not go with different tokens: whether it is so, what it is, and what helps."""
-    tier, cached = cache_tier(recipe, "float32"), cached_trainings(recipe)
-    yield (
-        bool(cached) and not (tier.whole or tier.of_text),
-        f"cache.tier is {tier.name}, which keeps a part of the teacher's distribution",
-        f"set cache.tier to {'likelihood' if recipe.teacher.endpoint else 'int8 or exact'}",
-    )
-    for training in cached:
-        yield (
-            not tier.whole and training.alignment in ("prefix", "identical"),
-            f"cache.tier is {tier.name}, from which the likelihoods of chunks alone can be compared, and "
-            f"training.alignment is {training.alignment}",
-            "leave training.alignment out",
-        )
     for training in taught:
         name = training.method.name
         yield bool(training.tokens), "training.tokens chooses among common positions", "leave training.tokens out"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 from srd.base import parallel
 from srd.base.errors import UserError, nearest
 from srd.models import cluster
+from srd.recipe.reading import validate_recipe
 from srd.recipe.schema import Recipe
 from srd.run.outline.costs import cache_tier, cached_trainings, temperatures_of
 from srd.sandbox.outside import require_permission
@@ -67,8 +69,8 @@ def check_cleaning(recipe: Recipe) -> None:
             raise UserError(f"data.cleaning.{field}: there is no file '{name}'. Check the path.")
 
 
-def check_cache(recipe: Recipe) -> None:
-    """Refuse trainings that what the cache keeps cannot serve."""
+def check_cache(recipe: Recipe, apart: str = "") -> None:
+    """Refuse trainings that what the cache keeps cannot serve; ``apart``: why the teacher has tokens of its own."""
     tier = cache_tier(recipe, "float32")  # the precision does not matter here
     served = recipe.teacher.endpoint is not None
     if served and tier.with_head and cached_trainings(recipe):
@@ -77,6 +79,10 @@ def check_cache(recipe: Recipe) -> None:
             "cache.tier=topk, or likelihood."
         )
     for training in cached_trainings(recipe):
+        if apart and (found := tier.problem_apart(training.alignment)):
+            instead = f"set cache.tier to {'likelihood' if served else 'int8 or exact'}"
+            remedy = "leave training.alignment out" if tier.of_text else instead
+            raise UserError(f"cache.tier is {tier.name}, {found} ({apart}): {remedy}.")
         for temperature in temperatures_of(training):
             if served and temperature != 1:
                 place = "training.curriculum.temperature" if training.curriculum else "training.temperature"
@@ -91,6 +97,17 @@ def check_cache(recipe: Recipe) -> None:
                     able = [other.name for other in others if not other.with_head and not other.problem(*wanted)]
                     problem = f"{problem.partition('. Set ')[0]}. {_of_a_server(recipe, able)}"
                 raise UserError(f"cache.tier is {tier.name}: {problem}.")
+
+
+def serving_tiers(recipe: Recipe, apart: str) -> list[str]:
+    """The tiers with which the recipe would not be refused; ``apart`` as in `check_cache`."""
+    found, content = [], recipe.model_dump(mode="json")
+    for name in TIERS.names():
+        with contextlib.suppress(UserError):
+            other = {**content, "cache": {**content["cache"], "tier": name}}
+            check_cache(validate_recipe(other, recipe.name), apart)
+            found.append(name)
+    return found
 
 
 def _of_a_server(recipe: Recipe, able: list[str]) -> str:

@@ -25,7 +25,7 @@ from srd.recipe.schema import Recipe
 from srd.run.folder import UNCLEANED
 from srd.training.checkpoints import needed_disk
 from srd.training.settings import TrainingConfig, steps_per_epoch
-from srd.training.tiers.base import BYTES, TIERS, Tier, make_tier, stored_dtype
+from srd.training.tiers.base import BYTES, Tier, make_tier, stored_dtype
 
 if TYPE_CHECKING:  # a plan is made without this library, where the models are known
     import datasets
@@ -33,6 +33,9 @@ if TYPE_CHECKING:  # a plan is made without this library, where the models are k
 
 #: Bytes a token, layer and unit of width that training keeps for the backward pass, in 16 bit; and with checkpointing.
 ACTIVATION_BYTES, CHECKPOINTED_BYTES = 34, 2
+#: Of an example's place in a cache, in JSON: its key, its length, where the plan has it.
+INDEX_BYTES = 60
+ANSWER_BYTES = 29  # of a token id and its log-probability, as what a served teacher answers is kept
 
 
 @dataclass(frozen=True)
@@ -247,16 +250,17 @@ class Facts:
         return self.data.response * self.data.train
 
     @property
-    def running_dtype(self) -> str:
-        """The teacher's precision: as asked for, else as saved; one that was fine-tuned whole is in 32 bit."""
+    def dtypes(self) -> list[str]:
+        """The precision of each teacher: as asked for, else as saved; one that was fine-tuned whole is in 32 bit."""
         sft = self.recipe.teacher.sft
-        saved = "float32" if sft is not None and sft.lora is None else self.teacher.dtype
-        return next(dtype for dtype in (self.recipe.teacher.dtype, saved) if dtype != "auto")
+        saved = ["float32" if sft is not None and sft.lora is None else size.dtype for size in self.teachers]
+        wanted = [each.dtype for each in self.recipe.all_teachers]
+        return [own if asked == "auto" else asked for asked, own in zip(wanted, saved, strict=True)]
 
     @property
     def tier(self) -> Tier:
         """What the cache keeps."""
-        return cache_tier(self.recipe, self.running_dtype)
+        return cache_tier(self.recipe, self.dtypes[0])
 
     @property
     def teachers(self) -> tuple[Size, ...]:
@@ -275,13 +279,28 @@ class Facts:
             return [1.0] * len(self.teachers)
         return list(self.data.owned) or [1 / len(self.teachers)] * len(self.teachers)
 
+    def width_of(self, teacher: Size) -> int:
+        """Token ids that get a logit of a teacher: those that the student has, too, unless it has tokens of its own."""
+        own = (teacher,) if self.data.teacher_tokens else (*self.teachers, self.student)
+        return min(size.vocabulary for size in own)
+
     def tier_bytes(self, tier: Tier) -> int:
         """What a tier keeps of all responses takes, of all teachers."""
-        width = min(size.vocabulary for size in (*self.teachers, self.student))
         tokens = self.data.teacher_tokens or self.data.response_tokens
         each = [round(tokens * share) for share in self.shares]
-        sizes = [tier.token_bytes(size.hidden_size, width) for size in self.teachers]
+        sizes = [tier.token_bytes(size.hidden_size, self.width_of(size)) for size in self.teachers]
         return sum(count * size for count, size in zip(each, sizes, strict=True))
+
+    def beside_bytes(self, tier: Tier, texts: float) -> int:
+        """What lies beside what is kept of so many texts: heads, tokens that are kept exact, where each text's lie."""
+        found = 0.0
+        served = self.recipe.teacher.endpoint is not None  # which has no states to give
+        for size, dtype, share in zip(self.teachers, self.dtypes, self.shares, strict=True):
+            found += INDEX_BYTES * share * texts
+            if not served:
+                head = size.head * self.width_of(size) / size.vocabulary * tier.with_head
+                found += head * bytes_of(dtype) + tier.sample_bytes(size.hidden_size, bytes_of(dtype))
+        return round(found)
 
     @property
     def cache_bytes(self) -> int:
@@ -289,25 +308,21 @@ class Facts:
         return self.tier_bytes(self.tier)
 
     @property
-    def head_bytes(self) -> int:
-        """What the teachers' heads take beside it, where the tier needs them."""
-        return self.joined.head * bytes_of(self.running_dtype) * self.tier.with_head
+    def journal_bytes(self) -> int:
+        """What the answers of a server take, until the cache is made of them."""
+        served = self.recipe.teacher.endpoint is not None
+        return served * (self.recipe.cache.listed + 1) * ANSWER_BYTES * self.data.response_tokens
 
-    def states_bytes(self, answers: float) -> float:
-        """What the states of so many answers of the student take beside a head, kept exact."""
-        exact = cache_tier(self.recipe, self.running_dtype, "exact")
-        tokens = answers * self.data.response
+    def states_bytes(self, ahead: WrittenAhead) -> float:
+        """What the states of the answers that a student has written ahead take, with what lies beside them."""
+        exact, tokens = cache_tier(self.recipe, self.dtypes[0], "exact"), ahead.at_once * ahead.tokens / ahead.rows
         per_token = exact.token_bytes(self.teacher.hidden_size, self.teacher.vocabulary)
-        return tokens * per_token + self.teacher.head * bytes_of(self.running_dtype) if answers else 0.0
+        return tokens * per_token + self.beside_bytes(exact, ahead.at_once)
 
-    @property
-    def bytes_of_tiers(self) -> dict[str, int]:
-        """What each tier would take, the head of those that need it included."""
-        tiers = {name: cache_tier(self.recipe, self.running_dtype, name) for name in TIERS.names()}
-        head = self.joined.head * bytes_of(self.running_dtype)
-        served = self.recipe.teacher.endpoint is not None  # which has no states to give
-        possible = {name: tier for name, tier in tiers.items() if not (served and tier.with_head)}
-        return {name: self.tier_bytes(tier) + head * tier.with_head for name, tier in possible.items()}
+    def bytes_of_tiers(self, names: Sequence[str]) -> dict[str, int]:
+        """What each of these tiers would take, with what lies beside it."""
+        tiers = {name: cache_tier(self.recipe, self.dtypes[0], name) for name in names}
+        return {name: self.tier_bytes(tier) + self.beside_bytes(tier, self.data.train) for name, tier in tiers.items()}
 
     @property
     def cache_fits(self) -> bool:
@@ -316,8 +331,10 @@ class Facts:
 
     @property
     def pairs_bytes(self) -> int:
-        """What is kept of both texts of each prompt takes."""
-        return 2 * self.cache_bytes
+        """What is kept of both texts of each prompt takes, which are no longer than they may become."""
+        longest = [each.method.longest_text() for each in self.recipe.student_trainings if each.on_pairs]
+        shorter = min(1.0, max((length or math.inf for length in longest), default=math.inf) / self.data.response)
+        return round(2 * shorter * self.cache_bytes)
 
     @property
     def pairs_fit(self) -> bool:
@@ -327,14 +344,9 @@ class Facts:
 
 def cache_tier(recipe: Recipe, running_dtype: str, name: str | None = None) -> Tier:
     """What a recipe's cache keeps, of a teacher that runs in a precision; ``name``: another tier than the recipe's."""
-    cache = recipe.cache
+    cache, temperatures = recipe.cache, (at for each in cached_trainings(recipe) for at in temperatures_of(each))
     dtype = stored_dtype(running_dtype) if cache.dtype == "auto" else cache.dtype
-    return make_tier(name or cache.tier, dtype=dtype, top_k=cache.top_k, temperatures=cached_temperatures(recipe))
-
-
-def cached_temperatures(recipe: Recipe) -> tuple[float, ...]:
-    """The temperatures at which trainings ask the cache, and 1, at which its error is measured; in their order."""
-    return tuple(sorted({1.0, *(value for each in cached_trainings(recipe) for value in temperatures_of(each))}))
+    return make_tier(name or cache.tier, dtype=dtype, top_k=cache.top_k, temperatures=tuple(temperatures))
 
 
 def cached_trainings(recipe: Recipe) -> list[TrainingConfig]:
@@ -401,35 +413,20 @@ def written_ahead(training: TrainingConfig, stages: tuple[StagePlan, ...], respo
     return WrittenAhead(refreshes, rows, rows * min(response, method.longest_text() or response), at_once)
 
 
-@dataclass(frozen=True)
-class HeadShares:
-    """At which share of the response positions a training asks the heads.
+def head_shares(training: TrainingConfig, stages: tuple[StagePlan, ...]) -> tuple[float, float, float]:
+    """At which share of the response positions a training asks its heads, where it chooses some (``training.tokens``).
 
-    Attributes:
-        learnt: The student's, with gradients.
-        asked: The student's once before, to choose positions.
-        taught: The teacher's, where there is one.
-    """
-
-    learnt: float = 1.0
-    asked: float = 0.0
-    taught: float = 1.0
-
-
-def head_shares(training: TrainingConfig, stages: tuple[StagePlan, ...]) -> HeadShares:
-    """What choosing positions (``training.tokens``) spares the heads and costs; see `srd.training.loss.positions`.
-
-    Cross-entropy has all positions, so that the student's head works at all of them in a stage whose weight leaves it
-    some.
+    The student's head with gradients, the same once before, to choose positions, and the teacher's. Cross-entropy has
+    all positions, so that the student's head works at all of them in a stage whose weight leaves it some.
     """
     choice = training.tokens
     if choice is None:
-        return HeadShares()
+        return 1.0, 0.0, 1.0
     weights = training.curriculum.schedule("weight") if training.curriculum else [training.weight]
     passes = [stage.passes for stage in stages]
     each = [choice.share if weight == 1 else 1.0 for weight in weights]
     learnt = math.fsum(share * part for share, part in zip(each, passes, strict=True)) / math.fsum(passes)
-    return HeadShares(learnt, float(choice.by != "random"), choice.share + (choice.by == "teacher_gap"))
+    return learnt, float(choice.by != "random"), choice.share + (choice.by == "teacher_gap")
 
 
 def training_phase(name: str, training: TrainingConfig, facts: Facts, live: bool, kept: str = "student") -> Phase:
@@ -449,11 +446,11 @@ def training_phase(name: str, training: TrainingConfig, facts: Facts, live: bool
     forward = model.forward(facts.prompt, facts.response)
     factor = 2.0 if training.lora else 3.0
     factor += 1.0 if training.gradient_checkpointing else 0.0
-    heads = head_shares(training, stages)
-    flops = passes * (factor * forward + 2 * model.head * facts.response * (heads.asked - factor * (1 - heads.learnt)))
+    learnt, asked, taught = head_shares(training, stages)
+    flops = passes * (factor * forward + 2 * model.head * facts.response * (asked - factor * (1 - learnt)))
     runs_teacher = training.needs_teacher and live
     if training.needs_teacher:  # its logits come from its states
-        flops += passes * 2 * teacher.head * facts.response * heads.taught
+        flops += passes * 2 * teacher.head * facts.response * taught
     if runs_teacher:
         flops += passes * replace(teacher, head=0).forward(facts.prompt, facts.response)
     ahead = written_ahead(training, stages, data.response)
@@ -462,7 +459,7 @@ def training_phase(name: str, training: TrainingConfig, facts: Facts, live: bool
         flops += ahead.rows / data.train * once
     else:
         flops += passes * training.method.written_share() * forward  # every written token is one forward pass
-    held = 0.0 if live or not training.writes_ahead else facts.states_bytes(ahead.at_once)
+    held = facts.states_bytes(ahead) if ahead.rows and not live else 0.0
     trained = trained_parameters(model, training)
     final = model.parameters * (bytes_of(model.dtype) if training.lora else 4)
     return Phase(

@@ -126,7 +126,6 @@ class Cache(Outline):
     def cost(self, facts: Facts) -> Phase:
         if not facts.cache_fits:
             return Phase(self.name)
-        disk = facts.cache_bytes + facts.head_bytes
         phases = [one_pass(self.name, size, facts, teacher_passes=1.0) for size in facts.teachers]
         read = list(zip(facts.shares, phases, strict=True))
         return replace(
@@ -134,7 +133,8 @@ class Cache(Outline):
             teacher_passes=sum(facts.shares),
             tokens=sum(share * phase.tokens for share, phase in read),
             flops=sum(share * phase.flops for share, phase in read),
-            disk=disk,
+            disk=facts.cache_bytes + facts.beside_bytes(facts.tier, facts.data.train),
+            scratch=facts.journal_bytes,
         )
 
 
@@ -176,8 +176,9 @@ class Pairs(Outline):
         teacher = one_pass(self.name, facts.teacher, facts, teacher_passes=float(passes))
         student = one_pass(self.name, facts.student, facts)
         total = {name: passes * getattr(teacher, name) + getattr(student, name) for name in ("tokens", "flops")}
-        disk = facts.pairs_bytes + facts.head_bytes if cached else 0
-        return replace(teacher, **total, memory=max(teacher.memory, student.memory), disk=disk)
+        disk = facts.pairs_bytes + facts.beside_bytes(facts.tier, 2 * facts.data.train) if cached else 0
+        memory = max(teacher.memory, student.memory)
+        return replace(teacher, **total, memory=memory, disk=disk, scratch=2 * facts.journal_bytes)
 
 
 class Reflection(Outline):

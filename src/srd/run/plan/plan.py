@@ -30,7 +30,7 @@ from srd.base.yaml_text import read_yaml
 from srd.data.settings import SourceConfig, is_hub_name
 from srd.models.settings import HUB_NAME, SMOLLM2, ModelConfig
 from srd.recipe.schema import Recipe
-from srd.run.checks.recipe import check_evaluation, check_libraries
+from srd.run.checks.recipe import check_evaluation, check_libraries, serving_tiers
 from srd.run.outline.costs import DataFacts, Facts, Phase, Size, limit_for, other_sizes, size_of, sizes_of
 from srd.run.outline.order import costs_of, planned
 from srd.tasks.base import Task, data_set_of, data_sets
@@ -61,7 +61,7 @@ class Plan:
     data: DataFacts
     phases: tuple[Phase, ...]
     cache_bytes: int
-    head_bytes: int
+    beside_bytes: int
     checkpoint_bytes: int
     kept_bytes: int
     devices: int
@@ -374,12 +374,14 @@ def make_plan(
             f"({recipe.cache.limit_gb:g}), so the teacher runs live; cache.limit_gb={limit_for(facts.cache_bytes)} "
             "keeps it"
         )
+    serving = serving_tiers(recipe, "others" if data.teacher_tokens else "") if caches else []
     kept = math.fsum(phase.disk for phase in phases if phase.step not in ("cache", "pairs"))
     pairs = math.fsum(phase.disk for phase in phases if phase.step == "pairs")
     return Plan(
-        recipe.name, teacher, student, facts.data, phases, facts.cache_bytes * caches, facts.head_bytes * caches,
+        recipe.name, teacher, student, facts.data, phases, facts.cache_bytes * caches,
+        facts.beside_bytes(facts.tier, data.train) * caches,
         round(max(phase.scratch for phase in phases)), round(kept), devices,
-        flops_per_second, tuple(notes), facts.bytes_of_tiers if caches else {}, recipe.cache.tier,
+        flops_per_second, tuple(notes), facts.bytes_of_tiers(serving), recipe.cache.tier,
         facts.others, round(pairs),
     )  # fmt: skip
 
@@ -440,13 +442,13 @@ def _needs_table(plan: Plan) -> Table:
     table.add_row("time", f"at {plan.flops_per_second:.2g} FLOPs a second on {devices} (--flops-per-second, --devices)")
     table.add_row("memory", f"{shown_bytes(plan.memory)} at the peak on {devices}")
     if plan.cache_bytes:
-        head = f" and the teacher's head {shown_bytes(plan.head_bytes)}" if plan.head_bytes else ""
-        table.add_row("disk, cache", f"{shown_bytes(plan.cache_bytes)}{head} (cache.tier={plan.tier})")
+        beside = f"{shown_bytes(plan.beside_bytes)} beside it (head, sample, index)"
+        table.add_row("disk, cache", f"{shown_bytes(plan.cache_bytes)}, and {beside}: cache.tier={plan.tier}")
         sizes = (f"{name} {shown_bytes(size)}" for name, size in plan.tier_bytes.items())
-        table.add_row("disk, all tiers", f"{', '.join(sizes)}, with the head")
+        table.add_row("disk, tiers", f"{', '.join(sizes)}, all in all, of the tiers that serve this recipe")
     if plan.pairs_bytes:
         table.add_row("disk, pairs", f"{shown_bytes(plan.pairs_bytes)} of the teacher's states, with its head")
-    table.add_row("disk, checkpoints", f"{shown_bytes(plan.checkpoint_bytes)} while a stage trains")
+    table.add_row("disk, checkpoints", f"{shown_bytes(plan.checkpoint_bytes)} while a step works")
     if any(phase.refreshes for phase in plan.phases):
         written = math.fsum(phase.written for phase in plan.phases)
         refreshes = sum(phase.refreshes for phase in plan.phases)

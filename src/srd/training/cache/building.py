@@ -36,8 +36,8 @@ from srd.training.cache.teacher_cache import (
     open_verified,
     shard_name,
 )
-from srd.training.cache.tier_error import TOKENS, check_error, measure
-from srd.training.tiers.base import Listed, Tier, make_tier, stored_dtype
+from srd.training.cache.tier_error import check_error, measure
+from srd.training.tiers.base import EXACT_TOKENS, Listed, Tier, make_tier, stored_dtype
 
 SHARD_BATCHES = 16  # a killed build loses at most this much work of one process
 
@@ -260,7 +260,7 @@ def _set_up(work: _Work, tier: Tier, head: HeadWeights, states_of: Callable[[lis
         states = states_of(batches)
         targets = torch.tensor([token for batch in batches for token in work.targets(batch)])
         learnt = tier.learn(states)
-        places = torch.linspace(0, len(states) - 1, min(TOKENS, len(states))).long()
+        places = torch.linspace(0, len(states) - 1, min(EXACT_TOKENS, len(states))).long()
         states, targets = states[places], targets[places]
         error = measure(tier, states, targets, head, learnt)
         tensors = {

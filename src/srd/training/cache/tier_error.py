@@ -12,7 +12,6 @@ from srd.models.head import HeadWeights
 from srd.training.loss.outcomes import OutcomeHead
 from srd.training.tiers.base import Tier
 
-TOKENS = 256  # that are kept exact
 ROWS = 32  # at a time: several tensors [rows, V] in float64
 FLATTER = 0.7  # what the logits of the stand-in for a student are multiplied by
 

@@ -20,6 +20,7 @@ from srd.training.divergences.base import DIVERGENCES
 from srd.training.loss.schedules import Schedule
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a value
+EXACT_TOKENS = 256  # of a teacher, which a cache keeps as they are, to measure the tier by
 
 Listed = Sequence[tuple[int, float]]  # token ids and their log-probabilities at one position
 
@@ -83,6 +84,10 @@ class Tier:
         """Bytes of one token on disk."""
         raise NotImplementedError
 
+    def sample_bytes(self, hidden_size: int, value: int) -> int:
+        """Bytes of the tokens that are kept exact, whose states have so many bytes a value."""
+        return EXACT_TOKENS * (hidden_size * value + 8)  # and the id of the next token
+
     def problem(self, objective: str, temperature: float, schedule: Schedule | None = None) -> str:
         """Why a divergence at a temperature cannot be had from it, and what can serve it; empty where it can."""
         if self.whole:
@@ -94,6 +99,16 @@ class Tier:
                 "int8 or exact"
             )
         return self.coarse_problem(objective, temperature)
+
+    def problem_apart(self, alignment: str) -> str:
+        """Why a teacher with tokens of its own cannot teach from it so; empty where it can."""
+        differ = "and teacher and student read different tokens"
+        if not (self.whole or self.of_text):
+            return f"which keeps a part of the teacher's distribution, {differ}"
+        if not self.whole and alignment in ("prefix", "identical"):
+            told = "from which the likelihoods of chunks alone can be compared"
+            return f"{told}, training.alignment is {alignment}, {differ}"
+        return ""
 
     def coarse_problem(self, objective: str, temperature: float) -> str:
         """`problem` of a tier that keeps a part of the distribution, for a divergence that does with it."""
