@@ -77,7 +77,9 @@ class Served:
         if given is None or path not in ("/v1/completions", "/generate"):
             return 404, {"detail": "Not Found"}, {}
         ids = self.tokenizer.encode(given, add_special_tokens=False) if isinstance(given, str) else given
-        if len(ids) + 1 > self.limit:
+        if len(ids) == self.limit:  # as vLLM says it, which writes as much as there is room for
+            return 400, {"error": {"message": "max_tokens must be at least 1, got 0."}}, {}
+        if len(ids) > self.limit:
             return 400, {"error": {"message": f"This model's maximum context length is {self.limit} tokens."}}, {}
         if max(ids) >= self.model.config.vocab_size:
             return 400, {"error": {"message": f"Token id {max(ids)} is out of vocabulary"}}, {}
@@ -86,8 +88,9 @@ class Served:
             return (404, {"detail": "Not Found"}, {}) if found is None else (200, found, {})
         if body["model"] != self.name:
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}, {}
-        if max(body.get("prompt_logprobs") or 0, body.get("logprobs") or 0) > self.most:
-            return 400, {"message": f"greater than max allowed: {self.most}"}, {}
+        if (asked := max(body.get("prompt_logprobs") or 0, body.get("logprobs") or 0)) > self.most:
+            said = f"Requested prompt logprobs of {asked}, which is greater than max allowed: {self.most}"
+            return 400, {"error": {"message": said, "code": 400}}, {}
         return 200, self._completion(body, ids), {}
 
     @torch.no_grad()

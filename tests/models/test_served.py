@@ -143,7 +143,8 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {  # of the ser
     "no model": ({}, {"model": "tinny"}, r"no model 'tinny'.*did you mean 'tiny'\?"),
     "short context": ({"limit": 80}, {}, r"texts of 80 tokens.*up to 100.*--max-model-len 101"),
     "text alone": ({"ways": ("text",)}, {}, r"gives no log-probabilities.*vLLM or SGLang.*training.method=seqkd"),
-    "few": ({"most": 2}, {}, r"greater than max allowed: 2"),
+    "few": ({"most": 2}, {}, r"tells at most 2 of .* asks for 4. Set cache.top_k=2, or .*--max-logprobs 4"),
+    "none": ({"most": 0}, {}, r"tells at most 0 .* Set cache.tier=likelihood, or"),
     "redirect": (
         {"trouble": _always(307, "", {"location": f"http://x/{KEY}"})},
         {"key_variable": "TEACHER_KEY"},
@@ -200,9 +201,10 @@ def test_another_tokenizer_is_refused_until_it_is_named(model: Any) -> None:
 
 def test_a_text_that_the_server_finds_too_long_is_said_with_its_length(served: Served) -> None:
     asking = checked(served)
-    served.limit = 10
-    with pytest.raises(UserError, match=rf"text of {len(IDS)} tokens.*maximum context length.*data.max_length"):
-        asking.say("one", IDS, START)
+    for limit, said in ((10, "maximum context length"), (len(IDS), "at least 1, got 0")):
+        served.limit = limit
+        with pytest.raises(UserError, match=rf"text of {len(IDS)} tokens.*{said}.*data.max_length"):
+            asking.say("one", IDS, START)
 
 
 def _busy(times: int, reply: Reply) -> Callable[[int, str, Any], Reply | None]:

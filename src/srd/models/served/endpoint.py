@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,8 @@ from srd.models.tokenizers.pair import PROBE
 FLOOR = -9999.0  # what vLLM writes for a probability of zero
 ABOVE_ONE = 1.02  # more than rounding makes of probabilities that add up to one
 TOO_LONG = (
-    "context length", "context window", "max_model_len", "maximum length", "longer than", "too long", "too large"
+    "context length", "context window", "max_model_len", "maximum length", "longer than", "too long", "too large",
+    "must be at least 1, got",  # vLLM, of a text that fills the context and leaves no room for the token behind it
 )  # fmt: skip
 
 
@@ -132,11 +134,22 @@ class Endpoint:
             self._dialect = dialect
             return
         if needs_likelihoods:
+            self._check_listed("; ".join(reasons))
             raise UserError(
                 f"{self.address.shown} gives no log-probabilities of a prompt's tokens{self._wanted()} "
                 f"({'; '.join(reasons)}). Serve the model with vLLM or SGLang, or {instead}."
             )
         self._compare_counts(tokenizer, probe, len(ours))
+
+    def _check_listed(self, said: str) -> None:
+        """Refuse a recipe that asks for more of the likeliest tokens than a server tells, where it says how many."""
+        if (found := re.search(r"greater than max allowed: (\d+)", said)) is not None:
+            fewer = f"cache.top_k={found[1]}" if int(found[1]) else "cache.tier=likelihood"
+            raise UserError(
+                f"{self.address.shown} tells at most {found[1]} of the likeliest tokens at each position, and this "
+                f"recipe asks for {self.top}. Set {fewer}, or serve the model with "
+                f"more (vLLM: --max-logprobs {self.top})."
+            )
 
     def _wanted(self) -> str:
         return f" with the {self.top} likeliest at each position" if self.top else ""
