@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from srd.models.generation import Decoding
-from srd.models.loading import load_model, load_tokenizer
+from srd.models.loading.loading import load_model, load_tokenizer
 from srd.models.served.client import Address
 from srd.models.served.endpoint import Endpoint
 
