@@ -364,7 +364,7 @@ def test_what_a_template_leaves_out_of_tools_and_thoughts(caplog: pytest.LogCapt
     ):
         with caplog.at_level(logging.WARNING):
             Encoder(model, get_template("auto", model)).encode(examples_from_rows([row], "rows"))
-        assert re.search(f"leaves out {what}: 1 examples, the first is", caplog.text)
+        assert re.search(f"leaves out {what}: 1 of 1 examples, the first is", caplog.text)
 
 
 def test_a_tool_that_the_question_names_is_missed_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
@@ -377,9 +377,13 @@ def test_a_tool_that_the_question_names_is_missed_all_the_same(caplog: pytest.Lo
     with pytest.raises(UserError, match="leaves out the calls of tools"):
         encoded(tokenizer, row)
     row = {"messages": talk("Is it warm?", "Yes."), "tools": [{"function": {"name": "warm"}}]}
+    more = {**row, "messages": talk("Is it cold?", "No.")}
+    encoder = Encoder(tokenizer, get_template("auto", tokenizer))
     with caplog.at_level(logging.WARNING):
-        Encoder(tokenizer, get_template("auto", tokenizer)).encode(examples_from_rows([row], "rows"))
-    assert "leaves out tools: 1 examples, the first is" in caplog.text
+        for rows, split in (([row], "validation"), ([row, more], ""), ([more], "test")):
+            encoder.encode(examples_from_rows(rows, "rows"), split=split)
+    told = re.findall("leaves out tools: (.*?) examples, the first is", caplog.text)
+    assert told == ["1 of 1 validation", "1 of 2"]  # each row once, with those it stands among
 
 
 # Answers are closed by what opens the next turn: a question, or what a tool gave.
@@ -437,7 +441,7 @@ def test_arguments_that_a_template_quotes_once_more_are_told(caplog: pytest.LogC
     row = {"messages": [ASKED, {"role": "assistant", "tool_calls": [call]}], "tools": [TOOL]}
     with caplog.at_level(logging.WARNING):
         encode([row, {**row, "messages": FIELDS["a call"]["messages"]}], tokenizer)
-    assert "quotes the arguments of calls, which are text and no objects, once more: 1 examples" in caplog.text
+    assert "quotes the arguments of calls, which are text and no objects, once more: 1 of 2 examples" in caplog.text
 
 
 def test_control_words_in_tools_and_names_are_counted() -> None:
@@ -481,13 +485,14 @@ def test_a_tool_list_that_is_none_is_refused() -> None:
         examples_from_rows([{"messages": talk("a", "b"), "tools": {"name": "x"}}], "f")
 
 
-@pytest.mark.parametrize("raised", ["raise_exception('no')", "m.content + 1", "m.x.y.z", "1 / 0"])
+@pytest.mark.parametrize("raised", ["raise_exception('no.')", "m.content + 1", "m.x.y.z", "1 / 0"])
 def test_whatever_a_template_raises_is_one_sentence_with_the_row(raised: str) -> None:
     tokenizer = tiny_tokenizer("qwen2")
     tokenizer.chat_template = LOOP + "{{ " + raised + " }}{% endfor %}"
     with pytest.raises(UserError, match=r"example x: the chat template .* refuses this conversation") as caught:
         encoded(tokenizer, {"id": "x", "messages": talk("a", "b")})
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and ".. " not in str(caught.value)
+    assert "correct the template" in str(caught.value)
 
 
 def test_arguments_of_the_template() -> None:

@@ -273,8 +273,11 @@ def test_a_folder_without_tokenizer_or_eos(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer("llama")
     tokenizer.eos_token = None
     tokenizer.save_pretrained(folder)
-    with pytest.raises(UserError, match="no end-of-sequence token"):
+    with pytest.raises(UserError, match=r"no end-of-sequence token.*Name .* in tokenizer_config\.json"):
         load_tokenizer(str(folder))
+    named = folder / "tokenizer_config.json"
+    named.write_text(json.dumps({**json.loads(named.read_text()), "eos_token": "</s>"}))
+    assert load_tokenizer(str(folder)).eos_token == "</s>"
 
 
 def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,9 @@ def test_page_is_whole_and_self_contained(whole_run: Path) -> None:
     assert text.count('<details class="example">') == 4 + 4 + 4 + 3 + 3
     assert text.count("Greatest gain") == 2
     assert "prefers-color-scheme: dark" in text
+    header = text.split("<main>")[0]
+    warned = len(json.loads((whole_run / "manifest.json").read_text())["warnings"])
+    assert f"{warned} warning" in header and f"<code>srd chat {whole_run}</code>" in header
 
 
 def test_every_stage_has_its_rows_and_what_became_of_the_answers(whole_run: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainingArguments
 
 import srd
 from tests.runs import tiny_rows
@@ -89,12 +89,23 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"objective": {"name": "srkl", "beta": 1}}, "no parameter 'beta'"),
     ({"temperature": 0}, "temperature is 0"),
     ({"weight": 2}, "weight is 2"),
-    ({"method": "gdk"}, "method: .*gdk.*gkd"),
-    ({"method": {"name": "gkd", "student_share": 2}}, "method: .*less than or equal to 1"),
+    ({"method": "gdk"}, "unknown method 'gdk'; did you mean 'gkd'"),
+    ({"method": 7}, "method: name: .* dictionary"),
+    ({"method": {"name": "gkd", "student_share": 2}}, "method: student_share: .*less than or equal to 1"),
     ({"method": {"name": "gkd", "max_new_tokens": 1020}}, "max_new_tokens is 1020, and the longest prompt has"),
     ({"method": "seqkd"}, "trains on what the teacher has written"),
     ({"train_dataset": [{"question": "Why?"}]}, "row 1"),
     ({"train_dataset": []}, "no rows"),
+    ({"model": "HuggingFaceTB/SmolLM2-135M"}, "model: give a loaded model.*not 'HuggingFaceTB/SmolLM2-135M'"),
+    ({"args": None}, "args: give transformers.TrainingArguments, and not None"),
+    ({"processing_class": None}, "processing_class: give a tokenizer"),
+    ({"compute_metrics": len}, "compute_metrics has no effect here"),
+    ({"dataset_text_field": "text"}, "dataset_text_field has no effect here: passed on are .*optimizers"),
+    (
+        {"args": TrainingArguments("out", label_smoothing_factor=0.1)},
+        "label_smoothing_factor has no effect here.*Set it to 0",
+    ),
+    ({"args": TrainingArguments("out", train_sampling_strategy="sequential")}, "keep an order.*own_loop"),
     ({"teacher": tiny_model("t5")}, "(?i)encoder-decoder"),
     ({"teacher": tiny_model("llama", vocab_size=100)}, "that the teacher does not have: its vocabulary ends at 100"),
 ]
@@ -105,6 +116,51 @@ def test_mistakes(changes: dict[str, Any], message: str, tmp_path: Path) -> None
     with pytest.raises(Exception, match=message) as caught:
         trainer(tmp_path, **changes)
     assert type(caught.value).__name__ == "UserError"
+
+
+class Watch(TrainerCallback):
+    """Counts steps, and stops after some."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.steps, self.stop_at = 0, stop_at
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.steps += 1
+        control.should_training_stop = state.global_step == self.stop_at
+
+
+def test_what_the_trainer_takes_beside_and_what_it_answers(tmp_path: Path) -> None:
+    watch, student = Watch(), tiny_model("llama", seed=1)
+    before = [values.clone() for values in student.state_dict().values()]
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.0)
+    no_eval = arguments(tmp_path, eval_strategy="no")
+    made = trainer(tmp_path, model=student, args=no_eval, callbacks=[watch], optimizers=(optimizer, None))
+    made.train()
+    assert watch.steps == 2
+    assert all(torch.equal(each, begun) for each, begun in zip(student.state_dict().values(), before, strict=True))
+    answers, references, scores = made.predict(ROWS[:2])
+    assert [each[0] for each in references] == [row["output"] for row in ROWS[:2]]
+    best = [srd.rouge_l(answer, list(texts)) for answer, texts in zip(answers, references, strict=True)]
+    assert scores["test_rouge_l"] == pytest.approx(sum(best) / 2) and scores["test_loss"] > 0
+    assert made.answers == ()  # those of a validation
+    with pytest.raises(Exception, match="nothing to evaluate on"):
+        made.predict(None)
+
+
+def test_going_on_takes_up_what_the_method_keeps(tmp_path: Path) -> None:
+    """TAID's target moves by what the loss has done so far: a run that goes on must not begin with it again."""
+
+    def made(folder: str, *callbacks: Any) -> srd.DistillTrainer:
+        args = arguments(tmp_path / folder, eval_strategy="no", num_train_epochs=3, save_strategy="steps", save_steps=1)
+        return trainer(tmp_path, args=args, method={"name": "taid", "rate": 0.2}, callbacks=list(callbacks))
+
+    expected = losses(made("whole"))
+    made("parts", Watch(stop_at=3)).train()
+    parts = made("parts")
+    parts.train(resume_from_checkpoint=True)
+    assert [row["loss"] for row in parts.state.log_history if "loss" in row] == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(srd.UserError, match="no checkpoint to go on from"):
+        parts.train(resume_from_checkpoint=tmp_path / "none" / "checkpoint-3")
 
 
 def test_a_teacher_that_cannot_be(tmp_path: Path) -> None:

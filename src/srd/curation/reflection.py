@@ -258,12 +258,12 @@ def ranking_warnings(scores: datasets.Dataset) -> list[str]:
     if mean < 0.05:
         warnings.append(
             f"the student's answers have a mean ROUGE-L of {100 * mean:.1f}: it hardly answers at all, and its ranks "
-            "mean little. Warm it up first (student.warm_start) or drop fewer layers."
+            "mean little. Warm it up, or for longer (student.warm_start), or drop fewer layers."
         )
     if tied > 0.5 and len(rouge) > 1:
         warnings.append(
             f"{100 * tied:.0f} % of the examples share one ROUGE-L value, so that this half of the rank says nothing "
-            "about them. Warm the student up first (student.warm_start)."
+            "about them. Warm the student up, or for longer (student.warm_start)."
         )
     if not all(math.isfinite(value) for value in scores["ce"]):
         warnings.append("some cross-entropies are not finite: see data.bad_rows")

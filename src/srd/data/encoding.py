@@ -397,7 +397,7 @@ class Encoder:
         )
         self._tell_prompts(sum(encoded["prompt_cut"]), len(encoded), split)
         self._tell_responses(sum(encoded["response_cut"]), len(encoded), split, written=written is not None)
-        self._tell_frames(len(encoded))
+        self._tell_frames(len(encoded), split)
         return encoded
 
     def look_at_prompts(self, examples: datasets.Dataset, split: str) -> None:
@@ -405,7 +405,7 @@ class Encoder:
         parts = (range(start, min(start + AT_ONCE, len(examples))) for start in range(0, len(examples), AT_ONCE))
         cut = sum(sum(self.prompts(examples.select(part).to_list())[2]) for part in parts)
         self._tell_prompts(cut, len(examples), split)
-        self._tell_frames(len(examples))
+        self._tell_frames(len(examples), split)
 
     @property
     def _features(self) -> datasets.Features:
@@ -435,14 +435,15 @@ class Encoder:
             what = f"{cut} of {count}{split and f' {split}'} responses were cut {where}to fit {fits} tokens"
             warn(logger, f"{what}; they have no end of sequence.", remedy)
 
-    def _tell_frames(self, count: int) -> None:
+    def _tell_frames(self, count: int, split: str) -> None:
         """Say what the template leaves out or does not close, and how many texts look like control tokens."""
         for what, names in self.template.notes.items():
-            if len(names) > self._told_notes.get(what, 0):
+            if new := list(names)[self._told_notes.get(what, 0) :]:
                 self._told_notes[what] = len(names)
                 warn(
                     logger,
-                    f"the chat template {what}: {len(names)} examples, the first is {next(iter(names))!r}.",
+                    f"the chat template {what}: {len(new)} of {count}{split and f' {split}'} examples, the first is "
+                    f"{new[0]!r}.",
                     "Correct the template (chat_template.jinja in the model's folder), choose another one with "
                     "data.template, or change these rows.",
                 )

@@ -466,7 +466,7 @@ def _read_csv(path: Path) -> Iterator[Line]:
 def _uneven(row: Row, names: list[str], place: str) -> RowError:
     return RowError(
         f"{place}: the row has not as many values as the first line has names ({len(names)}: {', '.join(names)}). "
-        "Quote values that hold commas or line breaks.",
+        "Values are separated by commas, semicolons, tabs or bars; quote those that hold one, or a line break.",
         ", ".join(str(value) for value in row.values()),
     )
 

@@ -1,6 +1,9 @@
 """One run of a recipe: its directory, its steps, and the flow through them.
 
-The room is called as what it does: ``srd.run(recipe)`` is `srd.api.run`, and ``srd.run.flow`` stays a module.
+The room is called as what it does: ``srd.run(recipe, "training.epochs=2", run_dir="runs/one")`` runs a whole recipe,
+and gives a `srd.Result`. ``recipe`` is the name of a shipped one, a YAML file or a mapping; then come changes of it;
+``run_dir`` is where to work (``runs/<name of the recipe>``). The same call goes on where it was stopped, or returns at
+once. It raises `srd.UserError` for what is wrong in the recipe and `srd.RunError` where the machine fails.
 """
 
 import importlib

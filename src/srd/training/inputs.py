@@ -28,7 +28,7 @@ from srd.models.tokenizers.tokens import decoder_prefix
 from srd.training.cache.teacher_cache import TeacherCache
 from srd.training.divergences.base import DIVERGENCES, check_parameters
 from srd.training.loss.settings import LossSettings
-from srd.training.methods.base import METHODS, any_method
+from srd.training.methods.base import any_method
 from srd.training.student_text.writing import ROLLOUTS, Writing, writing_of
 from srd.training.teachers.base import TeacherSource
 from srd.training.teachers.cache import CachedTeacher
@@ -46,13 +46,35 @@ def encoded(rows: Any, tokenizer: PreTrainedTokenizerBase, model: Any) -> Encode
     return EncodedExamples(rows)
 
 
-def validation_of(rows: Any, tokenizer: PreTrainedTokenizerBase, model: Any) -> Validation | None:
+PASSED_ON = ("callbacks", "optimizers", "optimizer_cls_and_kwargs")  # to transformers' Trainer
+INSTEAD = {
+    "label_smoothing_factor": "the references are learnt as they are. Set it to 0",
+    "train_sampling_strategy": "batches are drawn anew. To keep an order train its parts in turn (own_loop.py)",
+}
+
+
+def check_given(model: Any, args: Any, tokenizer: Any, others: Mapping[str, Any]) -> None:
+    """Refuse what is no model, no arguments or no tokenizer, and what has no effect; say what to do instead."""
+    for name, given, has, wanted in (
+        ("model", model, "config", "a loaded model, as AutoModelForCausalLM.from_pretrained(...) gives it"),
+        ("args", args, "output_dir", "transformers.TrainingArguments"),
+        ("processing_class", tokenizer, "eos_token_id", "a tokenizer, as AutoTokenizer.from_pretrained(...) gives it"),
+    ):
+        if not hasattr(given, has):
+            raise UserError(f"{name}: give {wanted}, and not {'None' if given is None else repr(given)[:80]}.")
+    unlike = (name for name in INSTEAD if getattr(args, name, None) not in (None, 0, "random", "group_by_length"))
+    for name in [*others, *unlike]:
+        if name not in PASSED_ON:
+            raise UserError(f"{name} has no effect here: {INSTEAD.get(name, f'passed on are {PASSED_ON}')}.")
+
+
+def validation_of(rows: Any, tokenizer: Any, model: Any, args: TrainingArguments) -> Validation | None:
     """Rows as something to validate on."""
     if rows is None or isinstance(rows, Validation):
         return rows
     if not is_encoded(rows):
         rows = encode(rows, tokenizer, encoder_decoder=bool(model.config.is_encoder_decoder))
-    return Validation(EncodedExamples(rows), list(rows["references"]))
+    return Validation(EncodedExamples(rows), list(rows["references"]), batch_size=args.per_device_eval_batch_size)
 
 
 def settings_of(objective: Any, temperature: float, weight: float, uses_teacher: bool) -> LossSettings:
@@ -73,14 +95,15 @@ def writing_by(given: Any, args: TrainingArguments) -> tuple[Writing, bool]:
     """How the student writes by a method, and whether the teacher is asked."""
     if isinstance(given, Writing):
         return given, True
+    settings = {"name": given} if isinstance(given, str) else given
+    settings = dict(settings) if isinstance(settings, Mapping) else settings
+    name = settings.get("name") if isinstance(settings, dict) else getattr(settings, "name", None)
     try:
-        settings = {"name": given} if isinstance(given, str) else given
-        settings = dict(settings) if isinstance(settings, Mapping) else settings
-        name = settings.get("name") if isinstance(settings, dict) else getattr(settings, "name", None)
-        # The others take time to import, and are asked for where there is none of this name.
-        named = any_method(*([name] if isinstance(name, str) and name in METHODS else [])).validate_python(settings)
+        # The others take time to import, and are asked for where none is named.
+        named = any_method(*([name] if isinstance(name, str) else [])).validate_python(settings)
     except ValidationError as error:
-        raise UserError(f"method: {error.errors()[0]['msg']}; known are {', '.join(METHODS.names())}") from error
+        first = error.errors()[0]
+        raise UserError(f"method: {'.'.join(map(str, first['loc'][1:])) or 'name'}: {first['msg']}") from error
     if named.text == "teacher":
         raise UserError(
             f"method: '{named.name}' trains on what the teacher has written. Give the teacher's answers as the rows "
@@ -95,8 +118,16 @@ def writing_by(given: Any, args: TrainingArguments) -> tuple[Writing, bool]:
     return writing_of(named, named.rollouts(args.seed), named.schedule(), folder), named.uses_teacher
 
 
-def check_writing(writing: Writing, examples: EncodedExamples, student: Any, teacher: Teacher | None) -> None:
+def check_writing(
+    writing: Writing,
+    examples: EncodedExamples,
+    student: Any,
+    teacher: Teacher | None,
+    given: Any,
+    settings: LossSettings,
+) -> None:
     """Refuse a teacher that cannot be asked about what the student is yet to write, and text that has no place."""
+    check_served(given, settings, writing)
     if writing.rollouts is None:
         return
     read_once = writing.ahead is not None and writing.ahead.read is not None

@@ -7,7 +7,6 @@ hidden states or the live model), student-written batches, and validation by ROU
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import PredictionOutput
 
 from srd.base import parallel
 from srd.base.errors import RunError, UserError
@@ -41,7 +41,7 @@ from srd.training.arguments import use_one_device
 from srd.training.batches import AheadLoader, WithRows, about, length_batches, make_collator, nothing, tokens_in
 from srd.training.cache.building import build_cache
 from srd.training.checkpoints import STATE_FILE, check_place, forget_older, last_checkpoint, seal, step_of
-from srd.training.inputs import check_served, check_writing, encoded, settings_of, teacher_of, validation_of, writing_by
+from srd.training.inputs import check_given, check_writing, encoded, settings_of, teacher_of, validation_of, writing_by
 from srd.training.log import Sums
 from srd.training.loss.positions import entropies, told_by_position
 from srd.training.loss.response_loss import head_loss, logits_loss
@@ -55,9 +55,7 @@ from srd.training.student_text.refresh import Refresher
 from srd.training.student_text.writing import Writing
 from srd.training.student_text.written import Pen
 from srd.training.teachers.live import LiveTeacher
-from srd.training.validation import answered, validation_loss
-
-logger = logging.getLogger(__name__)
+from srd.training.validation import Validation, answered, validation_loss
 
 
 class DistillTrainer(Trainer):
@@ -79,6 +77,7 @@ class DistillTrainer(Trainer):
             where TrainingArguments say so; or `Validation`.
         method: Whose text is trained on: ``kd`` and ``sft`` on the rows', ``gkd`` and ``distillm`` on the student's
             own, too, with their settings as in ``{"name": "gkd", "student_share": 1.0}``; or `Writing`.
+        trainer: ``callbacks``, ``optimizers`` and ``optimizer_cls_and_kwargs``, as `transformers.Trainer` takes them.
 
     Attributes:
         tokens_read: Of prompts and responses, so far.
@@ -114,15 +113,16 @@ class DistillTrainer(Trainer):
         weight: float = 1.0,
         eval_dataset: Any = None,
         method: str | Mapping[str, Any] | Method | Writing = "kd",
+        **trainer: Any,
     ) -> None:
+        check_given(model, args, processing_class, trainer)
         self.tokenizer = tokenizer = processing_class
         writing, uses_teacher = writing_by(method, args)
         self.settings = settings = settings_of(objective, temperature, weight, uses_teacher)
         examples = encoded(train_dataset, tokenizer, model)
         self.teacher = teacher_of(teacher, examples, model, tokenizer, args) if settings.objective else None
-        check_served(teacher, settings, writing)
-        check_writing(writing, examples, model, self.teacher)
-        self.validation = validation = validation_of(eval_dataset, tokenizer, model)
+        check_writing(writing, examples, model, self.teacher, teacher, settings)
+        self.validation = validation = validation_of(eval_dataset, tokenizer, model, args)
         self.reader = self.teacher.reader if self.teacher else None  # of a teacher with another tokenizer
         alike = None if self.teacher is None or self.reader is not None else self.teacher.model
         self.collator = make_collator(model, tokenizer, alike)
@@ -134,6 +134,7 @@ class DistillTrainer(Trainer):
             train_dataset=examples,
             eval_dataset=validation.examples if validation else None,
             data_collator=self.collator,
+            **trainer,
         )
         models_are_whole()
         self.rollouts, self.rollout_decoding, self.schedule = writing.rollouts, writing.decoding, writing.schedule
@@ -157,7 +158,7 @@ class DistillTrainer(Trainer):
         self.validation_seconds = 0.0
         self._seconds_before, self._started = 0.0, time.perf_counter()
 
-    # ------------------------------------------------------------------------------------------------------ batches
+    # ---------------------------------------------------------------------------------------------------------- batches
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches that are already this process's own: accelerate has nothing left to deal out."""
@@ -316,7 +317,7 @@ class DistillTrainer(Trainer):
         self.span.enter(self.optimizer, scheduler)
         return scheduler
 
-    # --------------------------------------------------------------------------------------------------------- loss
+    # ------------------------------------------------------------------------------------------------------------- loss
 
     def compute_loss(
         self,
@@ -423,30 +424,41 @@ class DistillTrainer(Trainer):
                 f"{self.args.output_dir}). A lower training.learning_rate or a wider training.precision helps."
             ) from error
 
-    # --------------------------------------------------------------------------------------------------- validation
+    # ------------------------------------------------------------------------------------------------------- validation
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Cross-entropy (nats a token) and ROUGE-L of greedy answers (0 to 1), of ``eval_dataset`` or of other rows."""
-        validation = validation_of(eval_dataset, self.tokenizer, self.model) or self.validation
-        if validation is None:
-            raise UserError("there is nothing to evaluate on: give eval_dataset=, here or to the trainer")
-        started = time.perf_counter()
-        with self.whole_student() as model, self._diverged(model):
-            metrics = {f"{metric_key_prefix}_loss": validation_loss(model, validation, self.collator)}
-            if validation.generate:
-                answers, scores = answered(model, self.tokenizer, validation)
-                self.answers = list(zip(validation.examples.ids, answers, scores.tolist(), strict=True))
-                metrics[f"{metric_key_prefix}_rouge_l"] = float(scores.mean())
-        self._check_finite(metrics)
+        _, metrics = self._validated(eval_dataset, metric_key_prefix)
         if self.rollouts is not None:
             self.rollouts.observe(metrics[f"{metric_key_prefix}_loss"])
-        self.validation_seconds += time.perf_counter() - started
         self.log(metrics)
         control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
         self.control = control
         return metrics
+
+    def predict(self, test_dataset: Any, ignore_keys: Any = None, metric_key_prefix: str = "test") -> PredictionOutput:
+        """The student's greedy answers to rows (``predictions``), their references (``label_ids``), and both scores."""
+        before, (validation, metrics) = self.answers, self._validated(test_dataset, metric_key_prefix)
+        (_, answers, _), self.answers = zip(*self.answers, strict=True), before
+        return PredictionOutput(np.array(answers, object), np.array(validation.references, object), metrics)
+
+    def _validated(self, rows: Any, prefix: str) -> tuple[Validation, dict[str, float]]:
+        """What the student scores on some rows, or on those that the trainer was given."""
+        validation = validation_of(rows, self.tokenizer, self.model, self.args) or self.validation
+        if validation is None:
+            raise UserError("there is nothing to evaluate on: give eval_dataset=, here or to the trainer")
+        started = time.perf_counter()
+        with self.whole_student() as model, self._diverged(model):
+            metrics = {f"{prefix}_loss": validation_loss(model, validation, self.collator)}
+            if validation.generate:
+                answers, scores = answered(model, self.tokenizer, validation)
+                self.answers = list(zip(validation.examples.ids, answers, scores.tolist(), strict=True))
+                metrics[f"{prefix}_rouge_l"] = float(scores.mean())
+        self._check_finite(metrics)
+        self.validation_seconds += time.perf_counter() - started
+        return validation, metrics
 
     def _check_finite(self, metrics: dict[str, float]) -> None:
         """Refuse a validation that no checkpoint is better or worse than, and no later one above or below."""
@@ -495,7 +507,7 @@ class DistillTrainer(Trainer):
             divergence = self.sums.divergence_of_step()
             self.schedule.end_step(divergence, self.state.global_step, self.state.max_steps, parallel.gather)
 
-    # -------------------------------------------------------------------------------------------------- checkpoints
+    # ------------------------------------------------------------------------------------------------------ checkpoints
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
@@ -551,10 +563,14 @@ class DistillTrainer(Trainer):
         super()._save(output_dir, state_dict)
         remove(Path(output_dir or self.args.output_dir) / "training_args.bin")  # a pickle that nothing here reads
 
-    def resume(self, checkpoint: Path | None = None) -> Any:
-        """Train, going on from a checkpoint; None: the last whole one of the output folder, if there is one."""
-        checkpoint = checkpoint or parallel.on_main(lambda: last_checkpoint(Path(self.args.output_dir)))
-        state = read_json(checkpoint / STATE_FILE) if checkpoint else None
+    def train(self, resume_from_checkpoint: Any = None, *others: Any, **named: Any) -> Any:
+        """Train, going on from a checkpoint where one is given; True: as `resume` does."""
+        if resume_from_checkpoint is True:
+            return self.resume()
+        checkpoint = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        if checkpoint and not checkpoint.is_dir():
+            raise UserError(f"no checkpoint to go on from: {checkpoint}. Begin by train()")
+        state = read_json(checkpoint / STATE_FILE) if checkpoint and (checkpoint / STATE_FILE).is_file() else None
         if state:
             if (before := state.get("written_by", self._writer())) != self._writer():
                 raise UserError(
@@ -562,15 +578,17 @@ class DistillTrainer(Trainer):
                     "begun, or delete the checkpoint: this stage then begins again."
                 )
             self._seconds_before, self.validation_seconds = state["seconds"], state["validation_seconds"]
-            if self.rollouts is not None:
-                self.rollouts.restore(state["rollouts"])
-            if self.schedule is not None:
-                self.schedule.restore(state["schedule"])
-            if self.refresher is not None:
-                self.refresher.restore(state["refresh"])
+            kept: dict[str, Any] = {"rollouts": self.rollouts, "schedule": self.schedule, "refresh": self.refresher}
+            for name, part in kept.items():
+                if part is not None:
+                    part.restore(state[name])
         self._started = time.perf_counter()
         self.sums.since = step_of(checkpoint)
-        return self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        return super().train(str(checkpoint) if checkpoint else None, *others, **named)
+
+    def resume(self, checkpoint: Path | None = None) -> Any:
+        """Train, going on from a checkpoint; None: the last whole one of the output folder, if there is one."""
+        return self.train(checkpoint or parallel.on_main(lambda: last_checkpoint(Path(self.args.output_dir))))
 
 
 def _marked(device: torch.device) -> Any:

@@ -123,6 +123,9 @@ class Template(ABC):
 class FormatTemplate(Template):
     """A text with the places `{instruction}` and `{input}`, in one wording with input and one without.
 
+    ``FormatTemplate(name, with_input, without_input, end="")``: ``end`` ends earlier answers of a conversation.
+    UserError: a wording with another place.
+
     Of a conversation it writes what came before in the same way: the system prompt first, then each question in its
     frame with its answer, what ends an answer, and an empty line.
     """

@@ -462,8 +462,9 @@ class ChatTemplate(Template):
             kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
             raise UserError(
                 f"example {example['id']}: the chat template of the tokenizer refuses this conversation "
-                f"(roles: {roles}): {kind}{' '.join(str(error).split())[:SHOWN]}. Change the messages, or choose "
-                "another template."
+                f"(roles: {roles}): {kind}{' '.join(str(error).split())[:SHOWN].rstrip('.')}. Change the messages, "
+                "or correct the template (chat_template.jinja in the model's folder), or choose another one with "
+                "data.template."
             ) from error
         return str(text)
 

@@ -223,7 +223,10 @@ def load_tokenizer(
             f"model '{source}': model_max_length in tokenizer_config.json is {longest!r}, which is no number."
         )
     if tokenizer.eos_token_id is None:
-        raise UserError(f"model '{source}': its tokenizer has no end-of-sequence token, so an answer cannot end.")
+        raise UserError(
+            f"model '{source}': its tokenizer has no end-of-sequence token, so that an answer cannot end. Name "
+            'one of its tokens in tokenizer_config.json, for example "eos_token": "</s>".'
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
