@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import traceback
 import zlib
@@ -65,6 +66,7 @@ class Places:
 
     def _name(self, path: Path) -> str:
         name = str(path.relative_to(self.folder)) if path.is_relative_to(self.folder) else path.name
+        name = re.sub(r"\.partial-(.+?)-[^-/]+-\d+-[0-9a-f]{8}", r".partial-\1", name)  # the rest is another each time
         if name.endswith("manifest.json"):  # written many times: once for every state of the steps
             steps = (read_json(self.folder / "manifest.json") or {}).get("steps", {})
             name += f" {[(step, 'finished' in entry) for step, entry in steps.items()]}"

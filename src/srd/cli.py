@@ -268,15 +268,13 @@ def clean_command(recipe: RecipeArgument, overrides: Overrides = None, run_dir: 
 
     if load_recipe(recipe, overrides or []).data.cleaning.action == "off":
         overrides = [*(overrides or []), "data.cleaning.action=report"]
-    run = _step("cleaned", recipe, overrides, run_dir)
-    _echo(run.files.marked)
+    _echo(_step("cleaned", recipe, overrides, run_dir).files.marked)
 
 
 @app.command("reflect")
 def reflect_command(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = None) -> None:
     """Let the student answer the training prompts, and score the answers."""
-    run = _step("reflection", recipe, overrides, run_dir)
-    _echo(run.files.scores)
+    _echo(_step("reflection", recipe, overrides, run_dir).files.scores)
 
 
 @app.command("rank")
@@ -309,8 +307,7 @@ def rank_command(
             seed="set training.curriculum.seed=",
             drop_bad="set data.bad_rows=drop",
         )
-        run = _step("ranking", recipe, overrides, run_dir)
-        _echo(run.files.ranked)
+        _echo(_step("ranking", recipe, overrides, run_dir).files.ranked)
         return
     _without_effect(context, "has no effect with --scores", recipe=LEAVE_OUT, run_dir=LEAVE_OUT)
     from srd.curation.scores.base import scores_of
@@ -380,8 +377,7 @@ def evaluate_command(
     """Evaluate the models of a recipe, or any model on tasks."""
     if not task:
         _without_effect(context, "is for --task", **RECIPE_SAYS)
-        run = _step("cards", model, overrides, run_dir)
-        _echo(run.files.results)
+        _echo(_step("cards", model, overrides, run_dir).files.results)
         return
     from srd.base import parallel
     from srd.base.console import console, set_up_logging
@@ -776,6 +772,10 @@ def main() -> None:
 def _command_line() -> int:
     from srd.base import parallel
 
+    for before, text in enumerate(sys.argv[1:]):
+        name, _, value = text.partition("=") if text[:2] == "--" and "=" in text else (sys.argv[before], "", text)
+        if not value.strip():  # a path would be the current folder
+            raise UserError(f"what follows '{name}' on the command line is empty: write a value there, or leave it out")
     result = app(prog_name="srd", standalone_mode=False)  # a status where the command line itself stops (help, Ctrl-C)
     if result == INTERRUPTED:  # the others may be at work, so that none of them is waited for
         raise KeyboardInterrupt

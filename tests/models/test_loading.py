@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -490,6 +491,9 @@ def test_a_damaged_conversion_is_made_again(
         assert convert_gguf(path, cache) == folder and len(written) == number
         assert config.read_text() == "{}" and "is not what was written there" in caplog.text
     config.unlink()
+    with ThreadPoolExecutor() as pool:  # two commands mend it: one waits, and finds it whole
+        assert {*pool.map(lambda _: convert_gguf(path, cache), range(2))} == {folder} and len(written) == 5
+    config.unlink()
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"notes\.txt was not written by this run"):
         convert_gguf(path, cache)
@@ -508,7 +512,7 @@ def test_a_failed_or_overtaken_conversion_leaves_no_half_folder(
     fake_conversion(monkeypatch, interrupt)
     with pytest.raises(KeyboardInterrupt):
         convert_gguf(path, cache)
-    assert list(cache.iterdir()) == []
+    assert [*cache.glob("[!.]*"), *cache.glob(".partial-*")] == []
 
     def other_process_is_faster() -> None:
         converted_folder(path, cache).mkdir()
@@ -517,7 +521,7 @@ def test_a_failed_or_overtaken_conversion_leaves_no_half_folder(
     fake_conversion(monkeypatch, other_process_is_faster)
     folder = convert_gguf(path, cache)
     assert [entry.name for entry in folder.iterdir()] == ["theirs"]
-    assert list(cache.iterdir()) == [folder]
+    assert [*cache.glob("[!.]*"), *cache.glob(".partial-*")] == [folder]
 
 
 def test_abandoned_conversions_are_removed_but_running_ones_stay(

@@ -17,9 +17,11 @@ from rich.console import Console
 from srd.base import failures
 from srd.base.errors import RunError, UserError
 from srd.cli import app
+from srd.recipe.files import read_recipe
 from srd.recipe.reading import validate_recipe
 from srd.run.context import Run
 from srd.run.flow import run_all
+from srd.run.steps import cleaning
 from srd.sweep import one
 from srd.sweep.cells import Cell
 from srd.sweep.page import print_sweep
@@ -169,6 +171,16 @@ def test_a_cell_whose_files_were_changed_is_not_done(done: Sweep, tmp_path: Path
         assert not one._is_done(folder, identity)
     path.unlink()
     assert not one._is_done(folder, identity)
+
+
+def test_a_cell_goes_by_the_rules_that_its_steps_go_by(recipe_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where rows are not marked by them, its former result counts."""
+    content = read_recipe(recipe_file)
+    marked = {**content, "data": {**content["data"], "cleaning": "report"}}
+    recipes = [validate_recipe(each, "test") for each in (content, marked)]
+    before = [one._identity(recipe) for recipe in recipes]
+    monkeypatch.setattr(cleaning, "rules", lambda: ["other"])
+    assert [one._identity(recipe) == known for recipe, known in zip(recipes, before, strict=True)] == [True, False]
 
 
 def test_a_changed_cell_counts_nowhere_until_it_is_run_again(done: Sweep) -> None:

@@ -51,14 +51,12 @@ def by_turns(path: Path) -> Iterator[None]:
 
     The file stays: were it removed, a process that waits for it and one that makes it anew would both go on.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(ImportError, OSError):  # Windows, or a file system without locks
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

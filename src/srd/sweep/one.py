@@ -25,6 +25,7 @@ from srd.run.context import Run
 from srd.run.flow import run_all
 from srd.run.identity import recipe_identity
 from srd.run.manifest import Manifest
+from srd.run.steps.cleaning import marking_rules
 from srd.sweep.cells import Cell
 
 RESULT = "cell.json"  # beside the run directory's own files: how the cell ended
@@ -64,7 +65,7 @@ class CellRunner:
         work_in(self.folder)  # not in the cell before this one
         try:
             recipe = parallel.together(lambda: self._recipe(cell))
-            identity = parallel.on_main(lambda: fingerprint(recipe.model_dump(), recipe_identity(recipe)))
+            identity = parallel.on_main(lambda: _identity(recipe))
             if parallel.on_main(lambda: _is_done(folder, identity)):
                 console.print("[green]✓[/] done before")
                 return False
@@ -96,16 +97,17 @@ class CellRunner:
     def _note(self, folder: Path, result: dict[str, Any]) -> None:
         """Keep how a cell ended."""
         if parallel.is_main():
-            if result:
-                write_sealed(folder / RESULT, result)
-            else:
-                discard(folder / RESULT)
+            write_sealed(folder / RESULT, result) if result else discard(folder / RESULT)
         parallel.barrier()
 
     def _recipe(self, cell: Cell) -> Recipe:
         """The recipe of a cell, which caches the teacher where all cells find it."""
         shared = {"cache": {"dir": str(self.folder / "shared" / "cache")}}
         return validate_recipe(merge(shared, cell.content), f"cell '{cell.title}'")
+
+
+def _identity(recipe: Recipe) -> str:
+    return fingerprint(recipe.model_dump(), recipe_identity(recipe), *marking_rules(recipe))
 
 
 def _is_done(folder: Path, identity: str) -> bool:

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, GgufConfig
 
 from srd.base.errors import UserError
 from srd.base.files import digest_of, discard, is_as_noted, read_sealed, state_of, walk, write_sealed
+from srd.base.locks import by_turns
 from srd.models.loading.architecture import auto_class
 from srd.models.loading.guard import guarded
 from srd.models.loading.packages import is_installed
@@ -48,7 +49,7 @@ def convert_gguf(path: Path, cache_dir: Path | None = None) -> Path:
     """Convert a GGUF file to a float32 safetensors folder with its tokenizer, once, and return the folder.
 
     The folder appears under its name only when it is complete, so a killed conversion leaves nothing that is
-    used, and of several that run at once the first wins. The quantised file unpacks to about 4 bytes a
+    used, and of several that run at once the first converts. The quantised file unpacks to about 4 bytes a
     parameter.
 
     Raises:
@@ -67,14 +68,17 @@ def convert_gguf(path: Path, cache_dir: Path | None = None) -> Path:
             f"cannot write to {folder.parent} ({error.strerror}). Set SRD_CACHE to another folder."
         ) from error
     try:
-        _write_converted(path, partial)
-        files = {str(file.relative_to(partial)): state_of(file) for file in walk(partial)}
-        write_sealed(partial / NOTE, {"files": files})
-        partial.chmod(0o755)
-        if folder.is_dir() and not is_converted(folder):
-            logger.warning("%s is not what was written there: %s is converted again", folder, path)
-            discard(folder, [folder / NOTE])
-        _move(partial, folder)
+        with by_turns(folder.parent / f".{folder.name}.lock"):
+            if is_converted(folder):  # by another command, meanwhile
+                return folder
+            _write_converted(path, partial)
+            files = {str(file.relative_to(partial)): state_of(file) for file in walk(partial)}
+            write_sealed(partial / NOTE, {"files": files})
+            partial.chmod(0o755)
+            if folder.is_dir() and not is_converted(folder):
+                logger.warning("%s is not what was written there: %s is converted again", folder, path)
+                discard(folder, [folder / NOTE])
+            _move(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

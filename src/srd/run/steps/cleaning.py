@@ -81,8 +81,7 @@ class Likelihoods(order.Likelihoods, Step):
         both = ["with an empty prompt"] if {"mismatched", "unprompted"} <= needs_of_scores(find) else []
         frame = [run.encoding, bool(run.tokenizer.chat_template), SHOTS]
         batch_size, seed = run.recipe.generation.batch_size, run.recipe.seed
-        model = model_identity(reading_model(run.recipe))
-        return [sorted(needs), sorted(kinds), model, frame, batch_size, seed, *both]
+        return [sorted(needs), sorted(kinds), model_identity(reading_model(run.recipe)), frame, batch_size, seed, *both]
 
     def outputs(self, run: Run) -> list[Path]:
         return [run.files.likelihoods]
@@ -104,14 +103,19 @@ class Likelihoods(order.Likelihoods, Step):
         return {"examples": len(rows), **{kind: len(columns["ce"]) for kind, columns in reads.damage.items()}}
 
 
+def marking_rules(recipe: Recipe) -> list[Any]:
+    """What rows are marked by beside the recipe, where scores decide."""
+    cleans = recipe.data.cleaning.action != "off"
+    return [rules()] if cleans and Likelihoods.name in order.Cleaning().after(recipe) else []
+
+
 class Cleaning(order.Cleaning, Step):
     """``cleaning/rows.parquet``, ``cleaning/cleaned.parquet`` and ``cleaning/detectors.json``."""
 
     def inputs(self, run: Run) -> list[Any]:
         settings = run.recipe.data.cleaning
         files = [content_of_file(settings.keep), content_of_file(settings.drop)]
-        bars = [rules()] if Likelihoods.name in self.after(run.recipe) else []
-        return [settings.model_dump(exclude={"keep", "drop"}), files, run.recipe.data.leaks, *bars]
+        return [settings.model_dump(exclude={"keep", "drop"}), files, run.recipe.data.leaks, *marking_rules(run.recipe)]
 
     def outputs(self, run: Run) -> list[Path]:
         places = [*_places(run), run.files.detectors]
