@@ -113,7 +113,7 @@ def test_python_keeps_what_it_compiles_wherever_make_starts_it(tmp_path: Path) -
     shown = f"include {ROOT}/Makefile\nshown:\n\t@{sys.executable} -c 'import sys; print(sys.dont_write_bytecode)'\n"
     (tmp_path / "shown.mk").write_text(shown)
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    command = ["make", "-f", str(tmp_path / "shown.mk"), "shown"]
+    command = ["make", "--no-print-directory", "-f", str(tmp_path / "shown.mk"), "shown"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "False\n"
 

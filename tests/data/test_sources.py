@@ -119,7 +119,7 @@ def test_lines_are_where_rows_start(tmp_path: Path) -> None:
         ("a.json", b'[{"question": "q", "answer": "a"}] x', ["a.json", "after the end"]),
         ("a.json", b"", ["a.json", "nothing"]),
         ("a.csv", b"question,answer\nq,a\nq,a,b\n", ["a.csv:3", "question, answer"]),
-        ("a.csv", b"question,answer\nq\n", ["a.csv:2", "Quote"]),
+        ("a.csv", b"question,answer\nq\n", ["a.csv:2", "quote"]),
         ("a.csv", b"question,answer\n\xff,a\n", ["a.csv:", "UTF-8"]),
         ("a.csv", b'question,answer\n"q,a\n', ["a.csv:", "not valid CSV"]),
         ("a.csv", b"question,answer\nq,\n", ["a.csv:2", "'answer'", "empty"]),

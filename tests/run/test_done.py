@@ -20,9 +20,12 @@ from srd.base import files
 from srd.base.errors import UserError
 from srd.base.files import file_digest, read_json
 from srd.base.text import visible
+from srd.export.base import export
+from srd.export.push import prepared
 from srd.recipe.reading import validate_recipe
 from srd.run import context
 from srd.run.card import Card
+from srd.run.chat import chat_models
 from srd.run.flow import check_written, planned_steps
 from srd.run.manifest import Manifest
 from srd.run.steps.base import key_of
@@ -171,6 +174,33 @@ def test_no_report_of_what_no_step_wrote(again: TinyRun, name: str, step: str, c
             check_written(run)
     finally:
         run.close()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer_config.json", "config.json"])
+def test_no_student_is_used_that_no_step_wrote(again: TinyRun, name: str) -> None:
+    """Damaged by one bit it may still load."""
+    path = again.run_dir / "student" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    uses: list[Callable[[str], Any]] = [
+        chat_models,
+        lambda run: export(Path(run), "lm-eval", again.folder / "out"),
+        lambda run: prepared(run, "me/mine", data=False).__enter__(),
+    ]
+    for use in uses:
+        with pytest.raises(UserError, match=f"student/{name} is not what the step train/srd wrote"):
+            use(str(again.run_dir))
+
+
+def test_a_refused_change_leaves_the_recipe_of_what_is_there(again: TinyRun) -> None:
+    """Whoever reads it next, such as srd chat, would take it for that of the student beside it."""
+    before = (again.run_dir / "recipe.yaml").read_bytes()
+    with pytest.raises(UserError, match="there is no"):
+        again.twin().set(student="/nowhere").advance("examples")
+    assert (again.run_dir / "recipe.yaml").read_bytes() == before
+    again.twin().set(training__epochs=7).advance("examples")
+    assert b"epochs: 7" in (again.run_dir / "recipe.yaml").read_bytes()
 
 
 def test_all_that_an_evaluation_waits_for_has_a_bar(again: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:

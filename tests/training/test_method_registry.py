@@ -96,7 +96,7 @@ def test_a_trainer_imports_the_method_that_it_is_given_alone(given: Any, monkeyp
     asked: list[tuple[str, ...]] = []
     monkeypatch.setattr(inputs, "any_method", lambda *names: asked.append(names) or any_method(*names))
     inputs.writing_by(given, SimpleNamespace(output_dir="out", seed=0))
-    with pytest.raises(UserError, match=r"known are .*seqkd"):
+    with pytest.raises(UserError, match=r"Known: .*seqkd"):
         inputs.writing_by("nothing", SimpleNamespace(output_dir="out", seed=0))
     name = given if isinstance(given, str) else dict(given)["name"]
-    assert asked == [(name,), ()]
+    assert asked == [(name,), ("nothing",)]

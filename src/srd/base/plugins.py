@@ -22,8 +22,12 @@ def import_plugin(name: str) -> None:
     Raises:
         UserError: there is none, or running it fails; with the file and line where it does.
     """
-    before = set(sys.modules)
-    _import(name)
+    before, keeps_none = set(sys.modules), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True  # no __pycache__ in the user's folder
+    try:
+        _import(name)
+    finally:
+        sys.dont_write_bytecode = keeps_none
     new = [getattr(sys.modules[module], "__file__", None) for module in set(sys.modules) - before]
     IMPORTED.setdefault(name, {Path(file).resolve() for file in new if file})
     USER_CODE.update(plugin_files(name))

@@ -16,6 +16,7 @@ from srd.base.registry import Registry
 from srd.models.loading.loading import load_config, load_model, load_tokenizer
 from srd.recipe.reading import load_recipe
 from srd.run.context import Run
+from srd.run.manifest import check_as_written
 
 WRITTEN = "srd-export-{}.json"  # what `srd export` has written into a folder in some format
 KINDS = ("f32", "f16", "bf16", "q8_0")
@@ -82,6 +83,7 @@ class Exported:
             )
         if self._run is None:
             self._run = Run(load_recipe(str(self.source / "recipe.yaml")), self.source)
+            check_as_written(self.source)
         return self._run
 
     def close(self) -> None:

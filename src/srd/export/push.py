@@ -19,6 +19,7 @@ from srd.run.card import HUB_ADDRESS
 from srd.run.chat import run_folder
 from srd.run.context import Run
 from srd.run.folder import RunFolder
+from srd.run.manifest import check_as_written
 
 ROWS = "stage_0.jsonl"  # what a folder of curated data has
 COMMIT = "Upload by srd push"
@@ -110,6 +111,7 @@ def _student(folder: Path, student: Path, repository: str) -> Upload:
     again = f"srd run {folder / 'recipe.yaml'} --run-dir {folder}"
     if not student.is_dir():
         raise UserError(f"{student} is not there: this run has trained no student yet. Train it: {again}")
+    check_as_written(folder, student)
     if not (student / CARD).is_file():
         raise UserError(f"{student} has no model card yet: it is written after the evaluation. Finish the run: {again}")
     found = _of_folder(student, repository, "model")

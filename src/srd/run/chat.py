@@ -23,6 +23,7 @@ from srd.recipe.reading import load_recipe
 from srd.recipe.schema import Recipe
 from srd.run.context import load_options
 from srd.run.folder import RunFolder
+from srd.run.manifest import check_as_written
 
 Message = dict[str, str]
 RUNS = Path("runs")
@@ -150,6 +151,7 @@ def chat_models(name: str, *, compare: bool = False) -> tuple[list[ChatModel], l
             f"{place} is not there: this run has trained no student yet. Train it: srd run {folder / 'recipe.yaml'} "
             f"--run-dir {folder}"
         )
+    check_as_written(folder, None if compare else place)
     student = ChatModel("student", str(place), load_tokenizer(str(place)), {})
     if not compare:
         return [student], []

@@ -104,10 +104,17 @@ class Run(RecipeModels):
         self.manifest.content["name"] = recipe.name
         self.manifest.content["versions"] = versions()
         self.manifest.content["machine"] = _machine()
-        if parallel.is_main():
-            write_recipe(recipe, self.files.recipe)
-            self.manifest.save()
+        self._noted = False
+        if parallel.is_main() and not self.files.recipe.is_file():
+            self.note()
         parallel.barrier()
+
+    def note(self) -> None:
+        """Write the recipe beside what is made by it; over another one only when a step is done, so not if refused."""
+        if not self._noted:
+            write_recipe(self.recipe, self.files.recipe)
+            self.manifest.save()
+            self._noted = True
 
     def claim(self) -> None:
         """Make the directory ours: of this recipe, and of one command at a time."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from srd.base import parallel
-from srd.base.errors import UserError
 from srd.models.cluster import check_address
 from srd.recipe.schema import Recipe
 from srd.run.checks.disk_space import look_ahead
 from srd.run.checks.models import check_recipe
 from srd.run.context import Run
+from srd.run.manifest import check_as_written
 from srd.run.outline.order import Outline, cleaning_steps, planned, uncleaned_steps
 from srd.run.parts.served import asks_server, check_server
 from srd.run.steps.base import Step, do
@@ -77,19 +77,8 @@ def run_all(run: Run) -> None:
 
 
 def check_written(run: Run) -> None:
-    """Refuse to tell of a run whose files are not what its steps wrote; what is missing is no hindrance.
-
-    Raises:
-        UserError: with the first of them and its step.
-    """
-    for name, step in run.manifest.steps.items():
-        done = step.get("finished") and name != Cards.name  # a card may be changed by hand
-        changed = [path for path in run.manifest.damaged(name) if path.exists()] if done else []
-        if changed:
-            raise UserError(
-                f"{changed[0]} is not what the step {name} wrote, and a report of it would be wrong. "
-                "srd run makes it again; or choose another --run-dir."
-            )
+    """Refuse to tell of a run whose files are not what its steps wrote; see `srd.run.manifest.check_as_written`."""
+    check_as_written(run.folder)
     write_metrics(run)
 
 

@@ -35,6 +35,29 @@ logger = logging.getLogger(__name__)
 DISPLACED = "displaced"  # where the files of a step go whose place another step takes
 
 
+def check_as_written(run: Path, below: Path | None = None) -> None:
+    """Refuse to read files of a run that are not what its steps wrote; what is missing is no hindrance.
+
+    Args:
+        run: The run directory, which stays as it is.
+        below: The folder in it that is to be read; None: all.
+
+    Raises:
+        UserError: with the first of them and its step.
+    """
+    steps = (read_sealed(run / "manifest.json") or read_sealed(run / ".manifest.json")).get("steps", {})
+    for name, step in steps.items():
+        if not step.get("finished") or name == "cards":  # a card and how to answer may be changed by hand
+            continue
+        for file, state in {**step.get("outputs", {}), **step.get("needed", {})}.items():
+            path = run / file
+            if (below is None or path.is_relative_to(below)) and path.exists() and not is_as_noted(path, state):
+                raise UserError(
+                    f"{path} is not what the step {name} wrote, and what is made of it would be wrong. srd run makes "
+                    "it again; or choose another --run-dir. To use what you have changed, name a copy of its folder."
+                )
+
+
 class Manifest:
     """``manifest.json`` and its copy ``.manifest.json``.
 

@@ -91,6 +91,7 @@ def do(run: Run, step: Step) -> None:
             if not _is_taken(run, step, key):
                 _make(run, step, key)
     parallel.on_main(lambda: run.manifest.tidy(step.name, step.scratch(run)))
+    parallel.on_main(run.note)
     run.keys[step.name] = key
     step.open(run)
 
