@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import srd
+from srd.base.errors import UserError
 from srd.export.base import export
 from srd.metrics.text import exact_match
 from tests.runs import TinyRun
@@ -25,6 +26,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[TinyRun, Path]:
     tiny = TinyRun(tmp_path_factory.mktemp("task"))
     tiny.advance("examples")
     out = tiny.folder / "out"
+    for source, message in ((tiny.run_dir, "student is not there yet"), (tiny.teacher, "is a model alone")):
+        with pytest.raises(UserError, match=message):
+            export(Path(source), "lm-eval", out / "deep")
+        assert not out.exists()
     (tiny.run_dir / "student").mkdir()  # the task only says where it is
     paths, then = export(tiny.run_dir, "lm-eval", out)
     assert [path.name for path in paths] == ["srd_tiny.yaml", "test.jsonl", "srd_metrics.py"]

@@ -137,7 +137,8 @@ def test_unknown_sweep_suggests_a_name() -> None:
 @pytest.mark.parametrize("damage", [b"", b"[1]", b"{}", b"name: [", bytes(range(256))])
 def test_a_folder_that_does_not_say_whose_it_is(tmp_path: Path, recipe_file: Path, damage: bytes) -> None:
     path, note = write_sweep(tmp_path, recipe_file, name="one"), tmp_path / "work" / "sweep.yaml"
-    Sweep(path, tmp_path / "work")
+    assert Sweep(path, tmp_path / "work").outcomes() and not note.parent.exists()  # to look writes nothing
+    note.parent.mkdir()
     note.write_bytes(damage)
     with pytest.raises(UserError, match="To go on with 'one' there, write `name: one` into it"):
         Sweep(path, tmp_path / "work")
@@ -147,7 +148,7 @@ def test_a_folder_that_does_not_say_whose_it_is(tmp_path: Path, recipe_file: Pat
 
 def test_folder_of_another_sweep(tmp_path: Path, recipe_file: Path) -> None:
     path = write_sweep(tmp_path, recipe_file, name="one")
-    Sweep(path, tmp_path / "work")
+    Sweep(path, tmp_path / "work")._claim()
     path = write_sweep(tmp_path, recipe_file, name="two")
     with pytest.raises(UserError, match="is the folder of the sweep 'one', not of 'two'"):
         Sweep(path, tmp_path / "work")

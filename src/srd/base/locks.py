@@ -62,11 +62,12 @@ def by_turns(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(folder: Path, option: str) -> Iterator[None]:
-    """Make a folder if it is not there, and hold it while the block runs.
+    """Make a folder if it is not there, and hold it while the block runs; gone again if that writes nothing into it.
 
     Raises:
         UserError: another command works in it, or there can be no such folder.
     """
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = lock(folder / ".lock", option, remedy="Choose another folder.")
@@ -76,5 +77,10 @@ def held(folder: Path, option: str) -> Iterator[None]:
     try:
         yield
     finally:
+        with contextlib.suppress(OSError):
+            if made and [*folder.iterdir()] == [folder / ".lock"]:
+                (folder / ".lock").unlink()
+                for each in made:
+                    each.rmdir()
         if file is not None:
             file.close()

@@ -167,8 +167,9 @@ def export(source: Path, to: str, target: Path, settings: Settings | None = None
             raise UserError(f"-o {target} is where the model lies. Choose another folder.")
         record = WRITTEN.format(FORMATS.name_of(to))
         files, names = OwnedFiles(target, record, f"srd export --to {to}"), form.names(exported)
+        then = form.next(exported, target)  # may be refused, too
         files.check(names)
         files.begin(names)
         form.write(exported, target)
         files.finish(names, format=form.title, source=str(source))
-        return [target / name for name in names], form.next(exported, target)
+        return [target / name for name in names], then

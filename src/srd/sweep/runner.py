@@ -16,6 +16,8 @@ from srd.sweep.page import write_sweep_report
 from srd.sweep.settings import load_sweep
 from srd.sweep.workers import run_side_by_side
 
+NOTE = "sweep.yaml"  # in the folder: whose it is
+
 
 def _owner(note: Path, name: str) -> str:
     """The name of the sweep that a folder belongs to."""
@@ -32,11 +34,11 @@ class Sweep:
 
     Args:
         path: The sweep's file.
-        folder: Where; made if it is not there. None: ``sweeps/<name>``.
+        folder: Where; made when it is run. None: ``sweeps/<name>``.
         overrides: ``key.path=value`` for the recipe of all cells.
 
     Raises:
-        UserError: the sweep is wrong, the folder is another sweep's, or another process works in it.
+        UserError: the sweep is wrong, or the folder is another sweep's.
     """
 
     def __init__(self, path: Path, folder: Path | None = None, overrides: list[str] | None = None) -> None:
@@ -44,11 +46,11 @@ class Sweep:
         self.folder = folder or Path("sweeps") / self.config.name
         self.cells = lay_out(self.config, path, overrides)
         self.references = reference_rows(self.config, self.cells, path)
-        self._claim()
+        self._check()
 
-    def _claim(self) -> None:
-        """Make the folder ours: of this sweep, and of one command at a time."""
-        note = self.folder / "sweep.yaml"
+    def _check(self) -> None:
+        """Refuse a folder that is another sweep's, or nobody's."""
+        note = self.folder / NOTE
         if note.exists():
             name = _owner(note, self.config.name)
             if name != self.config.name:
@@ -60,10 +62,13 @@ class Sweep:
             self.folder.is_dir() and any(not entry.name.startswith(".") for entry in self.folder.iterdir())
         ):
             raise UserError(f"{self.folder} holds other files. Choose an empty --dir.")
+
+    def _claim(self) -> None:
+        """Make the folder ours: of this sweep, and of one command at a time."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if parallel.is_main():
             self._lock = lock(self.folder / ".lock", "--dir")
-            with atomic_write(note) as partial:
+            with atomic_write(self.folder / NOTE) as partial:
                 partial.write_text(dump_yaml(self.config.model_dump(mode="json")), encoding="utf-8")
         parallel.barrier()
 
@@ -87,12 +92,13 @@ class Sweep:
             jobs: How many at a time, each in a process of its own; see `srd.sweep.workers`.
 
         Raises:
-            UserError: several at a time in each of several processes.
+            UserError: another command works in the folder, or several at a time in each of several processes.
         """
         if jobs > 1 and parallel.processes() > 1:
             raise UserError(
                 "--jobs starts processes of its own. Start the sweep without a launcher, or without --jobs."
             )
+        self._claim()
         place = CellRunner(self.folder, self.config.keep_students)
         parallel.on_main(lambda: check_places([place.place(cell) for cell in self.cells]))
         if jobs > 1:
