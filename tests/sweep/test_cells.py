@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,8 @@ def test_a_folder_that_does_not_say_whose_it_is(tmp_path: Path, recipe_file: Pat
 
 def test_folder_of_another_sweep(tmp_path: Path, recipe_file: Path) -> None:
     path = write_sweep(tmp_path, recipe_file, name="one")
-    Sweep(path, tmp_path / "work")._claim()
+    with contextlib.ExitStack() as stack:
+        Sweep(path, tmp_path / "work")._claim(stack)
     path = write_sweep(tmp_path, recipe_file, name="two")
     with pytest.raises(UserError, match="is the folder of the sweep 'one', not of 'two'"):
         Sweep(path, tmp_path / "work")

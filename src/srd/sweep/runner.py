@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from srd.base import parallel
 from srd.base.console import console
 from srd.base.errors import UserError
 from srd.base.files import atomic_write, read_sealed
-from srd.base.locks import lock
+from srd.base.locks import held
 from srd.base.yaml_text import dump_yaml, read_yaml
 from srd.sweep.cells import Cell, Outcome, lay_out, reference_rows
 from srd.sweep.one import RESULT, CellRunner, check_places, is_whole
@@ -63,14 +64,11 @@ class Sweep:
         ):
             raise UserError(f"{self.folder} holds other files. Choose an empty --dir.")
 
-    def _claim(self) -> None:
+    def _claim(self, stack: contextlib.ExitStack) -> None:
         """Make the folder ours: of this sweep, and of one command at a time."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if parallel.is_main():
-            self._lock = lock(self.folder / ".lock", "--dir")
-            with atomic_write(self.folder / NOTE) as partial:
-                partial.write_text(dump_yaml(self.config.model_dump(mode="json")), encoding="utf-8")
-        parallel.barrier()
+        stack.enter_context(held(self.folder, "--dir"))
+        with atomic_write(self.folder / NOTE) as partial:
+            partial.write_text(dump_yaml(self.config.model_dump(mode="json")), encoding="utf-8")
 
     def outcomes(self) -> list[Outcome]:
         """What has become of every cell, row by row."""
@@ -98,7 +96,12 @@ class Sweep:
             raise UserError(
                 "--jobs starts processes of its own. Start the sweep without a launcher, or without --jobs."
             )
-        self._claim()
+        with contextlib.ExitStack() as stack:
+            parallel.on_main(lambda: self._claim(stack))
+            self._run_cells(jobs)
+        return self.outcomes()
+
+    def _run_cells(self, jobs: int) -> None:
         place = CellRunner(self.folder, self.config.keep_students)
         parallel.on_main(lambda: check_places([place.place(cell) for cell in self.cells]))
         if jobs > 1:
@@ -108,7 +111,6 @@ class Sweep:
             if place.run(cell):
                 self.write_report()
         self.write_report()
-        return self.outcomes()
 
     def _in_order(self) -> list[Cell]:
         """The cells row by row: a sweep that is cut off has all seeds of its first rows, and none of its last."""
