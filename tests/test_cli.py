@@ -10,6 +10,7 @@ import io
 import json
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,6 +97,25 @@ def refuse(srd: Command, shared: TinyRun, tmp_path: Path) -> Callable[..., str]:
         return one_message(outcome.told)
 
     return run
+
+
+def test_a_thread_of_a_library_that_fails_is_told_in_a_line(srd: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one of a tracker whose disk is full: who waits for it says what that means for the command."""
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def work() -> int:
+        console.set_up_logging()
+        thread = threading.Thread(target=full)
+        thread.start()
+        thread.join()
+        return 0
+
+    monkeypatch.setattr(cli, "_command_line", work)
+    hook, outcome = threading.excepthook, srd("run")
+    assert outcome.code == 0 and "Traceback" not in outcome.told and threading.excepthook is hook
+    assert "a thread of a library has failed: OSError: [Errno 28] No space left on device" in outcome.told
 
 
 #: Fewer rows, in fewer stages.

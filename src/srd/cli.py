@@ -758,6 +758,7 @@ def main() -> None:
     from srd.base import parallel
 
     gc.disable()  # until `set_up_logging`: to look for garbage among what is imported takes a tenth of the time
+    before, threading.excepthook = threading.excepthook, _thread_failed
     say_stopped = _once(_say_stopped)  # by this thread or by the one that listens, which may come to it together
     with parallel.stoppable(say_stopped):
         try:
@@ -766,7 +767,18 @@ def main() -> None:
             code = _status(error, say_stopped)
         finally:
             gc.enable()
+            threading.excepthook = before
     sys.exit(code)
+
+
+def _thread_failed(failed: Any) -> None:
+    """Tell in a line, and not by a traceback, that a thread of a library has ended: who needs it fails and says why."""
+    import logging
+
+    from srd.base.failures import first_line
+
+    said = first_line(failed.exc_value or failed.exc_type())
+    logging.getLogger("srd").warning("a thread of a library has failed: %s: %s", failed.exc_type.__name__, said)
 
 
 def _command_line() -> int:
