@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -96,8 +97,9 @@ def _move(partial: Path, folder: Path) -> None:
 def _remove_abandoned(cache_dir: Path) -> None:
     """Delete what killed conversions left behind, but nothing that another process may be writing now."""
     for partial in cache_dir.glob(".partial-*"):
-        if time.time() - partial.stat().st_mtime > ABANDONED_SECONDS:
-            shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another command has just finished it
+            if time.time() - partial.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_converted(path: Path, folder: Path) -> None:
