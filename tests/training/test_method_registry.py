@@ -13,6 +13,7 @@ from srd.base.errors import UserError
 from srd.recipe.reading import validate_recipe
 from srd.recipe.schema import Recipe
 from srd.training import inputs
+from srd.training.methods import base
 from srd.training.methods.base import METHODS, any_method
 from srd.training.settings import TrainingConfig
 from tests.runs import TinyRun
@@ -94,7 +95,7 @@ def test_a_method_by_name_by_settings_or_made(given: Any) -> None:
 @pytest.mark.parametrize("given", ["kd", {"name": "gkd", "student_share": 0.5}, METHODS.get("sft")()])
 def test_a_trainer_imports_the_method_that_it_is_given_alone(given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, ...]] = []
-    monkeypatch.setattr(inputs, "any_method", lambda *names: asked.append(names) or any_method(*names))
+    monkeypatch.setattr(base, "any_method", lambda *names: asked.append(names) or any_method(*names))
     inputs.writing_by(given, SimpleNamespace(output_dir="out", seed=0))
     with pytest.raises(UserError, match=r"Known: .*seqkd"):
         inputs.writing_by("nothing", SimpleNamespace(output_dir="out", seed=0))

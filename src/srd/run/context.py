@@ -20,7 +20,7 @@ import torch
 from srd.base import parallel
 from srd.base.console import progress_bar
 from srd.base.errors import UserError
-from srd.base.files import link, read_sealed
+from srd.base.files import link
 from srd.base.locks import lock
 from srd.base.remedies import warn
 from srd.base.tables import map_large, open_mapped, reopened
@@ -37,7 +37,7 @@ from srd.recipe.reading import write_recipe
 from srd.recipe.schema import Recipe
 from srd.run.folder import SPLITS, UNCLEANED, RunFolder
 from srd.run.identity import named_paths
-from srd.run.manifest import Manifest, SharedSteps
+from srd.run.manifest import Manifest, SharedSteps, noted_in
 from srd.run.models import RecipeModels
 from srd.run.outline.forecast import Forecast
 from srd.training.arguments import micro_batch_size
@@ -121,20 +121,16 @@ class Run(RecipeModels):
         before = self.files.recipe
         if self.folder.is_file():
             raise UserError(f"--run-dir {self.folder} is a file. Name a folder.")
-        copy = self.files.manifest.with_name(".manifest.json")
-        noted = read_sealed(self.files.manifest) or read_sealed(copy)  # a run's own, though its recipe may be gone
+        noted = noted_in(self.folder)  # a run's own, though its recipe may be gone
         name = (_name_in(before) if before.is_file() else None) or noted.get("name")
         if name is not None and name != self.recipe.name:
             raise UserError(
                 f"{self.folder} is the run directory of the recipe '{name}', not of '{self.recipe.name}'. "
                 f"Choose another --run-dir, or delete it."
             )
-        if not before.is_file() and not noted and self.folder.is_dir() and any(self.folder.iterdir()):
-            strange = [path.name for path in self.folder.iterdir() if not path.name.startswith(".")]
-            if strange:
-                raise UserError(
-                    f"{self.folder} holds other files ({', '.join(strange[:3])} …). Choose an empty --run-dir."
-                )
+        unknown = not before.is_file() and not noted and self.folder.is_dir()
+        if unknown and (strange := [path.name for path in self.folder.iterdir() if not path.name.startswith(".")]):
+            raise UserError(f"{self.folder} holds other files ({', '.join(strange[:3])} …). Choose an empty --run-dir.")
         check_inputs_outside(self.recipe, self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock(self.files.lock, "--run-dir")

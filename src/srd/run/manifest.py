@@ -32,7 +32,27 @@ from srd.base.ours import strangers
 
 logger = logging.getLogger(__name__)
 
+NAME, COPY = "manifest.json", ".manifest.json"
 DISPLACED = "displaced"  # where the files of a step go whose place another step takes
+
+
+def noted_in(run: Path) -> dict[str, Any]:
+    """What the manifest of a run directory says, or its copy; empty where neither can be read."""
+    return read_sealed(run / NAME) or read_sealed(run / COPY)
+
+
+def _damaged(run: Path, step: dict[str, Any], below: Path | None = None) -> list[Path]:
+    """The files of a finished step, all or those below a folder, that are missing or are not what it wrote."""
+    wrong = []
+    for name, state in {**step.get("outputs", {}), **step.get("needed", {})}.items():
+        path = run / name
+        if below is not None and not path.is_relative_to(below):
+            continue
+        if is_as_noted(path, state):
+            state[:3] = file_times(path)
+        else:
+            wrong.append(path)
+    return wrong
 
 
 def check_as_written(run: Path, below: Path | None = None) -> None:
@@ -45,17 +65,14 @@ def check_as_written(run: Path, below: Path | None = None) -> None:
     Raises:
         UserError: with the first of them and its step.
     """
-    steps = (read_sealed(run / "manifest.json") or read_sealed(run / ".manifest.json")).get("steps", {})
-    for name, step in steps.items():
+    for name, step in noted_in(run).get("steps", {}).items():
         if not step.get("finished") or name == "cards":  # a card and how to answer may be changed by hand
             continue
-        for file, state in {**step.get("outputs", {}), **step.get("needed", {})}.items():
-            path = run / file
-            if (below is None or path.is_relative_to(below)) and path.exists() and not is_as_noted(path, state):
-                raise UserError(
-                    f"{path} is not what the step {name} wrote, and what is made of it would be wrong. srd run makes "
-                    "it again; or choose another --run-dir. To use what you have changed, name a copy of its folder."
-                )
+        if changed := [path for path in _damaged(run, step, below) if path.exists()]:
+            raise UserError(
+                f"{changed[0]} is not what the step {name} wrote, and what is made of it would be wrong. srd run makes "
+                "it again; or choose another --run-dir. To use what you have changed, name a copy of its folder."
+            )
 
 
 class Manifest:
@@ -72,7 +89,7 @@ class Manifest:
     def __init__(self, folder: Path, inputs: Iterable[Path] = ()) -> None:
         self.folder = folder
         self.inputs = [str(path.absolute()) for path in inputs]
-        self.path, self.copy = folder / "manifest.json", folder / ".manifest.json"
+        self.path, self.copy = folder / NAME, folder / COPY
         begun = {"day": date.today().isoformat(), "steps": {}, "warnings": [], "moves": [], "digests": {}}
         self.content: dict[str, Any] = {**begun, **self._read()}
         known_digests.update(self.content.pop("digests"))
@@ -124,16 +141,7 @@ class Manifest:
 
     def damaged(self, step: str) -> list[Path]:
         """The files of a finished step that are missing or are not what the step wrote."""
-        entry = self.steps[step]
-        states = {**entry.get("outputs", {}), **entry.get("needed", {})}
-        wrong = []
-        for name, state in states.items():
-            path = self.folder / name
-            if is_as_noted(path, state):
-                state[:3] = file_times(path)
-            else:
-                wrong.append(path)
-        return wrong
+        return _damaged(self.folder, self.steps[step])
 
     def written(self, step: str) -> list[str]:
         """The names of all files that a finished step wrote."""

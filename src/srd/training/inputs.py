@@ -28,7 +28,7 @@ from srd.models.tokenizers.tokens import decoder_prefix
 from srd.training.cache.teacher_cache import TeacherCache
 from srd.training.divergences.base import DIVERGENCES, check_parameters
 from srd.training.loss.settings import LossSettings
-from srd.training.methods.base import any_method
+from srd.training.methods.base import method_of
 from srd.training.student_text.writing import ROLLOUTS, Writing, writing_of
 from srd.training.teachers.base import TeacherSource
 from srd.training.teachers.cache import CachedTeacher
@@ -96,11 +96,8 @@ def writing_by(given: Any, args: TrainingArguments) -> tuple[Writing, bool]:
     if isinstance(given, Writing):
         return given, True
     settings = {"name": given} if isinstance(given, str) else given
-    settings = dict(settings) if isinstance(settings, Mapping) else settings
-    name = settings.get("name") if isinstance(settings, dict) else getattr(settings, "name", None)
     try:
-        # The others take time to import, and are asked for where none is named.
-        named = any_method(*([name] if isinstance(name, str) else [])).validate_python(settings)
+        named = method_of(dict(settings) if isinstance(settings, Mapping) else settings, strict=False)
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"method: {'.'.join(map(str, first['loc'][1:])) or 'name'}: {first['msg']}") from error
@@ -118,16 +115,8 @@ def writing_by(given: Any, args: TrainingArguments) -> tuple[Writing, bool]:
     return writing_of(named, named.rollouts(args.seed), named.schedule(), folder), named.uses_teacher
 
 
-def check_writing(
-    writing: Writing,
-    examples: EncodedExamples,
-    student: Any,
-    teacher: Teacher | None,
-    given: Any,
-    settings: LossSettings,
-) -> None:
+def check_writing(writing: Writing, examples: EncodedExamples, student: Any, teacher: Teacher | None) -> None:
     """Refuse a teacher that cannot be asked about what the student is yet to write, and text that has no place."""
-    check_served(given, settings, writing)
     if writing.rollouts is None:
         return
     read_once = writing.ahead is not None and writing.ahead.read is not None

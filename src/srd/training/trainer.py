@@ -41,7 +41,16 @@ from srd.training.arguments import use_one_device
 from srd.training.batches import AheadLoader, WithRows, about, length_batches, make_collator, nothing, tokens_in
 from srd.training.cache.building import build_cache
 from srd.training.checkpoints import STATE_FILE, check_place, forget_older, last_checkpoint, seal, step_of
-from srd.training.inputs import check_given, check_writing, encoded, settings_of, teacher_of, validation_of, writing_by
+from srd.training.inputs import (
+    check_given,
+    check_served,
+    check_writing,
+    encoded,
+    settings_of,
+    teacher_of,
+    validation_of,
+    writing_by,
+)
 from srd.training.log import Sums
 from srd.training.loss.positions import entropies, told_by_position
 from srd.training.loss.response_loss import head_loss, logits_loss
@@ -121,7 +130,8 @@ class DistillTrainer(Trainer):
         self.settings = settings = settings_of(objective, temperature, weight, uses_teacher)
         examples = encoded(train_dataset, tokenizer, model)
         self.teacher = teacher_of(teacher, examples, model, tokenizer, args) if settings.objective else None
-        check_writing(writing, examples, model, self.teacher, teacher, settings)
+        check_served(teacher, settings, writing)
+        check_writing(writing, examples, model, self.teacher)
         self.validation = validation = validation_of(eval_dataset, tokenizer, model, args)
         self.reader = self.teacher.reader if self.teacher else None  # of a teacher with another tokenizer
         alike = None if self.teacher is None or self.reader is not None else self.teacher.model

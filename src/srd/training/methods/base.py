@@ -131,17 +131,17 @@ def _choice(methods: Iterable[type[Method]]) -> core_schema.CoreSchema:
     return core_schema.tagged_union_schema(choices, "name")
 
 
-def _checked(value: Any) -> Any:
+def method_of(value: Any, *, strict: bool = True) -> Any:
     """A method from its settings; the others are imported only where it is not clear which one is meant."""
     name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
-    return any_method(*([name] if isinstance(name, str) else [])).validate_python(value, strict=True)
+    return any_method(*([name] if isinstance(name, str) else [])).validate_python(value, strict=strict)
 
 
 class _Named:
     """The registered method that a recipe names; plugins may add some at any time."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
-        return core_schema.no_info_plain_validator_function(_checked)
+        return core_schema.no_info_plain_validator_function(method_of)
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> Any:
         return handler(_choice(Method.alternatives()))
