@@ -87,13 +87,19 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
     return tiny
 
 
+def files_below(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*"))
+
+
 @pytest.fixture
 def refuse(srd: Command, shared: TinyRun, tmp_path: Path) -> Callable[..., str]:
-    """Run the shared recipe with changes that must be refused; gives the one message."""
+    """Run the shared recipe with changes that must be refused, which leaves nothing; gives the one message."""
 
     def run(*overrides: str, command: str = "run", recipe: Any = None) -> str:
+        before = files_below(tmp_path)
         outcome = srd(command, recipe or shared.folder / "tiny.yaml", *overrides, "--run-dir", tmp_path / "run")
         assert outcome.code == 2, outcome.told
+        assert (tmp_path / "run" / "examples").is_dir() or files_below(tmp_path) == before  # it may have read the data
         return one_message(outcome.told)
 
     return run

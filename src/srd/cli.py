@@ -51,6 +51,7 @@ app = typer.Typer(
 
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # or it looks for them in every installed package
 LEAVE_OUT = "leave it out"
+_opened = contextlib.ExitStack()  # closes the run that a command has opened
 INTERRUPTED = 130  # what shells give for Ctrl-C
 COMPLETION = "_SRD_COMPLETE"  # set where a shell asks what words may follow
 OTHERS_WAIT = 10.0  # seconds that a process other than the main one waits before it prints an error
@@ -116,6 +117,7 @@ def open_run(recipe: str, overrides: list[str] | None, run_dir: Path | None) -> 
     from srd.base.failures import work_in
 
     run = claim(recipe, overrides or [], run_dir)
+    _opened.callback(run.close)
     work_in(run.folder)
     console.print(f"[bold]{run.recipe.name}[/] [dim]in {run.folder}[/]")
     return run
@@ -766,6 +768,7 @@ def main() -> None:
         except BaseException as error:
             code = _status(error, say_stopped)
         finally:
+            _opened.close()
             gc.enable()
             threading.excepthook = before
     sys.exit(code)

@@ -179,6 +179,15 @@ def test_a_source_without_one_usable_row_is_refused_either_way(tmp_path: Path) -
     assert len(rows) == 5
 
 
+def test_a_table_without_names_of_columns_is_told_of(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("What is 1 and 1?,It is 2.\n" * 5)
+    with pytest.raises(UserError, match=r"Fields found: It is 2.(.|\n)*first line.*instruction,output"):
+        read(path, "error")
+    path.write_text("instruction,output\n" + path.read_text())
+    assert len(read(path, "error")[0]) == 5
+
+
 def test_what_stands_for_the_dropped_rows(path: Path, tmp_path: Path) -> None:
     digest = read(path, "drop")[1].digest
     (tmp_path / "elsewhere").mkdir()

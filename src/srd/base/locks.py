@@ -61,8 +61,10 @@ def by_turns(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held(folder: Path, option: str) -> Iterator[None]:
+def held(folder: Path, option: str, remedy: str = "Choose another folder.") -> Iterator[None]:
     """Make a folder if it is not there, and hold it while the block runs; gone again if that writes nothing into it.
+
+    ``option`` and ``remedy`` are those of `lock`.
 
     Raises:
         UserError: another command works in it, or there can be no such folder.
@@ -70,7 +72,7 @@ def held(folder: Path, option: str) -> Iterator[None]:
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = lock(folder / ".lock", option, remedy="Choose another folder.")
+        file = lock(folder / ".lock", option, remedy)
     except OSError as error:
         reason = "it is a file" if folder.is_file() else error.strerror
         raise UserError(f"{option} {folder} cannot be used: {reason}. Choose another folder.") from error

@@ -108,7 +108,11 @@ class BadRows:
 
     def nothing_left(self, origin: str) -> UserError:
         """What is wrong with a source none of whose rows can become an example."""
-        return UserError(f"{origin}: none of its rows can become an example.\n{self.told()}")
+        names = (
+            "\nThe first line of such a file names its columns, such as instruction,output: add one if it is missing."
+        )
+        table = {".csv", ".tsv", ".tab"} & set(Path(origin).suffixes)
+        return UserError(f"{origin}: none of its rows can become an example.\n{self.told()}{names if table else ''}")
 
     def settle(self) -> None:
         """All rows have been looked at: refuse the bad ones, or say what goes on without them.

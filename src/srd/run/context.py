@@ -20,8 +20,9 @@ import torch
 from srd.base import parallel
 from srd.base.console import progress_bar
 from srd.base.errors import UserError
+from srd.base.failures import ERROR_FILE
 from srd.base.files import link
-from srd.base.locks import lock
+from srd.base.locks import COPY, held
 from srd.base.remedies import warn
 from srd.base.tables import map_large, open_mapped, reopened
 from srd.base.version import VERSION
@@ -86,7 +87,7 @@ class Run(RecipeModels):
         super().__init__(recipe)
         self.folder = folder
         self.files = RunFolder(folder, recipe.training.label)
-        self._lock: Any = None  # held by the main process
+        self._claim = contextlib.ExitStack()  # of the main process
         self.shared = SharedSteps(shared, folder) if shared else None
         self.keys: dict[str, str] = {}  # fingerprints of the steps that this command has been through
         self.clock: Clock | None = None  # of the step that is being made
@@ -96,6 +97,15 @@ class Run(RecipeModels):
         self.suffix = ""  # behind the names of its steps, where it makes some of another run's
         self._encoded: dict[tuple[str, bool], datasets.Dataset] = {}
         parallel.on_main(self.claim)
+        try:
+            self._take_up()
+        except BaseException:
+            self.close()
+            raise
+
+    def _take_up(self) -> None:
+        """See what is there already."""
+        recipe, folder = self.recipe, self.folder
         _check_shared(folder)
         # By the main process, as there may be moves to finish.
         self.manifest = parallel.on_main(lambda: Manifest(folder, named_paths(recipe).values()))
@@ -105,13 +115,13 @@ class Run(RecipeModels):
         self.manifest.content["versions"] = versions()
         self.manifest.content["machine"] = _machine()
         self._noted = False
-        if parallel.is_main() and not self.files.recipe.is_file():
-            self.note()
+        if parallel.is_main() and self.manifest.steps:
+            self.note(over=False)
         parallel.barrier()
 
-    def note(self) -> None:
+    def note(self, over: bool = True) -> None:
         """Write the recipe beside what is made by it; over another one only when a step is done, so not if refused."""
-        if not self._noted:
+        if not self._noted and (over or not self.files.recipe.is_file()):
             write_recipe(self.recipe, self.files.recipe)
             self.manifest.save()
             self._noted = True
@@ -129,18 +139,17 @@ class Run(RecipeModels):
                 f"Choose another --run-dir, or delete it."
             )
         unknown = not before.is_file() and not noted and self.folder.is_dir()
-        if unknown and (strange := [path.name for path in self.folder.iterdir() if not path.name.startswith(".")]):
+        strange = [path.name for path in self.folder.iterdir() if path.name[0] != "."] if unknown else []
+        if strange and strange != [ERROR_FILE]:  # a bug met before any step
             raise UserError(f"{self.folder} holds other files ({', '.join(strange[:3])} …). Choose an empty --run-dir.")
         check_inputs_outside(self.recipe, self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = lock(self.files.lock, "--run-dir")
         for config in self.recipe.variants.values():
             micro_batch_size(config)  # refuses a number of processes that does not fit
+        self._claim.enter_context(held(self.folder, "--run-dir", COPY))
 
     def close(self) -> None:
-        """Release the directory, so that this process can open another run in it."""
-        if self._lock is not None:
-            self._lock.close()
+        """Release the directory, so that another run can open it; it goes if it is new and no step has begun."""
+        self._claim.close()
         if "uncleaned" in self.__dict__:
             self.uncleaned.close()
 

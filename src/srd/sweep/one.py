@@ -15,7 +15,7 @@ from rich.markup import escape
 from srd.base import parallel
 from srd.base.console import console, set_up_logging
 from srd.base.errors import UserError
-from srd.base.failures import explain, work_in
+from srd.base.failures import ERROR_FILE, explain, work_in
 from srd.base.files import discard, fingerprint, read_sealed, write_sealed
 from srd.recipe.merging import merge
 from srd.recipe.reading import validate_recipe
@@ -153,7 +153,7 @@ def check_places(folders: Iterable[Path]) -> None:
             )
         names = {path.name for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else set()
         if read_sealed(folder / RESULT):  # of a cell that has failed at once, all there is
-            names -= {RESULT}
+            names -= {RESULT, ERROR_FILE}
         if names and not names & {"recipe.yaml", "manifest.json"}:
             raise UserError(
                 f"{folder} holds other files ({', '.join(sorted(names)[:3])}), where a cell of the sweep goes. Move "

@@ -87,6 +87,7 @@ def do(run: Run, step: Step) -> None:
         return
     key = parallel.on_main(lambda: key_of(run, step))  # files are hashed by one process
     if not _is_kept(run, step, key):
+        parallel.on_main(lambda: run.note(over=False))
         with _by_turns(run, step, key):
             if not _is_taken(run, step, key):
                 _make(run, step, key)
