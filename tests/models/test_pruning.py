@@ -12,7 +12,7 @@ from torch import nn
 from srd.base.errors import UserError
 from srd.models.loading.loading import load_model, save_model
 from srd.models.pruning import drop_layers, layer_stacks, pairwise_angles
-from srd.run.outline.costs import shortened
+from srd.run.outline.sizes import shortened
 from tests.models.test_every_family import tiny_of
 from tests.runs import in_turn
 from tests.tiny import DECODER_ONLY, ENCODER_DECODER, FAMILIES, tiny_model, tiny_tokenizer

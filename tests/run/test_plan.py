@@ -25,7 +25,8 @@ from srd.run import flow
 from srd.run.checks.recipe import check_cache
 from srd.run.context import Run
 from srd.run.flow import advance, training_steps
-from srd.run.outline.costs import INDEX_BYTES, Size, size_of, stages_of, trained_parameters
+from srd.run.outline.costs import INDEX_BYTES, stages_of, trained_parameters
+from srd.run.outline.sizes import Size, size_of
 from srd.run.plan import counting
 from srd.run.plan import plan as plan_module
 from srd.run.plan.machines import on_machines

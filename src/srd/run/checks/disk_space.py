@@ -11,9 +11,10 @@ from srd.base.errors import RunError
 from srd.base.text import shown_bytes
 from srd.run.checks.warnings import warn_of_frames, warn_of_memory
 from srd.run.context import Run
-from srd.run.outline.costs import DataFacts, Facts, Phase, other_sizes, shares_of_teachers, sizes_of
+from srd.run.outline.costs import DataFacts, Facts, Phase, shares_of_teachers
 from srd.run.outline.forecast import Forecast
 from srd.run.outline.order import Outline, costs_of
+from srd.run.outline.sizes import other_sizes, sizes_of
 
 
 def facts_of(run: Run) -> Facts:

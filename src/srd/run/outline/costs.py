@@ -12,120 +12,28 @@ Counting rules:
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from srd.base.errors import UserError
 from srd.base.limits import CHUNK_BYTES
 from srd.data.messages import owners_of
 from srd.recipe.schema import Recipe
 from srd.run.folder import UNCLEANED
+from srd.run.outline.sizes import Size
 from srd.training.checkpoints import needed_disk
 from srd.training.settings import TrainingConfig, steps_per_epoch
 from srd.training.tiers.base import BYTES, Tier, make_tier, stored_dtype
 
 if TYPE_CHECKING:  # a plan is made without this library, where the models are known
     import datasets
-    from transformers import PreTrainedConfig
 
 #: Bytes a token, layer and unit of width that training keeps for the backward pass, in 16 bit; and with checkpointing.
 ACTIVATION_BYTES, CHECKPOINTED_BYTES = 34, 2
 #: Of an example's place in a cache, in JSON: its key, its length, where the plan has it.
 INDEX_BYTES = 60
 ANSWER_BYTES = 29  # of a token id and its log-probability, as what a served teacher answers is kept
-
-
-@dataclass(frozen=True)
-class Size:
-    """A model in numbers.
-
-    Attributes:
-        parameters: All of them.
-        blocks: Those of the blocks: each takes part in every token.
-        head: Those of the output head, shared with the embedding or not.
-        hidden_size: Width.
-        layers: Blocks, encoder and decoder together.
-        vocabulary: Width of the head.
-        dtype: Precision of its saved weights.
-        encoder_decoder: Whether the prompt goes to an encoder, so that a token meets half of the blocks.
-    """
-
-    parameters: int
-    blocks: int
-    head: int
-    hidden_size: int
-    layers: int
-    vocabulary: int
-    dtype: str
-    encoder_decoder: bool
-
-    def forward(self, prompt: float, response: float) -> float:
-        """FLOPs of one forward pass over so many prompt and response tokens."""
-        blocks = self.blocks / 2 if self.encoder_decoder else self.blocks
-        return 2 * (blocks * (prompt + response) + self.head * response)
-
-
-def size_of(config: PreTrainedConfig | Size) -> Size:
-    """A model in numbers, from its configuration."""
-    if isinstance(config, Size):
-        return config
-    from srd.models.loading.architecture import count_parameters
-
-    counts = count_parameters(config)
-    text = config.get_text_config()
-    layers = int(text.num_hidden_layers)
-    if config.is_encoder_decoder:
-        layers += int(getattr(config, "num_decoder_layers", None) or layers)
-    dtype = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-    return Size(
-        counts["total"], counts["layers"], counts["head"] or counts["embedding"], int(text.hidden_size), layers,
-        int(text.vocab_size), dtype, bool(config.is_encoder_decoder),
-    )  # fmt: skip
-
-
-def sizes_of(recipe: Recipe, configs: Sequence[PreTrainedConfig | Size]) -> tuple[Size, Size]:
-    """Teacher and student in numbers; a served teacher takes nothing here and says what the student's ids allow.
-
-    Args:
-        recipe: The recipe.
-        configs: Of `Recipe.models_here`; or what they come to, where the student loses no layers.
-
-    Raises:
-        UserError: the student would lose all its layers.
-    """
-    config: Any = configs[-1]
-    student = size_of(shortened(config, recipe.student.drop_layers) if recipe.student.drop_layers else config)
-    if recipe.teacher.endpoint is not None:
-        return Size(0, 0, 0, 0, 0, student.vocabulary, "float32", False), student
-    return size_of(configs[0]), student
-
-
-def other_sizes(recipe: Recipe, configs: Sequence[PreTrainedConfig | Size]) -> tuple[Size, ...]:
-    """The teachers behind the first, in numbers, of the same configurations as in `sizes_of`."""
-    count = len(recipe.all_teachers) - 1
-    return tuple(map(size_of, configs[1:-1])) if len(configs) == count + 2 else sizes_of(recipe, configs)[:1] * count
-
-
-def shortened(config: PreTrainedConfig, drop: int | list[int]) -> PreTrainedConfig:
-    """The configuration with so many layers less in every stack; which ones they are does not change its size."""
-    from srd.models.pruning import DEPTH_NAMES, PER_LAYER_NAMES, is_set
-
-    count = drop if isinstance(drop, int) else len(drop)
-    config = copy.deepcopy(config)
-    stacks = DEPTH_NAMES.values() if config.is_encoder_decoder else [("num_hidden_layers",)]
-    inner = config if config.is_encoder_decoder else config.get_text_config()
-    for name in (name for names in stacks for name in names if hasattr(inner, name)):
-        depth = getattr(inner, name)
-        if count >= depth:
-            raise UserError(f"student.drop_layers drops {count} of {depth} layers: at least one must remain")
-        for values in PER_LAYER_NAMES:
-            if is_set(inner, values) and getattr(inner, values, None) and len(getattr(inner, values)) == depth:
-                setattr(inner, values, getattr(inner, values)[: depth - count])
-        setattr(inner, name, depth - count)
-    return config
 
 
 @dataclass(frozen=True)

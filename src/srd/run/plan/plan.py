@@ -31,8 +31,9 @@ from srd.data.settings import SourceConfig, is_hub_name
 from srd.models.settings import HUB_NAME, SMOLLM2, ModelConfig
 from srd.recipe.schema import Recipe
 from srd.run.checks.recipe import check_evaluation, check_libraries, serving_tiers
-from srd.run.outline.costs import DataFacts, Facts, Phase, Size, limit_for, other_sizes, size_of, sizes_of
+from srd.run.outline.costs import DataFacts, Facts, Phase, limit_for
 from srd.run.outline.order import costs_of, planned
+from srd.run.outline.sizes import Size, other_sizes, size_of, sizes_of
 from srd.tasks.base import Task, data_set_of, data_sets
 
 if TYPE_CHECKING:
