@@ -7,24 +7,32 @@ import re
 from functools import cache
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.xdist_group("house")  # one worker reads all of the source
 SOURCE = Path(__file__).parents[1] / "src" / "srd"
 LONGEST_FUNCTION = 60  # lines, docstring included
 MOST_ARGUMENTS = 10  # of a constructor, without self
 
 #: Lines of Python in each room. A change that needs more raises the number here and says in its commit what for.
 BUDGETS = {
-    "base": 2240, "metrics": 760, "data": 5420, "models": 6280, "tasks": 1665, "sandbox": 1055, "curation": 2850,
-    "training": 7610, "evaluation": 1065, "recipe": 995, "run": 7250, "report": 2575, "export": 2230,
+    "base": 2255, "metrics": 760, "data": 5420, "models": 6350, "tasks": 1665, "sandbox": 1055, "curation": 2850,
+    "training": 7610, "evaluation": 1065, "recipe": 995, "run": 7265, "report": 2575, "export": 2230,
     "integrations": 280, "api": 450, "sweep": 1405, "cli": 900, "__init__": 110, "__main__": 5,
 }  # fmt: skip
+
+
+@cache
+def trees() -> dict[Path, ast.Module]:
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(SOURCE.rglob("*.py"))}
 
 
 @cache
 def functions() -> dict[str, tuple[str, int, int]]:
     """Of each function its name, its lines and its arguments, by its place."""
     found = {}
-    for path in sorted(SOURCE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for path, tree in trees().items():
+        for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = (node.end_lineno or 0) - node.lineno + 1
                 arguments = len(node.args.posonlyargs + node.args.args + node.args.kwonlyargs)
@@ -63,9 +71,9 @@ def test_no_part_is_told_by_its_name() -> None:
     names = {path.stem for path in files} - {"base", "common"} - NAMESAKES | {"fused"}
     by_class = re.compile(r"isinstance\([a-z.]*(method|tier|detector|template|score|task|engine)\b")
     found = {}
-    for path in SOURCE.rglob("*.py"):
+    for path, tree in trees().items():
         text = path.read_text(encoding="utf-8")
-        compared = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Compare)]
+        compared = [node for node in ast.walk(tree) if isinstance(node, ast.Compare)]
         sides = [side for node in compared for side in (node.left, *node.comparators)]
         values = [each for side in sides for each in getattr(side, "elts", [side]) if isinstance(each, ast.Constant)]
         found[path.name] = [each.value for each in values if each.value in names] + by_class.findall(text)

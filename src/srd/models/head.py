@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from srd.base.errors import UserError
 from srd.models.adapted import base_model
 from srd.models.finite import blame, name_of
+from srd.models.measured import measured
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ def logit_rule(model: Any) -> LogitRule:
     if rule is None:
         hold_weights(core)
         with in_evaluation(core):
-            rule = _rules[core] = _measure(core)
+            rule = _rules[core] = measured(core, "logit rule", lambda: _measure(core))
         if not rule.head:
             logger.warning(
                 "%s: its logits do not follow from its last hidden state and its head alone. Its own logits are used, "

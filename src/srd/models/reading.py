@@ -34,6 +34,7 @@ from srd.models.head import (
     same_logits,
     token_losses,
 )
+from srd.models.measured import measured
 from srd.models.tokenizers.tokens import decoder_prefix
 
 logger = logging.getLogger(__name__)
@@ -292,7 +293,7 @@ def abilities(model: Any) -> Abilities:
     if able is None:
         hold_weights(core)
         with in_evaluation(model):
-            able = _abilities[core] = _measure(model)
+            able = _abilities[core] = measured(core, "abilities", lambda: _measure(model))
         if able.state is None:
             logger.warning(
                 "%s keeps no state that could be relied on: every new token reads the whole text again, which is slow.",

@@ -43,6 +43,7 @@ from srd.models.loading.packages import (
 from srd.models.loading.portable import make_portable
 from srd.models.loading.sources import gguf_file, is_gguf, resolve_source, split_adapter
 from srd.models.loading.weights import check_names, check_report, read_headers, weight_files
+from srd.models.measured import note_loaded
 from srd.models.settings import ModelConfig
 from srd.models.tokenizers.tokens import let_stop_tokens_learn, set_generation_tokens
 
@@ -271,8 +272,7 @@ def load_model(
     if adapter is None:
         source, adapter = split_adapter(source)
     place = resolve_source(source)
-    if Path(place).is_dir():
-        read_headers(weight_files(Path(place)), source)
+    read_headers(files := weight_files(Path(place)) if Path(place).is_dir() else [], source)
     config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
     generation = load_generation_config(source, revision=revision, config=config)
     placed = _placed(config, device or "cpu", offload, bits)
@@ -293,6 +293,8 @@ def load_model(
         loaded: PreTrainedModel = model.eval()
         if not placed and device is not None:
             loaded = loaded.to(device)  # type: ignore[arg-type]
+        whole = [] if adapter or trust_remote_code else files  # of what decides what it computes
+        note_loaded(loaded, whole, device, attn_implementation, offload is not None, bits)
         logit_rule(loaded)
     return loaded
 

@@ -15,13 +15,16 @@ from safetensors import safe_open
 from torch import nn
 
 from srd.base.errors import UserError
-from srd.base.files import read_json
+from srd.base.files import fingerprint, read_json
 from srd.models.loading.guard import guarded
+from srd.models.measured import settings_of
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 # Masks and positions that old versions saved; they are computed anew.
 HARMLESS = ("inv_freq", "masked_bias", "attn.bias", "attention.bias", "position_ids")
+
+_fitting: set[str] = set()  # what stands for a class, a configuration and the shapes of weights that were found to fit
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -74,6 +77,9 @@ def check_names(source: str, model_class: Any, config: Any, shapes: dict[str, li
     Raises:
         UserError: tensors are missing, have another shape, or belong to layers that the configuration lacks.
     """
+    what = fingerprint(f"{model_class.__module__}.{model_class.__qualname__}", settings_of(config), shapes)
+    if what in _fitting:
+        return
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     with guarded(source):
         model, report = model_class.from_pretrained(
@@ -81,6 +87,7 @@ def check_names(source: str, model_class: Any, config: Any, shapes: dict[str, li
             ignore_mismatched_sizes=True,
         )  # fmt: skip
     check_report(source, model, report)
+    _fitting.add(what)
 
 
 def check_report(source: str, model: nn.Module, report: dict[str, Any]) -> None:
