@@ -28,7 +28,7 @@ def made(folder: Path, step: str = "training", key: str = "abc", place: str = "s
     manifest.begin(step, key, [folder / place])
     write(folder / place / "weights", f"weights of {step} {key}")
     write(folder / place / "config", "config")
-    manifest.finish(step, {"examples": 3}, [folder / place], [])
+    manifest.finish(step, {"examples": 3}, [folder / place], [], [])
     return manifest
 
 
@@ -98,7 +98,7 @@ def test_an_interrupted_step_keeps_its_time_and_another_starts_anew(tmp_path: Pa
     assert again.steps["training"]["seconds"] == 4.0
     again.begin("training", "changed", [])
     assert again.steps["training"] == {"fingerprint": "changed", "seconds": 0.0, "places": []}
-    again.finish("training", {}, [], [])
+    again.finish("training", {}, [], [], [])
     assert json.loads((tmp_path / "manifest.json").read_text())["steps"] == again.steps
 
 
@@ -252,7 +252,7 @@ def test_what_comes_to_the_place_of_unfinished_work_later_is_the_users(tmp_path:
     scratch = tmp_path / "warm-start"
     manifest.begin("student", "abc", [scratch])
     write(scratch / "stages" / "0" / "metrics.json", "ours")
-    manifest.finish("student", {}, [], [])
+    manifest.finish("student", {}, [], [], [scratch])
     manifest.tidy("student", [scratch])
     assert not scratch.exists()
     mine = write(scratch / "model" / "config.json", "mine")

@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,13 @@ class Clock:
 
     def look(self, at_least: float = 0.0) -> None:
         """Give the time since the last look away, if it is at least so many seconds."""
-        now = time.monotonic()
-        if now - self.last >= at_least:
-            self.spend(now - self.last)
-            self.last = now
+        if time.monotonic() - self.last >= at_least:
+            self.spend(self.rest())
+
+    def rest(self) -> float:
+        """The time since the last look, which this is one of."""
+        before, self.last = self.last, time.monotonic()
+        return self.last - before
 
 
 class Run(RecipeModels):
@@ -368,6 +371,7 @@ def _check_shared(folder: Path) -> None:
     parallel.together(look)
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of what a run depends on."""
     names = ("torch", "transformers", "accelerate", "peft", "datasets")

@@ -185,13 +185,24 @@ class Manifest:
         """Add to the time a step has taken, over all attempts."""
         self.steps[step]["seconds"] = round(self.steps[step].get("seconds", 0.0) + seconds, 3)
 
-    def finish(self, step: str, summary: dict[str, Any], outputs: Iterable[Path], needed: Iterable[Path]) -> None:
-        """Note that a step is done, in numbers what it did, and what each of its files is."""
+    def finish(
+        self,
+        step: str,
+        summary: dict[str, Any],
+        outputs: Iterable[Path],
+        needed: Iterable[Path],
+        scratch: Iterable[Path],
+    ) -> None:
+        """Note that a step is done, in numbers what it did, and what each of its files is.
+
+        Where it has left no unfinished work, there is nothing to `tidy`.
+        """
         self.steps[step].update(
             finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             summary=summary,
             outputs=self._states(outputs),
             needed=self._states(needed),
+            tidied=not any(os.path.lexists(path) for path in scratch),
         )
         self.save()
 

@@ -144,7 +144,7 @@ def _is_taken(run: Run, step: Step, key: str) -> bool:
         run.manifest.begin(step.name, key, places)
         shared.take(step.name, key, step.outputs(run))
         run.manifest.steps[step.name].update(seconds=entry["seconds"], shared=True)
-        run.manifest.finish(step.name, entry["summary"], step.outputs(run), step.needed(run))
+        run.manifest.finish(step.name, entry["summary"], step.outputs(run), step.needed(run), step.scratch(run))
     parallel.barrier()
     console.print(f"[green]✓[/] {run.called(step.name)} [dim](shared: another run has made it)[/]")
     return True
@@ -183,12 +183,13 @@ def _make(run: Run, step: Step, key: str) -> None:
     run.clock = Clock(spend)
     try:
         summary = step.make(run)
-        run.clock.look()
+        rest = run.clock.rest()
     finally:
         run.clock = None
     _give_memory_back()
     if parallel.is_main():
-        manifest.finish(step.name, summary, step.outputs(run), step.needed(run))
+        manifest.spent(step.name, rest)
+        manifest.finish(step.name, summary, step.outputs(run), step.needed(run), step.scratch(run))
         if run.shared is not None and step.shares:
             run.shared.give(step.name, key, manifest.steps[step.name], step.outputs(run))
     parallel.barrier()
