@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import re
+import secrets
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,6 +109,11 @@ def open_mapped(path: Path, folder: Path) -> datasets.Dataset:
     return datasets.Dataset(pq.read_table(path), fingerprint=digest_of(path))
 
 
+def data_set(table: pa.Table) -> datasets.Dataset:
+    """A table as a data set, with a name by chance: the library would make one from all of the bytes."""
+    return datasets.Dataset(table, fingerprint=secrets.token_hex(8))
+
+
 def reopened(rows: datasets.Dataset) -> datasets.Dataset:
     """The same rows through a memory map of their own, whose pages leave the process with it; else as they are."""
     files = [file["filename"] for file in rows.cache_files]
@@ -137,6 +143,8 @@ def positions(ids: pa.Array | pa.ChunkedArray | list[str], rows: datasets.Datase
 
 def column(rows: datasets.Dataset, name: str) -> pa.ChunkedArray:
     """A column of a data set in Arrow, without a copy where its rows are in the order of its table."""
+    if rows._indices is None:
+        return rows.data.column(name)
     return rows.select_columns(name).with_format("arrow")[:][name]
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from srd.base.errors import UserError
+from srd.base.tables import data_set
 from srd.curation.settings import CurriculumConfig
 from srd.data.rows import as_table, with_ids, with_numbers
 
@@ -137,7 +138,7 @@ class Curriculum(CurriculumConfig):
         places, stage = self._places(table), np.full(len(table), -1, dtype=np.int32)
         stage[places] = np.searchsorted(self.sizes(len(table)), np.arange(len(places)), side="right")
         table = table.append_column("kept", pa.array(stage >= 0)).append_column("stage", pa.array(stage))
-        return datasets.Dataset(table)
+        return data_set(table)
 
 
 def _ranked_table(ranked: Any, *scores: str) -> pa.Table:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from srd.base.errors import UserError, nearest
 from srd.base.limits import LARGEST_K
+from srd.base.tables import data_set
 from srd.curation.fusion import FUSIONS, rrf
 from srd.curation.scores.base import ScoreInputs, columns_of, scores_of
 from srd.data.rows import as_table, with_ids, with_numbers
@@ -93,7 +94,7 @@ def rank(
     ranked = pa.table({**columns, "difficulty": difficulty})
     ranked = ranked.sort_by([("difficulty", "ascending"), ("id", "ascending")]).drop_columns(["difficulty"])
     ranked = ranked.append_column("rank", pa.array(np.arange(1, len(ranked) + 1)))
-    return datasets.Dataset(ranked.combine_chunks())
+    return data_set(ranked.combine_chunks())
 
 
 def _finite_rows(table: pa.Table, numbers: list[str], bad_rows: str) -> pa.Table:

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from srd.base import parallel
 from srd.base.errors import UserError
 from srd.base.files import atomic_write, fingerprint, read_sealed
-from srd.base.tables import column, positions, reopened
+from srd.base.tables import column, data_set, positions, reopened
 from srd.curation.shards import make_shards
 from srd.data.batching import TokenLists, length_sorted_batches
 from srd.data.encoding import Encoder
@@ -153,7 +153,7 @@ def turns_together(scores: datasets.Dataset, turns: datasets.Dataset, examples: 
     for number, response in zip(numbered.tolist(), scores["response"], strict=True):
         answers[number].append(response)
     texts = ["\n\n".join(own) for own in answers]
-    return datasets.Dataset(pa.table({"id": column(examples, "id"), "response": texts, **means}, schema=SCHEMA))
+    return data_set(pa.table({"id": column(examples, "id"), "response": texts, **means}, schema=SCHEMA))
 
 
 def words_of(examples: datasets.Dataset) -> Words:
@@ -203,7 +203,7 @@ def _reflect_on_all(
     model.train(was_training)
     if folder is None:
         tables = [pa.Table.from_pydict(parts[number], schema=SCHEMA) for number in mine]
-        return _in_order(examples, datasets.Dataset(pa.concat_tables(tables)))
+        return _in_order(examples, data_set(pa.concat_tables(tables)))
     parallel.barrier()
     parallel.on_main(lambda: _join(folder, len(batches)))
     return _in_order(examples, datasets.Dataset.from_file(str(folder / JOINED)))

@@ -17,6 +17,7 @@ import datasets
 from transformers import TrainerCallback
 
 from srd.base.errors import UserError
+from srd.base.tables import data_set
 from srd.curation.curriculum import Stage
 from srd.data.rows import as_table
 
@@ -78,7 +79,7 @@ def _of_stages(stages: Iterable[Any], rows: Any, passes: float) -> list[datasets
     listed = list(stages)
     if any(isinstance(stage, Stage) for stage in listed) and rows is None:
         raise UserError("curriculum_dataset: these stages have ids alone. Give their examples, too: rows=…")
-    examples = None if rows is None else datasets.Dataset(as_table(rows, ["id"], "rows"))
+    examples = None if rows is None else data_set(as_table(rows, ["id"], "rows"))
     place = {} if examples is None else {name: number for number, name in enumerate(examples["id"])}
     parts = []
     for number, stage in enumerate(listed):
@@ -88,7 +89,7 @@ def _of_stages(stages: Iterable[Any], rows: Any, passes: float) -> list[datasets
             assert examples is not None
             own, settings = examples.select([place[name] for name in stage.ids]), vars(stage)
         else:
-            own, settings = datasets.Dataset(as_table(stage["rows"], [], "rows")), stage
+            own, settings = data_set(as_table(stage["rows"], [], "rows")), stage
         part = datasets.concatenate_datasets([own] * int(passes)) if passes >= 1 else own.select([])
         if left := round((passes - int(passes)) * len(own)):
             part = datasets.concatenate_datasets([part, own.select(range(left))])

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow.parquet as pq
 
 from srd.base import parallel
@@ -19,7 +18,7 @@ from srd.base.files import atomic_write
 from srd.base.locks import held
 from srd.base.owned import OwnedFiles
 from srd.base.remedies import warn
-from srd.base.tables import positions
+from srd.base.tables import data_set, positions
 from srd.base.text import percent
 from srd.curation.curriculum import Curriculum, Stage
 from srd.data.batching import LengthBatches
@@ -135,7 +134,7 @@ class Curated:
 
     def rows(self, stage: Stage, ids: list[str], layout: Layout) -> Iterator[dict[str, Any]]:
         """The rows of some examples, in this order."""
-        ranks, examples = datasets.Dataset(pq.read_table(self.run.files.ranked)), self.run.split("train")
+        ranks, examples = data_set(pq.read_table(self.run.files.ranked)), self.run.split("train")
         chosen, ranked = (table.select(positions(ids, table)) for table in (examples, ranks))
         for start in range(0, len(ids), AT_ONCE):
             part = range(start, min(start + AT_ONCE, len(ids)))

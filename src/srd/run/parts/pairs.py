@@ -10,7 +10,7 @@ import datasets
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from srd.base.tables import column, positions
+from srd.base.tables import column, data_set, positions
 from srd.curation.curriculum import Stage
 from srd.data.batching import EncodedExamples
 from srd.run.context import Run
@@ -54,7 +54,7 @@ def responses(run: Run, config: TrainingConfig, path: Path) -> datasets.Dataset:
     Returns:
         ``tokens`` without what ended them, and whether they ``ended``.
     """
-    answers = datasets.Dataset(pq.read_table(path))
+    answers = data_set(pq.read_table(path))
     order = positions(column(run.split("train"), "id"), answers)
     answers = answers.select_columns(["tokens", "ended"]).select(order)
     lengths = pc.list_value_length(answers.data.column("tokens")).to_numpy()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from srd.base import parallel
 from srd.base.files import discard
-from srd.base.tables import column, positions, write_table
+from srd.base.tables import column, data_set, positions, write_table
 from srd.curation.curriculum import Curriculum
 from srd.curation.likelihoods import Pairs, pair_losses
 from srd.curation.ranking import rank
@@ -61,14 +61,14 @@ def keep_scores(scores: datasets.Dataset, path: Path, batches: Path) -> None:
 
 def ranked_scores(run: Run, curriculum: Curriculum, path: Path | None = None) -> datasets.Dataset:
     """Rank by what a curriculum goes by; ``path``: other scores than those of the starting student."""
-    table = datasets.Dataset(pq.read_table(path or run.files.scores, columns=["id", "rouge_l", "ce"]))
+    table = data_set(pq.read_table(path or run.files.scores, columns=["id", "rouge_l", "ce"]))
     columns = columns_of(scores_of(curriculum.score))
     if "length" in columns:
         examples = run.encoded("train")
         lengths = {name: len(response) for name, response in zip(examples.ids, examples.responses, strict=True)}
         table = table.add_column("length", [lengths[name] for name in table["id"]])
     if more := [name for name in columns if name not in table.column_names]:
-        measured = datasets.Dataset(pq.read_table(run.files.measures, columns=["id", *more]))
+        measured = data_set(pq.read_table(run.files.measures, columns=["id", *more]))
         measured = measured.select(positions(column(table, "id"), measured)).select_columns(more)
         table = datasets.concatenate_datasets([table, measured], axis=1)
     return rank(
@@ -93,7 +93,7 @@ def with_marks(run: Run, laid_out: datasets.Dataset) -> datasets.Dataset:
     found = marks.take(place)
     for name in (name for name in found.column_names if name not in table.column_names):
         table = table.append_column(name, found[name])
-    return datasets.Dataset(table.combine_chunks())
+    return data_set(table.combine_chunks())
 
 
 def teacher_losses(run: Run, folder: Path) -> NDArray[np.float64]:

@@ -22,7 +22,7 @@ from srd.base import parallel
 from srd.base.console import console
 from srd.base.errors import UserError
 from srd.base.files import content_of, fingerprint, read_json, read_sealed, write_json, write_sealed
-from srd.base.tables import map_large, read_table, write_table
+from srd.base.tables import data_set, map_large, read_table, write_table
 from srd.base.text import many, shorten
 from srd.curation.calibration import rules
 from srd.curation.cleaning import Findings, Reader, Reads, find_wrong, read_for
@@ -98,7 +98,7 @@ class Likelihoods(order.Likelihoods, Step):
         with run.progress("likelihoods") as update:
             reads = read_for(rows, settings.find, reader_of(run, run.files.likelihoods_work, update), run.recipe.seed)
         if parallel.is_main():
-            write_table(datasets.Dataset(reads.table()), run.files.likelihoods)
+            write_table(data_set(reads.table()), run.files.likelihoods)
         parallel.barrier()
         return {"examples": len(rows), **{kind: len(columns["ce"]) for kind, columns in reads.damage.items()}}
 
@@ -339,7 +339,7 @@ def _write_rows(
     """Write what was found of each row; texts of marked rows alone, ``response_after`` none where it was dropped."""
     texts = {"response_before": pa.array(before, pa.string()), "response_after": pa.array(after, pa.string())}
     columns = {name: marks[name] for name in marks.column_names}
-    write_table(datasets.Dataset(pa.table({**columns, "repaired": repaired, **texts})), path)
+    write_table(data_set(pa.table({**columns, "repaired": repaired, **texts})), path)
 
 
 # -------------------------------------------------------------------------------------------------------------- repair

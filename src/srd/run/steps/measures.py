@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 
 from srd.base import parallel
-from srd.base.tables import column, write_table
+from srd.base.tables import column, data_set, write_table
 from srd.curation.copies import near_copies
 from srd.curation.likelihoods import likelihoods
 from srd.curation.scores.base import NEEDS, PASSES
@@ -49,7 +48,7 @@ class Measures(order.Measures, Step):
             columns[NEEDS["likeness"]] = parallel.on_main(lambda: near_copies(run.split("train")).likeness)
         if parallel.is_main():
             table = pa.table({"id": column(run.split("train"), "id"), **columns})
-            write_table(datasets.Dataset(table), run.files.measures)
+            write_table(data_set(table), run.files.measures)
         parallel.barrier()
         return {f"mean_{name}": round(float(np.mean(values)), 4) for name, values in columns.items()}
 

@@ -6,13 +6,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow as pa
 
 from srd.base import parallel
 from srd.base.files import remove
 from srd.base.remedies import warn
-from srd.base.tables import write_table
+from srd.base.tables import data_set, write_table
 from srd.base.text import count, many, shown_bytes
 from srd.data.batching import EncodedExamples
 from srd.models.generation import Decoding
@@ -123,7 +122,7 @@ def write_text(
     if parallel.is_main():
         columns = {"tokens": [tokens for tokens, _ in written], "ended": [ended for _, ended in written]}
         table = pa.table({"id": rows.ids, "response": texts, **columns}, schema=TEACHER_TEXT)
-        write_table(datasets.Dataset(table), path)
+        write_table(data_set(table), path)
     cut = sum(not ended for _, ended in written)
     if cut:
         logger.warning(
