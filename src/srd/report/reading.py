@@ -32,6 +32,7 @@ RANKED = pyarrow.schema([
 
 #: Trainings that prepare the models; they are not compared with the distilled students.
 PREPARATIONS = ("teacher_sft", "warm_start")
+QUICK: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # what libyaml reads, where it is there
 REMEDY = "Delete the file and run its step again"
 
 
@@ -155,7 +156,7 @@ def read_run(run_dir: Path) -> RunFiles:
             f"Make one with: srd run RECIPE --run-dir {shlex.quote(str(run_dir))}"
         )
     recipe_text = str(read_file(files.recipe, _text, "", rewrite))
-    recipe = read_file(files.recipe, lambda path: yaml.safe_load(_text(path)), {}, rewrite)
+    recipe = read_file(files.recipe, lambda path: yaml.load(_text(path), QUICK), {}, rewrite)
     ranked = read_parquet(files.ranked, columns=RANKED.names)
     return RunFiles(
         run_dir=run_dir,

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import functools
 import itertools
 import json
 import math
 import os
 import queue
 import random
+import ssl
 import threading
 import time
 import urllib.parse
@@ -36,7 +38,8 @@ FIRST_PATIENCE = 3.0  # seconds: a server that is not there is told soon
 MOST_BYTES = 2**30  # of one answer
 SHOWN = 300  # characters of what a server says
 SURROUNDINGS = [name for upper in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY") for name in (upper, upper.lower())]
-SURROUNDINGS += ["SSL_CERT_FILE", "SSL_CERT_DIR"]
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+SURROUNDINGS += CERTIFICATES
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,12 @@ class Unreachable(RunError):
     """There is no server where the endpoint says."""
 
 
+@functools.cache
+def _certificates(*places: str | None) -> ssl.SSLContext:
+    """Whom to trust, by what the environment says; read once, as it takes longer than a question."""
+    return httpx2.create_ssl_context()
+
+
 class GivenUp(RuntimeError):
     """A request that was not tried again, since another one has failed for good."""
 
@@ -136,7 +145,8 @@ class Client:
         limits = httpx2.Limits(max_connections=address.parallel, max_keepalive_connections=address.parallel)
         timeout = httpx2.Timeout(address.timeout, connect=min(CONNECT_SECONDS, address.timeout), pool=None)
         try:
-            self._http = httpx2.Client(headers=headers, timeout=timeout, limits=limits)
+            trusted = _certificates(*map(os.environ.get, CERTIFICATES))
+            self._http = httpx2.Client(headers=headers, timeout=timeout, limits=limits, verify=trusted)
         except (ValueError, ImportError, OSError) as error:  # of what the environment says of proxies and certificates
             raise UserError(
                 f"what the environment says of proxies or certificates cannot be used: {error} Correct or unset "
