@@ -22,7 +22,9 @@ import torch
 from srd.base.errors import UserError
 from srd.base.files import read_json, write_json
 from srd.curation import reflection
+from srd.recipe.reading import validate_recipe
 from srd.run import context
+from srd.run.flow import planned_steps, training_steps
 from srd.training import stages, trainer
 from srd.training.cache import building as cache_building
 from srd.training.checkpoints import STATE_FILE, seal
@@ -95,11 +97,26 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tin
         if variant not in made:
             made[variant] = TinyRun(tmp_path_factory.mktemp(variant))
             made[variant].set(training=VARIANTS[variant], generation__batch_size=4, data__train_limit=16)
-            # Most of what is compared is the student.
-            made[variant].run() if variant == "short" else made[variant].train()
+            if variant == "short":
+                made[variant].run()
+            else:  # most of what is compared is the student
+                begin_training(made[variant])
+                made[variant].train()
         return made[variant]
 
     return get
+
+
+def begin_training(tiny: TinyRun) -> None:
+    """Go through all steps that the training comes after, and keep a copy of what they have made."""
+    recipe = validate_recipe(tiny.recipe, "tiny")
+    tiny.advance(*(step.name for step in planned_steps(recipe, *training_steps(recipe)) if "train/" not in step.name))
+    shutil.copytree(tiny.run_dir, tiny.folder / "before")
+
+
+def about_to_train(tiny: TinyRun, run_dir: Path) -> Path:
+    """A run directory in which the training comes next; its other steps are killed in `test_killed_at_every_write`."""
+    return shutil.copytree(tiny.folder / "before", run_dir)
 
 
 @pytest.fixture(autouse=True)
@@ -199,6 +216,7 @@ def test_text_that_is_gone_begins_a_stage_again(
 ) -> None:  # fmt: skip
     """The student that wrote it is gone, too; what the teacher said of it is read again."""
     tiny, folder = undisturbed("gkd ahead"), tmp_path / "run/stages/0/rollouts"
+    about_to_train(tiny, tmp_path / "run")
     interrupt(monkeypatch, tiny.train, tmp_path / "run", DistillTrainer, "training_step", 6)
     shutil.rmtree(folder / "0.work")
     interrupt(monkeypatch, tiny.train, tmp_path / "run", DistillTrainer, "training_step", 2)
@@ -214,6 +232,7 @@ def test_killed_at_every_training_step(
 ) -> None:
     """Every attempt comes one step further: checkpoints lie two steps apart, so some steps are taken several times."""
     tiny = undisturbed("srd")
+    about_to_train(tiny, tmp_path / "run")
     for number, step in enumerate((1, 3, 4)):
         interrupt(monkeypatch, tiny.train, tmp_path / "run", DistillTrainer, "training_step", step, number % 2 == 1)
     tiny.train(tmp_path / "run")
@@ -224,7 +243,8 @@ def test_killed_where_libraries_write(
     undisturbed: Callable[[str], TinyRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Weights saved but not the optimizer; that but not the state; in a validation; when the student is saved."""
-    tiny, run_dir = undisturbed("srd"), tmp_path / "run"
+    tiny = undisturbed("srd")
+    run_dir = about_to_train(tiny, tmp_path / "run")
     interrupt(monkeypatch, tiny.train, run_dir, Trainer, "_save_optimizer_and_scheduler", 2)
     interrupt(monkeypatch, tiny.train, run_dir, Trainer, "_save_rng_state", 2)
     interrupt(monkeypatch, tiny.train, run_dir, trainer, "validation_loss", 2)
@@ -266,6 +286,7 @@ def test_every_kind_of_training_resumes(
     undisturbed: Callable[[str], TinyRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variant: str
 ) -> None:
     tiny = undisturbed(variant)
+    about_to_train(tiny, tmp_path / "run")
     interrupt(monkeypatch, tiny.train, tmp_path / "run", DistillTrainer, "training_step", 7)
     tiny.train(tmp_path / "run")
     assert_same(tmp_path / "run", tiny.run_dir)
@@ -302,6 +323,7 @@ def test_distillm_takes_up_its_buffer_and_threshold(
     undisturbed: Callable[[str], TinyRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tiny = undisturbed("srd").twin().set(training=VARIANTS["distillm"])
+    about_to_train(tiny, tmp_path / "run")
     interrupt(monkeypatch, tiny.train, tmp_path / "run", DistillTrainer, "training_step", 7)
     kept = read_json(max((tmp_path / "run").glob(f"stages/1/checkpoint-*/{STATE_FILE}")))["rollouts"]
     assert kept["buffer"] and kept["reference_loss"] is not None
@@ -352,6 +374,7 @@ def test_a_checkpoint_keeps_the_time_it_took_and_the_kind_that_wrote_it(
 ) -> None:
     """The cost that the report shows includes what a killed attempt had taken up to its last checkpoint."""
     tiny = undisturbed("srd")
+    about_to_train(tiny, tmp_path / "run")
     interrupt(monkeypatch, tiny.train, tmp_path / "run", DistillTrainer, "training_step", 4)
     state = read_json(max((tmp_path / "run").glob(f"stages/0/checkpoint-*/{STATE_FILE}")))
     assert state["seconds"] > 0
@@ -369,6 +392,7 @@ def test_a_stopped_step_of_other_settings_begins_anew(
     """What a killed training with another learning rate left behind must not be gone on with."""
     tiny = undisturbed("srd")
     other = tiny.twin().set(training={**SRD, "learning_rate": 1e-4})
+    about_to_train(tiny, tmp_path / "run")
     interrupt(monkeypatch, other.train, tmp_path / "run", DistillTrainer, "training_step", 6)
     tiny.train(tmp_path / "run")
     assert_same(tmp_path / "run", tiny.run_dir)
@@ -412,7 +436,8 @@ def test_a_stopped_training_notices_what_is_damaged(
     damage: Callable[[Path], None],
 ) -> None:
     """Killed in its last stage, whose examples were chosen anew."""
-    whole, run_dir = undisturbed("reflect-again"), tmp_path / "run"
+    whole = undisturbed("reflect-again")
+    run_dir = about_to_train(whole, tmp_path / "run")
     interrupt(monkeypatch, whole.train, run_dir, stages, "make_trainer", 2)
     damage(run_dir)
     whole.train(run_dir)
