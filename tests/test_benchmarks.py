@@ -45,14 +45,15 @@ def test_what_benchmarks_import_is_there() -> None:
             place = ROOT / "src" / str(node.module).replace(".", "/")
             inside = {each.stem for each in place.glob("*.py")} | {each.name for each in place.glob("*/")}
             file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
-            inside |= _defined(ast.parse(file.read_text("utf-8")))
+            inside |= _defined(file)
             gone += [f"{path.name}: {node.module}.{each.name}" for each in node.names if each.name not in inside]
     assert gone == []
 
 
-def _defined(module: ast.Module) -> set[str]:
+@functools.cache
+def _defined(file: Path) -> set[str]:
     names = set()
-    for node in ast.walk(module):
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             names.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):

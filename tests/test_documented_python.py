@@ -12,7 +12,7 @@ import torch
 
 import srd
 from tests.runs import TinyRun, tiny_rows, write_rows
-from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+from tests.tiny import brief, save_tiny, tiny_model, tiny_tokenizer
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -26,7 +26,8 @@ def test_the_page_on_python_runs_from_top_to_bottom(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     save_tiny("teacher-model", "llama", seed=1)
     save_tiny("student-model", "llama", seed=2)
-    rows = tiny_rows()
+    brief(tiny_model("llama", seed=2)).save_pretrained("student-model")
+    rows = tiny_rows()[:16]
     write_rows(tmp_path / "few_rows.jsonl", rows[:2])
     recipe = (
         TinyRun(tmp_path)
@@ -49,7 +50,7 @@ def test_the_page_on_other_trainers_runs() -> None:
     (block,) = [block for block in blocks("extending.md") if "srd.reflect" in block]
     seen: list[Any] = []
     names = {
-        "student": tiny_model("llama"), "tokenizer": tiny_tokenizer("llama"), "rows": tiny_rows()[:8],
+        "student": brief(tiny_model("llama")), "tokenizer": tiny_tokenizer("llama"), "rows": tiny_rows()[:8],
         "train_on": lambda ids, **settings: seen.append(ids),
     }  # fmt: skip
     exec(compile(block, "extending.md", "exec"), names)
@@ -84,7 +85,7 @@ def test_the_readme() -> None:
     (block,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     names = {
         "student_logits": torch.randn(3, 5), "teacher_logits": torch.randn(3, 5), "rows": tiny_rows()[:8],
-        "model": tiny_model("llama"), "tokenizer": tiny_tokenizer("llama"),
+        "model": brief(tiny_model("llama")), "tokenizer": tiny_tokenizer("llama"),
     }  # fmt: skip
     exec(compile(block, "README.md", "exec"), names)
     assert [len(stage.ids) for stage in names["stages"]] == [2, 4, 6]

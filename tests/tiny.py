@@ -274,6 +274,13 @@ def tiny_model(
     return copy.deepcopy(_made(family, vocab_size, layers, hidden, seed))
 
 
+@torch.no_grad()
+def brief(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with an end of sequence that it often likes best, so that answers of any length allowed are short."""
+    model.get_output_embeddings().weight[model.config.eos_token_id] *= 8
+    return model
+
+
 @cache
 def _made(family: str, vocab_size: int | None, layers: int, hidden: int, seed: int) -> PreTrainedModel:
     """A model to be copied, which takes half the time of making it."""

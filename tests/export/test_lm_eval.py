@@ -17,6 +17,8 @@ from srd.export.base import export
 from srd.metrics.text import exact_match
 from tests.runs import TinyRun
 
+pytestmark = pytest.mark.xdist_group("lm eval")  # one worker makes the task that all of these look at
+
 ANSWERS = ["The whale lives in the sea!", "It returns", "", "12 boxes."]
 REFERENCES = [["the whale lives in the sea"], ["It returns the box.", "returns"], ["So."], ["There are 12 boxes"]]
 

@@ -18,6 +18,8 @@ from srd.export.base import Settings, export
 from srd.export.formats.distillkit import index_bits, pack_bits
 from tests.runs import TinyRun
 
+pytestmark = pytest.mark.xdist_group("taught")  # one worker makes the cache that all of these read
+
 K = 16
 
 

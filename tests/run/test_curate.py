@@ -27,6 +27,8 @@ from srd.tasks.base import load_source
 from tests.runs import TinyRun, close
 from tests.tiny import tiny_tokenizer
 
+pytestmark = pytest.mark.xdist_group("ranked")  # one worker makes the run that many of these look at
+
 STAGE = Stage(0, [], 1.5, 0.9)
 TALK = [("system", "Be brief."), ("user", "Name it."), ("assistant", "whale"), ("user", " Why? "), ("assistant", "So.")]
 

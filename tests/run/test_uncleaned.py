@@ -25,6 +25,8 @@ from srd.training.tiers.base import EXACT_TOKENS
 from tests.oracle import noun_rows, oracle_losses
 from tests.runs import TinyRun, steps_finished, write_rows
 
+pytestmark = pytest.mark.xdist_group("uncleaned")  # one worker makes what most of these compare with
+
 SFT = {"epochs": 1, "batch_size": 8, "evaluate_every": 9}
 AGAIN = ["teacher", "cache", "student", "train/kd"]  # what is made from the rows as they came, too
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, T
 
 import srd
 from tests.runs import tiny_rows
-from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+from tests.tiny import brief, save_tiny, tiny_model, tiny_tokenizer
 
 ROWS, EVALUATED = tiny_rows()[:16], tiny_rows()[16:20]
 
@@ -33,7 +33,7 @@ def arguments(folder: Path, **changes: Any) -> TrainingArguments:
 
 def trainer(folder: Path, **changes: Any) -> srd.DistillTrainer:
     given = {
-        "model": tiny_model("llama", seed=1), "args": arguments(folder), "train_dataset": ROWS,
+        "model": brief(tiny_model("llama", seed=1)), "args": arguments(folder), "train_dataset": ROWS,
         "processing_class": tiny_tokenizer("llama"), "teacher": tiny_model("llama", seed=2), "objective": "srkl",
     }  # fmt: skip
     return srd.DistillTrainer(**{**given, **changes})
