@@ -86,6 +86,7 @@ def test_methods_and_objectives(tmp_path: Path) -> None:
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"teacher": None}, "needs a teacher"),
     ({"objective": "skrl"}, "unknown objective 'skrl'.*srkl"),
+    ({"objective": len}, "srd.register_divergence gives one to yours"),
     ({"objective": {"name": "srkl", "beta": 1}}, "no parameter 'beta'"),
     ({"temperature": 0}, "temperature is 0"),
     ({"weight": 2}, "weight is 2"),

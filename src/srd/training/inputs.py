@@ -81,6 +81,8 @@ def settings_of(objective: Any, temperature: float, weight: float, uses_teacher:
     """What is minimised, by the name of a divergence or its settings."""
     if isinstance(objective, LossSettings):
         return objective
+    if callable(objective):
+        raise UserError("objective: give the name of a divergence; srd.register_divergence gives one to yours")
     parameters = dict(objective) if isinstance(objective, Mapping) else {"name": objective}
     name = DIVERGENCES.name_of(str(parameters.pop("name", "")))
     check_parameters(name, parameters, teaches=True)
