@@ -481,6 +481,11 @@ def test_no_smollm2_package(refuse: Callable[..., str], monkeypatch: pytest.Monk
 # ------------------------------------------------------------------------------------------- wrong run directories
 
 
+def test_a_refused_run_leaves_an_empty_folder_empty(refuse: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    refuse(f"data.train={tmp_path / 'missing.jsonl'}")
+
+
 def test_run_directory_of_another_recipe(srd: Command, refuse: Callable[..., str], shared: TinyRun) -> None:
     assert srd("reflect", shared.folder / "tiny.yaml", "--run-dir", "run").code == 0
     message = refuse("name=other")

@@ -80,7 +80,7 @@ def held(folder: Path, option: str, remedy: str = "Choose another folder.") -> I
         yield
     finally:
         with contextlib.suppress(OSError):
-            if made and [*folder.iterdir()] == [folder / ".lock"]:
+            if [*folder.iterdir()] == [folder / ".lock"]:
                 (folder / ".lock").unlink()
                 for each in made:
                     each.rmdir()
