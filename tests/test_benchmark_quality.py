@@ -29,6 +29,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> quality.Prepared:
     return quality.Prepared(plan, folder / "work")
 
 
+@pytest.mark.xdist_group("quality")  # one worker makes what all of these begin with
 @pytest.mark.parametrize(
     "system", in_turn(quality.TITLES, "conventional", "trl-gkd-off", "trl-distillation", "gkd-stage", "plus")
 )
@@ -43,7 +44,8 @@ def test_every_way_to_quality_runs(prepared: quality.Prepared, system: str) -> N
     assert (steps[0], scores[0]) == (0, 100 * prepared.content()["student"])
     assert abs(steps[-1] - prepared.plan.steps) <= 2, "a curriculum's stages are rounded, each for itself"
     assert 0 < seconds[0] < seconds[-1] <= result["seconds"]
-    assert sum(result["parts"].values()) == pytest.approx(result["seconds"], abs=0.01)
+    # On a busy machine time passes also between one part and the next.
+    assert sum(result["parts"].values()) == pytest.approx(result["seconds"], rel=0.02, abs=0.01)
     ahead = {"kd": {quality.READS}, "gkd-stage": {quality.READS, quality.WRITES}}.get(system, set())
     assert ahead <= {part for part, spent in result["parts"].items() if spent > 0}
 
