@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from srd.base.errors import RunError, UserError
+from srd.models.loading import facts
 from srd.models.loading.loading import load_model, load_tokenizer
 from srd.models.served import client
 from srd.recipe.reading import recipe_yaml, validate_recipe
+from srd.run.card import Card
 from srd.run.checks.models import check_recipe
 from srd.run.context import Run
 from srd.run.models import RecipeModels
@@ -189,6 +192,22 @@ def test_a_plan_says_whether_the_server_is_there(here: TinyRun, served: Served, 
         make_plan(recipe)
     recipe.teacher.endpoint = "http://127.0.0.1:9/v1"
     assert any("not checked" in note and "cannot be reached" in note for note in make_plan(recipe).notes)
+
+
+def test_a_card_names_no_server_and_asks_no_hub_for_it(
+    here: TinyRun, served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(facts, "hf_hub_download", lambda source, *_, **named: asked.append(source))
+    run = asking(here, served, tmp_path, evaluation__models=["student"])
+    card = Card(run.train(), "kd")
+    run.set(cluster={"engine": "ray", "address": "head.example:1"})
+    card.recipe = validate_recipe(run.recipe, "tiny")
+    text = card.text()
+    assert card.teacher.name == "tiny" and card.teacher.hub is None and not asked
+    assert served.url not in text and "head.example" not in text and "**tiny**" in text
+    told = validate_recipe(yaml.safe_load(text.split("```yaml\n")[1].split("```")[0]), "card")
+    assert (told.teacher.endpoint, told.cluster.address) == ("http://SERVER/v1", "SERVER:6379")
 
 
 def test_a_doctor_looks_at_a_served_teacher_as_at_others(here: TinyRun, served: Served, tmp_path: Path) -> None:

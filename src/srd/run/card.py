@@ -7,7 +7,7 @@ ends in the same card.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ from srd.tasks.base import data_set_of
 
 #: What stands in a card for the name under which it is published.
 HUB_ADDRESS = "OWNER/{name}"
+#: What stands in a card for servers, by the field that names them: who reads it has others.
+SERVERS = {"endpoint": "http://SERVER/v1", "address": "SERVER:6379"}
 PAPER = "arxiv:2508.06135"
 RESAMPLES = 2_000
 #: Our metrics as the hub and readers call them.
@@ -72,12 +74,13 @@ class Card:
 
     # ------------------------------------------------------------------------------------------------------- origins
 
-    @property
+    @cached_property
     def teacher(self) -> Origin:
-        """Where the teacher comes from."""
-        return origin_of(self.recipe.teacher.model, self.recipe.teacher.revision)
+        """Where the teacher comes from; of a served one nobody knows more than what its server calls it."""
+        teacher = self.recipe.teacher
+        return Origin(teacher.model) if teacher.endpoint is not None else origin_of(teacher.model, teacher.revision)
 
-    @property
+    @cached_property
     def base(self) -> Origin:
         """What the student's weights derive from: its own model, or the teacher that lost layers."""
         student = self.recipe.student
@@ -228,9 +231,9 @@ def _task_name(task: str) -> str:
 
 
 def _without_places(value: Any) -> Any:
-    """A recipe for others to read: of a path on this machine, its last part."""
+    """A recipe for others to read: of a path on this machine, its last part; no address of a server."""
     if isinstance(value, dict):
-        return {key: _without_places(inner) for key, inner in value.items()}
+        return {key: SERVERS[key] if inner and key in SERVERS else _without_places(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_without_places(inner) for inner in value]
     local = isinstance(value, str) and "\n" not in value and len(value) < 1000 and (
