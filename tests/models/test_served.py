@@ -252,6 +252,21 @@ def test_a_server_that_hangs_is_asked_again(served: Served) -> None:
     assert len(hung) >= 2
 
 
+def test_what_is_waited_for_is_told_once(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(served_client, "QUIET", 0.0)
+    asking = checked(served, patience=60)
+    caplog.set_level("INFO")
+    for times in (1, 2):
+        until = served.requests + 3
+        served.trouble = lambda number, path, body, until=until: (503, "loading", {}) if number <= until else None
+        asking.say("one", IDS, START)
+        told = [record.getMessage() for record in caplog.records if "asked again" in record.getMessage()]
+        assert len(told) == times
+        assert "answers 503 (loading): asked again until it answers, for up to 1 min 00 s" in told[-1]
+
+
 def _drips(file: Any) -> None:
     while True:
         file.write(b" ")

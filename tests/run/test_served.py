@@ -30,6 +30,7 @@ from srd.run.plan.plan import make_plan
 from srd.training.cache.teacher_cache import TeacherCache
 from tests.runs import TinyRun
 from tests.served import Served, serving
+from tests.tiny import tiny_model
 
 KEY = "sk-0123456789abcdef"
 
@@ -94,6 +95,25 @@ def test_what_a_server_says_is_kept_as_what_the_model_says_here(here: TinyRun, s
     assert served.requests == before
     for file in (path for path in tmp_path.rglob("*") if path.is_file()):
         assert KEY.encode() not in file.read_bytes(), file
+
+
+def test_other_weights_under_the_same_name_do_not_go_on_with_a_cache(
+    here: TinyRun, served: Served, tmp_path: Path
+) -> None:
+    """Neither with one that is half made, nor with texts: the server is tried by one and the same text."""
+    run = asking(here, served, tmp_path, training__method={"name": "seqkd", "max_new_tokens": 4})
+    served.trouble = lambda number, path, body: (503, "", {}) if number > 20 else None
+    with pytest.raises(RunError, match="answers 503"):
+        run.advance("teacher text")
+    kd = asking(here, served, tmp_path / "kd")
+    served.requests = 0
+    with pytest.raises(RunError, match="answers 503"):
+        kd.advance("cache")
+    served.model, served.trouble = tiny_model("llama", seed=9), lambda number, path, body: None
+    for each, step in ((run, "teacher text"), (kd, "cache")):
+        with pytest.raises(UserError, match=r"other weights are served under that name.*teacher\.revision"):
+            each.advance(step)
+        each.set(teacher__revision="2").advance(step)
 
 
 def test_actual_tokens_alone_fill_the_likelihoods(here: TinyRun, served: Served, tmp_path: Path) -> None:

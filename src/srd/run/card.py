@@ -233,7 +233,9 @@ def _task_name(task: str) -> str:
 def _without_places(value: Any) -> Any:
     """A recipe for others to read: of a path on this machine, its last part; no address of a server."""
     if isinstance(value, dict):
-        return {key: SERVERS[key] if inner and key in SERVERS else _without_places(inner) for key, inner in value.items()}
+        return {
+            key: SERVERS[key] if inner and key in SERVERS else _without_places(inner) for key, inner in value.items()
+        }
     if isinstance(value, list):
         return [_without_places(inner) for inner in value]
     local = isinstance(value, str) and "\n" not in value and len(value) < 1000 and (

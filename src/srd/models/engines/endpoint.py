@@ -63,7 +63,7 @@ class Served(EngineKind):
     def load(self, source: str, longest: int, options: dict[str, Any], load_model: Callable[[], Any]) -> Any:
         endpoint: Endpoint = options["endpoint"]
         endpoint.check(options["tokenizer"], longest, needs_likelihoods=False)
-        return ServedWriter(endpoint, options["tokenizer"], Journal(options["journal"]))
+        return ServedWriter(endpoint, options["tokenizer"], endpoint.goes_on_with(Journal(options["journal"])))
 
 
 ENGINES.register("endpoint")(Served())

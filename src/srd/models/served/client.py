@@ -11,6 +11,7 @@ import email.utils
 import functools
 import itertools
 import json
+import logging
 import math
 import os
 import queue
@@ -27,6 +28,9 @@ from typing import Any, TypeVar
 import httpx2
 
 from srd.base.errors import RunError, UserError
+from srd.base.text import duration
+
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -34,6 +38,7 @@ Result = TypeVar("Result")
 BUSY = (408, 425, 429, 500, 502, 503, 504)  # the same request may succeed later
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0  # seconds between tries: doubled from one to the other
 CONNECT_SECONDS = 10.0
+QUIET = 5.0  # seconds of waiting before it is told
 FIRST_PATIENCE = 3.0  # seconds: a server that is not there is told soon
 MOST_BYTES = 2**30  # of one answer
 SHOWN = 300  # characters of what a server says
@@ -141,7 +146,7 @@ class Client:
         self.address = address
         self._key = _key(address.key_variable)
         headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
-        self._stopped = threading.Event()
+        self._stopped, self._waits = threading.Event(), False
         limits = httpx2.Limits(max_connections=address.parallel, max_keepalive_connections=address.parallel)
         timeout = httpx2.Timeout(address.timeout, connect=min(CONNECT_SECONDS, address.timeout), pool=None)
         try:
@@ -175,6 +180,7 @@ class Client:
         for tries in itertools.count(1):
             found = self._ask(method, url, body)
             if isinstance(found, Answer):
+                self._waits = False
                 return found
             wait = max(found.wanted, pause * random.uniform(0.5, 1.0))
             patience = min(FIRST_PATIENCE if first and found.away else math.inf, self.address.patience)
@@ -184,10 +190,20 @@ class Client:
                     f"{self.address.shown} {found.said}{times}. {found.remedy}; then the same command continues with "
                     "what is not answered yet."
                 )
+            self._tell(found, seconds + wait)
             if stopped.wait(wait):
                 raise GivenUp
             pause = min(2 * pause, LONGEST_PAUSE)
         raise AssertionError
+
+    def _tell(self, problem: _Problem, seconds: float) -> None:
+        """Say once what is waited for, until there is an answer again."""
+        if seconds > QUIET and not self._waits:
+            self._waits = True
+            logger.info(
+                "%s %s: asked again until it answers, for up to %s (teacher.patience).",
+                self.address.shown, problem.said, duration(self.address.patience),
+            )  # fmt: skip
 
     def _ask(self, method: str, url: str, body: Any) -> Answer | _Problem:
         address = self.address

@@ -19,8 +19,11 @@ from srd.data.turns import turns_of
 from srd.models.generation import Decoding
 from srd.models.served.client import Address, Answer, Client, Unreachable
 from srd.models.served.dialects import DIALECTS, Dialect, Malformed, Position
+from srd.models.served.journal import Journal
 from srd.models.tokenizers.pair import PROBE
 
+PROBED = "probe"  # what a journal calls what was said of the text by which a server is tried
+OTHER_WEIGHTS = 0.1  # mean nats a token, of that text: more than rounding to 16 bits makes
 FLOOR = -9999.0  # what vLLM writes for a probability of zero
 ABOVE_ONE = 1.02  # more than rounding makes of probabilities that add up to one
 TOO_LONG = (
@@ -62,6 +65,7 @@ class Endpoint:
         self.client = Client(address)
         self.top = top
         self._dialect: Dialect | None = None
+        self._of_probe: list[float] = []  # log-probabilities
 
     # ------------------------------------------------------------------------------------------------------ is it fit
 
@@ -90,6 +94,23 @@ class Endpoint:
                 f"a longer context (vLLM: --max-model-len {longest + 1})."
             )
         self._check_tokenizer(tokenizer, self._probe(tokenizer), needs_likelihoods)
+
+    def goes_on_with(self, journal: Journal) -> Journal:
+        """A journal, where the server says of a text what it said when that was begun; behind `check`.
+
+        Raises:
+            UserError: other weights are served under the name.
+        """
+        before, now = list(journal[PROBED]) if PROBED in journal else [], self._of_probe
+        if len(before) != len(now):
+            journal.add(PROBED, now)
+        elif (far := math.fsum(abs(a - b) for a, b in zip(before, now, strict=True))) > OTHER_WEIGHTS * len(now):
+            raise UserError(
+                f"{self.address.shown} says something else of a text than when this work was begun "
+                f"({far / len(now):.2g} nats a token): other weights are served under that name. Serve the former ones "
+                "again, or give those of now another teacher.revision (v2, say), and all is asked anew."
+            )
+        return journal
 
     def _entry(self, models: Answer) -> dict[str, Any]:
         """What the server lists of the model; nothing where it lists no models."""
@@ -131,7 +152,7 @@ class Endpoint:
                 reasons.append(f"{dialect.title}: no ids of the likeliest tokens")
                 instead = "learn from the actual tokens alone: cache.tier=likelihood"
                 continue
-            self._dialect = dialect
+            self._dialect, self._of_probe = dialect, [max(FLOOR, position.own or 0.0) for position in said]
             return
         if needs_likelihoods:
             self._check_listed("; ".join(reasons))

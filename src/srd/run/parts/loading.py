@@ -93,7 +93,8 @@ def lists_of(run: Run, folder: Path, top: int, number: int = 0, examples: Encode
     endpoint, examples = endpoint_of(run.recipe.all_teachers[number], top), examples or run.read_by_teacher("train")
     endpoint.check(reads_with(run), run.recipe.data.max_length)
     names = {key_of(examples.tokens(i)): name for i, name in enumerate(examples.ids)}
-    return ServedLists(endpoint, Journal(folder / f"asked-{parallel.process()}.jsonl"), names)
+    journal = endpoint.goes_on_with(Journal(folder / f"asked-{parallel.process()}.jsonl"))
+    return ServedLists(endpoint, journal, names)
 
 
 def longest_text(run: Run) -> int:
