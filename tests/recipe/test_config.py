@@ -74,6 +74,12 @@ def test_every_method_by_name(recipe: Any, method: str) -> None:
     assert recipe(SMALLEST, f"training.method={method}", "training.curriculum=false").training.label == method
 
 
+def test_a_number_in_quotes_is_a_name(recipe: Any) -> None:
+    """As the message about one without them says, behind what a shell leaves of it."""
+    assert recipe(SMALLEST, 'teacher={model: a, revision: "2"}').teacher.revision == "2"
+    assert recipe(SMALLEST, 'teacher.revision="2"').teacher.revision == "2"
+
+
 def test_all_mistakes_come_in_one_message(recipe: Any) -> None:
     text = SMALLEST + (
         "trainin: {}\n"
@@ -128,6 +134,8 @@ def test_all_mistakes_come_in_one_message(recipe: Any) -> None:
         (["evaluation.tasks=[doly]"], "did you mean 'dolly'?"),
         (["seed=-1"], "seed: input should be greater than or equal to 0"),
         (["teacher=null"], "teacher"),
+        (["teacher.revision=2"], """string (is 2). In quotes it is one: revision: "2", or """),
+        (["teacher.revision=2"], """on the command line teacher.revision='"2"'"""),
     ],
 )
 def test_a_mistake_names_its_key_and_the_remedy(recipe: Any, overrides: list[str], message: str) -> None:

@@ -72,3 +72,4 @@ def test_every_step_says_in_words_what_it_came_to(tiny_run: TinyRun) -> None:
         name: said for name, (_, said) in SUMMARIES.items()
     }
     assert told_of({}, run.recipe.training) == told_of(TRAINED, None) == ""
+    assert ", 1 pass over the data" in told_of({**TRAINED, "passes": 1.0}, run.recipe.training)

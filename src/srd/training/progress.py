@@ -103,7 +103,9 @@ def told_of(summary: dict[str, Any], config: TrainingConfig | None) -> str:
     if "supervised" in summary:
         stages += f" by a teacher that supervised {summary['supervised']:.1%} of the positions"
         stages += f" and {chunks:.1%} by chunks" if (chunks := summary.get("by_chunks", 0)) else ""
-    told = f"trained for {many(summary['steps'], 'step')}{stages}, {summary['passes']:.3g} passes over the data"
+    passes = f"{summary['passes']:.3g}"
+    once = "pass" if passes == "1" else "passes"
+    told = f"trained for {many(summary['steps'], 'step')}{stages}, {passes} {once} over the data"
     best = summary["best_validation"]
     if best is None:
         return told
