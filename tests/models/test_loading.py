@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 from srd.base.errors import RunError, UserError
 from srd.models.loading import gguf, loading, sources
@@ -574,3 +574,17 @@ def test_an_adapter_whose_base_is_no_name(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": 3}')
     with pytest.raises(UserError, match="is a LoRA adapter"):
         load_config(str(tmp_path))
+
+
+def test_a_configuration_is_read_once_and_anew_where_its_file_changes(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model", "llama")
+    first = load_config(str(folder))
+    first.hidden_size = 1  # somebody's own copy
+    second = load_config(str(folder))
+    assert second is not first and second.hidden_size == 32
+    assert second.to_dict() == AutoConfig.from_pretrained(folder).to_dict()
+    file = folder / "config.json"
+    times = file.stat()
+    file.write_text(file.read_text().replace('"hidden_size": 32', '"hidden_size": 64'))  # as many bytes
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert load_config(str(folder)).hidden_size == 64

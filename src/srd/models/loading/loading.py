@@ -5,6 +5,7 @@ Everything a user can get wrong here (a name, a folder, a format, a missing pack
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from transformers import (
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AutoHfQuantizer
 
 from srd.base.errors import UserError
-from srd.base.files import atomic_folder
+from srd.base.files import atomic_folder, file_times
 from srd.models.finite import set_name
 from srd.models.head import logit_rule
 from srd.models.loading.adapters import ADAPTER_WEIGHTS, adapter_folder, load_adapter, put_in_order
@@ -55,6 +56,8 @@ MOST_LAYERS = 10_000
 DECODER_STARTS = ("decoder_start_token_id", "forced_bos_token_id")
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
+_configs: dict[str, tuple[list[int], PreTrainedConfig]] = {}  # that were read, by their folders
+
 
 # ----------------------------------------------------------------------------------------- loading
 
@@ -76,10 +79,17 @@ def load_config(source: str, *, revision: str | None = None, trust_remote_code: 
             f"model '{source}': revision '{revision}' is for models of the hub, and this one is on this machine. "
             "Remove revision."
         )
+    file = Path(place) / "config.json"
+    times = file_times(file) if file.is_file() and "gguf_file" not in options and not trust_remote_code else []
+    before, known = _configs.get(str(place), (None, None))
+    if known is not None and before == times:
+        return copy.deepcopy(known)
     with guarded(source):
         config: PreTrainedConfig = AutoConfig.from_pretrained(place, **options)
         auto_class(config)
         _check_config(source, config)
+    if times:
+        _configs[str(place)] = times, copy.deepcopy(config)
     return config
 
 
