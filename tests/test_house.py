@@ -16,8 +16,8 @@ MOST_ARGUMENTS = 10  # of a constructor, without self
 
 #: Lines of Python in each room. A change that needs more raises the number here and says in its commit what for.
 BUDGETS = {
-    "base": 2255, "metrics": 760, "data": 5420, "models": 6395, "tasks": 1665, "sandbox": 1055, "curation": 2850,
-    "training": 7610, "evaluation": 1065, "recipe": 995, "run": 7270, "report": 2575, "export": 2230,
+    "base": 2325, "metrics": 760, "data": 5435, "models": 6395, "tasks": 1720, "sandbox": 1055, "curation": 2870,
+    "training": 7730, "evaluation": 1065, "recipe": 995, "run": 7290, "report": 2575, "export": 2230,
     "integrations": 280, "api": 450, "sweep": 1405, "cli": 900, "__init__": 110, "__main__": 5,
 }  # fmt: skip
 

@@ -62,7 +62,7 @@ def test_unknown_task_suggests_the_nearest() -> None:
         get_task("dolly:en-de")
     with pytest.raises(UserError, match="xx"):
         get_task("iwslt2017:en-xx")
-    with pytest.raises(UserError, match="no task 'alpaca'"):  # a data set that nothing is scored on
+    with pytest.raises(UserError, match="'alpaca' is a data set to train on"):
         get_task("alpaca")
 
 
@@ -103,7 +103,7 @@ def test_a_plugin_adds_a_data_set_and_a_benchmark(tmp_path: Path) -> None:
         load_source(SourceConfig(path=str(rows), dataset="riddles"))
     reference = Dataset.from_list([{"references": ["A dog."]}])
     assert get_task("sums").score(["A dog."], reference).metrics["rouge_l"] == 1
-    with pytest.raises(UserError, match=r"there is no task 'riddles'; .*sums"):
+    with pytest.raises(UserError, match="'riddles' is a data set to train on"):
         get_task("riddles")
 
 

@@ -9,11 +9,12 @@ import traceback
 from pathlib import Path
 
 from srd.base.errors import UserError
-from srd.base.failures import USER_CODE
+from srd.base.failures import USER_CODE, first_line
 from srd.base.files import fingerprint
 
 #: Plugin -> files of the modules that came with it.
 IMPORTED: dict[str, set[Path]] = {}
+OURS = Path(__file__).parent.parent
 
 
 def import_plugin(name: str) -> None:
@@ -68,13 +69,24 @@ def _import_file(name: str) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong while a module was read or run, and the last line of it that is not Python's own."""
-    said = f"{type(error).__name__}: {error}"
+    """What went wrong while a module was read or run, and the last line of it that its author wrote."""
+    said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
     if isinstance(error, SyntaxError):
         return f"{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
     frames = [frame for frame in frames if frame.filename != __file__]
-    return f"{said} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else said
+    if not frames:
+        return said
+    home = Path(frames[0].filename).parent  # the module's own first line is where its running begins
+    own = [frame for frame in frames if _is_beside(Path(frame.filename), home)]
+    return f"{said} ({own[-1].filename}, line {own[-1].lineno})"
+
+
+def _is_beside(file: Path, home: Path) -> bool:
+    """Whether a file lies in a folder or below it, and belongs to no library that is installed there."""
+    if not file.is_relative_to(home) or file.is_relative_to(OURS):
+        return False
+    return "site-packages" not in file.relative_to(home).parts
 
 
 def plugin_files(name: str) -> list[Path]:

@@ -17,6 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from srd.base.errors import UserError, nearest
+from srd.base.handed import check_name
 
 T = TypeVar("T")
 NO_NAMES = ("base", "common")  # files of a package that are no names
@@ -68,8 +69,10 @@ class Registry(Generic[T]):
         """Register what it decorates under ``name``, and under other names that mean the same.
 
         Raises:
-            UserError: a name is taken.
+            UserError: a name is taken, or is none.
         """
+        check_name(self.kind, name)
+        aliases = [aliases] if isinstance(aliases, str) else list(aliases)
 
         def decorate(value: T) -> T:
             first, *others = names = [self._key(each) for each in (name, *aliases)]

@@ -277,7 +277,7 @@ def _write_predictions(path: Path, benchmark: Benchmark, texts: Predictions, ide
     """Score the answers and keep both."""
     if not parallel.is_main():
         return
-    scores = benchmark.task.score(texts, benchmark.examples, **scoring)
+    scores = benchmark.task.scored(texts, benchmark.examples, **scoring)
     values = {name: [float(value) for value in own] for name, own in scores.per_example.items()}
     rows = [
         {"id": name, "text": text, **{metric: own[index] for metric, own in values.items()}}

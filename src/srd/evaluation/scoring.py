@@ -73,7 +73,7 @@ def score_files(
     examples = Dataset.from_list([chosen.scoring_columns(row.row, row.place) for row in expected])
     if chosen.reading(examples):
         log.warning("%s: %s", references, BY_SCRIPT)
-    scores = chosen.score(texts, examples, allow_code_execution=allow_code_execution)
+    scores = chosen.scored(texts, examples, allow_code_execution=allow_code_execution)
     percentages = {name: 100 * value for name, value in scores.metrics.items()}
     left_out = scores.details.get("not_counted", {}).get("count", 0)
     return {**percentages, "count": len(expected) - left_out, **scores.details}

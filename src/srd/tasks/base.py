@@ -7,14 +7,15 @@ decoding and the scoring. A plugin adds one with ``srd.register_task("name")(tas
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from srd.base.errors import UserError, nearest
+from srd.base.handed import check_call, check_kind, check_name
 from srd.base.registry import Registry
 from srd.metrics.common import FloatArray
 from srd.sandbox.outside import Permission
@@ -33,6 +34,7 @@ REFERENCE_FIELDS = ("references", "output", "answer", "completion", "response", 
 
 
 CONVERTED = "refs/convert/parquet"
+ROUNDING = 1e-6  # a mean of ones in single precision
 PUBLISHED = ("train", "validation", "test")  # splits
 
 
@@ -230,6 +232,28 @@ class Task:
         """
         raise NotImplementedError(f"the data set {self.name!r} is no benchmark")
 
+    def scored(self, predictions: Predictions, examples: Dataset, **permission: Permission) -> Scores:
+        """Score as `score` does, and look at what it gives: metrics from 0 to 1, and as many values as examples.
+
+        Raises:
+            UserError: it is no `Scores`, or holds something else.
+        """
+        scores = self.score(predictions, examples, **permission)
+        place = f"task {self.name!r}: {type(self).__name__}.score"
+        check_kind(f"what {place} gives", scores, Scores, "give srd.Scores(metrics, per_example, primary)")
+        if self.primary not in scores.metrics:
+            raise UserError(
+                f"{place} gives the metrics {sorted(scores.metrics)}, but primary is {self.primary!r}: name one"
+            )
+        for name, value in scores.metrics.items():
+            if not isinstance(value, int | float | np.number | np.bool_) or not -ROUNDING <= value <= 1 + ROUNDING:
+                raise UserError(f"{place} gives {name} = {value!r}, but a metric must be a number from 0 to 1")
+        for name, values in scores.per_example.items():
+            if np.shape(values) != (len(examples),):
+                raise UserError(f"{place} gives {list(np.shape(values))} values of {name} for {len(examples)} examples")
+        metrics = {name: float(value) for name, value in scores.metrics.items()}
+        return replace(scores, metrics=metrics)
+
     def _file_rows(self, path: Path) -> Iterator[tuple[str, Row]]:
         from srd.data.sources import read_rows
 
@@ -267,7 +291,34 @@ class Task:
 
 
 TASKS: Registry[Task] = Registry("task", "srd.tasks")
-register_task = TASKS.register
+
+
+def register_task(name: str, *, aliases: Iterable[str] = ()) -> Callable[[Task], Task]:
+    """Register a task under ``name``, and under other names that mean the same.
+
+    Raises:
+        UserError: a name is taken, or it is no task that can score as it says.
+    """
+    check_name("task", name)
+
+    def decorate(task: Task) -> Task:
+        check_kind(
+            f"the task '{name}'", task, Task, "make one of the class, as in register_task(...)(MyTask(name=...))"
+        )
+        check_kind(f"decoding of the task '{name}'", task.decoding, Decoding, "give srd.Decoding(max_new_tokens=...)")
+        if task.primary and type(task).score is Task.score:
+            raise UserError(f"the task '{name}' has a primary metric, but no score(predictions, examples, ...)")
+        check_call(
+            f"{type(task).__name__}.score",
+            type(task).score,
+            "self",
+            "predictions",
+            "examples",
+            also="allow_code_execution",
+        )
+        return TASKS.register(name, aliases=aliases)(task)
+
+    return decorate
 
 
 def benchmarks() -> dict[str, Task]:
@@ -289,7 +340,11 @@ def get_task(name: str) -> Task:
     base, colon, pair = name.partition(":")
     task = TASKS.get(base) if base in TASKS else None
     directed = task.in_direction(pair) if task is not None and task.primary and colon else task
-    if task is None or not task.primary or (colon and directed is task):
+    if task is not None and not task.primary:
+        raise UserError(
+            f"task: {name!r} is a data set to train on: it has no primary metric, so that nothing scores it"
+        )
+    if task is None or (colon and directed is task):
         raise UserError(f"task: there is no task {name!r}; {nearest(base, benchmarks())}")
     assert directed is not None
     return directed

@@ -29,6 +29,7 @@ from srd.training.cache.teacher_cache import TeacherCache
 from srd.training.divergences.base import DIVERGENCES, check_parameters
 from srd.training.loss.settings import LossSettings
 from srd.training.methods.base import method_of
+from srd.training.methods.common import rollouts_of, schedule_of
 from srd.training.student_text.writing import ROLLOUTS, Writing, writing_of
 from srd.training.teachers.base import TeacherSource
 from srd.training.teachers.cache import CachedTeacher
@@ -114,7 +115,7 @@ def writing_by(given: Any, args: TrainingArguments) -> tuple[Writing, bool]:
             f"srd.distill(…, method='{named.name}', objective='{named.own_objective}'), which lets them write."
         )
     folder = Path(str(args.output_dir)) / ROLLOUTS
-    return writing_of(named, named.rollouts(args.seed), named.schedule(), folder), named.uses_teacher
+    return writing_of(named, rollouts_of(named, args.seed), schedule_of(named), folder), named.uses_teacher
 
 
 def check_writing(writing: Writing, examples: EncodedExamples, student: Any, teacher: Teacher | None) -> None:

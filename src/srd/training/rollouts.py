@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from srd.base import parallel
+from srd.base.errors import UserError
 
 Row = dict[str, Any]  # id, prompt_ids, response_ids
 Writer = Literal["data", "student", "buffer"]
@@ -32,6 +33,10 @@ class OnPolicy:
     has_buffer: ClassVar[bool] = False  # whether student text is used again
     wants_reference: ClassVar[bool] = False  # whether the model is to be validated before it is trained
     by_row: ClassVar[bool] = True  # whether text that is written ahead is mixed with references row by row
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.student_share <= 1:
+            raise UserError(f"srd.OnPolicy: student_share is {self.student_share}, but must be from 0 to 1")
 
     @property
     def share(self) -> float:

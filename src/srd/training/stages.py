@@ -22,6 +22,7 @@ from srd.training.checkpoints import STATE_FILE, damage, last_checkpoint, list_f
 from srd.training.log import append_row, filter_rows, read_rows
 from srd.training.loss.schedules import Schedule
 from srd.training.loss.settings import LossSettings, TokenChoice
+from srd.training.methods.common import rollouts_of, schedule_of
 from srd.training.one_schedule import OPTIMIZER_FILE, Span, hand_on, is_handed_on
 from srd.training.precision import resolve_precision, widen
 from srd.training.progress import Report, summarise
@@ -281,7 +282,7 @@ def _stage_writing(training: Training, stage: Stage) -> Writing:
 
 def _stage_rollouts(training: Training, stage: Stage) -> Rollouts | None:
     """Who writes the responses of a stage; what has been learnt of it in the stage before is taken up."""
-    rollouts = training.config.method.rollouts(training.seed + stage.index)
+    rollouts = rollouts_of(training.config.method, training.seed + stage.index)
     if rollouts is None or not rollouts.goes_on(training.seed, all_steps(training, stage.index), all_steps(training)):
         return rollouts
     if stage.index:
@@ -291,7 +292,7 @@ def _stage_rollouts(training: Training, stage: Stage) -> Rollouts | None:
 
 def _stage_schedule(training: Training, stage: Stage) -> Schedule | None:
     """What of the loss changes in a stage; it goes on from the stage before."""
-    schedule = training.config.method.schedule()
+    schedule = schedule_of(training.config.method)
     if schedule is not None:
         schedule.goes_on(all_steps(training, stage.index), all_steps(training))
         if stage.index:

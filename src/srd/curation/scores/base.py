@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srd.base.errors import UserError, nearest
+from srd.base.failures import first_line
+from srd.base.handed import check_call, check_name
 from srd.base.registry import Registry
 
 if TYPE_CHECKING:
@@ -51,6 +53,10 @@ class ScoreInputs:
     seed: int = 0
 
     def __getitem__(self, column: str) -> Values:
+        if column not in self.table.column_names:
+            need = next((need for need, name in NEEDS.items() if name == column), None)
+            remedy = f"ask for it: needs=['{need}']" if need else nearest(column, self.table.column_names)
+            raise UserError(f"a score reads inputs['{column}'], which is not there; {remedy}")
         return self.table[column].to_numpy()
 
 
@@ -74,9 +80,24 @@ class Score:
 
     def difficulty(self, inputs: ScoreInputs) -> Values:
         """The values, high for hard examples, ``[N]``."""
-        values = np.asarray(self.compute(inputs))
-        if values.shape != (len(inputs.table),) or not np.isfinite(values).all():
-            raise UserError(f"the score '{self.name}' must give one finite number for each of the examples")
+        given, wanted = (
+            self.compute(inputs),
+            f"must give one finite number for each of the {len(inputs.table)} examples",
+        )
+        try:
+            values = np.asarray(given.detach() if hasattr(given, "detach") else given)
+            values = values.astype(np.float64) if values.dtype.kind in "biuf" else values
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"the score '{self.name}' {wanted}: {first_line(error)}") from error
+        if values.shape != (len(inputs.table),) or values.dtype != np.float64:
+            found = (
+                f"one {type(given).__name__}"
+                if values.ndim == 0
+                else f"values of type {values.dtype} {list(values.shape)}"
+            )
+            raise UserError(f"the score '{self.name}' {wanted}, but gives {found}")
+        if bad := inputs.table["id"].filter(~np.isfinite(values)).to_pylist():
+            raise UserError(f"the score '{self.name}' {wanted}: {len(bad)} are NaN or infinite, first of '{bad[0]}'")
         return values if self.harder == "high" else -values
 
 
@@ -98,12 +119,20 @@ def register_score(
     Raises:
         UserError: the name is taken, or there is no such need.
     """
-    for need in (wanted := frozenset(needs)) - NEEDS.keys():
-        raise UserError(f"the score '{name}' needs '{need}'; {nearest(need, NEEDS)}")
+    check_name("score", name)
+    columns = {column: need for need, column in NEEDS.items()}
+    for need in (wanted := frozenset([needs] if isinstance(needs, str) else needs)) - NEEDS.keys():
+        known = f"that column is asked for as '{columns[need]}'" if need in columns else nearest(need, NEEDS)
+        raise UserError(f"the score '{name}' needs '{need}'; {known}")
+    if harder not in ("high", "low"):
+        raise UserError(
+            f"the score '{name}' has harder={harder!r}: say 'high' or 'low', whichever means a hard example"
+        )
     if name in TOGETHER:
         raise UserError(f"there is a score '{name}' already: register yours under another name")
 
     def decorate(function: Callable[[ScoreInputs], Any]) -> Callable[[ScoreInputs], Any]:
+        check_call(f"the score '{name}'", function, "inputs")
         SCORES.register(name)(Score(name, harder, wanted, function, drawn))
         return function
 

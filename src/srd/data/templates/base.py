@@ -7,7 +7,7 @@ know that it should answer. A template's name is a file of this folder, which re
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from string import Formatter
@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from srd.base.errors import UserError, nearest
+from srd.base.handed import check_call, check_kind, check_name
 from srd.base.registry import Registry
 from srd.data.messages import CALLS, REASONING, SYSTEM, conversation_of, extra_of, plain_text
 from srd.data.turns import turns_of
@@ -214,7 +215,21 @@ def _turns_of_text(example: Example, name: str) -> tuple[str, list[tuple[str, st
 
 
 TEMPLATES: Registry[Callable[..., Template]] = Registry("template", "srd.data.templates")
-register_template = TEMPLATES.register
+
+
+def register_template(name: str, *, aliases: Iterable[str] = ()) -> Callable[[Any], Any]:
+    """Register a function of a tokenizer that gives a template under ``name`` and other names.
+
+    Raises:
+        UserError: a name is taken, or what it decorates is called otherwise.
+    """
+    check_name("template", name)
+
+    def decorate(make: Any) -> Any:
+        check_call(f"the template '{name}'", make, "tokenizer")
+        return TEMPLATES.register(name, aliases=aliases)(make)
+
+    return decorate
 
 
 def get_template(
@@ -240,7 +255,9 @@ def get_template(
             "does not use. Leave them out, or choose template 'auto' or 'chat'."
         )
     if name in TEMPLATES:
-        return TEMPLATES.get(name)(tokenizer)
+        made = TEMPLATES.get(name)(tokenizer)
+        check_kind(f"what the template {name!r} makes of a tokenizer", made, Template, "give a srd.FormatTemplate")
+        return made
     if "{" in name:
         # Without a place of its own the input follows the instruction, as it must not get lost.
         places = [field for _, field in _parse(name)]

@@ -14,7 +14,14 @@ from srd.models.loading.packages import Missing, check_packages, quantisation
 from srd.models.settings import ModelConfig
 from srd.models.tokenizers.alignment import prefix_classes
 from srd.recipe.schema import Recipe
-from srd.run.checks.recipe import check_cache, check_cleaning, check_evaluation, check_libraries, check_optimizer
+from srd.run.checks.recipe import (
+    check_cache,
+    check_cleaning,
+    check_evaluation,
+    check_libraries,
+    check_methods,
+    check_optimizer,
+)
 from srd.run.models import RecipeModels
 from srd.tasks.base import data_set_of, get_task
 from srd.training.settings import TrainingConfig
@@ -27,6 +34,7 @@ def check_recipe(models: RecipeModels, *, packages: bool = True) -> None:
         data_set_of(source)
     check_evaluation(recipe)
     check_libraries(recipe)
+    check_methods(recipe)
     check_optimizer(recipe)
     if packages:
         check_packages(missing_packages(recipe))

@@ -15,6 +15,7 @@ from srd.run.outline.costs import cache_tier, cached_trainings, temperatures_of
 from srd.sandbox.outside import require_permission
 from srd.tasks.base import get_task
 from srd.training.libraries import check_installed
+from srd.training.methods.common import rollouts_of, schedule_of
 from srd.training.tiers.base import TIERS
 
 
@@ -48,6 +49,13 @@ def check_libraries(recipe: Recipe) -> None:
         cluster.check_installed()
         if parallel.processes() > 1:
             raise UserError("cluster.engine=ray spreads the work of one process: start this run without a launcher.")
+
+
+def check_methods(recipe: Recipe) -> None:
+    """Refuse a method that says something else than who writes, and what of the loss changes."""
+    for training in recipe.variants.values():
+        rollouts_of(training.method, 0)
+        schedule_of(training.method)
 
 
 def check_optimizer(recipe: Recipe) -> None:

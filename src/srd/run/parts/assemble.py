@@ -13,6 +13,7 @@ from typing import Any
 
 from srd.base import parallel
 from srd.base.files import is_sealed, seal
+from srd.base.handed import check_kind
 from srd.base.remedies import warn
 from srd.curation.curriculum import Stage
 from srd.data.batching import EncodedExamples
@@ -106,7 +107,13 @@ def _teacher_of(
         cache = pair_cache(run, examples)
     source = TeacherSource(lambda: load(run.teacher_source, run, run.teacher_options()), run.teacher_width, cache)
     kind = run.recipe.teacher.source or ("cache" if cache is not None else "live")
-    make = head_alone if ahead and cache is None else TEACHERS.get(kind)
+    registered = head_alone if ahead and cache is None else TEACHERS.get(kind)
+
+    def make(source: TeacherSource) -> Teacher:
+        teacher = registered(source)
+        check_kind(f"what teacher.source={kind} gives", teacher, Teacher, "give an instance of srd.LogitTeacher")
+        return teacher
+
     if not run.apart:
         examples.teacher = cache
         return functools.partial(make, source)

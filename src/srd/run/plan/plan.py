@@ -30,7 +30,7 @@ from srd.base.yaml_text import read_yaml
 from srd.data.settings import SourceConfig, is_hub_name
 from srd.models.settings import HUB_NAME, SMOLLM2, ModelConfig
 from srd.recipe.schema import Recipe
-from srd.run.checks.recipe import check_evaluation, check_libraries, serving_tiers
+from srd.run.checks.recipe import check_evaluation, check_libraries, check_methods, serving_tiers
 from srd.run.outline.costs import DataFacts, Facts, Phase, limit_for
 from srd.run.outline.order import costs_of, planned
 from srd.run.outline.sizes import Size, other_sizes, size_of, sizes_of
@@ -280,6 +280,7 @@ def check_what_is_at_hand(recipe: Recipe, notes: list[str]) -> RecipeModels | No
         return models
     check_evaluation(recipe)
     check_libraries(recipe)
+    check_methods(recipe)
     notes.append("the models are not at hand: whether they fit each other is not checked")
     return None
 

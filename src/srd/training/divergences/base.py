@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from srd.base.errors import UserError, nearest
+from srd.base.handed import check_call, check_name
 from srd.base.registry import Registry
 
 Range = tuple[float, float]
@@ -95,11 +96,17 @@ def register_divergence(
     Raises:
         UserError: a name is taken by another function.
     """
+    check_name("divergence", name)
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        defaults, within = _parameters_of(function), dict(ranges or {})
-        for parameter in within.keys() - defaults.keys():
-            raise UserError(f"the divergence {name} has a range for '{parameter}', but no such parameter")
+        defaults, within = _parameters_of(name, function), dict(ranges or {})
+        for parameter, limits in within.items():
+            if parameter not in defaults:
+                raise UserError(f"the divergence {name} has a range for '{parameter}', but no such parameter")
+            if not isinstance(limits, list | tuple) or len(limits) != 2:
+                raise UserError(
+                    f"the divergence {name}: the range of '{parameter}' is {limits!r}: give (lowest, highest)"
+                )
         described = Divergence(name, function, defaults, squared, gives_slope, within, whole, nothing or {}, **known)
         DIVERGENCES.register(name, aliases=aliases)(described)
         return function
@@ -107,11 +114,17 @@ def register_divergence(
     return decorate
 
 
-def _parameters_of(function: Callable[..., Any]) -> dict[str, float]:
+def _parameters_of(name: str, function: Callable[..., Any]) -> dict[str, float]:
     parameters = list(inspect.signature(function).parameters.values())[2:]
     missing = [item.name for item in parameters if item.default is inspect.Parameter.empty]
     if missing:
-        raise UserError(f"the divergence {function.__name__} needs a default for its parameters {missing}")
+        raise UserError(f"the divergence {name} needs a default for its parameters {missing}")
+    check_call(f"the divergence {name}", function, "log_p", "log_q")
+    for item in parameters:
+        if isinstance(item.default, bool) or not isinstance(item.default, int | float):
+            raise UserError(
+                f"the divergence {name}: the default of '{item.name}' is {item.default!r}, but must be a number"
+            )
     return {item.name: item.default for item in parameters}
 
 

@@ -33,12 +33,19 @@ def evaluate(function: SlopeFunction, log_p: Tensor, log_q: Tensor, given: dict[
     and to ask would.
     """
     compiled = torch.compiler.is_compiling()
-    value, slope = (log_p, log_p) if compiled else function(log_p, log_q, **given)
+    value, slope = (log_p, log_p) if compiled else _two(function, function(log_p, log_q, **given), log_p)
     if compiled or not torch.isfinite(value).all():
-        lowest = torch.finfo(log_p.dtype).min / 1e6
+        lowest = _lowest(log_p)
         value, slope = function(log_p.clamp(min=lowest), log_q.clamp(min=lowest), **given)
+        if not compiled:
+            _check_sound(function, value, log_p, log_q)
         value = value.masked_fill(value > 1e12, float("inf"))  # mass where the other has none
     return value.clamp_(min=0), slope
+
+
+def _lowest(like: Tensor) -> float:
+    """What stands for minus infinity where a number is needed."""
+    return torch.finfo(like.dtype).min / 1e6
 
 
 def _by_autograd(function: Callable[..., Tensor], log_p: Tensor, log_q: Tensor, **parameters: float) -> ValueAndSlope:
@@ -53,7 +60,36 @@ def _by_autograd(function: Callable[..., Tensor], log_p: Tensor, log_q: Tensor, 
                 "argument, so that it has a gradient."
             )
         (slope,) = torch.autograd.grad(value.sum(), variable)
-    return value.detach(), slope
+    slope = slope.masked_fill((log_p <= _lowest(log_p)) & (log_q <= _lowest(log_p)), 0.0)  # ids that both mask
+    unsound = slope.isnan().any(-1)  # as the square root at 0: its value is sound, and its slope is not
+    return value.detach().masked_fill(unsound, torch.nan), slope
+
+
+def _two(function: SlopeFunction, found: Any, log_p: Tensor) -> ValueAndSlope:
+    """What a divergence has given, where it is a value and a slope."""
+    wanted = [log_p.shape[:-1], log_p.shape]
+    if not isinstance(found, tuple) or [getattr(each, "shape", None) for each in found] != wanted:
+        raise UserError(
+            f"the divergence {_title(function)!r} has gives_slope=True: it must give a value {list(wanted[0])} "
+            f"and a slope {list(wanted[1])}, as a pair. Leave gives_slope out where it gives the value alone."
+        )
+    return found[0], found[1]
+
+
+def _title(function: SlopeFunction) -> str:
+    written = function.args[0] if isinstance(function, partial) else function
+    return str(getattr(written, "__name__", written))
+
+
+def _check_sound(function: SlopeFunction, value: Tensor, log_p: Tensor, log_q: Tensor) -> None:
+    """Refuse NaN that the divergence itself has made of sound distributions."""
+    bad = value.isnan() & ~log_p.isnan().any(-1) & ~log_q.isnan().any(-1)
+    if bool(bad.any()):
+        raise UserError(
+            f"the divergence {_title(function)!r} gives NaN, or a gradient that is NaN, at {int(bad.sum())} of "
+            f"{len(bad)} positions, where teacher and student are sound. A root or a logarithm of 0 "
+            "does that: clamp first."
+        )
 
 
 class _DivergenceFunction(torch.autograd.Function):

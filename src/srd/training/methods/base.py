@@ -15,11 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import SchemaValidator, core_schema
 
+from srd.base.errors import UserError
+from srd.base.handed import check_call, check_name
 from srd.base.registry import Registry
 from srd.base.settings import Section
 
@@ -41,6 +43,10 @@ REFRESHES = ("step", "epoch", "stage", "auto")
 Refresh = Annotated[Literal["step", "epoch", "stage", "auto"] | int, BeforeValidator(_how_often)]
 
 
+Writers = Literal["reference", "teacher", "student", "both"]
+WRITERS: tuple[str, ...] = get_args(Writers)
+
+
 class Method(Section):
     """A method of training; a subclass adds settings and says what it does.
 
@@ -55,7 +61,7 @@ class Method(Section):
 
     name: str = Field("", description="what it is registered under")
     title: ClassVar[str] = ""
-    text: ClassVar[Literal["reference", "teacher", "student", "both"]] = "reference"
+    text: ClassVar[Writers] = "reference"
     uses_teacher: ClassVar[bool] = True
     own_objective: ClassVar[str | None] = None
 
@@ -105,8 +111,10 @@ def register_method(name: str) -> Callable[[type[M]], type[M]]:
     Raises:
         UserError: the name is taken.
     """
+    check_name("method", name)
 
     def decorate(method: type[M]) -> type[M]:
+        _check(name, method)
         field = method.model_fields["name"]
         field.annotation, field.default = Literal[name], name  # type: ignore[assignment]
         method.model_rebuild(force=True)
@@ -114,6 +122,22 @@ def register_method(name: str) -> Callable[[type[M]], type[M]]:
         return method
 
     return decorate
+
+
+def _check(name: str, method: Any) -> None:
+    """Refuse a class that is no method, or whose functions do not fit what it says of itself."""
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        raise UserError(f"the method '{name}' is {method!r}: write a class that inherits from srd.Method")
+    check_call(f"{method.__name__}.rollouts", method.rollouts, "self", "seed")
+    check_call(f"{method.__name__}.schedule", method.schedule, "self")
+    if isinstance(vars(method).get("text"), property) or not isinstance(method.text, str):
+        return  # its settings say who writes
+    if method.text not in WRITERS:
+        raise UserError(f"{method.__name__}.text is {method.text!r}, but must be one of {', '.join(WRITERS)}")
+    if (method.rollouts is not Method.rollouts) != (method.text == "student"):
+        said = "has rollouts(seed)" if method.text != "student" else "has text = 'student'"
+        other = "text = 'student'" if method.text != "student" else "rollouts(seed), which says when the student writes"
+        raise UserError(f"the method '{name}' {said}, but not what belongs to it: add {other}")
 
 
 def any_method(*names: str) -> SchemaValidator:

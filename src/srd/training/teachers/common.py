@@ -78,4 +78,11 @@ class LogitTeacher(Teacher):
         found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         if not isinstance(found, list) or found[:1] != wanted[:1] or len(found) != 2 or found[1] < wanted[1]:
             raise UserError(f"{type(self).__name__}.logits gives {found}, expected a tensor {wanted}.")
+        if type(self).logits is not LogitTeacher.logits:
+            bad = (logits.isnan() | (logits == torch.inf)).any(-1)
+            if bool(bad.any()):
+                count = f"{int(bad.sum())} of {len(bad)} positions"
+                raise UserError(
+                    f"{type(self).__name__}.logits gives NaN or infinity at {count}: no distribution has that."
+                )
         return logits

@@ -1,0 +1,55 @@
+"""What a plugin hands over is looked at when it is registered, so that faults are told before any work."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from srd.base.errors import UserError
+
+
+def check_name(kind: str, name: Any) -> None:
+    """Refuse to register under anything but a name: mostly the decorator was written without it.
+
+    Raises:
+        UserError: it is no text, or an empty one.
+    """
+    if not isinstance(name, str) or not name:
+        given = getattr(name, "__name__", "a_name")
+        raise UserError(f'a {kind} is registered under a name: write @srd.register_{kind}("{given}")')
+
+
+def check_call(what: str, function: Any, *names: str, also: str = "") -> None:
+    """Refuse what cannot be called as it will be.
+
+    Args:
+        what: How it is named in the message.
+        function: What was handed over.
+        names: Of the arguments, in their order.
+        also: One that is given by its name.
+
+    Raises:
+        UserError: it is no function, or does not take these arguments.
+    """
+    wanted = ", ".join([*names, *([f"{also}=..."] if also else [])])
+    if not callable(function):
+        raise UserError(f"{what} must be a function of ({wanted}), but is of type {type(function).__name__}")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # a function in C does not say what it takes
+    try:
+        signature.bind(*names, **({also: None} if also else {}))
+    except TypeError as error:
+        raise UserError(f"{what} is called with ({wanted}), but is written for {signature}: {error}") from None
+
+
+def check_kind(what: str, value: Any, kind: Any, instead: str) -> None:
+    """Refuse what is not of the kind that is expected.
+
+    Raises:
+        UserError: with what to hand over instead.
+    """
+    if not isinstance(value, kind):
+        found = f"the class {value.__name__}" if isinstance(value, type) else f"of type {type(value).__name__}"
+        raise UserError(f"{what} is {found}: {instead}")
