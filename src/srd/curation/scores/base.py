@@ -90,11 +90,8 @@ class Score:
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"the score '{self.name}' {wanted}: {first_line(error)}") from error
         if values.shape != (len(inputs.table),) or values.dtype != np.float64:
-            found = (
-                f"one {type(given).__name__}"
-                if values.ndim == 0
-                else f"values of type {values.dtype} {list(values.shape)}"
-            )
+            many = f"values of type {values.dtype} {list(values.shape)}"
+            found = f"one {type(given).__name__}" if values.ndim == 0 else many
             raise UserError(f"the score '{self.name}' {wanted}, but gives {found}")
         if bad := inputs.table["id"].filter(~np.isfinite(values)).to_pylist():
             raise UserError(f"the score '{self.name}' {wanted}: {len(bad)} are NaN or infinite, first of '{bad[0]}'")
