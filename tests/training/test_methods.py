@@ -158,7 +158,8 @@ def test_distillm_keeps_threshold_reference_and_buffer_through_stages(
     tiny_run = make_tiny_run(teacher={"layers": 4}, student={"layers": 2}).set(generation__max_new_tokens=8)
     tiny_run.set(training__method=method, training__curriculum={"stages": 2}, training__learning_rate=0.3)
     tiny_run.set(training__epochs=2).train()
-    assert [each.steps_before for each in made[1:]] == [0, 4] and {each.steps_in_all for each in made[1:]} == {10}
+    made, states = made[1:], states[1:]  # the first is of the checks before any work
+    assert [each.steps_before for each in made] == [0, 4] and {each.steps_in_all for each in made} == {10}
     assert [(each.seed, each.wants_reference) for each in made] == [(made[0].seed, False)] * 2
     assert read_json(tiny_run.run_dir / "stages/0/rollouts.json") == states[0]
     validation = [row["eval_loss"] for row in logged(tiny_run.run_dir) if "eval_loss" in row]
