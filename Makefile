@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup
+# One worker more than cores, as some tests wait for programs that they have started.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, (os.cpu_count() or 1) + 1))')
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
 # Not compiled: of 14,000 files the tests import a third, which Python then compiles by itself, and keeps: where the
 # surroundings forbid that, as many containers do, each process would compile 4,000 files anew.
 unexport PYTHONDONTWRITEBYTECODE
