@@ -113,6 +113,7 @@ def test_all_mistakes_come_in_one_message(recipe: Any) -> None:
             ["training.curriculum={preset: plus}", "training.weight=1.5", "baselines.kd.curriculum=null"],
             "training.weight: input should be less than or equal to 1 (is 1.5)",
         ),
+        (["training.epoch=5", "baselines.kd.curriculum=null"], "training.epoch: unknown key; did you mean 'epochs'?"),
         (["training.curriculum.weight=[0.5, 2]"], "training.curriculum: weight must be within 0 and 1"),
         (["training.curriculum.temperature=[1,2,3,4]"], "temperature has 4 values for 3 stages"),
         (["training.objective.lambda=3"], "training.objective: the objective 'fkl' has no parameter 'lambda'"),

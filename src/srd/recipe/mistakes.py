@@ -27,10 +27,16 @@ def describe_mistakes(error: ValidationError, root: type[BaseModel] | None = Non
         by_key.setdefault(key, []).append(message)
     for key, messages in list(by_key.items()):  # a baseline has what `training` says: what is wrong there is told once
         section, _, rest = key.partition(".")
-        if section == "baselines" and by_key.get(f"training.{rest.partition('.')[2]}") == messages:
+        told = by_key.get(f"training.{rest.partition('.')[2]}", [])
+        if section == "baselines" and list(map(_what_is_wrong, told)) == list(map(_what_is_wrong, messages)):
             del by_key[key]
     lines = "".join(f"\n  {key}: {'; or '.join(dict.fromkeys(messages))}" for key, messages in by_key.items())
     return f"{len(by_key)} mistake{'' if len(by_key) == 1 else 's'}:{lines}"
+
+
+def _what_is_wrong(message: str) -> str:
+    """A message without the keys that are known there: a baseline takes some of its own."""
+    return message.partition(" Known: ")[0]
 
 
 def describe_mistake(item: Any, root: type[BaseModel] | None = None) -> str:
