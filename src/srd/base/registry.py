@@ -38,11 +38,16 @@ class Registry(Generic[T]):
         unknown: How a name that is not there is refused; ``{}`` stands for it.
         hyphens: Whether names are said with hyphens, as a command line has them, where a file has underscores. Both
             are taken.
+        check: Takes the name and what is to be registered under it, and refuses what cannot serve.
     """
 
-    def __init__(self, kind: str, package: str, unknown: str = "", hyphens: bool = False) -> None:
+    def __init__(
+        self, kind: str, package: str, unknown: str = "", hyphens: bool = False,
+        check: Callable[[str, Any], None] | None = None,
+    ) -> None:  # fmt: skip
         self.kind = kind
         self.hyphens = hyphens
+        self.check = check
         self.package = package
         self.unknown = unknown or f"unknown {kind} '{{}}'"
         self.aliases: dict[str, str] = {}  # of what is registered by now: alias -> name
@@ -69,12 +74,14 @@ class Registry(Generic[T]):
         """Register what it decorates under ``name``, and under other names that mean the same.
 
         Raises:
-            UserError: a name is taken, or is none.
+            UserError: a name is taken, or is none; or what it decorates cannot serve.
         """
         check_name(self.kind, name)
         aliases = [aliases] if isinstance(aliases, str) else list(aliases)
 
         def decorate(value: T) -> T:
+            if self.check is not None:
+                self.check(name, value)
             first, *others = names = [self._key(each) for each in (name, *aliases)]
             self._read_files_before(first)
             for each in names:

@@ -7,7 +7,7 @@ decoding and the scoring. A plugin adds one with ``srd.register_task("name")(tas
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from srd.base.errors import UserError, nearest
-from srd.base.handed import check_call, check_kind, check_name
+from srd.base.handed import check_call, check_kind
 from srd.base.registry import Registry
 from srd.metrics.common import FloatArray
 from srd.sandbox.outside import Permission
@@ -290,35 +290,18 @@ class Task:
             ) from error
 
 
-TASKS: Registry[Task] = Registry("task", "srd.tasks")
+def _check(name: str, task: Any) -> None:
+    """Refuse what is no task, or cannot score as it says."""
+    check_kind(f"the task '{name}'", task, Task, "make one of the class, as in register_task(...)(MyTask(name=...))")
+    check_kind(f"decoding of the task '{name}'", task.decoding, Decoding, "give srd.Decoding(max_new_tokens=...)")
+    if task.primary and type(task).score is Task.score:
+        raise UserError(f"the task '{name}' has a primary metric, but no score(predictions, examples, ...)")
+    score = type(task).score
+    check_call(f"{type(task).__name__}.score", score, "self", "predictions", "examples", also="allow_code_execution")
 
 
-def register_task(name: str, *, aliases: Iterable[str] = ()) -> Callable[[Task], Task]:
-    """Register a task under ``name``, and under other names that mean the same.
-
-    Raises:
-        UserError: a name is taken, or it is no task that can score as it says.
-    """
-    check_name("task", name)
-
-    def decorate(task: Task) -> Task:
-        check_kind(
-            f"the task '{name}'", task, Task, "make one of the class, as in register_task(...)(MyTask(name=...))"
-        )
-        check_kind(f"decoding of the task '{name}'", task.decoding, Decoding, "give srd.Decoding(max_new_tokens=...)")
-        if task.primary and type(task).score is Task.score:
-            raise UserError(f"the task '{name}' has a primary metric, but no score(predictions, examples, ...)")
-        check_call(
-            f"{type(task).__name__}.score",
-            type(task).score,
-            "self",
-            "predictions",
-            "examples",
-            also="allow_code_execution",
-        )
-        return TASKS.register(name, aliases=aliases)(task)
-
-    return decorate
+TASKS: Registry[Task] = Registry("task", "srd.tasks", check=_check)
+register_task = TASKS.register
 
 
 def benchmarks() -> dict[str, Task]:

@@ -7,7 +7,7 @@ know that it should answer. A template's name is a file of this folder, which re
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from string import Formatter
@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from srd.base.errors import UserError, nearest
-from srd.base.handed import check_call, check_kind, check_name
+from srd.base.handed import check_call, check_kind
 from srd.base.registry import Registry
 from srd.data.messages import CALLS, REASONING, SYSTEM, conversation_of, extra_of, plain_text
 from srd.data.turns import turns_of
@@ -214,22 +214,12 @@ def _turns_of_text(example: Example, name: str) -> tuple[str, list[tuple[str, st
     return system, list(zip(before[::2], before[1::2], strict=True)), question
 
 
-TEMPLATES: Registry[Callable[..., Template]] = Registry("template", "srd.data.templates")
+def _check(name: str, make: Any) -> None:
+    check_call(f"the template '{name}'", make, "tokenizer")
 
 
-def register_template(name: str, *, aliases: Iterable[str] = ()) -> Callable[[Any], Any]:
-    """Register a function of a tokenizer that gives a template under ``name`` and other names.
-
-    Raises:
-        UserError: a name is taken, or what it decorates is called otherwise.
-    """
-    check_name("template", name)
-
-    def decorate(make: Any) -> Any:
-        check_call(f"the template '{name}'", make, "tokenizer")
-        return TEMPLATES.register(name, aliases=aliases)(make)
-
-    return decorate
+TEMPLATES: Registry[Callable[..., Template]] = Registry("template", "srd.data.templates", check=_check)
+register_template = TEMPLATES.register
 
 
 def get_template(

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-from srd.base.handed import check_call, check_name
+from srd.base.handed import check_call
 from srd.base.registry import Registry
 
 
@@ -36,23 +36,12 @@ class TeacherSource:
     cache: Any = None
 
 
-TEACHERS: Registry[Callable[[TeacherSource], Any]] = Registry("teacher", "srd.training.teachers")
-T = TypeVar("T", bound=Callable[[TeacherSource], Any])
+def _check(name: str, teacher: Any) -> None:
+    """Refuse what is called otherwise than with a `TeacherSource`, and a subclass of `srd.LogitTeacher` likewise."""
+    check_call(f"the teacher '{name}'", teacher, "source")
+    if isinstance(teacher, type) and hasattr(teacher, "logits"):
+        check_call(f"{teacher.__name__}.logits", teacher.logits, "self", "batch")
 
 
-def register_teacher(name: str) -> Callable[[T], T]:
-    """Register a subclass of `srd.LogitTeacher`, or another function of a `TeacherSource` that gives a teacher.
-
-    Raises:
-        UserError: the name is taken, or what it decorates is called otherwise.
-    """
-    check_name("teacher", name)
-
-    def decorate(teacher: T) -> T:
-        check_call(f"the teacher '{name}'", teacher, "source")
-        if isinstance(teacher, type) and hasattr(teacher, "logits"):
-            check_call(f"{teacher.__name__}.logits", teacher.logits, "self", "batch")
-        TEACHERS.register(name)(teacher)
-        return teacher
-
-    return decorate
+TEACHERS: Registry[Callable[[TeacherSource], Any]] = Registry("teacher", "srd.training.teachers", check=_check)
+register_teacher = TEACHERS.register
