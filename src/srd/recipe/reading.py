@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         UserError: with all mistakes, each with its key and, for unknown keys, the nearest known one.
     """
-    path = find_recipe(name)
+    path, overrides = find_recipe(name), list(overrides)
     changes = parse_overrides(overrides)
-    recipe = validate_recipe(merge(read_recipe(path), changes), str(path))
+    origin = f"{path} with {textwrap.shorten(' '.join(overrides), 200)}" if overrides else str(path)
+    recipe = validate_recipe(merge(read_recipe(path), changes), origin)
     own = (read_yaml(path) or {}).get("training") or {}
     if isinstance(own, dict) and "curriculum" not in own:
         _refuse_idle(recipe, own)
