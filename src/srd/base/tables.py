@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.json as pajson
 import pyarrow.parquet as pq
+from datasets.formatting import query_table
 from numpy.typing import NDArray
 
 from srd.base.errors import UserError
@@ -145,7 +146,14 @@ def column(rows: datasets.Dataset, name: str) -> pa.ChunkedArray:
     """A column of a data set in Arrow, without a copy where its rows are in the order of its table."""
     if rows._indices is None:
         return rows.data.column(name)
-    return rows.select_columns(name).with_format("arrow")[:][name]
+    return query_table(rows.data.select([name]), slice(len(rows)), rows._indices).column(name)
+
+
+def parts_of(rows: datasets.Dataset, names: list[str], count: int) -> Iterator[pa.Table]:
+    """Columns of a data set in Arrow, so many rows at a time, without a data set of their own for it."""
+    table = rows.data.select(names)
+    for start in range(0, len(rows), count):
+        yield query_table(table, slice(start, min(start + count, len(rows))), rows._indices)
 
 
 def check_target(path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
+from srd.base.tables import parts_of
 from srd.data.messages import plain_text
 
 CHUNK_ROWS = 500
@@ -27,8 +28,8 @@ MIX = np.array([0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5], dty
 
 def texts_of(rows: Dataset) -> Iterator[tuple[list[str], list[str]]]:
     """The prompts and the responses of the rows, a chunk at a time."""
-    for batch in rows.select_columns(COLUMNS).iter(CHUNK_ROWS):
-        texts = [_text(*row) for row in zip(*(batch[name] for name in COLUMNS), strict=True)]
+    for part in parts_of(rows, COLUMNS, CHUNK_ROWS):
+        texts = [_text(*row) for row in zip(*(part.column(name).to_pylist() for name in COLUMNS), strict=True)]
         yield [prompt for prompt, _ in texts], [response for _, response in texts]
 
 

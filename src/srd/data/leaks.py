@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from srd.base.errors import UserError
 from srd.base.remedies import warn
+from srd.base.tables import parts_of
 from srd.data.messages import plain_text
 
 logger = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ def _among(rows: Dataset, prompts: Mapping[str, pa.Array]) -> dict[str, NDArray[
 def _prompts(rows: Dataset) -> Iterator[pa.Array]:
     """The prompts of the rows as they are compared, some at a time."""
     names = ["instruction", "input", "messages", "references"]
-    for table in rows.select_columns(names).with_format("arrow").iter(CHUNK_ROWS):
+    for table in parts_of(rows, names, CHUNK_ROWS):
         table = table.combine_chunks()
         instruction, context, messages, references = (_whole(table[name]) for name in names)
         texts = pc.binary_join_element_wise(instruction, context, "\n")
