@@ -73,6 +73,13 @@ def _plugins_end_with_their_test() -> Iterator[None]:
         registry.aliases = {alias: name for alias, name in registry.aliases.items() if name in registry._registered}
 
 
+@pytest.fixture(autouse=True)
+def _precision_ends_with_its_test() -> Iterator[None]:
+    """A training leaves its precision to accelerate in the environment: later tests would train in half of it."""
+    yield
+    os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+
+
 @pytest.fixture(scope="session")
 def pydocs_seconds() -> float:
     """The standard library's documentation is read once a worker; the seconds of work that this took."""
