@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import os
+import random
 import re
+import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy
 import pandas
 import pytest
 import torch
+import transformers
+from accelerate.state import AcceleratorState
 
 import srd
 from tests.runs import steps_finished, tiny_rows, write_rows
@@ -94,6 +102,52 @@ def test_a_recipe_as_a_name_a_file_or_a_mapping(folder: Path) -> None:
     assert steps_finished(again.run_dir) == before and again.metrics == result.metrics
 
 
+def _shared_state() -> dict[str, Any]:
+    """What the process shares with the user's own code."""
+    loggers = [logging.getLogger(name) for name in ("srd", "transformers", "datasets", "huggingface_hub")]
+    return {
+        "random": random.getstate(), "numpy": numpy.random.get_state()[1].tolist(),
+        "torch": torch.get_rng_state().tolist(), "environment": dict(os.environ), "filters": list(warnings.filters),
+        "loggers": [(each.level, each.propagate, list(each.handlers)) for each in loggers],
+        "bars": (transformers.utils.logging.is_progress_bar_enabled(), datasets.are_progress_bars_disabled()),
+        "precision": AcceleratorState._shared_state.get("_mixed_precision"),
+        "handler": signal.getsignal(signal.SIGINT),
+    }  # fmt: skip
+
+
+def test_a_run_gives_the_process_back_as_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that fails on its way: the next training of the notebook is not in the precision of this one."""
+    teacher, student, tokenizer = tiny_model("llama", seed=1), tiny_model("llama", seed=2), tiny_tokenizer("llama")
+    transformers.utils.logging.enable_progress_bar()
+    before = _shared_state()
+    settings = {**SETTINGS, "tokenizer": tokenizer, "precision": "bfloat16"}
+    result = srd.distill(teacher, student, tiny_rows(), **settings)
+    assert _shared_state() == before
+    srd.run(result.run_dir / "recipe.yaml", "training.epochs=2", run_dir=result.run_dir)
+    assert _shared_state() == before
+
+    def stopped(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(transformers.Trainer, "training_step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        srd.distill(teacher, student, tiny_rows(), run_dir="stopped", **settings)
+    assert _shared_state() == before
+
+
+def test_a_model_is_evaluated_on_a_file_or_on_rows(folder: Path) -> None:
+    save_tiny("tiny-student", "llama", seed=2)
+    model, tokenizer, rows = tiny_model("llama", seed=2), tiny_tokenizer("llama"), tiny_rows()[:3]
+    path, asked = write_rows(folder / "rows.jsonl", rows), {"seeds": 1, "max_new_tokens": 4}
+    expected = srd.evaluate(model, tokenizer, "instruction", path, **asked)
+    for own in (rows, pandas.DataFrame(rows), datasets.Dataset.from_list(rows)):
+        assert srd.evaluate(model, tokenizer, "instruction", own, **asked) == expected
+    assert srd.evaluate("tiny-student", tokenizer, "instruction", path, **asked) == expected
+    for call in (srd.evaluate, srd.build_cache):
+        with pytest.raises(srd.UserError, match=r"^(model|teacher): give a loaded model"):
+            call(tokenizer, model, rows, "cache")
+
+
 def test_run_is_a_function_and_a_room() -> None:
     light = (
         "import sys, srd; assert callable(srd.run) and dir(srd); from srd.run.folder import RunFolder;"
@@ -114,6 +168,9 @@ def test_every_public_name_is_there() -> None:
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"epoch": 2}, r"training.epoch: unknown key; did you mean 'epochs'"),
     ({"objective": "skrl"}, r"objective: .*skrl.*srkl"),
+    ({"objective": len}, r"objective: give the name of a divergence; srd.register_divergence"),
+    ({"method": srd.Method}, r"method: give the name of a method; srd.register_method"),
+    ({"curriculum": "plus"}, r"curriculum: give a mapping, of .*preset.*is 'plus'"),
     ({"teacher": 7}, r"teacher: cannot take a int"),
     ({"student": tiny_model("llama")}, r"student: a model that was not loaded brings no tokenizer"),
     ({"rows": 7}, r"cannot take a int"),

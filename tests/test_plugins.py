@@ -24,7 +24,7 @@ SCORE = "@srd.register_score('of_a_test'{})\ndef of_a_test({}):\n    return 1"
 METHOD = "@srd.register_method('of_a_test')\nclass OfATest({}):\n    {}"
 TASK = (
     "class OfATest(srd.Task):\n    {}\n"
-    "srd.register_task('of_a_test')({}(name='t', title='t', licence='l', source='s', primary='a'{}))"
+    "srd.register_task('of_a_test')({}(name='of_a_test', title='t', licence='l', source='s', primary='a'{}))"
 )
 SCORES_LIKE = "def score(self, predictions, examples, *, allow_code_execution=False): ..."
 ROLLOUTS = "def rollouts(self, seed): ..."
@@ -57,6 +57,10 @@ WRONG: dict[str, tuple[str, int, str]] = {  # plugin, the line that is named, wh
     "template": (
         "srd.register_template('of_a_test')(srd.FormatTemplate('t', '{instruction}', '{instruction}'))", 2,
         "must be a function of (tokenizer), but is of type FormatTemplate",
+    ),
+    "another name": (
+        TASK.replace("name='of_a_test'", "name='other'").format(SCORES_LIKE, "OfATest", ""), 4,
+        "the task 'of_a_test' has name='other'",
     ),
     "class for task": (
         f"@srd.register_task('of_a_test')\nclass OfATest(srd.Task):\n    {SCORES_LIKE}", 2, "the class OfATest: make",
@@ -94,6 +98,11 @@ def root(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
 def test_nan_that_a_divergence_makes_is_its_own() -> None:
     with pytest.raises(srd.UserError, match=r"'root' gives NaN, or a gradient that is NaN, at 1 of 2 positions"):
         divergence(root)
+
+
+def test_a_divergence_below_0_is_told_of_and_not_taken_for_0() -> None:
+    with pytest.raises(srd.UserError, match=r"is negative at [12] of 2 positions \(down to -"):
+        divergence(lambda log_p, log_q: (log_p.exp() * (log_q - log_p)).sum(-1))
 
 
 def test_an_id_that_both_mask_is_no_fault_of_a_divergence() -> None:

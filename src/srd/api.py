@@ -33,9 +33,11 @@ from srd.base.files import (
     read_sealed,
     write_sealed,
 )
+from srd.base.surroundings import as_it_was
 from srd.data.batching import EncodedExamples
 from srd.data.encoding import encode, is_encoded
 from srd.data.examples import as_examples, row_of
+from srd.data.rows import as_table
 from srd.evaluation.answers import EvaluatedModel
 from srd.evaluation.answers import evaluate as answer_and_score
 from srd.evaluation.models import longest_prompt, prompt_encoder, read_benchmarks
@@ -55,6 +57,7 @@ from srd.sandbox.outside import Permission
 from srd.training.batches import make_collator
 from srd.training.cache.building import build_cache as keep_states
 from srd.training.cache.teacher_cache import TeacherCache, cache_folder
+from srd.training.inputs import check_loaded, check_named
 from srd.training.tiers.base import BYTES, make_tier, stored_dtype
 
 RUNS = Path("runs")
@@ -100,6 +103,7 @@ class Result:
         return f"Result(run_dir={str(self.run_dir)!r})"
 
 
+@as_it_was()
 def run(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str, run_dir: str | Path | None = None) -> Result:
     """Run a whole recipe, examples to report. The same call again resumes it, or returns at once.
 
@@ -123,6 +127,7 @@ def run(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str, run_di
         return _result(claimed)
 
 
+@as_it_was()
 def distill(
     teacher: Any,
     student: Any,
@@ -161,6 +166,7 @@ def distill(
         RunError: the machine fails; the same call goes on from there.
     """
     inputs = Path(f"{run_dir}-inputs") if run_dir is not None else RUNS / "distill-inputs"
+    check_named(objective=objective, method=method)
     recipe = {name: settings.pop(name) for name in list(settings) if name in Recipe.model_fields}
     training = {"objective": objective, "method": method, "curriculum": curriculum, **settings}
     named = {
@@ -378,6 +384,7 @@ def build_cache(
     loaded = teacher
     if isinstance(loaded, str | Path):
         loaded = load_model(str(loaded), tokenizer=tokenizer, role="teacher")
+    check_loaded(teacher=loaded, tokenizer=tokenizer)
     kind = bool(loaded.config.is_encoder_decoder)
     if not is_encoded(rows):
         rows = encode(rows, tokenizer, encoder_decoder=kind, **encoding)
@@ -394,29 +401,37 @@ def build_cache(
 
 
 def evaluate(
-    model: PreTrainedModel,
+    model: PreTrainedModel | str | Path,
     tokenizer: PreTrainedTokenizerBase,
     task: str,
-    path: str | Path | None = None,
+    path: Any = None,
     *,
-    seeds: Sequence[int] | None = None,
+    seeds: int | Sequence[int] | None = None,
+    limit: int | None = None,
+    template: str | None = None,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    samples: int = 1,
     max_prompt_length: int | None = None,
     batch_size: int = 32,
     allow_code_execution: Permission = False,
-    **options: Any,
 ) -> dict[str, Any]:
     """Let a model answer a benchmark, and score the answers.
 
     Args:
-        model: A loaded model; it is left as it is.
+        model: A loaded model, which is left as it is; a name or a folder.
         tokenizer: Its tokenizer.
         task: Such as ``gsm8k``, ``dolly``, ``xsum``, ``instruction``, or one that you registered.
-        path: A file in the task's original format; None: from the hub.
+        path: A file in the task's original format, or its rows, as of `distill`; None: from the hub.
         seeds: One answer to every prompt for each; None: the task's own. Greedy decoding uses the first only.
+        limit: The first so many examples.
+        template: Prompt template; None: the task's own.
+        max_new_tokens: Longest answer; None: the task's own.
+        temperature: Of sampling, 0 is greedy; None: the task's own.
+        samples: Answers to each prompt, for tasks that score several at once (``mbpp``).
         max_prompt_length: Longest prompt in tokens; None: what the model takes beside the answer.
         batch_size: Prompts at once.
         allow_code_execution: Permission to run the programs that the model writes (``mbpp``).
-        options: ``limit`` (examples), ``template``, ``max_new_tokens``, ``temperature``, ``samples``.
 
     Returns:
         ``{metric: {"mean", "std", "seeds": {seed: value}}}`` in percent, where the metric is one.
@@ -424,26 +439,43 @@ def evaluate(
     Raises:
         UserError: an unknown task, a file that cannot be read, programs that would run without permission.
     """
-    wanted = None if seeds is None else ",".join(map(str, seeds))
-    (benchmark,) = read_benchmarks(
-        [task if path is None else f"{task}={path}"],
-        seeds=wanted, allow_code_execution=allow_code_execution, **options,
-    )  # fmt: skip
-    room = longest_prompt(model.config, tokenizer, benchmark.decoding.max_new_tokens)
-    encoder = prompt_encoder(model.config, tokenizer, max_prompt_length or room)
-    was_training = model.training
-    folder = parallel.on_main(lambda: tempfile.mkdtemp(prefix="srd-evaluation-"))
-    try:
+    loaded = load_model(str(model), tokenizer=tokenizer, role="model") if isinstance(model, str | Path) else model
+    check_loaded(model=loaded, tokenizer=tokenizer)
+    each = [seeds] if isinstance(seeds, int) else seeds
+    with _folder_beside(loaded) as folder:
+        source = path if path is None or isinstance(path, str | Path) else _written(path, folder / "rows.jsonl")
+        (benchmark,) = read_benchmarks(
+            [task if source is None else f"{task}={source}"],
+            seeds=None if each is None else ",".join(map(str, each)), limit=limit, template=template,
+            max_new_tokens=max_new_tokens, temperature=temperature, samples=samples,
+            allow_code_execution=allow_code_execution,
+        )  # fmt: skip
+        room = longest_prompt(loaded.config, tokenizer, benchmark.decoding.max_new_tokens)
+        encoder = prompt_encoder(loaded.config, tokenizer, max_prompt_length or room)
         results = answer_and_score(
-            [EvaluatedModel("model", "", lambda: (model.eval(), encoder))],
-            [benchmark],
-            Path(folder),
-            batch_size=batch_size,
-            scoring={"allow_code_execution": allow_code_execution},
-        )
+            [EvaluatedModel("model", "", lambda: (loaded.eval(), encoder))], [benchmark], folder / "answers",
+            batch_size=batch_size, scoring={"allow_code_execution": allow_code_execution},
+        )  # fmt: skip
+    return dict(results["model"][benchmark.key])
+
+
+@contextlib.contextmanager
+def _folder_beside(model: PreTrainedModel) -> Iterator[Path]:
+    """A folder for as long as a model answers; then the model trains or not, as it did."""
+    was_training, folder = model.training, Path(parallel.on_main(lambda: tempfile.mkdtemp(prefix="srd-evaluation-")))
+    try:
+        yield folder
     finally:
         model.train(was_training)
         parallel.barrier()
         if parallel.is_main():
             shutil.rmtree(folder, ignore_errors=True)
-    return dict(results["model"][benchmark.key])
+
+
+def _written(rows: Any, path: Path) -> Path:
+    """A JSON-lines file with rows as they are, for a task that reads them in its own format."""
+    listed = as_table(rows, [], "rows").to_pylist()
+    if parallel.is_main():
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in listed), encoding="utf-8")
+    parallel.barrier()
+    return path

@@ -101,7 +101,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"args": None}, "args: give transformers.TrainingArguments, and not None"),
     ({"processing_class": None}, "processing_class: give a tokenizer"),
     ({"compute_metrics": len}, "compute_metrics has no effect here"),
-    ({"dataset_text_field": "text"}, "dataset_text_field has no effect here: passed on are .*optimizers"),
+    ({"dataset_text_field": "text"}, "dataset_text_field has no effect here: Known: .*optimizers"),
+    ({"objectiv": "fkl"}, "objectiv has no effect here: did you mean 'objective'"),
     (
         {"args": TrainingArguments("out", label_smoothing_factor=0.1)},
         "label_smoothing_factor has no effect here.*Set it to 0",

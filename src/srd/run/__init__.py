@@ -13,8 +13,13 @@ from typing import Any
 
 
 class _Callable(ModuleType):
-    def __call__(self, recipe: Any, *overrides: str, run_dir: Any = None) -> Any:
+    def __call__(self, recipe: Any, *overrides: str, run_dir: Any = None, **others: Any) -> Any:
         """Run a whole recipe: see `srd.api.run`."""
+        if others:
+            name = next(iter(others))
+            raise importlib.import_module("srd.base.errors").UserError(
+                f"srd.run: {name}: changes of a recipe are text, as in srd.run(recipe, 'training.epochs=2')"
+            )
         return importlib.import_module("srd.api").run(recipe, *overrides, run_dir=run_dir)
 
 

@@ -298,6 +298,8 @@ def _check(name: str, task: Any) -> None:
         raise UserError(f"the task '{name}' has a primary metric, but no score(predictions, examples, ...)")
     score = type(task).score
     check_call(f"{type(task).__name__}.score", score, "self", "predictions", "examples", also="allow_code_execution")
+    if task.name != name:
+        raise UserError(f"the task '{name}' has name={task.name!r}: files and tables would call it so. Give one name")
 
 
 TASKS: Registry[Task] = Registry("task", "srd.tasks", check=_check)

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from srd.base.errors import UserError
+from srd.base.errors import UserError, nearest
 from srd.data.batching import EncodedExamples, lengths_of
 from srd.data.encoding import encode, is_encoded
 from srd.models.finite import name_of
@@ -48,25 +48,47 @@ def encoded(rows: Any, tokenizer: PreTrainedTokenizerBase, model: Any) -> Encode
 
 
 PASSED_ON = ("callbacks", "optimizers", "optimizer_cls_and_kwargs")  # to transformers' Trainer
+OWN = ("teacher", "objective", "temperature", "weight", "eval_dataset", "method")
 INSTEAD = {
+    "curriculum": "all rows are trained on, as they come. srd.distill(teacher, student, rows, curriculum=…) has stages",
+    "compute_metrics": "evaluate() gives the loss and ROUGE-L; srd.evaluate scores a model on a task. Leave it out",
+    "data_collator": "batches are padded by srd's own. Leave it out",
     "label_smoothing_factor": "the references are learnt as they are. Set it to 0",
     "train_sampling_strategy": "batches are drawn anew. To keep an order train its parts in turn (own_loop.py)",
 }
 
 
+NEEDS = {  # what is asked for, an attribute that it has, and in words
+    "model": ("config", "a loaded model, as AutoModelForCausalLM.from_pretrained(...) gives it"),
+    "args": ("output_dir", "transformers.TrainingArguments"),
+    "tokenizer": ("eos_token_id", "a tokenizer, as AutoTokenizer.from_pretrained(...) gives it"),
+}
+NEEDS |= {"teacher": NEEDS["model"], "processing_class": NEEDS["tokenizer"]}
+
+
+def check_loaded(**given: Any) -> None:
+    """Refuse what is no model, no arguments or no tokenizer, by the names of the arguments."""
+    for name, value in given.items():
+        has, wanted = NEEDS[name]
+        if not hasattr(value, has):
+            raise UserError(f"{name}: give {wanted}, and not {'None' if value is None else repr(value)[:80]}.")
+
+
+def check_named(**given: Any) -> None:
+    """Refuse a function or a class where the name of something registered belongs."""
+    for name, value in given.items():
+        if callable(value):
+            kind = {"objective": "divergence"}.get(name, name)
+            raise UserError(f"{name}: give the name of a {kind}; srd.register_{kind} gives one to yours")
+
+
 def check_given(model: Any, args: Any, tokenizer: Any, others: Mapping[str, Any]) -> None:
     """Refuse what is no model, no arguments or no tokenizer, and what has no effect; say what to do instead."""
-    for name, given, has, wanted in (
-        ("model", model, "config", "a loaded model, as AutoModelForCausalLM.from_pretrained(...) gives it"),
-        ("args", args, "output_dir", "transformers.TrainingArguments"),
-        ("processing_class", tokenizer, "eos_token_id", "a tokenizer, as AutoTokenizer.from_pretrained(...) gives it"),
-    ):
-        if not hasattr(given, has):
-            raise UserError(f"{name}: give {wanted}, and not {'None' if given is None else repr(given)[:80]}.")
+    check_loaded(model=model, args=args, processing_class=tokenizer)
     unlike = (name for name in INSTEAD if getattr(args, name, None) not in (None, 0, "random", "group_by_length"))
     for name in [*others, *unlike]:
         if name not in PASSED_ON:
-            raise UserError(f"{name} has no effect here: {INSTEAD.get(name, f'passed on are {PASSED_ON}')}.")
+            raise UserError(f"{name} has no effect here: {INSTEAD.get(name) or nearest(name, (*OWN, *PASSED_ON))}.")
 
 
 def validation_of(rows: Any, tokenizer: Any, model: Any, args: TrainingArguments) -> Validation | None:
@@ -82,8 +104,7 @@ def settings_of(objective: Any, temperature: float, weight: float, uses_teacher:
     """What is minimised, by the name of a divergence or its settings."""
     if isinstance(objective, LossSettings):
         return objective
-    if callable(objective):
-        raise UserError("objective: give the name of a divergence; srd.register_divergence gives one to yours")
+    check_named(objective=objective)
     parameters = dict(objective) if isinstance(objective, Mapping) else {"name": objective}
     name = DIVERGENCES.name_of(str(parameters.pop("name", "")))
     check_parameters(name, parameters, teaches=True)
@@ -98,6 +119,7 @@ def writing_by(given: Any, args: TrainingArguments) -> tuple[Writing, bool]:
     """How the student writes by a method, and whether the teacher is asked."""
     if isinstance(given, Writing):
         return given, True
+    check_named(method=given)
     settings = {"name": given} if isinstance(given, str) else given
     try:
         named = method_of(dict(settings) if isinstance(settings, Mapping) else settings, strict=False)

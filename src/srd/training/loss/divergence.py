@@ -15,6 +15,7 @@ from srd.training.divergences.base import DIVERGENCES, check_parameters
 
 ValueAndSlope = tuple[Tensor, Tensor]
 SlopeFunction = Callable[..., ValueAndSlope]
+SLACK = 0.01  # nats below 0 that rounding may leave
 
 
 def slope_function(name: str) -> SlopeFunction:
@@ -34,7 +35,7 @@ def evaluate(function: SlopeFunction, log_p: Tensor, log_q: Tensor, given: dict[
     """
     compiled = torch.compiler.is_compiling()
     value, slope = (log_p, log_p) if compiled else _two(function, function(log_p, log_q, **given), log_p)
-    if compiled or not torch.isfinite(value).all():
+    if compiled or not ((value > -SLACK) & (value < torch.inf)).all():  # nor NaN
         lowest = _lowest(log_p)
         value, slope = function(log_p.clamp(min=lowest), log_q.clamp(min=lowest), **given)
         if not compiled:
@@ -82,7 +83,14 @@ def _title(function: SlopeFunction) -> str:
 
 
 def _check_sound(function: SlopeFunction, value: Tensor, log_p: Tensor, log_q: Tensor) -> None:
-    """Refuse NaN that the divergence itself has made of sound distributions."""
+    """Refuse NaN that the divergence itself has made of sound distributions, and values below 0."""
+    negative = value <= -SLACK
+    if bool(negative.any()):
+        raise UserError(
+            f"the divergence {_title(function)!r} is negative at {int(negative.sum())} of {len(value)} positions (down "
+            f"to {float(value.min()):.3g}). It must be 0 where teacher and student agree, and more elsewhere: its loss "
+            "would be shown as 0. Look at its sign, or add a constant."
+        )
     bad = value.isnan() & ~log_p.isnan().any(-1) & ~log_q.isnan().any(-1)
     if bool(bad.any()):
         raise UserError(
