@@ -80,19 +80,6 @@ def _precision_ends_with_its_test() -> Iterator[None]:
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
 
 
-@pytest.fixture
-def caplog(request: pytest.FixtureRequest) -> Iterator[pytest.LogCaptureFixture]:
-    """What pytest's plugin gives, but only to the tests that ask for it."""
-    from _pytest.logging import LogCaptureHandler, caplog_handler_key, caplog_records_key, catching_logs
-
-    request.node.stash[caplog_records_key] = {}
-    request.node.stash[caplog_handler_key] = LogCaptureHandler()
-    with catching_logs(request.node.stash[caplog_handler_key]):
-        captured = pytest.LogCaptureFixture(request.node, _ispytest=True)
-        yield captured
-        captured._finalize()
-
-
 @pytest.fixture(scope="session")
 def pydocs_seconds() -> float:
     """The standard library's documentation is read once a worker; the seconds of work that this took."""
