@@ -146,6 +146,10 @@ def test_a_model_is_evaluated_on_a_file_or_on_rows(folder: Path) -> None:
     for call in (srd.evaluate, srd.build_cache):
         with pytest.raises(srd.UserError, match=r"^(model|teacher): give a loaded model"):
             call(tokenizer, model, rows, "cache")
+    with pytest.raises(srd.UserError, match=r"^model: give a loaded model"):
+        srd.reflect(tokenizer, model, rows)
+    with pytest.raises(srd.UserError, match=r"^tokenizer: give a tokenizer"):
+        srd.encode(rows, model)
 
 
 def test_run_is_a_function_and_a_room() -> None:

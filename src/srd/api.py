@@ -33,6 +33,7 @@ from srd.base.files import (
     read_sealed,
     write_sealed,
 )
+from srd.base.handed import check_loaded
 from srd.base.surroundings import as_it_was
 from srd.data.batching import EncodedExamples
 from srd.data.encoding import encode, is_encoded
@@ -57,7 +58,7 @@ from srd.sandbox.outside import Permission
 from srd.training.batches import make_collator
 from srd.training.cache.building import build_cache as keep_states
 from srd.training.cache.teacher_cache import TeacherCache, cache_folder
-from srd.training.inputs import check_loaded, check_named
+from srd.training.inputs import check_named
 from srd.training.tiers.base import BYTES, make_tier, stored_dtype
 
 RUNS = Path("runs")

@@ -53,3 +53,19 @@ def check_kind(what: str, value: Any, kind: Any, instead: str) -> None:
     if not isinstance(value, kind):
         found = f"the class {value.__name__}" if isinstance(value, type) else f"of type {type(value).__name__}"
         raise UserError(f"{what} is {found}: {instead}")
+
+
+NEEDS = {  # what is asked for, an attribute that it has, and in words
+    "model": ("config", "a loaded model, as AutoModelForCausalLM.from_pretrained(...) gives it"),
+    "args": ("output_dir", "transformers.TrainingArguments"),
+    "tokenizer": ("eos_token_id", "a tokenizer, as AutoTokenizer.from_pretrained(...) gives it"),
+}
+NEEDS |= {"teacher": NEEDS["model"], "processing_class": NEEDS["tokenizer"]}
+
+
+def check_loaded(**given: Any) -> None:
+    """Refuse what is no model, no arguments or no tokenizer, by the names of the arguments."""
+    for name, value in given.items():
+        has, wanted = NEEDS[name]
+        if not hasattr(value, has):
+            raise UserError(f"{name}: give {wanted}, and not {'None' if value is None else repr(value)[:80]}.")

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from srd.base import parallel
 from srd.base.errors import UserError
 from srd.base.files import atomic_write, fingerprint, read_sealed
+from srd.base.handed import check_loaded
 from srd.base.tables import column, data_set, positions, reopened
 from srd.curation.shards import make_shards
 from srd.data.batching import TokenLists, length_sorted_batches
@@ -86,6 +87,7 @@ def reflect(
 
     Source: SRD, arXiv 2508.06135, section 3.1.
     """
+    check_loaded(model=model, tokenizer=tokenizer)
     _refuse_below_one(batch_size=batch_size, max_new_tokens=max_new_tokens)
     if encoded is None:
         examples = as_examples(examples)

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from srd.base.errors import UserError
 from srd.base.files import fingerprint
+from srd.base.handed import check_loaded
 from srd.base.remedies import warn
 from srd.data.examples import as_examples, one_for_each_answer
 from srd.data.messages import texts_beside
@@ -515,6 +516,7 @@ def encode(
     Raises:
         UserError: no rows, rows that are no examples (named), or lengths that leave no room for a response.
     """
+    check_loaded(tokenizer=tokenizer)
     if not 0 < max_prompt_length < max_length:
         raise UserError(
             f"max_prompt_length is {max_prompt_length}, but must be from 1 to max_length ({max_length}) - 1"

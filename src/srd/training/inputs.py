@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from srd.base.errors import UserError, nearest
+from srd.base.handed import check_loaded
 from srd.data.batching import EncodedExamples, lengths_of
 from srd.data.encoding import encode, is_encoded
 from srd.models.finite import name_of
@@ -56,22 +57,6 @@ INSTEAD = {
     "label_smoothing_factor": "the references are learnt as they are. Set it to 0",
     "train_sampling_strategy": "batches are drawn anew. To keep an order train its parts in turn (own_loop.py)",
 }
-
-
-NEEDS = {  # what is asked for, an attribute that it has, and in words
-    "model": ("config", "a loaded model, as AutoModelForCausalLM.from_pretrained(...) gives it"),
-    "args": ("output_dir", "transformers.TrainingArguments"),
-    "tokenizer": ("eos_token_id", "a tokenizer, as AutoTokenizer.from_pretrained(...) gives it"),
-}
-NEEDS |= {"teacher": NEEDS["model"], "processing_class": NEEDS["tokenizer"]}
-
-
-def check_loaded(**given: Any) -> None:
-    """Refuse what is no model, no arguments or no tokenizer, by the names of the arguments."""
-    for name, value in given.items():
-        has, wanted = NEEDS[name]
-        if not hasattr(value, has):
-            raise UserError(f"{name}: give {wanted}, and not {'None' if value is None else repr(value)[:80]}.")
 
 
 def check_named(**given: Any) -> None:
