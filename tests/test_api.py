@@ -174,7 +174,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"objective": "skrl"}, r"objective: .*skrl.*srkl"),
     ({"objective": len}, r"objective: give the name of a divergence; srd.register_divergence"),
     ({"method": srd.Method}, r"method: give the name of a method; srd.register_method"),
-    ({"curriculum": "plus"}, r"curriculum: give a mapping, of .*preset.*is 'plus'"),
+    ({"curriculum": "plus"}, r"curriculum: give a mapping .is 'plus'.*Known: .*preset"),
     ({"teacher": 7}, r"teacher: cannot take a int"),
     ({"student": tiny_model("llama")}, r"student: a model that was not loaded brings no tokenizer"),
     ({"rows": 7}, r"cannot take a int"),

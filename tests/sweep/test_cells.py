@@ -102,7 +102,7 @@ def test_nested_keys() -> None:
         ({"cells": {"a": {"equal_passes": "b"}}}, r"cells\.a\.equal_passes: there is no cell 'b'"),
         ({"cells": {"a": {"equal_time": {"to": "b"}}}}, r"equal_time: unknown key"),
         ({"reference": 3}, r"reference: input should be a valid string \(is 3\)"),
-        ({"cells": {"a": 3}}, r"cells\.a: .*\(is 3\)"),
+        ({"cells": {"a": 3}}, r"cells\.a: give a mapping \(is 3\)$"),
         ({"overrides": {"baselines.kd": {}}}, r"baselines has no effect in a sweep.*Leave it out"),
         ({"overrides": {"name": "x"}}, r"name has no effect in a sweep"),
         ({"gird": {}}, r"gird: unknown key; did you mean 'grid'"),

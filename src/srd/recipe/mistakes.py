@@ -54,8 +54,11 @@ def describe_mistake(item: Any, root: type[BaseModel] | None = None) -> str:
     value = item.get("input")
     shown = f" (is {value!r:.100})" if isinstance(value, str | int | float | bool) or value is None else ""
     if item["type"] in ("dict_type", "model_type", "model_attributes_type", "union_tag_not_found"):
-        known = "" if "union" in item["type"] else f", of {', '.join(sorted(known_keys(location, root)))}"
-        return f"{key}: give a mapping{known or ' with its name, or the name alone'}{shown}"
+        if "union" in item["type"]:
+            return f"{key}: give a mapping with its name, or the name alone{shown}"
+        own = _sections_at(location, root) != _sections_at([], root)
+        known = f". Known: {', '.join(sorted(known_keys(location, root)))}" if own else ""
+        return f"{key}: give a mapping{shown}{known}"
     if item["type"] == "string_type" and isinstance(value, int | float) and root is None:
         shown += f""". In quotes it is one: {keys[-1]}: "{value}", or on the command line {key}='"{value}"'"""
     return f"{key}: {message[0].lower() + message[1:]}{shown}"
