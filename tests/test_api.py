@@ -143,6 +143,8 @@ def test_a_model_is_evaluated_on_a_file_or_on_rows(folder: Path) -> None:
     for own in (rows, pandas.DataFrame(rows), datasets.Dataset.from_list(rows)):
         assert srd.evaluate(model, tokenizer, "instruction", own, **asked) == expected
     assert srd.evaluate("tiny-student", tokenizer, "instruction", path, **asked) == expected
+    with pytest.raises(srd.UserError, match="'instruction'"):  # before any model is loaded
+        srd.evaluate("no-such-folder", tokenizer, "instructon", path)
     for call in (srd.evaluate, srd.build_cache):
         with pytest.raises(srd.UserError, match=r"^(model|teacher): give a loaded model"):
             call(tokenizer, model, rows, "cache")

@@ -35,6 +35,7 @@ from srd.base.files import (
 )
 from srd.base.handed import check_loaded
 from srd.base.surroundings import as_it_was
+from srd.base.tables import data_set, write_table
 from srd.data.batching import EncodedExamples
 from srd.data.encoding import encode, is_encoded
 from srd.data.examples import as_examples, row_of
@@ -440,10 +441,10 @@ def evaluate(
     Raises:
         UserError: an unknown task, a file that cannot be read, programs that would run without permission.
     """
-    loaded = load_model(str(model), tokenizer=tokenizer, role="model") if isinstance(model, str | Path) else model
-    check_loaded(model=loaded, tokenizer=tokenizer)
+    is_loaded = not isinstance(model, str | Path)
+    check_loaded(**({"model": model} if is_loaded else {}), tokenizer=tokenizer)
     each = [seeds] if isinstance(seeds, int) else seeds
-    with _folder_beside(loaded) as folder:
+    with _folder_of_answers() as folder, contextlib.ExitStack() as afterwards:
         source = path if path is None or isinstance(path, str | Path) else _written(path, folder / "rows.jsonl")
         (benchmark,) = read_benchmarks(
             [task if source is None else f"{task}={source}"],
@@ -451,6 +452,8 @@ def evaluate(
             max_new_tokens=max_new_tokens, temperature=temperature, samples=samples,
             allow_code_execution=allow_code_execution,
         )  # fmt: skip
+        loaded: Any = model if is_loaded else load_model(str(model), tokenizer=tokenizer, role="model")
+        afterwards.callback(loaded.train, loaded.training)
         room = longest_prompt(loaded.config, tokenizer, benchmark.decoding.max_new_tokens)
         encoder = prompt_encoder(loaded.config, tokenizer, max_prompt_length or room)
         results = answer_and_score(
@@ -461,13 +464,12 @@ def evaluate(
 
 
 @contextlib.contextmanager
-def _folder_beside(model: PreTrainedModel) -> Iterator[Path]:
-    """A folder for as long as a model answers; then the model trains or not, as it did."""
-    was_training, folder = model.training, Path(parallel.on_main(lambda: tempfile.mkdtemp(prefix="srd-evaluation-")))
+def _folder_of_answers() -> Iterator[Path]:
+    """A folder for as long as a model answers."""
+    folder = Path(parallel.on_main(lambda: tempfile.mkdtemp(prefix="srd-evaluation-")))
     try:
         yield folder
     finally:
-        model.train(was_training)
         parallel.barrier()
         if parallel.is_main():
             shutil.rmtree(folder, ignore_errors=True)
@@ -475,8 +477,8 @@ def _folder_beside(model: PreTrainedModel) -> Iterator[Path]:
 
 def _written(rows: Any, path: Path) -> Path:
     """A JSON-lines file with rows as they are, for a task that reads them in its own format."""
-    listed = as_table(rows, [], "rows").to_pylist()
+    table = as_table(rows, [], "rows")
     if parallel.is_main():
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in listed), encoding="utf-8")
+        write_table(data_set(table), path)
     parallel.barrier()
     return path

@@ -1,4 +1,4 @@
-"""What a plugin hands over is looked at when it is registered, so that faults are told before any work."""
+"""What is handed over from Python, by a plugin or in a call, is looked at first: faults are told before any work."""
 
 from __future__ import annotations
 

@@ -53,9 +53,9 @@ def describe_mistake(item: Any, root: type[BaseModel] | None = None) -> str:
     message = LONG_WORD.sub(r"\1…", message.removeprefix("Value error, "))
     value = item.get("input")
     shown = f" (is {value!r:.100})" if isinstance(value, str | int | float | bool) or value is None else ""
-    if item["type"] in ("dict_type", "model_type", "model_attributes_type", "union_tag_not_found"):
-        if "union" in item["type"]:
-            return f"{key}: give a mapping with its name, or the name alone{shown}"
+    if item["type"] == "union_tag_not_found":
+        return f"{key}: give a mapping with its name, or the name alone{shown}"
+    if item["type"] in ("dict_type", "model_type", "model_attributes_type"):
         own = _sections_at(location, root) != _sections_at([], root)
         known = f". Known: {', '.join(sorted(known_keys(location, root)))}" if own else ""
         return f"{key}: give a mapping{shown}{known}"
