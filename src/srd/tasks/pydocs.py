@@ -308,10 +308,12 @@ def _groups(answers: Sequence[str]) -> list[int]:
     ordered = [" ".join(sorted(re.findall(r"[a-z0-9]+", answer.lower()))) for answer in answers]
     groups = list(range(len(answers)))
     members = {index: [index] for index in groups}
-    for start in range(0, len(ordered), 1000):  # in slices, as the whole table would take the square of the rows
-        similarity = process.cdist(ordered[start : start + 1000], ordered, scorer=fuzz.ratio, dtype=np.float32)
-        for left, right in np.argwhere(similarity >= NEAR_DUPLICATE).tolist():
-            first, second = sorted((groups[start + left], groups[right]))
+    for start in range(0, len(ordered), 500):  # in slices, as the whole table would take the square of the rows
+        # Each pair once; what is less alike is 0, which is known without comparing to the end.
+        rest = ordered[start:]
+        similarity = process.cdist(rest[:500], rest, scorer=fuzz.ratio, dtype=np.float32, score_cutoff=NEAR_DUPLICATE)
+        for left, right in np.argwhere(similarity > 0).tolist():
+            first, second = sorted((groups[start + left], groups[start + right]))
             if first != second:
                 moved = members.pop(second)
                 members[first] += moved
