@@ -17,8 +17,8 @@ MOST_ARGUMENTS = 10  # of a constructor, without self
 #: Lines of Python in each room. A change that needs more raises the number here and says in its commit what for.
 BUDGETS = {
     "base": 2440, "metrics": 760, "data": 5430, "models": 6395, "tasks": 1705, "sandbox": 1055, "curation": 2870,
-    "training": 7755, "evaluation": 1065, "recipe": 1012, "run": 7295, "report": 2575, "export": 2230,
-    "integrations": 280, "api": 485, "sweep": 1405, "cli": 900, "__init__": 110, "__main__": 5,
+    "training": 7755, "evaluation": 1065, "recipe": 1012, "run": 7295, "report": 2575, "export": 2275,
+    "integrations": 285, "api": 485, "sweep": 1405, "cli": 900, "__init__": 110, "__main__": 5,
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +21,12 @@ from srd.base.text import visible
 from srd.curation.curriculum import Stage
 from srd.data.examples import examples_from_rows
 from srd.data.settings import SourceConfig
-from srd.export.curated import TRAINERS, _columns, curate_for
+from srd.export import curated as curated_for
+from srd.export.curated import TRAINERS, _columns, curate_for, start_model, teacher_model
 from srd.export.texts import shown
 from srd.export.trainers import litgpt, trl
+from srd.integrations.trl import curriculum_dataset
+from srd.models.loading.sources import is_gguf
 from srd.run.context import Run
 from srd.run.curate import curated
 from srd.run.flow import advance
@@ -180,6 +184,42 @@ def test_trl_gets_the_recipes_own_tokens(ranked: TinyRun, given: Given) -> None:
     assert 'train_sampling_strategy="sequential"' in (folder / "train_sft.py").read_text()
 
 
+def test_a_script_names_a_folder_for_a_model_that_only_srd_knows_by_name(
+    ranked: TinyRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`smollm2` and GGUF files are converted folders for transformers; what a name alone leaves out is told."""
+    monkeypatch.setattr(curated_for, "resolve_source", lambda source: str(tmp_path) if is_gguf(source) else source)
+    monkeypatch.setattr(Run, "teacher_source", "smollm2")
+    run = ranked.twin().open()
+    close(run)
+    made = SimpleNamespace(run=run, stages=[])
+    assert f"= {str(ranked.student)!r}, {str(tmp_path)!r}" in dict(trl.contents(cast(Any, made)))["train_gkd.py"]
+    monkeypatch.setattr(Run, "start_source", "model.gguf")
+    assert start_model(run) == str(tmp_path)
+    monkeypatch.undo()
+    run.recipe.teacher.adapter = "adapter"
+    with collecting() as collected:
+        assert teacher_model(run) == str(ranked.teacher)
+    run.recipe.teacher.adapter = None
+    assert [each.what.split()[0] for each in collected.warnings] == ["teacher.adapter"]
+
+
+def test_a_stage_that_has_fewer_rows_than_a_step_is_told_with_a_batch_that_serves(
+    ranked: TinyRun, tmp_path: Path
+) -> None:
+    def told(size: int) -> list[str]:
+        run = ranked.twin().set(training__batch_size=size).open()
+        with collecting() as collected:
+            curate_for(run, tmp_path, "trl")
+        close(run)
+        return [each.remedy for each in collected.warnings if "train_gkd.py would refuse it" in each.what]
+
+    (remedy,) = told(16)
+    size = int(re.findall(r"training\.batch_size=(\d+)", remedy)[0])
+    assert told(size) == []
+    assert len(curriculum_dataset(tmp_path, batch_size=size))
+
+
 @pytest.mark.parametrize(
     ("objective", "line"),
     [
@@ -190,7 +230,7 @@ def test_trl_gets_the_recipes_own_tokens(ranked: TinyRun, given: Given) -> None:
 def test_trl_gets_the_divergence_or_is_told_the_nearest(objective: Any, line: str, ranked: TinyRun) -> None:
     run = ranked.twin().set(training__objective=objective).open()
     close(run)
-    scripts = dict(trl.contents(cast(Any, SimpleNamespace(run=run, stages=[0]))))
+    scripts = dict(trl.contents(cast(Any, SimpleNamespace(run=run, stages=[]))))
     (told,) = [text for text in scripts["train_gkd.py"].splitlines() if "beta=" in text]
     assert told.strip().startswith(line)
     assert ("the nearest that TRL has" in told) == (objective in ("srkl", "tvd"))

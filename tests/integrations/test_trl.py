@@ -83,7 +83,7 @@ WRONG = {
     "no rows": (lambda: curriculum_dataset(Curriculum(stages=1).split(RANKED)), "Give their examples, too"),
     "other rows": (lambda: curriculum_dataset(Curriculum(stages=1).split(RANKED), ROWS[:2]), "lack the id"),
     "large batch": (
-        lambda: curriculum_dataset(Curriculum(stages=2).split(RANKED), ROWS, batch_size=9), "fewer than batch_size=9"
+        lambda: curriculum_dataset(Curriculum(stages=2).split(RANKED), ROWS, batch_size=9), "fewer than the 9 of a step"
     ),
 }  # fmt: skip
 

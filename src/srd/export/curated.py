@@ -17,6 +17,7 @@ from srd.base.text import visible
 from srd.base.yaml_text import dump_yaml
 from srd.data.examples import row_of
 from srd.export.texts import Shown, shown
+from srd.models.loading.sources import is_gguf, resolve_source
 from srd.run.context import Run
 from srd.run.curate import Curated, Layout, curate, stage_file, write_rows
 
@@ -176,7 +177,10 @@ def lines(path: Path, count: int) -> Iterator[dict[str, Any]]:
 
 
 def start_model(run: Run) -> str:
-    """The model that training starts from, as any folder can name it."""
+    """The model that training starts from, as any folder can name it, and as transformers loads it."""
+    student = run.recipe.student
+    if run.start_source == student.model:
+        _tell_what_is_left_out("student", student)
     return _from_anywhere(run.start_source)
 
 
@@ -192,12 +196,30 @@ def teacher_model(run: Run) -> str:
             f"({run.recipe.teacher.endpoint}). Give a teacher without endpoint, or curate for one that learns from the "
             "rows alone (--for axolotl, llamafactory, litgpt or jsonl)."
         )
+    if len(run.recipe.teachers) > 1:
+        warn(
+            logger,
+            f"the recipe has {len(run.recipe.teachers)} teachers, and this trainer is given the first of them.",
+            "To learn from all of them, use srd run.",
+        )
+    if run.teacher_source == run.recipe.teacher.model:
+        _tell_what_is_left_out("teacher", run.recipe.teacher)
     return _from_anywhere(run.teacher_source)
 
 
+def _tell_what_is_left_out(role: str, model: Any) -> None:
+    """Say which settings a trainer that is given a name alone would load a model without."""
+    if left := [name for name in ("adapter", "revision", "trust_remote_code", "source") if getattr(model, name, None)]:
+        warn(
+            logger,
+            f"{role}.{left[0]} is a setting of the recipe, and the trainer is given the {role}'s name alone.",
+            "Set it in the trainer's script or configuration, too, or save the model as it is meant, and name that.",
+        )
+
+
 def _from_anywhere(source: str) -> str:
-    """A model's name as any folder can give it."""
-    path = Path(source).expanduser()
+    """A model's name as any folder can give it; of a GGUF file, the folder into which it was converted."""
+    path = Path(resolve_source(source) if is_gguf(source) else source).expanduser()
     return str(path.resolve()) if path.exists() else source
 
 

@@ -56,7 +56,10 @@ def curriculum_dataset(
     for number, part in enumerate(parts):
         count = len(part) - len(part) % batch_size
         if not count:
-            raise UserError(f"stage {number} has {len(part)} rows, fewer than batch_size={batch_size}. Lower it.")
+            raise UserError(
+                f"stage {number} has {len(part)} rows with all its passes, fewer than the {batch_size} of a step "
+                f"(batch_size). Take at most {len(part)} here, and in the trainer's per_device_train_batch_size."
+            )
         cut.append(part.select(range(count)))
     if not cut:
         raise UserError("there are no stages: give a folder of srd curate --for trl, or a list of stages")
@@ -141,7 +144,8 @@ class StageCallback(TrainerCallback):
             stages.setdefault(stage, [0, temperature, weight])[0] += 1
         if any(count % batch_size for count, *_ in stages.values()):
             raise UserError(
-                f"a stage's rows are no multiple of the batch size {batch_size}. Make them with "
+                f"a stage's rows are no multiple of the {batch_size} rows that a step of the trainer has "
+                "(per_device_train_batch_size * gradient_accumulation_steps * devices). Make them with "
                 f"curriculum_dataset(stages, batch_size={batch_size})"
             )
         return cls([(count // batch_size, *settings) for count, *settings in stages.values()], trainer)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
+from srd.base.remedies import warn
 from srd.export.curated import TRAINERS, Trainer, start_model, teacher_model
 from srd.export.texts import Shown
 from srd.run.curate import Curated
 from srd.training.arguments import micro_batch_size
 from srd.training.divergences.base import DIVERGENCES
+
+logger = logging.getLogger(__name__)
 
 USAGE = """
 ```
@@ -77,13 +81,12 @@ from trl.experimental.gkd import GKDConfig
 from srd.integrations.trl import StagedGKDTrainer, curriculum_dataset
 
 HERE = Path(__file__).resolve().parent
-BATCH = {batch}  # rows in one step of the optimizer, on all devices
 student, teacher = {model!r}, {teacher!r}
 
 args = GKDConfig(
     output_dir=str(HERE / "gkd"),
     num_train_epochs=1,  # the passes are in the rows
-    per_device_train_batch_size={micro},
+    per_device_train_batch_size={micro},  # a step has no more rows than the smallest stage
     gradient_accumulation_steps={steps},
     learning_rate={rate!r},
     lr_scheduler_type={schedule!r},
@@ -96,11 +99,12 @@ args = GKDConfig(
 tokenizer = AutoTokenizer.from_pretrained(student)
 if tokenizer.pad_token is None:
     tokenizer.pad_token = tokenizer.eos_token
+batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
 trainer = StagedGKDTrainer(
     model=AutoModelForCausalLM.from_pretrained(student),
     teacher_model=AutoModelForCausalLM.from_pretrained(teacher),
     args=args,
-    train_dataset=curriculum_dataset(HERE, batch_size=BATCH),
+    train_dataset=curriculum_dataset(HERE, batch_size=batch),
     processing_class=tokenizer,
 )
 trainer.train()
@@ -117,13 +121,13 @@ def contents(made: Curated) -> Iterator[tuple[str, str]]:
     """The scripts."""
     training, objective = made.run.recipe.training, made.run.recipe.training.objective
     micro = micro_batch_size(training)
+    _check_batches(made)
     divergence = DIVERGENCES.get(objective.name)
     beta = divergence.beta_with(objective.parameters)
     values = {
         "stages": len(made.stages),
         "model": start_model(made.run),
         "teacher": teacher_model(made.run),
-        "batch": training.batch_size,
         "micro": micro,
         "steps": training.batch_size // micro,
         "rate": training.learning_rate,
@@ -134,6 +138,21 @@ def contents(made: Curated) -> Iterator[tuple[str, str]]:
     }
     yield "train_sft.py", SFT.format(**values)
     yield "train_gkd.py", GKD.format(**values)
+
+
+def _check_batches(made: Curated) -> None:
+    """Say where a stage has too few rows for a step: no step of `StagedGKDTrainer` has rows of two stages."""
+    training = made.run.recipe.training
+    sizes = [(sum(map(len, made.passes(stage))), stage.index) for stage in made.stages]
+    rows, stage = min(sizes, default=(training.batch_size, 0))
+    if rows < training.batch_size:
+        warn(
+            logger,
+            f"stage {stage} has {rows} rows with all its passes, fewer than training.batch_size={training.batch_size}: "
+            "train_gkd.py would refuse it.",
+            f"Curate again with training.batch_size={rows}"
+            + (f" training.micro_batch_size={rows}." if training.micro_batch_size else "."),
+        )
 
 
 TRAINERS.register("trl")(
