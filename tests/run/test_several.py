@@ -99,7 +99,8 @@ def test_rows_of_nobody_are_refused_with_the_nearest(tiny: TinyRun, tmp_path: Pa
 
 
 REFUSED: dict[str, tuple[tuple[dict[str, Any], ...], dict[str, Any], str]] = {
-    "one": (({},), {}, "give several `teachers`, or one `teacher`"),
+    "one": (({},), {}, "there is one alone. Give it as `teacher`"),
+    "one beside several": (({}, {}), {"teacher": {"model": "other"}}, "not both: teacher=null takes it out"),
     "same name": (({"name": "a"}, {"name": "a"}), {}, "two are called 'a'"),
     "same rows": (({"rows": "sea"}, {"rows": ["sea"]}), {}, "the rows 'sea' have two teachers"),
     "no rows": (({"rows": "sea"}, {}), {}, "'second' has no rows"),
@@ -118,6 +119,12 @@ def test_teachers_that_do_not_go_together_are_refused(name: str, tiny: TinyRun, 
     own, changes, message = REFUSED[name]
     with pytest.raises(UserError, match=f"(?s){message}"):
         validate_recipe(several(tiny, tmp_path, *own, **changes).recipe, "tiny")
+
+
+def test_null_takes_the_one_teacher_out(tiny: TinyRun, tmp_path: Path) -> None:
+    run = several(tiny, tmp_path)
+    wanted = recipe_yaml(validate_recipe(run.recipe, "tiny"))
+    assert recipe_yaml(validate_recipe({**run.recipe, "teacher": None}, "tiny")) == wanted
 
 
 def test_a_teacher_with_another_tokenizer_is_refused(tiny: TinyRun, tmp_path: Path) -> None:

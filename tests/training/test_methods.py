@@ -282,6 +282,20 @@ def test_what_saves_memory_changes_nothing(ways: TinyRun, one: str, other: str) 
     assert losses(ways.run_dir, other) == pytest.approx(losses(ways.run_dir, one), rel=1e-4)
 
 
+def test_micro_batches_change_no_method(tmp_path: Path) -> None:
+    """Row by row, too, where the last step is a short one: of seven rows, or their fourteen texts, by four."""
+    writing = {name: {"name": name, "max_new_tokens": 8} for name in ("distillm2", "entropy_aware")}
+    own = {"gkd-mixed": METHODS["gkd-mixed"], "taid": {"name": "taid"}, **writing}
+    apart = {f"{name}-{size}": {"method": own[name], "micro_batch_size": size} for name in own for size in (1, 4)}
+    tiny = TinyRun(tmp_path)
+    tiny.set(training__curriculum=None, training__batch_size=4, training__epochs=1, data__train_limit=7)
+    tiny.set(baselines=apart).train()
+    for name in own:
+        one, whole = (weights(tiny.run_dir / "baselines" / f"{name}-{size}" / "student") for size in (1, 4))
+        for key, tensor in whole.items():
+            torch.testing.assert_close(one[key], tensor, atol=2e-5, rtol=1e-3, msg=f"{name}: {key}")
+
+
 @pytest.mark.xdist_group("ways")
 def test_bfloat16_autocast_is_close_to_float32(ways: TinyRun) -> None:
     for way in ("plain", "plain-in-bfloat16"):

@@ -210,7 +210,7 @@ def _with_first(value: dict[str, Any]) -> dict[str, Any]:
     """A recipe of several teachers with the first of them where one is asked for."""
     teachers = value.get("teachers")
     first = teachers[0] if isinstance(teachers, list) and teachers else None
-    if "teacher" in value or not isinstance(first, str | dict):
+    if value.get("teacher") is not None or not isinstance(first, str | dict):
         return value
     own = ("name", "weight", "rows")
     plain = first if isinstance(first, str) else {key: each for key, each in first.items() if key not in own}
@@ -318,10 +318,10 @@ class Recipe(Section):
     def _teachers_go_together(self) -> Self:
         if not self.teachers:
             return self
-        if len(self.teachers) == 1 or self.teachers[0].model_dump(include=set(TeacherConfig.model_fields)) != (
-            self.teacher.model_dump()
-        ):
-            raise ValueError("give several `teachers`, or one `teacher`, not both")
+        if len(self.teachers) == 1:
+            raise ValueError("teachers: there is one alone. Give it as `teacher`")
+        if self.teachers[0].model_dump(include=set(TeacherConfig.model_fields)) != self.teacher.model_dump():
+            raise ValueError("give several `teachers`, or one `teacher`, not both: teacher=null takes it out")
         titles = [each.title for each in self.teachers]
         if twice := [title for title in titles if titles.count(title) > 1]:
             raise ValueError(f"teachers: two are called {twice[0]!r}. Give each a name of its own")

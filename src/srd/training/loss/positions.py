@@ -166,7 +166,7 @@ def _columns(
         by_teacher = means(lambda rows: teacher_head.logits(teacher_hidden[rows]))
     found = schedule.of_rows(own[written], by_teacher[written], means(student)[written])
     dtype = torch.float64 if teacher_hidden.dtype == torch.float64 else torch.float32
-    lengths = np.array(counts)[written]
+    lengths = np.array(counts, dtype=np.int64)[written]  # of a micro-batch without rows, too
     return {
         name: torch.tensor(np.repeat(values, lengths), dtype=dtype, device=targets.device)
         for name, values in found.items()
