@@ -43,18 +43,25 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "chats": ("reflection", {"teacher": "chat-teacher", "student": "chat-student", "data": {
         "train": "chats.jsonl", "template": "chat", "train_on": "all"}}),
     "cleaning": ("likelihoods", {"data": {"cleaning": {"action": "drop", "most": 1.0}}}),
+    "repair": ("repair", {"teacher": {"model": "teacher", "sft": {"epochs": 1, "batch_size": 256}}, "data": {
+        "train": "loops.jsonl", "cleaning": {"action": "repair", "most": 1.0}}}),
     "ray": ("reflection", {"cluster": {"engine": "ray", "actors": 2}}),
 }  # fmt: skip
 
 
 def write_rows(folder: Path, rows: int) -> None:
-    """Questions and answers, and conversations of two turns each."""
-    with open(folder / "rows.jsonl", "w", encoding="utf-8") as plain, open(folder / "chats.jsonl", "w") as chats:
+    """Questions and answers, the same with a fifth of the answers in a loop, and conversations of two turns each."""
+    with (
+        open(folder / "rows.jsonl", "w", encoding="utf-8") as plain,
+        open(folder / "loops.jsonl", "w", encoding="utf-8") as loops,
+        open(folder / "chats.jsonl", "w", encoding="utf-8") as chats,
+    ):
         for number in range(rows):
             word, other = WORDS[number % 10], WORDS[number // 10 % 10]
             asked, said = f"What is {word} {number}?", f"The {word} is in the {other}."
             row = {"instruction": asked, "output": said, "teacher": "ab"[number % 2]}
             plain.write(json.dumps(row) + "\n")
+            loops.write(json.dumps({**row, "output": f"{other} " * 12} if number % 5 == 0 else row) + "\n")
             turns = [asked, said, f"And {other}?", f"The {other} is item {number % 100}."]
             messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
             chats.write(json.dumps({"messages": messages}) + "\n")
@@ -87,7 +94,8 @@ def recipe_of(folder: Path, case: str, url: str) -> Path:
     for name, value in CASES[case][1].items():
         recipe[name] = {**recipe[name], **value} if isinstance(recipe.get(name), dict) else value
     text = json.dumps({name: value for name, value in recipe.items() if value is not None})
-    for name in ("teacher", "second", "student", "other", "chat-teacher", "chat-student", "rows.jsonl", "chats.jsonl"):
+    for name in ("teacher", "second", "student", "other", "chat-teacher", "chat-student", "rows.jsonl", "loops.jsonl",
+                 "chats.jsonl"):
         text = text.replace(f': "{name}"', f': "{folder / name}"')
     path = folder / f"{case}.yaml"
     path.write_text(text.replace("SERVER", url), encoding="utf-8")
