@@ -94,8 +94,17 @@ def recipe_of(folder: Path, case: str, url: str) -> Path:
     for name, value in CASES[case][1].items():
         recipe[name] = {**recipe[name], **value} if isinstance(recipe.get(name), dict) else value
     text = json.dumps({name: value for name, value in recipe.items() if value is not None})
-    for name in ("teacher", "second", "student", "other", "chat-teacher", "chat-student", "rows.jsonl", "loops.jsonl",
-                 "chats.jsonl"):
+    for name in (
+        "teacher",
+        "second",
+        "student",
+        "other",
+        "chat-teacher",
+        "chat-student",
+        "rows.jsonl",
+        "loops.jsonl",
+        "chats.jsonl",
+    ):
         text = text.replace(f': "{name}"', f': "{folder / name}"')
     path = folder / f"{case}.yaml"
     path.write_text(text.replace("SERVER", url), encoding="utf-8")
