@@ -154,6 +154,28 @@ def test_a_model_is_evaluated_on_a_file_or_on_rows(folder: Path) -> None:
         srd.encode(rows, model)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"limit": 0}, "limit is 0, but must be 1 or more"), ({"limit": "3"}, "limit is '3', but must be a whole"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"), ({"batch_size": 0}, "batch_size is 0"),
+        ({"max_prompt_length": 0}, "max_prompt_length is 0"), ({"samples": 2}, "Give several seeds instead"),
+        ({"temperature": "hot"}, "temperature is hot, but must be 0"), ({"seeds": [1, 1]}, "seeds '1,1': give"),
+        ({"max_new_tokens": 10**6}, "Give a smaller max_new_tokens"),
+        ({"path": [{"instruction": "a", "output": "b"}, {"instruction": "a"}]}, "1 × row 2: no question with"),
+        ({"path": [{"instruction": "a", "output": 1}]}, "the rows: none of its rows"),
+    ],
+)  # fmt: skip
+def test_evaluate_is_told_of_in_the_words_of_its_caller(folder: Path, given: dict[str, Any], said: str) -> None:
+    """And not in those of the command line, nor by the file that rows are written into for it."""
+    save_tiny("tiny-student", "llama", seed=2)
+    tokenizer, rows = tiny_tokenizer("llama"), [{"instruction": "a", "output": "b"}]
+    with pytest.raises(srd.UserError) as error:
+        srd.evaluate("tiny-student", tokenizer, "instruction", **{"path": rows, **given})
+    assert said in str(error.value)
+    assert "--" not in str(error.value) and "rows.jsonl" not in str(error.value)
+
+
 def test_run_is_a_function_and_a_room() -> None:
     light = (
         "import sys, srd; assert callable(srd.run) and dir(srd); from srd.run.folder import RunFolder;"

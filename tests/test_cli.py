@@ -34,6 +34,7 @@ from srd.run.context import Run
 from srd.run.models import RecipeModels
 from srd.run.steps import training
 from srd.training import stages
+from tests.documents import ROOT
 from tests.runs import TinyRun, logged, steps_finished, tiny_rows, write_rows
 from tests.test_wrong_inputs import COMMANDS
 from tests.tiny import save_tiny
@@ -303,6 +304,27 @@ def test_evaluate_any_model_on_tasks(srd: Command, shared: TinyRun, tmp_path: Pa
     assert printed == {"student": {"gsm8k": {"accuracy": {"mean": 0.0, "std": 0.0, "seeds": {"0": 0.0}}}}}
     assert read_json(tmp_path / "out/metrics.json") == printed
     assert re.search(r"student +gsm8k +accuracy +0\.00", outcome.told)
+
+
+def test_what_a_plugin_registers_is_known_where_there_is_no_recipe(
+    srd: Command, shared: TinyRun, tmp_path: Path
+) -> None:
+    plugin, rows = tmp_path / "brief.py", write_rows(tmp_path / "rows.jsonl", [{"instruction": "a", "output": "b"}] * 2)
+    plugin.write_text(
+        re.findall(r"^```python\n(# brief.py.*?)^```", (ROOT / "docs/extending.md").read_text("utf-8"), re.S | re.M)[0]
+        + "\nsrd.register_score('brief_too', needs='losses')(lambda inputs: -inputs['ce'])\n"
+    )
+    scores = write_rows(tmp_path / "scores.jsonl", [{"id": str(n), "rouge_l": 0.1, "ce": float(n)} for n in range(3)])
+    answers = write_rows(tmp_path / "answers.jsonl", [{"text": "a few words"}] * 2)
+    for words in (
+        ("evaluate", shared.student, "--task", f"brief={rows}", "--max-new-tokens", 2, "-o", tmp_path / "out"),
+        ("score", answers, "--references", rows, "--task", "brief"),
+        ("rank", "--scores", scores, "--by", "brief_too", "-o", tmp_path / "ranked.jsonl"),
+    ):
+        outcome = srd(*words, "--plugin", plugin)
+        assert outcome.code == 0, outcome.told
+    assert json.loads((tmp_path / "ranked.jsonl").read_text().splitlines()[0])["id"] == "2"
+    assert "set plugins=" in srd("evaluate", "demo-tiny", "--plugin", plugin).told
 
 
 # ------------------------------------------------------------------------------------------------------- wrong data

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 
 import srd
 from srd.base.plugins import import_plugin
+from srd.curation.fusion import FUSIONS
 from srd.curation.scores.base import SCORES, Score, ScoreInputs
 from srd.training.divergences.base import DIVERGENCES
 from srd.training.methods.base import METHODS, Method
@@ -68,6 +71,13 @@ WRONG: dict[str, tuple[str, int, str]] = {  # plugin, the line that is named, wh
     "no score": (TASK.format("pass", "OfATest", ""), 4, "has a primary metric, but no score(predictions, examples"),
     "score": (TASK.format("def score(self, predictions, examples): ...", "OfATest", ""), 4, "allow_code_execution=..."),
     "decoding": (TASK.format(SCORES_LIKE, "OfATest", ", decoding={}"), 4, "is of type dict: give srd.Decoding"),
+    "no function": ("srd.register_divergence('of_a_test')(3)", 2, "must be a function of (log_p, log_q)"),
+    "any parameters": (DIVERGENCE.format("", "log_p, log_q, **more"), 2, "takes **more: write each parameter out"),
+    "default outside": (DIVERGENCE.format(", ranges={'a': [0, 1]}", "log_p, log_q, a=2"), 2, "is 2, outside of its"),
+    "another word": (DIVERGENCE.format(", bata=0", "log_p, log_q"), 2, "takes no 'bata'; did you mean 'beta'?"),
+    "no tokens": ("srd.Decoding(max_new_tokens=0)", 2, "max_new_tokens must be at least 1"),
+    "one seed": ("srd.Decoding(seeds=5)", 2, "seeds must be whole numbers from 0, such as (10, 20)"),
+    "hot": ("srd.Decoding(temperature='hot')", 2, "temperature must be a number"),
     "a library's error": ("class A(srd.Method):\n    max_new_tokens = 4", 2, "non-annotated attribute was detected"),
 }  # fmt: skip
 
@@ -219,3 +229,40 @@ def test_what_a_run_is_given_is_looked_at(
     with pytest.raises(srd.UserError) as error:
         srd.run(tiny.recipe, run_dir=tiny.run_dir)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["score", "divergence", "method", "fusion"])
+def test_what_an_entry_point_names_is_looked_at(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bare function is not what is registered: its settings are missing."""
+    registry: Any = {"score": SCORES, "divergence": DIVERGENCES, "method": METHODS, "fusion": FUSIONS}[kind]
+    point = EntryPoint("of_a_test", "json:dumps", f"srd.{kind}s")
+    monkeypatch.setitem(vars(registry), "_entry_points", {"of_a_test": point})
+    said = "is called with (ranks, k)" if kind == "fusion" else f"name a module that calls srd.register_{kind}"
+    with pytest.raises(srd.UserError) as error:
+        registry.get("of_a_test")
+    assert f"the {kind} 'of_a_test'" in str(error.value) and said in str(error.value)
+
+
+def test_a_plugin_that_was_changed_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that a script has imported by itself, and one that failed; helpers beside it, too."""
+    monkeypatch.syspath_prepend(tmp_path)
+    plugin, helper = tmp_path / "plugin_of_a_test.py", tmp_path / "helper_of_a_test.py"
+    text = (
+        "import srd, helper_of_a_test\n@srd.register_score('of_a_test')\ndef of_a_test(inputs):\n"
+        "    return [{} * helper_of_a_test.FACTOR]\n"
+    )
+
+    def given(number: int, factor: int) -> float:
+        plugin.write_text(text.format(number), encoding="utf-8")
+        helper.write_text(f"FACTOR = {factor}\n", encoding="utf-8")
+        import_plugin(str(plugin))
+        inputs: Any = ScoreInputs(pa.table({"id": ["a"]}))
+        return float(SCORES.get("of_a_test").compute(inputs)[0])
+
+    assert (given(1, 1), given(2, 1), given(2, 3)) == (1, 2, 6)
+    plugin.write_text(text.format(2) + "broken", encoding="utf-8")
+    with pytest.raises(srd.UserError, match="line 5"):
+        import_plugin(str(plugin))
+    assert given(4, 3) == 12
+    importlib.import_module("plugin_of_a_test")
+    assert given(5, 1) == 5

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +35,7 @@ from srd.base.files import (
     read_sealed,
     write_sealed,
 )
-from srd.base.handed import check_loaded
+from srd.base.handed import check_counts, check_loaded
 from srd.base.surroundings import as_it_was
 from srd.base.tables import data_set, write_table
 from srd.data.batching import EncodedExamples
@@ -42,7 +44,7 @@ from srd.data.examples import as_examples, row_of
 from srd.data.rows import as_table
 from srd.evaluation.answers import EvaluatedModel
 from srd.evaluation.answers import evaluate as answer_and_score
-from srd.evaluation.models import longest_prompt, prompt_encoder, read_benchmarks
+from srd.evaluation.models import prompt_encoder, prompt_room, read_benchmarks
 from srd.models.adapted import is_adapted
 from srd.models.loading.loading import load_model, load_tokenizer
 from srd.models.tokenizers.pair import token_count
@@ -65,6 +67,7 @@ from srd.training.tiers.base import BYTES, make_tier, stored_dtype
 RUNS = Path("runs")
 CLEANING = "data.cleaning.action"
 NOTES = ("architectures", "dtype", "torch_dtype", "transformers_version")  # what saving puts into a configuration
+ROWS = "rows.jsonl"  # what a caller of `evaluate` has handed over
 SOURCE_KEYS = ("path", "dataset")  # a mapping with one of these describes a source, as in a recipe
 
 
@@ -443,9 +446,10 @@ def evaluate(
     """
     is_loaded = not isinstance(model, str | Path)
     check_loaded(**({"model": model} if is_loaded else {}), tokenizer=tokenizer)
+    check_counts(batch_size=batch_size, max_prompt_length=max_prompt_length)
     each = [seeds] if isinstance(seeds, int) else seeds
-    with _folder_of_answers() as folder, contextlib.ExitStack() as afterwards:
-        source = path if path is None or isinstance(path, str | Path) else _written(path, folder / "rows.jsonl")
+    with _folder_of_answers() as folder, _told_in_python(folder / ROWS), contextlib.ExitStack() as afterwards:
+        source = path if path is None or isinstance(path, str | Path) else _written(path, folder / ROWS)
         (benchmark,) = read_benchmarks(
             [task if source is None else f"{task}={source}"],
             seeds=None if each is None else ",".join(map(str, each)), limit=limit, template=template,
@@ -454,8 +458,8 @@ def evaluate(
         )  # fmt: skip
         loaded: Any = model if is_loaded else load_model(str(model), tokenizer=tokenizer, role="model")
         afterwards.callback(loaded.train, loaded.training)
-        room = longest_prompt(loaded.config, tokenizer, benchmark.decoding.max_new_tokens)
-        encoder = prompt_encoder(loaded.config, tokenizer, max_prompt_length or room)
+        room = prompt_room(loaded, tokenizer, benchmark.decoding.max_new_tokens, max_prompt_length)
+        encoder = prompt_encoder(loaded.config, tokenizer, room)
         results = answer_and_score(
             [EvaluatedModel("model", "", lambda: (loaded.eval(), encoder))], [benchmark], folder / "answers",
             batch_size=batch_size, scoring={"allow_code_execution": allow_code_execution},
@@ -473,6 +477,19 @@ def _folder_of_answers() -> Iterator[Path]:
         parallel.barrier()
         if parallel.is_main():
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _told_in_python(rows: Path) -> Iterator[None]:
+    """Name arguments in place of the command line's options, and the caller's rows in place of their file."""
+    try:
+        yield
+    except UserError as error:
+        text = re.sub(rf"{re.escape(str(rows))}(?::|: row )(\d+)", r"row \1", str(error)).replace(str(rows), "the rows")
+        for name in inspect.signature(evaluate).parameters:
+            text = re.sub(rf"--{name.replace('_', '-')}\b", name, text)
+        error.args = (text.replace("data.max_prompt_length", "max_prompt_length"),)
+        raise
 
 
 def _written(rows: Any, path: Path) -> Path:

@@ -60,6 +60,7 @@ LARGEST_SEED = 2**32 - 1
 RANKED = "curriculum/ranked.parquet"
 # What stands in a recipe in the place of an option of `srd evaluate MODEL --task`.
 RECIPE_SAYS = {
+    "plugin": "set plugins=[…]",
     "limit": "set evaluation.limit=",
     "seeds": "set evaluation.seeds=[…]",
     "against": "a recipe compares all its models",
@@ -91,6 +92,9 @@ RecipeArgument = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Changes to the recipe's settings.")
+]
+Plugins = Annotated[
+    list[str] | None, typer.Option("--plugin", help="A .py file or a module with what you have registered; several.")
 ]
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where to work. Default: runs/<name of the recipe>.")]
 
@@ -229,6 +233,14 @@ def _without_effect(context: typer.Context, why: str, **remedies: str) -> None:
             raise UserError(f"{given} {why}: {remedies[parameter.name]}")
 
 
+def _load_plugins(names: list[str] | None) -> None:
+    """Import the user's own modules, where there is no recipe to name them."""
+    from srd.base.plugins import import_plugin
+
+    for name in names or []:
+        import_plugin(name)
+
+
 def _check_programs(context: typer.Context, tasks: list[str]) -> None:
     """Refuse a permission that no task needs."""
     from srd.tasks.base import get_task
@@ -279,6 +291,15 @@ def reflect_command(recipe: RecipeArgument, overrides: Overrides = None, run_dir
     _echo(_step("reflection", recipe, overrides, run_dir).files.scores)
 
 
+def _check_ranked(output: Path, scores: Path) -> None:
+    """Refuse to write ranked rows where something else is."""
+    from srd.base.tables import check_target
+
+    check_target(output)
+    if output.exists() and scores.exists() and output.samefile(scores):
+        raise UserError(f"-o {output} is the file of the scores, which would be written over. Name another one.")
+
+
 @app.command("rank")
 def rank_command(
     context: typer.Context,
@@ -294,6 +315,7 @@ def rank_command(
     fusion: Annotated[str, typer.Option(help="Of several scores: rrf, mean_rank or max_rank.")] = "rrf",
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="For --by random.")] = 0,
     drop_bad: Annotated[bool, typer.Option("--drop-bad", help="Drop rows with a score that is not finite.")] = False,
+    plugin: Plugins = None,
 ) -> None:
     """Rank the training data of a recipe, or a file of scores."""
     if scores is None:
@@ -308,10 +330,12 @@ def rank_command(
             fusion="set training.curriculum.fusion=",
             seed="set training.curriculum.seed=",
             drop_bad="set data.bad_rows=drop",
+            plugin="set plugins=[…]",
         )
         _echo(_step("ranking", recipe, overrides, run_dir).files.ranked)
         return
     _without_effect(context, "has no effect with --scores", recipe=LEAVE_OUT, run_dir=LEAVE_OUT)
+    _load_plugins(plugin)
     from srd.curation.scores.base import scores_of
 
     names = by.split(",") if "," in by else by
@@ -325,13 +349,11 @@ def rank_command(
     if output is None:
         raise UserError("--scores needs -o FILE: where the ranked rows go (.parquet, .csv or .jsonl)")
     from srd.base.console import set_up_logging
-    from srd.base.tables import check_target, read_table, write_table
+    from srd.base.tables import read_table, write_table
     from srd.curation.ranking import rank
 
     set_up_logging()
-    check_target(output)
-    if output.exists() and scores.exists() and output.samefile(scores):
-        raise UserError(f"-o {output} is the file of the scores, which would be written over. Name another one.")
+    _check_ranked(output, scores)
     table = read_table(scores)
     try:
         ranked = rank(table, k=k, by=names, fusion=fusion, seed=seed, bad_rows="drop" if drop_bad else "error")
@@ -357,6 +379,7 @@ def evaluate_command(
     overrides: Overrides = None,
     run_dir: RunDir = None,
     task: Annotated[list[str] | None, typer.Option(help="NAME or NAME=FILE; may be given several times.")] = None,
+    plugin: Plugins = None,
     limit: Annotated[int | None, typer.Option(min=1, help="So many examples of each task.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Such as 10,20,30. Default: the task's own.")] = None,
     against: Annotated[str | None, typer.Option(help="A second model, compared by paired bootstrap.")] = None,
@@ -389,6 +412,7 @@ def evaluate_command(
     if overrides:
         raise UserError(f"'{overrides[0]}': with --task there is no recipe to change. Use the command's options.")
     _without_effect(context, "has no effect with --task", run_dir="-o says where answers and metrics go")
+    _load_plugins(plugin)
     _check_programs(context, task)
     set_up_logging()
     results = evaluate_models(
@@ -741,6 +765,7 @@ def score_command(
     task: Annotated[
         str | None, typer.Option(help="gsm8k, mbpp, xsum, iwslt2017, …; default: ROUGE-L and exact match.")
     ] = None,
+    plugin: Plugins = None,
     allow_code_execution: InSandbox = False,
     unconfined: Unconfined = False,
 ) -> None:
@@ -750,6 +775,7 @@ def score_command(
     from srd.sandbox.outside import permission
 
     set_up_logging()
+    _load_plugins(plugin)
     _check_programs(context, [task] if task else [])
     allow = permission(allow_code_execution, unconfined)
     print(json.dumps(score_files(predictions, references, task, allow_code_execution=allow)))

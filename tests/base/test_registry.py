@@ -120,3 +120,29 @@ def test_an_installed_package_adds_a_name(shapes: Registry[int], monkeypatch: py
     assert shapes.get("pentagon") == shapes.get("pentagon") == 5
     with pytest.raises(UserError, match="the shape 'bad' of an installed package cannot be imported: no such module"):
         shapes.get("bad")
+
+
+def test_what_is_run_again_takes_the_place_of_what_it_registered(shapes: Registry[Any], tmp_path: Path) -> None:
+    """A cell of a notebook, or a plugin, that was changed; other code under a taken name is refused as ever."""
+    cell = (
+        "from shapes_of_a_test.base import SHAPES\n@SHAPES.register('mine', aliases=['own'{}])\ndef {}(): return {}\n"
+    )
+    exec(cell.format(", 'of_mine'", "mine", 1), {"__name__": "__main__"})
+    exec(cell.format("", "mine", 2), {"__name__": "__main__"})
+    assert shapes.get("own")() == 2
+    assert "of_mine" not in shapes.aliases
+    for other in ({"__name__": "elsewhere"}, {"__name__": "__main__", "__file__": str(tmp_path / "other.py")}):
+        with pytest.raises(UserError, match="there is a shape 'mine' already"):
+            exec(cell.format("", "mine", 3), other)
+    with pytest.raises(UserError, match="there is a shape 'mine' already"):
+        exec(cell.format("", "another", 3), {"__name__": "__main__"})
+    with pytest.raises(UserError, match="there is a shape 'square' already"):
+        exec(cell.format("", "square", 3).replace("'mine'", "'square'"), {"__name__": "__main__"})
+    assert shapes.get("mine")() == 2
+
+
+def test_a_module_that_registers_nothing_is_told(shapes: Registry[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "_entry_points", {"flat": EntryPoint("flat", "json", "srd.shapes")})
+    for ask in (shapes.get, shapes.name_of):
+        with pytest.raises(UserError, match=r"'flat' of an installed package: json registers none of that name"):
+            ask("flat")

@@ -12,7 +12,7 @@ import pytest
 
 from srd.base import tables
 from srd.base.errors import UserError
-from srd.base.tables import map_large, open_mapped, positions, read_table, reopened, write_table
+from srd.base.tables import map_large, open_mapped, parts_of, positions, read_table, reopened, write_table
 
 ROWS = datasets.Dataset.from_dict({"id": ["a", "é"], "rrf": [1 / 60.5, 1 / 3], "rank": [1, 2]})
 
@@ -92,3 +92,17 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
     broken.write_text("no parquet")
     with pytest.raises(UserError, match=r"broken\.parquet: cannot be read as parquet"):
         read_table(broken)
+
+
+@pytest.mark.parametrize("places", [None, [3, 1, 2], [4, 4, 0, 1], []])
+def test_parts_are_the_rows_in_their_order(places: list[int] | None) -> None:
+    table = pa.concat_tables(
+        [pa.table({"id": ["a", "b"], "n": [0, 1]}), pa.table({"id": ["c", "d", "e"], "n": [2, 3, 4]})]
+    )
+    rows = datasets.Dataset(table)
+    rows = rows if places is None else rows.select(places)
+    for count in (1, 2, 10):
+        parts = list(parts_of(rows, ["n"], count))
+        assert [value for part in parts for value in part["n"].to_pylist()] == rows["n"][:]
+        assert all(0 < len(part) <= count and part.column_names == ["n"] for part in parts)
+    assert [row for part in parts_of(rows) for row in part.to_pylist()] == rows.to_list()

@@ -440,6 +440,21 @@ def test_a_changed_chat_template_makes_everything_again(make_tiny_run: Callable[
     assert changed(tiny, before) == made
 
 
+def test_what_a_script_has_registered_makes_trainings_again_where_it_is_changed(again: TinyRun) -> None:
+    """It stands in no file that the recipe names: its code counts, where the recipe names it."""
+    cell = (
+        "import srd\n@srd.register_divergence('of_a_script')\ndef of_a_script(p, q): return {} * (p - q).pow(2).sum(-1)"
+    )
+    exec(cell.format(1), {"__name__": "__main__"})
+    unused = keys_of(again.set(training__objective="srkl"))
+    before = keys_of(again.set(training__objective="of_a_script"))
+    exec(cell.format(1) + "\n\nprint", {"__name__": "__main__"})
+    assert changed(again, before) == set()
+    exec(cell.format(2), {"__name__": "__main__"})
+    assert changed(again, before) == {"train/srd", "evaluation"}
+    assert keys_of(again.set(training__objective="srkl")) == unused
+
+
 def test_a_changed_plugin_makes_trainings_again(again: TinyRun, tmp_path: Path) -> None:
     from srd.base import plugins
 

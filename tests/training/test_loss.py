@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from srd.base.errors import RunError
+import srd
+from srd.base.errors import RunError, UserError
 from srd.models.head import HeadWeights
 from srd.training.divergences.base import loss_scale
 from srd.training.loss import chunks, row_losses
@@ -359,6 +360,18 @@ def test_which_number_of_rows_comes_first_changes_no_graph() -> None:
         problem = make_problem(count).in_dtype(torch.float32)
         found.append(ours(problem, LossSettings("rkl", weight=0.6, compiled=True)))
     assert stats["unique_graphs"] == before + 1 and len(found) == 3
+
+
+@pytest.mark.usefixtures("compiler")
+def test_a_divergence_below_0_is_told_of_when_it_is_compiled_too() -> None:
+    def negative(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+        return (log_p.exp() * (log_q - log_p)).sum(-1)
+
+    srd.register_divergence("below_0_of_a_test")(negative)
+    problem = make_problem().in_dtype(torch.float32)
+    for compiled in (False, True):
+        with pytest.raises(UserError, match=r"'negative' is negative at \d+ of \d+ positions"):
+            ours(problem, LossSettings("below_0_of_a_test", weight=0.6, compiled=compiled))
 
 
 def test_a_machine_that_cannot_compile_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,18 @@ def check_kind(what: str, value: Any, kind: Any, instead: str) -> None:
         raise UserError(f"{what} is {found}: {instead}")
 
 
+def check_counts(**given: Any) -> None:
+    """Refuse what is no number of things, by the names that its giver knows them by; None is left to a default.
+
+    Raises:
+        UserError: it is no whole number, or below 1.
+    """
+    for name, value in given.items():
+        whole = hasattr(value, "__index__") and not isinstance(value, bool)
+        if value is not None and not (whole and value >= 1):
+            raise UserError(f"{name} is {value!r}, but must be {'1 or more' if whole else 'a whole number, 1 or more'}")
+
+
 NEEDS = {  # what is asked for, an attribute that it has, and in words
     "model": ("config", "a loaded model, as AutoModelForCausalLM.from_pretrained(...) gives it"),
     "args": ("output_dir", "transformers.TrainingArguments"),

@@ -17,6 +17,6 @@ def temperature_problem(value: float) -> str | None:
 
 def sampling_problem(value: float) -> str | None:
     """Why text cannot be sampled at this temperature; None where it can, or where it is 0 (greedy)."""
-    if value == 0 or TEMPERATURES[0] <= value <= HOTTEST_SAMPLING:
+    if isinstance(value, int | float) and (value == 0 or TEMPERATURES[0] <= value <= HOTTEST_SAMPLING):
         return None
     return f"must be 0 (greedy), or between {TEMPERATURES[0]:g} and {HOTTEST_SAMPLING:g}"

@@ -10,28 +10,47 @@ from pathlib import Path
 
 from srd.base.errors import UserError
 from srd.base.failures import USER_CODE, first_line
-from srd.base.files import fingerprint
+from srd.base.files import file_digest, fingerprint
 
 #: Plugin -> files of the modules that came with it.
 IMPORTED: dict[str, set[Path]] = {}
+#: Plugin -> content of its files when they were imported.
+CONTENTS: dict[str, list[str]] = {}
 OURS = Path(__file__).parent.parent
 
 
 def import_plugin(name: str) -> None:
-    """Import a module by file path or by name, once, and note which files came with it.
+    """Import a module by file path or by name, and note which files came with it; anew where they were changed since.
 
     Raises:
         UserError: there is none, or running it fails; with the file and line where it does.
     """
+    if name in CONTENTS and CONTENTS[name] != _contents(name):
+        _forget(set(plugin_files(name)))
+        IMPORTED.pop(name)
     before, keeps_none = set(sys.modules), sys.dont_write_bytecode
     sys.dont_write_bytecode = True  # no __pycache__ in the user's folder
     try:
         _import(name)
     finally:
         sys.dont_write_bytecode = keeps_none
-    new = [getattr(sys.modules[module], "__file__", None) for module in set(sys.modules) - before]
-    IMPORTED.setdefault(name, {Path(file).resolve() for file in new if file})
+        new = [getattr(sys.modules[module], "__file__", None) for module in set(sys.modules) - before]
+        IMPORTED.setdefault(name, {Path(file).resolve() for file in new if file})
+        CONTENTS[name] = _contents(name)
     USER_CODE.update(plugin_files(name))
+
+
+def _contents(name: str) -> list[str]:
+    return [file_digest(file) if file.is_file() else "" for file in plugin_files(name)]
+
+
+def _forget(files: set[Path]) -> None:
+    """Let the modules of these files be imported anew."""
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file and name != "__main__" and Path(file).resolve() in files:
+            del sys.modules[name]
+    importlib.invalidate_caches()
 
 
 def _import(name: str) -> None:

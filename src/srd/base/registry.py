@@ -14,9 +14,12 @@ import sys
 from collections.abc import Callable, Iterable
 from functools import cache, cached_property
 from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
 from typing import Any, Generic, TypeVar
 
+from srd.base.code import HANDED, Handed, place_of_call
 from srd.base.errors import UserError, nearest
+from srd.base.failures import first_line
 from srd.base.handed import check_name
 
 T = TypeVar("T")
@@ -70,8 +73,16 @@ class Registry(Generic[T]):
     def _said(self, name: str) -> str:
         return name.replace("_", "-") if self.hyphens else name
 
-    def register(self, name: str, *, aliases: Iterable[str] = ()) -> Callable[[T], T]:
+    def register(self, name: str, *, aliases: Iterable[str] = (), of: Any = None) -> Callable[[T], T]:
         """Register what it decorates under ``name``, and under other names that mean the same.
+
+        What is registered once more by the same code, as a notebook's cell that is run again, takes the place of what
+        it registered before.
+
+        Args:
+            name: Of what is registered.
+            aliases: The other names.
+            of: What its author wrote, where that is only a part of it.
 
         Raises:
             UserError: a name is taken, or is none; or what it decorates cannot serve.
@@ -80,19 +91,29 @@ class Registry(Generic[T]):
         aliases = [aliases] if isinstance(aliases, str) else list(aliases)
 
         def decorate(value: T) -> T:
-            if self.check is not None:
-                self.check(name, value)
-            first, *others = names = [self._key(each) for each in (name, *aliases)]
-            self._read_files_before(first)
-            for each in names:
-                if each in self._registered or each in self.aliases or (each in self._files and each != first):
-                    said = self._said(each)
-                    raise UserError(f"there is a {self.kind} '{said}' already: register yours under another name")
-            self._registered[first] = value
-            self.aliases.update(dict.fromkeys(others, first))
+            self._add(value, [name, *aliases], value if of is None else of, place_of_call())
             return value
 
         return decorate
+
+    def _add(self, value: T, names: list[str], written: Any, place: str | None) -> None:
+        """Keep something under its names; ``place``: where it was registered, if not in srd."""
+        if self.check is not None:
+            self.check(names[0], value)
+        first, *others = names = list(map(self._key, names))
+        self._read_files_before(first)
+        handed = None if place is None else Handed(written, place)
+        if handed is not None and handed.is_again(HANDED.get((self.kind, first))):
+            self._registered.pop(first, None)
+            self.aliases = {alias: name for alias, name in self.aliases.items() if name != first}
+        for each in names:
+            if each in self._registered or each in self.aliases or (each in self._files and each != first):
+                said = self._said(each)
+                raise UserError(f"there is a {self.kind} '{said}' already: register yours under another name")
+        self._registered[first] = value
+        self.aliases.update(dict.fromkeys(others, first))
+        if handed is not None:
+            HANDED[self.kind, first] = handed
 
     def _read_files_before(self, name: str) -> None:
         """Read all files before something from elsewhere is registered: they come first, and know their aliases."""
@@ -118,7 +139,10 @@ class Registry(Generic[T]):
             UserError: there is none; the message suggests the nearest.
         """
         name, asked = self._key(name), name
-        if name in self:
+        if name in self._files or name in self._registered:
+            return name
+        if name in self._entry_points:
+            self._load(self._entry_points[name])
             return name
         self._read_files()  # an alias is known when its file is read
         if name not in self.aliases:
@@ -133,19 +157,19 @@ class Registry(Generic[T]):
             UserError: there is none; the message suggests the nearest name.
         """
         name = self.name_of(name)
-        if name not in self._registered and name in self._files:
+        if name not in self._registered:
             importlib.import_module(f"{self.package}.{name}")
-        elif name not in self._registered:
-            self._load(self._entry_points[name])
         return self._registered[name]
 
     def _load(self, point: EntryPoint) -> None:
-        """Import what an entry point names: the thing itself, or a module that registers it."""
+        """Import what an entry point names: a module that registers it, or the very thing that is registered."""
+        place = f"the {self.kind} '{point.name}' of an installed package"
         try:
             value = point.load()
         except Exception as error:
-            raise UserError(
-                f"the {self.kind} '{point.name}' of an installed package cannot be imported: {error}"
-            ) from error
-        if self._key(point.name) not in self._registered:
-            self.register(point.name)(value)
+            raise UserError(f"{place} cannot be imported: {first_line(error)} ({point.value})") from error
+        if self._key(point.name) in self._registered:
+            return
+        if isinstance(value, ModuleType):
+            raise UserError(f"{place}: {point.value} registers none of that name. Call srd.register_{self.kind} in it.")
+        self._add(value, [point.name], value, point.value)

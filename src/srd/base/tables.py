@@ -149,11 +149,27 @@ def column(rows: datasets.Dataset, name: str) -> pa.ChunkedArray:
     return query_table(rows.data.select([name]), slice(len(rows)), rows._indices).column(name)
 
 
-def parts_of(rows: datasets.Dataset, names: list[str], count: int) -> Iterator[pa.Table]:
-    """Columns of a data set in Arrow, so many rows at a time, without a data set of their own for it."""
-    table = rows.data.select(names)
-    for start in range(0, len(rows), count):
-        yield query_table(table, slice(start, min(start + count, len(rows))), rows._indices)
+def parts_of(rows: datasets.Dataset, names: list[str] | None = None, count: int = WRITE_ROWS) -> Iterator[pa.Table]:
+    """Columns of a data set in Arrow, so many rows at a time, without a data set of their own for it.
+
+    Rows in another order than their table's come in one piece, where the library gives a piece for each.
+    """
+    table = rows.data if names is None else rows.data.select(names)
+    if rows._indices is None:
+        for first in range(0, len(rows), count):
+            yield query_table(table, slice(first, min(first + count, len(rows))))
+        return
+    pieces = table.to_batches()
+    starts = np.cumsum([0, *map(len, pieces)])
+    for first in range(0, len(rows), count):
+        places = rows._indices.slice(first, count).column(0).to_numpy().astype(np.int64)
+        order = np.argsort(places, kind="stable")
+        used, begins = np.unique(np.searchsorted(starts, places[order], side="right") - 1, return_index=True)
+        parts = [
+            pieces[piece].take(own - starts[piece])
+            for piece, own in zip(used, np.split(places[order], begins[1:]), strict=True)
+        ]
+        yield pa.Table.from_batches(parts).combine_chunks().take(np.argsort(order))
 
 
 def check_target(path: Path) -> None:
@@ -176,35 +192,17 @@ def write_table(rows: datasets.Dataset, path: Path) -> None:
     with atomic_write(path) as partial:
         if path.suffix == ".jsonl":
             with open(partial, "w", encoding="utf-8") as file:
-                for table in _parts(rows):
+                for table in parts_of(rows):
                     file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
         else:
             with pacsv.CSVWriter(partial, schema) if path.suffix == ".csv" else _parquet(rows, partial) as writer:
-                for table in _parts(rows):
+                for table in parts_of(rows):
                     writer.write_table(table.cast(schema))
 
 
 def _parquet(rows: datasets.Dataset, path: Path) -> pq.ParquetWriter:
     """A writer whose pages end behind any row where rows are put into another order, else behind any 1,024."""
     return pq.ParquetWriter(path, rows.features.arrow_schema, write_batch_size=None if rows._indices is None else 1)
-
-
-def _parts(rows: datasets.Dataset) -> Iterator[pa.Table]:
-    """So many rows at a time. Those in another order come in one piece, where the library gives a piece for each."""
-    if rows._indices is None:
-        yield from rows.with_format("arrow").iter(WRITE_ROWS)
-        return
-    pieces = rows.data.to_batches()
-    starts = np.cumsum([0, *map(len, pieces)])
-    for first in range(0, len(rows), WRITE_ROWS):
-        places = rows._indices.slice(first, WRITE_ROWS).column(0).to_numpy().astype(np.int64)
-        order = np.argsort(places, kind="stable")
-        used, begins = np.unique(np.searchsorted(starts, places[order], side="right") - 1, return_index=True)
-        parts = [
-            pieces[piece].take(own - starts[piece])
-            for piece, own in zip(used, np.split(places[order], begins[1:]), strict=True)
-        ]
-        yield pa.Table.from_batches(parts).combine_chunks().take(np.argsort(order))
 
 
 def repeated(values: pa.ChunkedArray) -> pa.Array:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from srd.base.handed import check_call
 from srd.base.registry import Registry
 
 Ranks = NDArray[np.float64]  # [N], from 1
 Fusion = Callable[[Sequence[Ranks], float], Ranks]
 
-FUSIONS: Registry[Fusion] = Registry("fusion", "srd.curation.fusion")
+
+def _check(name: str, fusion: Any) -> None:
+    check_call(f"the fusion '{name}'", fusion, "ranks", "k")
+
+
+FUSIONS: Registry[Fusion] = Registry("fusion", "srd.curation.fusion", check=_check)
 
 
 @FUSIONS.register("rrf")

@@ -14,6 +14,7 @@ from srd.base import parallel
 from srd.base.console import progress_bar
 from srd.base.errors import UserError
 from srd.base.files import fingerprint
+from srd.base.handed import check_counts
 from srd.base.limits import sampling_problem
 from srd.base.locks import held
 from srd.data.encoding import Encoder
@@ -151,9 +152,7 @@ def read_benchmarks(
     allow_code_execution: Permission = False,
 ) -> list[Benchmark]:
     """Read the examples of ``NAME`` or ``NAME=FILE`` tasks; arguments as in `evaluate_models`."""
-    for option, value in (("--limit", limit), ("--max-new-tokens", max_new_tokens), ("--samples", samples)):
-        if value is not None and value < 1:
-            raise UserError(f"{option} is {value}, but must be 1 or more")
+    check_counts(**{"--limit": limit, "--max-new-tokens": max_new_tokens, "--samples": samples})
     if temperature is not None and (problem := sampling_problem(temperature)):
         raise UserError(f"--temperature is {temperature}, but {problem}")
     chosen_seeds = parse_seeds(seeds) if seeds is not None else None
@@ -237,6 +236,33 @@ def longest_prompt(config: Any, tokenizer: Any, answer_length: int) -> int | Non
     return int(smallest) if apart else int(smallest) - answer_length
 
 
+def prompt_room(model: Any, tokenizer: Any, answer_length: int, wanted: int | None, name: str = "") -> int | None:
+    """Tokens of the longest prompt that a model is given: as wanted, else as many as it takes; None: without a limit.
+
+    Args:
+        model: The model, or its configuration and its ``name``.
+        tokenizer: Its tokenizer.
+        answer_length: Tokens of its longest answer.
+        wanted: Tokens of a prompt; None: as many as it takes.
+        name: What messages call it.
+
+    Raises:
+        UserError: it takes fewer, or none beside the answer.
+    """
+    name, room = name or model.name_or_path, longest_prompt(getattr(model, "config", model), tokenizer, answer_length)
+    if room is not None and room < 1:
+        raise UserError(
+            f"model '{name}' takes {room + answer_length} tokens, which leaves no room for a prompt beside an answer "
+            f"of {answer_length}. Give a smaller --max-new-tokens."
+        )
+    if wanted is not None and room is not None and wanted > room:
+        raise UserError(
+            f"--max-prompt-length is {wanted}, but model '{name}' takes {room} tokens of prompt beside an answer of "
+            f"{answer_length}. Give a smaller one, or leave it out."
+        )
+    return wanted or room
+
+
 def prompt_encoder(config: Any, tokenizer: Any, longest: int | None, template: str = "auto") -> Encoder:
     """What makes tokens of prompts for a model that only answers; ``longest``: of a prompt, in tokens, if any."""
     return Encoder(
@@ -248,18 +274,8 @@ def prompt_encoder(config: Any, tokenizer: Any, longest: int | None, template: s
 def _evaluated_model(model: str, name: str, answer_length: int, max_prompt_length: int | None) -> EvaluatedModel:
     """A model with its tokenizer; the weights are loaded when the first answer is missing."""
     config, tokenizer = load_config(model), load_tokenizer(model)
-    room = longest_prompt(config, tokenizer, answer_length)
-    if room is not None and room < 1:
-        raise UserError(
-            f"model '{model}' takes {room + answer_length} tokens, which leaves no room for a prompt beside an answer "
-            f"of {answer_length}. Give a smaller --max-new-tokens."
-        )
-    if max_prompt_length is not None and room is not None and max_prompt_length > room:
-        raise UserError(
-            f"--max-prompt-length is {max_prompt_length}, but model '{model}' takes {room} tokens of prompt beside an "
-            f"answer of {answer_length}. Give a smaller one, or leave it out."
-        )
-    encoder = prompt_encoder(config, tokenizer, max_prompt_length or room)
+    room = prompt_room(config, tokenizer, answer_length, max_prompt_length, model)
+    encoder = prompt_encoder(config, tokenizer, room)
 
     def load() -> tuple[Any, Encoder]:
         return load_model(model, tokenizer=tokenizer, device=parallel.own_gpu()), encoder

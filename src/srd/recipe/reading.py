@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,9 @@ from srd.recipe.files import shipped_recipes as shipped_recipes
 from srd.recipe.merging import merge
 from srd.recipe.mistakes import describe_mistakes
 from srd.recipe.schema import Recipe
+
+RUN_RECIPE = "recipe.yaml"  # a run's own
+UNKNOWN = re.compile(r"unknown (objective|score|teacher) |there is no (template|task) |the expected tags")
 
 
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
@@ -55,7 +59,14 @@ def validate_recipe(content: dict[str, Any], origin: str) -> Recipe:
     try:
         return Recipe.model_validate(content, strict=True)
     except ValidationError as error:
-        raise UserError(f"{origin} has {describe_mistakes(error)}") from error
+        raise UserError(f"{origin} has {describe_mistakes(error)}{_of_a_script(error, origin)}") from error
+
+
+def _of_a_script(error: ValidationError, origin: str) -> str:
+    """What helps where a run was made by a script that had registered a name itself."""
+    if Path(origin).name != RUN_RECIPE or not any(UNKNOWN.search(each["msg"]) for each in error.errors()):
+        return ""
+    return f"\nHad a script registered it? Put that into a file of its own, and name it under plugins in {origin}."
 
 
 def load_plugins(plugins: Any) -> None:

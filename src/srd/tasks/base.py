@@ -47,6 +47,18 @@ class Decoding:
     max_new_tokens: int = 256
     seeds: tuple[int, ...] = (0,)
 
+    def __post_init__(self) -> None:
+        numbers = all(isinstance(each, int | float) for each in (self.temperature, self.top_p))
+        whole = isinstance(self.seeds, tuple | list) and all(isinstance(seed, int) and seed >= 0 for seed in self.seeds)
+        for fits, wanted in (
+            (numbers and 0 <= self.temperature < float("inf"), "temperature must be a number, at least 0"),
+            (numbers and 0 < self.top_p <= 1, "top_p must be above 0, and 1 at most"),
+            (isinstance(self.max_new_tokens, int) and self.max_new_tokens >= 1, "max_new_tokens must be at least 1"),
+            (whole and self.seeds, "seeds must be whole numbers from 0, such as (10, 20)"),
+        ):
+            if not fits:
+                raise UserError(f"srd.{self}: {wanted}")
+
 
 # The published evaluations of instruction following: five sampled answers a prompt.
 SAMPLED = Decoding(temperature=1.0, seeds=(10, 20, 30, 40, 50))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from srd.base.errors import UserError, nearest
 from srd.base.failures import first_line
-from srd.base.handed import check_call, check_name
+from srd.base.handed import check_call, check_kind, check_name
 from srd.base.registry import Registry
 
 if TYPE_CHECKING:
@@ -98,7 +98,12 @@ class Score:
         return values if self.harder == "high" else -values
 
 
-SCORES: Registry[Score] = Registry("score", "srd.curation.scores")
+def _check(name: str, score: Any) -> None:
+    """Refuse a bare function, which an entry point may name."""
+    check_kind(f"the score '{name}'", score, Score, "name a module that calls srd.register_score")
+
+
+SCORES: Registry[Score] = Registry("score", "srd.curation.scores", check=_check)
 
 
 def register_score(
@@ -130,7 +135,7 @@ def register_score(
 
     def decorate(function: Callable[[ScoreInputs], Any]) -> Callable[[ScoreInputs], Any]:
         check_call(f"the score '{name}'", function, "inputs")
-        SCORES.register(name)(Score(name, harder, wanted, function, drawn))
+        SCORES.register(name, of=function)(Score(name, harder, wanted, function, drawn))
         return function
 
     return decorate

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from srd.base.errors import UserError, nearest
-from srd.base.handed import check_call, check_name
+from srd.base.handed import check_call, check_kind, check_name
 from srd.base.registry import Registry
 
 Range = tuple[float, float]
@@ -62,7 +62,15 @@ class Divergence:
         return self.beta(**{**self.defaults, **parameters}) if callable(self.beta) else self.beta
 
 
-DIVERGENCES: Registry[Divergence] = Registry("divergence", "srd.training.divergences", "unknown objective '{}'")
+def _check(name: str, divergence: Any) -> None:
+    """Refuse a bare function, which an entry point may name."""
+    check_kind(f"the divergence '{name}'", divergence, Divergence, "name a module that calls srd.register_divergence")
+
+
+DIVERGENCES: Registry[Divergence] = Registry(
+    "divergence", "srd.training.divergences", "unknown objective '{}'", check=_check
+)
+KNOWN = ("beta", "near_beta", "of_own_token")  # what else `register_divergence` takes
 
 
 def register_divergence(
@@ -97,25 +105,39 @@ def register_divergence(
         UserError: a name is taken by another function.
     """
     check_name("divergence", name)
+    for unknown in known.keys() - set(KNOWN):
+        raise UserError(f"the divergence {name}: register_divergence takes no '{unknown}'; {nearest(unknown, KNOWN)}")
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         defaults, within = _parameters_of(name, function), dict(ranges or {})
         for parameter, limits in within.items():
-            if parameter not in defaults:
-                raise UserError(f"the divergence {name} has a range for '{parameter}', but no such parameter")
-            if not isinstance(limits, list | tuple) or len(limits) != 2:
-                raise UserError(
-                    f"the divergence {name}: the range of '{parameter}' is {limits!r}: give (lowest, highest)"
-                )
+            _check_range(name, parameter, limits, defaults)
         described = Divergence(name, function, defaults, squared, gives_slope, within, whole, nothing or {}, **known)
-        DIVERGENCES.register(name, aliases=aliases)(described)
+        DIVERGENCES.register(name, aliases=aliases, of=function)(described)
         return function
 
     return decorate
 
 
+def _check_range(name: str, parameter: str, limits: Any, defaults: Mapping[str, float]) -> None:
+    """Refuse a range of no parameter, one that is none, and one that its own default is outside of."""
+    if parameter not in defaults:
+        raise UserError(f"the divergence {name} has a range for '{parameter}', but no such parameter")
+    if not isinstance(limits, list | tuple) or len(limits) != 2:
+        raise UserError(f"the divergence {name}: the range of '{parameter}' is {limits!r}: give (lowest, highest)")
+    if not limits[0] <= defaults[parameter] <= limits[1]:
+        raise UserError(
+            f"the divergence {name}: the default of '{parameter}' is {defaults[parameter]:g}, outside of its range "
+            f"{limits[0]:g} to {limits[1]:g}"
+        )
+
+
 def _parameters_of(name: str, function: Callable[..., Any]) -> dict[str, float]:
+    if not callable(function):
+        check_call(f"the divergence {name}", function, "log_p", "log_q")
     parameters = list(inspect.signature(function).parameters.values())[2:]
+    if many := [str(item) for item in parameters if item.kind in (item.VAR_POSITIONAL, item.VAR_KEYWORD)]:
+        raise UserError(f"the divergence {name} takes {many[0]}: write each parameter out, with its default")
     missing = [item.name for item in parameters if item.default is inspect.Parameter.empty]
     if missing:
         raise UserError(f"the divergence {name} needs a default for its parameters {missing}")

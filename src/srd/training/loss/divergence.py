@@ -31,7 +31,7 @@ def evaluate(function: SlopeFunction, log_p: Tensor, log_q: Tensor, given: dict[
 
     0 · (−∞ − (−∞)) is NaN in floating point where the divergence's limit is 0. Masks are rare, so the plain form is
     evaluated first and the few rows' NaN, if any, lead to the careful form. Compiled, the careful form costs nothing,
-    and to ask would.
+    and to ask would: what is below 0 is then left so, for `check_compiled`.
     """
     compiled = torch.compiler.is_compiling()
     value, slope = (log_p, log_p) if compiled else _two(function, function(log_p, log_q, **given), log_p)
@@ -41,7 +41,18 @@ def evaluate(function: SlopeFunction, log_p: Tensor, log_q: Tensor, given: dict[
         if not compiled:
             _check_sound(function, value, log_p, log_q)
         value = value.masked_fill(value > 1e12, float("inf"))  # mass where the other has none
-    return value.clamp_(min=0), slope
+    return value if compiled else value.clamp_(min=0), slope
+
+
+def check_compiled(function: SlopeFunction, value: Tensor) -> Tensor:
+    """What a compiled divergence has given, at least 0.
+
+    Raises:
+        UserError: it is negative. One that gives its own slope, as ours do, is trusted: to look makes a GPU wait.
+    """
+    if isinstance(function, partial):
+        _check_not_negative(function, value)
+    return value.clamp_(min=0)
 
 
 def _lowest(like: Tensor) -> float:
@@ -84,19 +95,23 @@ def _title(function: SlopeFunction) -> str:
 
 def _check_sound(function: SlopeFunction, value: Tensor, log_p: Tensor, log_q: Tensor) -> None:
     """Refuse NaN that the divergence itself has made of sound distributions, and values below 0."""
-    negative = value <= -SLACK
-    if bool(negative.any()):
-        raise UserError(
-            f"the divergence {_title(function)!r} is negative at {int(negative.sum())} of {len(value)} positions (down "
-            f"to {float(value.min()):.3g}). It must be 0 where teacher and student agree, and more elsewhere: its loss "
-            "would be shown as 0. Look at its sign, or add a constant."
-        )
+    _check_not_negative(function, value)
     bad = value.isnan() & ~log_p.isnan().any(-1) & ~log_q.isnan().any(-1)
     if bool(bad.any()):
         raise UserError(
             f"the divergence {_title(function)!r} gives NaN, or a gradient that is NaN, at {int(bad.sum())} of "
             f"{len(bad)} positions, where teacher and student are sound. A root or a logarithm of 0 "
             "does that: clamp first."
+        )
+
+
+def _check_not_negative(function: SlopeFunction, value: Tensor) -> None:
+    negative = value <= -SLACK
+    if bool(negative.any()):
+        raise UserError(
+            f"the divergence {_title(function)!r} is negative at {int(negative.sum())} of {len(value)} positions (down "
+            f"to {float(value.min()):.3g}). It must be 0 where teacher and student agree, and more elsewhere: its loss "
+            "would be shown as 0. Look at its sign, or add a constant."
         )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from srd.base.errors import RunError
 from srd.training.loss.aligned_loss import ClassMaps, by_class, through_classes
-from srd.training.loss.divergence import SlopeFunction, evaluate, slope_function
+from srd.training.loss.divergence import SlopeFunction, check_compiled, evaluate, slope_function
 from srd.training.loss.outcomes import OutcomeHead
 from srd.training.loss.settings import LossSettings
 
@@ -118,15 +118,18 @@ def compiled_losses() -> Callable[..., LossParts]:
     compiled = torch.compile(_row_losses)
 
     def call(*given: Any) -> LossParts:
-        student, teacher, targets, reference, _settings, scale, *_, columns, _divergence = given
+        student, teacher, targets, reference, _settings, scale, *_, columns, divergence = given
         for rows in (student, teacher, targets, reference, scale, *columns.values()):
             if rows is not None and rows.dim():  # one graph for any number of rows, whichever comes first
                 torch._dynamo.maybe_mark_dynamic(rows, 0)
         try:
-            return compiled(*given)
+            found: LossParts = compiled(*given)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = str(error).strip().splitlines()[0]
             raise RunError(f"torch.compile fails on this machine ({reason}). Set training.compile=off") from error
+        if divergence is not None:
+            check_compiled(divergence, found.kd)
+        return found
 
     return call
 

@@ -101,7 +101,13 @@ class Method(Section):
         return [METHODS.get(name) for name in METHODS.names()] if cls is Method else [cls]
 
 
-METHODS: Registry[type[Method]] = Registry("method", "srd.training.methods")
+def _is_registered(name: str, method: Any) -> None:
+    """Refuse what did not go through `register_method`, which an entry point may name."""
+    if not (isinstance(method, type) and issubclass(method, Method) and method.model_fields["name"].default == name):
+        raise UserError(f"the method '{name}' is {method!r}: name a module that calls srd.register_method")
+
+
+METHODS: Registry[type[Method]] = Registry("method", "srd.training.methods", check=_is_registered)
 M = TypeVar("M", bound=Method)
 
 
