@@ -108,6 +108,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         "label_smoothing_factor has no effect here.*Set it to 0",
     ),
     ({"args": TrainingArguments("out", train_sampling_strategy="sequential")}, "keep an order.*own_loop"),
+    ({"args": TrainingArguments("out", dataloader_drop_last=True)}, "dataloader_drop_last has no effect here"),
+    ({"args": TrainingArguments("out", auto_find_batch_size=True)}, "auto_find_batch_size has no effect here"),
+    ({"args": TrainingArguments("out", per_device_train_batch_size=0)}, "per_device_train_batch_size is 0: give 1"),
+    ({"args": TrainingArguments("out", gradient_accumulation_steps=0)}, "gradient_accumulation_steps is 0: give 1"),
     ({"teacher": tiny_model("t5")}, "(?i)encoder-decoder"),
     ({"teacher": tiny_model("llama", vocab_size=100)}, "that the teacher does not have: its vocabulary ends at 100"),
 ]
@@ -118,6 +122,35 @@ def test_mistakes(changes: dict[str, Any], message: str, tmp_path: Path) -> None
     with pytest.raises(Exception, match=message) as caught:
         trainer(tmp_path, **changes)
     assert type(caught.value).__name__ == "UserError"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "BACKEND is INDUCTOR.*Set ACCELERATE_DYNAMO_BACKEND=no"),
+        ("ACCELERATE_USE_MEGATRON_LM", "true", "Megatron-LM, which is not for srd. Use ddp.yaml"),
+    ],
+)
+def test_what_a_launcher_asks_for_in_vain(
+    variable: str, value: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TrainingArguments(torch_compile=True) sets the first variable, too."""
+    monkeypatch.setenv(variable, value)
+    for call in (lambda: trainer(tmp_path), lambda: srd.run("demo-tiny", run_dir=tmp_path / "run")):
+        with pytest.raises(Exception, match=message) as caught:
+            call()
+        assert type(caught.value).__name__ == "UserError"
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv(variable, {"true": "false"}.get(value, "no"))
+    trainer(tmp_path, args=arguments(tmp_path, eval_strategy="no"))
+
+
+def test_data_seed_draws_the_batches(tmp_path: Path) -> None:
+    orders = []
+    for seeds in ({}, {"data_seed": 42}, {"data_seed": 5}):
+        made = trainer(tmp_path, args=arguments(tmp_path, eval_strategy="no", **seeds))
+        orders.append(made.batches.batches())
+    assert orders[0] == orders[1] != orders[2]
 
 
 class Watch(TrainerCallback):

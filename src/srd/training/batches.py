@@ -52,7 +52,7 @@ def length_batches(examples: EncodedExamples, args: TrainingArguments) -> Length
         examples.lengths,
         args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
         micro_batch_size=args.per_device_train_batch_size,
-        seed=args.seed,
+        seed=args.seed if args.data_seed is None else args.data_seed,
         process=args.process_index,
         processes=args.world_size,
     )

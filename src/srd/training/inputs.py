@@ -28,6 +28,7 @@ from srd.models.tokenizers.pair import (
 from srd.models.tokenizers.tokens import decoder_prefix
 from srd.training.cache.teacher_cache import TeacherCache
 from srd.training.divergences.base import DIVERGENCES, check_parameters
+from srd.training.libraries import check_launch
 from srd.training.loss.settings import LossSettings
 from srd.training.methods.base import method_of
 from srd.training.methods.common import rollouts_of, schedule_of
@@ -55,6 +56,8 @@ INSTEAD = {
     "compute_metrics": "evaluate() gives the loss and ROUGE-L; srd.evaluate scores a model on a task. Leave it out",
     "data_collator": "batches are padded by srd's own. Leave it out",
     "label_smoothing_factor": "the references are learnt as they are. Set it to 0",
+    "dataloader_drop_last": "a short last step counts for as much as it has. Set it to False",
+    "auto_find_batch_size": "batches keep their size. Lower per_device_train_batch_size where memory is short",
     "train_sampling_strategy": "batches are drawn anew. To keep an order train its parts in turn (own_loop.py)",
 }
 
@@ -70,6 +73,10 @@ def check_named(**given: Any) -> None:
 def check_given(model: Any, args: Any, tokenizer: Any, others: Mapping[str, Any]) -> None:
     """Refuse what is no model, no arguments or no tokenizer, and what has no effect; say what to do instead."""
     check_loaded(model=model, args=args, processing_class=tokenizer)
+    check_launch()
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
+        if (value := getattr(args, name)) < 1:
+            raise UserError(f"{name} is {value}: give 1 or more")
     unlike = (name for name in INSTEAD if getattr(args, name, None) not in (None, 0, "random", "group_by_length"))
     for name in [*others, *unlike]:
         if name not in PASSED_ON:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 
 from srd.base.errors import UserError, nearest
@@ -100,3 +101,22 @@ def check_installed(field: str, optimizer: str, loggers: list[str]) -> None:
         refuses, remedy = READY.get(name, (str, ""))
         if reason := refuses():
             raise UserError(f"{field}.log_to=[{name}]: {name} would not log this run: {reason}. {remedy}")
+
+
+def check_launch() -> None:
+    """Refuse what accelerate's launcher and TrainingArguments may ask for by variables, and cannot be here.
+
+    A student compiled whole would not see the hook that ends its forward pass before the head.
+    """
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if backend.lower() != "no":
+        raise UserError(
+            f"torch.compile is on for whole models (ACCELERATE_DYNAMO_BACKEND is {backend}, by accelerate's "
+            "configuration or TrainingArguments): it would not see where srd leaves the student before its head. Set "
+            "ACCELERATE_DYNAMO_BACKEND=no, and torch_compile=False. In a recipe, training.compile=loss is for the rest."
+        )
+    if os.environ.get("ACCELERATE_USE_MEGATRON_LM", "false") == "true":
+        raise UserError(
+            "accelerate's configuration asks for Megatron-LM, which is not for srd. Use ddp.yaml, fsdp.yaml or a "
+            "DeepSpeed configuration (docs/parallel.md)."
+        )

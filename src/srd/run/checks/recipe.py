@@ -14,7 +14,7 @@ from srd.recipe.schema import Recipe
 from srd.run.outline.costs import cache_tier, cached_trainings, temperatures_of
 from srd.sandbox.outside import require_permission
 from srd.tasks.base import get_task
-from srd.training.libraries import check_installed
+from srd.training.libraries import check_installed, check_launch
 from srd.training.methods.common import rollouts_of, schedule_of
 from srd.training.tiers.base import TIERS
 
@@ -39,7 +39,8 @@ def check_evaluation(recipe: Recipe) -> None:
 
 
 def check_libraries(recipe: Recipe) -> None:
-    """Refuse optimizers and loggers whose packages are missing."""
+    """Refuse optimizers and loggers whose packages are missing, and what another library was told to do."""
+    check_launch()
     named = {"teacher.sft": recipe.teacher.sft, "student.warm_start": recipe.student.warm_start}
     named |= {f"baselines.{name}": training for name, training in recipe.baselines.items()}
     for field, training in {**named, "training": recipe.training}.items():
