@@ -73,14 +73,16 @@ STAND_INS = {
 
 
 @pytest.mark.parametrize(
-    ("tenths", "ends", "status", "requeued"), [(0, 0, 0, False), (0, 2, 2, False), (300, 0, 0, True)]
+    ("tenths", "ends", "status", "requeued", "gpus"),
+    [(0, 0, 0, False, "0"), (0, 2, 2, False, None), (300, 0, 0, True, "8")],
 )
-def test_a_slurm_job(tenths: int, ends: int, status: int, requeued: bool, tmp_path: Path) -> None:
+def test_a_slurm_job(tenths: int, ends: int, status: int, requeued: bool, gpus: str | None, tmp_path: Path) -> None:
     """It starts torchrun on all machines, ends as that does, and queues itself again when its time is nearly over."""
     for name, text in STAND_INS.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
         (tmp_path / name).chmod(0o755)
-    job = {"SLURM_JOB_ID": "1042", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_NODELIST": "one,two"}
+    job = {"SLURM_JOB_ID": "1042", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "one,two"}
+    job |= {} if gpus is None else {"SLURM_GPUS_ON_NODE": gpus}
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TENTHS": str(tenths), "STATUS": str(ends)}
     command = ["bash", str(EXAMPLES / "cluster" / "srd.sbatch"), "mine.yaml", "runs/mine"]
     with subprocess.Popen(command, cwd=tmp_path, env={**os.environ, **job, **path}) as process:
@@ -92,23 +94,24 @@ def test_a_slurm_job(tenths: int, ends: int, status: int, requeued: bool, tmp_pa
         assert process.wait(20) == status
     said = (tmp_path / "said").read_text(encoding="utf-8").splitlines()
     assert said[0].endswith(
-        "--nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint one:29542 --rdzv-id 1042 "
-        "-m srd run mine.yaml --run-dir runs/mine"
+        f"--nnodes 2 --nproc-per-node {8 if gpus == '8' else 1} --rdzv-backend c10d --rdzv-endpoint one:29542 "
+        "--rdzv-id 1042 -m srd run mine.yaml --run-dir runs/mine"
     )
     assert said[1:] == (["ended", "scontrol requeue 1042"] if requeued else [])
 
 
-def test_a_skypilot_job(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gpus", [4, 0])
+def test_a_skypilot_job(gpus: int, tmp_path: Path) -> None:
     """Its command, on the second of two machines."""
     job = yaml.safe_load((EXAMPLES / "cluster" / "srd.sky.yaml").read_text(encoding="utf-8"))
     (tmp_path / "torchrun").write_text('#!/bin/bash\necho "$*"\n', encoding="utf-8")
     (tmp_path / "torchrun").chmod(0o755)
-    sky = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NUM_GPUS_PER_NODE": "4", "SKYPILOT_NODE_RANK": "1",
+    sky = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NUM_GPUS_PER_NODE": str(gpus), "SKYPILOT_NODE_RANK": "1",
            "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2"}  # fmt: skip
     environment = {**os.environ, **sky, **job["envs"], "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     told = subprocess.run(["bash", "-ec", job["run"]], env=environment, capture_output=True, text=True, check=True)
     assert told.stdout.strip() == (
-        "--nnodes 2 --nproc-per-node 4 --node-rank 1 --master-addr 10.0.0.1 --master-port 29500 "
+        f"--nnodes 2 --nproc-per-node {gpus or 1} --node-rank 1 --master-addr 10.0.0.1 --master-port 29500 "
         "-m srd run mine.yaml --run-dir /runs/mine"
     )
     assert job["resources"]["use_spot"] and "/runs" in job["file_mounts"]

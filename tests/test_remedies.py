@@ -309,6 +309,8 @@ CASES: dict[str, tuple[Change, str, list[Change]]] = {
     "an adapter for a model": (all_of(file("adapter/adapter_config.json", ADAPTER), models("teacher", "adapter")),
                                "Give its base model as `model` and this as `adapter`",
                                [all_of(models("teacher", "student"), put("student.adapter=adapter"))]),
+    "a run directory": (all_of(file("run/recipe.yaml"), copied("student", "run/student"), models("teacher", "run")),
+                        "Name the student in it: run/student", [models("teacher", "run/student")]),
     "a folder that is no model": (all_of(file("empty/a.txt"), models("teacher", "empty")),
                                   "Give a folder that save_pretrained wrote", [models("teacher", "student")]),
     "a file that is no model": (all_of(file("student.bin"), models("teacher", "student.bin")),

@@ -144,6 +144,7 @@ def test_what_the_command_line_sets_is_named_beside_the_file() -> None:
         (["evaluation.tasks=[doly]"], "did you mean 'dolly'?"),
         (["seed=-1"], "seed: input should be greater than or equal to 0"),
         (["teacher=null"], "teacher"),
+        (["training.log_to=tensorboard"], "In brackets it is one: log_to: [tensorboard], or on the command line "),
         (["teacher.revision=2"], """string (is 2). In quotes it is one: revision: "2", or """),
         (["teacher.revision=2"], """on the command line teacher.revision='"2"'"""),
     ],

@@ -99,10 +99,10 @@ def format_of(path: Path, format: str = "auto") -> str:
         named = next((name for name, kind in FORMATS.items() if called in kind.endings), None)
         found = _by_content(path, head, named)
     if found is None:
-        raise UserError(
-            f"{path}: neither its ending {path.suffix!r} nor its content ({head[:20]!r}) says its format. Set `format` "
-            f"to one of {', '.join(FORMATS)}."
-        )
+        told = f"{path}: neither its ending {path.suffix!r} nor its content ({head[:20]!r}) says its format."
+        if encoding_of(head) is None:
+            raise UserError(f"{told} It is no text: write its rows as JSON lines or parquet.")
+        raise UserError(f"{told} Set `format` to one of {', '.join(FORMATS)}.")
     return found
 
 
@@ -115,7 +115,8 @@ def _by_content(path: Path, head: bytes, named: str | None) -> str | None:
         raise UserError(f"{path}: this is no data but a pointer of Git LFS to it. Fetch it with `git lfs pull`.")
     encoding = encoding_of(head)
     if encoding is None and named in TEXTS:
-        raise UserError(f"{path}: this is no text but a binary file, which begins with {head[:20]!r}.")
+        told = f"{path}: this is no text but a binary file, which begins with {head[:20]!r}."
+        raise UserError(f"{told} Write its rows as JSON lines or parquet.")
     start = head.decode(encoding or "latin-1", "replace").lstrip("\ufeff").lstrip()[:1]
     if encoding is None or named in ("csv", "tsv") or start not in ("[", "{"):
         return named

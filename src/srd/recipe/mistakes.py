@@ -61,6 +61,8 @@ def describe_mistake(item: Any, root: type[BaseModel] | None = None) -> str:
         return f"{key}: give a mapping{shown}{known}"
     if item["type"] == "string_type" and isinstance(value, int | float) and root is None:
         shown += f""". In quotes it is one: {keys[-1]}: "{value}", or on the command line {key}='"{value}"'"""
+    if item["type"] == "list_type" and isinstance(value, str) and root is None:
+        shown += f". In brackets it is one: {keys[-1]}: [{value}], or on the command line {key}='[{value}]'"
     return f"{key}: {message[0].lower() + message[1:]}{shown}"
 
 

@@ -97,7 +97,7 @@ def found_sentences(run: RunFiles) -> list[str]:
     table = damage_table(marks, run.corruption())
     if table is not None:
         parts = [f"{row[2]:,} of the {row[1]:,} that were {row[0]}" for row in table.rows]
-        told += f", which it was not told: {', '.join(parts[:-1])}, and {parts[-1]}"
+        told += f", without being told which are damaged: {', '.join(parts[:-1])}, and {parts[-1]}"
     return [f"{told}.", *([f"The teacher answered {repaired:,} anew."] if repaired else [])]
 
 

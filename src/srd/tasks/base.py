@@ -279,7 +279,10 @@ class Task:
 
         remedy = f"download the file elsewhere and give its path, as in `path: {self.name}.jsonl`"
         if self.hub is None:
-            raise UserError(f"task {self.name!r} is read from a file: give its path, as in `path: {self.name}.jsonl`")
+            raise UserError(
+                f"task {self.name!r} is read from a file: give its path, as in `path: {self.name}.jsonl`, or on the "
+                f"command line --task {self.name}={self.name}.jsonl"
+            )
         try:
             rows = datasets.load_dataset(
                 self.hub.repository,

@@ -15,6 +15,7 @@ from srd.models.loading.guard import guarded
 from srd.models.settings import HUB_NAME, SMOLLM2
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+RUN_STUDENT = "student"  # where a run directory has the model that it made
 DOCUMENTS = (".md", ".png", ".jpg", ".svg", ".pdf", "license", "notice")
 
 
@@ -76,6 +77,8 @@ def _check_is_model(folder: Path) -> None:
         return
     if (folder / ADAPTER_CONFIG).is_file():
         raise UserError(f"model '{folder}' is a LoRA adapter. Give its base model as `model` and this as `adapter`.")
+    if (folder / RUN_STUDENT / "config.json").is_file():
+        raise UserError(f"model '{folder}' is a run directory. Name the student in it: {folder / RUN_STUDENT}")
     raise UserError(
         f"model '{folder}': the folder has no config.json, so it is no model. Give a folder that save_pretrained wrote."
     )

@@ -24,7 +24,7 @@ from srd.base.errors import UserError
 from srd.base.files import content_of, fingerprint, read_json, read_sealed, write_json, write_sealed
 from srd.base.tables import data_set, map_large, read_table, write_table
 from srd.base.text import many, shorten
-from srd.curation.calibration import rules
+from srd.curation.calibration import FEWEST, rules
 from srd.curation.cleaning import Findings, Reader, Reads, find_wrong, read_for
 from srd.curation.detectors.base import (
     HELD_OUT,
@@ -291,7 +291,8 @@ def _tell(found: Findings) -> None:
     for name, each in found.calibrations.items():
         if not each.can_tell:
             why = (f"it tells only {100 * each.auc:.0f} % of damage of its own from your rows"
-                   if each.auc == each.auc else "there are too few rows to try it on")  # fmt: skip
+                   if each.auc == each.auc else f"it takes {FEWEST} rows to find out, and there are "
+                   f"{min(each.rows, each.damaged)}")  # fmt: skip
             logger.warning("cleaning: '%s' cannot tell which rows %s: %s", name, reason_of(name), why)
     for why, count in found.counts().items():
         power = found.calibrations.get(why)
