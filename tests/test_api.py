@@ -155,6 +155,31 @@ def test_a_model_is_evaluated_on_a_file_or_on_rows(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: srd.run("demo-tiny", run_dir="rows.jsonl"), "run_dir rows.jsonl is a file. Name a folder."),
+        (lambda: srd.run("demo-tiny", run_dir=5), "run_dir is of type int: give the name of a folder"),
+        (lambda: srd.run(None), "the recipe is of type NoneType: give a name, a file or a mapping"),
+        (lambda: srd.run("demo-tiny", ["seed=1"]), "a change of the recipe is of type list: give texts"),
+        (lambda: srd.Curriculum(stage=2), "there is no setting 'stage'; did you mean 'stages'?"),
+        (lambda: cache(batch_size=0), "batch_size is 0, but must be 1 or more"),
+        (lambda: cache(tier="topk", top_k=0), "top_k is 0, but must be 1 or more"),
+        (lambda: cache(tier="topk", top_k=1, max_kl=1e-9), "Set a larger top_k, or tier=int8 or exact"),
+        (lambda: cache(max_length=64), "such as max_length=512, max_prompt_length=256"),
+    ],
+)
+def test_a_call_is_told_of_by_its_own_arguments(call: Any, said: str, folder: Path) -> None:
+    write_rows(folder / "rows.jsonl", tiny_rows())
+    with pytest.raises(srd.UserError) as error:
+        call()
+    assert said in str(error.value) and "--" not in str(error.value) and "cache." not in str(error.value)
+
+
+def cache(**given: Any) -> Any:
+    return srd.build_cache(tiny_model("llama"), tiny_tokenizer("llama"), tiny_rows()[:8], "cache", **given)
+
+
+@pytest.mark.parametrize(
     ("given", "said"),
     [
         ({"limit": 0}, "limit is 0, but must be 1 or more"), ({"limit": "3"}, "limit is '3', but must be a whole"),

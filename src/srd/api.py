@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
 import json
 import re
 import shutil
@@ -24,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from srd.base import parallel
 from srd.base.console import set_up_logging
-from srd.base.errors import UserError
+from srd.base.errors import RunError, UserError
 from srd.base.files import (
     atomic_folder,
     atomic_write,
@@ -35,7 +34,7 @@ from srd.base.files import (
     read_sealed,
     write_sealed,
 )
-from srd.base.handed import check_counts, check_loaded
+from srd.base.handed import check_counts, check_kind, check_loaded
 from srd.base.surroundings import as_it_was
 from srd.base.tables import data_set, write_table
 from srd.data.batching import EncodedExamples
@@ -67,6 +66,10 @@ from srd.training.tiers.base import BYTES, make_tier, stored_dtype
 RUNS = Path("runs")
 CLEANING = "data.cleaning.action"
 NOTES = ("architectures", "dtype", "torch_dtype", "transformers_version")  # what saving puts into a configuration
+SECTIONS = ("cache", "data", "evaluation", "generation")  # of a recipe, whose keys functions have as arguments
+EVALUATION = ("task", "limit", "seeds", "template", "batch_size", "max_new_tokens", "max_prompt_length", "samples",
+              "temperature", "allow_code_execution")  # fmt: skip
+ANSWERS = "srd-evaluation-"  # what the folder begins with that a model's answers are kept in meanwhile
 ROWS = "rows.jsonl"  # what a caller of `evaluate` has handed over
 SOURCE_KEYS = ("path", "dataset")  # a mapping with one of these describes a source, as in a recipe
 
@@ -108,6 +111,28 @@ class Result:
         return f"Result(run_dir={str(self.run_dir)!r})"
 
 
+@contextlib.contextmanager
+def _told_in_python(*arguments: str) -> Iterator[None]:
+    """Name arguments in place of options and of a recipe's keys, and a caller's rows in place of the file for them."""
+    try:
+        yield
+    except (UserError, RunError) as error:
+        rows = rf"{re.escape(tempfile.gettempdir())}/{ANSWERS}\w+/{ROWS}"
+        text = re.sub(rows, "the rows", re.sub(rf"{rows}(?::|: row )(\d+)", r"row \1", str(error)))
+        for name in arguments:
+            text = _renamed(text, name)
+        error.args = (text,)
+        raise
+
+
+def _renamed(text: str, name: str) -> str:
+    """A message with an argument's name in place of the option and the key; a command that is to be given stays one."""
+    option = f"--{name.replace('_', '-')}"
+    pattern = rf"(\bsrd \w+ [^.;]*{option}\b)|(?:{option}|\b(?:{'|'.join(SECTIONS)})\.{name})\b"
+    return re.sub(pattern, lambda found: found[1] or name, text)
+
+
+@_told_in_python("run_dir")
 @as_it_was()
 def run(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str, run_dir: str | Path | None = None) -> Result:
     """Run a whole recipe, examples to report. The same call again resumes it, or returns at once.
@@ -132,6 +157,7 @@ def run(recipe: str | Path | Mapping[str, Any] | Recipe, *overrides: str, run_di
         return _result(claimed)
 
 
+@_told_in_python("run_dir")
 @as_it_was()
 def distill(
     teacher: Any,
@@ -191,12 +217,21 @@ def open_run(
     recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str], run_dir: str | Path | None
 ) -> Run:
     """Load a recipe and claim its run directory, until the run is closed or the process ends."""
+    _check_given(recipe, overrides, run_dir)
     loaded = parallel.together(lambda: _loaded(recipe, overrides))
     folder = RUNS / loaded.name if run_dir is None else Path(run_dir)
     parallel.check_same({"recipe": loaded.model_dump(), "version": versions(), "run-dir": str(folder.absolute())})
     claimed = Run(loaded, folder)
     set_up_logging(claimed.warnings)
     return claimed
+
+
+def _check_given(recipe: Any, overrides: Any, run_dir: Any) -> None:
+    """Refuse what cannot be a recipe, its changes or a folder."""
+    check_kind("the recipe", recipe, str | Path | Mapping | Recipe, "give a name, a file or a mapping")
+    for change in overrides:
+        check_kind("a change of the recipe", change, str, 'give texts, one after the other, as in "training.epochs=2"')
+    check_kind("run_dir", run_dir, str | Path | None, "give the name of a folder")
 
 
 def check_made_by(recipe: str, overrides: Sequence[str], run_dir: Path | None) -> None:
@@ -345,6 +380,7 @@ def _kept_rows(rows: Any, folder: Path, split: str) -> Path:
 # ------------------------------------------------------------------------------------------------ parts, usable alone
 
 
+@_told_in_python("tier", "dtype", "top_k", "max_kl", "batch_size")
 def build_cache(
     teacher: PreTrainedModel | str | Path,
     tokenizer: PreTrainedTokenizerBase,
@@ -384,6 +420,7 @@ def build_cache(
             that is too far from it.
         RunError: the disk is too small, or the teacher gives states that are not finite.
     """
+    check_counts(batch_size=batch_size, top_k=top_k)
     if dtype not in ("auto", *BYTES):
         raise UserError(f"dtype is {dtype!r}, but must be one of auto, {', '.join(BYTES)}")
     loaded = teacher
@@ -405,6 +442,7 @@ def build_cache(
     )
 
 
+@_told_in_python(*EVALUATION)
 def evaluate(
     model: PreTrainedModel | str | Path,
     tokenizer: PreTrainedTokenizerBase,
@@ -448,7 +486,7 @@ def evaluate(
     check_loaded(**({"model": model} if is_loaded else {}), tokenizer=tokenizer)
     check_counts(batch_size=batch_size, max_prompt_length=max_prompt_length)
     each = [seeds] if isinstance(seeds, int) else seeds
-    with _folder_of_answers() as folder, _told_in_python(folder / ROWS), contextlib.ExitStack() as afterwards:
+    with _folder_of_answers() as folder, contextlib.ExitStack() as afterwards:
         source = path if path is None or isinstance(path, str | Path) else _written(path, folder / ROWS)
         (benchmark,) = read_benchmarks(
             [task if source is None else f"{task}={source}"],
@@ -470,26 +508,13 @@ def evaluate(
 @contextlib.contextmanager
 def _folder_of_answers() -> Iterator[Path]:
     """A folder for as long as a model answers."""
-    folder = Path(parallel.on_main(lambda: tempfile.mkdtemp(prefix="srd-evaluation-")))
+    folder = Path(parallel.on_main(lambda: tempfile.mkdtemp(prefix=ANSWERS)))
     try:
         yield folder
     finally:
         parallel.barrier()
         if parallel.is_main():
             shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _told_in_python(rows: Path) -> Iterator[None]:
-    """Name arguments in place of the command line's options, and the caller's rows in place of their file."""
-    try:
-        yield
-    except UserError as error:
-        text = re.sub(rf"{re.escape(str(rows))}(?::|: row )(\d+)", r"row \1", str(error)).replace(str(rows), "the rows")
-        for name in inspect.signature(evaluate).parameters:
-            text = re.sub(rf"--{name.replace('_', '-')}\b", name, text)
-        error.args = (text.replace("data.max_prompt_length", "max_prompt_length"),)
-        raise
 
 
 def _written(rows: Any, path: Path) -> Path:

@@ -186,7 +186,7 @@ def test_missing_columns() -> None:
         ({"order": "easy"}, "easy_to_hard"),
         ({"score": "rouge"}, "rouge_l"),
         ({"k": -1}, "greater than or equal to 0"),
-        ({"stage": 3}, "not permitted"),
+        ({"stage": 3}, "there is no setting"),
         ({"temperature": 0}, "temperature must be a number between"),
         ({"temperature": [1, -1]}, "temperature must be a number"),
         ({"temperature": float("nan")}, "temperature must be a number"),
@@ -206,7 +206,7 @@ def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
     ("settings", "message"),
     [
         ({"stages": 0}, r"Curriculum\(stages=0\): Input should be greater than or equal to 1"),
-        ({"stage": 3}, r"Curriculum\(stage=3\): Extra inputs are not permitted"),
+        ({"stage": 3}, r"Curriculum\(stage=3\): there is no setting 'stage'; did you mean 'stages'"),
         ({"weight": [0, 2]}, "weight must be within 0 and 1"),
         ({"score": "fuse"}, "unknown score 'fuse'"),
     ],

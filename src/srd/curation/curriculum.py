@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from srd.base.errors import UserError
+from srd.base.errors import UserError, nearest
 from srd.base.tables import data_set
 from srd.curation.settings import CurriculumConfig
 from srd.data.rows import as_table, with_ids, with_numbers
@@ -93,7 +93,10 @@ class Curriculum(CurriculumConfig):
             mistake = error.errors()[0]
             name = ".".join(str(part) for part in mistake["loc"][:1])
             given = f"{name}={settings.get(name)!r}" if name else ""
-            raise UserError(f"Curriculum({given}): {mistake['msg']}") from error
+            said = mistake["msg"].removeprefix("Value error, ")
+            if mistake["type"] == "extra_forbidden":
+                said = f"there is no setting '{name}'; {nearest(name, type(self).model_fields)}"
+            raise UserError(f"Curriculum({given}): {said}") from error
 
     def _places(self, table: pa.Table) -> Places:
         """The places of the kept rows, in the order in which the stages take them up."""

@@ -519,7 +519,8 @@ def encode(
     check_loaded(tokenizer=tokenizer)
     if not 0 < max_prompt_length < max_length:
         raise UserError(
-            f"max_prompt_length is {max_prompt_length}, but must be from 1 to max_length ({max_length}) - 1"
+            f"max_prompt_length is {max_prompt_length}, but must be from 1 to max_length ({max_length}) - 1. Give "
+            "both, such as max_length=512, max_prompt_length=256."
         )
     examples = as_examples(rows)
     encoder = Encoder(
