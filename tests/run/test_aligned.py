@@ -114,6 +114,26 @@ def test_every_way_to_learn_goes_with_two_tokenizers(tiny: TinyRun, case: str) -
     assert rows and all(row["loss"] > 0 for row in rows)
 
 
+REPAIR = {"action": "repair", "most": 1.0}
+RANKS = {"training__method": "sft", "training__curriculum": {"stages": 2, "score": "gap"}}
+
+
+@pytest.mark.parametrize("changes", [RANKS, {"training__method": "sft", "data__cleaning": REPAIR}])
+def test_a_teacher_that_only_ranks_or_repairs_reads_its_own_tokens(tiny: TinyRun, changes: dict[str, Any]) -> None:
+    assert not models_of(tiny.twin().set(training__method="sft")).apart
+    assert models_of(tiny.twin().set(**changes)).apart
+
+
+def test_a_teacher_that_only_ranks_says_what_its_cache_says(tiny: TinyRun) -> None:
+    found = []
+    for number, method in enumerate(("sft", "kd")):
+        run = tiny.twin().set(**RANKS | {"training__method": method})
+        run.run_dir = tiny.folder / f"run{number}"
+        table = pq.read_table(run.advance("ranking").files.measures).sort_by("id")
+        found.append(np.array(table["teacher_ce"]))
+    assert found[0] == pytest.approx(found[1], rel=2e-3) and len(set(found[0].round(3))) > 4
+
+
 def test_how_much_is_supervised_is_told_and_warned_of(tiny: TinyRun, caplog: pytest.LogCaptureFixture) -> None:
     run = tiny.advance("examples")
     logging.getLogger("srd").propagate = True

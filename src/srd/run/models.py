@@ -24,6 +24,7 @@ from srd.models.tokenizers.pair import (
 )
 from srd.models.tokenizers.tokens import prefix_of, tokenizer_identity
 from srd.recipe.schema import Recipe
+from srd.run.outline.order import needs_of
 
 SHORTER = 4  # tokens of a teacher's own for one of the student's, at most: text beyond that is cut
 
@@ -209,8 +210,10 @@ class RecipeModels:
 
     @property
     def asks_teacher(self) -> bool:
-        """Whether the teacher reads what the student's tokenizer gives: it teaches, writes or is evaluated."""
-        return self.is_taught or "teacher" in (self.recipe.evaluation.models or ["teacher"])
+        """Whether the teacher reads what the student's tokenizer gives: it teaches, writes, ranks or is evaluated."""
+        recipe = self.recipe
+        ranks_or_repairs = "teacher" in needs_of(recipe) or recipe.data.cleaning.teacher_answers
+        return self.is_taught or ranks_or_repairs or "teacher" in (recipe.evaluation.models or ["teacher"])
 
     @property
     def is_taught(self) -> bool:
