@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import itertools
+import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +16,8 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.runs import TinyRun
+
+FOLDERS = itertools.count()
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -40,6 +45,7 @@ def _few_threads() -> None:
     PreTrainedConfig.__repr__ = GenerationConfig.__repr__ = object.__repr__  # type: ignore[method-assign]
     gc.enable()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)  # a syntax tree, or a model, is no garbage either
 
 
 @pytest.fixture(autouse=True)
@@ -74,10 +80,11 @@ def _plugins_end_with_their_test() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _precision_ends_with_its_test() -> Iterator[None]:
-    """A training leaves its precision to accelerate in the environment: later tests would train in half of it."""
+def _settings_end_with_their_test() -> Iterator[None]:
+    """What a command leaves behind: a training's precision, and a log that `caplog` does not hear of."""
     yield
     os.environ.pop("ACCELERATE_MIXED_PRECISION", None)
+    logging.getLogger("srd").propagate = True
 
 
 @pytest.fixture(scope="session")
@@ -89,6 +96,13 @@ def pydocs_seconds() -> float:
     start = time.process_time()
     pydocs.load_pydocs()
     return time.process_time() - start
+
+
+@pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A folder of the test's own. pytest's looks through those of all tests so far to find a number that is free."""
+    name = re.sub(r"\W", "_", request.node.name)[:30]
+    return tmp_path_factory.mktemp(f"{name}-{next(FOLDERS)}", numbered=False)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import json
 import re
 import secrets
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +107,12 @@ def open_mapped(path: Path, folder: Path) -> datasets.Dataset:
     if mapped.exists():
         return datasets.Dataset.from_file(str(mapped))
     # With a name of its own; else one is made from all of the bytes.
-    return datasets.Dataset(pq.read_table(path), fingerprint=digest_of(path))
+    return data_set(pq.ParquetFile(path).read(), digest_of(path))
 
 
-def data_set(table: pa.Table) -> datasets.Dataset:
-    """A table as a data set, with a name by chance: the library would make one from all of the bytes."""
-    return datasets.Dataset(table, fingerprint=secrets.token_hex(8))
+def data_set(table: pa.Table, name: str = "") -> datasets.Dataset:
+    """A table as a data set, with a name, else one by chance: the library would make one from all of the bytes."""
+    return datasets.Dataset(table, fingerprint=name or secrets.token_hex(8))
 
 
 def reopened(rows: datasets.Dataset) -> datasets.Dataset:
@@ -170,6 +170,17 @@ def parts_of(rows: datasets.Dataset, names: list[str] | None = None, count: int 
             for piece, own in zip(used, np.split(places[order], begins[1:]), strict=True)
         ]
         yield pa.Table.from_batches(parts).combine_chunks().take(np.argsort(order))
+
+
+def taken(parts: Sequence[datasets.Dataset], names: list[str], places: NDArray[np.int64]) -> Iterator[pa.Table]:
+    """Columns of some rows of several data sets in Arrow, a table of each: in places counted through all of them."""
+    begin = 0
+    for part in parts:
+        own = places[(begin <= places) & (places < begin + len(part))] - begin
+        begin += len(part)
+        if len(own):
+            found = pa.array(own) if part._indices is None else part._indices.column(0).take(pa.array(own))
+            yield query_table(part.data.select(names), found.to_pylist())
 
 
 def check_target(path: Path) -> None:

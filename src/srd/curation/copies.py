@@ -12,10 +12,10 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from numpy.typing import NDArray
 
-from srd.curation.grams import COLUMNS, Grams, Hashes, Ints, Rows, Sets, frames_of, spread, texts_of, without
+from srd.curation.grams import Grams, Hashes, Ints, Rows, Sets, frames_of, spread, texts_of, without
 
 PERMUTATIONS, BANDS = 128, 16
 COPY = 0.8  # Jaccard similarity of two rows that are copies
@@ -67,15 +67,15 @@ def near_copies(rows: Dataset, held_out: Dataset | None = None) -> Copies:
     same, they are also copies if the words of their responses are so alike, or are the same but for one: in a short row
     one word decides over many 3-grams.
     """
-    index, count = _index_of(rows, held_out), len(rows)
+    index, count = _index_of(rows, *([] if held_out is None else [held_out])), len(rows)
     firsts = _firsts(index, count)
     likeness, groups = _grouped(index, _pairs_within(index, firsts), firsts)
     return Copies(likeness, groups, _likeness_across(index, firsts))
 
 
-def copies_of(rows: Dataset, held_out: Dataset) -> Floats:
+def copies_of(rows: Dataset, *held_out: Dataset) -> Floats:
     """The greatest similarity of each row to a row that is held out, 0 where that is none's copy, ``[N]``."""
-    index = _index_of(rows, held_out)
+    index = _index_of(rows, *held_out)
     return _likeness_across(index, _firsts(index, len(rows)))
 
 
@@ -174,14 +174,14 @@ class _Index:
     """What finds rows with the same 3-grams.
 
     Attributes:
-        rows: The rows.
+        rows: The rows, and behind them those that are held out.
         bands: Of their signatures, and at the end what stands for the words of their prompts, ``[BANDS + 1, N]``.
         texts: What stands for the words of prompt and response in their order, ``[N]``.
         filled: Whether they have 3-grams at all, ``[N]``.
         frames: 3-grams that say nothing of a row, in ascending order.
     """
 
-    rows: Dataset
+    rows: tuple[Dataset, ...]
     bands: Hashes
     texts: Hashes
     filled: NDArray[np.bool_]
@@ -197,7 +197,7 @@ class _Index:
             return np.zeros(0)
         rows, places = np.unique(np.concatenate([first, second]), return_inverse=True)
         one, other = places.reshape(2, -1)
-        parts = [*texts_of(self.rows.select(rows))]
+        parts = [*texts_of(self.rows, rows)]
         told = Rows.of(*([text for part in parts for text in part[side]] for side in (0, 1)))
         words, (grams, counts) = Sets.of(*told.answers()), told.grams()
         answers = words.jaccard(one, other)
@@ -210,11 +210,8 @@ class _Index:
         return np.where(answers < SAME_ANSWER, 0.0, np.where(same, likeness, telling))
 
 
-def _index_of(rows: Dataset, held_out: Dataset | None) -> _Index:
-    """The rows, and behind them those that are held out."""
-    parts = [part.select_columns(COLUMNS) for part in (rows, held_out) if part is not None and len(part)]
-    rows = concatenate_datasets(parts)
-    frames, count, start = frames_of(rows), len(rows), 0
+def _index_of(*rows: Dataset) -> _Index:
+    frames, count, start = frames_of(rows), sum(map(len, rows)), 0
     draw = np.random.default_rng(0)
     factors = draw.integers(0, 2**63, PERMUTATIONS, dtype=np.uint64) << np.uint64(1) | np.uint64(1)
     summands = draw.integers(0, 2**63, PERMUTATIONS, dtype=np.uint64)

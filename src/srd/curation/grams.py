@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from srd.base.tables import parts_of
+from srd.base.tables import parts_of, taken
 from srd.data.messages import plain_text
 
 CHUNK_ROWS = 500
@@ -26,9 +26,13 @@ BASE = 0x9E3779B97F4A7C15  # of the words' hashes; odd, so that it has an invers
 MIX = np.array([0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5], dtype=np.uint64)
 
 
-def texts_of(rows: Dataset) -> Iterator[tuple[list[str], list[str]]]:
-    """The prompts and the responses of the rows, a chunk at a time."""
-    for part in parts_of(rows, COLUMNS, CHUNK_ROWS):
+def texts_of(rows: Sequence[Dataset], places: Ints | None = None) -> Iterator[tuple[list[str], list[str]]]:
+    """The prompts and the responses of the rows, a chunk at a time; with ``places``: of those rows, in ascending order.
+
+    The rows of several data sets count as those of one. To make one of them would take longer than a few rows take.
+    """
+    whole = (part for each in rows for part in parts_of(each, COLUMNS, CHUNK_ROWS))
+    for part in whole if places is None else taken(rows, COLUMNS, places):
         texts = [_text(*row) for row in zip(*(part.column(name).to_pylist() for name in COLUMNS), strict=True)]
         yield [prompt for prompt, _ in texts], [response for _, response in texts]
 
@@ -133,16 +137,16 @@ class Rows:
         return (spread(mixed) >> np.uint64(32)).astype(np.uint32), sizes
 
 
-def frames_of(rows: Dataset) -> Grams:
+def frames_of(rows: Sequence[Dataset]) -> Grams:
     """The 3-grams that stand in so many rows that they say nothing of one, in ascending order."""
-    sample = rows.select(np.linspace(0, len(rows) - 1, SAMPLE).astype(int)) if len(rows) > SAMPLE else rows
-    found = [np.zeros(0, np.uint64)]
-    for texts in texts_of(sample):
+    count, found = sum(map(len, rows)), [np.zeros(0, np.uint64)]
+    sample = np.linspace(0, count - 1, SAMPLE).astype(np.int64) if count > SAMPLE else None
+    for texts in texts_of(rows, sample):
         grams, sizes = Rows.of(*texts).grams()
         once = np.unique(np.repeat(np.arange(len(sizes)), sizes).astype(np.uint64) << np.uint64(32) | grams)
         found.append(once & np.uint64(0xFFFFFFFF))
     values, counts = np.unique(np.concatenate(found), return_counts=True)
-    return values[counts > max(FRAME_ROWS, FRAME_SHARE * len(sample))].astype(np.uint32)
+    return values[counts > max(FRAME_ROWS, FRAME_SHARE * min(count, SAMPLE))].astype(np.uint32)
 
 
 def without(grams: Grams, counts: Ints, frames: Grams) -> tuple[Grams, Ints]:

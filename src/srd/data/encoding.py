@@ -8,12 +8,15 @@ from itertools import takewhile
 from typing import Any, Literal
 
 import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerBase
 
 from srd.base.errors import UserError
 from srd.base.files import fingerprint
 from srd.base.handed import check_loaded
 from srd.base.remedies import warn
+from srd.base.tables import column, data_set, parts_of
 from srd.data.examples import as_examples, one_for_each_answer
 from srd.data.messages import texts_beside
 from srd.data.templates.base import PartedError, Segment, Template, class_of, get_template
@@ -386,18 +389,25 @@ class Encoder:
                 progress(positions[-1] + 1, len(examples))
             return {"id": batch["id"], **encoded}
 
-        encoded = examples.map(
-            encode_batch,
-            batched=True,
-            with_indices=True,
-            remove_columns=examples.column_names,
-            load_from_cache_file=False,
-            # Names the file; the library would hash all that the function holds, and cannot hash a progress bar.
-            new_fingerprint=fingerprint("tokens", examples._fingerprint, written and written._fingerprint),
-            features=self._features,
-        )
-        self._tell_prompts(sum(encoded["prompt_cut"]), len(encoded), split)
-        self._tell_responses(sum(encoded["response_cut"]), len(encoded), split, written=written is not None)
+        # Names the file; the library would hash all that the function holds, and cannot hash a progress bar.
+        name = fingerprint("tokens", examples._fingerprint, written and written._fingerprint)
+        if 0 < len(examples) <= AT_ONCE:  # the library takes longer to hand a few rows over than to encode them
+            (rows,) = parts_of(examples, examples.column_names, AT_ONCE)
+            columns = encode_batch(rows.to_pydict(), list(range(len(examples))))
+            encoded = data_set(pa.table(columns, self._features.arrow_schema), name)
+        else:
+            encoded = examples.map(
+                encode_batch,
+                batched=True,
+                with_indices=True,
+                remove_columns=examples.column_names,
+                load_from_cache_file=False,
+                new_fingerprint=name,
+                features=self._features,
+            )
+        prompts, responses = (pc.sum(column(encoded, f"{each}_cut")).as_py() or 0 for each in ("prompt", "response"))
+        self._tell_prompts(prompts, len(encoded), split)
+        self._tell_responses(responses, len(encoded), split, written=written is not None)
         self._tell_frames(len(encoded), split)
         return encoded
 

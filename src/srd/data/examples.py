@@ -25,6 +25,7 @@ from datasets.table import InMemoryTable
 from numpy.typing import NDArray
 
 from srd.base.errors import UserError
+from srd.base.files import fingerprint
 from srd.base.tables import column
 from srd.data.bad_rows import BadRows, Check, content_of, without_refused
 from srd.data.messages import (
@@ -411,7 +412,11 @@ def split_examples(examples: Dataset, validation: int | float, test: int | float
             "examples. Leave some for training: make them smaller, or give more data."
         )
     rows = split_by_group(_leak_groups(examples), sizes, seed)
-    return DatasetDict({name: examples.select(indices) for name, indices in rows.items() if len(indices)})
+    # Each by a name of its own: the library would pickle all of the places to find one.
+    names = {name: fingerprint(examples._fingerprint, sizes, seed, name) for name in rows}
+    return DatasetDict(
+        {name: examples.select(there, new_fingerprint=names[name]) for name, there in rows.items() if len(there)}
+    )
 
 
 def _split_size(size: int | float, count: int, name: str) -> int:

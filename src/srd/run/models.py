@@ -67,9 +67,8 @@ class RecipeModels:
 
     def parted(self, number: int) -> str:
         """What is different in the tokens of the student and of one of `Recipe.models_here`; empty: nothing."""
-        named, student = self.recipe.models_here[number], self.recipe.models_here[-1]
-        config = self.configs[number]
-        begin = [_prefix(named, config), _prefix(student, self.configs[-1])]
+        named, config = self.recipe.models_here[number], self.configs[number]
+        begin = [self.prefixes[number], self.prefixes[-1]]
         return (
             tokenizers_differ(self.tokenizer_of(named), self.tokenizer)
             or kinds_differ(config, self.configs[-1])
@@ -84,8 +83,8 @@ class RecipeModels:
     def _encoder(self, tokenizer: Any, *, prompts_only: bool = False) -> Encoder:
         data = self.recipe.data
         name, options = data.frame
-        readers = list(zip(self.recipe.models_here, self.configs, strict=True))
-        limits = (self.positions(*reader) for reader in (readers[-1:] if self.apart else readers))
+        readers = range(len(self.configs))
+        limits = map(self.positions, readers[-1:] if self.apart else readers)
         return Encoder(
             tokenizer,
             get_template(name, tokenizer, options, self.day),
@@ -97,11 +96,22 @@ class RecipeModels:
             positions=min(filter(None, limits), default=None),
         )
 
-    def positions(self, named: ModelConfig, config: Any) -> int | None:
-        """Tokens that a model has positions for; of an encoder-decoder those of a response, beside what begins it."""
-        limit = position_limit(config)
-        # The first of the ids that a decoder begins with takes the place of the response's last, which it never reads.
-        return None if limit is None else limit - len(_prefix(named, config)[1:])
+    def positions(self, number: int) -> int | None:
+        """Tokens that one of `configs` has positions for; of an encoder-decoder those of a response.
+
+        The first of the ids that a decoder begins with takes the place of the response's last, which it never reads.
+        """
+        limit = position_limit(self.configs[number])
+        return None if limit is None else limit - len(self.prefixes[number][1:])
+
+    @cached_property
+    def prefixes(self) -> list[list[int]]:
+        """The ids that what each of `configs` writes begins with, by its files."""
+        named = zip(self.recipe.models_here, self.configs, strict=True)
+        return [
+            prefix_of(config, load_generation_config(str(model.model), config=config, **model.found))
+            for model, config in named
+        ]
 
     def _apart_encoder(self) -> Encoder:
         """What a teacher with tokens of its own reads: the same texts, in its own frame and as long as it takes them.
@@ -112,7 +122,7 @@ class RecipeModels:
         name, options = data.frame
         name = "plain" if class_of(name).in_turns and not own.chat_template else name
         # A server refuses what is too long for it.
-        limit = None if self.is_served else self.positions(self.recipe.models_here[0], self.configs[0])
+        limit = None if self.is_served else self.positions(0)
         longest = max(data.max_length, min(SHORTER * data.max_length, limit or SHORTER * data.max_length))
         return Encoder(
             own,
@@ -235,8 +245,8 @@ class RecipeModels:
         if data.train_on != "last":
             template = [template, data.train_on]
         found = [template, data.max_length, data.max_prompt_length, data.bad_rows, self.tokenizer_identity]
-        named, config = self.recipe.models_here[-1], self.configs[-1]
-        forced = _prefix(named, config)[1:] if config.is_encoder_decoder else []  # a first token that nobody predicts
+        # A first token that nobody predicts.
+        forced = self.prefixes[-1][1:] if self.configs[-1].is_encoder_decoder else []
         return [*found, forced] if forced else found
 
     @cached_property
@@ -274,8 +284,3 @@ class RecipeModels:
     def hidden_size(self) -> int:
         """Width of the teacher's hidden states."""
         return int(self.configs[0].get_text_config().hidden_size)
-
-
-def _prefix(model: ModelConfig, config: Any) -> list[int]:
-    """The ids that what a model writes begins with, by its files."""
-    return prefix_of(config, load_generation_config(str(model.model), config=config, **model.found))

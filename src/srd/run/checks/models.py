@@ -11,7 +11,6 @@ from srd.models.engines.base import ENGINES
 from srd.models.loading.architecture import check_attention, check_depth, check_lora, position_limit
 from srd.models.loading.loading import check_weights, packages_missing
 from srd.models.loading.packages import Missing, check_packages, quantisation
-from srd.models.settings import ModelConfig
 from srd.models.tokenizers.alignment import prefix_classes
 from srd.recipe.schema import Recipe
 from srd.run.checks.recipe import (
@@ -53,8 +52,8 @@ def check_recipe(models: RecipeModels, *, packages: bool = True) -> None:
         )
     check_alignment(models)
     assert models.width and models.teacher_width  # refuses heads that are narrower than their tokenizers
-    for config, model in zip(configs, here, strict=True):
-        _check_lengths(models, model, config)
+    for number in range(len(configs)):
+        _check_lengths(models, number)
     _check_parts(models)
     if teacher.sft is not None:
         _check_trainable(teacher.sft, configs[0])
@@ -137,11 +136,12 @@ def _check_several(models: RecipeModels) -> None:
             )
 
 
-def _check_lengths(models: RecipeModels, named: ModelConfig, config: Any) -> None:
+def _check_lengths(models: RecipeModels, number: int) -> None:
     """Refuse sequences that are longer than a model's positions; a response that is too long for a decoder is cut."""
+    named, config = models.recipe.models_here[number], models.configs[number]
     prompt, setting = models.recipe.data.max_prompt_length, "data.max_prompt_length"
     answers = list(_answers(models.recipe, apart=config.is_encoder_decoder))
-    longest = models.positions(named, config)
+    longest = models.positions(number)
     if config.is_encoder_decoder:
         found = [(position_limit(config, "encoder"), prompt, setting, f"Set a smaller {setting}")]
     else:

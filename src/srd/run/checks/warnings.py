@@ -16,7 +16,6 @@ from srd.base.tables import column
 from srd.base.text import shown_bytes
 from srd.curation.copies import copies_of
 from srd.curation.detectors.base import DETECTORS
-from srd.curation.grams import COLUMNS
 from srd.data.settings import DataConfig
 from srd.data.templates.base import class_of
 from srd.metrics.scripts import BY_SCRIPT, COMPARE_WITHIN
@@ -45,9 +44,9 @@ def warn_of_copies(
     finds_copies = cleaning.changes_rows and any(DETECTORS.get(each).of_copies for each in cleaning.find)
     cleaned = finds_copies and data.leaks == "drop"
     clean = CLEAN + ("" if data.leaks == "drop" else " data.leaks=drop")
-    both = datasets.concatenate_datasets([splits[name].select_columns(COLUMNS) for name in ("validation", "test")])
-    for name, rows in {**({} if cleaned else {HELD_OUT: both}), **benchmarks}.items():
-        found = np.flatnonzero(copies_of(train, rows))
+    held_out = {} if cleaned else {HELD_OUT: (splits["validation"], splits["test"])}
+    for name, rows in {**held_out, **{name: (rows,) for name, rows in benchmarks.items()}}.items():
+        found = np.flatnonzero(copies_of(train, *rows))
         if len(found):
             ids = ", ".join(map(str, train.select(found[:SHOWN_IDS])["id"]))
             more = ", …" * (len(found) > SHOWN_IDS)
