@@ -207,6 +207,14 @@ TEACHERS = """import srd
 class NanOfATest(srd.LogitTeacher):
     def logits(self, batch):
         return super().logits(batch) * float("nan")
+@srd.register_teacher("nothing_of_a_test")
+class NothingOfATest(srd.LogitTeacher):
+    def logits(self, batch):
+        return super().logits(batch) - float("inf")
+@srd.register_teacher("bare_of_a_test")
+class BareOfATest(srd.LogitTeacher):
+    def __init__(self, source):
+        self.model = source.load()
 srd.register_teacher("list_of_a_test")(lambda source: [source])
 srd.register_template("text_of_a_test")(lambda tokenizer: "{instruction}")
 """
@@ -215,6 +223,8 @@ srd.register_template("text_of_a_test")(lambda tokenizer: "{instruction}")
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"teacher__source": "nothing_of_a_test"}, "NothingOfATest.logits gives NaN or infinity at"),
+        ({"teacher__source": "bare_of_a_test"}, "BareOfATest.__init__ must call super().__init__(source)"),
         ({"teacher__source": "nan_of_a_test"}, "NanOfATest.logits gives NaN or infinity at"),
         ({"teacher__source": "list_of_a_test"}, "what teacher.source=list_of_a_test gives is of type list"),
         ({"data__template": "text_of_a_test"}, "'text_of_a_test' makes of a tokenizer is of type str"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from srd.base import parallel
+from srd.base.errors import UserError
 from srd.base.files import is_sealed, seal
 from srd.base.handed import check_kind
 from srd.base.remedies import warn
@@ -112,6 +113,8 @@ def _teacher_of(
     def make(source: TeacherSource) -> Teacher:
         teacher = registered(source)
         check_kind(f"what teacher.source={kind} gives", teacher, Teacher, "give an instance of srd.LogitTeacher")
+        if not hasattr(teacher, "reader"):
+            raise UserError(f"{type(teacher).__name__}.__init__ must call super().__init__(source)")
         return teacher
 
     if not run.apart:

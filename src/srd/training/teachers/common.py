@@ -79,7 +79,7 @@ class LogitTeacher(Teacher):
         if not isinstance(found, list) or found[:1] != wanted[:1] or len(found) != 2 or found[1] < wanted[1]:
             raise UserError(f"{type(self).__name__}.logits gives {found}, expected a tensor {wanted}.")
         if type(self).logits is not LogitTeacher.logits:
-            bad = (logits.isnan() | (logits == torch.inf)).any(-1)
+            bad = (logits.isnan() | (logits == torch.inf)).any(-1) | (logits == -torch.inf).all(-1)
             if bool(bad.any()):
                 count = f"{int(bad.sum())} of {len(bad)} positions"
                 raise UserError(
