@@ -16,7 +16,7 @@ MOST_ARGUMENTS = 10  # of a constructor, without self
 
 #: Lines of Python in each room. A change that needs more raises the number here and says in its commit what for.
 BUDGETS = {
-    "base": 2645, "metrics": 760, "data": 5450, "models": 6400, "tasks": 1720, "sandbox": 1055, "curation": 2888,
+    "base": 2660, "metrics": 760, "data": 5450, "models": 6400, "tasks": 1720, "sandbox": 1055, "curation": 2888,
     "training": 7810, "evaluation": 1085, "recipe": 1025, "run": 7330, "report": 2575, "export": 2275,
     "integrations": 285, "api": 530, "sweep": 1405, "cli": 930, "__init__": 110, "__main__": 5,
 }  # fmt: skip

@@ -235,7 +235,7 @@ def test_logits_loss_is_the_same_loss(name: str) -> None:
             teacher_hidden=cast.teacher_hidden, teacher_head=cast.teacher_head, reference=cast.reference,
         )  # fmt: skip
         expected = plain_loss(exact[:, :37], cast, settings)
-        assert float(value) == pytest.approx(float(expected), rel=tolerance)
+        assert value.item() == pytest.approx(expected.item(), rel=tolerance)
         assert len(parts.ce) == len(parts.kd) == 11
         (3 * value).backward()
         (3 * expected).backward()
@@ -442,7 +442,7 @@ def test_half_precision(name: str | None, dtype: torch.dtype) -> None:
     expected = plain_loss(plain_logits(exact.hidden, exact.head), exact, settings)
     assert value.dtype == torch.float32
     tolerance = 4 * torch.finfo(dtype).eps
-    assert float(value) == pytest.approx(float(expected), rel=tolerance)
+    assert value.item() == pytest.approx(expected.item(), rel=tolerance)
     value.backward()
     expected.backward()
     for mine, theirs in zip(leaves(problem), leaves(exact), strict=True):

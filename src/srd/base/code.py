@@ -33,10 +33,20 @@ class Handed:
 
     def is_again(self, before: Handed | None) -> bool:
         """Whether it is the same code of the same place once more: a cell or a plugin that was changed and run anew."""
-        own = self.value if hasattr(self.value, "__qualname__") else type(self.value)
-        if before is None or self.place != before.place or not _is_users(own, ""):
+        if before is None or self.place != before.place or not _is_users(_named(self.value), ""):
             return False
-        return own.__qualname__ == getattr(before.value, "__qualname__", type(before.value).__qualname__)
+        return _called(self.value) == _called(before.value)
+
+
+def _named(value: Any) -> Any:
+    """The function or class that a thing is, or is made by."""
+    return value if hasattr(value, "__qualname__") else type(value)
+
+
+def _called(value: Any) -> tuple[str, int]:
+    """What a function or a class is called; as all lambdas are called the same, the line of one, too."""
+    name = _named(value).__qualname__
+    return name, value.__code__.co_firstlineno if name.endswith("<lambda>") else 0
 
 
 #: By kind and name.
