@@ -12,7 +12,7 @@ import pytest
 
 from srd.base import tables
 from srd.base.errors import UserError
-from srd.base.tables import map_large, open_mapped, parts_of, positions, read_table, reopened, write_table
+from srd.base.tables import map_large, open_mapped, parts_of, positions, read_table, reopened, taken, write_table
 
 ROWS = datasets.Dataset.from_dict({"id": ["a", "é"], "rrf": [1 / 60.5, 1 / 3], "rank": [1, 2]})
 
@@ -106,3 +106,18 @@ def test_parts_are_the_rows_in_their_order(places: list[int] | None) -> None:
         assert [value for part in parts for value in part["n"].to_pylist()] == rows["n"][:]
         assert all(0 < len(part) <= count and part.column_names == ["n"] for part in parts)
     assert [row for part in parts_of(rows) for row in part.to_pylist()] == rows.to_list()
+
+
+@pytest.mark.parametrize("places", [[0], [1, 2, 3, 7], [4, 5], [6, 8], list(range(9)), []])
+def test_rows_are_taken_by_their_places_in_all_of_several_data_sets(places: list[int]) -> None:
+    numbers = pa.chunked_array([[0, 1], [2, 3, 4]])
+    first = datasets.Dataset(pa.table({"n": numbers, "id": numbers}))
+    both = [
+        first,
+        datasets.Dataset(pa.table({"n": pa.chunked_array([[5], [6, 7]])})).select([2, 0, 1]),
+        first.select([4]),
+    ]
+    whole = [value for part in both for value in part["n"][:]]
+    found = list(taken(both, ["n"], np.array(places, dtype=np.int64)))
+    assert [value for part in found for value in part["n"].to_pylist()] == [whole[place] for place in places]
+    assert all(part.column_names == ["n"] and len(part) for part in found)

@@ -160,16 +160,8 @@ def parts_of(rows: datasets.Dataset, names: list[str] | None = None, count: int 
             yield query_table(table, slice(first, min(first + count, len(rows))))
         return
     pieces = table.to_batches()
-    starts = np.cumsum([0, *map(len, pieces)])
     for first in range(0, len(rows), count):
-        places = rows._indices.slice(first, count).column(0).to_numpy().astype(np.int64)
-        order = np.argsort(places, kind="stable")
-        used, begins = np.unique(np.searchsorted(starts, places[order], side="right") - 1, return_index=True)
-        parts = [
-            pieces[piece].take(own - starts[piece])
-            for piece, own in zip(used, np.split(places[order], begins[1:]), strict=True)
-        ]
-        yield pa.Table.from_batches(parts).combine_chunks().take(np.argsort(order))
+        yield _rows_at(pieces, rows._indices.slice(first, count).column(0).to_numpy())
 
 
 def taken(parts: Sequence[datasets.Dataset], names: list[str], places: NDArray[np.int64]) -> Iterator[pa.Table]:
@@ -179,8 +171,20 @@ def taken(parts: Sequence[datasets.Dataset], names: list[str], places: NDArray[n
         own = places[(begin <= places) & (places < begin + len(part))] - begin
         begin += len(part)
         if len(own):
-            found = pa.array(own) if part._indices is None else part._indices.column(0).take(pa.array(own))
-            yield query_table(part.data.select(names), found.to_pylist())
+            there = own if part._indices is None else part._indices.column(0).take(pa.array(own)).to_numpy()
+            yield _rows_at(part.data.select(names).to_batches(), there)
+
+
+def _rows_at(pieces: list[pa.RecordBatch], places: NDArray[Any]) -> pa.Table:
+    """Rows of a table's pieces by their places in all of it; Arrow itself would join the pieces first."""
+    starts, places = np.cumsum([0, *map(len, pieces)]), places.astype(np.int64)
+    order = np.argsort(places, kind="stable")
+    used, begins = np.unique(np.searchsorted(starts, places[order], side="right") - 1, return_index=True)
+    parts = [
+        pieces[piece].take(own - starts[piece])
+        for piece, own in zip(used, np.split(places[order], begins[1:]), strict=True)
+    ]
+    return pa.Table.from_batches(parts).combine_chunks().take(np.argsort(order))
 
 
 def check_target(path: Path) -> None:
