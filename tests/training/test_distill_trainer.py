@@ -110,8 +110,14 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"args": TrainingArguments("out", train_sampling_strategy="sequential")}, "keep an order.*own_loop"),
     ({"args": TrainingArguments("out", dataloader_drop_last=True)}, "dataloader_drop_last has no effect here"),
     ({"args": TrainingArguments("out", auto_find_batch_size=True)}, "auto_find_batch_size has no effect here"),
-    ({"args": TrainingArguments("out", per_device_train_batch_size=0)}, "per_device_train_batch_size is 0: give 1"),
-    ({"args": TrainingArguments("out", gradient_accumulation_steps=0)}, "gradient_accumulation_steps is 0: give 1"),
+    (
+        {"args": TrainingArguments("out", per_device_train_batch_size=0)},
+        "per_device_train_batch_size is 0, but must be 1 or more",
+    ),
+    (
+        {"args": TrainingArguments("out", gradient_accumulation_steps=0)},
+        "gradient_accumulation_steps is 0, but must be 1 or more",
+    ),
     ({"teacher": tiny_model("t5")}, "(?i)encoder-decoder"),
     ({"teacher": tiny_model("llama", vocab_size=100)}, "that the teacher does not have: its vocabulary ends at 100"),
 ]

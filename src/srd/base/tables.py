@@ -160,8 +160,9 @@ def parts_of(rows: datasets.Dataset, names: list[str] | None = None, count: int 
             yield query_table(table, slice(first, min(first + count, len(rows))))
         return
     pieces = table.to_batches()
+    starts = np.cumsum([0, *map(len, pieces)])
     for first in range(0, len(rows), count):
-        yield _rows_at(pieces, rows._indices.slice(first, count).column(0).to_numpy())
+        yield _rows_at(pieces, starts, rows._indices.slice(first, count).column(0).to_numpy())
 
 
 def taken(parts: Sequence[datasets.Dataset], names: list[str], places: NDArray[np.int64]) -> Iterator[pa.Table]:
@@ -172,12 +173,13 @@ def taken(parts: Sequence[datasets.Dataset], names: list[str], places: NDArray[n
         begin += len(part)
         if len(own):
             there = own if part._indices is None else part._indices.column(0).take(pa.array(own)).to_numpy()
-            yield _rows_at(part.data.select(names).to_batches(), there)
+            pieces = part.data.select(names).to_batches()
+            yield _rows_at(pieces, np.cumsum([0, *map(len, pieces)]), there)
 
 
-def _rows_at(pieces: list[pa.RecordBatch], places: NDArray[Any]) -> pa.Table:
+def _rows_at(pieces: list[pa.RecordBatch], starts: NDArray[np.int64], places: NDArray[Any]) -> pa.Table:
     """Rows of a table's pieces by their places in all of it; Arrow itself would join the pieces first."""
-    starts, places = np.cumsum([0, *map(len, pieces)]), places.astype(np.int64)
+    places = places.astype(np.int64)
     order = np.argsort(places, kind="stable")
     used, begins = np.unique(np.searchsorted(starts, places[order], side="right") - 1, return_index=True)
     parts = [

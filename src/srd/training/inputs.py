@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from srd.base.errors import UserError, nearest
-from srd.base.handed import check_loaded
+from srd.base.handed import check_counts, check_loaded
 from srd.data.batching import EncodedExamples, lengths_of
 from srd.data.encoding import encode, is_encoded
 from srd.models.finite import name_of
@@ -74,9 +74,9 @@ def check_given(model: Any, args: Any, tokenizer: Any, others: Mapping[str, Any]
     """Refuse what is no model, no arguments or no tokenizer, and what has no effect; say what to do instead."""
     check_loaded(model=model, args=args, processing_class=tokenizer)
     check_launch()
-    for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
-        if (value := getattr(args, name)) < 1:
-            raise UserError(f"{name} is {value}: give 1 or more")
+    check_counts(
+        **{name: getattr(args, name) for name in ("per_device_train_batch_size", "gradient_accumulation_steps")}
+    )
     unlike = (name for name in INSTEAD if getattr(args, name, None) not in (None, 0, "random", "group_by_length"))
     for name in [*others, *unlike]:
         if name not in PASSED_ON:
