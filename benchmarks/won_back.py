@@ -1,10 +1,11 @@
 """What of the loss to wrong rows a sweep's variants win back, with intervals: the tables of `srd sweep evidence`.
 
-And of `srd sweep evidence-choices`: how far each choice of the preset `plus` is from the preset.
+The same for each kind of damage, of `srd sweep evidence-kinds`; and of `srd sweep evidence-choices` how far each choice
+of the preset `plus` is from the preset.
 
-At every share of damage all variants of a seed answer the same questions. Resampled are the seeds, and within them the
-questions, for all variants together; so differences and their quotient, won back = (variant − KD) ÷ (oracle − KD), are
-pairwise.
+At every share or kind of damage all variants of a seed answer the same questions. Resampled are the seeds, and within
+them the questions, for all variants together; so differences and their quotient, won back = (variant − KD) ÷
+(oracle − KD), are pairwise.
 """
 
 from __future__ import annotations
@@ -26,19 +27,21 @@ from srd.report.tables import Column, Measure, Table, to_markdown
 from srd.sweep.cells import Cell, lay_out
 from srd.sweep.settings import load_sweep
 
-REFERENCE, ORACLE, CHANCE, SHARE = "kd", "oracle", "random subset", "data.corruption.share"
-DROPPED = "cleaning, drop"
+REFERENCE, ORACLE, CHANCE = "kd", "oracle", "random subset"
+DROPPED, REPAIRED, SOFTENED = "cleaning, drop", "cleaning, repair", "cleaning, soften"
+SHARE, KINDS, CLEAN = "data.corruption.share", "data.corruption.kinds", "0%"
 STAGES, SAME_ROWS = "three stages", "kd on the same rows"
 SIMPLER = (SAME_ROWS, "one stage")  # where they are level they take its place
 SAMPLES = 10_000
 LEVEL, ENOUGH = 0.2, 0.8  # points that `plus` may be behind on clean data; the share of the loss to be won back
 Span = tuple[float, float, float]  # the value, and the interval's ends
 Scores = dict[int, np.ndarray]  # seed -> the score of each question, in percent, [N]
+Found = dict[str, dict[str, "Variant"]]  # damage, by its share or its kind -> variant -> what it scored
 
 
 @dataclass
 class Variant:
-    """One variant at one share of damage.
+    """One variant at one share, or of one kind, of damage.
 
     Attributes:
         scores: Of its students.
@@ -53,20 +56,24 @@ class Variant:
     folders: dict[int, Path] = field(default_factory=dict)
 
 
-def read_variants(folder: Path, path: Path) -> dict[float, dict[str, Variant]]:
-    """Share of damage -> variant -> what it scored, of a sweep (its folder, its file), where all its seeds are."""
-    found: dict[float, dict[str, Variant]] = {}
-    wanted: Counter[tuple[float, str]] = Counter()
-    for cell in lay_out(load_sweep(path), path):
-        place, where = folder / "cells" / cell.folder, (cell.point[SHARE], cell.label)
+def read_variants(folder: Path, path: Path) -> Found:
+    """What the variants of a sweep scored (its folder, its file), where all their seeds are; the least damage first."""
+    found: Found = {}
+    wanted: Counter[tuple[str, str]] = Counter()
+    for cell in sorted(lay_out(load_sweep(path), path), key=lambda cell: cell.point.get(SHARE, 0)):
+        place, where = folder / "cells" / cell.folder, (_damage(cell), cell.label)
         wanted[where] += 1
         if read_json(place / "cell.json", {}).get("state") == "done":
             _add(found.setdefault(where[0], {}).setdefault(where[1], Variant()), cell, place)
     whole = {
-        share: {label: variant for label, variant in variants.items() if len(variant.scores) == wanted[share, label]}
-        for share, variants in sorted(found.items())
+        damage: {label: variant for label, variant in variants.items() if len(variant.scores) == wanted[damage, label]}
+        for damage, variants in found.items()
     }
-    return {share: variants for share, variants in whole.items() if variants}
+    return {damage: variants for damage, variants in whole.items() if variants}
+
+
+def _damage(cell: Cell) -> str:
+    return f"{cell.point[SHARE]:.0%}" if SHARE in cell.point else ", ".join(cell.point[KINDS])
 
 
 def _add(variant: Variant, cell: Cell, place: Path) -> None:
@@ -147,10 +154,10 @@ def _shown(span: Span | None, digits: int = 2, sign: str = "+") -> str | None:
     return value if span[1] != span[1] else f"{value} ({ends[0]} to {ends[1]})"
 
 
-def variants_table(found: dict[float, dict[str, Variant]], *, teachers: bool, other: str = CHANCE) -> str:
-    """Every variant at every share: score, difference from KD and from another variant, won back."""
+def variants_table(found: Found, *, teachers: bool, other: str = CHANCE) -> str:
+    """Every variant at every damage: score, difference from KD and from another variant, won back."""
     rows = []
-    for share, variants in found.items():
+    for damage, variants in found.items():
         scores = {label: variant.teachers if teachers else variant.scores for label, variant in variants.items()}
         scores = {label: own for label, own in scores.items() if own}
         for label, own in scores.items():
@@ -169,7 +176,7 @@ def variants_table(found: dict[float, dict[str, Variant]], *, teachers: bool, ot
             )
             score = Measure(statistics.fmean(means), spread)
             shown = [_shown(against[REFERENCE]), _shown(against[other]), _shown(back, sign="")]
-            rows.append([f"{share:.0%}", label, len(own), kept, score, *shown, *([] if teachers else [steps, seconds])])
+            rows.append([damage, label, len(own), kept, score, *shown, *([] if teachers else [steps, seconds])])
     titles = [
         Column("Damaged"),
         Column("Variant"),
@@ -182,10 +189,10 @@ def variants_table(found: dict[float, dict[str, Variant]], *, teachers: bool, ot
     return to_markdown(Table(titles, rows).without_empty_columns())
 
 
-def found_table(found: dict[float, dict[str, Variant]], label: str) -> str:
+def found_table(found: Found, label: str) -> str:
     """What the cleaning of a variant marked, by kind of damage, over all seeds."""
     rows = []
-    for share, variants in found.items():
+    for damage, variants in found.items():
         reasons: dict[str, list[str]] = {}
         for place in variants[label].folders.values() if label in variants else ():
             marks = pq.read_table(place / "cleaning" / "rows.parquet", columns=["id", "why"])
@@ -197,40 +204,44 @@ def found_table(found: dict[float, dict[str, Variant]], label: str) -> str:
                 reasons.setdefault(kind, []).append(why[row["id"]])
         for kind, own in sorted(reasons.items()):
             by = ", ".join(f"{name} {count}" for name, count in sorted(Counter(filter(None, own)).items()))
-            rows.append([f"{share:.0%}", kind, len(own), 100 * sum(map(bool, own)) / len(own), by or None])
+            rows.append([damage, kind, len(own), 100 * sum(map(bool, own)) / len(own), by or None])
     titles = [Column("Damaged"), Column("Kind"), Column("Rows", 0), Column("Marked, %", 1), Column("Of which by")]
     return to_markdown(Table(titles, rows))
 
 
-def targets_table(found: dict[float, dict[str, Variant]]) -> str:
+def targets_table(found: Found) -> str:
     """What was to be reached, and what was."""
     rows: list[list[Any]] = []
-    for share, variants in found.items():
-        if share == 0 and "plus" in variants and REFERENCE in variants:
+    for damage, variants in found.items():
+        if damage == CLEAN and "plus" in variants and REFERENCE in variants:
             span = difference(variants["plus"].scores, variants[REFERENCE].scores)
             met = span is not None and span[0] >= -LEVEL and span[2] > 0
             rows.append([f"clean: plus is at most {LEVEL} behind KD, and its interval ends above 0", _shown(span), met])
         if ORACLE in variants and REFERENCE in variants:
-            rows += _damaged_targets(f"{share:.0%} damaged", variants)
+            rows += _damaged_targets(f"{damage} damaged" if damage.endswith("%") else damage, variants)
     words = {True: "met", False: "missed", None: "cannot tell"}
     told = [[target, value, words[met]] for target, value, met in rows]
     return to_markdown(Table([Column("Target, set beforehand"), Column("Measured"), Column("")], told))
 
 
 def _damaged_targets(title: str, variants: dict[str, Variant]) -> list[list[Any]]:
-    """The targets at one share of damage; where the oracle is not surely ahead there is nothing to win back."""
+    """The targets at one damage; where the oracle is not surely ahead there is nothing to win back."""
     reference, oracle = variants[REFERENCE].scores, variants[ORACLE].scores
     span = difference(oracle, reference)
     sure = span is not None and span[1] > 0
     rows: list[list[Any]] = [[f"{title}: the oracle is ahead of KD, else nothing can be told", _shown(span), sure]]
-    for label in ("cleaning, drop", "cleaning, repair", "plus"):
+    for label in (DROPPED, REPAIRED, "plus", SOFTENED):
         if label in variants:
             back = won_back(variants[label].scores, reference, oracle)
             met = back is not None and back[0] >= ENOUGH
             rows.append([f"{title}: {label} wins back {ENOUGH}", _shown(back, sign=""), met if sure else None])
-            ahead = difference(variants[label].scores, variants[CHANCE].scores) if CHANCE in variants else None
-            met = ahead is not None and ahead[1] > 0
-            rows.append([f"{title}: {label} is ahead of the random subset", _shown(ahead), met if sure else None])
+            if CHANCE in variants:
+                ahead = difference(variants[label].scores, variants[CHANCE].scores)
+                met = ahead is not None and ahead[1] > 0
+                rows.append([f"{title}: {label} is ahead of the random subset", _shown(ahead), met if sure else None])
+    if {REPAIRED, SOFTENED} <= set(variants):
+        ahead = difference(variants[REPAIRED].scores, variants[SOFTENED].scores)
+        rows.append([f"{title}: repair is ahead of softening", _shown(ahead), ahead is not None and ahead[1] > 0])
     return rows
 
 
@@ -241,7 +252,7 @@ def over_shares(found: Sequence[dict[str, Variant]], label: str) -> Scores:
     return {seed: np.mean([each[seed] for each in scores], axis=0) for seed in seeds}
 
 
-def choices_table(found: dict[float, dict[str, Variant]]) -> str:
+def choices_table(found: Found) -> str:
     """How far each choice is from three stages, at each share and over all, and what follows by the rule.
 
     A choice is ahead where the interval over its shares is above zero, and behind where it is below.
@@ -256,7 +267,7 @@ def choices_table(found: dict[float, dict[str, Variant]]) -> str:
         both = [variants for variants in found.values() if {label, STAGES} <= set(variants)]
         over = difference(over_shares(both, label), over_shares(both, STAGES))
         rows.append([label, *map(_shown, spans), _shown(over), _verdict(label, over)])
-    titles = [Column("Choice"), *(Column(f"less three stages, {share:.0%} damaged") for share in found)]
+    titles = [Column("Choice"), *(Column(f"less three stages, {damage} damaged") for damage in found)]
     return to_markdown(Table([*titles, Column("less three stages, over its shares"), Column("")], rows))
 
 
@@ -278,11 +289,10 @@ def tables_of(folder: Path, path: Path) -> dict[str, str]:
     found, name = read_variants(folder, path), folder.name
     if load_sweep(path).reference == STAGES:
         return {f"{name}-arms": variants_table(found, teachers=False, other=STAGES), name: choices_table(found)}
-    tables = {
-        f"{name}-arms": variants_table(found, teachers=False),
-        f"{name}-teachers": variants_table(found, teachers=True),
-        f"{name}-targets": targets_table(found),
-    }
-    if any(DROPPED in variants for variants in found.values()):
-        tables[f"{name}-found"] = found_table(found, DROPPED)
+    tables = {f"{name}-arms": variants_table(found, teachers=False), f"{name}-targets": targets_table(found)}
+    if any(variant.teachers for variants in found.values() for variant in variants.values()):
+        tables[f"{name}-teachers"] = variants_table(found, teachers=True)
+    for label in (REPAIRED, DROPPED):  # they mark the same rows
+        if any(label in variants for variants in found.values()):
+            tables[f"{name}-found"] = found_table(found, label)
     return tables

@@ -19,6 +19,7 @@ from benchmarks import cases, conventional, detection, gpu, refresh, tables, won
 from benchmarks.lengths import log_normal_lengths
 from benchmarks.workload import padded_share
 
+from srd.base.files import write_json
 from srd.curation import likelihoods
 from srd.curation.cleaning import Reader
 from srd.data.batching import Collator
@@ -26,7 +27,10 @@ from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows
 from srd.data.settings import SourceConfig
 from srd.data.templates.base import get_template
+from srd.evaluation.predictions import predictions_path, write_answers
 from srd.models.head import HeadWeights, head_weights, response_hidden
+from srd.sweep.cells import lay_out
+from srd.sweep.settings import find_sweep, load_sweep
 from srd.training.loss import row_losses
 from srd.training.loss.response_loss import head_loss
 from srd.training.loss.settings import LossSettings
@@ -295,8 +299,8 @@ def test_a_choice_gets_in_by_the_interval_over_all_shares_or_by_being_simpler() 
         ])  # fmt: skip
 
     asked = {seed: draw.normal(25, 10, 100) for seed in range(3)}
-    found = {share: {label: variant(gain) for label, gain in gains.items()} for share in (0.0, 0.4)}
-    found[0.4].pop("equal")  # the time ended
+    found = {share: {label: variant(gain) for label, gain in gains.items()} for share in ("0%", "40%")}
+    found["40%"].pop("equal")  # the time ended
     table = won_back.choices_table(found)
     said = {row.split(" | ")[0].strip("| "): row for row in table.splitlines()}
     assert said["better"].rstrip(" |").endswith("ahead: gets in") and said["worse"].rstrip(" |").endswith("behind")
@@ -304,6 +308,38 @@ def test_a_choice_gets_in_by_the_interval_over_all_shares_or_by_being_simpler() 
     assert said["equal"].count("–") == 1 and said["equal"].rstrip(" |").endswith("level")  # by what there is
     assert "kd" not in said and "three stages" not in said
     assert "less three stages" in won_back.variants_table(found, teachers=False, other="three stages")
+
+
+def test_what_is_won_back_is_told_for_each_kind_of_damage(tmp_path: Path) -> None:
+    """Of a folder as a sweep that was cut off leaves it: the variant that lacks a seed is left out."""
+    gains = {"kd": 0.0, "oracle": 0.04, "cleaning, repair": 0.03, "cleaning, soften": 0.01}
+    path = find_sweep("evidence-kinds")
+    for cell in lay_out(load_sweep(path), path):
+        seed, place = cell.seeds["seed"], tmp_path / "cells" / cell.folder
+        if cell.point[won_back.KINDS] == ["duplicated"] or (cell.label == "cleaning, soften" and seed == 2):
+            continue
+        write_json(place / "cell.json", {"state": "done"})
+        (place / "recipe.yaml").write_text("training: {curriculum: null}", encoding="utf-8")
+        step = {"summary": {"examples": 144, "steps": 24, "training_seconds": 9.0}}
+        write_json(place / "manifest.json", {"steps": {"train/kd": step}})
+        scores = np.random.default_rng(seed).random(50) / 2 + gains[cell.label]
+        answers = predictions_path(place / "evaluation", "kd", "test", 10)
+        answers.parent.mkdir(parents=True)
+        rows = [{"id": str(number), "prediction": ""} for number in range(50)]
+        write_answers(answers, rows, {"per_example": {"rouge_l": scores.tolist()}}, "")
+        for name, columns in (
+            ("cleaning/rows", {"why": ["match", None]}),
+            ("examples/train", {"corruption": [cell.point[won_back.KINDS][0], ""], "instruction": ["a", "b"]}),
+        ):
+            (place / name).parent.mkdir()
+            pq.write_table(pa.table({"id": ["0", "1"], **columns}), place / f"{name}.parquet")
+    tables = won_back.tables_of(tmp_path, path)
+    arms, targets = (tables[f"{tmp_path.name}-{name}"].splitlines() for name in ("arms", "targets"))
+    assert [line.split(" | ")[0].strip("| ") for line in arms[2:]] == ["swapped"] * 3 + ["truncated"] * 3
+    assert "0.75 (0.75 to 0.75)" in arms[4] and "cleaning, soften" not in "".join(arms)
+    assert targets[3] == "| swapped: cleaning, repair wins back 0.8 | 0.75 (0.75 to 0.75) | missed |"
+    assert "| swapped | swapped | 3 | 100.0 | match 3 |" in tables[f"{tmp_path.name}-found"]
+    assert f"{tmp_path.name}-teachers" not in tables  # none was evaluated
 
 
 def test_nothing_is_won_back_where_the_oracle_is_not_surely_ahead() -> None:
