@@ -7,7 +7,7 @@ import json
 import re
 import runpy
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ import typer
 from benchmarks import reference, sizes
 
 from srd.base import console
+from srd.base.errors import UserError
+from srd.recipe.files import shipped_recipes
+from srd.recipe.reading import load_recipe
 from srd.run.context import Run
 from tests.documents import PAGES, ROOT, Block, blocks_of, inline_commands
 from tests.runs import in_turn, tiny_rows, write_rows
@@ -97,6 +100,29 @@ def test_commands_in_blocks_are_commands() -> None:
             if line.strip().startswith("srd "):
                 words = shlex.split(re.sub(r"[\[\]…|]", " ", line.split(" #")[0]), comments=True)
                 check_options(words[1:], f"{block.place}: {line}")
+
+
+def commands_on(text: str) -> Iterator[list[str]]:
+    """The words of each command of srd that starts a line."""
+    for line in text.replace("\\\n", " ").splitlines():
+        if line.strip().startswith("srd "):
+            yield shlex.split(line, comments=True)[1:]
+
+
+def test_what_commands_say_of_shipped_recipes_is_valid() -> None:
+    """The fields that a page changes can be changed so; whether files are there is not asked."""
+    texts = [(block.place, block.text) for block in BLOCKS if block.language in ("", "bash", "sh", "console")]
+    texts += [each for page in PAGES for each in inline_commands(page)]
+    tried = 0
+    for place, words in ((place, words) for place, text in texts for words in commands_on(text)):
+        if words[0] in ("run", "plan", "doctor") and len(words) > 1 and words[1] in shipped_recipes():
+            fields = [word for word in words[2:] if re.match(r"[a-z][\w.]*=", word)]
+            try:
+                load_recipe(words[1], fields)
+            except UserError as error:
+                raise AssertionError(f"{place}: {error}") from error
+            tried += bool(fields)
+    assert tried > 5
 
 
 class Reader:

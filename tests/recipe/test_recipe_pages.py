@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from benchmarks import families
 
 from srd.recipe.reading import load_recipe
 from srd.recipe.schema import Recipe
@@ -12,7 +13,6 @@ from srd.report.tables import Cell, Column, Table, to_markdown
 from srd.training.settings import TrainingConfig
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "recipes"
-FAMILIES = ("gpt2", "openllama2", "qwen2.5-math", "qwen2.5-coder", "t5", "mt5")
 METHODS = ("teacher", "sft", "seqkd", "gkd", "kd", "srd")
 
 
@@ -43,10 +43,21 @@ def settings_table(family: str) -> str:
     return to_markdown(Table([Column(title) for title in titles], rows))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_a_page_says_what_the_recipes_say(family: str) -> None:
     page, recipe = (PAGES / f"{family}.md").read_text(encoding="utf-8"), load_recipe(family)
     assert settings_table(family).strip() in page
     assert str(recipe.teacher.model) in page and str(recipe.student.model) in page
     lengths = f"{recipe.data.max_length} tokens in all, {recipe.data.max_prompt_length} of prompt"
     assert lengths in page
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_a_page_says_what_the_plan_says(family: str) -> None:
+    page = (PAGES / f"{family}.md").read_text(encoding="utf-8")
+    assert families.plan_text(family) in page, "run: python -m benchmarks.families"
+
+
+def test_the_table_of_all_families_is_what_the_plans_say() -> None:
+    page = (PAGES.parent / "recipes.md").read_text(encoding="utf-8")
+    assert families.table() in page, "run: python -m benchmarks.families"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from srd.recipe.files import shipped_recipes
 from srd.recipe.reading import load_recipe, validate_recipe
 from srd.run.context import Run
 from srd.run.flow import run_all
+from srd.run.plan.plan import make_plan
 from srd.tasks.base import TASKS, benchmarks
 from srd.training.divergences.base import DIVERGENCES, loss_scale
 from tests.runs import close, write_rows
@@ -255,3 +257,17 @@ def test_whole_flow(family: str, names: list[str], tmp_path: Path, short_answers
             )
         assert ("reflection" in steps) == (label == "srd"), name
         assert load_file(run.folder / "student/model.safetensors"), name
+
+
+def test_the_tutorial_on_local_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("gpt2-xl", "gpt2"):
+        save_tiny(tmp_path / "models" / name, "gpt2", layers=1, hidden=16)
+    write_rows(tmp_path / "databricks-dolly-15k.jsonl", original_rows("dolly", 0, 1200))
+    for name in ("dolly", "self_inst"):
+        write_rows(tmp_path / f"{name}_eval.jsonl", TASK_ROWS["dolly"])
+    page = Path(__file__).resolve().parents[2] / "docs/tutorials/paper.md"
+    command = page.read_text(encoding="utf-8").split("```bash\nsrd plan gpt2 data.train.path=")[1].split("```")[0]
+    words = shlex.split(f"data.train.path={command}".replace("\\\n", " "))
+    planned = make_plan(load_recipe("gpt2", words), flops_per_second=1e12).data
+    assert (planned.exact, planned.train, planned.validation, planned.test) == (True, 100, 1000, 100)
