@@ -32,7 +32,7 @@ def test_alpha_follows_its_formula() -> None:
     random, schedule = np.random.default_rng(0), Contrast(alpha=0.1, anchor=0.2)
     measured: dict[bool, list[float]] = {False: [], True: []}
     for step in range(10):
-        schedule.begin_step(step, 10, lambda temperature: np.zeros(0, np.float32))
+        schedule.begin_step(step, 10, lambda: np.zeros(0, np.float32))
         own = np.arange(6) % 2 == 1
         teacher, student = -random.exponential(1, 6), -random.exponential(2, 6)
         found = schedule.of_rows(own, teacher, student)
@@ -54,7 +54,7 @@ def test_the_students_texts_may_count_more_and_more() -> None:
     schedule = METHODS.get("distillm2")(gradual=True).schedule()
     assert schedule is not None
     for step, share in ((0, 1.0), (5, 1.25), (10, 1.5), (15, 1.5)):
-        schedule.begin_step(step, 20, lambda temperature: np.zeros(0, np.float32))
+        schedule.begin_step(step, 20, lambda: np.zeros(0, np.float32))
         found = schedule.of_rows(np.array([False, True]), np.zeros(2), np.zeros(2))
         assert found["share"].tolist() == [2 - share, share]
 

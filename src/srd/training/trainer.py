@@ -210,9 +210,7 @@ class DistillTrainer(Trainer):
         self.sums.begin_step()
         self._count_chosen(samples, device)
         if self.schedule is not None:
-            self.schedule.begin_step(
-                self.state.global_step, self.state.max_steps, lambda temperature: self._entropies(samples, temperature)
-            )
+            self.schedule.begin_step(self.state.global_step, self.state.max_steps, lambda: self._entropies(samples))
         return samples, items.clamp(min=1)
 
     def _count_chosen(self, samples: list[dict[str, Any]], device: torch.device) -> None:
@@ -226,8 +224,8 @@ class DistillTrainer(Trainer):
             batch["chosen_items"] = chosen.clamp(min=1)
 
     @torch.no_grad()
-    def _entropies(self, samples: list[dict[str, Any]], temperature: float) -> NDArray[np.float32]:
-        """The teacher's entropies at all positions of a step, of all processes."""
+    def _entropies(self, samples: list[dict[str, Any]]) -> NDArray[np.float32]:
+        """The teacher's entropies at all positions of a step, of all processes, at the divergence's temperature."""
         assert self.teacher is not None
         values = [np.zeros(0, np.float32)]
         for batch in samples:
@@ -236,7 +234,7 @@ class DistillTrainer(Trainer):
             head = self.teacher.head_on(hidden.device)
             if hidden.shape[1] < head.vocabulary:
                 for_teacher(batch)["teacher_hidden"] = hidden  # a live teacher has read the text, and need not again
-            values.append(entropies(hidden, head, temperature).float().cpu().numpy())
+            values.append(entropies(hidden, head, self.settings.temperature).float().cpu().numpy())
         return np.concatenate(parallel.gather(np.concatenate(values)))
 
     def _refresher(self, writing: Writing, examples: EncodedExamples, *, by_method: bool) -> Refresher | None:

@@ -50,13 +50,14 @@ class Schedule:
         """The share of the whole training that lies before a step of this stage."""
         return (self.steps_before + step) / max(1, self.steps_in_all or total_steps)
 
-    def begin_step(self, step: int, total_steps: int, entropies: Callable[[float], NDArray[np.float32]]) -> None:
+    def begin_step(self, step: int, total_steps: int, entropies: Callable[[], NDArray[np.float32]]) -> None:
         """Make ready for an optimizer step.
 
         Args:
             step: From 0, in this stage.
             total_steps: Of this stage.
-            entropies: The teacher's entropy in nats at all positions of the step, at a temperature; of all processes.
+            entropies: The teacher's, in nats, at all positions of the step, of all processes, at the divergence's
+                temperature.
         """
 
     def settings(self, settings: LossSettings) -> LossSettings:
@@ -146,20 +147,17 @@ class UncertainTeacher(Schedule):
 
     Attributes:
         quantile: The share of a step's positions that lie below the threshold.
-        temperature: Of the divergence; the entropy is measured at it.
         threshold: Of this step, in nats.
     """
 
     whole: ClassVar[bool] = True
     quantile: float = 0.8
-    temperature: float = 1.0
     threshold: float = math.inf
 
-    def begin_step(self, step: int, total_steps: int, entropies: Callable[[float], NDArray[np.float32]]) -> None:
-        self.threshold = quantile_between(entropies(self.temperature), self.quantile)
+    def begin_step(self, step: int, total_steps: int, entropies: Callable[[], NDArray[np.float32]]) -> None:
+        self.threshold = quantile_between(entropies(), self.quantile)
 
     def settings(self, settings: LossSettings) -> LossSettings:
-        self.temperature = settings.temperature
         return replace(settings, objective="entropy_aware", parameters={"threshold": self.threshold})
 
     def logged(self) -> dict[str, float]:
@@ -188,7 +186,7 @@ class Contrast(Schedule):
         self._fresh: list[tuple[bool, float]] = []  # of this step, of this process
         self._measures, self._balance = True, 1.0
 
-    def begin_step(self, step: int, total_steps: int, entropies: Callable[[float], NDArray[np.float32]]) -> None:
+    def begin_step(self, step: int, total_steps: int, entropies: Callable[[], NDArray[np.float32]]) -> None:
         done = self.done(step, total_steps)
         self._measures = not done or done < self.anchor
         self._balance = 1 + 0.5 * min(1.0, 2 * done) if self.gradual else 1.0
