@@ -150,8 +150,7 @@ class TokenLists(Sequence[list[int]]):
         chunk = int(np.searchsorted(self._starts, row, side="right")) - 1
         place = row - self._starts[chunk]
         start, end = self._offsets[chunk][place : place + 2]
-        tokens: list[int] = self._values[chunk][start:end].tolist()
-        return tokens
+        return self._values[chunk][start:end].tolist()
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -228,8 +227,7 @@ class EncodedExamples(Dataset[dict[str, Any]]):
     @property
     def lengths(self) -> list[int]:
         """Tokens of prompt and response of each example."""
-        lengths: list[int] = (lengths_of(self.prompts) + lengths_of(self.responses)).tolist()
-        return lengths
+        return (lengths_of(self.prompts) + lengths_of(self.responses)).tolist()
 
     @property
     def learnt(self) -> list[int]:

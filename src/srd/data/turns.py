@@ -211,8 +211,7 @@ def _rendered(tokenizer: Any, messages: list[dict[str, Any]], **options: Any) ->
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return ids
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def _starts(ids: Sequence[int], part: tuple[int, ...]) -> bool:
@@ -295,5 +294,4 @@ class ControlText:
             [guard + text, guard], add_special_tokens=False, split_special_tokens=True, verbose=False
         )
         ids, before = read["input_ids"]
-        kept: list[int] = ids[len(before) :] if guard and ids[: len(before)] == before else ids
-        return kept
+        return ids[len(before) :] if guard and ids[: len(before)] == before else ids

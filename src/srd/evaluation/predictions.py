@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from srd.base.errors import UserError
-from srd.base.files import atomic_write, discard, file_digest, fingerprint, link, read_json, write_json
+from srd.base.files import (
+    discard,
+    file_digest,
+    fingerprint,
+    link,
+    read_json,
+    write_json,
+    write_json_lines,
+)
 
 PREDICTIONS, INDEX = "predictions", "index.json"
 METRICS, DETAILS, COMPARISONS, SAMPLES = "metrics.json", "details.json", "comparisons.json", "train_samples.jsonl"
@@ -56,9 +64,7 @@ def clashing(tasks: Sequence[str]) -> str | None:
 def write_answers(path: Path, rows: Iterable[dict[str, Any]], scores: dict[str, Any], identity: str) -> None:
     """Keep answers with their scores; the scores' file is written last and says that both are whole."""
     begin_writing(path)
-    with atomic_write(path) as unfinished, open(unfinished, "w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    write_json_lines(path, rows)
     content = {"fingerprint": identity, **scores, "predictions": file_digest(path)}
     write_json(scores_path(path), {**content, "digest": fingerprint(content)})
 

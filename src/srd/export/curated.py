@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from srd.base.errors import UserError
-from srd.base.files import atomic_write
+from srd.base.files import atomic_write, write_json_lines
 from srd.base.registry import Registry
 from srd.base.remedies import warn
 from srd.base.text import visible
@@ -19,7 +19,7 @@ from srd.data.examples import row_of
 from srd.export.texts import Shown, shown
 from srd.models.loading.sources import is_gguf, resolve_source
 from srd.run.context import Run
-from srd.run.curate import Curated, Layout, curate, stage_file, write_rows
+from srd.run.curate import Curated, Layout, curate, stage_file
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class TrainerLayout(Layout):
         ]
 
     def write(self, made: Curated) -> None:
-        write_rows(made.folder / TRAIN, _unrolled(made, self))
+        write_json_lines(made.folder / TRAIN, _unrolled(made, self))
         for name, text in ((CARD, visible(card(made, self.trainer))), *self.trainer.contents(made)):
             with atomic_write(made.folder / name) as partial:
                 partial.write_text(text, encoding="utf-8")

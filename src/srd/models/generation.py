@@ -255,8 +255,7 @@ def generate(
 
 def answer_texts(tokenizer: Any, answers: Sequence[Sequence[int]], stop: Sequence[int]) -> list[str]:
     """What answers say: without the stop token, whatever it is, and without special tokens."""
-    texts: list[str] = tokenizer.batch_decode([without_end(ids, stop)[0] for ids in answers], skip_special_tokens=True)
-    return texts
+    return tokenizer.batch_decode([without_end(ids, stop)[0] for ids in answers], skip_special_tokens=True)
 
 
 def generate_tokens(

@@ -40,8 +40,7 @@ def measured(core: Any, name: str, measure: Callable[[], Measure]) -> Measure:
         return measure()
     if (key, name) not in _kept:
         _kept[key, name] = measure()
-    found: Measure = _kept[key, name]
-    return found
+    return _kept[key, name]
 
 
 def _state(model: Any) -> list[Any]:

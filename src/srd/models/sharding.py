@@ -142,5 +142,4 @@ def whole_weights(model: nn.Module, accelerator: Accelerator) -> dict[str, Any] 
     """The full state dictionary of a sharded model, on the main process; None where the model is whole anyway."""
     if not is_sharded(accelerator):
         return None
-    weights: dict[str, Any] = accelerator.get_state_dict(model)
-    return weights
+    return accelerator.get_state_dict(model)

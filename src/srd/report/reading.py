@@ -213,8 +213,7 @@ def _json_lines(path: Path) -> list[Row]:
 
 def read_json_lines(path: Path) -> list[Row]:
     """Read a JSONL file, empty where there is none; a killed run's unfinished last line is left out."""
-    rows: list[Row] = read_file(path, _json_lines, [], "Remove the line, or run its step again")
-    return rows
+    return read_file(path, _json_lines, [], "Remove the line, or run its step again")
 
 
 def read_parquet(path: Path, ids: Iterable[str] | None = None, columns: list[str] | None = None) -> pyarrow.Table:

@@ -64,7 +64,8 @@ class Card:
             "title": self.title, "label": self.label, "training": self.training, "recipe": self.recipe,
             "teacher": self.teacher, "base": self.base, "made": self.run.start_source != self.recipe.student.model,
             "parameters": count(parameters(self.run.start_source)), "address": HUB_ADDRESS.format(name=self.title),
-            "scores": list(self._scores()), "differences": self._differences(), "summary": self._summary(),
+            "scores": list(self._scores()), "differences": self._differences(),
+            "summary": self.run.manifest.steps.get(f"train/{self.label}", {}).get("summary", {}),
             "prompt": self._prompt(), "short": dump_yaml(_without_places(shortest(self.recipe))).rstrip(),
             "adapter": self.is_adapter, "encoder_decoder": self.run.encoder_decoder, "version": VERSION,
             "data": [name for name, _ in self.data], "decoding": self._decoding(),
@@ -178,7 +179,7 @@ class Card:
     def _differences(self) -> list[str]:
         """What the paired comparisons say, of the main training, which alone is compared."""
         found = []
-        for row in read_json(self.run.files.comparisons, []) if self._own_results else []:
+        for row in read_json(self.run.files.comparisons, []) if self.label in self.results else []:
             if row["a"] == self.label and row["low"] is not None:
                 name = {"teacher": "the teacher", "student": "the student before the training"}.get(row["b"], row["b"])
                 found.append(
@@ -187,19 +188,12 @@ class Card:
                 )
         return found
 
-    @property
-    def _own_results(self) -> bool:
-        return self.label in self.results
-
     def _decoding(self) -> str:
         settings = self.recipe.evaluation
         if settings.temperature == 0:
             return "greedy"
         top_p = f", top-p {settings.top_p:g}" if settings.top_p < 1 else ""
         return f"temperature {settings.temperature:g}{top_p}"
-
-    def _summary(self) -> dict[str, Any]:
-        return dict(self.run.manifest.steps.get(f"train/{self.label}", {}).get("summary", {}))
 
     def _prompt(self) -> str:
         """An example of the prompt, as the chat template writes it."""

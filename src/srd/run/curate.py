@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 
 from srd.base import parallel
 from srd.base.errors import UserError
-from srd.base.files import atomic_write
+from srd.base.files import write_json_lines
 from srd.base.locks import held
 from srd.base.owned import OwnedFiles
 from srd.base.remedies import warn
@@ -159,16 +158,9 @@ def _write(made: Curated, layout: Layout, files: OwnedFiles, names: list[str]) -
     """Write the stages and what stands beside them; what is ours is noted before it is there."""
     files.begin(names)
     for stage in made.stages:
-        write_rows(made.folder / stage_file(stage.index), made.rows(stage, made.first_pass(stage), layout))
+        write_json_lines(made.folder / stage_file(stage.index), made.rows(stage, made.first_pass(stage), layout))
     layout.write(made)
     files.finish(names, stages=made.summary)
-
-
-def write_rows(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-    """Write JSON lines, atomically."""
-    with atomic_write(path) as partial, open(partial, "w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def curated(example: Mapping[str, Any], ranked: Mapping[str, Any], stage: Stage) -> dict[str, Any]:

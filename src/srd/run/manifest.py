@@ -117,8 +117,7 @@ class Manifest:
     @property
     def steps(self) -> dict[str, Any]:
         """Every step that was begun: fingerprint, places, seconds; when done also its files and its summary."""
-        steps: dict[str, Any] = self.content["steps"]
-        return steps
+        return self.content["steps"]
 
     def save(self) -> None:
         """Write the manifest, and its copy; of all that this process has hashed, the digests of this run's inputs."""

@@ -265,8 +265,7 @@ def _text_of(tokens: TokenBytes, ids: Sequence[int]) -> str:
 
 def for_teacher(batch: dict[str, Any]) -> dict[str, Any]:
     """A batch as the teacher reads it: in its own tokens where `Reader.batch` has put them beside the student's."""
-    found: dict[str, Any] = batch.get("teacher", batch)
-    return found
+    return batch.get("teacher", batch)
 
 
 def sums_told(alignment: dict[str, Tensor], mass: Tensor | None) -> list[Tensor]:

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from srd.base.files import atomic_write
+from srd.base.files import atomic_write, write_json_lines
 from srd.base.yaml_text import dump_yaml
 from srd.data.turns import turns_of
 from srd.export.base import FORMATS, Exported, Format
 from srd.export.texts import shown
 from srd.metrics.scripts import PUBLISHED
-from srd.run.curate import write_rows
 
 ROWS, SCORER = "test.jsonl", "srd_metrics.py"
 AT_ONCE = 1000
@@ -63,7 +62,7 @@ def names(exported: Exported) -> list[str]:
 
 def write(exported: Exported, folder: Path) -> None:
     """Write them."""
-    write_rows(folder / ROWS, rows(exported))
+    write_json_lines(folder / ROWS, rows(exported))
     task = dump_yaml(settings(exported, folder)) + f"process_results: !function {Path(SCORER).stem}.process_results\n"
     scorer = SCORER_TEXT.replace("{words!r}", repr(exported.run.words))
     for name, text in ((f"{task_name(exported)}.yaml", task), (SCORER, scorer)):

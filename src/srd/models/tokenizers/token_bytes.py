@@ -207,10 +207,7 @@ def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None and backend.padding is None and backend.truncation is None:
         return [found.ids for found in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
-    read: list[list[int]] = (
-        tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
-    )
-    return read
+    return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
 
 def continuations(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

@@ -11,7 +11,7 @@ from srd.base.errors import RunError
 from srd.base.text import shown_bytes
 from srd.run.checks.warnings import warn_of_frames, warn_of_memory
 from srd.run.context import Run
-from srd.run.outline.costs import DataFacts, Facts, Phase, shares_of_teachers
+from srd.run.outline.costs import DataFacts, Facts, shares_of_teachers
 from srd.run.outline.forecast import Forecast
 from srd.run.outline.order import Outline, costs_of
 from srd.run.outline.sizes import other_sizes, sizes_of
@@ -61,7 +61,8 @@ def check_room(run: Run, steps: Sequence[Outline], todo: Sequence[Outline]) -> N
     if run.recipe.cache.dir and any(step.name == "cache" for step in todo):
         Path(run.recipe.cache.dir).expanduser().mkdir(parents=True, exist_ok=True)  # or it cannot be one
     facts = facts_of(run)
-    run.forecast = forecast_of(run, costs_of(steps, facts))
+    finished = {name: step["seconds"] for name, step in run.manifest.steps.items() if "finished" in step}
+    run.forecast = Forecast(costs_of(steps, facts), finished)
     costs = costs_of(todo, facts)
     warn_of_memory(run.recipe.training, max(cost.memory for cost in costs))
     shared = Path(run.recipe.cache.dir).expanduser() if run.recipe.cache.dir else run.folder
@@ -77,12 +78,6 @@ def check_room(run: Run, steps: Sequence[Outline], todo: Sequence[Outline]) -> N
                 f"the run will write {shown_bytes(needed)} to {folder}, and {shown_bytes(free)} are free "
                 f"({', '.join(parts)}). Free some space, or choose another {remedy}."
             )
-
-
-def forecast_of(run: Run, costs: Sequence[Phase]) -> Forecast:
-    """How long the run will take, as far as its finished steps say."""
-    finished = {name: step for name, step in run.manifest.steps.items() if "finished" in step}
-    return Forecast(costs, {name: step.get("seconds", 0.0) for name, step in finished.items()})
 
 
 def existing(folder: Path) -> Path:

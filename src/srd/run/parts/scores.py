@@ -51,12 +51,8 @@ def reflect_on(run: Run, model: Any, folder: Path, places: NDArray[np.int64] | N
 
 def keep_scores(scores: datasets.Dataset, path: Path, batches: Path) -> None:
     """Write the scores; the batches they came from are not needed any more, by any process."""
-    if parallel.is_main():
-        write_table(scores, path)
-    parallel.barrier()
-    if parallel.is_main():
-        discard(batches)
-    parallel.barrier()
+    parallel.on_main(lambda: write_table(scores, path))
+    parallel.on_main(lambda: discard(batches))
 
 
 def ranked_scores(run: Run, curriculum: Curriculum, path: Path | None = None) -> datasets.Dataset:

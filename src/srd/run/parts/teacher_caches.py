@@ -26,11 +26,6 @@ from srd.training.cache.teacher_cache import HEAD, TeacherCache, cache_folder, e
 from srd.training.tiers.base import Tier
 
 
-def exact_tier(run: Run) -> Tier:
-    """What is kept of text that the student writes ahead: the teacher's states."""
-    return tier_of_run(run, "exact")
-
-
 def tier_of_run(run: Run, name: str | None = None, *, number: int = 0) -> Tier:
     """What the cache of a teacher keeps of a token."""
     teacher = run.recipe.all_teachers[number]
@@ -119,9 +114,10 @@ def collator(run: Run) -> Collator:
 
 def read_once_of(run: Run, examples: EncodedExamples, folder: Path) -> TeacherCache:
     """Let the teacher read text that the student has written, as it reads the references for the run's cache."""
-    place = cache_folder(folder, fingerprint(run.keys["teacher"], run.width), exact_tier(run).identity)
+    tier = tier_of_run(run, "exact")
+    place = cache_folder(folder, fingerprint(run.keys["teacher"], run.width), tier.identity)
     parallel.on_main(lambda: _share_head(place, [*folder.parent.glob(f"*.work/{place.name}"), place_of_cache(run)]))
-    return _read(run, place, examples, "teacher reads", exact_tier(run))
+    return _read(run, place, examples, "teacher reads", tier)
 
 
 def _read(run: Run, place: Path, examples: EncodedExamples, told: str, tier: Tier, **options: Any) -> TeacherCache:

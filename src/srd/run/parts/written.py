@@ -43,8 +43,7 @@ def _tokens_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     try:
         return continuations(tokenizer, texts)
     except UserError:  # it changes texts, so that no more can be said of their beginning
-        read: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return read
+        return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def _known_tokens(tokens: list[int], ended: bool, count: int) -> Written:

@@ -113,8 +113,7 @@ def hub_is_reachable() -> bool:
 @functools.cache
 def known_models() -> dict[str, dict[str, Any]]:
     """What is known of the shipped recipes' models: ``config`` for transformers, and ``size``."""
-    found: dict[str, dict[str, Any]] = read_yaml(KNOWN)
-    return found
+    return read_yaml(KNOWN)
 
 
 def sizes_or_configs(recipe: Recipe, notes: list[str]) -> Sequence[PreTrainedConfig | Size]:

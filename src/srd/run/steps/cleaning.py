@@ -97,9 +97,7 @@ class Likelihoods(order.Likelihoods, Step):
         rows, settings = run.split("train"), run.recipe.data.cleaning
         with run.progress("likelihoods") as update:
             reads = read_for(rows, settings.find, reader_of(run, run.files.likelihoods_work, update), run.recipe.seed)
-        if parallel.is_main():
-            write_table(data_set(reads.table()), run.files.likelihoods)
-        parallel.barrier()
+        parallel.on_main(lambda: write_table(data_set(reads.table()), run.files.likelihoods))
         return {"examples": len(rows), **{kind: len(columns["ce"]) for kind, columns in reads.damage.items()}}
 
 

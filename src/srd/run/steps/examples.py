@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import datasets
 import numpy as np
@@ -21,6 +21,7 @@ from srd.base.tables import column, map_large, repeated, write_table
 from srd.base.text import many
 from srd.data.bad_rows import BadRows, Check, Owner, content_of, without_refused
 from srd.data.corruption import corrupt, leave_out
+from srd.data.encoding import Encoder
 from srd.data.examples import EXAMPLE_FEATURES, one_for_each_answer, split_examples
 from srd.data.leaks import leaked_ids, without_leaks
 from srd.recipe.schema import Recipe
@@ -28,6 +29,7 @@ from srd.run.checks.warnings import warn_of_copies, warn_of_questions
 from srd.run.context import Run
 from srd.run.folder import SPLITS
 from srd.run.identity import plugins_identity, source_identity, task_identity
+from srd.run.models import RecipeModels
 from srd.run.outline import order
 from srd.run.steps.base import Step, Summary
 from srd.tasks.base import get_task, load_source
@@ -100,14 +102,7 @@ class Examples(order.Examples, Step):
         return self._kept
 
 
-class Frames(Protocol):
-    """What makes tokens of examples, of a recipe's models or of one tokenizer."""
-
-    def refused(self, rows: Sequence[dict[str, Any]]) -> Mapping[int, UserError]:
-        """Which examples cannot be made tokens of, by position, and why."""
-
-    def divided_ids(self, rows: Iterable[dict[str, Any]]) -> list[str]:
-        """Which conversations become an example for each of their answers."""
+Frames = RecipeModels | Encoder  # makes tokens of examples, as a recipe's models or one tokenizer read them
 
 
 class _Found:

@@ -46,10 +46,8 @@ class Measures(order.Measures, Step):
             columns[NEEDS["teacher"]] = teacher_losses(run, run.files.measured / "teacher")
         if "likeness" in needs:
             columns[NEEDS["likeness"]] = parallel.on_main(lambda: near_copies(run.split("train")).likeness)
-        if parallel.is_main():
-            table = pa.table({"id": column(run.split("train"), "id"), **columns})
-            write_table(data_set(table), run.files.measures)
-        parallel.barrier()
+        table = pa.table({"id": column(run.split("train"), "id"), **columns})
+        parallel.on_main(lambda: write_table(data_set(table), run.files.measures))
         return {f"mean_{name}": round(float(np.mean(values)), 4) for name, values in columns.items()}
 
     def _read(self, run: Run, needs: set[str]) -> dict[str, Any]:

@@ -72,8 +72,7 @@ class Uncleaned(order.Uncleaned, Training):
             for ours, theirs in zip(self.outputs(run), self.outputs(other), strict=True):
                 link(theirs, ours)
         parallel.barrier()
-        summary: Summary = other.manifest.steps[self.name]["summary"]
-        return summary
+        return other.manifest.steps[self.name]["summary"]
 
 
 def write_metrics(run: Run) -> None:

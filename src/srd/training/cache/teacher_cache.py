@@ -196,8 +196,7 @@ class TeacherCache:
         if self.tier.with_head:
             tensors = load_file(self.folder / "head.safetensors")
             head = HeadWeights(tensors["weight"], tensors.get("bias"), self.meta["scale"], self.meta["softcap"])
-        result: HeadWeights = self.tier.head(head, self.meta.get("width"))
-        return result
+        return self.tier.head(head, self.meta.get("width"))
 
     def verify(self) -> list[str]:
         """Compare every file with its checksum; damaged ones are removed, named in a warning and returned.

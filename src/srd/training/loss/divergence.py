@@ -177,5 +177,4 @@ def divergence(
         )
     dtype = torch.float64 if student_logits.dtype == torch.float64 else torch.float32
     student, teacher = student_logits.to(dtype), teacher_logits.detach().to(dtype)
-    result: Tensor = _DivergenceFunction.apply(student, teacher, name, temperature, parameters)
-    return result
+    return _DivergenceFunction.apply(student, teacher, name, temperature, parameters)

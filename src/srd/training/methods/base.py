@@ -40,7 +40,11 @@ def _how_often(value: Any) -> Any:
 #: When the student's text is written anew: in every step, or once for an epoch, a stage or so many optimizer steps;
 #: auto: when the student has moved away from it.
 REFRESHES = ("step", "epoch", "stage", "auto")
-Refresh = Annotated[Literal["step", "epoch", "stage", "auto"] | int, BeforeValidator(_how_often)]
+Refresh = Annotated[
+    Literal["step", "epoch", "stage", "auto"] | int,
+    BeforeValidator(_how_often),
+    Field(description="when the student writes anew: step, epoch, stage, auto, or so many optimizer steps"),
+]
 
 
 Writers = Literal["reference", "teacher", "student", "both"]

@@ -22,9 +22,7 @@ class DistillmMethod(Method):
     tolerance: float = Field(0.1, ge=0, description="rise of validation loss (nats a token) that counts")
     temperature: SamplingTemperature = Field(1.0, description="sampling temperature of the student")
     max_new_tokens: int = Field(256, ge=1, description="longest student response")
-    refresh: Refresh = Field(
-        "step", description="when the student writes anew: step, epoch, stage, auto, or so many optimizer steps"
-    )
+    refresh: Refresh = "step"
 
     def rollouts(self, seed: int) -> AdaptiveOffPolicy:
         return AdaptiveOffPolicy(self.student_share, self.share_step, self.tolerance, self.capacity, seed)

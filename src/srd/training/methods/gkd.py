@@ -19,9 +19,7 @@ class GkdMethod(Method):
     student_share: float = Field(0.5, ge=0, le=1, description="probability that a batch is written by the student")
     temperature: SamplingTemperature = Field(1.0, description="sampling temperature of the student")
     max_new_tokens: int = Field(256, ge=1, description="longest student response")
-    refresh: Refresh = Field(
-        "step", description="when the student writes anew: step, epoch, stage, auto, or so many optimizer steps"
-    )
+    refresh: Refresh = "step"
 
     def rollouts(self, seed: int) -> OnPolicy:
         return OnPolicy(self.student_share, seed)

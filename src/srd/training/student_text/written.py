@@ -134,8 +134,7 @@ def is_written(path: Path, about: dict[str, Any]) -> bool:
 
 def read_about(path: Path) -> dict[str, Any]:
     """What a file says of itself."""
-    told: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {}).get(ABOUT, b"{}"))
-    return told
+    return json.loads((pq.read_schema(path).metadata or {}).get(ABOUT, b"{}"))
 
 
 class Text:
