@@ -276,7 +276,9 @@ def plain_loss(student: Any, inputs: dict[str, Tensor], teacher: Any, width: int
     ours = student(**tokens, use_cache=False).logits[:, :-1, :width]
     with torch.no_grad():
         theirs = teacher(**tokens, use_cache=False).logits[:, :-1, :width]
-    labels = inputs["labels"][:, 1:]
+    labels = torch.full_like(inputs["input_ids"], conventional.IGNORED)
+    labels.view(-1)[inputs["index"]] = inputs["targets"]
+    labels = labels[:, :-1]
     divergence = conventional.forward_kl_loss(ours, theirs, labels, 1.0)
     return (1 - WEIGHT) * conventional.cross_entropy_loss(ours, labels) + WEIGHT * divergence
 

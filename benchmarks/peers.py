@@ -10,8 +10,9 @@ import datasets
 import torch
 from transformers import TrainerCallback
 
+from benchmarks.conventional import IGNORED
 from benchmarks.workload import StepClock
-from srd.data.batching import IGNORED, pad_left
+from srd.data.batching import pad_left
 
 COMMON: dict[str, Any] = {
     "learning_rate": 1e-4,

@@ -132,7 +132,7 @@ def test_pad_equal_to_end_of_sequence_keeps_it_as_a_target(family: str) -> None:
         ]
     if family == "gpt2":
         assert padding_id(tokenizer) == tokenizer.eos_token_id
-        assert (batch["labels"] == tokenizer.eos_token_id).sum() == 2
+        assert (batch["targets"] == tokenizer.eos_token_id).sum() == 2
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2"])

@@ -242,7 +242,9 @@ def test_plain_fine_tuning_is_cross_entropy(tmp_path: Path) -> None:
     logged, gradients, _ = run("llama", tmp_path, settings=LossSettings())
     student, tokenizer = tiny_model("llama", seed=1), tiny_tokenizer("llama")
     batch = make_collator(student, tokenizer)(list(encoded(8, tokenizer)))
-    output = student(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"])
+    labels = torch.full_like(batch["input_ids"], -100)
+    labels.view(-1)[batch["index"] + 1] = batch["targets"]
+    output = student(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels)
     output.loss.backward()
     assert logged[0]["loss"] == pytest.approx(output.loss.item(), rel=1e-4)
     assert_same(gradients, [{name: p.grad for name, p in student.named_parameters() if p.grad is not None}])

@@ -14,7 +14,6 @@ from torch.utils.data import Dataset, Sampler
 
 Spans = list[tuple[int, int]]
 
-IGNORED = -100  # label of positions that do not count, as in transformers
 POOL = 64  # batches sorted by length together: enough for little padding, few enough to stay random
 
 
@@ -280,7 +279,6 @@ class Collator:
 
     - ``index [N]``: the response positions whose logits count, in the flattened ``[B · L]`` (decoder) positions,
     - ``targets [N]``: the token each of them must predict, end of sequence included,
-    - ``labels [B, L]``: the same as transformers has it (`IGNORED` elsewhere), for counting,
     - ``teacher_hidden [N, d]``: where the data set has a teacher cache,
     - ``reference [N]``: where there are examples without cross-entropy, 0 for their tokens and 1 for the others.
 
@@ -318,29 +316,25 @@ class Collator:
 
     def _decoder_only(self, texts: list[list[int]], spans: list[Spans]) -> dict[str, Any]:
         ids, mask = pad_right(texts, self.pad_id)
-        labels, index = torch.full_like(ids, IGNORED), []
         width = ids.shape[1]
-        for row, own in enumerate(spans):
-            for start, end in own:
-                labels[row, start:end] = ids[row, start:end]
-                index.append(torch.arange(row * width + start - 1, row * width + end - 1))
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels, "index": torch.cat(index)}
+        index = [
+            torch.arange(row * width + start - 1, row * width + end - 1)
+            for row, own in enumerate(spans)
+            for start, end in own
+        ]
+        return {"input_ids": ids, "attention_mask": mask, "index": torch.cat(index)}
 
     def _in_one_row(self, texts: list[list[int]], spans: list[Spans]) -> dict[str, Any]:
         ids: list[int] = []
-        labels: list[int] = []
         positions: list[int] = []
         index: list[int] = []
         for text, own in zip(texts, spans, strict=True):
-            learnt = [IGNORED] * len(text)
             for start, end in own:
-                learnt[start:end] = text[start:end]
                 index += range(len(ids) + start - 1, len(ids) + end - 1)
             ids += text
-            labels += learnt
             positions += range(len(text))
-        row = {"input_ids": ids, "position_ids": positions, "labels": labels}
-        return {**{name: torch.tensor([values]) for name, values in row.items()}, "index": torch.tensor(index).long()}
+        row = {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([positions])}
+        return {**row, "index": torch.tensor(index).long()}
 
     def _encoder_decoder(self, texts: list[list[int]], spans: list[Spans]) -> dict[str, Any]:
         prompts = [text[: own[-1][0]] for text, own in zip(texts, spans, strict=True)]
@@ -351,7 +345,6 @@ class Collator:
         before = len(prefix) - 1  # read by the decoder, predicted by nobody
         ids, mask = pad_right(prompts, self.pad_id)
         decoder_ids, decoder_mask = pad_right([[*prefix, *response[:-1]] for response in responses], self.pad_id)
-        labels, _ = pad_right([[*[IGNORED] * before, *(response or [IGNORED])] for response in responses], IGNORED)
         width = decoder_ids.shape[1]
         first = [row * width + before for row in range(len(responses))]
         index = [torch.arange(place, place + len(r)) for place, r in zip(first, responses, strict=True)]
@@ -360,7 +353,6 @@ class Collator:
             "attention_mask": mask,
             "decoder_input_ids": decoder_ids,
             "decoder_attention_mask": decoder_mask,
-            "labels": labels,
             "index": torch.cat(index),
         }
 

@@ -20,7 +20,7 @@ from srd.base.files import atomic_write
 from srd.base.remedies import warn
 from srd.base.yaml_text import dump_yaml
 from srd.curation.curriculum import Stage
-from srd.data.batching import IGNORED, EncodedExamples, learnt_spans
+from srd.data.batching import EncodedExamples, learnt_spans
 from srd.export.base import Exported
 from srd.run.checks.models import check_recipe
 from srd.run.curate import Curated, curriculum_of
@@ -33,6 +33,7 @@ from srd.training.cache.teacher_cache import TeacherCache
 logger = logging.getLogger(__name__)
 
 TOP_K = 64  # tokens of a distribution, unless the command line says otherwise
+IGNORED = -100  # label of positions that do not count, as in transformers
 ROWS_AT_ONCE = 256  # examples that are written together
 
 

@@ -63,6 +63,11 @@ class Engine(Protocol):
         ...
 
 
+def sample_seed(name: str, seed: int) -> int:
+    """A seed of its own for every example, in 32 bits, for engines that draw by themselves."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=4).digest(), "little")
+
+
 def _uniforms(names: Sequence[str], decoding: Decoding) -> np.ndarray:
     """One uniform number per example and token ``[B, max_new_tokens]``, from streams named by seed and example."""
     rows = []

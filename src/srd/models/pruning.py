@@ -66,8 +66,7 @@ def pairwise_angles(model: PreTrainedModel, batches: Iterable[Mapping[str, torch
 
     Args:
         model: decoder-only or encoder-decoder model with L layers in a stack.
-        batches: ``input_ids`` and ``attention_mask`` [batch, length]; encoder-decoder models also need
-            ``labels`` (-100 where there is none) or ``decoder_input_ids`` with ``decoder_attention_mask``.
+        batches: From `srd.data.batching.Collator`.
 
     Returns:
         For each stack [L + 1, L + 1]; entry (i, j) compares what enters layer i with what enters layer j, and
@@ -99,12 +98,12 @@ def _hidden_states(
     Hooks, because ``output_hidden_states`` gives the last one after the final norm, which turns it.
     """
     states: dict[str, list[torch.Tensor]] = {name: [] for name in stacks}
-    inputs = {name: value.to(model.device) for name, value in batch.items() if isinstance(value, torch.Tensor)}
-    call = {name: value for name, value in inputs.items() if name in ("input_ids", "attention_mask")}
-    real = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
+    read = ("input_ids", "attention_mask", "decoder_input_ids")
+    call = {name: batch[name].to(model.device) for name in read if name in batch}
+    real = call.get("attention_mask", torch.ones_like(call["input_ids"])).bool()
     masks = {"decoder": real}
     if model.config.is_encoder_decoder:
-        masks = {"encoder": real, "decoder": _add_decoder_inputs(model, inputs, call)}
+        masks = {"encoder": real, "decoder": batch["decoder_attention_mask"].to(model.device).bool()}
     hooks = []
     for name, blocks in stacks.items():
         for block in blocks:
@@ -117,18 +116,6 @@ def _hidden_states(
         for hook in hooks:
             hook.remove()
     return states, masks
-
-
-def _add_decoder_inputs(
-    model: PreTrainedModel, inputs: dict[str, torch.Tensor], call: dict[str, torch.Tensor]
-) -> torch.Tensor:
-    """Put what the decoder reads into ``call``; return the mask of its real positions [batch, length]."""
-    if "decoder_input_ids" in inputs:
-        call["decoder_input_ids"] = inputs["decoder_input_ids"]
-        return inputs.get("decoder_attention_mask", torch.ones_like(inputs["decoder_input_ids"])).bool()
-    shift: Any = model.prepare_decoder_input_ids_from_labels  # every encoder-decoder class has it
-    call["decoder_input_ids"] = shift(inputs["labels"])
-    return inputs["labels"] != -100
 
 
 def _keep_input(states: list[torch.Tensor]) -> Any:
@@ -160,49 +147,42 @@ def _angle_sum(states: list[torch.Tensor], mask: torch.Tensor) -> tuple[np.ndarr
 
 
 def drop_layers(
-    model: PreTrainedModel, drop: Drop | dict[str, Drop], batches: Iterable[Mapping[str, torch.Tensor]] | None = None
+    model: PreTrainedModel, drop: Drop, batches: Iterable[Mapping[str, torch.Tensor]] | None = None
 ) -> tuple[PreTrainedModel, dict[str, list[int]]]:
     """Return a new model without some of the layers, and which they were; ``model`` stays as it is.
 
     Args:
         model: the model to shorten, in any precision, on any device.
         drop: a number n drops the n successive layers that turn the hidden state least on ``batches``; a list
-            names the layers (from 0). In an encoder-decoder model either holds for both stacks; a dict with
-            the keys ``encoder`` and ``decoder`` tells them apart. T5's first layer holds the position bias of
-            its stack and stays.
-        batches: see ``pairwise_angles``; not read where all layers are named.
+            names the layers (from 0). In an encoder-decoder model either holds for both stacks. T5's first layer
+            holds the position bias of its stack and stays.
+        batches: see ``pairwise_angles``; not read where the layers are named.
 
     Raises:
         UserError: a layer is out of range or named twice, no layer would remain, or there are no batches to
             measure.
     """
-    stacks, (wanted, first) = layer_stacks(model), check_drop(model, drop)
-    angles = {}
-    if any(isinstance(choice, int) for choice in wanted.values()):
+    stacks, first = layer_stacks(model), check_drop(model, drop)
+    if isinstance(drop, int):
         angles = pairwise_angles(model, batches or [])
-    dropped = {}
-    for name, choice in wanted.items():
-        if isinstance(choice, int):
-            start = first[name] + int(np.diagonal(angles[name], offset=choice)[first[name] :].argmin())
-            choice = list(range(start, start + choice))
-        dropped[name] = sorted(choice)
+        starts = {name: start + int(np.diagonal(angles[name], drop)[start:].argmin()) for name, start in first.items()}
+        dropped = {name: list(range(start, start + drop)) for name, start in starts.items()}
+    else:
+        dropped = {name: sorted(drop) for name in stacks}
     return _without(model, stacks, dropped), dropped
 
 
-def check_drop(model: PreTrainedModel, drop: Drop | dict[str, Drop]) -> tuple[dict[str, Drop], dict[str, int]]:
-    """What is dropped of each stack, and the first layer of each that can be; for a model without weights, too.
+def check_drop(model: PreTrainedModel, drop: Drop) -> dict[str, int]:
+    """The first layer of each stack that can be dropped; what cannot is refused, of a model without weights, too.
 
     Raises:
         UserError: as `drop_layers`.
     """
-    stacks = layer_stacks(model)
-    wanted = drop if isinstance(drop, dict) else dict.fromkeys(stacks, drop)
-    if unknown := wanted.keys() - stacks.keys():
-        raise UserError(f"drop_layers: the model has no {', '.join(sorted(unknown))}. It has: {', '.join(stacks)}")
-    first = {name: _first_droppable(blocks) for name, (_, blocks) in stacks.items()}
-    for name, choice in wanted.items():
-        _check_drop(choice, name, len(stacks[name][1]), first[name])
-    return wanted, first
+    first = {}
+    for name, (_, blocks) in layer_stacks(model).items():
+        first[name] = _first_droppable(blocks)
+        _check_drop(drop, name, len(blocks), first[name])
+    return first
 
 
 def _first_droppable(blocks: nn.ModuleList) -> int:

@@ -17,10 +17,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from srd.curation.curriculum import Stage
-from srd.data.batching import IGNORED
 from srd.export.base import FORMATS, Exported, Format
 from srd.export.curated import start_model
-from srd.export.topk import Taught, TaughtStages, taught_files, write_stages
+from srd.export.topk import IGNORED, Taught, TaughtStages, taught_files, write_stages
 from srd.models.tokenizers.tokens import padding_id
 from srd.training.arguments import micro_batch_size
 

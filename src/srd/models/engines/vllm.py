@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
 import multiprocessing
 import os
 import sys
@@ -27,7 +26,7 @@ from srd.base import parallel
 from srd.base.errors import RunError, UserError
 from srd.models.engines._vllm_worker import serve
 from srd.models.engines.base import ENGINES, EngineKind
-from srd.models.generation import Decoding
+from srd.models.generation import Decoding, sample_seed
 from srd.models.loading.architecture import position_limit
 from srd.models.loading.loading import load_config, load_generation_config
 from srd.models.loading.sources import resolve_source, split_adapter
@@ -147,7 +146,7 @@ class VllmEngine(NeverTrains):
             {
                 "temperature": decoding.temperature, "top_p": decoding.top_p, "max_tokens": decoding.max_new_tokens,
                 "stop_token_ids": list(stop), "ignore_eos": True, "detokenize": False,
-                "seed": _seed(name, decoding.seed), "logit_bias": never or None,
+                "seed": sample_seed(name, decoding.seed), "logit_bias": never or None,
             }
             for name in names
         ]  # fmt: skip
@@ -199,11 +198,6 @@ def _own_gpu() -> str:
     """This process's GPU; else the engines of all processes would crowd the first."""
     index, visible = parallel.state().device.index or 0, os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible.split(",")[index] if visible else str(index)
-
-
-def _seed(name: str, seed: int) -> int:
-    """A seed of its own for every example."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=4).digest(), "little")
 
 
 class Vllm(EngineKind):

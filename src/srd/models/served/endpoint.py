@@ -7,7 +7,6 @@ nothing is guessed where an answer has gaps.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 from srd.base.errors import RunError, UserError, nearest
 from srd.data.turns import turns_of
-from srd.models.generation import Decoding
+from srd.models.generation import Decoding, sample_seed
 from srd.models.served.client import Address, Answer, Client, Unreachable
 from srd.models.served.dialects import DIALECTS, Dialect, Malformed, Position
 from srd.models.served.journal import Journal
@@ -284,7 +283,7 @@ class Endpoint:
         """
         body = {
             "model": self.address.model, "prompt": list(prompt), "max_tokens": decoding.max_new_tokens,
-            "temperature": decoding.temperature, "top_p": decoding.top_p, "seed": _seed(name, decoding.seed),
+            "temperature": decoding.temperature, "top_p": decoding.top_p, "seed": sample_seed(name, decoding.seed) >> 1,
         }  # fmt: skip
         if self._dialect is not None:  # vLLM and SGLang take more than OpenAI's own
             body |= {"stop_token_ids": list(stop), "return_token_ids": True}
@@ -370,8 +369,3 @@ def _same(tokenizer: Any, ours: int, theirs: int | str | None) -> bool:
     text = tokenizer.decode([ours])
     unclear = "\ufffd" in theirs + text or theirs.startswith("bytes:") or not theirs
     return unclear or theirs in (text, tokenizer.convert_ids_to_tokens(ours))
-
-
-def _seed(name: str, seed: int) -> int:
-    """A seed of its own for every example."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=4).digest(), "little") >> 1

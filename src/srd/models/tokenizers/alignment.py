@@ -67,11 +67,6 @@ class Classes:
     teacher: Side
     student: Side
 
-    @property
-    def digest(self) -> str:
-        """Hash of the two tokenizers."""
-        return f"{self.teacher.tokens.digest}-{self.student.tokens.digest}"
-
 
 @lru_cache(maxsize=4)
 def prefix_classes(teacher: Any, student: Any) -> Classes:
@@ -83,7 +78,7 @@ def prefix_classes(teacher: Any, student: Any) -> Classes:
     sides = token_bytes(teacher), token_bytes(student)
     texts = set(sides[0].pieces) & set(sides[1].pieces)
     common = {text for text in texts if text}
-    longest = [_prefixes(side, common) for side in sides]
+    longest = [[_prefix(piece, common) for piece in side.pieces] for side in sides]
     refined = [
         _refined(longest[0], sides[0], student, longest[1]),
         _refined(longest[1], sides[1], teacher, longest[0]),
@@ -107,10 +102,6 @@ def _prefix(piece: bytes | None, common: set[bytes]) -> bytes | None:
     if piece is None or piece in common:  # so are most
         return piece
     return next((start for length in range(len(piece) - 1, 0, -1) if (start := piece[:length]) in common), None)
-
-
-def _prefixes(side: TokenBytes, common: set[bytes]) -> Names:
-    return [_prefix(piece, common) for piece in side.pieces]
 
 
 def _refined(names: Names, side: TokenBytes, other: Any, others: Names) -> Names:

@@ -9,7 +9,6 @@ cannot be aligned with another's.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -73,15 +72,6 @@ class TokenBytes:
     @cached_property
     def _spelt(self) -> list[bytes]:
         return [piece or b"" for piece in self.pieces]
-
-    @cached_property
-    def digest(self) -> str:
-        """Hash of all of it."""
-        state = hashlib.blake2b(digest_size=16)
-        for piece in self.pieces:
-            state.update(b"-" if piece is None else b"%d:%b" % (len(piece), piece))
-        state.update(repr((sorted(self.control.items()), sorted(self.ends))).encode())
-        return state.hexdigest()
 
 
 # ------------------------------------------------------------------------------------------- how tokens are written
