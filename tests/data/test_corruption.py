@@ -90,15 +90,6 @@ def test_nothing_to_do_changes_nothing() -> None:
     assert corrupt(clean, 0.0, ["swapped"], seed=0)[:] == clean[:]
 
 
-@pytest.mark.parametrize(
-    ("share", "kinds", "word"),
-    [(1.5, ["swapped"], "1.5"), (0.5, ["swaped"], "did you mean 'swapped'"), (0.5, [], "at least one")],
-)
-def test_mistakes_are_named(share: float, kinds: list[str], word: str) -> None:
-    with pytest.raises(UserError, match=word):
-        corrupt(make_examples(), share, kinds, seed=0)
-
-
 def test_duplicating_everything_is_refused() -> None:
     with pytest.raises(UserError, match="no row is left"):
         corrupt(make_examples(), 1.0, ["duplicated"], seed=0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import math
 import re
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 #: Longest text of one place in a page: a whole file in one field would make a page that no browser opens.
 LONGEST = 20_000
@@ -107,3 +109,12 @@ def change(new: float, old: float, *, less: str, more: str, same: str) -> str:
     if abs(ratio) < 0.005:
         return same
     return f"{percent(abs(ratio))} {less if ratio < 0 else more}"
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """The texts in plain data, whatever they lie in."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from texts_in(inner)

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from srd.base import parallel
 from srd.base.errors import UserError
 from srd.base.files import atomic_write, fingerprint, read_sealed
-from srd.base.handed import check_loaded
+from srd.base.handed import check_counts, check_loaded
 from srd.base.tables import column, data_set, positions, reopened
 from srd.curation.shards import make_shards
 from srd.data.batching import TokenLists, length_sorted_batches
@@ -88,7 +88,7 @@ def reflect(
     Source: SRD, arXiv 2508.06135, section 3.1.
     """
     check_loaded(model=model, tokenizer=tokenizer)
-    _refuse_below_one(batch_size=batch_size, max_new_tokens=max_new_tokens)
+    check_counts(batch_size=batch_size, max_new_tokens=max_new_tokens)
     if encoded is None:
         examples = as_examples(examples)
         encoded = Encoder(
@@ -209,12 +209,6 @@ def _reflect_on_all(
     parallel.barrier()
     parallel.on_main(lambda: _join(folder, len(batches)))
     return _in_order(examples, datasets.Dataset.from_file(str(folder / JOINED)))
-
-
-def _refuse_below_one(**settings: int) -> None:
-    for name, value in settings.items():
-        if value < 1:
-            raise UserError(f"{name} is {value}, but it must be 1 or more")
 
 
 def _reflect_batch(

@@ -177,7 +177,7 @@ class Encoder:
 
     def _shorten(self, segments: list[Segment], name: str, special: bool) -> tuple[Pieces, list[int]]:
         """Cut tokens off the end of the content, in the template's order, until the prompt fits."""
-        parts = [(segment.text, segment.content) for segment in segments]
+        parts = _pieces(segments)
         order = sorted((i for i, part in enumerate(segments) if part.cuttable), key=lambda i: segments[i].cut_order)
         for position in order:
             (content,) = self._ids([[parts[position]]], [False], [name])

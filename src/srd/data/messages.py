@@ -8,10 +8,11 @@ its text. A turn that is not to be learnt has ``"train": false``.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from srd.base.errors import UserError
+from srd.base.text import texts_in
 
 Message = dict[str, Any]
 
@@ -155,15 +156,7 @@ def texts_beside(example: Mapping[str, Any]) -> list[str]:
         return []
     turns = [*conversation_of(example), extra_of(example).get("answer", {})]
     beside = [{key: value for key, value in turn.items() if key not in CONTENTS} for turn in turns]
-    return list(_texts([*beside, extra_of(example).get("tools", [])]))
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list):
-        for inner in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(inner)
+    return list(texts_in([*beside, extra_of(example).get("tools", [])]))
 
 
 def text_of(value: Any, place: str, field: str) -> str:

@@ -155,8 +155,7 @@ def _chat_end(tokenizer: Any, added: set[int], options: dict[str, Any]) -> list[
     last = _behind_answer(tokenizer, talk, added, options)
     middle = _behind_answer(tokenizer, [*talk, {"role": "user", "content": ASKED_AGAIN}], added, options)
     # Behind the last message may stand what asks for another answer; behind one in the middle stands its end only.
-    found = last if not middle or last[-1:] == [tokenizer.eos_token_id] else middle
-    return found
+    return last if not middle or last[-1:] == [tokenizer.eos_token_id] else middle
 
 
 def _behind_answer(

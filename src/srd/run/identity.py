@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import glob
 import platform
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from srd.base.code import HANDED, code_of
 from srd.base.files import content_of, fingerprint
 from srd.base.plugins import plugin_files
+from srd.base.text import texts_in
 from srd.data.settings import SourceConfig
 from srd.evaluation.settings import TaskConfig
 from srd.models.loading.sources import model_fingerprint
@@ -76,20 +76,11 @@ def task_identity(task: TaskConfig) -> Any:
     return [task.model_dump(exclude={"path"}), content]
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """The texts in plain data."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _texts(inner)
-
-
 def plugins_identity(recipe: Recipe) -> Any:
     """The sources of the user's own modules, and the code that the recipe names and that was registered elsewhere."""
     files = [plugin_files(plugin) for plugin in recipe.plugins]
     listed = {str(file) for plugin in files for file in plugin}
-    named = set(_texts(recipe.model_dump(mode="json"))) if HANDED else set()
+    named = set(texts_in(recipe.model_dump(mode="json"))) if HANDED else set()
     elsewhere = [
         [*key, code_of(handed.value)]
         for key, handed in sorted(HANDED.items())
