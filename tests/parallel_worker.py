@@ -57,11 +57,11 @@ def allow_deepspeed_on_cpu() -> None:
 
 def run(recipe: str, folder: str) -> None:
     from srd.cli import open_run, write_report
-    from srd.run.flow import run_all
+    from srd.run.flow import advance
     from tests.runs import close
 
     opened = open_run(recipe, None, Path(folder))
-    run_all(opened)
+    advance(opened)
     write_report(opened)
     close(opened)
 

@@ -15,7 +15,7 @@ from srd.base.files import read_json
 from srd.recipe.reading import validate_recipe
 from srd.report.page import build_report
 from srd.run.context import Run
-from srd.run.flow import advance, run_all, training_steps
+from srd.run.flow import advance, training_steps
 from tests.tiny import save_tiny
 
 ANIMALS = ("whale", "dolphin", "octopus", "particle", "apple", "function", "item", "sky", "box", "list")
@@ -105,7 +105,7 @@ class TinyRun:
         """Go through the whole flow, report included."""
         run = self.open(run_dir)
         try:
-            run_all(run)
+            advance(run)
             build_report(run.folder)
         finally:
             close(run)

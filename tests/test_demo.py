@@ -12,7 +12,7 @@ from srd.base.files import read_json
 from srd.recipe.reading import load_recipe
 from srd.report.page import build_report
 from srd.run.context import Run
-from srd.run.flow import advance, run_all
+from srd.run.flow import advance
 from srd.tasks import pydocs
 from tests.runs import close, logged
 
@@ -54,7 +54,7 @@ def test_the_real_model_is_shortened(tmp_path: Path) -> None:
 def test_demo_tiny(tmp_path: Path) -> None:
     run = Run(load_recipe("demo-tiny", LESS), tmp_path / "run")
     try:
-        run_all(run)
+        advance(run)
         report = build_report(run.folder)
     finally:
         close(run)

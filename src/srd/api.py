@@ -268,9 +268,7 @@ def _loaded(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence
 
 
 def _result(claimed: Run) -> Result:
-    if parallel.is_main():
-        build_report(claimed.folder)
-    parallel.barrier()
+    parallel.on_main(lambda: build_report(claimed.folder))
     return Result(claimed.folder, claimed.recipe.training.label)
 
 
@@ -520,7 +518,5 @@ def _folder_of_answers() -> Iterator[Path]:
 def _written(rows: Any, path: Path) -> Path:
     """A JSON-lines file with rows as they are, for a task that reads them in its own format."""
     table = as_table(rows, [], "rows")
-    if parallel.is_main():
-        write_table(data_set(table), path)
-    parallel.barrier()
+    parallel.on_main(lambda: write_table(data_set(table), path))
     return path

@@ -154,12 +154,12 @@ def run_command(
     from srd.base import parallel
     from srd.base.console import console
     from srd.report.summary import print_summary
-    from srd.run.flow import run_all
+    from srd.run.flow import advance
 
     cluster = {"engine": engine, "address": address}
     given = [f"cluster.{name}={value}" for name, value in cluster.items() if value is not None]
     run = open_run(recipe, [*(overrides or []), *given], run_dir)
-    run_all(run)
+    advance(run)
     write_report(run)
     if parallel.is_main():
         print_summary(run.folder, console)

@@ -17,7 +17,7 @@ from srd.recipe.comments import commented
 from srd.recipe.files import shipped_recipes
 from srd.recipe.reading import load_recipe, validate_recipe
 from srd.run.context import Run
-from srd.run.flow import run_all
+from srd.run.flow import advance
 from srd.run.plan.plan import make_plan
 from srd.tasks.base import TASKS, benchmarks
 from srd.training.divergences.base import DIVERGENCES, loss_scale
@@ -234,7 +234,7 @@ def test_whole_flow(family: str, names: list[str], tmp_path: Path, short_answers
         recipe = load_recipe(name, stand_ins(name, family, tmp_path))
         run = Run(recipe, tmp_path / "run")
         try:
-            run_all(run)
+            advance(run)
         finally:
             close(run)
         metrics = read_json(run.folder / "evaluation/metrics.json")

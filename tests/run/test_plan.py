@@ -19,7 +19,8 @@ from srd.base.text import shown_bytes
 from srd.cli import app
 from srd.models.loading.loading import load_model
 from srd.models.settings import ModelConfig
-from srd.recipe.reading import load_recipe, shipped_recipes, validate_recipe
+from srd.recipe.files import shipped_recipes
+from srd.recipe.reading import load_recipe, validate_recipe
 from srd.recipe.schema import Recipe
 from srd.run import flow
 from srd.run.checks.recipe import check_cache

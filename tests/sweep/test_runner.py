@@ -20,7 +20,7 @@ from srd.cli import app
 from srd.recipe.files import read_recipe
 from srd.recipe.reading import validate_recipe
 from srd.run.context import Run
-from srd.run.flow import run_all
+from srd.run.flow import advance
 from srd.run.steps import cleaning
 from srd.sweep import one
 from srd.sweep.cells import Cell
@@ -79,7 +79,7 @@ def test_weights_are_dropped_and_numbers_kept(done: Sweep) -> None:
 
 def test_cell_equals_a_run_of_its_own(done: Sweep, tmp_path: Path) -> None:
     cell = next(cell for cell in done.cells if cell.folder == "srd-seed-1")
-    run_all(Run(validate_recipe(cell.content, "test"), tmp_path / "alone"))
+    advance(Run(validate_recipe(cell.content, "test"), tmp_path / "alone"))
     own = json.loads((tmp_path / "alone" / "evaluation" / "metrics.json").read_text())
     assert own == json.loads((done.folder / "cells" / cell.folder / "evaluation" / "metrics.json").read_text())
 
@@ -146,7 +146,7 @@ def test_done_cells_are_left_alone(done: Sweep, monkeypatch: pytest.MonkeyPatch)
     def refuse(run: Run) -> None:
         raise AssertionError(f"{run.folder} was done")
 
-    monkeypatch.setattr(one, "run_all", refuse)
+    monkeypatch.setattr(one, "advance", refuse)
     before = (done.folder / "results.csv").read_bytes()
     assert [outcome.state for outcome in done.run()] == ["done"] * 4
     assert (done.folder / "results.csv").read_bytes() == before
@@ -220,9 +220,9 @@ def test_failed_cell_does_not_stop_the_others(
     def crash(run: Run) -> None:
         if run.folder.name == "crashing":
             raise SystemExit(0)  # even that
-        run_all(run)
+        advance(run)
 
-    monkeypatch.setattr(one, "run_all", crash)
+    monkeypatch.setattr(one, "advance", crash)
     with pytest.raises(
         RunError, match=r"2 of 3 cells failed: broken: .*nobody.*; crashing: a library has ended the program"
     ):
@@ -233,7 +233,7 @@ def test_failed_cell_does_not_stop_the_others(
     assert (tmp_path / "work" / "cells" / "kd" / "student" / "model.safetensors").is_file()
     sweep = Sweep(path, tmp_path / "work", ["training.epochs=0.5"])
     assert [outcome.state for outcome in sweep.outcomes()] == ["failed", "failed", "done"]
-    monkeypatch.setattr(one, "run_all", run_all)
+    monkeypatch.setattr(one, "advance", advance)
     assert [outcome.state for outcome in sweep.run()] == ["failed", "done", "done"]
 
 

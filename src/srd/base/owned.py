@@ -14,6 +14,8 @@ from typing import Any
 from srd.base.errors import UserError
 from srd.base.files import file_digest, remove, write_json
 
+REMEDY = "Move it, or choose another -o."
+
 
 class OwnedFiles:
     """The files that a command has written into a folder.
@@ -22,14 +24,12 @@ class OwnedFiles:
         folder: The user's.
         record: Name of the file in it that lists them.
         command: How messages call the command.
-        option: What names another folder.
     """
 
-    def __init__(self, folder: Path, record: str, command: str, option: str = "-o") -> None:
+    def __init__(self, folder: Path, record: str, command: str) -> None:
         self.folder = folder
         self.record = folder / record
         self.command = command
-        self.option = option
 
     def check(self, names: Iterable[str]) -> None:
         """Refuse to write over, or to remove, what this command has not written itself.
@@ -47,23 +47,19 @@ class OwnedFiles:
             if not path.exists() and not path.is_symlink():
                 continue
             if path.is_symlink() or not path.is_file():
-                raise UserError(f"{path} is in the way: it is no plain file. {self._remedy}")
+                raise UserError(f"{path} is in the way: it is no plain file. {REMEDY}")
             if path == self.record:
                 continue
             if name not in before or before[name] not in (None, file_digest(path)):
                 what = "has been changed since" if name in before else f"was not written by {self.command}"
-                raise UserError(f"{path} {what} and would be lost. {self._remedy}")
+                raise UserError(f"{path} {what} and would be lost. {REMEDY}")
 
     def _check_parents(self, path: Path) -> None:
         for above in path.parents:
             if above == self.folder:
                 return
             if above.is_symlink() or (above.exists() and not above.is_dir()):
-                raise UserError(f"{above} is in the way: it is no plain folder. {self._remedy}")
-
-    @property
-    def _remedy(self) -> str:
-        return f"Move it, or choose another {self.option}."
+                raise UserError(f"{above} is in the way: it is no plain folder. {REMEDY}")
 
     def known(self) -> dict[str, str | None]:
         """The files that former calls have written, with their digests.
@@ -79,7 +75,7 @@ class OwnedFiles:
                 raise ValueError("a path that leads elsewhere")
             return dict(files)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{self.record} is not what {self.command} writes. {self._remedy}") from error
+            raise UserError(f"{self.record} is not what {self.command} writes. {REMEDY}") from error
 
     def _is_below(self, name: str) -> bool:
         path = PurePosixPath(name)

@@ -103,7 +103,7 @@ def _evaluate_in(
         for benchmark in benchmarks
         for seed in benchmark.seeds
     ]
-    parallel.on_main(lambda: check_folder(folder, paths, "-o"))
+    parallel.on_main(lambda: check_folder(folder, paths))
     with contextlib.ExitStack() as stack:
         parallel.on_main(lambda: stack.enter_context(held(folder, "-o")))
         former = parallel.on_main(lambda: put_aside(folder))

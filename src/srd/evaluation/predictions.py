@@ -127,9 +127,13 @@ def listed(folder: Path) -> list[str]:
 def evaluation_files(folder: Path) -> list[Path]:
     """All files that an evaluation consists of: summaries, index, answers and scores."""
     answers = [folder / PREDICTIONS / name for name in listed(folder)]
+    return [file for file in _files(folder, answers) if file.is_file()]
+
+
+def _files(folder: Path, answers: Iterable[Path]) -> list[Path]:
+    """The files of an evaluation with these files of answers, whether they are there or not."""
     files = [folder / name for name in SUMMARIES] + [folder / PREDICTIONS / INDEX]
-    files += [file for path in answers for file in (path, scores_path(path))]
-    return [file for file in files if file.is_file()]
+    return files + [file for path in answers for file in (path, scores_path(path))]
 
 
 def begin_writing(path: Path) -> None:
@@ -203,7 +207,7 @@ def _write_index(folder: Path, names: Sequence[str]) -> None:
     write_json(folder / PREDICTIONS / INDEX, {"files": list(names)})
 
 
-def check_folder(folder: Path, paths: Iterable[Path], option: str) -> None:
+def check_folder(folder: Path, paths: Sequence[Path]) -> None:
     """Refuse a folder that holds, under the names that would be written, what no evaluation has written.
 
     Raises:
@@ -219,7 +223,7 @@ def check_folder(folder: Path, paths: Iterable[Path], option: str) -> None:
         if file.exists() or file.is_symlink():
             raise UserError(
                 f"{file} would be overwritten, but was not written by an evaluation. Move it away, or choose another "
-                f"{option} folder."
+                "-o folder."
             )
     refuse_folders(folder, paths)
 
@@ -230,8 +234,6 @@ def refuse_folders(folder: Path, paths: Iterable[Path]) -> None:
     Raises:
         UserError: there is one; nothing has been touched.
     """
-    files = [folder / name for name in SUMMARIES] + [folder / PREDICTIONS / INDEX]
-    files += [file for path in paths for file in (path, scores_path(path))]
-    for file in files:
+    for file in _files(folder, paths):
         if file.is_dir():
             raise UserError(f"{file} is a folder, but a file is to be written there. Move it away.")

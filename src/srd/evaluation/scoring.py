@@ -45,8 +45,7 @@ def score_files(
     """Score a file of predictions against a file of references.
 
     Rows belong together by ``id`` (or ``task_id``) where both files have one, else line by line. A prediction
-    is ``{"text": "..."}``; for MBPP the text may be a list of samples. References are the data sets' own
-    rows.
+    is ``{"text": "..."}``; for MBPP the text may be a list of samples. References are the data sets' own rows.
 
     Args:
         predictions: JSONL, JSON array, CSV or parquet.
@@ -60,8 +59,7 @@ def score_files(
         says so (``signatures``, ``isolation``, ``rouge_words``).
 
     Raises:
-        UserError: a file that cannot be read, counts or ids that do not match, a row without text or
-        reference,
+        UserError: a file that cannot be read, counts or ids that do not match, a row without text or reference,
             an empty list of references, an unknown task, or code that may not be run.
     """
     chosen = get_task("instruction" if task is None else task)

@@ -14,7 +14,6 @@ from srd.base.errors import UserError
 from srd.base.files import atomic_write
 from srd.base.yaml_text import dump_yaml, read_yaml
 from srd.recipe.files import find_recipe, parse_overrides, read_recipe
-from srd.recipe.files import shipped_recipes as shipped_recipes
 from srd.recipe.merging import merge
 from srd.recipe.mistakes import describe_mistakes
 from srd.recipe.schema import Recipe

@@ -26,11 +26,13 @@ from srd.training.settings import CacheConfig, TrainingConfig
 from srd.training.teachers.base import TEACHERS
 from srd.training.tiers.base import TIERS
 
+#: Defaults of a training that prepares a model: plain fine-tuning, chosen by validation loss.
+FINE_TUNING = {"method": "sft", "select_by": "loss"}
+
 
 def _fine_tuning(value: Any) -> Any:
-    """Defaults of a training that prepares a model: plain fine-tuning, chosen by validation loss."""
     value = {} if value is True else None if value is False else value
-    return {"method": "sft", "select_by": "loss", **value} if isinstance(value, dict) else value
+    return {**FINE_TUNING, **value} if isinstance(value, dict) else value
 
 
 def _on_all_data(value: TrainingConfig | None) -> TrainingConfig | None:
@@ -79,10 +81,7 @@ class TeacherConfig(ServedConfig, ModelConfig):
             raise ValueError("cache is used wherever it can be, or always with cache.enabled: true. Remove source")
         return value if value is None else TEACHERS.name_of(value)
 
-    @field_validator("sft", mode="before")
-    @classmethod
-    def _is_sft(cls, value: Any) -> Any:
-        return _fine_tuning(value)
+    _defaults_to_sft = field_validator("sft", mode="before")(_fine_tuning)
 
     @field_validator("sft")
     @classmethod
@@ -163,10 +162,7 @@ class StudentConfig(ModelConfig):
     ) = Field(None, description="how many layers to drop (the least needed block, arXiv 2403.17887), or which")
     warm_start: TrainingConfig | None = Field(None, description="train on all the data before reflection")
 
-    @field_validator("warm_start", mode="before")
-    @classmethod
-    def _defaults_to_sft(cls, value: Any) -> Any:
-        return _fine_tuning(value)
+    _defaults_to_sft = field_validator("warm_start", mode="before")(_fine_tuning)
 
     @field_validator("warm_start")
     @classmethod

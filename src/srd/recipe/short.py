@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from srd.recipe.merging import merge
-from srd.recipe.schema import Recipe
-
-FINE_TUNING = {"method": "sft", "select_by": "loss"}
+from srd.recipe.schema import FINE_TUNING, Recipe
 
 
 def shortest(recipe: Recipe) -> dict[str, Any]:

@@ -25,9 +25,4 @@ def next_steps(run: RunFiles) -> list[tuple[str, str]]:
         found.append(("Export it", ["srd", "export", folder, "--to", "lm-eval", "-o", target]))
     if (student / CARD).is_file():
         found.append(("Push it", ["srd", "push", folder, f"me/{name}", "--dry-run"]))
-    return [(title, shell_line(command)) for title, command in found]
-
-
-def shell_line(words: list[str | Path]) -> str:
-    """A command as it is typed, with quotes where they are needed."""
-    return shlex.join(map(str, words))
+    return [(title, shlex.join(map(str, command))) for title, command in found]

@@ -92,8 +92,7 @@ def _facts(found: Diagnosis) -> Table:
     table.add_row("examples", f"{data.train:,} train, {data.validation:,} validation, {data.test:,} test")
     table.add_row("time", f"about {duration(plan.flops / plan.flops_per_second)} on this machine")
     table.add_row("memory", f"{shown_bytes(plan.memory)} at the peak")
-    disk = plan.kept_bytes + plan.cache_bytes + plan.beside_bytes + plan.pairs_bytes
-    table.add_row("disk", f"{shown_bytes(disk)} kept, {shown_bytes(plan.checkpoint_bytes)} while a stage trains")
+    table.add_row("disk", f"{shown_bytes(plan.disk)} kept, {shown_bytes(plan.checkpoint_bytes)} while a stage trains")
     if found.missing:
         table.add_row("missing packages", Text("; ".join(each.remedy for each in found.missing)))
     return table

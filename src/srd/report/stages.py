@@ -29,8 +29,9 @@ class Stage(NamedTuple):
 def stages_of(run: RunFiles) -> list[Stage]:
     """The stages that are done, in their order."""
     found: list[Stage] = []
-    while metrics := _metrics(run.files.stages(run.main_variant) / str(len(found))):
-        answers = read_json_lines(run.files.stages(run.main_variant) / str(len(found)) / ANSWERS_FILE)
+    folder = run.files.stages(run.main_variant)
+    while metrics := _metrics(folder / str(len(found))):
+        answers = read_json_lines(folder / str(len(found)) / ANSWERS_FILE)
         found.append(Stage(len(found) + 1, metrics, by_id(answers)))
     return found
 
@@ -50,13 +51,12 @@ def stage_table(run: RunFiles, stages: Sequence[Stage]) -> Table:
     ]  # fmt: skip
     rows: list[list[Cell]] = []
     for index, stage in enumerate(stages):
-        size, before = (
-            finite(stage.metrics, "examples"),
-            finite(stages[index - 1].metrics, "examples") if index else 0.0,
-        )
+        before = stages[index - 1] if index else None
+        size = finite(stage.metrics, "examples")
+        new = size - finite(before.metrics, "examples") if before else size
         shown = [finite(stage.metrics, name) for name in ("temperature", "weight", "steps", "seconds")]
-        rouge, changed = _answers_of(stage, stages[index - 1] if index else None)
-        cells: list[float] = [size, size - before, _before(run, index), *shown, rouge]
+        rouge, changed = _answers_of(stage, before)
+        cells: list[float] = [size, new, _before(run, index), *shown, rouge]
         rows.append([str(stage.number), *(value if math.isfinite(value) else None for value in cells), changed])
     return Table(columns, rows).without_empty_columns()
 

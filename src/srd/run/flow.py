@@ -57,23 +57,13 @@ def advance(run: Run, *wanted: str) -> None:
     if todo and run.recipe.cluster.engine == "ray":
         check_address(run.recipe.cluster)
     for step in steps:
-        if isinstance(step, Uncleaned):
-            _go_uncleaned(run, step)
+        if isinstance(step, Uncleaned):  # after most of the steps that the others have, on the rows as they came
+            other = run.uncleaned
+            for each in _made(other.recipe, uncleaned_steps(run.recipe, step.name)):
+                do(other, each)
         do(run, step)
         if step.name == "examples":
             parallel.on_main(lambda: look_ahead(run, steps))
-
-
-def _go_uncleaned(run: Run, step: Step) -> None:
-    """Go through the steps that a baseline on the rows as they came takes: most of those that the others have."""
-    other = run.uncleaned
-    for each in _made(other.recipe, uncleaned_steps(run.recipe, step.name)):
-        do(other, each)
-
-
-def run_all(run: Run) -> None:
-    """The whole flow."""
-    advance(run)
 
 
 def check_written(run: Run) -> None:

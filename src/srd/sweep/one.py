@@ -22,7 +22,7 @@ from srd.recipe.reading import validate_recipe
 from srd.recipe.schema import Recipe
 from srd.report.page import build_report
 from srd.run.context import Run
-from srd.run.flow import run_all
+from srd.run.flow import advance
 from srd.run.identity import recipe_identity
 from srd.run.manifest import Manifest
 from srd.run.steps.cleaning import marking_rules
@@ -73,7 +73,7 @@ class CellRunner:
             run = Run(recipe, folder, shared=self.folder / "shared")
             work_in(folder)
             set_up_logging(run.warnings)
-            run_all(run)
+            advance(run)
             if parallel.is_main():
                 build_report(folder)
             self._note(folder, {"state": "done", "identity": identity})

@@ -80,10 +80,8 @@ class Score:
 
     def difficulty(self, inputs: ScoreInputs) -> Values:
         """The values, high for hard examples, ``[N]``."""
-        given, wanted = (
-            self.compute(inputs),
-            f"must give one finite number for each of the {len(inputs.table)} examples",
-        )
+        given = self.compute(inputs)
+        wanted = f"must give one finite number for each of the {len(inputs.table)} examples"
         try:
             values = np.asarray(given.detach() if hasattr(given, "detach") else given)
             values = values.astype(np.float64) if values.dtype.kind in "biuf" else values

@@ -226,7 +226,7 @@ def _side(model: str, family: str, tokenizer: Any, encoder: Encoder) -> Side:
 
 def _warn_of_room(plan: Plan) -> None:
     """Say where the disk, under the folder that this command was started in, is too full."""
-    needed = plan.kept_bytes + plan.cache_bytes + plan.beside_bytes + plan.pairs_bytes + plan.checkpoint_bytes
+    needed = plan.disk + plan.checkpoint_bytes
     free = shutil.disk_usage(existing(Path("runs"))).free
     if needed > free:
         what = f"about {shown_bytes(needed)} will be written, and {shown_bytes(free)} are free here."

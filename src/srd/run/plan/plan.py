@@ -83,6 +83,11 @@ class Plan:
         """Bytes on one device in the phase that needs most."""
         return max(phase.memory for phase in self.phases)
 
+    @property
+    def disk(self) -> int:
+        """Bytes that the run leaves there."""
+        return self.kept_bytes + self.cache_bytes + self.beside_bytes + self.pairs_bytes
+
     def seconds(self, phase: Phase) -> float:
         """Time of a phase when every device computes at the given throughput."""
         return phase.flops / (self.flops_per_second * self.devices)
