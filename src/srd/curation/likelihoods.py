@@ -23,11 +23,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from srd.base import parallel
 from srd.base.errors import RunError, UserError
 from srd.base.files import fingerprint, read_sealed
 from srd.curation.scores.base import PASSES
-from srd.curation.shards import make_shards
+from srd.curation.shards import make_shards, own_shards
 from srd.data.batching import TokenLists, length_sorted_batches, lengths_of
 from srd.data.encoding import Encoder
 from srd.models.cluster import Shard
@@ -38,6 +37,7 @@ from srd.models.tokenizers.tokens import padding_id
 Floats = NDArray[np.float64]
 Progress = Callable[[int, int], None]
 
+BLOCK = "block-{:07d}.json"  # what was read of a block
 RESPONSES = 8  # in a block, for each of its prompts
 START = 64  # tokens that prompts begin with alike, from which on it is worth reading them once
 OTHERS = int(PASSES["mismatched"])  # prompts of other rows that a response is read behind
@@ -119,26 +119,19 @@ def pair_losses(
         RunError: the model's weights are not finite.
     """
     blocks = pairs.blocks(batch_size)
-    mine = range(parallel.process() if folder else 0, len(blocks), parallel.processes() if folder else 1)
+    mine = own_shards(len(blocks), folder)
     done = itertools.count(1)
 
     def shard_of(number: int) -> tuple[str, Shard]:
         return fingerprint(pairs.tokens(blocks[number])) if folder else "", (pairs.part(blocks[number]),)
 
-    training = model.training
-    model.eval()
-    try:
-        found = make_shards(
-            model, _read, (tokenizer, batch_size), mine, shard_of,
-            lambda number: folder / f"block-{number:07d}.json" if folder else None,
-            lambda number: progress(next(done), len(mine)) if progress else None,
-        )  # fmt: skip
-    finally:
-        model.train(training)
-    parallel.barrier() if folder else None
+    found = make_shards(
+        model, _read, (tokenizer, batch_size), mine, shard_of, folder, BLOCK,
+        lambda number: progress(next(done), len(mine)) if progress else None,
+    )  # fmt: skip
     totals, lasts = np.zeros(len(pairs.which)), np.zeros(len(pairs.which))
     for number, places in enumerate(blocks):
-        part = read_sealed(folder / f"block-{number:07d}.json") if folder else found[number]
+        part = read_sealed(folder / BLOCK.format(number)) if folder else found[number]
         totals[places], lasts[places] = part["totals"], part["lasts"]
     return totals, lasts
 

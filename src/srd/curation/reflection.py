@@ -24,7 +24,7 @@ from srd.base.errors import UserError
 from srd.base.files import atomic_write, fingerprint, read_sealed
 from srd.base.handed import check_counts, check_loaded
 from srd.base.tables import column, data_set, positions, reopened
-from srd.curation.shards import make_shards
+from srd.curation.shards import make_shards, own_shards
 from srd.data.batching import TokenLists, length_sorted_batches
 from srd.data.encoding import Encoder
 from srd.data.examples import as_examples
@@ -38,7 +38,7 @@ from srd.models.tokenizers.tokens import padding_id, stop_token_ids
 logger = logging.getLogger(__name__)
 
 SCHEMA = pa.schema([("id", pa.string()), ("response", pa.string()), ("rouge_l", pa.float64()), ("ce", pa.float64())])
-JOINED = "joined.arrow"
+BATCH, JOINED = "batch-{:07d}.json", "joined.arrow"  # a batch's scores, and those of all
 # Rows are taken in the order of their length, from all over the files, and each brings 64 kB of pages around it. With
 # their map they leave the process, so that what it holds does not grow with the files.
 MAPPED_ROWS = 2_000
@@ -123,7 +123,7 @@ def turns_apart(encoded: datasets.Dataset, examples: datasets.Dataset, tokenizer
 
     rows = encoded.select_columns(["id", "prompt_ids", "response_ids", "earlier"])
     rows = datasets.concatenate_datasets([rows, examples.select_columns("references")], axis=1)
-    turns = rows.map(
+    return rows.map(
         apart,
         batched=True,
         remove_columns=rows.column_names,
@@ -139,7 +139,6 @@ def turns_apart(encoded: datasets.Dataset, examples: datasets.Dataset, tokenizer
             }
         ),
     )
-    return turns
 
 
 def turns_together(scores: datasets.Dataset, turns: datasets.Dataset, examples: datasets.Dataset) -> datasets.Dataset:
@@ -176,7 +175,7 @@ def _reflect_on_all(
 ) -> datasets.Dataset:  # fmt: skip
     """Batch by batch, each process its own; what ``folder`` holds already is not done again."""
     batches = length_sorted_batches(TokenLists(encoded.data.column("prompt_ids")).lengths.tolist(), batch_size)
-    mine = range(parallel.process() if folder else 0, len(batches), parallel.processes() if folder else 1)
+    mine = own_shards(len(batches), folder)
     done, total = 0, sum(len(batches[i]) for i in mine)
     window = mine.step * max(1, MAPPED_ROWS // batch_size)
 
@@ -196,17 +195,11 @@ def _reflect_on_all(
         made_from = fingerprint(*decided, *words_note(words).values())
         return made_from, (texts[batches[number]]["references"], chosen)
 
-    was_training = model.training
-    model.eval()
-    parts = make_shards(
-        model, _reflect_batch, (tokenizer, max_new_tokens, words), mine, shard_of,
-        lambda number: folder / f"batch-{number:07d}.json" if folder else None, told,
-    )  # fmt: skip
-    model.train(was_training)
+    shared = (tokenizer, max_new_tokens, words)
+    parts = make_shards(model, _reflect_batch, shared, mine, shard_of, folder, BATCH, told)
     if folder is None:
         tables = [pa.Table.from_pydict(parts[number], schema=SCHEMA) for number in mine]
         return _in_order(examples, data_set(pa.concat_tables(tables)))
-    parallel.barrier()
     parallel.on_main(lambda: _join(folder, len(batches)))
     return _in_order(examples, datasets.Dataset.from_file(str(folder / JOINED)))
 
@@ -234,7 +227,7 @@ def _join(folder: Path, count: int) -> None:
     """Put the batches' files together in one that is read through a memory map."""
     with atomic_write(folder / JOINED) as partial, pa.ipc.new_stream(str(partial), SCHEMA) as stream:
         for number in range(count):
-            part = read_sealed(folder / f"batch-{number:07d}.json")
+            part = read_sealed(folder / BATCH.format(number))
             stream.write_batch(pa.RecordBatch.from_pydict({name: part[name] for name in SCHEMA.names}, schema=SCHEMA))
 
 

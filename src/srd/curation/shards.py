@@ -6,8 +6,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from srd.base import parallel
 from srd.base.files import read_sealed, write_sealed
 from srd.models.cluster import Shard, spread
+
+
+def own_shards(count: int, folder: Path | None) -> range:
+    """Of so many shards the numbers of those that this process makes: all, where no folder is there to share them."""
+    return range(parallel.process(), count, parallel.processes()) if folder else range(count)
 
 
 def make_shards(
@@ -16,18 +22,20 @@ def make_shards(
     shared: Shard,
     numbers: Iterable[int],
     shard_of: Callable[[int], tuple[str, Shard]],
-    place_of: Callable[[int], Path | None],
+    folder: Path | None,
+    name: str,
     told: Callable[[int], None],
 ) -> dict[int, dict[str, list[Any]]]:
-    """Make the shards that are missing.
+    """Make the shards that are missing, and wait until the other processes have made theirs.
 
     Args:
-        model: A model, or one of a cluster; see `srd.models.cluster.spread`.
+        model: A model, or one of a cluster; see `srd.models.cluster.spread`. Its mode is restored afterwards.
         function: Called with the model, ``shared`` and a shard.
         shared: What is the same for all.
-        numbers: Of the shards that this process makes.
+        numbers: Of the shards that this process makes (`own_shards`).
         shard_of: Gives what stands for all that decides a shard's result, and the shard.
-        place_of: The file of a shard; None: it is kept in memory.
+        folder: Of their files; None: they are kept in memory.
+        name: Of a shard's file, with a place for its number.
         told: Called with the number of each shard that is done, also of one that was done before.
 
     Returns:
@@ -38,18 +46,25 @@ def make_shards(
 
     def missing() -> Iterator[Shard]:
         for number in numbers:
-            path, (made_from, shard) = place_of(number), shard_of(number)
+            path, (made_from, shard) = folder / name.format(number) if folder else None, shard_of(number)
             if path is not None and read_sealed(path).get("made_from") == made_from:
                 told(number)
                 continue
             asked.append((number, path, made_from))
             yield shard
 
-    for place, part in spread(model, function, shared, missing()):
-        number, path, made_from = asked[place]
-        if path is None:
-            found[number] = part
-        else:
-            write_sealed(path, {"made_from": made_from, **part})
-        told(number)
+    training = model.training
+    model.eval()
+    try:
+        for place, part in spread(model, function, shared, missing()):
+            number, path, made_from = asked[place]
+            if path is None:
+                found[number] = part
+            else:
+                write_sealed(path, {"made_from": made_from, **part})
+            told(number)
+    finally:
+        model.train(training)
+    if folder:
+        parallel.barrier()
     return found
