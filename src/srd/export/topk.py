@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -111,9 +111,8 @@ class TaughtStages:
             raise UserError("the teacher's cache is larger than cache.limit_gb, so that there is none. Raise it.")
         self.examples: EncodedExamples = self.run.encoded("train")
         cache = self.examples.teacher = TeacherCache(place_of_cache(self.run))
-        head = cache.head().cut(self.run.width)
-        bias = None if head.bias is None else head.bias.float()
-        self.head = replace(head, weight=head.weight.float(), bias=bias)  # half precision would round the product
+        # In half precision the product would be rounded.
+        self.head = cache.head().cut(self.run.width).changed(torch.Tensor.float)
         self.k = min(wanted, self.head.vocabulary)
         self.place = {name: number for number, name in enumerate(self.examples.ids)}
         curriculum = curriculum_of(self.run)

@@ -87,8 +87,11 @@ class HeadWeights:
         """The same head in half precision, where autocast made the hidden states so but the weights are float32."""
         if self.weight.dtype != torch.float32 or hidden.dtype not in HALVES:
             return self
-        bias = None if self.bias is None else self.bias.to(hidden.dtype)
-        return HeadWeights(self.weight.to(hidden.dtype), bias, self.scale, self.softcap, self.width)
+        return self.changed(lambda tensor: tensor.to(hidden.dtype))
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> HeadWeights:
+        """The same head of other tensors, such as copies."""
+        return replace(self, weight=change(self.weight), bias=None if self.bias is None else change(self.bias))
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """``[n, d] -> [n, V]`` in float32 (float64 where the weights are); ``out`` has the weights' type."""

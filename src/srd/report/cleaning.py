@@ -129,19 +129,17 @@ def reason(run: RunFiles, marks: pyarrow.Table, why: Any, name: str) -> Reason:
     examples = by_id(read_parquet(run.files.examples("train"), [row["id"] for row in rows]))
     cards = []
     for row in rows:
-        after = row["response_after"]
-        said = (
-            name
-            if name == REWRITTEN
-            else "repaired"
-            if row["repaired"]
-            else "kept, softened"
-            if after is not None
-            else "dropped"
-        )
+        said = name if name == REWRITTEN else _fate(row)
         score = row.get(name)
         facts = [f"{name} {score:.2f}"] if isinstance(score, float) and math.isfinite(score) else []
-        answers = [Answer(said.capitalize(), after, "ours")] if row["repaired"] else []
+        answers = [Answer(said.capitalize(), row["response_after"], "ours")] if row["repaired"] else []
         if row["id"] in examples:
             cards.append(card(said, examples[row["id"]], facts, answers))
     return Reason(f"{len(places):,} rows {reason_of(name)}", cards)
+
+
+def _fate(row: Row) -> str:
+    """What became of a row that is wrong."""
+    if row["repaired"]:
+        return "repaired"
+    return "dropped" if row["response_after"] is None else "kept, softened"

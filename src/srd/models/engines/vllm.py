@@ -27,7 +27,7 @@ from srd.base.errors import RunError, UserError
 from srd.models.engines._vllm_worker import serve
 from srd.models.engines.base import ENGINES, EngineKind
 from srd.models.generation import Decoding, sample_seed
-from srd.models.loading.architecture import position_limit
+from srd.models.loading.architecture import position_limit, precision_of
 from srd.models.loading.loading import load_config, load_generation_config
 from srd.models.loading.sources import resolve_source, split_adapter
 from srd.models.never_trains import NeverTrains
@@ -85,7 +85,7 @@ class VllmEngine(NeverTrains):
         self.config = config
         self.generation_config = load_generation_config(source, **found)
         if dtype == "auto":  # vLLM's own auto makes 16 bits of float32
-            dtype = str(config.dtype or "float32").removeprefix("torch.")
+            dtype = precision_of(config)
         options = {"dtype": dtype, "max_model_len": max_length, "skip_tokenizer_init": True, **options}
         options.setdefault("use_tqdm_on_load", False)
         # Compiling takes minutes on a CPU, for every model, and gains nothing there.

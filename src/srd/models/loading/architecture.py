@@ -52,6 +52,11 @@ def auto_class(config: PreTrainedConfig) -> Any:
 _counted: dict[str, dict[str, int]] = {}  # configuration -> its parameters: a run asks many times
 
 
+def precision_of(config: PreTrainedConfig) -> str:
+    """The precision in which a model is stored, as its configuration says it: ``bfloat16``."""
+    return str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+
+
 def count_parameters(config: PreTrainedConfig) -> dict[str, int]:
     """Count a model's parameters from its configuration, without memory for any of them.
 

@@ -28,7 +28,7 @@ from srd.base.files import atomic_folder, file_times
 from srd.models.finite import set_name
 from srd.models.head import logit_rule
 from srd.models.loading.adapters import ADAPTER_WEIGHTS, adapter_folder, load_adapter, put_in_order
-from srd.models.loading.architecture import auto_class, generating
+from srd.models.loading.architecture import auto_class, generating, precision_of
 from srd.models.loading.gguf import check_gguf, converted_folder, is_converted
 from srd.models.loading.guard import first_lines, guarded
 from srd.models.loading.merging import merge_adapter
@@ -95,7 +95,7 @@ def load_config(source: str, *, revision: str | None = None, trust_remote_code: 
 
 def _check_config(source: str, config: PreTrainedConfig) -> None:
     """Refuse what the library would stumble over later, or skip without a word."""
-    dtype = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    dtype = precision_of(config)
     if not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise UserError(f"model '{source}': config.json says dtype '{dtype}', which is none. Use float32 or bfloat16.")
     layers = getattr(config.get_text_config(), "num_hidden_layers", None)

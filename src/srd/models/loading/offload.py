@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from srd.base.text import duration, many, shown_bytes
-from srd.models.loading.architecture import count_parameters, without_weights
+from srd.models.loading.architecture import count_parameters, precision_of, without_weights
 from srd.models.pruning import layer_stacks
 
 T = TypeVar("T")
@@ -56,8 +56,7 @@ def free_memory(device: torch.device | str | None = None) -> int:
 
 def weight_bytes(config: PreTrainedConfig, dtype: str = "auto") -> int:
     """Bytes of a model's weights in a precision; ``auto``: as its configuration says."""
-    stored = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-    kind = getattr(torch, stored if dtype == "auto" else dtype)
+    kind = getattr(torch, precision_of(config) if dtype == "auto" else dtype)
     return int(count_parameters(config)["total"] * kind.itemsize)
 
 

@@ -48,17 +48,16 @@ def size_of(config: PreTrainedConfig | Size) -> Size:
     """A model in numbers, from its configuration."""
     if isinstance(config, Size):
         return config
-    from srd.models.loading.architecture import count_parameters
+    from srd.models.loading.architecture import count_parameters, precision_of
 
     counts = count_parameters(config)
     text = config.get_text_config()
     layers = int(text.num_hidden_layers)
     if config.is_encoder_decoder:
         layers += int(getattr(config, "num_decoder_layers", None) or layers)
-    dtype = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     return Size(
         counts["total"], counts["layers"], counts["head"] or counts["embedding"], int(text.hidden_size), layers,
-        int(text.vocab_size), dtype, bool(config.is_encoder_decoder),
+        int(text.vocab_size), precision_of(config), bool(config.is_encoder_decoder),
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from srd.base.errors import UserError
 from srd.base.files import fingerprint, link
 from srd.base.text import shown_bytes
 from srd.data.batching import Collator, EncodedExamples
+from srd.models.loading.architecture import precision_of
 from srd.models.loading.loading import load_config, load_generation_config
 from srd.models.served.lists import MADE_AT_ONCE
 from srd.models.tokenizers.tokens import padding_id, prefix_of
@@ -31,8 +32,7 @@ def tier_of_run(run: Run, name: str | None = None, *, number: int = 0) -> Tier:
     teacher = run.recipe.all_teachers[number]
     running: str = "float32" if teacher.endpoint is not None else teacher.dtype
     if running == "auto":
-        config = load_config(run.teacher_options_of(number)[0])
-        running = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+        running = precision_of(load_config(run.teacher_options_of(number)[0]))
     return cache_tier(run.recipe, running, name)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -30,8 +29,7 @@ class CachedTeacher(Teacher):
 def head_alone(source: TeacherSource) -> Teacher:
     """A teacher that reads text once at every refresh: its states come with the rows, and its head stays."""
     head = head_weights(source.load()).cut(source.width)
-    bias = None if head.bias is None else head.bias.detach().clone()
-    return CachedTeacher(replace(head, weight=head.weight.detach().clone(), bias=bias))
+    return CachedTeacher(head.changed(lambda tensor: tensor.detach().clone()))
 
 
 @register_teacher("cache")

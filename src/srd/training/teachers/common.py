@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -43,15 +42,13 @@ class Teacher:
     def head_on(self, device: torch.device) -> HeadWeights:
         """The head, moved to a device at its first use there."""
         if self.head.weight.device != device:
-            bias = None if self.head.bias is None else self.head.bias.to(device)
-            self.head = replace(self.head, weight=self.head.weight.to(device), bias=bias)
+            self.head = self.head.changed(lambda tensor: tensor.to(device))
         return self.head
 
     def shard(self) -> None:
         """Spread a model's weights over the processes; the head stays whole on each."""
         if self.model is not None and not self._is_sharded:
-            bias = None if self.head.bias is None else self.head.bias.detach().clone()
-            self.head = replace(self.head, weight=self.head.weight.detach().clone(), bias=bias)
+            self.head = self.head.changed(lambda tensor: tensor.detach().clone())
             shard_for_inference(self.model)
             self._is_sharded = True
 
