@@ -101,7 +101,8 @@ class Registry(Generic[T]):
         if self.check is not None:
             self.check(names[0], value)
         first, *others = names = list(map(self._key, names))
-        self._read_files_before(first)
+        if f"{self.package}.{first}" not in sys.modules:  # from elsewhere: our files come first, and know their aliases
+            self._read_files()
         handed = None if place is None else Handed(written, place)
         if handed is not None and handed.is_again(HANDED.get((self.kind, first))):
             self._registered.pop(first, None)
@@ -114,11 +115,6 @@ class Registry(Generic[T]):
         self.aliases.update(dict.fromkeys(others, first))
         if handed is not None:
             HANDED[self.kind, first] = handed
-
-    def _read_files_before(self, name: str) -> None:
-        """Read all files before something from elsewhere is registered: they come first, and know their aliases."""
-        if f"{self.package}.{name}" not in sys.modules:
-            self._read_files()
 
     def _read_files(self) -> None:
         for file in self._files:

@@ -167,7 +167,8 @@ def _tensors(exported: Exported, architecture: str, kind: str) -> Iterator[tuple
     import gguf
 
     config = exported.config
-    known = gguf.get_tensor_name_map(_architecture(architecture), config.num_hidden_layers)
+    number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    known = gguf.get_tensor_name_map(number, config.num_hidden_layers)
     state = exported.model.state_dict()
     for name, tensor in state.items():
         tied = name == "lm_head.weight" and config.tie_word_embeddings
@@ -182,12 +183,6 @@ def _tensors(exported: Exported, architecture: str, kind: str) -> Iterator[tuple
         yield (renamed, *_stored(renamed, np.ascontiguousarray(values), kind))
     if rope_of(config)["rope_type"] == "llama3":
         yield "rope_freqs.weight", _rope_factors(config), None
-
-
-def _architecture(name: str) -> Any:
-    import gguf
-
-    return next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == name)
 
 
 def _reordered(name: str, values: NDArray[Any], config: Any) -> NDArray[Any]:

@@ -240,7 +240,10 @@ def headline(run: RunFiles, models: list[Model]) -> list[str]:
     if baseline is not None:
         sentences.append(gain_sentence(run, ours, baseline, primary))
         cleaning = math.fsum(run.seconds(step) or 0.0 for step in CLEANING_STEPS) if baseline.uncleaned else 0.0
-        sentences += [*cost_sentence(ours, baseline, cleaning), *uncleaned_sentence(baseline)]
+        sentences += cost_sentence(ours, baseline, cleaning)
+        if baseline.uncleaned:
+            came = "the rows as they came, for its teacher, too"
+            sentences.append(f"{baseline.name}, is what comes without cleaning: {came}.")
         if baseline.key not in GIVEN_MODELS and "student" in others:
             sentences += training_sentence(run, ours, others["student"], primary)
     if "teacher" in others:
@@ -282,13 +285,6 @@ def gain_sentence(run: RunFiles, ours: Model, baseline: Model, primary: Primary)
         place = {"ahead": "ahead of", "behind": "behind"}[result.verdict]
         return f"{ours.name} is {abs(result.difference):.1f} points {place} {other} {numbers}"
     return f"{ours.name} and {other} are level {numbers}"
-
-
-def uncleaned_sentence(baseline: Model) -> list[str]:
-    """Say what a baseline on the rows as they came has learnt from."""
-    if not baseline.uncleaned:
-        return []
-    return [f"{baseline.name}, is what comes without cleaning: the rows as they came, for its teacher, too."]
 
 
 def cost_sentence(ours: Model, baseline: Model, cleaning: float = 0.0) -> list[str]:

@@ -64,7 +64,9 @@ class CellRunner:
         folder = self.place(cell)
         work_in(self.folder)  # not in the cell before this one
         try:
-            recipe = parallel.together(lambda: self._recipe(cell))
+            shared = {"cache": {"dir": str(self.folder / "shared" / "cache")}}  # the teacher's, where all cells find it
+            content = merge(shared, cell.content)
+            recipe = parallel.together(lambda: validate_recipe(content, f"cell '{cell.title}'"))
             identity = parallel.on_main(lambda: _identity(recipe))
             if parallel.on_main(lambda: _is_done(folder, identity)):
                 console.print("[green]✓[/] done before")
@@ -99,11 +101,6 @@ class CellRunner:
         if parallel.is_main():
             write_sealed(folder / RESULT, result) if result else discard(folder / RESULT)
         parallel.barrier()
-
-    def _recipe(self, cell: Cell) -> Recipe:
-        """The recipe of a cell, which caches the teacher where all cells find it."""
-        shared = {"cache": {"dir": str(self.folder / "shared" / "cache")}}
-        return validate_recipe(merge(shared, cell.content), f"cell '{cell.title}'")
 
 
 def _identity(recipe: Recipe) -> str:

@@ -198,8 +198,9 @@ class Task:
             UserError: a file or row that cannot be read, a hub that cannot be reached.
         """
         from srd.data.examples import examples_from_rows
+        from srd.data.sources import read_rows
 
-        placed = self._file_rows(path) if path else self._hub_rows(limit)
+        placed = ((f"{path}:{line}", row) for line, row in read_rows(path)) if path else self._hub_rows(limit)
         wanted = ((place, row) for place, row in placed if self.is_test_row(row))
         chosen = list(itertools.islice(wanted, limit))
         origin = str(path) if path else f"hub {self.hub.repository}" if self.hub else self.name
@@ -265,12 +266,6 @@ class Task:
                 raise UserError(f"{place} gives {list(np.shape(values))} values of {name} for {len(examples)} examples")
         metrics = {name: float(value) for name, value in scores.metrics.items()}
         return replace(scores, metrics=metrics)
-
-    def _file_rows(self, path: Path) -> Iterator[tuple[str, Row]]:
-        from srd.data.sources import read_rows
-
-        for line, row in read_rows(path):
-            yield f"{path}:{line}", row
 
     def _hub_rows(self, limit: int | None) -> Iterator[tuple[str, Row]]:
         import datasets

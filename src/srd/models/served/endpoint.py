@@ -155,8 +155,9 @@ class Endpoint:
             return
         if needs_likelihoods:
             self._check_listed("; ".join(reasons))
+            asked = f" with the {self.top} likeliest at each position" if self.top else ""
             raise UserError(
-                f"{self.address.shown} gives no log-probabilities of a prompt's tokens{self._wanted()} "
+                f"{self.address.shown} gives no log-probabilities of a prompt's tokens{asked} "
                 f"({'; '.join(reasons)}). Serve the model with vLLM or SGLang, or {instead}."
             )
         self._compare_counts(tokenizer, probe, len(ours))
@@ -170,9 +171,6 @@ class Endpoint:
                 f"recipe asks for {self.top}. Set {fewer}, or serve the model with "
                 f"more (vLLM: --max-logprobs {self.top})."
             )
-
-    def _wanted(self) -> str:
-        return f" with the {self.top} likeliest at each position" if self.top else ""
 
     def _read(self, dialect: Dialect, text: str) -> list[Position]:
         """What the server makes of a text: its own tokens."""

@@ -37,7 +37,6 @@ from srd.curation.detectors.base import (
 )
 from srd.curation.repair import TEMPERATURE, candidates_read, chosen, passing
 from srd.curation.shots import SHOTS
-from srd.data.encoding import Encoder
 from srd.data.leaks import are_dropped
 from srd.models.generation import Decoding
 from srd.models.settings import ModelConfig
@@ -59,16 +58,12 @@ def reading_model(recipe: Recipe) -> ModelConfig:
     return recipe.student if recipe.student.model else recipe.teacher
 
 
-def reading_encoder(run: Run) -> Encoder:
-    """What it reads: the frame that it knows."""
-    return run.encoder.with_template("chat") if run.tokenizer.chat_template else run.encoder
-
-
 def reader_of(run: Run, folder: Path, progress: Any) -> Reader:
-    """The model that reads, loaded."""
+    """The model that reads, loaded; it reads the frame that it knows."""
     named = reading_model(run.recipe)
     model = load_reader(str(named.model), run, load_options(named))
-    return Reader(model, reading_encoder(run), run.recipe.generation.batch_size, folder, progress)
+    encoder = run.encoder.with_template("chat") if run.tokenizer.chat_template else run.encoder
+    return Reader(model, encoder, run.recipe.generation.batch_size, folder, progress)
 
 
 class Likelihoods(order.Likelihoods, Step):
@@ -131,7 +126,7 @@ class Cleaning(order.Cleaning, Step):
         found = find_wrong(
             rows, settings.find,
             reads=Reads.of(pq.read_table(run.files.likelihoods)) if asks else None,
-            held_out=_held_out(run),
+            held_out=datasets.concatenate_datasets([run.split("validation"), run.split("test")]),
             keep=named_ids("keep", settings.keep, rows), drop=named_ids("drop", settings.drop, rows),
         )  # fmt: skip
         _judge_leaks(run, found)
@@ -228,11 +223,6 @@ def _is_asked(run: Run, rows: datasets.Dataset, why: NDArray[np.object_]) -> NDA
     if run.recipe.data.cleaning.action != "rewrite":
         return asked & (why != "")
     return asked & ~np.isin(rows["id"], named_ids("keep", run.recipe.data.cleaning.keep, rows))
-
-
-def _held_out(run: Run) -> datasets.Dataset:
-    """The rows that models are chosen and compared by."""
-    return datasets.concatenate_datasets([run.split("validation"), run.split("test")])
 
 
 def _judge_leaks(run: Run, found: Findings) -> None:
