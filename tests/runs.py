@@ -12,6 +12,7 @@ import pytest
 
 from srd.base.console import set_up_logging
 from srd.base.files import read_json
+from srd.evaluation.models import evaluate_models, read_benchmarks
 from srd.recipe.reading import validate_recipe
 from srd.report.page import build_report
 from srd.run.context import Run
@@ -41,6 +42,17 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     """Write JSON lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def evaluated(
+    models: list[str], tasks: list[str], folder: Path, *, max_prompt_length: int | None = None,
+    allow_code_execution: bool = False, **asked: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Read benchmarks and let models answer them, as ``srd evaluate --task`` does."""
+    benchmarks = read_benchmarks(tasks, allow_code_execution=allow_code_execution, **asked)
+    return evaluate_models(
+        models, benchmarks, folder, max_prompt_length=max_prompt_length, allow_code_execution=allow_code_execution
+    )
 
 
 class TinyRun:

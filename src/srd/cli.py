@@ -406,7 +406,7 @@ def evaluate_command(
         return
     from srd.base import parallel
     from srd.base.console import console, set_up_logging
-    from srd.evaluation.models import evaluate_models, results_table
+    from srd.evaluation.models import evaluate_models, read_benchmarks, results_table
     from srd.sandbox.outside import permission
 
     if overrides:
@@ -415,11 +415,14 @@ def evaluate_command(
     _load_plugins(plugin)
     _check_programs(context, task)
     set_up_logging()
+    folder, allowed = _folder(output), permission(allow_code_execution, unconfined)
+    benchmarks = read_benchmarks(
+        task, limit=limit, seeds=seeds, template=template, max_new_tokens=max_new_tokens, samples=samples,
+        temperature=temperature, allow_code_execution=allowed,
+    )  # fmt: skip
     results = evaluate_models(
-        [model, *([against] if against else [])], task, _folder(output), limit=limit, seeds=seeds, template=template,
-        batch_size=batch_size, max_new_tokens=max_new_tokens, max_prompt_length=max_prompt_length,
-        samples=samples, temperature=temperature,
-        allow_code_execution=permission(allow_code_execution, unconfined),
+        [model, *([against] if against else [])], benchmarks, folder, batch_size=batch_size,
+        max_prompt_length=max_prompt_length, allow_code_execution=allowed,
     )  # fmt: skip
     if not parallel.is_main():
         return

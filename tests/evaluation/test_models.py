@@ -14,7 +14,6 @@ from srd.base.errors import UserError
 from srd.base.files import read_json
 from srd.evaluation import answers, models
 from srd.evaluation.models import (
-    evaluate_models,
     longest_prompt,
     parse_seeds,
     read_benchmarks,
@@ -24,7 +23,7 @@ from srd.evaluation.models import (
 from srd.metrics.rouge import rouge_l
 from srd.models.loading.loading import load_config, load_tokenizer
 from tests.marks import needs_bubblewrap
-from tests.runs import write_rows
+from tests.runs import evaluated, write_rows
 from tests.tiny import save_tiny
 
 DOLLY = [
@@ -58,7 +57,7 @@ def task(files: Path, name: str) -> str:
 
 def test_each_task_keeps_its_own_decoding_and_scoring(files: Path, tmp_path: Path) -> None:
     tasks = [task(files, "dolly"), task(files, "gsm8k"), task(files, "xsum")]
-    results = evaluate_models([str(files / "student")], tasks, tmp_path, max_new_tokens=4, seeds="3,4")
+    results = evaluated([str(files / "student")], tasks, tmp_path, max_new_tokens=4, seeds="3,4")
     scores = results["student"]
     assert set(results) == {"student"}
     assert set(scores["dolly"]) == {"rouge_l", "exact_match"}
@@ -88,8 +87,8 @@ def test_prompt_is_the_tasks_own_unless_told_otherwise(
     monkeypatch.setattr(answers, "generate", spy)
     arguments: dict[str, Any] = {"max_new_tokens": 2, "seeds": "1", "limit": 1}
     model, tasks = [str(files / "student")], [task(files, "dolly")]
-    evaluate_models(model, tasks, tmp_path, **arguments)
-    evaluate_models(model, tasks, tmp_path, template="Q: {instruction}\nA:", **arguments)
+    evaluated(model, tasks, tmp_path, **arguments)
+    evaluated(model, tasks, tmp_path, template="Q: {instruction}\nA:", **arguments)
     assert "### Instruction:\nName three animals." in asked[0] and asked[0].rstrip().endswith("### Response:")
     assert asked[1] == "Q: Name three animals.\nA:"
 
@@ -108,7 +107,7 @@ def test_answers_are_kept_and_an_evaluation_resumes(
     model = str(files / "student")
 
     def run(folder: Path) -> dict[str, Any]:
-        return evaluate_models([model], [task(files, "dolly")], folder, max_new_tokens=4, seeds="1,2")
+        return evaluated([model], [task(files, "dolly")], folder, max_new_tokens=4, seeds="1,2")
 
     first = run(tmp_path)
     assert run(tmp_path) == first
@@ -122,21 +121,21 @@ def test_another_model_under_the_same_name_is_not_taken_for_the_first(files: Pat
     save_tiny(tmp_path / "a/student", "llama", seed=5)
     answers = []
     for path in (files / "student", tmp_path / "a/student"):
-        evaluate_models([str(path)], [task(files, "dolly")], tmp_path / "out", max_new_tokens=4, seeds="1")
+        evaluated([str(path)], [task(files, "dolly")], tmp_path / "out", max_new_tokens=4, seeds="1")
         answers.append((tmp_path / "out/predictions/student.dolly.1.jsonl").read_text())
     assert answers[0] != answers[1]
 
 
 def test_two_models_are_compared_over_the_examples(files: Path, tmp_path: Path) -> None:
     models = [str(files / "student"), str(files / "teacher")]
-    results = evaluate_models(models, [task(files, "dolly")], tmp_path, max_new_tokens=4, seeds="1,2,3")
+    results = evaluated(models, [task(files, "dolly")], tmp_path, max_new_tokens=4, seeds="1,2,3")
     (row,) = results["comparisons"]
     assert (row["a"], row["b"], row["task"], row["metric"]) == ("student", "teacher", "dolly", "rouge_l")
     means = [results[name]["dolly"]["rouge_l"]["mean"] for name in ("student", "teacher")]
     assert row["difference"] == pytest.approx(means[0] - means[1])
     assert row["low"] <= row["difference"] <= row["high"]
     assert read_json(tmp_path / "comparisons.json") == [row]
-    one = evaluate_models(models, [task(files, "dolly")], tmp_path / "one", max_new_tokens=4, seeds="1,2", limit=1)
+    one = evaluated(models, [task(files, "dolly")], tmp_path / "one", max_new_tokens=4, seeds="1,2", limit=1)
     assert [(row["low"], row["high"]) for row in one["comparisons"]] == [(None, None)]  # one question is always drawn
 
 
@@ -144,7 +143,7 @@ def test_a_corpus_score_is_compared_without_an_interval(files: Path, tmp_path: P
     rows = [{"translation": {"en": f"The {word} is here.", "de": f"Der {word} ist da."}} for word in ("Hut", "Ball")]
     tasks = [f"iwslt2017:en-de={write_rows(tmp_path / 'rows.jsonl', rows)}"]
     models = [str(files / name) for name in ("student", "teacher")]
-    results = evaluate_models(models, tasks, tmp_path / "out", max_new_tokens=8)
+    results = evaluated(models, tasks, tmp_path / "out", max_new_tokens=8)
     (row,) = results["comparisons"]
     bleu = [results[name]["iwslt2017:en-de"]["bleu"]["mean"] for name in ("student", "teacher")]
     assert row["difference"] == pytest.approx(bleu[0] - bleu[1])
@@ -155,7 +154,7 @@ def test_a_corpus_score_is_compared_without_an_interval(files: Path, tmp_path: P
 
 
 def test_encoder_decoder(files: Path, tmp_path: Path) -> None:
-    results = evaluate_models([str(files / "t5")], [task(files, "xsum")], tmp_path, max_new_tokens=4)
+    results = evaluated([str(files / "t5")], [task(files, "xsum")], tmp_path, max_new_tokens=4)
     assert 0 <= results["t5"]["xsum"]["rouge_l"]["mean"] <= 100
 
 
@@ -164,14 +163,14 @@ def test_code_needs_permission_before_anything_is_generated(
 ) -> None:
     monkeypatch.setattr(models, "load_model", lambda *arguments, **named: pytest.fail("a model was loaded"))
     with pytest.raises(UserError, match="--allow-code-execution"):
-        evaluate_models([str(files / "student")], [task(files, "dolly"), task(files, "mbpp")], tmp_path / "out")
+        evaluated([str(files / "student")], [task(files, "dolly"), task(files, "mbpp")], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @needs_bubblewrap
 def test_code_runs_with_permission(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "generate", lambda *arguments, **named: ["def add(a, b):\n    return b + a"])
-    results = evaluate_models(
+    results = evaluated(
         [str(files / "student")], [task(files, "mbpp")], tmp_path, max_new_tokens=4, allow_code_execution=True
     )
     assert results["student"]["mbpp"]["pass@1"]["mean"] == 100
@@ -186,7 +185,7 @@ def test_several_samples_give_pass_at_k(files: Path, tmp_path: Path, monkeypatch
         return ["def add(a, b):\n    return a + b" if number % 4 == 0 else "pass" for number in range(len(ids))]
 
     monkeypatch.setattr(answers, "generate", written)
-    results = evaluate_models(
+    results = evaluated(
         [str(files / "student")], [task(files, "mbpp")], tmp_path,
         max_new_tokens=4, samples=10, temperature=0.8, allow_code_execution=True,
     )  # fmt: skip
@@ -204,7 +203,7 @@ def test_several_samples_give_pass_at_k(files: Path, tmp_path: Path, monkeypatch
 def test_samples_differ_and_the_first_is_the_only_one_of_a_single(files: Path, tmp_path: Path) -> None:
     answers = {}
     for samples in (1, 3):
-        evaluate_models(
+        evaluated(
             [str(files / "student")], [task(files, "mbpp")], tmp_path / str(samples),
             max_new_tokens=6, samples=samples, temperature=1.0, allow_code_execution=True,
         )  # fmt: skip
@@ -223,7 +222,6 @@ def test_samples_differ_and_the_first_is_the_only_one_of_a_single(files: Path, t
         ({"seeds": "1,1"}, "'1,1'"),
         ({"limit": 0}, "--limit is 0"),
         ({"max_new_tokens": 0}, "--max-new-tokens is 0"),
-        ({"batch_size": 0}, "--batch-size is 0"),
         ({"template": "alpacca"}, "'alpaca'"),
         ({"max_new_tokens": 1024}, "smaller --max-new-tokens"),
         ({"samples": 0}, "--samples is 0"),
@@ -245,7 +243,7 @@ def test_wrong_arguments(files: Path, tmp_path: Path, arguments: dict[str, Any],
     for name in ("models", "tasks"):
         given[name] = [text.format(**places) for text in given[name]]
     with pytest.raises(UserError, match=expected):
-        evaluate_models(given.pop("models"), given.pop("tasks"), tmp_path, **given)
+        evaluated(given.pop("models"), given.pop("tasks"), tmp_path, **given)
 
 
 def test_seeds() -> None:

@@ -12,11 +12,10 @@ import pytest
 
 from srd.base.errors import UserError
 from srd.base.locks import held
-from srd.evaluation.models import evaluate_models
 from srd.evaluation.predictions import evaluation_files, predictions_path, read_answers, read_scores, scores_path
 from srd.recipe.reading import validate_recipe
 from tests.marks import needs_bubblewrap
-from tests.runs import write_rows
+from tests.runs import evaluated, write_rows
 from tests.tiny import save_tiny
 
 ROWS = [{"instruction": f"What is {name}?", "output": f"It is {name}."} for name in ("red", "blue", "green")]
@@ -34,7 +33,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def evaluate(files: Path, folder: Path, models: str = "ab", seeds: str = "1,2", **named: Any) -> dict[str, Any]:
     tasks = named.pop("tasks", [f"dolly={files / 'rows.jsonl'}"])
-    return evaluate_models([str(files / m) for m in models], tasks, folder, max_new_tokens=3, seeds=seeds, **named)
+    return evaluated([str(files / m) for m in models], tasks, folder, max_new_tokens=3, seeds=seeds, **named)
 
 
 def content(folder: Path) -> dict[str, bytes]:

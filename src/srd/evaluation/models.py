@@ -35,20 +35,14 @@ UNLIMITED = 1 << 20  # a tokenizer that knows no limit says about 1e30
 
 def evaluate_models(
     models: Sequence[str],
-    tasks: Sequence[str],
+    benchmarks: Sequence[Benchmark],
     folder: Path,
     *,
-    limit: int | None = None,
-    seeds: str | None = None,
-    template: str | None = None,
     batch_size: int = 32,
-    max_new_tokens: int | None = None,
     max_prompt_length: int | None = None,
-    samples: int = 1,
-    temperature: float | None = None,
     allow_code_execution: Permission = False,
 ) -> dict[str, Any]:
-    """Let models answer benchmarks, each with the benchmark's own prompt, decoding and scoring unless told otherwise.
+    """Let models answer benchmarks, and compare them.
 
     Answers are kept in ``folder/predictions`` and not made again while model, examples and decoding stay the same; the
     answers of models, tasks and seeds that an earlier call wanted and this one does not are removed. A whole result
@@ -57,18 +51,11 @@ def evaluate_models(
     Args:
         models: Folders, hub names, GGUF files, or ``smollm2``. With several, the first is compared with each of the
             others by paired bootstrap over the examples.
-        tasks: ``NAME`` (read from the hub) or ``NAME=FILE`` (a file in the original format).
+        benchmarks: From `read_benchmarks`.
         folder: Where predictions, ``metrics.json`` and ``comparisons.json`` go.
-        limit: The first so many examples of each task.
-        seeds: Such as ``10,20,30``; a task that decodes greedily uses the first only.
-        template: Prompt template; None: the task's own.
         batch_size: Prompts at once.
-        max_new_tokens: Longest answer; None: the task's own.
         max_prompt_length: Longest prompt in tokens; None: what the model takes beside the answer.
-        samples: Answers to each prompt, for tasks that score several at once: ``mbpp``'s pass@k.
-        temperature: Of sampling, 0 is greedy; None: the task's own.
-        allow_code_execution: The user's permission to run the programs that a model writes; ``"unconfined"``: without a
-            sandbox.
+        allow_code_execution: As for `read_benchmarks`.
 
     Returns:
         ``{model: {task: {metric: {"mean", "std", "seeds"}}}}`` in percent, and with several models ``"comparisons"``:
@@ -76,24 +63,9 @@ def evaluate_models(
         two would be called alike.
 
     Raises:
-        UserError: an unknown or repeated task, unreadable seeds, a model or file that cannot be read, a task that runs
-            code without permission, a folder that another command works in or that holds other files under the names
-            that would be written (all before anything is generated or touched).
+        UserError: a model that cannot be read or is given twice, a folder that another command works in or that holds
+            other files under the names that would be written (all before anything is generated or touched).
     """
-    if batch_size < 1:
-        raise UserError(f"--batch-size is {batch_size}, but at least one prompt is answered at a time")
-    benchmarks = read_benchmarks(
-        tasks, limit=limit, seeds=seeds, template=template, max_new_tokens=max_new_tokens, samples=samples,
-        temperature=temperature, allow_code_execution=allow_code_execution,
-    )  # fmt: skip
-    return _evaluate_in(folder, models, benchmarks, batch_size, max_prompt_length, allow_code_execution)
-
-
-def _evaluate_in(
-    folder: Path, models: Sequence[str], benchmarks: list[Benchmark], batch_size: int, max_prompt_length: int | None,
-    allow_code_execution: Permission,
-) -> dict[str, Any]:  # fmt: skip
-    """Evaluate, and compare, in a folder that is ours for as long as it takes."""
     answer_length = max(benchmark.decoding.max_new_tokens for benchmark in benchmarks)
     names = short_names(models)
     evaluated_models = [_evaluated_model(model, names[model], answer_length, max_prompt_length) for model in models]
@@ -151,7 +123,23 @@ def read_benchmarks(
     temperature: float | None = None,
     allow_code_execution: Permission = False,
 ) -> list[Benchmark]:
-    """Read the examples of ``NAME`` or ``NAME=FILE`` tasks; arguments as in `evaluate_models`."""
+    """Read the examples of tasks, each with its own prompt, decoding and scoring unless told otherwise.
+
+    Args:
+        tasks: ``NAME`` (read from the hub) or ``NAME=FILE`` (a file in the original format).
+        limit: The first so many examples of each task.
+        seeds: Such as ``10,20,30``; a task that decodes greedily uses the first only.
+        template: Prompt template; None: the task's own.
+        max_new_tokens: Longest answer; None: the task's own.
+        samples: Answers to each prompt, for tasks that score several at once: ``mbpp``'s pass@k.
+        temperature: Of sampling, 0 is greedy; None: the task's own.
+        allow_code_execution: The user's permission to run the programs that a model writes; ``"unconfined"``: without a
+            sandbox.
+
+    Raises:
+        UserError: an unknown or repeated task, unreadable seeds, a file that cannot be read, a task that runs code
+            without permission.
+    """
     check_counts(**{"--limit": limit, "--max-new-tokens": max_new_tokens, "--samples": samples})
     if temperature is not None and (problem := sampling_problem(temperature)):
         raise UserError(f"--temperature is {temperature}, but {problem}")
