@@ -631,7 +631,7 @@ def init_command(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
 ) -> None:
     """Write a first recipe from five answers, with comments, and say what it would cost."""
-    from srd.base.files import atomic_write
+    from srd.base.files import write_text
     from srd.recipe.start import first_recipe, first_text
 
     given = {
@@ -650,8 +650,7 @@ def init_command(
     except ValueError:
         raise UserError("--epochs is a number of passes over the data, such as 3") from None
     recipe = first_recipe(**answers, epochs=passes, answer=max_new_tokens)
-    with atomic_write(path) as partial:
-        partial.write_text(first_text(recipe), encoding="utf-8")
+    write_text(path, first_text(recipe))
     _echo(path)
     try:
         plan_command(str(path), devices=1, nodes=1, flops_per_second=None, as_json=False)

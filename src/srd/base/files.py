@@ -184,12 +184,17 @@ def discard(path: Path, listed: Collection[Path] = ()) -> None:
     remove(path)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write text, atomically."""
+    with atomic_write(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, value: Any, *copies: Path) -> None:
     """Write ``value`` as indented JSON, atomically; to other places, too."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     for place in (path, *copies):
-        with atomic_write(place) as partial:
-            partial.write_text(text, encoding="utf-8")
+        write_text(place, text)
 
 
 def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:

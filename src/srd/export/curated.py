@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from srd.base.errors import UserError
-from srd.base.files import atomic_write, write_json_lines
+from srd.base.files import write_json_lines, write_text
 from srd.base.registry import Registry
 from srd.base.remedies import warn
 from srd.base.text import visible
@@ -134,8 +134,7 @@ class TrainerLayout(Layout):
     def write(self, made: Curated) -> None:
         write_json_lines(made.folder / TRAIN, _unrolled(made, self))
         for name, text in ((CARD, visible(card(made, self.trainer))), *self.trainer.contents(made)):
-            with atomic_write(made.folder / name) as partial:
-                partial.write_text(text, encoding="utf-8")
+            write_text(made.folder / name, text)
 
 
 def _numbers(name: str, stages: int) -> range:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from srd.base.errors import UserError
-from srd.base.files import atomic_write
+from srd.base.files import atomic_write, write_text
 from srd.base.remedies import warn
 from srd.base.yaml_text import dump_yaml
 from srd.curation.curriculum import Stage
@@ -180,5 +180,4 @@ def write_stages(
         with atomic_write(rows_file) as partial, pq.ParquetWriter(partial, schema) as writer:
             while part := list(itertools.islice(rows, ROWS_AT_ONCE)):
                 writer.write_table(table_of(part))
-        with atomic_write(config_file) as partial:
-            partial.write_text(dump_yaml(dict(settings_of(stage))), encoding="utf-8")
+        write_text(config_file, dump_yaml(dict(settings_of(stage))))

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from srd.base.errors import UserError
-from srd.base.files import atomic_write
+from srd.base.files import write_text
 from srd.base.yaml_text import dump_yaml, read_yaml
 from srd.recipe.files import find_recipe, parse_overrides, read_recipe
 from srd.recipe.merging import merge
@@ -78,8 +78,7 @@ def load_plugins(plugins: Any) -> None:
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved recipe, every default spelled out."""
-    with atomic_write(path) as partial:
-        partial.write_text(recipe_yaml(recipe), encoding="utf-8")
+    write_text(path, recipe_yaml(recipe))
 
 
 def recipe_yaml(recipe: Recipe) -> str:

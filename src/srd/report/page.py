@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 from pyarrow import compute
 
-from srd.base.files import atomic_write
+from srd.base.files import write_text
 from srd.base.text import duration
 from srd.report.answers import training_answers, unseen_answers
 from srd.report.cleaning import cleaning_section, found_sentences
@@ -74,8 +74,7 @@ def build_report(run_dir: Path) -> Path:
         UserError: ``run_dir`` is no run directory, or one of its files is damaged.
     """
     run = read_run(Path(run_dir))
-    with atomic_write(run.files.report) as partial:
-        partial.write_text(page(run), encoding="utf-8")
+    write_text(run.files.report, page(run))
     return run.files.report
 
 

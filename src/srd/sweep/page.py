@@ -11,7 +11,7 @@ import pandas as pd  # type: ignore[import-untyped]
 from markupsafe import Markup
 from rich.console import Console
 
-from srd.base.files import atomic_write
+from srd.base.files import write_text
 from srd.base.text import count, duration, percent, signed
 from srd.report.comparison import Model, Primary, column_title, overall_score, primary_metrics, verdict_of
 from srd.report.difficulty import corruption_table
@@ -69,8 +69,7 @@ def write_sweep_report(
     for name, table in tables.items():
         texts[f"{name}.csv"] = to_csv(table.pick(lambda column: column.title != PLAIN_INTERVAL))
     for name, text in texts.items():
-        with atomic_write(folder / name) as partial:
-            partial.write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
     return [folder / name for name in texts]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from srd.base import parallel
 from srd.base.console import console
 from srd.base.errors import UserError
-from srd.base.files import atomic_write, read_sealed
+from srd.base.files import read_sealed, write_text
 from srd.base.locks import held
 from srd.base.yaml_text import dump_yaml, read_yaml
 from srd.sweep.cells import Cell, Outcome, lay_out, reference_rows
@@ -67,8 +67,7 @@ class Sweep:
     def _claim(self, stack: contextlib.ExitStack) -> None:
         """Make the folder ours: of this sweep, and of one command at a time."""
         stack.enter_context(held(self.folder, "--dir"))
-        with atomic_write(self.folder / NOTE) as partial:
-            partial.write_text(dump_yaml(self.config.model_dump(mode="json")), encoding="utf-8")
+        write_text(self.folder / NOTE, dump_yaml(self.config.model_dump(mode="json")))
 
     def outcomes(self) -> list[Outcome]:
         """What has become of every cell, row by row."""

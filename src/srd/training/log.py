@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from srd.base.files import atomic_write, disk_errors
+from srd.base.files import disk_errors, write_text
 from srd.training.alignment import ENOUGH_MASS, shares_told, sums_told, warn_of_mass
 from srd.training.loss.row_losses import LossParts
 from srd.training.loss.schedules import Schedule
@@ -42,8 +42,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def filter_rows(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     """Rewrite a JSON-lines log with the rows that ``keep`` accepts; a line torn by a kill is dropped."""
     rows = read_rows(path)
-    with atomic_write(path) as partial:
-        partial.write_text("".join(f"{json.dumps(row)}\n" for row in rows if keep(row)), encoding="utf-8")
+    write_text(path, "".join(f"{json.dumps(row)}\n" for row in rows if keep(row)))
 
 
 class Sums:

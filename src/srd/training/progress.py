@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from srd.base import parallel
-from srd.base.files import atomic_write, read_json
+from srd.base.files import read_json, write_text
 from srd.base.text import many
 from srd.curation.curriculum import Stage
 from srd.training.arguments import all_steps
@@ -56,8 +56,8 @@ class Report(TrainerCallback):
         better = best is None or value is None or (value > best if key == "rouge_l" else value < best)
         if better and self.trainer.answers and parallel.is_main():
             rows = [{"id": name, "text": text, "rouge_l": score} for name, text, score in self.trainer.answers]
-            with atomic_write(self.training.stage_folder(self.stage.index) / ANSWERS_FILE) as partial:
-                partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            path = self.training.stage_folder(self.stage.index) / ANSWERS_FILE
+            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def note(self) -> str:
         """Stage, speed and the last values."""

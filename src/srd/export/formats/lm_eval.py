@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from srd.base.files import atomic_write, write_json_lines
+from srd.base.files import write_json_lines, write_text
 from srd.base.yaml_text import dump_yaml
 from srd.data.turns import turns_of
 from srd.export.base import FORMATS, Exported, Format
@@ -66,8 +66,7 @@ def write(exported: Exported, folder: Path) -> None:
     task = dump_yaml(settings(exported, folder)) + f"process_results: !function {Path(SCORER).stem}.process_results\n"
     scorer = SCORER_TEXT.replace("{words!r}", repr(exported.run.words))
     for name, text in ((f"{task_name(exported)}.yaml", task), (SCORER, scorer)):
-        with atomic_write(folder / name) as partial:
-            partial.write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
 
 
 def rows(exported: Exported) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from srd.base.errors import UserError
-from srd.base.files import atomic_write
+from srd.base.files import atomic_write, write_text
 from srd.data.templates.base import Template, get_template
 from srd.data.turns import turns_of
 from srd.export.base import FORMATS, Exported, Format
@@ -31,8 +31,7 @@ def write(exported: Exported, folder: Path) -> None:
     text = modelfile(exported)
     with atomic_write(folder / file_name(exported, DEFAULT)) as partial:
         write_gguf(exported, partial, exported.settings.kind or DEFAULT)
-    with atomic_write(folder / MODELFILE) as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_text(folder / MODELFILE, text)
 
 
 def modelfile(exported: Exported) -> str:
