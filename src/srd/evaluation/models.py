@@ -68,10 +68,10 @@ def evaluate_models(
     """
     answer_length = max(benchmark.decoding.max_new_tokens for benchmark in benchmarks)
     names = short_names(models)
-    evaluated_models = [_evaluated_model(model, names[model], answer_length, max_prompt_length) for model in models]
+    evaluated_models = [_evaluated_model(*each, answer_length, max_prompt_length) for each in names.items()]
     paths = [
-        predictions_path(folder, names[model], benchmark.key, seed)
-        for model in models
+        predictions_path(folder, name, benchmark.key, seed)
+        for name in names.values()
         for benchmark in benchmarks
         for seed in benchmark.seeds
     ]
@@ -81,15 +81,12 @@ def evaluate_models(
         former = parallel.on_main(lambda: put_aside(folder))
         update = stack.enter_context(progress_bar("answers"))
         results = evaluate(
-            evaluated_models,
-            benchmarks,
-            folder,
-            batch_size=batch_size,
+            evaluated_models, benchmarks, folder, batch_size=batch_size,
             scoring={"allow_code_execution": allow_code_execution},
             progress=lambda title, done, total: update(done, total, title),
-        )
+        )  # fmt: skip
         if len(models) > 1 and parallel.is_main():
-            called = [names[model] for model in models]
+            called = list(names.values())
             results = {**results, COMPARISONS: compare(folder, called, benchmarks, against=called[0])}
         if former and parallel.is_main() and (lost := replaced(former, folder)):
             logger.info("the former result (%s) is kept in %s", ", ".join(lost), former)
