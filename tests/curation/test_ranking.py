@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import srd
 from srd.base.errors import UserError
+from srd.curation.curriculum import Curriculum
 from srd.curation.ranking import average_rank
 from srd.curation.scores.base import SCORES
 
@@ -68,6 +69,17 @@ def test_equal_values_share_their_average_rank(values: list[float]) -> None:
     array = np.array(values)
     np.testing.assert_array_equal(average_rank(array), scipy.stats.rankdata(array))
     np.testing.assert_array_equal(average_rank(array, descending=True), scipy.stats.rankdata(-array))
+
+
+def test_other_scores_that_decide_have_their_column_and_no_other_has() -> None:
+    """As the score gives them, whichever end is hard; none takes the place of a column that is no score."""
+    rows = [{**row, "length": n, "unprompted_nll": 20.0 + n * n} for n, row in enumerate(ROWS, start=2)]
+    ranked = srd.rank(rows, by=["fused", "pmi", "length"])
+    assert ranked.column_names == [*COLUMNS, "pmi", "length"]
+    information = {row["id"]: row["unprompted_nll"] - row["ce"] * row["length"] for row in rows}
+    assert {row["id"]: row["pmi"] for row in ranked} == pytest.approx(information)
+    assert srd.rank(rows, by="rouge_l").column_names == COLUMNS
+    assert Curriculum(stages=1).assign(ranked).column_names == [*ranked.column_names, "kept", "stage"]
 
 
 def test_by_hand() -> None:

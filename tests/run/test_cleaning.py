@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,20 @@ def test_what_follows_sees_the_cleaned_rows_and_a_changed_option_redoes_what_dep
     assert kept[0] in ids(done.files.scores)
     run.set(data__cleaning={"action": "off"}).advance("ranking")
     assert ids(done.files.scores) == train
+
+
+def test_the_ranking_has_a_column_for_each_score_used(tiny_run: TinyRun) -> None:
+    """Of a row that is dropped before anything is trained none is known."""
+    gone = tiny_run.advance("examples").split("train")["id"][3]
+    (tiny_run.folder / "drop.txt").write_text(f"{gone}\n", encoding="utf-8")
+    tiny_run.set(data__cleaning={"action": "drop", "find": ["empty"], "drop": str(tiny_run.folder / "drop.txt")})
+    tiny_run.set(training__curriculum={"preset": "plus", "score": ["gap", "length"], "fusion": "mean_rank"})
+    done = tiny_run.advance("ranking")
+    ranked = {row["id"]: row for row in pq.read_table(done.files.ranked).to_pylist()}
+    assert {"gap", "length", "empty", "wrong", "why", "repaired"} <= set(ranked[gone]) and ranked[gone]["wrong"]
+    assert {name for name, row in ranked.items() if math.isnan(row["gap"]) or math.isnan(row["length"])} == {gone}
+    measured = {row["id"]: row["teacher_ce"] for row in pq.read_table(done.files.measures).to_pylist()}
+    assert all(ranked[name]["gap"] == pytest.approx(ranked[name]["ce"] - nats) for name, nats in measured.items())
 
 
 def test_what_was_read_or_marked_in_another_way_is_made_anew(run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:

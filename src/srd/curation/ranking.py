@@ -20,6 +20,8 @@ from srd.data.rows import as_table, with_ids, with_numbers
 
 logger = logging.getLogger(__name__)
 
+TAKEN = ("rank", "kept", "stage", "wrong", "why", "repaired")  # columns of ranked.parquet that are no scores
+
 
 def average_rank(values: NDArray[np.float64], *, descending: bool = False) -> NDArray[np.float64]:
     """Rank values from 1; equal values share their average rank.
@@ -63,7 +65,8 @@ def rank(
         bad_rows: A score that is not finite is an error, or the row is dropped with a warning.
 
     Returns:
-        ``id, rouge_l, ce, rank_rouge, rank_ce, rrf, rank`` sorted by ``rank`` (1 is the easiest).
+        ``id, rouge_l, ce, rank_rouge, rank_ce, rrf, rank`` sorted by ``rank`` (1 is the easiest), and a column for each
+        other score that decides.
 
     Raises:
         UserError: missing columns, duplicate ids, no rows, scores that are not finite.
@@ -91,9 +94,15 @@ def rank(
         "rank_ce": rank_ce,
         "rrf": rrf([rank_rouge, rank_ce], k),
     }
-    ranked = pa.table({**columns, "difficulty": difficulty})
-    ranked = ranked.sort_by([("difficulty", "ascending"), ("id", "ascending")]).drop_columns(["difficulty"])
-    ranked = ranked.append_column("rank", pa.array(np.arange(1, len(ranked) + 1)))
+    others = {
+        score.name: values if score.harder == "high" else -values
+        for score, values in zip(chosen, difficulties, strict=True)
+        if score.name not in {*columns, *TAKEN}
+    }
+    ranked = pa.table({**columns, "rank": difficulty, **others})
+    ranked = ranked.sort_by([("rank", "ascending"), ("id", "ascending")])
+    place = ranked.column_names.index("rank")
+    ranked = ranked.set_column(place, "rank", pa.array(np.arange(1, len(ranked) + 1)))
     return data_set(ranked.combine_chunks())
 
 

@@ -82,8 +82,8 @@ def with_marks(run: Run, laid_out: datasets.Dataset) -> datasets.Dataset:
         "rank": pa.array(np.arange(len(ranked) + 1, len(ranked) + len(gone) + 1)),
         "kept": pa.array(np.zeros(len(gone), bool)),
         "stage": pa.array(np.full(len(gone), -1, np.int32)),
-        **{name: pa.array(np.full(len(gone), np.nan)) for name in ("rouge_l", "ce", "rank_rouge", "rank_ce", "rrf")},
     }
+    rest |= {name: pa.array(np.full(len(gone), np.nan)) for name in ranked.column_names if name not in ("id", *rest)}
     table = pa.concat_tables([ranked, pa.table({"id": gone["id"], **rest}).select(ranked.column_names)])
     place = pc.index_in(table["id"], value_set=marks["id"].combine_chunks())
     found = marks.take(place)
