@@ -107,6 +107,15 @@ def test_words_are_explained_where_they_are_first_used(whole_run: Path) -> None:
         assert word.lower() not in re.sub(r"<[^>]+>", " ", header + before).lower()
 
 
+def test_rouge_is_a_percentage_wherever_it_stands(whole_run: Path) -> None:
+    """As the page explains it: of tables, of single answers, and on the map."""
+    text = read_page(whole_run)
+    scores = [float(found) for found in re.findall(r"ROUGE-L (?:\N{MINUS SIGN}|\+)?(\d+\.\d+)", text)]
+    assert "after · ROUGE-L 70.0" in text and len(scores) > 200
+    assert sum(score > 1 for score in scores) > 0.9 * len(scores)
+    assert re.search("ROUGE-L of the student.{1,6}s answer, %", text)
+
+
 def test_the_files_of_the_run_are_linked(whole_run: Path) -> None:
     links = re.findall(r'href="\.\./([^"]+)"', read_page(whole_run))
     assert {"recipe.yaml", "metrics.jsonl", "evaluation/metrics.json", "student/"} <= set(links)

@@ -101,6 +101,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"args": None}, "args: give transformers.TrainingArguments, and not None"),
     ({"processing_class": None}, "processing_class: give a tokenizer"),
     ({"compute_metrics": len}, "compute_metrics has no effect here"),
+    ({"peft_config": None}, "peft_config has no effect here: .*peft.get_peft_model"),
     ({"dataset_text_field": "text"}, "dataset_text_field has no effect here: Known: .*optimizers"),
     ({"objectiv": "fkl"}, "objectiv has no effect here: did you mean 'objective'"),
     (

@@ -66,8 +66,8 @@ def evenly(items: Sequence[T], most: int) -> list[T]:
 
 def scored(title: str, row: Row, kind: str = "") -> Answer:
     """Make an answer with its ROUGE-L, where it is known."""
-    score = finite(row, "rouge_l")
-    return Answer(title + (f" · ROUGE-L {score:.2f}" if math.isfinite(score) else ""), row["text"], kind)
+    score = 100 * finite(row, "rouge_l")
+    return Answer(title + (f" · ROUGE-L {score:.1f}" if math.isfinite(score) else ""), row["text"], kind)
 
 
 def training_answers(run: RunFiles) -> list[Group]:
@@ -81,7 +81,7 @@ def training_answers(run: RunFiles) -> list[Group]:
 
     def one(example_id: str) -> Card:
         rank, example = ranked[example_id], examples[example_id]
-        facts = [f"ROUGE-L {finite(rank, 'rouge_l'):.2f}", f"{finite(rank, 'ce'):.2f} nats"]
+        facts = [f"ROUGE-L {100 * finite(rank, 'rouge_l'):.1f}", f"{finite(rank, 'ce'):.2f} nats"]
         facts += [str(example["corruption"])] if example.get("corruption") else []
         answers = [Answer("Student before", before[example_id]["response"] if example_id in before else None)]
         if (row := after.get(example_id)) is not None:
@@ -121,7 +121,7 @@ def unseen_answers(run: RunFiles, models: Sequence[Model]) -> Group | None:
                     for name, rows in answers.items()
                     if key in rows
                 ]
-                cards.append(card(label, prompts[key], [f"ROUGE-L {signed(gain, 2)}"], shown))
+                cards.append(card(label, prompts[key], [f"ROUGE-L {signed(100 * gain)}"], shown))
         if cards:
             note = f"From {task_name(task)}, one seed; gain and loss are over {phrase(baseline.key)}."
             return Group("Answers to unseen prompts", note, cards)

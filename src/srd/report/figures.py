@@ -192,18 +192,18 @@ def difficulty_map(ranked: pyarrow.Table, corruption: dict[str, str]) -> Markup:
         series,
         title="Every training example by the student's cross-entropy and ROUGE-L",
         x_label="cross-entropy of the reference, nats per token",
-        y_label="ROUGE-L of the student's answer",
+        y_label="ROUGE-L of the student's answer, %",
         x_range=surprise_range([finite(row, "ce") for row in rows]),
-        y_range=within(padded_range([finite(row, "rouge_l") for row in rows]), 0.0, 1.02),
+        y_range=within(padded_range([100 * finite(row, "rouge_l") for row in rows]), 0.0, 102.0),
     )
     return legend(series) + plot
 
 
 def map_points(rows: Sequence[Row]) -> tuple[list[tuple[float, float]], list[str]]:
     """Make the points and tooltips of one group of the difficulty map."""
-    points = [(finite(row, "ce"), finite(row, "rouge_l")) for row in rows]
+    points = [(finite(row, "ce"), 100 * finite(row, "rouge_l")) for row in rows]
     places = zip(rows, points, strict=True)
-    return points, [f"#{row['rank']:.0f} {row['id']}: ROUGE-L {y:.2f}, {x:.2f} nats" for row, (x, y) in places]
+    return points, [f"#{row['rank']:.0f} {row['id']}: ROUGE-L {y:.1f}, {x:.2f} nats" for row, (x, y) in places]
 
 
 def surprise_range(values: Sequence[float]) -> tuple[float, float]:

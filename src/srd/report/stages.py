@@ -95,7 +95,7 @@ def changed_answers(run: RunFiles, stages: Sequence[Stage]) -> Group | None:
         if key in prompts:
             texts = [scored(f"After stage {stage.number}", stage.answers[key], "ours" if stage is answered[-1] else "")
                      for stage in answered if key in stage.answers]  # fmt: skip
-            cards.append(card(label, prompts[key], [f"ROUGE-L {signed(gain, 2)}"], texts))
+            cards.append(card(label, prompts[key], [f"ROUGE-L {signed(100 * gain)}"], texts))
     note = (
         "Answers to validation questions, on which it was not trained; gain and loss from the first stage to the last."
     )

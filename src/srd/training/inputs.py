@@ -54,6 +54,7 @@ OWN = ("teacher", "objective", "temperature", "weight", "eval_dataset", "method"
 INSTEAD = {
     "curriculum": "all rows are trained on, as they come. srd.distill(teacher, student, rows, curriculum=…) has stages",
     "compute_metrics": "evaluate() gives the loss and ROUGE-L; srd.evaluate scores a model on a task. Leave it out",
+    "peft_config": "give the student with its adapter: peft.get_peft_model(student, peft_config)",
     "data_collator": "batches are padded by srd's own. Leave it out",
     "label_smoothing_factor": "the references are learnt as they are. Set it to 0",
     "dataloader_drop_last": "a short last step counts for as much as it has. Set it to False",
@@ -74,9 +75,8 @@ def check_given(model: Any, args: Any, tokenizer: Any, others: Mapping[str, Any]
     """Refuse what is no model, no arguments or no tokenizer, and what has no effect; say what to do instead."""
     check_loaded(model=model, args=args, processing_class=tokenizer)
     check_launch()
-    check_counts(
-        **{name: getattr(args, name) for name in ("per_device_train_batch_size", "gradient_accumulation_steps")}
-    )
+    counted = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    check_counts(**{name: getattr(args, name) for name in counted})
     unlike = (name for name in INSTEAD if getattr(args, name, None) not in (None, 0, "random", "group_by_length"))
     for name in [*others, *unlike]:
         if name not in PASSED_ON:

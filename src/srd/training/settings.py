@@ -72,7 +72,8 @@ class TrainingConfig(Section):
     )
     tokens: TokensConfig | None = Field(None, description="take the divergence at some positions only; none: at all")
     curriculum: CurriculumConfig | None = Field(
-        None, description="select and order the data by difficulty; none: all data"
+        None,
+        description="select and order the data by difficulty; null: all data. `training` has it unless it says null",
     )
     seed: Seed | None = Field(None, description="fixes order, dropout and student text; none: the recipe's seed")
     epochs: float = Field(8, gt=0, le=1e6, description="passes over its data, in each stage")
