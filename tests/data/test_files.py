@@ -186,6 +186,9 @@ BROKEN: list[tuple[str, bytes, list[str]]] = [
     ("a.parquet", table(parquet.write_table)[:-20], ["a.parquet", "parquet"]),
     ("a.arrow", table(arrow)[:-60], ["a.arrow", "Arrow"]),
     ("a.jsonl", LINES.encode("latin-1"), ["a.jsonl:1", "not UTF-8", "iconv"]),
+    ("a.csv", "instruction,output\na,b\nc,it’s\n".encode("cp1252"), ["a.csv:3", "not UTF-8", "iconv -f CP1252"]),
+    ("a.json", b'[{"id": 1, "prompt": "a", "response": "b"}, {"id": 2, "prompt": "a"}]', ["a.json:1 (row 2): "]),
+    ("a.json", b'[{"prompt": "a", "response": "b"}, 7]', ["a.json:1 (row 2): expected an object"]),
 ]
 
 

@@ -27,7 +27,7 @@ from srd.base.failures import first_line, reading
 from srd.data.bad_rows import RowError
 
 Row = dict[str, Any]
-Line = tuple[int, Row | RowError]  # where a row starts, and the row, or why it cannot be read
+Line = tuple[int | str, Row | RowError]  # where a row starts, and the row, or why it cannot be read
 
 HEAD = 4096  # bytes that tell what a file is
 BATCH_ROWS = 1_000
@@ -246,7 +246,7 @@ def _decoded(content: bytes, encoding: str, place: str) -> str:
         raise UserError(f"{place}: not {encoding.upper()} ({error.reason} at byte {error.start}). {CONVERT}") from error
 
 
-CONVERT = "Convert the file, for example with `iconv -f LATIN1 -t UTF-8`."
+CONVERT = "Convert the file, for example with `iconv -f CP1252 -t UTF-8`, if a program on Windows has written it."
 
 
 # --------------------------------------------------------------------------------------------------------------- JSON
@@ -337,6 +337,7 @@ class _Json:
         self.path, self.text = path, text
         self.position = self._skipped(0)
         self._line, self._counted = 1, 0
+        self.flat = "\n" not in text.strip()  # an array as programs write it: lines tell no rows apart
 
     def _skipped(self, position: int) -> int:
         match = SPACE.match(self.text, position)
@@ -400,9 +401,9 @@ class _Json:
     def elements(self) -> Iterator[Line]:
         """The rows of the array that is next."""
         self.take("[", behind="before the rows")
-        closed = self.next == "]"
+        closed, number = self.next == "]", itertools.count(1)
         while not closed:
-            line = self.line
+            line = f"1 (row {next(number)})" if self.flat else self.line
             yield line, _checked_row(self.value(), f"{self.path}:{line}")
             closed = self.take(",", "]", behind="after a row") == "]"
             if closed:
@@ -461,7 +462,16 @@ def _read_csv(path: Path) -> Iterator[Line]:
         except csv.Error as error:
             raise UserError(f"{path}:{line}: not valid CSV ({error}).") from error
         except UnicodeDecodeError as error:
+            line = _undecodable(path) if encoding == "utf-8" else line  # what was read ahead may be far behind it
             raise UserError(f"{path}:{line}: not {encoding.upper()} ({error.reason}). {CONVERT}") from error
+
+
+def _undecodable(path: Path) -> int:
+    """The first line that is no UTF-8, in a file that has one."""
+    for number, content in enumerate(_text_lines(path), start=1):
+        if content.decode("utf-8", "replace").encode() != content:
+            return number
+    return 1
 
 
 def _uneven(row: Row, names: list[str], place: str) -> RowError:

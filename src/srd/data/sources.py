@@ -401,11 +401,12 @@ def _choose_split(splits: Mapping[str, Dataset], split: str | None, origin: str)
     return splits[split]
 
 
-def read_rows(path: str | Path) -> Iterator[tuple[int, Row]]:
+def read_rows(path: str | Path) -> Iterator[tuple[int | str, Row]]:
     """Read the rows of a file one by one, whatever its format, which its content and the name's ending tell.
 
     Yields:
-        The line the row starts in (parquet and Arrow: its number, from 1), and the row. CSV values are text.
+        The line the row starts in (parquet and Arrow: its number, from 1; of an array in one line both), and the row.
+        CSV values are text.
 
     Raises:
         UserError: no such file, or content that is not of that format, with file and line.
