@@ -112,6 +112,15 @@ def test_defined_where_there_is_little_to_read() -> None:
     assert np.isfinite(SCORES.get("ifd").compute(certain)).all()  # type: ignore[arg-type]
 
 
+def test_what_is_read_to_be_judged_is_not_told_of_again(caplog: pytest.LogCaptureFixture) -> None:
+    """Damage of our own is no row of the user's, and of those it was said where they were made tokens to be learnt."""
+    encoder = encoder_for("llama", max_length=6, max_prompt_length=3)
+    rows = examples_from_rows([{"instruction": "a b c d e", "output": "f g h i j"}], "rows")
+    assert not module.Tokens.of(encoder, rows).ended[0] and not caplog.text
+    encoder.encode(rows)
+    assert "1 of 1 prompts" in caplog.text and "1 of 1 responses" in caplog.text
+
+
 def test_other_prompts_ask_something_else_and_follow_the_ids() -> None:
     ids, prompts = [f"e{i}" for i in range(40)], [[i % 8] for i in range(40)]
     drawn = other_prompts(ids, prompts, 3)

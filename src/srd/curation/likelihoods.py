@@ -221,8 +221,8 @@ class Tokens:
 
     @classmethod
     def of(cls, encoder: Encoder, examples: datasets.Dataset, encoded: datasets.Dataset | None = None) -> Tokens:
-        """Encode examples, unless they are encoded already."""
-        encoded = encoder.encode(examples) if encoded is None else encoded
+        """Encode examples, unless they are encoded already; what is amiss was said where they were read to be learnt."""
+        encoded = encoder.encode(examples, split=None) if encoded is None else encoded
         prompts, responses = (TokenLists(encoded.data.column(name)) for name in ("prompt_ids", "response_ids"))
         ended = ~np.asarray(encoded["response_cut"], dtype=bool)
         return cls(list(encoded["id"]), prompts, responses, ended, *blank_prompts(encoder, examples))

@@ -367,7 +367,7 @@ class Encoder:
         examples: datasets.Dataset,
         written: datasets.Dataset | None = None,
         progress: Callable[[int, int], None] | None = None,
-        split: str = "",
+        split: str | None = "",
     ) -> datasets.Dataset:
         """Encode examples, and say what is amiss with them.
 
@@ -376,7 +376,8 @@ class Encoder:
             written: What a model has written, to train on instead of the first references, row by row: ``tokens``
                 without the stop token, and whether they ``ended`` with one.
             progress: Called with examples done and examples to do.
-            split: What the examples are called where something is said of them; empty: they are learnt.
+            split: What the examples are called where something is said of them; empty: they are learnt; None: nothing
+                is said, as they have been seen before, or nobody gave them.
 
         Returns:
             ``id, prompt_ids, response_ids, prompt_cut, response_cut``, in the same order.
@@ -405,10 +406,11 @@ class Encoder:
                 new_fingerprint=name,
                 features=self._features,
             )
-        prompts, responses = (pc.sum(column(encoded, f"{each}_cut")).as_py() or 0 for each in ("prompt", "response"))
-        self._tell_prompts(prompts, len(encoded), split)
-        self._tell_responses(responses, len(encoded), split, written=written is not None)
-        self._tell_frames(len(encoded), split)
+        if split is not None:
+            cut = (pc.sum(column(encoded, f"{each}_cut")).as_py() or 0 for each in ("prompt", "response"))
+            self._tell_prompts(next(cut), len(encoded), split)
+            self._tell_responses(next(cut), len(encoded), split, written=written is not None)
+            self._tell_frames(len(encoded), split)
         return encoded
 
     def look_at_prompts(self, examples: datasets.Dataset, split: str) -> None:
