@@ -221,7 +221,7 @@ class Tokens:
 
     @classmethod
     def of(cls, encoder: Encoder, examples: datasets.Dataset, encoded: datasets.Dataset | None = None) -> Tokens:
-        """Encode examples, unless they are; what is amiss with them was said where they were made ready to be learnt."""
+        """Encode examples, unless they are; what is amiss with them was said where they were to be learnt."""
         encoded = encoder.encode(examples, split=None) if encoded is None else encoded
         prompts, responses = (TokenLists(encoded.data.column(name)) for name in ("prompt_ids", "response_ids"))
         ended = ~np.asarray(encoded["response_cut"], dtype=bool)
