@@ -280,11 +280,22 @@ def test_files_of_ids(tmp_path: Path) -> None:
     write_rows(tmp_path / "ids.jsonl", [{"id": "row-002", "why": "x"}])
     write_rows(tmp_path / "other.jsonl", [{"name": "row-002"}])
     (tmp_path / "strange.txt").write_text("a\nb\n", encoding="utf-8")
+    (tmp_path / "notepad.txt").write_text("\ufeffrow-001\r\nrow-000\r\n", encoding="utf-8")
     assert cleaning.named_ids("keep", str(tmp_path / "ids.txt"), rows) == ["row-001", "nobody"]
+    assert cleaning.named_ids("keep", str(tmp_path / "notepad.txt"), rows) == ["row-001", "row-000"]
     assert cleaning.named_ids("keep", str(tmp_path / "ids.jsonl"), rows) == ["row-002"]
     for name, message in (("other.jsonl", "has no column 'id'"), ("strange.txt", "none of the 2 ids")):
         with pytest.raises(UserError, match=message):
             cleaning.named_ids("drop", str(tmp_path / name), rows)
+
+
+def test_a_row_that_is_named_as_right_and_as_wrong_is_refused(tiny_run: TinyRun) -> None:
+    ids = tiny_run.advance("examples").split("train")["id"][:3]
+    for field, names in (("keep", ids[:2]), ("drop", ids[1:])):
+        (tiny_run.folder / f"{field}.txt").write_text("\n".join(names), encoding="utf-8")
+    files = {field: str(tiny_run.folder / f"{field}.txt") for field in ("keep", "drop")}
+    with pytest.raises(UserError, match=f"both name '{ids[1]}' .1 id in all.*Take it out of one of the files"):
+        tiny_run.set(data__cleaning={"action": "drop", "find": ["empty"], **files}).advance("cleaning")
 
 
 def test_killed_anywhere_and_started_again_gives_the_same_bytes(run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,12 +72,7 @@ def rank(
         UserError: missing columns, duplicate ids, no rows, scores that are not finite.
     """
     chosen, fuse = scores_of(by), FUSIONS.get(fusion)
-    if bad_rows not in ("error", "drop"):
-        raise UserError(f"unknown bad_rows '{bad_rows}'; {nearest(str(bad_rows), ('error', 'drop'))}")
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise UserError(f"the seed is {seed!r}, but it must be a whole number of 0 or more")
-    if not isinstance(k, int | float) or not 0 <= k <= LARGEST_K:
-        raise UserError(f"k of the rank fusion is {k!s:.40}, but it must be between 0 and {LARGEST_K:g}")
+    _check_options(k, seed, bad_rows)
     numbers = list(dict.fromkeys(["rouge_l", "ce", *columns_of(chosen)]))
     table = with_ids(as_table(scores, ["id", *numbers], only=True))
     table = _finite_rows(table, numbers, bad_rows)
@@ -100,10 +95,17 @@ def rank(
         if score.name not in {*columns, *TAKEN}
     }
     ranked = pa.table({**columns, "rank": difficulty, **others})
-    ranked = ranked.sort_by([("rank", "ascending"), ("id", "ascending")])
-    place = ranked.column_names.index("rank")
-    ranked = ranked.set_column(place, "rank", pa.array(np.arange(1, len(ranked) + 1)))
-    return data_set(ranked.combine_chunks())
+    ranked = ranked.sort_by([("rank", "ascending"), ("id", "ascending")]).combine_chunks()
+    return data_set(ranked.set_column(len(columns), "rank", pa.array(np.arange(1, len(ranked) + 1))))
+
+
+def _check_options(k: float, seed: int, bad_rows: str) -> None:
+    if bad_rows not in ("error", "drop"):
+        raise UserError(f"unknown bad_rows '{bad_rows}'; {nearest(str(bad_rows), ('error', 'drop'))}")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise UserError(f"the seed is {seed!r}, but it must be a whole number of 0 or more")
+    if not isinstance(k, int | float) or not 0 <= k <= LARGEST_K:
+        raise UserError(f"k of the rank fusion is {k!s:.40}, but it must be between 0 and {LARGEST_K:g}")
 
 
 def _finite_rows(table: pa.Table, numbers: list[str], bad_rows: str) -> pa.Table:

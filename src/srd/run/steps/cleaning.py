@@ -123,6 +123,12 @@ class Cleaning(order.Cleaning, Step):
     def _mark(self, run: Run) -> Summary:
         settings, rows = run.recipe.data.cleaning, run.split("train")
         asks = Likelihoods.name in self.after(run.recipe)
+        keep, drop = (named_ids(field, getattr(settings, field), rows) for field in ("keep", "drop"))
+        if both := set(keep).intersection(drop):
+            raise UserError(
+                f"data.cleaning.keep and data.cleaning.drop both name '{min(both)}' ({many(len(both), 'id')} in all): "
+                "a row is right or wrong. Take it out of one of the files."
+            )
         found = find_wrong(
             rows, settings.find,
             reads=Reads.of(pq.read_table(run.files.likelihoods)) if asks else None,
@@ -258,7 +264,7 @@ def named_ids(field: str, name: str | None, rows: datasets.Dataset) -> list[str]
             raise UserError(f"data.cleaning.{field}: {path} has no column 'id'; it has {table.column_names}")
         ids = [str(value) for value in table["id"].to_pylist()]
     elif path.is_file():
-        ids = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        ids = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     else:
         raise UserError(f"data.cleaning.{field}: there is no file '{path}'. Check the path.")
     known = set(rows["id"])
@@ -266,7 +272,8 @@ def named_ids(field: str, name: str | None, rows: datasets.Dataset) -> list[str]
     if ids and len(strange) == len(ids):
         raise UserError(
             f"data.cleaning.{field}: none of the {len(ids)} ids in {path} is a training row's; the first is "
-            f"'{ids[0]}', and the first training row is '{rows['id'][0]}'."
+            f"'{ids[0]}', and the first training row is '{rows['id'][0]}'. Name rows by their ids in "
+            "examples/train.parquet."
         )
     if strange:
         logger.warning("data.cleaning.%s: %d of %d ids in %s are no training row's (the first: '%s')",
