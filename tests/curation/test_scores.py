@@ -59,6 +59,19 @@ def test_several_scores_are_fused_by_their_ranks() -> None:
         assert in_order == sorted(in_order), fusion
 
 
+def test_the_order_in_which_scores_are_named_changes_nothing() -> None:
+    """Rows with the same ranks by other scores are a tie, and go by id: no rounding decides."""
+    draw = np.random.default_rng(0)
+    for _ in range(200):
+        numbers = draw.integers(0, 4, (9, 4)) / 4
+        rows = [{"id": str(i), **dict(zip(("rouge_l", "ce", "length", "end_nll"), row, strict=True))}
+                for i, row in enumerate(numbers.tolist())]  # fmt: skip
+        for fusion in ("rrf", "mean_rank", "max_rank"):
+            found = {tuple(srd.rank(rows, by=by, fusion=fusion)["id"])
+                     for by in (["rouge_l", "ce", "length", "eos"], ["eos", "length", "ce", "rouge_l"])}  # fmt: skip
+            assert len(found) == 1, (fusion, rows)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

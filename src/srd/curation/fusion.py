@@ -41,6 +41,6 @@ def max_rank(ranks: Sequence[Ranks], k: float) -> Ranks:
 
 
 def rrf(ranks: Sequence[Ranks], k: float) -> Ranks:
-    """Σ 1 / (k + rank): the easiest example has the highest."""
-    first, *others = [1 / (k + rank) for rank in ranks]
+    """Σ 1 / (k + rank): the easiest has the highest. The smallest first: the same ranks by other scores are a tie."""
+    first, *others = np.sort([1 / (k + rank) for rank in ranks], axis=0)
     return sum(others, start=first)
