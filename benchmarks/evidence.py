@@ -12,11 +12,11 @@ import argparse
 import csv
 from pathlib import Path
 
+from benchmarks.plots import Interval, interval_plot, write_plot
 from benchmarks.run import PLOTS, ROOT
-from benchmarks.tables import write_document, write_plot
+from benchmarks.tables import write_document
 from benchmarks.won_back import ORACLE, tables_of
 from srd.base.yaml_text import read_yaml
-from srd.report.plots import Interval, interval_plot
 from srd.sweep.runner import Sweep
 from srd.sweep.settings import find_sweep, load_sweep
 

@@ -593,11 +593,12 @@ def parts_table(found: dict[str, list[Result]]) -> str:
 
 def plot(content: Result, found: dict[str, list[Result]]) -> str:
     """Quality over time, a line a way."""
-    from srd.report.plots import Series, line_plot
+    from benchmarks.plots import line_plot
+    from srd.report.plots import Series
 
     series = [Series(TITLES[name], COLORS[name], mean_curve(found[name])) for name in TITLES if found.get(name)]
     title, x_label, y_label = "Quality of the student over time", "seconds", "ROUGE-L of the validation"
-    return str(line_plot(series, title=title, x_label=x_label, y_label=y_label, markers=True, file=True))
+    return line_plot(series, title=title, x_label=x_label, y_label=y_label)
 
 
 # ----------------------------------------------------------------------------------------------------------------- main
@@ -716,7 +717,8 @@ def show(options: argparse.Namespace, where: Prepared, found: dict[str, list[Res
             partial.write_text(written, encoding="utf-8")
     print(f"\n{text}\n{where.folder}")
     if options.document:
-        from benchmarks.tables import write_document, write_plot
+        from benchmarks.plots import write_plot
+        from benchmarks.tables import write_document
 
         write_document(DOCUMENT, {options.document: text.strip()})
         write_plot(PLOT.with_stem(options.document), drawn)  # type: ignore[arg-type]

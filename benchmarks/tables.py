@@ -7,9 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from benchmarks.plots import bar_plot, log_plot, write_plot
 from srd.base.files import atomic_write
 from srd.base.text import duration
-from srd.report.plots import Bar, Series, bar_plot, log_plot
+from srd.report.plots import Bar, Series
 from srd.report.tables import Cell, Column, Table, to_markdown
 
 Result = dict[str, Any]
@@ -267,13 +268,6 @@ def write_document(path: Path, written: dict[str, str]) -> None:
 COLORS = ("var(--arm-srd)", "var(--arm-kd)", "var(--arm-1)")
 
 
-def write_plot(path: Path, drawing: str) -> None:
-    """Write a plot as a file of its own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as partial:
-        partial.write_text(f"{drawing.strip()}\n", encoding="utf-8")
-
-
 def write_plots(folder: Path, results: Result) -> None:
     """The bars of each setting, and a plot for every scale."""
     for profile, batch in settings_of(results):
@@ -284,7 +278,7 @@ def write_plots(folder: Path, results: Result) -> None:
             if (seconds := schedule_seconds(results, setting, system)) is not None
         ]
         title = f"SRD schedule, {EXAMPLES:,} examples, {profile}, batch {batch}"
-        write_plot(folder / f"schedule-{profile}-{batch}.svg", bar_plot(bars, title=title, file=True))
+        write_plot(folder / f"schedule-{profile}-{batch}.svg", bar_plot(bars, title=title))
 
     def points(prefix: str, suffix: str = "", key: str = "seconds") -> list[tuple[float, float]]:
         return [(size, results[name + suffix][key]) for size, name in numbered(results, prefix)]

@@ -7,18 +7,16 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+from benchmarks import plots as files
+from benchmarks.plots import Interval, LogAxis
 
 from srd.report.plots import (
-    Axis,
     Band,
     Bar,
-    Interval,
     Series,
     bar_plot,
-    interval_plot,
     legend,
     line_plot,
-    log_plot,
     nice_ticks,
     padded_range,
     scatter_plot,
@@ -130,10 +128,10 @@ def test_thinning_keeps_means() -> None:
 
 
 def test_logarithmic_axes() -> None:
-    axis = Axis("rows", 10, 100_000, log=True)
+    axis = LogAxis("rows", 10, 100_000)
     assert [axis.at(value) for value in (10, 1000, 100_000)] == pytest.approx([0, 50, 100])
     assert [text for _, text in axis.ticks] == ["10", "100", "1k", "10k", "100k"]
-    assert [text for _, text in Axis("rows", 0.9, 5, log=True).ticks] == ["1", "2", "4"]
+    assert [text for _, text in LogAxis("rows", 0.9, 5).ticks] == ["1", "2", "4"]
 
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -141,17 +139,17 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def test_files_stand_alone() -> None:
     lines = [Series("ours", "var(--arm-srd)", [(1, 1), (10, 10), (100, 100)])]
-    tree = parse(log_plot(lines, title="<speed>", x_label="rows", y_label="seconds"))
+    tree = parse(files.log_plot(lines, title="<speed>", x_label="rows", y_label="seconds"))
     assert tree.tag == f"{SVG}svg" and tree.get("aria-label") == "<speed>"
     assert "--arm-srd:" in (tree.findtext(f"{SVG}style") or "")
     assert [circle.get("cx") for circle in tree.iter(f"{SVG}circle") if circle.get("class")] == [
         "0.00%", "50.00%", "100.00%"]  # fmt: skip
-    assert parse(bar_plot([Bar("a", 1, "1 s", "red")], title="t", file=True)).get("viewBox") == "0 0 640 156"
+    assert parse(files.bar_plot([Bar("a", 1, "1 s", "red")], title="t")).get("viewBox") == "0 0 640 156"
 
 
 def test_intervals_beside_zero_are_in_colour() -> None:
     rows = [Interval("up", 1, 0.5, 2), Interval("level", 0, -1, 1), Interval("down", -1, -2, -0.5)]
-    tree = parse(interval_plot(rows, title="t"))
+    tree = parse(files.interval_plot(rows, title="t"))
     dots = [(dot.get("cx"), (dot.get("style") or "").split(":")[1]) for dot in tree.iter(f"{SVG}circle")]
     assert dots == [("75.00%", "var(--arm-srd)"), ("50.00%", "var(--soft)"), ("25.00%", "var(--dropped)")]
     assert tree.find(f".//{SVG}title") is not None

@@ -1,8 +1,7 @@
-"""Plots as SVG with nothing to load: lines with shaded bands, scatters, bars, and intervals around zero.
+"""Plots as SVG with nothing to load, for a page: lines with shaded bands, scatters, and bars.
 
 Positions inside the frame are percentages, so a plot fills the width it is given and its text keeps its size on a
-telephone. Colours are CSS values such as ``var(--arm-srd)``, which the style sheet knows for light and for dark. A
-plot goes into a page, or, with ``file=True``, into a file of its own.
+telephone. Colours are CSS values such as ``var(--arm-srd)``, which the style sheet knows for light and for dark.
 """
 
 from __future__ import annotations
@@ -61,16 +60,6 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A value with the two ends of its interval."""
-
-    label: str
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Axis:
     """An axis in data units, which turns values into percentages of its length.
 
@@ -78,29 +67,23 @@ class Axis:
         label: Written beside it.
         low: Value at 0 %.
         high: Value at 100 %.
-        log: Whether it is logarithmic.
         up: Whether it points up, while SVG counts from the top.
-        marked: Values with a tick; none: round numbers.
     """
 
     label: str
     low: float
     high: float
-    log: bool = False
     up: bool = False
-    marked: Sequence[float] = ()
 
     def at(self, value: float) -> float:
         """Return the place of a value, kept within 0..100."""
-        low, high, value = (math.log(x) if self.log else x for x in (self.low, self.high, value))
-        share = min(max((value - low) / (high - low), 0.0), 1.0)
+        share = min(max((value - self.low) / (self.high - self.low), 0.0), 1.0)
         return 100 * (1 - share if self.up else share)
 
     @property
     def ticks(self) -> list[tuple[str, str]]:
         """Places and texts of the ticks."""
-        values = self.marked or (log_ticks if self.log else nice_ticks)(self.low, self.high)
-        return [(f"{self.at(value):.2f}", tick_text(value, short=self.log)) for value in values]
+        return [(f"{self.at(value):.2f}", tick_text(value)) for value in nice_ticks(self.low, self.high)]
 
 
 def nice_ticks(low: float, high: float) -> list[float]:
@@ -114,22 +97,10 @@ def nice_ticks(low: float, high: float) -> list[float]:
     return [round(index * step, 12) for index in range(first, last + 1)]
 
 
-def log_ticks(low: float, high: float) -> list[float]:
-    """Return the powers of ten within the range; of two where there is less than a decade and a half."""
-    base = 10.0 if high / low > 30 else 2.0
-    first, last = math.ceil(math.log(low, base) - 1e-9), math.floor(math.log(high, base) + 1e-9)
-    return [base**power for power in range(first, last + 1)]
-
-
-def tick_text(value: float, short: bool = False) -> str:
+def tick_text(value: float) -> str:
     """Write a tick without needless zeros, large numbers as they are spoken: ``2.5``, ``20k``."""
-    for size, unit in ((1e6, "M"), (1e3, "k")):
-        if abs(value) >= size * (1 if short else 10):
-            value, suffix = value / size, unit
-            break
-    else:
-        suffix = ""
-    return f"{value:{'.3g' if short else 'g'}}{suffix}".replace("-", "\N{MINUS SIGN}")
+    size, unit = next((each for each in ((1e6, "M"), (1e3, "k")) if abs(value) >= 10 * each[0]), (1, ""))
+    return f"{value / size:g}{unit}".replace("-", "\N{MINUS SIGN}")
 
 
 def padded_range(values: Sequence[float], *, zero: bool = False, room: float = 0.06) -> tuple[float, float]:
@@ -154,7 +125,6 @@ def line_plot(
     bands: Sequence[Band] = (),
     markers: bool = False,
     from_zero: bool = True,
-    file: bool = False,
 ) -> Markup:
     """Draw lines over shaded bands.
 
@@ -166,23 +136,13 @@ def line_plot(
         bands: Shaded stretches of the x axis.
         markers: Draw each point, with its tooltip.
         from_zero: Begin the x axis at 0 at the latest; else where the points begin.
-        file: Make a file of its own, with a legend, not a part of a page.
     """
     xs = [x for line in series for x, _ in line.points] + [edge for band in bands for edge in (band.start, band.end)]
     x_low, x_high = min([*xs, 0.0] if from_zero else xs, default=0.0), max(xs, default=1.0)
     y_low, y_high = padded_range([y for line in series for _, y in line.points], room=0.12)
     x = Axis(x_label, x_low, x_high if x_high > x_low else x_low + 1.0)
     y = Axis(y_label, y_low, y_high, up=True)
-    content = _content(series, x, y, bands=bands, lines=True, radius=3.5 if markers else 0)
-    return _file(content, title, 264, 70, series) if file else _canvas(content, title, 260)
-
-
-def log_plot(series: Sequence[Series], *, title: str, x_label: str, y_label: str) -> Markup:
-    """Draw lines with their points over two logarithmic axes, as a file of its own; values are above 0."""
-    xs, ys = ({point[axis] for line in series for point in line.points} for axis in (0, 1))
-    x = Axis(x_label, min(xs), max(max(xs), min(xs) * 1.01), log=True, marked=sorted(xs))
-    y = Axis(y_label, min(ys) / 1.3, max(ys) * 1.3, log=True, up=True)
-    return _file(_content(series, x, y, lines=True, radius=3.5), title, 264, 70, series)
+    return _canvas(framed(series, x, y, bands=bands, lines=True, radius=3.5 if markers else 0), title, 260)
 
 
 def scatter_plot(
@@ -207,17 +167,22 @@ def scatter_plot(
     x_range = x_range or padded_range([x for group in series for x, _ in group.points], zero=True)
     y_range = y_range or padded_range([y for group in series for _, y in group.points], zero=True)
     x, y = Axis(x_label, *x_range), Axis(y_label, *y_range, up=True)
-    return _canvas(_content(series, x, y, radius=3, x_grid=True), title, 420)
+    return _canvas(framed(series, x, y, radius=3, x_grid=True), title, 420)
 
 
-def bar_plot(bars: Sequence[Bar], *, title: str, file: bool = False) -> Markup:
+def bar_plot(bars: Sequence[Bar], *, title: str) -> Markup:
     """Draw horizontal bars from zero, each under its label, the spread as a whisker.
 
     Args:
         bars: The bars, top to bottom; values are 0 or more.
         title: What a screen reader says.
-        file: Make a file of its own, not a part of a page.
     """
+    drawn, height = bars_and_height(bars)
+    return _canvas(drawn, title, height, "bars")
+
+
+def bars_and_height(bars: Sequence[Bar]) -> tuple[Markup, int]:
+    """The bars without a frame, and how high they are."""
     reach = max((bar.value + 1.5 * (bar.std or 0.0) for bar in bars), default=1.0) or 1.0
 
     def place(value: float) -> str:
@@ -228,21 +193,7 @@ def bar_plot(bars: Sequence[Bar], *, title: str, file: bool = False) -> Markup:
         whisker = (place(bar.value - bar.std), place(bar.value + bar.std)) if bar.std else None
         tooltip = bar.title or f"{bar.label}: {bar.shown}"
         rows.append((46 * number, bar.label, bar.shown, bar.color, tooltip, place(bar.value), whisker))
-    content, height = macro("plots.j2", "bars", rows=rows), max(46 * len(bars) - 10, 1)
-    return _file(content, title, height, 20) if file else _canvas(content, title, height, "bars")
-
-
-def interval_plot(intervals: Sequence[Interval], *, title: str) -> Markup:
-    """Draw each interval with its value, as a file; one that leaves out zero is in colour."""
-    x = Axis("", min([0.0, *(row.low for row in intervals)]), max([0.0, *(row.high for row in intervals)]))
-    rows = []
-    for number, row in enumerate(intervals):
-        color = "var(--arm-srd)" if row.low > 0 else "var(--dropped)" if row.high < 0 else "var(--soft)"
-        tooltip = f"{row.label}: {row.value:+.2f} ({row.low:+.2f} to {row.high:+.2f})"
-        places = [f"{x.at(value):.2f}" for value in (row.value, row.low, row.high)]
-        rows.append((20 * number, row.label, color, tooltip, *places))
-    content = macro("plots.j2", "intervals", rows=rows, x=x, zero=f"{x.at(0.0):.2f}")
-    return _file(content, title, 20 * len(rows) + 10, 200)
+    return macro("plots.j2", "bars", rows=rows), max(46 * len(bars) - 10, 1)
 
 
 def legend(series: Sequence[Series]) -> Markup:
@@ -250,7 +201,7 @@ def legend(series: Sequence[Series]) -> Markup:
     return macro("plots.j2", "legend", entries=[(item.name, item.mark, item.color) for item in series])
 
 
-def _content(
+def framed(
     series: Sequence[Series],
     x: Axis,
     y: Axis,
@@ -298,11 +249,6 @@ def path(points: Points, x: Axis, y: Axis) -> str:
 
 def _canvas(content: Markup, title: str, height: int, kind: str = "") -> Markup:
     return macro("plots.j2", "canvas", content=content, title=title, height=height, kind=kind)
-
-
-def _file(content: Markup, title: str, height: int, left: int, series: Sequence[Series] = ()) -> Markup:
-    entries = [(item.name, item.color) for item in series]
-    return macro("plots.j2", "file", content=content, title=title, height=height, left=left, entries=entries)
 
 
 def thin(points: Points, limit: int = 300) -> list[tuple[float, float]]:
