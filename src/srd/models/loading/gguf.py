@@ -35,9 +35,9 @@ def cache_folder() -> Path:
     return (Path(root).expanduser() if root else Path.home() / ".cache" / "srd") / "models"
 
 
-def converted_folder(path: Path, cache_dir: Path | None = None) -> Path:
+def converted_folder(path: Path) -> Path:
     """Where the conversion of the GGUF file ``path`` lies, or will lie: keyed by content, not by place."""
-    return (cache_dir or cache_folder()) / f"{path.stem}-{digest_of(path)[:16]}-{CONVERSION}"
+    return cache_folder() / f"{path.stem}-{digest_of(path)[:16]}-{CONVERSION}"
 
 
 def is_converted(folder: Path) -> bool:
@@ -46,7 +46,7 @@ def is_converted(folder: Path) -> bool:
     return folder.is_dir() and all(is_as_noted(folder / name, state) for name, state in noted.items())
 
 
-def convert_gguf(path: Path, cache_dir: Path | None = None) -> Path:
+def convert_gguf(path: Path) -> Path:
     """Convert a GGUF file to a float32 safetensors folder with its tokenizer, once, and return the folder.
 
     The folder appears under its name only when it is complete, so a killed conversion leaves nothing that is
@@ -56,7 +56,7 @@ def convert_gguf(path: Path, cache_dir: Path | None = None) -> Path:
     Raises:
         UserError: the gguf package is missing, the architecture is unknown, or the cache cannot be written.
     """
-    folder = converted_folder(path, cache_dir)
+    folder = converted_folder(path)
     if is_converted(folder):
         return folder
     _check_installed(path)
@@ -94,9 +94,9 @@ def _move(partial: Path, folder: Path) -> None:
             raise
 
 
-def _remove_abandoned(cache_dir: Path) -> None:
+def _remove_abandoned(cache: Path) -> None:
     """Delete what killed conversions left behind, but nothing that another process may be writing now."""
-    for partial in cache_dir.glob(".partial-*"):
+    for partial in cache.glob(".partial-*"):
         with contextlib.suppress(FileNotFoundError):  # another command has just finished it
             if time.time() - partial.stat().st_mtime > ABANDONED_SECONDS:
                 shutil.rmtree(partial, ignore_errors=True)
