@@ -68,3 +68,8 @@ def blame(models: dict[str, Any], rows: Sequence[str] = ()) -> str:
     names = " and ".join(name_of(model, role) for role, model in models.items())
     told = f" with the examples {list(rows)[:16]}" if rows else ""
     return f"All weights of {names} are finite, so it happens on the way{told}. Look at these rows, or {WIDER}."
+
+
+def not_finite(model: Any, rows: Sequence[str] = ()) -> str:
+    """What is said of a model that gives NaN; ``rows``: ids of the examples that it read."""
+    return f"{name_of(model)} gives logits that are not finite. {blame({'model': model}, rows)}"

@@ -21,7 +21,7 @@ from srd.base.errors import RunError
 from srd.data.batching import length_sorted_batches
 from srd.data.turns import without_end
 from srd.models.cluster import spread
-from srd.models.finite import blame, name_of, non_finite_tensor
+from srd.models.finite import non_finite_tensor, not_finite
 from srd.models.reading import Reader, abilities, groups
 from srd.models.tokenizers.tokens import padding_id, stop_token_ids
 
@@ -236,9 +236,7 @@ def _checked(
     if not bad:
         return answers, scores
     if not scores or (isinstance(model, nn.Module) and non_finite_tensor(model)):
-        raise RunError(
-            f"{name_of(model)} gives logits that are not finite. {blame({'model': model}, [names[i] for i in bad])}"
-        )
+        raise RunError(not_finite(model, [names[i] for i in bad]))
     for i in bad:
         answers[i] = [token for token in answers[i] if token != NO_TOKEN]
         scores[i] = math.nan if math.isfinite(scores[i]) else scores[i]

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from srd.base.errors import UserError
 from srd.models.adapted import base_model
-from srd.models.finite import blame, name_of
+from srd.models.finite import name_of, not_finite
 from srd.models.measured import measured
 
 logger = logging.getLogger(__name__)
@@ -253,7 +253,7 @@ def _measure(model: Any) -> LogitRule:
 def _check_probe(model: Any, own: Tensor) -> None:
     """Refuse a model that gives NaN, or that knows the tokens it is to predict."""
     if torch.isnan(own).any() or torch.isposinf(own).any():
-        raise UserError(f"{name_of(model)} gives logits that are not finite. {blame({'model': model})}")
+        raise UserError(not_finite(model))
     both = min(PROBE[:2])
     if not same_logits(model, own[:both], own[PROBE[0] : PROBE[0] + both]):
         raise UserError(

@@ -24,7 +24,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from srd.base.errors import UserError
 from srd.data.batching import Collator, pad_left, pad_right
 from srd.models.adapted import base_model
-from srd.models.finite import blame, name_of
+from srd.models.finite import name_of, not_finite
 from srd.models.head import (
     hold_weights,
     in_evaluation,
@@ -313,7 +313,7 @@ def _measure(model: Any) -> Abilities:
     def expected(padding: bool) -> Tensor:
         logits = _alone(model, *probes[padding])
         if not torch.isfinite(logits).any() or torch.isnan(logits).any():
-            raise UserError(f"{name_of(model)} gives logits that are not finite. {blame({'model': model})}")
+            raise UserError(not_finite(model))
         return logits
 
     known = inspect.signature(base_model(model).forward).parameters

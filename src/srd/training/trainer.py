@@ -427,10 +427,14 @@ class DistillTrainer(Trainer):
         except (UserError, RunError) as error:
             if not (lost := self._lost(model)):
                 raise
-            raise RunError(
-                f"{lost} This shows at the validation of step {self.state.global_step} (stage folder "
-                f"{self.args.output_dir}). A lower training.learning_rate or a wider training.precision helps."
-            ) from error
+            raise self._useless(f"{lost} This shows") from error
+
+    def _useless(self, told: str) -> RunError:
+        """What a validation has shown, with what helps."""
+        return RunError(
+            f"{told} at the validation of step {self.state.global_step} (stage folder {self.args.output_dir}). "
+            "A lower training.learning_rate or a wider training.precision helps."
+        )
 
     # ------------------------------------------------------------------------------------------------------- validation
 
@@ -472,10 +476,7 @@ class DistillTrainer(Trainer):
         """Refuse a validation that no checkpoint is better or worse than, and no later one above or below."""
         for name, value in metrics.items():
             if not math.isfinite(value):
-                raise RunError(
-                    f"{name} is {value} at the validation of step {self.state.global_step} (stage folder "
-                    f"{self.args.output_dir}). A lower training.learning_rate or a wider training.precision helps."
-                )
+                raise self._useless(f"{name} is {value}")
 
     @property
     def seconds(self) -> float:

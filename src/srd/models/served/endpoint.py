@@ -25,6 +25,7 @@ PROBED = "probe"  # what a journal calls what was said of the text by which a se
 OTHER_WEIGHTS = 0.1  # mean nats a token, of that text: more than rounding to 16 bits makes
 FLOOR = -9999.0  # what vLLM writes for a probability of zero
 ABOVE_ONE = 1.02  # more than rounding makes of probabilities that add up to one
+LOOK = "Look at the server's own log, and at what stands between; then the same command continues."
 TOO_LONG = (
     "context length", "context window", "max_model_len", "maximum length", "longer than", "too long", "too large",
     "must be at least 1, got",  # vLLM, of a text that fills the context and leaves no room for the token behind it
@@ -241,8 +242,7 @@ class Endpoint:
             found = self._positions(self._dialect, ids, start, self.top)
         except Malformed as error:
             raise RunError(
-                f"{self.address.shown} gives an answer for example '{name}' that cannot be used: {error}. Look at the "
-                "server's own log, and at what stands between; then the same command continues."
+                f"{self.address.shown} gives an answer for example '{name}' that cannot be used: {error}. {LOOK}"
             ) from error
         own = [max(FLOOR, position.own or 0.0) for position in found]
         tokens = zip(ids[start:], own, found, strict=True)
@@ -292,10 +292,7 @@ class Endpoint:
         if not (isinstance(ids, list) and all(isinstance(token, int) for token in ids)):
             if not isinstance(text, str):
                 told = f" ({answer.said})" if answer.said else ""
-                raise RunError(
-                    f"{self.address.shown} gives no text for example '{name}'{told}. Look at the server's own log, and "
-                    "at what stands between; then the same command continues."
-                )
+                raise RunError(f"{self.address.shown} gives no text for example '{name}'{told}. {LOOK}")
             ids = tokenizer.encode(text, add_special_tokens=False)
         ended = choice.get("finish_reason") == "stop" and ids[-1:] != [] and ids[-1] not in stop
         return [*ids, stop[0]] if ended or not ids else ids[: decoding.max_new_tokens]
