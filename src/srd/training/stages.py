@@ -61,26 +61,14 @@ def train(training: Training, final: Path) -> dict[str, Any]:
 
 
 def _stages_done(training: Training) -> int:
-    """How many stages need not be trained again; what lies of the others is removed, but for the first's checkpoints.
-
-    A stage is done if its numbers can be read, and its files are as they were written.
-    """
+    """How many stages need not be trained again; what lies of others is removed, but for the first's checkpoints."""
     folders = [training.stage_folder(stage.index) for stage in training.stages]
-    finished = list(takewhile(lambda metrics: metrics is not None, map(_metrics, folders)))
-    done = next(
-        (number for number, metrics in enumerate(finished) if _is_damaged(training, number, metrics)), len(finished)
-    )
-    while training.config.keeps_optimizer and 0 < done < len(folders) and not is_handed_on(
-        folders[done - 1], finished[done - 1]
-    ):  # fmt: skip
-        done -= 1
-        logger.warning(f"{folders[done] / OPTIMIZER_FILE} is missing or damaged: stage {done} is trained again")
-    if done == len(finished) < len(folders) and (folders[done] / METRICS_FILE).exists():
-        logger.warning(f"{folders[done] / METRICS_FILE} is damaged: stage {done} is trained again")
+    done = _whole_stages(training, folders)
     for number, folder in enumerate(folders):
         if number < done:  # a kill may have come between the metrics and the checkpoints' removal
             remove_all(folder)
-            discard(folder / OPTIMIZER_FILE) if number < done - 1 else None
+            if number < done - 1:
+                discard(folder / OPTIMIZER_FILE)
         elif number == done:
             for name in (METRICS_FILE, ROLLOUTS_FILE, SCHEDULE_FILE, OPTIMIZER_FILE, "model"):
                 discard(folder / name)
@@ -89,9 +77,24 @@ def _stages_done(training: Training) -> int:
     return done
 
 
+def _whole_stages(training: Training, folders: list[Path]) -> int:
+    """How many stages are done, from the first on: their numbers can be read, and their files are as written."""
+    finished = list(takewhile(lambda metrics: metrics is not None, map(_metrics, folders)))
+    damaged = (number for number, metrics in enumerate(finished) if _is_damaged(training, number, metrics))
+    done = next(damaged, len(finished))
+    if training.config.keeps_optimizer:
+        while 0 < done < len(folders) and not is_handed_on(folders[done - 1], finished[done - 1]):
+            done -= 1
+            logger.warning(f"{folders[done] / OPTIMIZER_FILE} is missing or damaged: stage {done} is trained again")
+    if done == len(finished) < len(folders) and (folders[done] / METRICS_FILE).exists():
+        logger.warning(f"{folders[done] / METRICS_FILE} is damaged: stage {done} is trained again")
+    return done
+
+
 def _is_damaged(training: Training, stage: int, metrics: dict[str, Any]) -> bool:
-    folder, reason = training.stage_folder(stage), damage(training.stage_folder(stage), metrics["files"])
-    if reason is None and metrics.get("log", logged := _logged(training, stage)) != logged:
+    folder = training.stage_folder(stage)
+    reason = damage(folder, metrics["files"])
+    if reason is None and "log" in metrics and metrics["log"] != _logged(training, stage):
         reason = f"{training.log_file} has another content"
     if reason:
         logger.warning(f"{folder} is damaged ({reason}): stage {folder.name} is trained again")
