@@ -284,7 +284,8 @@ class Manifest:
             if name.startswith(tuple(f"{old}/" for old in names)):  # what a later step has put there is made again
                 discard(self.folder / name)
         for new in names.values():  # what an earlier displacement of the same step has left there is outdated
-            discard(self.folder / new) if new.startswith(f"{DISPLACED}/") else None
+            if new.startswith(f"{DISPLACED}/"):
+                discard(self.folder / new)
         self.save()
         self._finish_moves()
 
