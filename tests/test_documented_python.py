@@ -58,19 +58,20 @@ def test_the_page_on_other_trainers_runs() -> None:
 
 
 def test_the_plugins_on_the_page_work_together(tmp_path: Path) -> None:
-    """A divergence, score, method, teacher, template and task: a file each, and no other file touched."""
+    """A divergence, score, method, teacher, template, task, detector and fusion, and no other file touched."""
     plugins = {}
     for block in blocks("extending.md"):
         if named := re.match(r"# (\w+\.py)\n", block):
             path = tmp_path / named[1]
             path.write_text(block, encoding="utf-8")
             plugins[path.stem] = str(path)
-    assert set(plugins) >= {"hellinger", "long_and_surprising", "often_own", "cautious", "terse", "brief"}
+    assert set(plugins) >= {"hellinger", "long_and_surprising", "often_own", "cautious", "terse", "brief", "short"}
     tiny = TinyRun(tmp_path).set(
         plugins=list(plugins.values()), teacher__source="cautious", data__template="terse",
         training__objective={"name": "hellinger", "floor": 0.001},
         training__method={"name": "often_own", "max_new_tokens": 4},
-        training__curriculum={"stages": 1, "score": ["fused", "long_and_surprising"], "fusion": "mean_rank"},
+        training__curriculum={"stages": 1, "score": ["fused", "long_and_surprising"], "fusion": "median_rank"},
+        data__cleaning={"action": "report", "find": ["short"]},
         evaluation__tasks=[{"name": "brief", "path": str(write_rows(tmp_path / "few.jsonl", tiny_rows()[:1]))}],
         evaluation__seeds=[1],
     )  # fmt: skip

@@ -32,6 +32,8 @@ TASK = (
 SCORES_LIKE = "def score(self, predictions, examples, *, allow_code_execution=False): ..."
 ROLLOUTS = "def rollouts(self, seed): ..."
 
+ENGINE, TIER = "srd.models.engines import base", "srd.training.tiers import base"
+RULE = "srd.curation.detectors.base import register_rule"
 WRONG: dict[str, tuple[str, int, str]] = {  # plugin, the line that is named, what is said
     "divergence of one": (DIVERGENCE.format("", "log_p"), 2, "called with (log_p, log_q), but is written for (log_p)"),
     "no default": (DIVERGENCE.format("", "log_p, log_q, power"), 2, "needs a default for its parameters ['power']"),
@@ -78,6 +80,9 @@ WRONG: dict[str, tuple[str, int, str]] = {  # plugin, the line that is named, wh
     "no tokens": ("srd.Decoding(max_new_tokens=0)", 2, "max_new_tokens must be at least 1"),
     "one seed": ("srd.Decoding(seeds=5)", 2, "seeds must be whole numbers from 0, such as (10, 20)"),
     "hot": ("srd.Decoding(temperature='hot')", 2, "temperature must be a number"),
+    "engine": (f"from {ENGINE}\nbase.ENGINES.register('of_a_test')(base.EngineKind)", 3, "the class EngineKind: reg"),
+    "tier": (f"from {TIER}\nbase.TIERS.register('of_a_test')(3)", 3, "is 3: register a subclass of srd.training"),
+    "detector": (f"from {RULE}\nregister_rule('of_a_test', 'x', least=1)(3)", 3, "must be a function of (responses)"),
     "a library's error": ("class A(srd.Method):\n    max_new_tokens = 4", 2, "non-annotated attribute was detected"),
 }  # fmt: skip
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -198,6 +200,28 @@ def test_a_plugin_adds_a_rule() -> None:
             register_rule("empty", "x", least=1)(len)  # type: ignore[arg-type]
     finally:
         del DETECTORS._registered["shouting"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (lambda texts: [float(text.isupper()) for text in texts], None),
+        (lambda texts: [1.0], "one finite number for each of 3 responses, but gives \\[1.0\\]"),
+        (lambda texts: 1.0, "but gives 1.0"),
+        (lambda texts: None, "but gives None"),
+        (lambda texts: ["long"] * len(texts), "3 responses: could not convert string to float: 'long'"),
+        (lambda texts: [math.nan] * len(texts), "but gives \\[nan"),
+        (lambda texts, least: texts, "is called with \\(responses\\), but is written for \\(texts, least\\)"),
+        ("shouting", "must be a function of \\(responses\\), but is of type str"),
+    ],
+)
+def test_a_rule_that_gives_no_number_for_each_response(rule: Any, said: str | None) -> None:
+    try:
+        with pytest.raises(UserError, match=f"the detector 'shouting'.*{said}") if said else nullcontext():
+            register_rule("shouting", "are shouted", least=0.5)(rule)
+            find_wrong(examples(noun_rows(3)), ["shouting"])
+    finally:
+        DETECTORS._registered.pop("shouting", None)
 
 
 # -------------------------------------------------------------------------------------------------------------- repair

@@ -150,9 +150,8 @@ def find_wrong(
 
 
 def _by_rule(detector: Detector, examples: Dataset) -> Floats:
-    assert detector.rule is not None
     parts = [
-        detector.rule([(references or [""])[0] for references in batch["references"]])
+        detector.values([(references or [""])[0] for references in batch["references"]])
         for batch in examples.select_columns("references").iter(10_000)
     ]
     return np.concatenate(parts)

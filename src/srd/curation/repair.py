@@ -59,7 +59,7 @@ def passing(
     responses = [references[0] for references in candidates["references"]]
     for detector in map(DETECTORS.get, detectors):
         if detector.rule is not None and len(responses):
-            fine &= detector.rule(responses) < detector.least
+            fine &= detector.values(responses) < detector.least
         elif detector.damage is not None:
             values = np.asarray(SCORES.get(detector.name).compute(ScoreInputs(pa.table(read))))
             fine &= bad_end(detector.name) * values < thresholds.get(detector.name, math.inf)

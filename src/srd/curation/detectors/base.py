@@ -14,6 +14,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from srd.base.errors import UserError
+from srd.base.failures import first_line
+from srd.base.handed import check_call
 from srd.base.registry import Registry
 from srd.curation.scores.base import SCORES
 
@@ -54,6 +57,23 @@ class Detector:
     of_copies: bool = False
     of_nothing: bool = False
 
+    def values(self, responses: Sequence[str]) -> NDArray[np.float64]:
+        """Of a rule: a number for each response.
+
+        Raises:
+            UserError: it gives something else.
+        """
+        assert self.rule is not None
+        wanted = f"the detector '{self.name}' must give one finite number for each of {len(responses)} responses"
+        given = self.rule(responses)
+        try:
+            found = np.asarray(given, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{wanted}: {first_line(error)}") from error
+        if found.shape != (len(responses),) or not np.isfinite(found).all():
+            raise UserError(f"{wanted}, but gives {str(given)[:80]}")
+        return found
+
 
 DETECTORS: Registry[Detector] = Registry("detector", "srd.curation.detectors")
 
@@ -62,10 +82,11 @@ def register_rule(name: str, reason: str, *, least: float, of_nothing: bool = Fa
     """Register ``function(responses) -> values``: rows with at least the value ``least`` are wrong.
 
     Raises:
-        UserError: the name is taken.
+        UserError: the name is taken, or it is no such function.
     """
 
     def decorate(function: Rule) -> Rule:
+        check_call(f"the detector '{name}'", function, "responses")
         DETECTORS.register(name)(Detector(name, reason, rule=function, least=least, of_nothing=of_nothing))
         return function
 

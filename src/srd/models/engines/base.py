@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field
 
+from srd.base.handed import check_kind
 from srd.base.registry import Registry
 from srd.base.settings import Named, Section
 
@@ -47,7 +48,11 @@ class EngineKind:
         raise NotImplementedError
 
 
-ENGINES: Registry[EngineKind] = Registry("engine", "srd.models.engines", "unknown generation.engine '{}'")
+def _check(name: str, engine: Any) -> None:
+    check_kind(f"the engine '{name}'", engine, EngineKind, "register what a subclass of EngineKind makes: MyEngine()")
+
+
+ENGINES: Registry[EngineKind] = Registry("engine", "srd.models.engines", "unknown generation.engine '{}'", check=_check)
 
 
 class GenerationConfig(Section):

@@ -163,7 +163,12 @@ class Tier:
         return head
 
 
-TIERS: Registry[type[Tier]] = Registry("cache tier", "srd.training.tiers", "unknown cache tier '{}'")
+def _check(name: str, given: Any) -> None:
+    if not (isinstance(given, type) and issubclass(given, Tier)):
+        raise UserError(f"the cache tier '{name}' is {given!r}: register a subclass of srd.training.tiers.base.Tier")
+
+
+TIERS: Registry[type[Tier]] = Registry("cache tier", "srd.training.tiers", "unknown cache tier '{}'", check=_check)
 
 
 def register_tier(name: str) -> Any:
