@@ -81,6 +81,14 @@ WRONG: dict[str, tuple[str, int, str]] = {  # plugin, the line that is named, wh
     "one seed": ("srd.Decoding(seeds=5)", 2, "seeds must be whole numbers from 0, such as (10, 20)"),
     "hot": ("srd.Decoding(temperature='hot')", 2, "temperature must be a number"),
     "engine": (f"from {ENGINE}\nbase.ENGINES.register('of_a_test')(base.EngineKind)", 3, "the class EngineKind: reg"),
+    "no load": (
+        f"from {ENGINE}\nclass Mine(base.EngineKind): ...\nbase.ENGINES.register('of_a_test')(Mine())", 4,
+        "the engine 'of_a_test' has no load(source, longest, options, load_model): write one",
+    ),
+    "no pack": (
+        f"from {TIER}\n@base.TIERS.register('of_a_test')\nclass Mine(base.Tier): ...", 3,
+        "the cache tier 'of_a_test' lacks token_bytes, pack, unpack",
+    ),
     "tier": (f"from {TIER}\nbase.TIERS.register('of_a_test')(3)", 3, "is 3: register a subclass of srd.training"),
     "detector": (f"from {RULE}\nregister_rule('of_a_test', 'x', least=1)(3)", 3, "must be a function of (responses)"),
     "a library's error": ("class A(srd.Method):\n    max_new_tokens = 4", 2, "non-annotated attribute was detected"),

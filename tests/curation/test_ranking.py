@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import srd
 from srd.base.errors import UserError
 from srd.curation.curriculum import Curriculum
+from srd.curation.fusion import FUSIONS
 from srd.curation.ranking import average_rank
 from srd.curation.scores.base import SCORES
 
@@ -331,3 +332,28 @@ def test_many_rows() -> None:
     rrf = np.asarray(ranked.data["rrf"])
     assert len(ranked) == count and (np.diff(rrf) <= 0).all()
     assert ranked[0]["rank"] == 1 and ranked[count - 1]["rank"] == count
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (lambda ranks, k: ranks[0][:2], "but gives values of type float64 \\[2\\]"),
+        (lambda ranks, k: None, "but gives one NoneType"),
+        (lambda ranks, k: 0.5, "but gives one float"),
+        (lambda ranks, k: ["a", "b", "c"], "but gives values of type <U1 \\[3\\]"),
+        (lambda ranks, k: np.array([math.nan, 1.0, math.inf]), "2 are NaN or infinite, first of 'a'"),
+        (lambda ranks, k: np.array(ranks), "but gives values of type float64 \\[2, 3\\]"),
+        (lambda ranks, k: list(ranks[0]), None),
+    ],
+)
+def test_a_fusion_gives_one_number_for_each_example(given: Any, said: str | None) -> None:
+    scores = [{"id": name, "rouge_l": 0.1 * place, "ce": 1.0 * place} for place, name in enumerate("abc")]
+    FUSIONS.register("of_a_test")(given)
+    try:
+        if said is None:
+            assert len(srd.rank(scores, fusion="of_a_test")) == 3
+        else:
+            with pytest.raises(UserError, match=f"the fusion 'of_a_test' must give one .* of the 3 examples.*{said}"):
+                srd.rank(scores, fusion="of_a_test")
+    finally:
+        del FUSIONS._registered["of_a_test"]

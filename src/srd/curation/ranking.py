@@ -15,7 +15,7 @@ from srd.base.errors import UserError, nearest
 from srd.base.limits import LARGEST_K
 from srd.base.tables import data_set
 from srd.curation.fusion import FUSIONS, rrf
-from srd.curation.scores.base import ScoreInputs, columns_of, scores_of
+from srd.curation.scores.base import ScoreInputs, Values, columns_of, one_each, scores_of
 from srd.data.rows import as_table, with_ids, with_numbers
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def rank(
     Raises:
         UserError: missing columns, duplicate ids, no rows, scores that are not finite.
     """
-    chosen, fuse = scores_of(by), FUSIONS.get(fusion)
+    chosen, fusion = scores_of(by), FUSIONS.name_of(fusion)
     _check_options(k, seed, bad_rows)
     numbers = list(dict.fromkeys(["rouge_l", "ce", *columns_of(chosen)]))
     table = with_ids(as_table(scores, ["id", *numbers], only=True))
@@ -80,7 +80,7 @@ def rank(
     rank_rouge = average_rank(rouge_l, descending=True)
     rank_ce = average_rank(ce)
     difficulties = [score.difficulty(ScoreInputs(table, seed)) for score in chosen]
-    difficulty = fuse([average_rank(values) for values in difficulties], k) if len(chosen) > 1 else difficulties[0]
+    difficulty = difficulties[0] if len(chosen) == 1 else fused(fusion, difficulties, k, table["id"])
     columns = {
         "id": table["id"],
         "rouge_l": rouge_l,
@@ -106,6 +106,12 @@ def _check_options(k: float, seed: int, bad_rows: str) -> None:
         raise UserError(f"the seed is {seed!r}, but it must be a whole number of 0 or more")
     if not isinstance(k, int | float) or not 0 <= k <= LARGEST_K:
         raise UserError(f"k of the rank fusion is {k!s:.40}, but it must be between 0 and {LARGEST_K:g}")
+
+
+def fused(fusion: str, difficulties: Sequence[Values], k: float, ids: pa.ChunkedArray) -> Values:
+    """One difficulty for each example from those by several scores."""
+    given = FUSIONS.get(fusion)([average_rank(values) for values in difficulties], k)
+    return one_each(f"the fusion '{fusion}'", given, ids)
 
 
 def _finite_rows(table: pa.Table, numbers: list[str], bad_rows: str) -> pa.Table:

@@ -80,20 +80,28 @@ class Score:
 
     def difficulty(self, inputs: ScoreInputs) -> Values:
         """The values, high for hard examples, ``[N]``."""
-        given = self.compute(inputs)
-        wanted = f"must give one finite number for each of the {len(inputs.table)} examples"
-        try:
-            values = np.asarray(given.detach() if hasattr(given, "detach") else given)
-            values = values.astype(np.float64) if values.dtype.kind in "biuf" else values
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"the score '{self.name}' {wanted}: {first_line(error)}") from error
-        if values.shape != (len(inputs.table),) or values.dtype != np.float64:
-            many = f"values of type {values.dtype} {list(values.shape)}"
-            found = f"one {type(given).__name__}" if values.ndim == 0 else many
-            raise UserError(f"the score '{self.name}' {wanted}, but gives {found}")
-        if bad := inputs.table["id"].filter(~np.isfinite(values)).to_pylist():
-            raise UserError(f"the score '{self.name}' {wanted}: {len(bad)} are NaN or infinite, first of '{bad[0]}'")
+        values = one_each(f"the score '{self.name}'", self.compute(inputs), inputs.table["id"])
         return values if self.harder == "high" else -values
+
+
+def one_each(what: str, given: Any, ids: pa.ChunkedArray) -> Values:
+    """What a score or a fusion has given, as numbers ``[N]``.
+
+    Raises:
+        UserError: it is not one finite number for each example.
+    """
+    wanted = f"{what} must give one finite number for each of the {len(ids)} examples"
+    try:
+        values = np.asarray(given.detach() if hasattr(given, "detach") else given)
+        values = values.astype(np.float64) if values.dtype.kind in "biuf" else values
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{wanted}: {first_line(error)}") from error
+    if values.shape != (len(ids),) or values.dtype != np.float64:
+        many = f"values of type {values.dtype} {list(values.shape)}"
+        raise UserError(f"{wanted}, but gives {f'one {type(given).__name__}' if values.ndim == 0 else many}")
+    if bad := ids.filter(~np.isfinite(values)).to_pylist():
+        raise UserError(f"{wanted}: {len(bad)} are NaN or infinite, first of '{bad[0]}'")
+    return values
 
 
 def _check(name: str, score: Any) -> None:

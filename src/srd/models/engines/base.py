@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field
 
+from srd.base.errors import UserError
 from srd.base.handed import check_kind
 from srd.base.registry import Registry
 from srd.base.settings import Named, Section
@@ -50,6 +51,8 @@ class EngineKind:
 
 def _check(name: str, engine: Any) -> None:
     check_kind(f"the engine '{name}'", engine, EngineKind, "register what a subclass of EngineKind makes: MyEngine()")
+    if type(engine).load is EngineKind.load:
+        raise UserError(f"the engine '{name}' has no load(source, longest, options, load_model): write one")
 
 
 ENGINES: Registry[EngineKind] = Registry("engine", "srd.models.engines", "unknown generation.engine '{}'", check=_check)

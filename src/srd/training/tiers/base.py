@@ -166,6 +166,8 @@ class Tier:
 def _check(name: str, given: Any) -> None:
     if not (isinstance(given, type) and issubclass(given, Tier)):
         raise UserError(f"the cache tier '{name}' is {given!r}: register a subclass of srd.training.tiers.base.Tier")
+    if missing := [each for each in ("token_bytes", "pack", "unpack") if getattr(given, each) is getattr(Tier, each)]:
+        raise UserError(f"the cache tier '{name}' lacks {', '.join(missing)}: see srd.training.tiers.base.Tier")
 
 
 TIERS: Registry[type[Tier]] = Registry("cache tier", "srd.training.tiers", "unknown cache tier '{}'", check=_check)
