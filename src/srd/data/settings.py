@@ -143,7 +143,8 @@ class DataConfig(Section):
     test_limit: int | None = Field(None, ge=1, description="keep so many test examples")
     template: Named | ChatTemplateConfig = Field(
         "auto",
-        description="auto, alpaca, chat, plain, a text with {instruction} and {input}, or {name: …} of a chat template",
+        description="auto (chat for conversations, prompts as they are, else alpaca), alpaca, chat, plain, a text with "
+        "{instruction} and {input}, or {name: …} of a chat template",
     )
     template_arguments: dict[str, Any] = Field(
         {}, description="further arguments of the chat template, such as {enable_thinking: false}"
