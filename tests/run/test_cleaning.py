@@ -259,6 +259,15 @@ def test_too_many_marks_stop_and_show_examples(run: TinyRun) -> None:
     assert sum(row["wrong"] for row in marks(run).values()) > 8
 
 
+@pytest.mark.parametrize("most", [0.5, 1.0])
+def test_where_all_rows_are_marked_none_is_told_to_raise_a_limit(tiny_run: TinyRun, most: float) -> None:
+    write_rows(tiny_run.rows, [{"instruction": f"Question {i}?", "output": " … "} for i in range(20)])
+    with pytest.raises(UserError) as stopped:
+        tiny_run.set(data__cleaning={"action": "drop", "find": ["empty"], "most": most}).advance("cleaning")
+    said = str(stopped.value)
+    assert "so that none is left to train on" in said and "take other rows." in said and "cleaning.most" not in said
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

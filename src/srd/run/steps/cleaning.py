@@ -303,8 +303,11 @@ def _check_share(run: Run, found: Findings, rows: datasets.Dataset) -> None:
     """Refuse to go on where more rows are marked than can be believed, or all of them."""
     settings = run.recipe.data.cleaning
     share = float(found.wrong.mean())
-    if not settings.changes_rows or share <= settings.most < 1 or (share < 1 and settings.most == 1):
+    if not settings.changes_rows or (share <= settings.most and share < 1):
         return
+    too_many, others = f"more than data.cleaning.most ({settings.most:g}) allows", ", raise data.cleaning.most"
+    if share == 1:
+        too_many, others = "so that none is left to train on", ", take other rows"
     shown = []
     for why, count in found.counts().items():
         places = np.flatnonzero(found.why == why)[:SHOWN]
@@ -315,11 +318,10 @@ def _check_share(run: Run, found: Findings, rows: datasets.Dataset) -> None:
             for row in rows.select(places)
         ]
     raise UserError(
-        f"cleaning marks {100 * share:.0f} % of the {len(rows)} training rows, more than data.cleaning.most "
-        f"({settings.most:g}) allows:{''.join(shown)}\nLook at them: data.cleaning.action=report writes "
-        f"{run.files.marked.relative_to(run.folder)} and changes nothing. Then leave a detector out "
-        "(data.cleaning.find=[…]), name rows that are right (data.cleaning.keep=FILE), or, if they are wrong, raise "
-        "data.cleaning.most."
+        f"cleaning marks {100 * share:.0f} % of the {len(rows)} training rows, {too_many}:{''.join(shown)}\n"
+        f"Look at them: data.cleaning.action=report writes {run.files.marked.relative_to(run.folder)} and changes "
+        "nothing. Then leave a detector out (data.cleaning.find=[…]), name rows that are right "
+        f"(data.cleaning.keep=FILE), or, if they are wrong{others}."
     )
 
 
