@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from srd.base.errors import UserError
 from srd.curation import likelihoods
-from srd.curation.calibration import CANNOT_TELL, LEAST_SHARE, calibrate
+from srd.curation.calibration import CANNOT_TELL, HIDDEN, LEAST_SHARE, SURE, calibrate
 from srd.curation.cleaning import Reader, Reads, find_wrong, read_for
 from srd.curation.damage import TEXTS, chosen_rows, damaged
 from srd.curation.detectors.base import DETECTORS, HELD_OUT, MOST, NAMED, reason_of, register_rule, work_for
@@ -69,6 +69,25 @@ def test_the_share_is_bounded_and_a_detector_says_what_it_can() -> None:
     assert not few.can_tell and few.threshold == np.inf
     rare = calibrate(np.append(draw.normal(size=400), [9.0] * 8), draw.normal(size=300) + 9)
     assert rare.share < LEAST_SHARE and rare.threshold == np.inf
+
+
+@pytest.mark.parametrize("share", [0.4, 0.5, 0.6])
+def test_rows_that_are_wrong_do_not_hide_what_a_detector_can(share: float) -> None:
+    """They score as its damage does, so that it tells less of that from the rows than it is asked for."""
+    draw = np.random.default_rng(1)
+    wrong = np.arange(600) < share * 600
+    values = draw.normal(size=600) + 2.7 * wrong
+    found = calibrate(values, draw.normal(size=600) + 2.7)
+    alone = calibrate(values[~wrong], draw.normal(size=600) + 2.7)
+    assert found.auc == pytest.approx(alone.auc * (1 - share) + share / 2, abs=0.02)
+    assert (
+        found.power == pytest.approx(alone.auc, abs=0.03)
+        and found.can_tell
+        and (share == 0.4 or found.auc < CANNOT_TELL)
+    )
+    assert (values[wrong] >= found.threshold).mean() > 0.9 and (values[~wrong] >= found.threshold).mean() < 0.25
+    weak = calibrate(values[~wrong], draw.normal(size=600) + 0.8)  # alone among right rows
+    assert CANNOT_TELL > weak.auc > HIDDEN and not weak.can_tell
 
 
 def test_scores_that_are_not_finite_are_never_marked() -> None:

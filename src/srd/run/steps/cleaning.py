@@ -285,7 +285,8 @@ def _tell(found: Findings) -> None:
     """A line for each reason, and one for each detector that cannot tell."""
     for name, each in found.calibrations.items():
         if not each.can_tell:
-            why = (f"it tells only {100 * each.auc:.0f} % of damage of its own from your rows"
+            why = (f"it tells only {100 * each.auc:.0f} % of damage of its own from your rows, and half of it by "
+                   "chance. Either it is too weak for them, or most of them are wrong already"
                    if each.auc == each.auc else f"it takes {FEWEST} rows to find out, and there are "
                    f"{min(each.rows, each.damaged)}")  # fmt: skip
             logger.warning("cleaning: '%s' cannot tell which rows %s: %s", name, reason_of(name), why)
