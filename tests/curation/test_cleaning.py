@@ -80,11 +80,8 @@ def test_rows_that_are_wrong_do_not_hide_what_a_detector_can(share: float) -> No
     found = calibrate(values, draw.normal(size=600) + 2.7)
     alone = calibrate(values[~wrong], draw.normal(size=600) + 2.7)
     assert found.auc == pytest.approx(alone.auc * (1 - share) + share / 2, abs=0.02)
-    assert (
-        found.power == pytest.approx(alone.auc, abs=0.03)
-        and found.can_tell
-        and (share == 0.4 or found.auc < CANNOT_TELL)
-    )
+    assert SURE <= found.power < alone.auc + 0.01 and found.can_tell  # the share is bounded from below
+    assert share == 0.4 or found.auc < CANNOT_TELL
     assert (values[wrong] >= found.threshold).mean() > 0.9 and (values[~wrong] >= found.threshold).mean() < 0.25
     weak = calibrate(values[~wrong], draw.normal(size=600) + 0.8)  # alone among right rows
     assert CANNOT_TELL > weak.auc > HIDDEN and not weak.can_tell
