@@ -292,7 +292,7 @@ def tables_of(folder: Path, path: Path) -> dict[str, str]:
     tables = {f"{name}-arms": variants_table(found, teachers=False), f"{name}-targets": targets_table(found)}
     if any(variant.teachers for variants in found.values() for variant in variants.values()):
         tables[f"{name}-teachers"] = variants_table(found, teachers=True)
-    for label in (REPAIRED, DROPPED):  # they mark the same rows
-        if any(label in variants for variants in found.values()):
-            tables[f"{name}-found"] = found_table(found, label)
+    cleaned = [each for each in (DROPPED, REPAIRED) if any(each in variants for variants in found.values())]
+    if cleaned:  # they mark the same rows
+        tables[f"{name}-found"] = found_table(found, cleaned[0])
     return tables

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from srd.base.errors import UserError
 from srd.base.files import read_json
 from srd.recipe.reading import load_recipe
-from srd.training.loss.schedules import InterpolatedTeacher, quantile_between
+from srd.training.loss.schedules import InterpolatedTeacher, UncertainTeacher, quantile_between
 from srd.training.methods.base import METHODS
 from srd.training.settings import TrainingConfig
 from srd.training.trainer import DistillTrainer
@@ -89,6 +89,21 @@ SCHEDULED = {
     "taid": {"name": "taid", "rate": 0.2, "inertia": 0.5},
     "entropy_aware": {"name": "entropy_aware", "quantile": 0.6},
 }
+
+
+def test_a_teachers_entropies_have_the_temperature_of_the_divergence(tmp_path: Path) -> None:
+    """All rows are in each step, so that every step has the same threshold, the first one, too."""
+    trainer = trainer_of(tmp_path, SCHEDULED["entropy_aware"], micro=12)
+    trainer.train()
+    teacher, values = tiny_model("llama", seed=2, hidden=48).double(), []
+    for row in encoded(12, tiny_tokenizer("llama")):
+        prompt, response = row["prompt_ids"], row["response_ids"]
+        with torch.no_grad():
+            logits = teacher(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
+        log_p = torch.log_softmax(logits / 1.5, -1)
+        values += (-(log_p.exp() * log_p).sum(-1)).tolist()
+    assert isinstance(trainer.schedule, UncertainTeacher)
+    assert trainer.schedule.threshold == pytest.approx(quantile_between(np.array(values, np.float32), 0.6), rel=1e-3)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULED)

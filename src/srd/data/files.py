@@ -337,7 +337,8 @@ class _Json:
         self.path, self.text = path, text
         self.position = self._skipped(0)
         self._line, self._counted = 1, 0
-        self.flat = "\n" not in text.strip()  # an array as programs write it: lines tell no rows apart
+        newline = text.find("\n", self.position)  # none but at the end: as programs write it, lines tell no rows apart
+        self.flat = newline < 0 or self._skipped(newline) == len(text)
 
     def _skipped(self, position: int) -> int:
         match = SPACE.match(self.text, position)
