@@ -60,7 +60,7 @@ class Plan:
         tokens: Of the longest text that a model writes.
         max_length: Of prompt and response; longer ones are cut.
         teacher: Its model, which is fine-tuned first.
-        drop: Layers of it that the student lacks.
+        drop: Layers of it that the student lacks, healed first; 0: the student is this model as it comes.
         data: Where the rows come from.
     """
 
@@ -90,16 +90,17 @@ class Plan:
             "train": self.data, "template": "plain", "max_length": self.max_length, "max_prompt_length": 64,
             "train_limit": self.rows, "validation_limit": self.questions, "test_limit": 4,
         }  # fmt: skip
-        # A GPU takes as long for a token of 32 texts as for one of all.
-        generation = {"max_new_tokens": self.tokens, "batch_size": 640 if torch.cuda.is_available() else 32}
+        # A GPU takes as long for a token of 100 texts as for one of all; two cores little more than for one of 32.
+        generation = {"max_new_tokens": self.tokens, "batch_size": 640 if torch.cuda.is_available() else 100}
         return {"data": data, "generation": generation, **settings}
 
     def models(self) -> Result:
         """The recipe that makes teacher and student."""
         tuning = {"epochs": 2, "learning_rate": 5e-5, "batch_size": self.batch_size, "select_by": "last"}
         healing = {**tuning, "epochs": 1, "learning_rate": 2e-4}
+        shortened = {"drop_layers": self.drop, "warm_start": healing}
         teacher = {"model": self.teacher, "sft": tuning}
-        return self.recipe(teacher=teacher, student={"drop_layers": self.drop, "warm_start": healing})
+        return self.recipe(teacher=teacher, student=shortened if self.drop else self.teacher)
 
 
 @dataclass(frozen=True)
@@ -173,12 +174,14 @@ class Prepared:
     folder: Path
 
     @property
-    def teacher(self) -> Path:
-        return self.folder / "models" / "teacher"
+    def teacher(self) -> str:
+        """Its folder."""
+        return str(self.folder / "models" / "teacher")
 
     @property
-    def student(self) -> Path:
-        return self.folder / "models" / "start"
+    def student(self) -> str:
+        """Its folder, or the name of a model that is trained as it comes."""
+        return str(self.folder / "models" / "start") if self.plan.drop else self.plan.teacher
 
     @property
     def splits(self) -> dict[str, str]:
@@ -210,14 +213,14 @@ def rouge_of(model: Any, tokenizer: Any, questions: list[Result], plan: Plan) ->
     return float(rouge_l_many(answers, [row["references"] for row in questions]).mean())
 
 
-def load(folder: Path, tokenizer: Any = None) -> Any:
+def load(model: str, tokenizer: Any = None) -> Any:
     """A model of `Prepared`, in float32, where it is to compute; its tokenizer where none is given."""
     from srd.models.loading.loading import load_model, load_tokenizer
 
     if tokenizer is None:
-        return load_tokenizer(str(folder))
+        return load_tokenizer(model)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return load_model(str(folder), tokenizer=tokenizer, dtype="float32").to(device)
+    return load_model(model, tokenizer=tokenizer, dtype="float32").to(device)
 
 
 def prepare(plan: Plan, folder: Path) -> None:
@@ -270,7 +273,7 @@ def by_recipe(case: Case, where: Prepared, watch: Watch, start: float) -> None:
     if training["method"]["name"] == "gkd":
         training["method"] = {**training["method"], "max_new_tokens": plan.tokens}
     training["evaluate_every"] = plan.passes / plan.points
-    settings = plan.recipe(teacher=str(where.teacher), student=str(where.student), training=training)
+    settings = plan.recipe(teacher=where.teacher, student=where.student, training=training)
     settings["data"] |= where.splits  # made already, as they are for the other ways
     _remove(folder)
     with _noted(watch, start):
@@ -632,7 +635,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, help_text in {
         "rows": "that are trained on", "questions": "of the validation", "passes": "over the rows",
         "points": "validations of a training", "batch-size": "rows of an optimizer step",
-        "tokens": "longest text that a model writes", "drop": "layers of the teacher that the student lacks",
+        "tokens": "longest text that a model writes", "max-length": "of prompt and response, in tokens",
+        "drop": "layers of the teacher that the student lacks; 0: the student is its model as it comes",
     }.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, help=f"{help_text} ({getattr(Plan, name.replace('-', '_'))})")
     parser.add_argument("--teacher", help=f"the model that is fine-tuned as the teacher ({Plan.teacher})")
@@ -654,7 +658,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def plan_of(options: argparse.Namespace) -> Plan:
     """The plan that is asked for."""
-    names = ("rows", "questions", "passes", "points", "batch_size", "tokens", "drop", "teacher", "data")
+    names = ("rows", "questions", "passes", "points", "batch_size", "tokens", "max_length", "drop", "teacher", "data")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     plan = replace(TINY if options.tiny else Plan(), **given)
     return replace(plan, teacher=str(options.output / "tiny-teacher")) if options.tiny and not options.teacher else plan

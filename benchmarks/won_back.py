@@ -27,7 +27,7 @@ from srd.report.tables import Column, Measure, Table, to_markdown
 from srd.sweep.cells import Cell, lay_out
 from srd.sweep.settings import load_sweep
 
-REFERENCE, ORACLE, CHANCE = "kd", "oracle", "random subset"
+REFERENCE, ORACLE, CHANCE, AS_LONG = "kd", "oracle", "random subset", "kd, equal time"
 DROPPED, REPAIRED, SOFTENED = "cleaning, drop", "cleaning, repair", "cleaning, soften"
 SHARE, KINDS, CLEAN = "data.corruption.share", "data.corruption.kinds", "0%"
 STAGES, SAME_ROWS = "three stages", "kd on the same rows"
@@ -239,9 +239,10 @@ def _damaged_targets(title: str, variants: dict[str, Variant]) -> list[list[Any]
                 ahead = difference(variants[label].scores, variants[CHANCE].scores)
                 met = ahead is not None and ahead[1] > 0
                 rows.append([f"{title}: {label} is ahead of the random subset", _shown(ahead), met if sure else None])
-    if {REPAIRED, SOFTENED} <= set(variants):
-        ahead = difference(variants[REPAIRED].scores, variants[SOFTENED].scores)
-        rows.append([f"{title}: repair is ahead of softening", _shown(ahead), ahead is not None and ahead[1] > 0])
+    for other, name in ((SOFTENED, "softening"), (AS_LONG, "KD that takes as long")):
+        if {REPAIRED, other} <= set(variants):
+            ahead = difference(variants[REPAIRED].scores, variants[other].scores)
+            rows.append([f"{title}: repair is ahead of {name}", _shown(ahead), ahead is not None and ahead[1] > 0])
     return rows
 
 

@@ -13,6 +13,7 @@ import torch
 from benchmarks import conventional, quality
 
 from srd.base.files import write_json
+from srd.recipe.reading import validate_recipe
 from tests.runs import in_turn
 from tests.tiny import tiny_model
 
@@ -48,6 +49,14 @@ def test_every_way_to_quality_runs(prepared: quality.Prepared, system: str) -> N
     assert sum(result["parts"].values()) == pytest.approx(result["seconds"], rel=0.02, abs=0.01)
     ahead = {"kd": {quality.READS}, "gkd-stage": {quality.READS, quality.WRITES}}.get(system, set())
     assert ahead <= {part for part, spent in result["parts"].items() if spent > 0}
+
+
+def test_a_student_that_lacks_no_layer_is_the_model_as_it_comes(tmp_path: Path) -> None:
+    plan = quality.plan_of(quality._parser().parse_args(["--drop", "0", "--max-length", "96"]))
+    recipe = validate_recipe(plan.models(), "quality")
+    assert (recipe.student.model, recipe.student.warm_start, recipe.data.max_length) == (recipe.teacher.model, None, 96)
+    assert quality.Prepared(plan, tmp_path).student == plan.teacher
+    assert quality.Prepared(quality.Plan(), tmp_path).student == str(tmp_path / "models" / "start")
 
 
 def test_what_is_not_counted_stops_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ import srd
 from srd.base.plugins import import_plugin
 from srd.curation.fusion import FUSIONS
 from srd.curation.scores.base import SCORES, Score, ScoreInputs
+from srd.models.engines.base import ENGINES, EngineKind, load_by
 from srd.training.divergences.base import DIVERGENCES
 from srd.training.methods.base import METHODS, Method
 from srd.training.methods.common import rollouts_of, schedule_of
@@ -264,6 +265,19 @@ def test_what_an_entry_point_names_is_looked_at(kind: str, monkeypatch: pytest.M
     with pytest.raises(srd.UserError) as error:
         registry.get("of_a_test")
     assert f"the {kind} 'of_a_test'" in str(error.value) and said in str(error.value)
+
+
+def test_an_engine_that_loads_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mine(EngineKind):
+        def load(self, *given: Any) -> Any:
+            given[-1]()  # and forgets to return it
+
+    monkeypatch.setitem(ENGINES._registered, "of_a_test", Mine())
+    loaded: list[str] = []
+    with pytest.raises(srd.UserError, match=r"^the engine 'of_a_test' has loaded nothing: its load returns None"):
+        load_by("of_a_test", "a folder", 8, {}, lambda: loaded.append("it"))
+    assert loaded == ["it"]
+    assert load_by("transformers", "a folder", 8, {}, lambda: "a model") == "a model"
 
 
 def test_a_plugin_that_was_changed_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

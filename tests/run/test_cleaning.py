@@ -257,6 +257,11 @@ def test_too_many_marks_stop_and_show_examples(run: TinyRun) -> None:
     assert "are cut off (eos):" in said and "→" in said
     run.set(data__cleaning={"action": "report", "find": FIND, "most": 0.1}).advance("cleaning")
     assert sum(row["wrong"] for row in marks(run).values()) > 8
+    reported = steps_finished(run.run_dir)
+    run.set(data__cleaning__most=0.2).advance("cleaning")
+    assert steps_finished(run.run_dir) == reported, "a report stops nothing, whatever the limit"
+    with pytest.raises(UserError, match=r"more than data.cleaning.most \(0.2\) allows"):
+        run.set(data__cleaning__action="drop").advance("cleaning")
 
 
 @pytest.mark.parametrize("most", [0.5, 1.0])

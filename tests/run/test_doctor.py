@@ -229,6 +229,18 @@ def test_machine_and_packages(shared: TinyRun, monkeypatch: pytest.MonkeyPatch) 
     assert "--run-dir" in about(found, "will be written")[0].remedy
 
 
+@pytest.mark.parametrize(
+    ("template", "family", "told"),
+    [("auto", "qwen2", True), ("chat", "qwen2", False), ("alpaca", "qwen2", False), ("auto", "llama", False)],
+)
+def test_instructions_in_the_papers_words_are_told_of_where_the_student_knows_its_own(
+    template: str, family: str, told: bool, shared: TinyRun, tmp_path: Path
+) -> None:
+    tiny = shared.twin() if family == "qwen2" else TinyRun(tmp_path, family)
+    found = looked_at(tiny.set(data__template=template, data__max_length=200, data__max_prompt_length=150))
+    assert [("data.template=chat" in note) for note in found.notes if "Alpaca" in note] == [True] * told
+
+
 def test_all_answers_of_a_conversation_are_shown_as_learnt(shared: TinyRun, tmp_path: Path) -> None:
     rows = [{"id": f"c{n}", "messages": [*TALK, {"role": "user", "content": f"{n}?"}, TALK[1]]} for n in range(30)]
     recipe = shared.twin().set(data__train=str(write_rows(tmp_path / "rows.jsonl", rows)), data__train_on="all",

@@ -58,6 +58,18 @@ def _check(name: str, engine: Any) -> None:
 ENGINES: Registry[EngineKind] = Registry("engine", "srd.models.engines", "unknown generation.engine '{}'", check=_check)
 
 
+def load_by(name: str, source: str, longest: int, options: dict[str, Any], load_model: Callable[[], Any]) -> Any:
+    """Load a model that writes by the engine of this name; the other arguments are those of `EngineKind.load`.
+
+    Raises:
+        UserError: there is no such engine, or it loads nothing.
+    """
+    writer = ENGINES.get(name).load(source, longest, options, load_model)
+    if writer is None:
+        raise UserError(f"the engine '{name}' has loaded nothing: its load returns None. Let it return a model")
+    return writer
+
+
 class GenerationConfig(Section):
     """How text is generated in reflection, validation and evaluation."""
 

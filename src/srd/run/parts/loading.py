@@ -14,7 +14,7 @@ from srd.base import parallel
 from srd.base.files import remove
 from srd.data.batching import EncodedExamples
 from srd.models.cluster import RemoteModel
-from srd.models.engines.base import ENGINES
+from srd.models.engines.base import ENGINES, load_by
 from srd.models.loading.architecture import count_parameters
 from srd.models.loading.loading import load_config, load_model, save_model
 from srd.models.served.journal import Journal
@@ -55,7 +55,7 @@ def load_reader(source: str, run: Run, options: dict[str, Any]) -> Any:
 def load_writer(source: str, run: Run, options: dict[str, Any]) -> Any:
     """A model that only writes: by the recipe's engine, or by its server; or by the actors of a cluster."""
     served = source == run.teacher_source and run.recipe.teacher.endpoint is not None
-    engine = ENGINES.get("endpoint" if served else run.recipe.generation.engine)
+    engine = "endpoint" if served else run.recipe.generation.engine
     if served:
         options = {
             "endpoint": endpoint_of(run.recipe.teacher, 0),
@@ -63,10 +63,9 @@ def load_writer(source: str, run: Run, options: dict[str, Any]) -> Any:
             "journal": journal_of(run),
         }
     elif run.recipe.cluster.engine == "ray":
-        name, longest = run.recipe.generation.engine, longest_text(run)
-        there = functools.partial(_load_there, source, *_part(source, run), options, name, longest)
+        there = functools.partial(_load_there, source, *_part(source, run), options, engine, longest_text(run))
         return RemoteModel(run.recipe.cluster, there)
-    return engine.load(source, longest_text(run), options, lambda: load(source, run, options))
+    return load_by(engine, source, longest_text(run), options, lambda: load(source, run, options))
 
 
 def _load_there(
@@ -75,7 +74,7 @@ def _load_there(
     """What an actor loads."""
     device = "cuda" if torch.cuda.is_available() else None
     here = functools.partial(load_model, source, tokenizer=tokenizer, device=device, role=role, **options)
-    return ENGINES.get(engine).load(source, longest, options, here)
+    return load_by(engine, source, longest, options, here)
 
 
 def journal_of(run: Run) -> Path:
@@ -113,14 +112,15 @@ def engine_for(run: Run, config: TrainingConfig, student: Any, folder: Path) -> 
 
     An adapter is not put into the weights for it: taking it out again would change them by rounding.
     """
-    engine = ENGINES.get(run.recipe.generation.engine)
-    if engine.reads_files and config.lora is not None:
+    name = run.recipe.generation.engine
+    reads_files = ENGINES.get(name).reads_files
+    if reads_files and config.lora is not None:
         yield student
         return
-    if engine.reads_files and parallel.is_main():
+    if reads_files and parallel.is_main():
         save_model(student, run.tokenizer, folder)
     parallel.barrier()
-    yield engine.load(str(folder), longest_text(run), {"dtype": run.recipe.student.dtype}, lambda: student)
+    yield load_by(name, str(folder), longest_text(run), {"dtype": run.recipe.student.dtype}, lambda: student)
     parallel.barrier()
     if parallel.is_main():
         remove(folder)

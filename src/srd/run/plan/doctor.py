@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.compute as pc
 
 from srd.base.remedies import Warned, collecting, warn
+from srd.base.tables import column
 from srd.base.text import shown_bytes
 from srd.curation.reflection import words_of
 from srd.data.encoding import Encoder
+from srd.data.templates.base import class_of
 from srd.metrics.scripts import BY_SCRIPT, COMPARE_WITHIN, EXTENDED
 from srd.recipe.schema import Recipe
 from srd.run.checks.disk_space import existing
@@ -151,7 +154,8 @@ def examine(recipe: Recipe, rows: int, flops_per_second: float) -> Diagnosis:
     stops = models.encoder.turns.stops
     return Diagnosis(
         recipe.name, *_sides(models), examples, _texts(models.tokenizer, examples), _counts(encoded, stops), plan,
-        tuple(missing), tuple(collected.warnings), (*collected.notes, *served, *plan.notes),
+        tuple(missing), tuple(collected.warnings),
+        (*collected.notes, *_told_of_words(models, train), *served, *plan.notes),
     )  # fmt: skip
 
 
@@ -161,6 +165,20 @@ def _missing(recipe: Recipe) -> list[Warned]:
     for each in found:
         warn(logger, each.what, each.remedy)
     return found
+
+
+def _told_of_words(models: RecipeModels, train: datasets.Dataset) -> list[str]:
+    """Where instructions are asked in the paper's words of a student that knows a frame of its own."""
+    kind = class_of(models.recipe.data.frame[0])
+    if not models.tokenizer.chat_template or not kind.takes_options or kind.in_turns:
+        return []
+    blank = [pc.equal(column(train, name), "") for name in ("messages", "prompt")]
+    if not pc.any(pc.and_(pc.not_equal(column(train, "instruction"), ""), pc.and_(*blank))).as_py():
+        return []
+    return [
+        "instructions are asked in Alpaca's words (data.template=auto), as in the paper. The student has a chat "
+        "template: if it was trained to chat, data.template=chat asks it in its own turns."
+    ]
 
 
 def _seen(encoder: Encoder, examples: datasets.Dataset) -> list[Seen]:

@@ -108,7 +108,8 @@ class Cleaning(order.Cleaning, Step):
     def inputs(self, run: Run) -> list[Any]:
         settings = run.recipe.data.cleaning
         files = [content_of_file(settings.keep), content_of_file(settings.drop)]
-        return [settings.model_dump(exclude={"keep", "drop"}), files, run.recipe.data.leaks, *marking_rules(run.recipe)]
+        idle = ("keep", "drop", *(() if settings.changes_rows else ("most",)))  # a report stops nothing
+        return [settings.model_dump(exclude=set(idle)), files, run.recipe.data.leaks, *marking_rules(run.recipe)]
 
     def outputs(self, run: Run) -> list[Path]:
         places = [*_places(run), run.files.detectors]
@@ -133,7 +134,7 @@ class Cleaning(order.Cleaning, Step):
             rows, settings.find,
             reads=Reads.of(pq.read_table(run.files.likelihoods)) if asks else None,
             held_out=datasets.concatenate_datasets([run.split("validation"), run.split("test")]),
-            keep=named_ids("keep", settings.keep, rows), drop=named_ids("drop", settings.drop, rows),
+            keep=keep, drop=drop,
         )  # fmt: skip
         _judge_leaks(run, found)
         _tell(found)
