@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +18,7 @@ import pytest
 import torch
 from benchmarks import cases, conventional, detection, gpu, refresh, tables, won_back
 from benchmarks.lengths import log_normal_lengths
+from benchmarks.plots import line_plot
 from benchmarks.workload import padded_share
 
 from srd.base.files import write_json
@@ -29,6 +31,7 @@ from srd.data.settings import SourceConfig
 from srd.data.templates.base import get_template
 from srd.evaluation.predictions import predictions_path, write_answers
 from srd.models.head import HeadWeights, head_weights, response_hidden
+from srd.report.plots import Series
 from srd.sweep.cells import lay_out
 from srd.sweep.settings import find_sweep, load_sweep
 from srd.training.loss import row_losses
@@ -265,6 +268,15 @@ def test_a_system_that_fails_costs_no_other_its_figures(on_tiny_models: dict[str
     assert "| 7B → 0.5B | 4096 | plain | out of memory |" in gpu.table(results)
     rows = gpu.table(on_tiny_models).splitlines()
     assert len(rows) == 4 + len(on_tiny_models["measured"])
+
+
+def test_a_legend_of_long_names_is_seen_whole() -> None:
+    series = [Series(f"a way with a long name, number {number}", "red", [(0, 1), (1, 2)]) for number in range(9)]
+    drawn = line_plot(series, title="Nine", x_label="x", y_label="y")
+    names = re.findall(r'<text x="(\d+)" y="(\d+)">a way', drawn)
+    assert len(set(names)) == 9 and {int(x) for x, _ in names} == {84, 364}
+    top = int(re.search(r'<svg x="70" y="(\d+)"', drawn)[1])  # type: ignore[index]
+    assert max(int(y) for _, y in names) < top - 18
 
 
 def test_what_is_won_back_is_paired_by_seed_and_question() -> None:
