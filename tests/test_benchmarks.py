@@ -324,7 +324,8 @@ def test_a_choice_gets_in_by_the_interval_over_all_shares_or_by_being_simpler() 
 
 def test_what_is_won_back_is_told_for_each_kind_of_damage(tmp_path: Path) -> None:
     """Of a folder as a sweep that was cut off leaves it: the variant that lacks a seed is left out."""
-    gains = {"kd": 0.0, "oracle": 0.04, "cleaning, repair": 0.03, "cleaning, soften": 0.01, "kd, equal time": 0.01}
+    gains = {"kd": 0.0, "oracle": 0.04, "cleaning, repair": 0.03, "cleaning, soften": 0.01}
+    gains |= {"kd, equal time": 0.01, "random subset": 0.02, "srd": 0.0}
     path = find_sweep("evidence-kinds")
     for cell in lay_out(load_sweep(path), path):
         seed, place = cell.seeds["seed"], tmp_path / "cells" / cell.folder
@@ -347,10 +348,11 @@ def test_what_is_won_back_is_told_for_each_kind_of_damage(tmp_path: Path) -> Non
             pq.write_table(pa.table({"id": ["0", "1"], **columns}), place / f"{name}.parquet")
     tables = won_back.tables_of(tmp_path, path)
     arms, targets = (tables[f"{tmp_path.name}-{name}"].splitlines() for name in ("arms", "targets"))
-    assert [line.split(" | ")[0].strip("| ") for line in arms[2:]] == ["swapped"] * 4 + ["truncated"] * 3
+    assert [line.split(" | ")[0].strip("| ") for line in arms[2:]] == ["swapped"] * 6 + ["truncated"] * 5
     assert "0.75 (0.75 to 0.75)" in arms[4] and "cleaning, soften" not in "".join(arms)
     assert targets[3] == "| swapped: cleaning, repair wins back 0.8 | 0.75 (0.75 to 0.75) | missed |"
-    assert targets[4] == "| swapped: repair is ahead of KD that takes as long | +2.00 (+2.00 to +2.00) | met |"
+    assert targets[4] == "| swapped: cleaning, repair is ahead of the random subset | +1.00 (+1.00 to +1.00) | met |"
+    assert targets[5] == "| swapped: repair is ahead of KD that takes as long | +2.00 (+2.00 to +2.00) | met |"
     assert "| swapped | swapped | 3 | 100.0 | match 3 |" in tables[f"{tmp_path.name}-found"]
     assert f"{tmp_path.name}-teachers" not in tables  # none was evaluated
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -80,3 +82,38 @@ def test_libraries_and_what_refers_to_itself_are_taken_by_name() -> None:
     circle: list[Any] = []
     circle.append(circle)
     assert code_of(circle) == ["again"]
+
+
+def read_by(module: str, tmp_path: Path, **files: str) -> Any:
+    """What stands for a function that asks a module, of the files of a folder that can be imported from."""
+    for name, text in files.items():
+        path = (tmp_path / name.replace(".", "/")).with_suffix(".py")
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text(text, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "dont_write_bytecode", True)
+        patch.syspath_prepend(str(tmp_path))
+        known = set(sys.modules)
+        importlib.invalidate_caches()
+        try:
+            return code_of(importlib.import_module(module).thing)
+        finally:
+            for name in set(sys.modules) - known:
+                del sys.modules[name]
+
+
+BY_NAME = {"asking": "import asked\ndef thing(x):\n    return asked.double(x)"}
+IN_A_PACKAGE = {"asking": "import deep.asked\ndef thing(x):\n    return deep.asked.double(x)", "deep.__init__": ""}
+EACH_OTHER = {"asking": "import asked\ndef thing(x):\n    return asked.asking.asked.double(x)"}
+
+
+@pytest.mark.parametrize(("files", "asked"), [(BY_NAME, "asked"), (IN_A_PACKAGE, "deep.asked"), (EACH_OTHER, "asked")])
+def test_what_is_asked_of_a_module_counts_and_nothing_else_of_it(
+    files: dict[str, str], asked: str, tmp_path: Path
+) -> None:
+    double = "import asking\nFACTOR = {}\ndef double(x):\n    return FACTOR * x\ndef other():\n    return {}\n"
+    first, again, more, beside = (
+        read_by("asking", tmp_path / str(number), **files, **{asked: double.format(*values)})
+        for number, values in enumerate([(2, 1), (2, 1), (3, 1), (2, 7)])
+    )
+    assert first == again == beside != more

@@ -96,8 +96,15 @@ def _code(value: Any, package: str, seen: set[int]) -> Any:
 def _parts_of_function(value: FunctionType) -> list[Any]:
     """What decides what a function does: its code, its defaults, what it finds around it and in its module."""
     around = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
-    found = {name: value.__globals__[name] for name in sorted(_names(value.__code__)) if name in value.__globals__}
+    found = _looked_up(_names(value.__code__), value.__globals__, value.__module__.partition(".")[0])
     return [value.__code__, value.__defaults__, value.__kwdefaults__, around, found]
+
+
+def _looked_up(names: set[str], among: Mapping[str, Any], package: str) -> dict[str, Any]:
+    """What code with these names finds in a module, and in those of its author that it reaches through that."""
+    found = {name: among[name] for name in sorted(names & among.keys())}
+    theirs = {name for name, each in found.items() if isinstance(each, ModuleType) and _is_users(each, package)}
+    return found | {name: _looked_up(names - {name}, vars(found[name]), package) for name in sorted(theirs)}
 
 
 #: Kinds of things, and what each consists of.
@@ -116,8 +123,8 @@ PARTS: tuple[tuple[Any, Callable[[Any], list[Any]]], ...] = (
 
 
 def _is_users(value: Any, package: str) -> bool:
-    """Whether a function or a class is its author's own: of the package that is looked at, or of no library."""
-    module = str(value.__module__)
+    """Whether a function, class or module is its author's own: of the package that is looked at, or of no library."""
+    module = str(value.__name__ if isinstance(value, ModuleType) else value.__module__)
     if module.partition(".")[0] in (package, "__main__"):
         return True
     file = getattr(sys.modules.get(module), "__file__", None)
