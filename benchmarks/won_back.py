@@ -30,6 +30,7 @@ from srd.sweep.settings import load_sweep
 REFERENCE, ORACLE, CHANCE, AS_LONG = "kd", "oracle", "random subset", "kd, equal time"
 DROPPED, REPAIRED, SOFTENED = "cleaning, drop", "cleaning, repair", "cleaning, soften"
 SHARE, KINDS, CLEAN = "data.corruption.share", "data.corruption.kinds", "0%"
+PAPER = "srd"
 STAGES, SAME_ROWS = "three stages", "kd on the same rows"
 SIMPLER = (SAME_ROWS, "one stage")  # where they are level they take its place
 SAMPLES = 10_000
@@ -131,27 +132,26 @@ def difference(variant: Scores, other: Scores) -> Span | None:
 
 
 def won_back(variant: Scores, reference: Scores, oracle: Scores) -> Span | None:
-    """(variant − reference) ÷ (oracle − reference); no interval (NaN) where the oracle is not surely ahead."""
+    """(variant − reference) ÷ (oracle − reference); None where the oracle is not surely ahead: nothing to win back."""
     seeds = sorted(set(variant) & set(reference) & set(oracle))
     if not seeds:
         return None
     ours, theirs, best = resampled([variant, reference, oracle])
-    lost = mean_of(oracle, seeds) - mean_of(reference, seeds)
-    value = (mean_of(variant, seeds) - mean_of(reference, seeds)) / lost if lost > 0 else float("nan")
     if np.quantile(best - theirs, 0.025) <= 0:
-        return value, float("nan"), float("nan")
+        return None
+    start = mean_of(reference, seeds)
     low, high = np.quantile((ours - theirs) / (best - theirs), [0.025, 0.975])
-    return value, float(low), float(high)
+    return (mean_of(variant, seeds) - start) / (mean_of(oracle, seeds) - start), float(low), float(high)
 
 
 # -------------------------------------------------------------------------------------------------------------- tables
 
 
 def _shown(span: Span | None, digits: int = 2, sign: str = "+") -> str | None:
-    if span is None or span[0] != span[0]:
+    if span is None:
         return None
-    value, *ends = (f"{each:{sign}.{digits}f}".replace("-", "−") for each in span)
-    return value if span[1] != span[1] else f"{value} ({ends[0]} to {ends[1]})"
+    value, low, high = (f"{each:{sign}.{digits}f}".replace("-", "−") for each in span)
+    return f"{value} ({low} to {high})"
 
 
 def variants_table(found: Found, *, teachers: bool, other: str = CHANCE) -> str:
@@ -196,17 +196,40 @@ def found_table(found: Found, label: str) -> str:
         reasons: dict[str, list[str]] = {}
         for place in variants[label].folders.values() if label in variants else ():
             marks = pq.read_table(place / "cleaning" / "rows.parquet", columns=["id", "why"])
-            why = dict(zip(marks["id"].to_pylist(), marks["why"].to_pylist(), strict=True))
-            examples = pq.read_table(place / "examples" / "train.parquet", columns=["id", "corruption", "instruction"])
-            asked = Counter(examples["instruction"].to_pylist())
-            for row in examples.to_pylist():
-                kind = row["corruption"] or ("none, but copied" if asked[row["instruction"]] > 1 else "none")
-                reasons.setdefault(kind, []).append(why[row["id"]])
+            kinds = _kinds(place)
+            for number, why in zip(marks["id"].to_pylist(), marks["why"].to_pylist(), strict=True):
+                reasons.setdefault(kinds[number], []).append(why)
         for kind, own in sorted(reasons.items()):
             by = ", ".join(f"{name} {count}" for name, count in sorted(Counter(filter(None, own)).items()))
             rows.append([damage, kind, len(own), 100 * sum(map(bool, own)) / len(own), by or None])
     titles = [Column("Damaged"), Column("Kind"), Column("Rows", 0), Column("Marked, %", 1), Column("Of which by")]
     return to_markdown(Table(titles, rows))
+
+
+def dropped_table(found: Found) -> str:
+    """What the paper's curriculum dropped as the hardest, by kind of damage, over all seeds."""
+    rows = []
+    for damage, variants in found.items():
+        kept: dict[str, list[bool]] = {}
+        for place in variants[PAPER].folders.values() if PAPER in variants else ():
+            ranked = pq.read_table(place / "curriculum" / "ranked.parquet", columns=["id", "kept"])
+            kinds = _kinds(place)
+            for number, stays in zip(ranked["id"].to_pylist(), ranked["kept"].to_pylist(), strict=True):
+                kept.setdefault(kinds[number], []).append(stays)
+        for kind, own in sorted(kept.items()):
+            rows.append([damage, kind, len(own), len(own) - sum(own), 100 * (1 - sum(own) / len(own))])
+    titles = [Column("Damaged"), Column("Kind"), Column("Rows", 0), Column("Dropped", 0), Column("%", 1)]
+    return to_markdown(Table(titles, rows))
+
+
+def _kinds(place: Path) -> dict[str, str]:
+    """The kind of damage of each training row of a cell, by id."""
+    examples = pq.read_table(
+        place / "examples" / "train.parquet", columns=["id", "corruption", "instruction"]
+    ).to_pylist()
+    asked = Counter(row["instruction"] for row in examples)
+    spared = {True: "none, but copied", False: "none"}
+    return {row["id"]: row["corruption"] or spared[asked[row["instruction"]] > 1] for row in examples}
 
 
 def targets_table(found: Found) -> str:
@@ -296,4 +319,6 @@ def tables_of(folder: Path, path: Path) -> dict[str, str]:
     cleaned = [each for each in (DROPPED, REPAIRED) if any(each in variants for variants in found.values())]
     if cleaned:  # they mark the same rows
         tables[f"{name}-found"] = found_table(found, cleaned[0])
+    if any(PAPER in variants for variants in found.values()):
+        tables[f"{name}-dropped"] = dropped_table(found)
     return tables

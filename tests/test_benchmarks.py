@@ -326,6 +326,7 @@ def test_what_is_won_back_is_told_for_each_kind_of_damage(tmp_path: Path) -> Non
     """Of a folder as a sweep that was cut off leaves it: the variant that lacks a seed is left out."""
     gains = {"kd": 0.0, "oracle": 0.04, "cleaning, repair": 0.03, "cleaning, soften": 0.01}
     gains |= {"kd, equal time": 0.01, "random subset": 0.02, "srd": 0.0}
+    ranks = {name: [2, 1] for name in ("rouge_l", "ce", "rank_rouge", "rank_ce", "rrf", "rank", "stage")}
     path = find_sweep("evidence-kinds")
     for cell in lay_out(load_sweep(path), path):
         seed, place = cell.seeds["seed"], tmp_path / "cells" / cell.folder
@@ -343,6 +344,7 @@ def test_what_is_won_back_is_told_for_each_kind_of_damage(tmp_path: Path) -> Non
         for name, columns in (
             ("cleaning/rows", {"why": ["match", None]}),
             ("examples/train", {"corruption": [cell.point[won_back.KINDS][0], ""], "instruction": ["a", "b"]}),
+            ("curriculum/ranked", {**ranks, "kept": [seed == 0, True]}),
         ):
             (place / name).parent.mkdir()
             pq.write_table(pa.table({"id": ["0", "1"], **columns}), place / f"{name}.parquet")
@@ -354,13 +356,15 @@ def test_what_is_won_back_is_told_for_each_kind_of_damage(tmp_path: Path) -> Non
     assert targets[4] == "| swapped: cleaning, repair is ahead of the random subset | +1.00 (+1.00 to +1.00) | met |"
     assert targets[5] == "| swapped: repair is ahead of KD that takes as long | +2.00 (+2.00 to +2.00) | met |"
     assert "| swapped | swapped | 3 | 100.0 | match 3 |" in tables[f"{tmp_path.name}-found"]
+    assert "| swapped | swapped | 3 | 2 | 66.7 |" in tables[f"{tmp_path.name}-dropped"]
+    assert "| swapped | none | 3 | 0 | 0.0 |" in tables[f"{tmp_path.name}-dropped"]
     assert f"{tmp_path.name}-teachers" not in tables  # none was evaluated
 
 
 def test_nothing_is_won_back_where_the_oracle_is_not_surely_ahead() -> None:
     draw = np.random.default_rng(0)
     variants = [{seed: draw.normal(25, 10, 50) for seed in (0, 1)} for _ in range(3)]
-    assert np.isnan((won_back.won_back(*variants) or (0, 0, 0))[1:]).all()
+    assert won_back.won_back(*variants) is None
     assert won_back.difference(variants[0], {}) is None
 
 
