@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -192,34 +192,33 @@ def variants_table(found: Found, *, teachers: bool, other: str = CHANCE) -> str:
 def found_table(found: Found, label: str) -> str:
     """What the cleaning of a variant marked, by kind of damage, over all seeds."""
     rows = []
-    for damage, variants in found.items():
-        reasons: dict[str, list[str]] = {}
-        for place in variants[label].folders.values() if label in variants else ():
-            marks = pq.read_table(place / "cleaning" / "rows.parquet", columns=["id", "why"])
-            kinds = _kinds(place)
-            for number, why in zip(marks["id"].to_pylist(), marks["why"].to_pylist(), strict=True):
-                reasons.setdefault(kinds[number], []).append(why)
-        for kind, own in sorted(reasons.items()):
-            by = ", ".join(f"{name} {count}" for name, count in sorted(Counter(filter(None, own)).items()))
-            rows.append([damage, kind, len(own), 100 * sum(map(bool, own)) / len(own), by or None])
+    for damage, kind, why in _by_kind(found, label, "cleaning/rows", "why"):
+        by = ", ".join(f"{name} {count}" for name, count in sorted(Counter(filter(None, why)).items()))
+        rows.append([damage, kind, len(why), 100 * sum(map(bool, why)) / len(why), by or None])
     titles = [Column("Damaged"), Column("Kind"), Column("Rows", 0), Column("Marked, %", 1), Column("Of which by")]
     return to_markdown(Table(titles, rows))
 
 
 def dropped_table(found: Found) -> str:
     """What the paper's curriculum dropped as the hardest, by kind of damage, over all seeds."""
-    rows = []
-    for damage, variants in found.items():
-        kept: dict[str, list[bool]] = {}
-        for place in variants[PAPER].folders.values() if PAPER in variants else ():
-            ranked = pq.read_table(place / "curriculum" / "ranked.parquet", columns=["id", "kept"])
-            kinds = _kinds(place)
-            for number, stays in zip(ranked["id"].to_pylist(), ranked["kept"].to_pylist(), strict=True):
-                kept.setdefault(kinds[number], []).append(stays)
-        for kind, own in sorted(kept.items()):
-            rows.append([damage, kind, len(own), len(own) - sum(own), 100 * (1 - sum(own) / len(own))])
+    rows = [
+        [damage, kind, len(kept), len(kept) - sum(kept), 100 * (1 - sum(kept) / len(kept))]
+        for damage, kind, kept in _by_kind(found, PAPER, "curriculum/ranked", "kept")
+    ]
     titles = [Column("Damaged"), Column("Kind"), Column("Rows", 0), Column("Dropped", 0), Column("%", 1)]
     return to_markdown(Table(titles, rows))
+
+
+def _by_kind(found: Found, label: str, file: str, column: str) -> Iterator[tuple[str, str, list[Any]]]:
+    """What a column of a file of a variant's cells says, by what is damaged and by each row's own kind of damage."""
+    for damage, variants in found.items():
+        values: dict[str, list[Any]] = {}
+        for place in variants[label].folders.values() if label in variants else ():
+            kinds, table = _kinds(place), pq.read_table(place / f"{file}.parquet", columns=["id", column])
+            for number, value in zip(table["id"].to_pylist(), table[column].to_pylist(), strict=True):
+                values.setdefault(kinds[number], []).append(value)
+        for kind, own in sorted(values.items()):
+            yield damage, kind, own
 
 
 def _kinds(place: Path) -> dict[str, str]:
@@ -319,6 +318,6 @@ def tables_of(folder: Path, path: Path) -> dict[str, str]:
     cleaned = [each for each in (DROPPED, REPAIRED) if any(each in variants for variants in found.values())]
     if cleaned:  # they mark the same rows
         tables[f"{name}-found"] = found_table(found, cleaned[0])
-    if any(PAPER in variants for variants in found.values()):
+    if KINDS in load_sweep(path).grid and any(PAPER in variants for variants in found.values()):
         tables[f"{name}-dropped"] = dropped_table(found)
     return tables

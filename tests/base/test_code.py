@@ -117,3 +117,24 @@ def test_what_is_asked_of_a_module_counts_and_nothing_else_of_it(
         for number, values in enumerate([(2, 1), (2, 1), (3, 1), (2, 7)])
     )
     assert first == again == beside != more
+
+
+def test_code_that_many_ways_lead_to_is_looked_at_once(tmp_path: Path) -> None:
+    """Forty modules of three functions, each of which asks all three of the next: 3 to the 39th ways."""
+    files = {}
+    for number in range(40):
+        asked = " + ".join(f"layer{number + 1}.{name}(x)" for name in ("thing", "b", "c")) if number < 39 else "x"
+        functions = [f"def {name}(x):\n    return {asked}\n" for name in ("thing", "b", "c")]
+        files[f"layer{number}"] = (f"import layer{number + 1}\n" if number < 39 else "") + "".join(functions)
+    last = files["layer39"]
+    first = read_by("layer0", tmp_path / "1", **files)
+    assert len(str(first)) < 100_000
+    assert read_by("layer0", tmp_path / "2", **files) == first
+    assert (
+        read_by(
+            "layer0",
+            tmp_path / "3",
+            **{**files, "layer39": last.replace("c(x):\n    return x", "c(x):\n    return -x")},
+        )
+        != first
+    )

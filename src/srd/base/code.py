@@ -75,14 +75,17 @@ def code_of(value: Any) -> Any:
     its type; libraries are not looked into.
     """
     module = str(getattr(value, "__module__", None) or type(value).__module__)
-    return _code(value, module.partition(".")[0], set())
+    return _code(value, module.partition(".")[0], set(), {})
 
 
-def _code(value: Any, package: str, seen: set[int]) -> Any:
+def _code(value: Any, package: str, seen: set[int], done: dict[int, int]) -> Any:
+    # seen: ids of what it lies in; done: of functions and classes, numbered: what many of them use is looked at once.
     if isinstance(value, PLAIN):
         return repr(value)
     if id(value) in seen:
         return "again"
+    if id(value) in done:
+        return f"again {done[id(value)]}"
     if isinstance(value, BuiltinFunctionType | ModuleType):
         return value.__name__
     if isinstance(value, FunctionType | type) and not _is_users(value, package):
@@ -90,7 +93,10 @@ def _code(value: Any, package: str, seen: set[int]) -> Any:
     inner = next((parts(value) for kind, parts in PARTS if isinstance(value, kind)), None)
     if inner is None:  # an object
         inner = [type(value), vars(value) if hasattr(value, "__dict__") and _is_users(type(value), package) else {}]
-    return [_code(each, package, {*seen, id(value)}) for each in inner]
+    found = [_code(each, package, {*seen, id(value)}, done) for each in inner]
+    if isinstance(value, FunctionType | type):
+        done[id(value)] = len(done)
+    return found
 
 
 def _parts_of_function(value: FunctionType) -> list[Any]:
