@@ -115,6 +115,26 @@ def test_responses_that_loop() -> None:
     assert (looping(loops) >= 0.5).all() and (looping(fine) < 0.5).all()
 
 
+def test_scripts_without_spaces_can_loop_and_be_cut() -> None:
+    said = {
+        "Chinese": "这是一个关于如何使用列表的例子。",
+        "Japanese": "これはリストの使い方の例です。",
+        "Thai": "นี่คือตัวอย่างการใช้รายการ",
+    }
+    loops = [*(4 * text for text in said.values()), "说" + 6 * "好的，"]
+    assert looping([*said.values(), *loops]).tolist() == [0, 0, 0, 1, 1, 1, 12 / 13]
+    rows = examples(
+        [{"id": f"{name}{i}", "instruction": name, "output": text} for name, text in said.items() for i in range(20)]
+    )
+    for kind in TEXTS:
+        made, places = damaged(rows, np.arange(60), kind, seed=0)
+        assert places.tolist() == list(range(60))
+        for name, text in said.items():
+            own = {row["references"][0] for row in made if row["instruction"] == name}
+            assert len(own) > 5 and text not in own
+            assert kind != "cut" or all(each and text.startswith(each) for each in own)
+
+
 def test_self_made_damage_follows_ids_and_leaves_short_rows_out() -> None:
     rows = examples([*noun_rows(30), {"id": "short", "instruction": "a", "output": "yes"}])
     for kind in TEXTS:

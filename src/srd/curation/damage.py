@@ -12,19 +12,22 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from srd.curation.detectors.base import MOST
+from srd.metrics.scripts import pieces
 
 FEWEST_WORDS = {"cut": 2, "garbled": 2}
 WORD = re.compile(r"\S+")
 
 
 def cut(text: str, draw: random.Random) -> str:
-    """The text up to the end of a word, any but the last."""
-    ends = [match.end() for match in WORD.finditer(text)]
-    return text[: ends[draw.randrange(len(ends) - 1)]]
+    """The text up to the end of a word, any but the last; of a letter, in a script without spaces."""
+    ends = [0]
+    for piece in pieces(text):
+        ends.append(text.index(piece, ends[-1]) + len(piece))
+    return text[: ends[1 + draw.randrange(len(ends) - 2)]]
 
 
 def garbled(text: str, draw: random.Random) -> str:
-    """The letters of each word in random order."""
+    """The letters of each word in random order; of all that stands between spaces, in a script without them."""
     return WORD.sub(lambda match: "".join(draw.sample(match[0], len(match[0]))), text)
 
 
@@ -53,7 +56,7 @@ def damaged(examples: Dataset, rows: NDArray[np.int64], kind: str, seed: int) ->
     places = []
     for place, row in zip(rows.tolist(), examples.select(rows), strict=True):
         text = row["references"][0]
-        if len(text.split()) >= FEWEST_WORDS[kind]:
+        if len(pieces(text)) >= FEWEST_WORDS[kind]:
             made.append({**row, "references": [TEXTS[kind](text, random.Random(f"{seed}:{kind}:{row['id']}"))]})
             places.append(place)
     rows_made = Dataset.from_list(made, features=examples.features) if made else examples.select([])

@@ -72,6 +72,27 @@ def _spelling(character: str) -> str:
 _spellings = _Spelling()
 
 
+class _Apart(dict[int, str]):
+    """Each character as it is, behind a space where it is a letter of a script without spaces; likewise."""
+
+    def __missing__(self, code: int) -> str:
+        letter, name = chr(code), unicodedata.name(chr(code), "")
+        self[code] = apart = f" {letter}" if letter.isalpha() and name.startswith(UNSPACED) else letter
+        return apart
+
+
+_apart = _Apart()
+
+
+def pieces(text: str) -> list[str]:
+    """A text in pieces as they stand there: at spaces, and where a script puts none before each of its letters.
+
+    >>> pieces("在2024年, Москва!")
+    ['在2024', '年,', 'Москва!']
+    """
+    return (text if text.isascii() else text.translate(_apart)).split()
+
+
 def _spelled(text: str) -> str:
     # NFKC makes one of wide and narrow, composed and decomposed, initial and final forms.
     return unicodedata.normalize("NFKC", text).lower().translate(_spellings)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srd.curation.detectors.base import register_rule
+from srd.metrics.scripts import pieces
 
 TIMES = 4  # a stretch that comes so often in a row is a loop
 SHORTEST = 12  # words of a loop; "no, no, no, no" is emphasis
@@ -17,8 +18,11 @@ VARIED = 0.5  # share of different words from which on nothing can be half a loo
 
 @register_rule("looping", "repeat themselves", least=0.5)
 def looping(responses: Sequence[str]) -> NDArray[np.float64]:
-    """The share of a response's words that lie in one stretch said at least four times in a row, 0 to 1."""
-    return np.array([_share(response.split()) for response in responses])
+    """The share of a response's words that lie in one stretch said at least four times in a row, 0 to 1.
+
+    In a script without spaces each letter counts as a word.
+    """
+    return np.array([_share(pieces(response)) for response in responses])
 
 
 def _share(words: list[str]) -> float:
