@@ -63,7 +63,20 @@ def test_truncated_ends_at_a_word_between_a_tenth_and_a_half() -> None:
         corrupt(make_examples(answer="{}"), 0.5, ["truncated"], seed=0)
 
 
-@pytest.mark.parametrize("answer", ["word {} and some more words", "word{}", "end{}."])
+def test_truncated_ends_at_a_letter_where_a_script_has_no_spaces() -> None:
+    clean = make_examples(answer="第{}个答案，要足够长才能切断。")
+    assert (
+        sum(map(str.isalpha, clean[9]["references"][0])) == 12
+    )  # the digit and the signs go with the letter before them
+    spoilt = corrupt(clean, 1.0, ["truncated"], seed=0)
+    kept = set()
+    for before, after in zip(clean, spoilt, strict=True):
+        assert before["references"][0].startswith(after["references"][0])
+        kept.add(sum(map(str.isalpha, after["references"][0])))
+    assert kept == {2, 3, 4, 5, 6}
+
+
+@pytest.mark.parametrize("answer", ["word {} and some more words", "word{}", "end{}.", "word{}个答案，很短"])
 def test_duplicated_is_a_near_copy_of_an_unspoilt_row(answer: str) -> None:
     clean = make_examples(answer=answer)
     spoilt = corrupt(clean, 0.2, ["duplicated"], seed=0)

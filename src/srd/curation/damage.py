@@ -12,7 +12,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from srd.curation.detectors.base import MOST
-from srd.metrics.scripts import pieces
+from srd.metrics.scripts import pieces, places
 
 FEWEST_WORDS = {"cut": 2, "garbled": 2}
 WORD = re.compile(r"\S+")
@@ -20,10 +20,8 @@ WORD = re.compile(r"\S+")
 
 def cut(text: str, draw: random.Random) -> str:
     """The text up to the end of a word, any but the last; of a letter, in a script without spaces."""
-    ends = [0]
-    for piece in pieces(text):
-        ends.append(text.index(piece, ends[-1]) + len(piece))
-    return text[: ends[1 + draw.randrange(len(ends) - 2)]]
+    ends = [end for _, end in places(text)]
+    return text[: ends[draw.randrange(len(ends) - 1)]]
 
 
 def garbled(text: str, draw: random.Random) -> str:
@@ -53,11 +51,11 @@ def damaged(examples: Dataset, rows: NDArray[np.int64], kind: str, seed: int) ->
         The damaged rows, and which rows they were.
     """
     made: list[dict[str, Any]] = []
-    places = []
+    which = []
     for place, row in zip(rows.tolist(), examples.select(rows), strict=True):
         text = row["references"][0]
         if len(pieces(text)) >= FEWEST_WORDS[kind]:
             made.append({**row, "references": [TEXTS[kind](text, random.Random(f"{seed}:{kind}:{row['id']}"))]})
-            places.append(place)
+            which.append(place)
     rows_made = Dataset.from_list(made, features=examples.features) if made else examples.select([])
-    return rows_made, np.array(places, dtype=np.int64)
+    return rows_made, np.array(which, dtype=np.int64)

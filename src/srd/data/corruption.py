@@ -7,24 +7,23 @@ from __future__ import annotations
 
 import math
 import random
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 
 from srd.base.errors import UserError
+from srd.metrics.scripts import pieces, places
 
 Example = dict[str, Any]
 SHORTEST_KEPT, LONGEST_KEPT = 0.1, 0.5
-WORD = re.compile(r"\S+")
 
 
 def corrupt(examples: Dataset, share: float, kinds: Sequence[str], seed: int) -> Dataset:
     """Damage a share of the responses, and record in the column `corruption` how.
 
     - `swapped`: the response of another damaged row; no row keeps its own.
-    - `truncated`: cut after between 10 % and 50 % of its words.
+    - `truncated`: cut after between 10 % and 50 % of its words (of its letters, in a script without spaces).
     - `duplicated`: the row becomes a near copy of an undamaged row: same prompt, response with one small edit.
 
     Args:
@@ -102,7 +101,7 @@ def _choose_rows(examples: Dataset, order: Sequence[int], counts: dict[str, int]
 
 
 def _can_truncate(references: Sequence[str]) -> bool:
-    return all(len(WORD.findall(reference)) >= 2 for reference in references)
+    return all(len(pieces(reference)) >= 2 for reference in references)
 
 
 def _swapped(
@@ -137,9 +136,9 @@ def _truncated(
 
 
 def _truncate(text: str, generator: random.Random) -> str:
-    words = list(WORD.finditer(text))
+    words = places(text)
     kept = generator.randint(math.ceil(SHORTEST_KEPT * len(words)), math.floor(LONGEST_KEPT * len(words)))
-    return text[: words[kept - 1].end()]
+    return text[: words[kept - 1][1]]
 
 
 def _duplicated(
@@ -156,10 +155,10 @@ def _duplicated(
 
 def _edit(text: str, generator: random.Random) -> str:
     """Leave out one word of three and more, or else change how the text ends; the result always differs."""
-    words = list(WORD.finditer(text))
+    words = places(text)
     if len(words) >= 3:
         place = generator.randrange(1, len(words))
-        return text[: words[place - 1].end()] + text[words[place].end() :]
+        return text[: words[place - 1][1]] + text[words[place][1] :]
     stripped = text.rstrip()
     return stripped[:-1] if stripped.endswith(".") and len(stripped) > 1 else f"{stripped}."
 

@@ -93,6 +93,15 @@ def pieces(text: str) -> list[str]:
     return (text if text.isascii() else text.translate(_apart)).split()
 
 
+def places(text: str) -> list[tuple[int, int]]:
+    """Where each of the `pieces` of a text begins and ends."""
+    found, end = [], 0
+    for piece in pieces(text):
+        start = text.index(piece, end)
+        found.append((start, end := start + len(piece)))
+    return found
+
+
 def _spelled(text: str) -> str:
     # NFKC makes one of wide and narrow, composed and decomposed, initial and final forms.
     return unicodedata.normalize("NFKC", text).lower().translate(_spellings)
