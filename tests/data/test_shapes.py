@@ -7,9 +7,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 
 from srd.base.errors import UserError
+from srd.data.examples import as_examples
 from srd.data.settings import SourceConfig
 from srd.data.shapes import Columns, recognised
 from srd.tasks.base import load_source
@@ -96,6 +100,49 @@ def test_tools_are_kept_in_every_shape(tmp_path: Path) -> None:
     ):
         (example,) = load(tmp_path, [row])
         assert json.loads(example["extra"])["tools"] == [tool] and json.loads(example["messages"]) == [USER]
+
+
+def test_empty_lists_of_tools_and_calls_are_none(tmp_path: Path) -> None:
+    said = {**DONE, "tool_calls": []}
+    for row in ({"messages": [USER, said], "tools": "[]"}, {"messages": [USER, said, USER, said], "tools": []}):
+        (example,) = load(tmp_path, [row])
+        assert example["extra"] == "" and "tool_calls" not in example["messages"]
+
+
+def test_what_tables_leave_null_inside_of_calls_and_tools_is_not_there(tmp_path: Path) -> None:
+    """Arguments differ from call to call, and a table has those of all calls in each."""
+
+    def row(**arguments: str) -> Row:
+        tool = {
+            "type": "function",
+            "function": {"name": "look", "parameters": {name: {"type": "string"} for name in arguments}},
+        }
+        call = {"type": "function", "function": {"name": "look", "arguments": arguments}}
+        asked = [USER, {"role": "assistant", "content": "", "tool_calls": [call]}]
+        return {"messages": [*asked, {"role": "tool", "content": "Blue."}, DONE], "tools": [tool]}
+
+    rows = [row(city="Paris"), row(date="today")]
+    wanted = load(tmp_path, rows)
+    assert '"arguments": {"date": "today"}' in wanted[1]["messages"]
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, tmp_path / "t.parquet")
+    found = load_source(SourceConfig(path=str(tmp_path / "t.parquet")))
+    messages, extra = ([example[name] for example in wanted] for name in ("messages", "extra"))
+    assert found["messages"][:] == messages and found["extra"][:] == extra
+    for given in (Dataset.from_list(rows), Dataset.from_list(rows).to_iterable_dataset(), table, rows):
+        assert as_examples(given)["extra"][:] == extra
+
+
+def test_a_dialogue_in_running_text_beside_a_question_is_none(tmp_path: Path) -> None:
+    (example,) = load(tmp_path, [{"instruction": "Sum it up.", "output": "They greet.", "dialogue": "A: Hi\nB: Hi"}])
+    assert (example["instruction"], example["messages"]) == ("Sum it up.", "")
+
+
+def test_what_goes_into_a_question_must_be_text(tmp_path: Path) -> None:
+    row = {"system": "Be kind.", "question": "Why?", "answer": "So."}
+    for wrong in ({"context": ["a", "b"]}, {"question": 7, "context": "a"}):
+        with pytest.raises(UserError, match="expected text, found"):
+            load(tmp_path, [{**row, **wrong}])
 
 
 def test_a_prompt_may_be_a_conversation(tmp_path: Path) -> None:

@@ -155,6 +155,13 @@ def test_several_files_and_folders(tmp_path: Path) -> None:
     assert "no file of rows" in message(path=tmp_path / "other")
 
 
+def test_a_task_id_that_is_text_is_a_row_that_cannot_be_used(tmp_path: Path) -> None:
+    row: Row = {"task_id": "11", "text": "Add.", "code": "def f(): pass", "test_list": ["f()"]}
+    assert "expected a whole number, found '11'" in message(
+        dataset="mbpp", path=write_jsonl(tmp_path / "m.jsonl", [row])
+    )
+
+
 def test_ids_used_in_two_files(tmp_path: Path) -> None:
     one = write_jsonl(tmp_path / "a.jsonl", [{"id": 1, **ROWS[0]}])
     two = write_jsonl(tmp_path / "b.jsonl", [{"id": 2, **ROWS[1]}, {"id": 1, **ROWS[2]}])

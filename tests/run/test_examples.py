@@ -83,6 +83,47 @@ def test_an_id_of_two_files_is_one_bad_row(tiny: TinyRun, tmp_path: Path) -> Non
         make(tiny)
 
 
+def test_the_same_row_in_two_splits_is_a_leak_and_no_wrong_id(tiny: TinyRun, tmp_path: Path) -> None:
+    """Its id is made from its content, which the user could not change."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    rows = tiny_rows()
+    for name, part in (
+        ("train", [*rows[:30], rows[32], rows[32], rows[36]]),
+        ("dev", rows[30:34]),
+        ("test", rows[34:]),
+    ):
+        write_rows(folder / f"{name}.jsonl", part)
+    entry = make(tiny.set(data__train=str(folder), data__leaks="drop"))
+    assert entry["summary"] == {"train": 30, "validation": 4, "test": 6}
+    entry = make(tiny.set(data__leaks="warn"))
+    assert entry["summary"] == {"train": 33, "validation": 4, "test": 6}
+    ids = pq.read_table(tiny.run_dir / "examples/train.parquet")["id"].to_pylist()
+    assert len(set(ids)) == 33 and [name.endswith("-train") for name in ids] == [False] * 30 + [True, False, True]
+
+
+def test_splits_go_by_what_they_are_for(tiny: TinyRun, tmp_path: Path) -> None:
+    """A README and the hub may call the validation split dev."""
+    rows, folder = tiny_rows(), tmp_path / "set"
+    for name, part in (("a", rows[:30]), ("b", rows[30:35]), ("c", rows[35:])):
+        (folder / "rows").mkdir(parents=True, exist_ok=True)
+        write_rows(folder / "rows" / f"{name}.jsonl", part)
+    files = "".join(f"\n  - {{split: {split}, path: rows/{name}.jsonl}}" for split, name in zip(
+        ("train", "dev", "Test"), "abc", strict=True))  # fmt: skip
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:{files}\n---\n")
+    assert make(tiny.set(data__train=str(folder)))["summary"] == {"train": 30, "validation": 5, "test": 5}
+    write_rows(tiny.rows, rows[:30])
+    assert make(tiny.set(data__train=str(tiny.rows), data__validation=str(folder)))["summary"]["validation"] == 5
+    files = files.replace("dev", "late")
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:{files}\n---\n")
+    with pytest.raises(
+        UserError, match=r"train, late, Test, and none is called validation.*data.validation.split=train"
+    ):
+        make(tiny)
+    tiny.set(data__validation={"path": str(folder), "split": "late"})
+    assert make(tiny)["summary"]["validation"] == 5
+
+
 def test_a_named_task_is_asked_in_full_or_not_at_all(tiny: TinyRun, tmp_path: Path) -> None:
     write_rows(tiny.rows, tiny_rows())
     assert make(tiny.set(data__bad_rows="drop"))["summary"]["train"] == 32

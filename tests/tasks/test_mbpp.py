@@ -43,6 +43,7 @@ RIGHT, WRONG = "def add(a, b):\n    return a + b\n", "def add(a, b):\n    return
         (f"1. Like this:\n   ```python\n{textwrap.indent(RIGHT, '   ')}   ```\n2. Done.", RIGHT),
         (f"~~~py\n{RIGHT}~~~", RIGHT),
         (f"``` {{.python}}\n{RIGHT}```", RIGHT),
+        (f"{RIGHT}# so:\n# ```\n'''\n```\nadd(1)\n```\n'''\n", f"{RIGHT}# so:\n# ```\n'''\n```\nadd(1)\n```\n'''\n"),
     ],
 )
 def test_extract_program(text: str, program: str) -> None:

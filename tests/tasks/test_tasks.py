@@ -16,6 +16,7 @@ from srd.base.errors import UserError
 from srd.base.plugins import import_plugin
 from srd.data.examples import EXAMPLE_FEATURES
 from srd.data.settings import SourceConfig
+from srd.evaluation.scoring import score_files
 from srd.metrics.rouge import rouge_l, rouge_n
 from srd.metrics.text import bleu
 from srd.run.identity import source_identity
@@ -134,6 +135,20 @@ def test_original_formats(
     assert set(EXAMPLE_FEATURES) <= set(examples.column_names)
     assert (examples[0]["instruction"], examples[0]["references"]) == (instruction, references)
     assert len(examples) == (1 if name == "xsum" else len(rows))
+
+
+def test_instructions_may_have_any_shape_that_a_run_takes(tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    turns = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
+    for row in ({"messages": talk}, {"conversations": turns}, {"problem": "Why?", "solution": "So."}):
+        path = written(tmp_path, [row])
+        examples = get_task("instruction").examples(path)
+        assert (examples[0]["instruction"], examples[0]["references"]) == ("Why?", ["So."])
+        answers = tmp_path / "answers.jsonl"
+        answers.write_text('{"text": "So."}', encoding="utf-8")
+        assert score_files(answers, path)["exact_match"] == 100
+    with pytest.raises(UserError, match="no reference"):
+        get_task("instruction").scoring_columns({"text": "Why?"}, "here")
 
 
 @pytest.mark.xdist_group("pydocs")

@@ -361,7 +361,8 @@ def _from_messages(value: Any, tools: Any, place: str, field: str) -> dict[str, 
     if not users[-1].strip():
         raise UserError(f"{place}: field {field!r}: the last user message is empty. Fill it in, or remove the row.")
     text = plain_text(answer)
-    extra: dict[str, Any] = {"tools": read_tools(tools, place)} if tools else {}
+    given = read_tools(tools, place) if tools else []
+    extra: dict[str, Any] = {"tools": given} if given else {}  # templates take an empty list for tools
     if answer != {"role": "assistant", "content": text}:
         extra["answer"] = answer
     return {

@@ -25,6 +25,7 @@ import pyarrow.parquet as parquet
 from srd.base.errors import UserError, nearest
 from srd.base.failures import first_line, reading
 from srd.data.bad_rows import RowError
+from srd.data.nested import rows_of
 
 Row = dict[str, Any]
 Line = tuple[int | str, Row | RowError]  # where a row starts, and the row, or why it cannot be read
@@ -509,7 +510,7 @@ def _numbered(path: Path, title: str, batches: Callable[[Any], Iterator[pa.Recor
         try:
             for batch in batches(source):
                 for start in range(0, len(batch), BATCH_ROWS):
-                    yield from ((next(number), row) for row in batch.slice(start, BATCH_ROWS).to_pylist())
+                    yield from ((next(number), row) for row in rows_of(batch.slice(start, BATCH_ROWS)))
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{path}: not a readable {title} file ({first_line(error)}).") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,13 @@ class Found:
 
     splits: dict[str, list[Path]]
     left_out: list[Path] = field(default_factory=list)
+
+
+def by_role(splits: Mapping[str, Any]) -> dict[str, Any]:
+    """Splits by what they are for: `dev` is the validation split, where none is called so."""
+    said = {name: SPLIT_WORDS.get(name.lower(), name) for name in splits}
+    alone = {role for role, times in Counter(said.values()).items() if times == 1}
+    return {role if role in alone else name: splits[name] for name, role in said.items()}
 
 
 def is_saved(folder: Path) -> bool:

@@ -60,6 +60,8 @@ def _message(message: Any, place: str, name: str) -> Message:
     if "function_call" in kept:  # what one call was called before there were several
         called = {"type": "function", "function": kept.pop("function_call")}
         kept.setdefault("tool_calls", [called])
+    if kept.get(CALLS) == []:  # as servers log it; templates take it for a call
+        del kept[CALLS]
     if message["role"] not in ROLES:
         raise UserError(f"{place}: {name}.role is {message['role']!r}, expected one of {', '.join(ROLES)}. {NAMES}")
     if "content" in kept or message["role"] != ASSISTANT:
@@ -74,7 +76,7 @@ def _message(message: Any, place: str, name: str) -> Message:
     try:
         json.dumps(ordered).encode()
     except (TypeError, ValueError) as error:
-        raise UserError(f"{place}: {name} holds what JSON cannot ({error}).") from error
+        raise UserError(f"{place}: {name} holds what JSON cannot ({error}). Make it text, or remove it.") from error
     return ordered
 
 

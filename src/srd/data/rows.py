@@ -13,6 +13,7 @@ from datasets import IterableDataset
 
 from srd.base.errors import UserError
 from srd.base.tables import repeated
+from srd.data.nested import rows_of, without_nulls
 
 TAKEN = "a datasets.Dataset, a pandas, polars or pyarrow table, or a list of dicts"
 ITER_ROWS = 1_000
@@ -56,11 +57,11 @@ def row_dicts(rows: Any, what: str) -> Iterator[Mapping[str, Any]]:
     table = rows if isinstance(rows, datasets.Dataset) else _from_frame(rows, what)
     if isinstance(table, datasets.Dataset):
         for part in table.with_format("arrow").iter(ITER_ROWS) if len(table) else ():
-            yield from part.to_pylist()
+            yield from rows_of(part)
         return
     if table is not None:
         for batch in table.to_batches(ITER_ROWS):
-            yield from batch.to_pylist()
+            yield from rows_of(batch)
         return
     if isinstance(rows, Mapping):
         splits = isinstance(rows, datasets.DatasetDict | datasets.IterableDatasetDict)
@@ -68,6 +69,9 @@ def row_dicts(rows: Any, what: str) -> Iterator[Mapping[str, Any]]:
         raise UserError(
             f"cannot take a {type(rows).__name__} ({', '.join(map(str, rows))}) as {what}. {remedy}. Taken are {TAKEN}."
         )
+    if isinstance(rows, IterableDataset):  # of columns, too
+        yield from ({name: without_nulls(value) for name, value in row.items()} for row in rows)
+        return
     if isinstance(rows, str | bytes) or not isinstance(rows, Iterable):
         raise UserError(f"cannot take a {type(rows).__name__} as {what}: give {TAKEN}.")
     for number, row in enumerate(rows, start=1):

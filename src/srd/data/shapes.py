@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from srd.base.errors import UserError, nearest
-from srd.data.messages import MASKS, REASONING
+from srd.data.messages import MASKS, REASONING, text_of
 
 Row = Mapping[str, Any]
 Pair = tuple[str, str]  # the fields of a question and of its answer
@@ -74,7 +74,7 @@ def recognised(row: Row, place: str) -> tuple[str, Row]:
         present = {name: value for name, value in zip(names, row.values(), strict=True) if value is not None}
         pair = pair_of(present)
         if pair:  # a table of rows of several shapes has an empty conversation in the others
-            present = {name: value for name, value in present.items() if value or name not in CONVERSATIONS}
+            present = {name: value for name, value in present.items() if _may_be_turns(name, value)}
         for shape in SHAPES:
             if shape.fits(present, pair):
                 return shape.title, shape.native(present, place)
@@ -93,6 +93,13 @@ def _turns(row: Row) -> list[Any] | None:
         except (ValueError, RecursionError):
             return None
     return value if isinstance(value, list) else None
+
+
+def _may_be_turns(name: str, value: Any) -> bool:
+    """Whether a column that is called as a conversation may be one; a dialogue in running text is none."""
+    if name not in CONVERSATIONS:
+        return True
+    return bool(value) and (not isinstance(value, str) or name == "messages" or value.lstrip().startswith("["))
 
 
 def _is_share_gpt(row: Row, pair: Pair | None) -> bool:
@@ -211,7 +218,7 @@ def _with_more(row: Row, place: str) -> Row:
     pair = pair_of(row)
     assert pair is not None
     question, answer = (row[name] for name in pair)
-    context = next((row[name] for name in CONTEXTS if row.get(name) and name not in pair), None)
+    context = next((name for name in CONTEXTS if row.get(name) and name not in pair), None)
     if isinstance(answer, list):
         raise UserError(
             f"{place}: field {pair[1]!r} holds several answers, beside a system prompt, a history or tools. Keep one."
@@ -222,7 +229,9 @@ def _with_more(row: Row, place: str) -> Row:
         raise UserError(f"{place}: field 'history': expected a list of pairs, found {history!r:.60}.")
     for before in history:
         turns += _before(before, place)
-    asked = f"{question}\n\n{context}" if context else question
+    asked = text_of(question, place, pair[0])
+    if context:
+        asked += f"\n\n{text_of(row[context], place, context)}"
     turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
     kept = {name: row[name] for name in row if name not in (*pair, *CONTEXTS, *SYSTEM, "history", "references")}
     return {**kept, "messages": turns}

@@ -314,7 +314,7 @@ def _hub(source: SourceConfig, named: Known | None, known: Sequence[str]) -> _Ro
             "Check the name and the network, choose one of several configurations with `config`, or download the data "
             f"elsewhere and give its files as `path`{dataset}. If no file or hub data set was meant: {_remedy(known)}"
         ) from error
-    splits = {str(split): _placed(f"{name} {split}", rows) for split, rows in published.items()}
+    splits = {str(split): _placed(f"{name} {split}", row_dicts(rows, "rows")) for split, rows in published.items()}
     prefix = named.name if named else str(repository).partition("/")[2]
     return _Rows(splits, name, prefix, "from the hub")
 

@@ -57,7 +57,9 @@ MARKED_NUMBER = re.compile(
 )
 LONGEST_NUMBER = 1000
 MARKER = re.compile(r"####\s*")
+HEADING = re.compile(r"[.):][ \t]+\S")  # behind the number of "#### 1. First we add"
 ANSWER_LINE = re.compile(r"^A:\s*", re.MULTILINE)
+CHOICES = re.compile(r"^B:", re.MULTILINE)  # beside it "A:" begins a list
 BOXED = re.compile(r"\\boxed\s*\{")
 ANSWER_IS = re.compile(r"\banswer\s+is\b:?\s*(?:approximately\s+)?[*_`(\\\[\s]*", re.IGNORECASE)
 # A calculation that begins an answer, "20 apples - 5 = 15": what has one word or a letter beside it is a term.
@@ -76,10 +78,10 @@ def final_number(text: str) -> Fraction | None:
     Fraction(2469, 2)
     """
     text = without_thoughts(text)
-    for marker in (MARKER, ANSWER_LINE):
+    for marker in (MARKER,) if CHOICES.search(text) else (MARKER, ANSWER_LINE):
         for match in marker.finditer(text):
             number = MARKED_NUMBER.match(text, match.end())
-            if number:
+            if number and not HEADING.match(text, number.end()):
                 return _value(number)
     if ANNOTATION.search(text):
         return None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from srd.metrics.scripts import Words, choose_words, words_note
 from srd.sandbox.outside import Permission
-from srd.tasks.base import Predictions, Scores, Task, means, register_task, single_answers
+from srd.tasks.base import Predictions, Row, Scores, Task, means, register_task, single_answers
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,6 +22,16 @@ class InstructionTask(Task):
     """
 
     words: Words | None = None
+
+    def scoring_columns(self, row: Row, place: str) -> dict[str, Any]:
+        """Take the references; of a row of another shape, such as a conversation, the answer that a run learns."""
+        from srd.data.examples import example_from_row
+        from srd.data.shapes import recognised
+
+        shape, native = recognised(row, place)
+        if not shape or any(row.get(name) is not None for name in self.reference_fields):
+            return super().scoring_columns(row, place)
+        return {"references": example_from_row(native, place)["references"]}
 
     def reading(self, examples: Dataset) -> dict[str, str]:
         """Say where ROUGE-L goes by script: ``{"rouge_words": "unicode"}``."""

@@ -80,7 +80,7 @@ class Iwslt2017Task(Task):
                 f"{place}: field 'translation' has no {missing[0]!r}, only {', '.join(sorted(texts))}; "
                 f"{self.not_the_format}"
             )
-        if not texts[source].strip() or not texts[target].strip():
+        if not all((texts[language] or "").strip() for language in (source, target)):
             return None
         instruction = f"Translate from {LANGUAGES[source]} to {LANGUAGES[target]}."
         return {"instruction": instruction, "input": texts[source], "output": texts[target]}

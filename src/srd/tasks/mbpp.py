@@ -61,14 +61,16 @@ def extract_program(text: str) -> str:
     line of code on, as far as it is valid Python.
     """
     text = without_thoughts(text)
+    between = BEGIN_DONE.search(text)
+    if not between and CODE_LINE.search(text) and len(text) <= LONGEST_SEARCHED and _is_valid(text):
+        return text  # though its comments may have fences
     blocks = [match["code"] for match in FENCE.finditer(text)]
     if blocks:
         return _joined(blocks)
-    between = BEGIN_DONE.search(text)
     if between:
         return between[1].strip("\r\n")
     start = CODE_LINE.search(text)
-    if start is None or len(text) > LONGEST_SEARCHED or _is_valid(text):
+    if start is None or len(text) > LONGEST_SEARCHED:
         return text
     lines = text[start.start() :].splitlines(keepends=True)
     for end in range(len(lines), 0, -1):
@@ -133,6 +135,8 @@ class MbppTask(Task):
     def split_of(self, number: int, row: Row, place: str) -> str:
         """The split of a task id."""
         task_id = self.field(row, "task_id", place)
+        if not isinstance(task_id, int):
+            raise UserError(f"{place}: field 'task_id': expected a whole number, found {task_id!r:.40}")
         return next((name for name, last in LAST_IDS.items() if task_id <= last), "train")
 
     def asked(self, row: Row, place: str) -> Row:

@@ -12,6 +12,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from srd.base import parallel
 from srd.base.errors import UserError, nearest
@@ -22,7 +23,8 @@ from srd.base.text import many
 from srd.data.bad_rows import BadRows, Check, Owner, content_of, without_refused
 from srd.data.corruption import corrupt, leave_out
 from srd.data.encoding import Encoder
-from srd.data.examples import EXAMPLE_FEATURES, one_for_each_answer, split_examples
+from srd.data.examples import EXAMPLE_FEATURES, content_hash, one_for_each_answer, split_examples
+from srd.data.folders import by_role
 from srd.data.leaks import leaked_ids, without_leaks
 from srd.recipe.schema import Recipe
 from srd.run.checks.warnings import warn_of_copies, warn_of_questions
@@ -284,6 +286,8 @@ def _with_divided(rows: datasets.Dataset, split: str, divided: set[str]) -> data
 def _named_once(splits: dict[str, datasets.Dataset], bad: BadRows) -> dict[str, datasets.Dataset]:
     """The splits without rows whose id is in a later one too, which models are compared on.
 
+    A row that is in both, and has its id from its content, stays under another: `data.leaks` says what becomes of it.
+
     Raises:
         UserError: nothing would be left of one.
     """
@@ -291,7 +295,9 @@ def _named_once(splits: dict[str, datasets.Dataset], bad: BadRows) -> dict[str, 
     for name in (each for each in reversed(SPLITS) if each in splits):
         rows, ids = splits[name], column(splits[name], "id").combine_chunks()
         again = pc.is_in(ids, value_set=taken).to_numpy(zero_copy_only=False)
-        taken = pa.concat_arrays([taken, ids])
+        if again.any():
+            rows, again = _renamed(rows, again, name)
+        taken = pa.concat_arrays([taken, column(rows, "id").combine_chunks()])
         for row in rows.select(np.flatnonzero(again)) if again.any() else ():
             error = UserError(
                 f"the id {row['id']!r} is in {name} and in another split, too. Make the ids unique, or leave the field "
@@ -303,6 +309,21 @@ def _named_once(splits: dict[str, datasets.Dataset], bad: BadRows) -> dict[str, 
             raise bad.nothing_left(f"data.{name}")
         found[name] = rows.select(np.flatnonzero(~again)) if again.any() else rows
     return found
+
+
+def _renamed(
+    rows: datasets.Dataset, again: NDArray[np.bool_], split: str
+) -> tuple[datasets.Dataset, NDArray[np.bool_]]:
+    """Name rows after their split whose id, made from their content, is in another one; and what is left of those."""
+    ids, again = column(rows, "id").to_pylist(), again.copy()
+    for place in np.flatnonzero(again).tolist():
+        if f"-{content_hash(rows[place]):016x}" in ids[place]:
+            ids[place], again[place] = f"{ids[place]}-{split}", False
+    name = fingerprint("renamed", rows._fingerprint, split)
+    renamed = (
+        rows.remove_columns("id").add_column("id", ids, new_fingerprint=name).select_columns(list(EXAMPLE_FEATURES))
+    )
+    return renamed, again
 
 
 def owner_of(recipe: Recipe) -> Owner | None:
@@ -326,15 +347,30 @@ def owner_of(recipe: Recipe) -> Owner | None:
     return owner if teachers else None
 
 
+def _part(splits: datasets.DatasetDict, name: str) -> datasets.Dataset:
+    """The split of that name, or the only one."""
+    found = by_role(splits)
+    if name not in found and len(found) > 1:
+        raise UserError(
+            f"data.{name}: it has the splits {', '.join(splits)}, and none is called {name}. Choose one: "
+            f"data.{name}.split={next(iter(splits))}"
+        )
+    return found.get(name, next(iter(found.values())))
+
+
 def _load_splits(recipe: Recipe, bad: BadRows, check: Check | None) -> dict[str, datasets.Dataset]:
     """Train, validation and test: as the source has them, as the recipe names them, or split off by id."""
     data, seed = recipe.data, recipe.seed
     loaded = load_source(data.train, seed=seed, bad=bad, check=check, owner=owner_of(recipe))
-    splits = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+    splits = by_role(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
     for name, source in (("validation", data.validation), ("test", data.test)):
         if source is not None:
             other = load_source(source, seed=seed, bad=bad, check=check)
-            splits[name] = other.get(name, next(iter(other.values()))) if isinstance(other, dict) else other
+            splits[name] = _part(other, name) if isinstance(other, datasets.DatasetDict) else other
+    if unused := sorted(splits.keys() - set(SPLITS)):
+        logger.info(
+            "data.train: splits that are not used: %s. A split is chosen with data.train.split", ", ".join(unused)
+        )
     splits = _named_once(splits, bad)
     bad.settle()
     if "train" not in splits:
