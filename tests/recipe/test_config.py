@@ -66,6 +66,23 @@ def test_short_forms(recipe: Any) -> None:
     assert [task.name for task in loaded.evaluation.tasks] == ["dolly", "gsm8k"]
 
 
+CLEANING = "{action: report, keep: right.txt, most: 0.9}"
+SECTIONED = SMALLEST.replace("rows.jsonl", f"{{train: rows.jsonl, cleaning: {CLEANING}}}")
+
+
+def test_a_short_form_leaves_the_rest_of_a_cleaning(recipe: Any, tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(SECTIONED)
+    extended = f"extends: {tmp_path / 'base.yaml'}\ndata: {{cleaning: drop}}\n"
+    ways = [recipe(SECTIONED, "data.cleaning=drop"), recipe(extended), recipe(SECTIONED, "data={cleaning: drop}")]
+    ways += [recipe(SMALLEST, "data.cleaning.keep=right.txt", "data.cleaning.most=0.9", "data.cleaning=drop")]
+    for cleaning in (each.data.cleaning for each in ways):
+        assert (cleaning.action, cleaning.keep, cleaning.most) == ("drop", "right.txt", 0.9)
+    off = recipe(SECTIONED, "data.cleaning=off").data.cleaning  # which YAML reads as false
+    assert (off.action, off.keep) == ("off", "right.txt")
+    plus = recipe(SECTIONED, "data.cleaning=drop", "training.curriculum.preset=plus").data.cleaning
+    assert (plus.action, plus.keep) == ("drop", "right.txt")
+
+
 @pytest.mark.parametrize("method", ["sft", "seqkd", "kd", "gkd", "distillm"])
 def test_every_method_by_name(recipe: Any, method: str) -> None:
     training = recipe(SMALLEST, f"training.method={method}").training

@@ -10,6 +10,9 @@ SHORT_FORMS = {
     "teacher": "model", "student": "model", "data": "train", "train": "path", "validation": "path", "test": "path",
     "objective": "name", "method": "name", "cleaning": "action",
 }  # fmt: skip
+# … and those of which it changes no more than that key, where the whole section is there: a path is another data set,
+# but another action leaves what is found, and the user's lists, as they were.
+LAID_OVER = ("cleaning",)
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,6 +26,8 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
         old = merged.get(key)
         if isinstance(value, dict) and isinstance(old, str | list) and key in SHORT_FORMS:
             old = {SHORT_FORMS[key]: old}
+        if isinstance(value, str | bool) and isinstance(old, dict) and key in LAID_OVER:
+            value = {SHORT_FORMS[key]: value}
         if isinstance(value, dict) and isinstance(old, dict) and not _another(key, old, value):
             merged[key] = merge(old, value)
         else:
