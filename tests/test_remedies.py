@@ -298,6 +298,9 @@ CASES: dict[str, tuple[Change, str, list[Change]]] = {
     "a baseline's name": (put("baselines.student={}"), "choose another name",
                           [all_of(leave_out("baselines.student"), put("baselines.other={}"))]),
     # ----------------------------------------------------------------------------------------------------- models
+    "a preset of a baseline alone": (
+        put("baselines.b.curriculum.preset=plus"), "a preset is of a whole run",
+        [put("baselines.b.curriculum={select: 1.0, stages: 1, weight: 1.0, temperature: 1.0}")]),
     "a revision of a folder": (put("student.revision=main"), "Remove revision", [leave_out("student.revision")]),
     "a part of a distribution over other tokens": (
         all_of(models("plain-teacher", "student"), put("cache.tier=topk")), "set cache.tier to int8 or exact",

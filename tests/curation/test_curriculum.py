@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import srd
 from srd.base.errors import UserError
 from srd.curation.curriculum import Curriculum
+from srd.recipe.reading import recipe_yaml, validate_recipe
 
 
 def ranked(count: int) -> datasets.Dataset:
@@ -32,6 +33,16 @@ def test_defaults_are_the_papers() -> None:
     assert [stage.weight for stage in stages] == pytest.approx([0.8, 0.9, 1.0])
     assert all(stage.ids == [f"rank{i:05d}" for i in range(stage.size)] for stage in stages)
     assert all(stage.subset is None for stage in stages)
+
+
+def test_a_preset_in_python_is_more_than_a_name() -> None:
+    """And in a recipe an object says what its settings do."""
+    (stage,) = Curriculum(preset="plus").split(ranked(100))
+    assert (stage.size, stage.weight, stage.temperature) == (100, 1.0, 1.0)
+    assert [each.size for each in Curriculum(preset="plus", stages=2, select=0.5).split(ranked(100))] == [25, 50]
+    models = {"teacher": "big", "student": "small", "data": "rows.jsonl"}
+    given = ({"preset": "plus"}, Curriculum(preset="plus").model_dump(mode="json"))
+    assert len({recipe_yaml(validate_recipe({**models, "training": {"curriculum": each}}, "")) for each in given}) == 1
 
 
 @given(st.integers(1, 500), st.integers(1, 8), st.floats(0.01, 1))

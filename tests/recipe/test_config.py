@@ -83,6 +83,29 @@ def test_a_short_form_leaves_the_rest_of_a_cleaning(recipe: Any, tmp_path: Path)
     assert (plus.action, plus.keep) == ("drop", "right.txt")
 
 
+PAPER = "select: 0.75, stages: 3, weight: [0.8, 1.0], temperature: [1.0, 2.0]"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "main", "fields"),
+    [
+        ("plus", "{preset: paper}", "select: 1.0, stages: 1, weight: 1.0, temperature: 1.0"),
+        ("plus", "{stages: 5}", "select: 1.0, stages: 1, weight: 1.0, temperature: 1.0"),
+        ("plus", "null", "select: 1.0, stages: 1, weight: 1.0, temperature: 1.0"),
+        ("paper", "{preset: plus}", PAPER),
+    ],
+)
+def test_a_preset_is_of_a_whole_run(recipe: Any, theirs: str, main: str, fields: str) -> None:
+    """In a baseline it would be a name without effect: what cleans and reflects does so before all trainings."""
+    curriculum = f"training.curriculum={main}"
+    told = message_of(recipe, SMALLEST, curriculum, f"baselines.b.curriculum.preset={theirs}")
+    assert f"baselines.b.curriculum.preset is {theirs}" in told and f"({fields})" in told
+    mended = recipe(SMALLEST, curriculum, f"baselines.b.curriculum={{{fields}}}").variants["b"].curriculum
+    assert mended.stages == (1 if theirs == "plus" else 3) and len(mended.schedule("weight")) == mended.stages
+    recipe(SMALLEST, f"training.curriculum.preset={theirs}", f"baselines.b.curriculum.preset={theirs}")
+    recipe(SMALLEST, curriculum, "baselines.b.curriculum=null")
+
+
 @pytest.mark.parametrize("method", ["sft", "seqkd", "kd", "gkd", "distillm"])
 def test_every_method_by_name(recipe: Any, method: str) -> None:
     training = recipe(SMALLEST, f"training.method={method}").training

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from srd.base.errors import UserError, nearest
 from srd.base.tables import data_set
-from srd.curation.settings import CurriculumConfig
+from srd.curation.settings import PLUS_CURRICULUM, CurriculumConfig
 from srd.data.rows import as_table, with_ids, with_numbers
 
 Places = NDArray[np.int64]
@@ -87,8 +87,9 @@ class Curriculum(CurriculumConfig):
     """
 
     def __init__(self, **settings: Any) -> None:
+        preset = PLUS_CURRICULUM if settings.get("preset") == "plus" else {}
         try:
-            super().__init__(**settings)
+            super().__init__(**{**preset, **settings})
         except ValidationError as error:
             mistake = error.errors()[0]
             name = ".".join(str(part) for part in mistake["loc"][:1])

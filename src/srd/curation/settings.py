@@ -16,6 +16,9 @@ from srd.curation.scores.base import measured_needs, scores_of
 OutOfSample = Annotated[Literal["auto", "before", "cross_fit", "off"], OffIsAWord]
 SHOWN = 4  # training rows that the report prints of each group: the easiest, the hardest that is kept, the dropped
 LATER = ("optimizer", "row_weights")  # settings that came later: fingerprints of trainings without them stay
+#: What the preset `plus` makes of a curriculum: nothing is left of one, so that its weight and temperature are those of
+#: plain distillation, too; in a recipe those of its training.
+PLUS_CURRICULUM: dict[str, Any] = {"select": 1.0, "stages": 1, "weight": 1.0, "temperature": 1.0}
 Order = Literal["easy_to_hard", "hard_to_easy", "random", "fresh"]
 
 

@@ -16,7 +16,7 @@ from srd.base.errors import UserError
 from srd.base.settings import LONGEST_NAME, FolderName, Named, OffIsAWord, Section, Seed, each_once
 from srd.curation.detectors.base import DETECTORS
 from srd.curation.scores.base import PASSES, measured_needs, scores_of
-from srd.curation.settings import CurriculumConfig, ReflectionConfig
+from srd.curation.settings import PLUS_CURRICULUM, CurriculumConfig, ReflectionConfig
 from srd.data.settings import CleaningConfig, DataConfig
 from srd.evaluation.settings import EvaluationConfig
 from srd.models.engines.base import GenerationConfig
@@ -187,10 +187,9 @@ class StudentConfig(ModelConfig):
 PLUS: dict[str, dict[str, Any]] = {
     "data": {"cleaning": {"action": "repair"}},
     "reflection": {"out_of_sample": "auto"},
-    "training": {"curriculum": {"select": 1.0, "stages": 1}},
+    "training": {"curriculum": PLUS_CURRICULUM},
 }
 AS_PLAIN = ("weight", "temperature")
-
 
 #: What a recipe with a served teacher has, where it says nothing else: a server tells the likeliest tokens (vLLM 20 of
 #: them, where it is not started for more) at temperature 1 alone.
@@ -231,8 +230,6 @@ def _with_preset(value: dict[str, Any]) -> dict[str, Any]:
     given = dict(value)
     if isinstance(given.get("data"), str | list):
         given["data"] = {"train": given["data"]}
-    if isinstance(given.get("data"), dict) and isinstance(given["data"].get("cleaning"), str | bool):
-        given["data"] = {**given["data"], "cleaning": {"action": given["data"]["cleaning"]}}
     return merge(PLUS, merge({"training": {"curriculum": _as_plain(training)}}, given))
 
 
@@ -297,6 +294,22 @@ class Recipe(Section):
             if name in taken or not usable:
                 raise ValueError(
                     f"baselines.{name}: choose another name (letters, digits, - and _; not {sorted(taken)})"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _have_one_preset(self) -> Self:
+        """A preset also says what becomes of wrong rows, and who reflects: of all trainings, before any of them."""
+        ours = self.training.curriculum.preset if self.training.curriculum else "paper"
+        for name, training in self.baselines.items():
+            theirs = training.curriculum.preset if training.curriculum else ours
+            if theirs != ours:
+                whole = CurriculumConfig(**(PLUS_CURRICULUM if theirs == "plus" else {}))
+                fields = ", ".join(f"{key}: {getattr(whole, key)}" for key in PLUS_CURRICULUM)
+                raise ValueError(
+                    f"baselines.{name}.curriculum.preset is {theirs}, but that of `training` is {ours}, and a preset "
+                    f"is of a whole run. Leave it out, and set there what the baseline is to have ({fields}), or make "
+                    f"another run, with training.curriculum.preset={theirs}"
                 )
         return self
 
