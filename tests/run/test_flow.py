@@ -11,11 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoTokenizer, dynamic_module_utils
 
 from srd.base.errors import UserError
-from srd.base.files import read_json
+from srd.base.files import read_json, write_json
 from srd.data.encoding import Encoder
+from srd.models.loading.architecture import count_parameters
+from srd.models.loading.loading import load_config
+from srd.run.chat import chat_models
 from srd.run.curate import curate
 from srd.run.parts.scores import reflect_on
 from srd.run.steps.evaluation import Evaluation, benchmarks
@@ -331,3 +334,47 @@ def test_one_reading_of_rouge_for_a_whole_run(done: TinyRun, tiny_run: TinyRun, 
     latin = done.open()
     assert (latin.words, latin.reading(), latin.reading(config)) == ("rouge-score", [], [])
     close(latin)
+
+
+QUICK = {"epochs": 1, "batch_size": 8, "select_by": "loss"}
+CONFIGURATION = """
+from transformers import LlamaConfig
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+"""
+MODEL = """
+from transformers import LlamaForCausalLM
+from .configuration_own import OwnConfig
+
+class OwnForCausalLM(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_models_that_bring_code_of_their_own(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With leave a run gets to its end: the sizes, the models that it makes, and their cards; without, nothing runs."""
+    modules = tiny_run.folder / "modules"
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(modules))
+    monkeypatch.syspath_prepend(modules)
+    for folder in (tiny_run.teacher, tiny_run.student):
+        (folder / "configuration_own.py").write_text(CONFIGURATION)
+        (folder / "modeling_own.py").write_text(MODEL)
+        own = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+        config = read_json(folder / "config.json")
+        write_json(folder / "config.json", {**config, "model_type": "own", "auto_map": own})
+    tiny_run.set(
+        training__curriculum=None, teacher__sft=QUICK, student__warm_start=QUICK, teacher__trust_remote_code=True
+    )
+    with pytest.raises(UserError, match=r"student' cannot be read: .* Set trust_remote_code: true for this model if"):
+        tiny_run.run()
+    assert "modeling_own" not in str(list(modules.rglob("*.py")))
+    tiny_run.set(student__trust_remote_code=True)
+    found = load_config(str(tiny_run.student), trust_remote_code=True)
+    counted = count_parameters(found)["total"]
+    assert type(found) not in MODEL_FOR_CAUSAL_LM_MAPPING  # or other code could never be taken for the weights
+    run = tiny_run.run()
+    assert run.manifest.steps["student"]["summary"]["parameters"] == counted
+    assert (run.folder / "student" / "modeling_own.py").is_file()
+    (student,), _ = chat_models(str(run.folder))
+    assert type(student.model).__name__ == "OwnForCausalLM"

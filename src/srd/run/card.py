@@ -63,7 +63,8 @@ class Card:
         values = {
             "title": self.title, "label": self.label, "training": self.training, "recipe": self.recipe,
             "teacher": self.teacher, "base": self.base, "made": self.run.start_source != self.recipe.student.model,
-            "parameters": count(parameters(self.run.start_source)), "address": HUB_ADDRESS.format(name=self.title),
+            "parameters": count(parameters(self.run.start_source, self.run.start_options())),
+            "address": HUB_ADDRESS.format(name=self.title),
             "scores": list(self._scores()), "differences": self._differences(),
             "summary": self.run.manifest.steps.get(f"train/{self.label}", {}).get("summary", {}),
             "prompt": self._prompt(), "short": dump_yaml(_without_places(shortest(self.recipe))).rstrip(),

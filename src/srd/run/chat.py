@@ -21,7 +21,7 @@ from srd.models.settings import ModelConfig
 from srd.models.tokenizers.tokens import padding_id, stop_token_ids
 from srd.recipe.reading import load_recipe
 from srd.recipe.schema import Recipe
-from srd.run.context import load_options
+from srd.run.context import load_options, made_options
 from srd.run.folder import RunFolder
 from srd.run.manifest import check_as_written
 
@@ -152,7 +152,8 @@ def chat_models(name: str, *, compare: bool = False) -> tuple[list[ChatModel], l
             f"--run-dir {folder}"
         )
     check_as_written(folder, None if compare else place)
-    student = ChatModel("student", str(place), load_tokenizer(str(place)), {})
+    options = made_options(recipe)
+    student = ChatModel("student", str(place), load_tokenizer(str(place), **options), options)
     if not compare:
         return [student], []
     teacher, notes = _teacher(recipe, folder, student.tokenizer)
@@ -172,7 +173,7 @@ def _start(recipe: Recipe, folder: Path, tokenizer: Any) -> ChatModel:
     own = recipe.student
     if own.drop_layers or own.warm_start:
         start = RunFolder(folder, recipe.training.label).start
-        return ChatModel("start", str(start), tokenizer, load_options(own, loose=False))
+        return ChatModel("start", str(start), tokenizer, load_options(own, loose=False) | made_options(recipe))
     return ChatModel("start", str(own.model), tokenizer, load_options(own))
 
 

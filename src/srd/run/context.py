@@ -276,7 +276,7 @@ class Run(RecipeModels):
     def start_options(self) -> dict[str, Any]:
         """How the starting student is loaded."""
         student = self.recipe.student
-        return load_options(student, loose=not (student.drop_layers or student.warm_start))
+        return load_options(student, loose=not (student.drop_layers or student.warm_start)) | made_options(self.recipe)
 
     # ----------------------------------------------------------------------------------------------------- encoding
 
@@ -324,9 +324,14 @@ class Run(RecipeModels):
 
 def load_options(model: ModelConfig, loose: bool = True) -> dict[str, Any]:
     """How a model of the recipe is loaded; one that lies in the run directory has its adapter merged already."""
-    keys = ("dtype", "attn_implementation", *(("revision", "adapter", "trust_remote_code") if loose else ()))
+    keys = ("dtype", "attn_implementation", "trust_remote_code", *(("revision", "adapter") if loose else ()))
     bits = getattr(model, "bits", None) if loose else None
     return {"dtype": model.dtype, **{key: getattr(model, key) for key in keys}, **({"bits": bits} if bits else {})}
+
+
+def made_options(recipe: Recipe) -> dict[str, Any]:
+    """How a student is loaded that a run has made: code that came with its origin is kept beside it."""
+    return {"trust_remote_code": recipe.models_here[-1].trust_remote_code}
 
 
 def _name_in(path: Path) -> str | None:

@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from srd.base.errors import UserError
 from srd.models.loading.adapters import add_lora
@@ -49,6 +50,7 @@ def auto_class(config: PreTrainedConfig) -> Any:
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
+TRUSTED = "_code_is_trusted"  # on a configuration that was read with leave to run its repository's code
 _counted: dict[str, dict[str, int]] = {}  # configuration -> its parameters: a run asks many times
 
 
@@ -137,6 +139,12 @@ def check_depth(config: PreTrainedConfig, drop: int | list[int]) -> None:
 
 def without_weights(config: PreTrainedConfig) -> PreTrainedModel:
     """The model of a configuration, without memory for its parameters."""
+    auto = auto_class(config)
+    own = getattr(config, "auto_map", {}).get(auto.__name__) if getattr(config, TRUSTED, False) else None
     with guarded(getattr(config, "_name_or_path", "") or config.model_type), torch.device("meta"):
-        model: PreTrainedModel = auto_class(config).from_config(config)
+        if own:  # of the same commit, and not registered, as `from_config` would do: the weights may want other code
+            revision = getattr(config, "_commit_hash", None)
+            kind: Any = get_class_from_dynamic_module(own, config.name_or_path, revision=revision)
+            return kind._from_config(config)  # type: ignore[no-any-return]
+        model: PreTrainedModel = auto.from_config(config, trust_remote_code=False)
     return model

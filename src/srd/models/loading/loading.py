@@ -28,7 +28,7 @@ from srd.base.files import atomic_folder, file_times
 from srd.models.finite import set_name
 from srd.models.head import logit_rule
 from srd.models.loading.adapters import ADAPTER_WEIGHTS, adapter_folder, load_adapter, put_in_order
-from srd.models.loading.architecture import auto_class, generating, precision_of
+from srd.models.loading.architecture import TRUSTED, auto_class, generating, precision_of
 from srd.models.loading.gguf import check_gguf, converted_folder, is_converted
 from srd.models.loading.guard import first_lines, guarded
 from srd.models.loading.merging import merge_adapter
@@ -86,6 +86,8 @@ def load_config(source: str, *, revision: str | None = None, trust_remote_code: 
         return copy.deepcopy(known)
     with guarded(source):
         config: PreTrainedConfig = AutoConfig.from_pretrained(place, **options)
+        if trust_remote_code:
+            setattr(config, TRUSTED, True)
         auto_class(config)
         _check_config(source, config)
     if times:

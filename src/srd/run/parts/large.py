@@ -9,13 +9,12 @@ from typing import Any
 from srd.base import parallel
 from srd.base.errors import UserError
 from srd.base.text import shown_bytes
-from srd.models.loading.loading import load_config
 from srd.models.loading.offload import GROUP_SHARE, SHARE, LayerGroups, free_memory, weight_bytes
 from srd.models.loading.packages import quantisation
 from srd.models.loading.sources import resolve_source, split_adapter
 from srd.models.loading.weights import weight_files
 from srd.run.context import Run
-from srd.run.parts.loading import load, load_reader
+from srd.run.parts.loading import config_of, load, load_reader
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +31,7 @@ def load_large(source: str, run: Run, options: dict[str, Any], offload: str) -> 
         UserError: its layers are to stay on disk, but its weights have to be changed before they are used.
     """
     device = parallel.own_gpu()
-    found = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}
-    config = load_config(source, **found)
+    config = config_of(source, options)
     needed, free = weight_bytes(config, str(options.get("dtype", "auto"))), free_memory(device)
     if options.get("bits") or offload == "off" or (offload == "auto" and needed <= SHARE * free):
         return load_reader(source, run, options)

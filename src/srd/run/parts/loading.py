@@ -19,16 +19,23 @@ from srd.models.loading.architecture import count_parameters
 from srd.models.loading.loading import load_config, load_model, save_model
 from srd.models.served.journal import Journal
 from srd.models.served.lists import ServedLists, key_of
-from srd.run.context import Run
+from srd.run.context import Run, made_options
 from srd.run.identity import model_identity
 from srd.run.parts.served import endpoint_of, reads_with
 from srd.tasks.base import get_task
 from srd.training.settings import TrainingConfig
 
+FOUND_BY = ("revision", "trust_remote_code")
 
-def parameters(source: str) -> int:
-    """How many parameters a model has."""
-    return count_parameters(load_config(source))["total"]
+
+def config_of(source: str, options: dict[str, Any]) -> Any:
+    """The configuration of a model that is found, or loaded, with these options."""
+    return load_config(source, **{name: options[name] for name in FOUND_BY if name in options})
+
+
+def parameters(source: str, options: dict[str, Any]) -> int:
+    """How many parameters a model has that is found, or loaded, with these options."""
+    return count_parameters(config_of(source, options))["total"]
 
 
 def load(source: str, run: Run, options: dict[str, Any]) -> Any:
@@ -120,7 +127,8 @@ def engine_for(run: Run, config: TrainingConfig, student: Any, folder: Path) -> 
     if reads_files and parallel.is_main():
         save_model(student, run.tokenizer, folder)
     parallel.barrier()
-    yield load_by(name, str(folder), longest_text(run), {"dtype": run.recipe.student.dtype}, lambda: student)
+    options = {"dtype": run.recipe.student.dtype, **made_options(run.recipe)}
+    yield load_by(name, str(folder), longest_text(run), options, lambda: student)
     parallel.barrier()
     if parallel.is_main():
         remove(folder)

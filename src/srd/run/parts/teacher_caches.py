@@ -12,7 +12,7 @@ from srd.base.files import fingerprint, link
 from srd.base.text import shown_bytes
 from srd.data.batching import Collator, EncodedExamples
 from srd.models.loading.architecture import precision_of
-from srd.models.loading.loading import load_config, load_generation_config
+from srd.models.loading.loading import load_generation_config
 from srd.models.served.lists import MADE_AT_ONCE
 from srd.models.tokenizers.tokens import padding_id, prefix_of
 from srd.recipe.schema import Recipe
@@ -20,7 +20,7 @@ from srd.run.context import Run
 from srd.run.identity import model_identity
 from srd.run.outline.costs import cache_tier, limit_for
 from srd.run.outline.order import may_cache
-from srd.run.parts.loading import lists_of, load
+from srd.run.parts.loading import config_of, lists_of, load
 from srd.training.cache.building import build_cache, fill_cache
 from srd.training.cache.several import SeveralCaches
 from srd.training.cache.teacher_cache import HEAD, TeacherCache, cache_folder, example_key
@@ -32,7 +32,7 @@ def tier_of_run(run: Run, name: str | None = None, *, number: int = 0) -> Tier:
     teacher = run.recipe.all_teachers[number]
     running: str = "float32" if teacher.endpoint is not None else teacher.dtype
     if running == "auto":
-        running = precision_of(load_config(run.teacher_options_of(number)[0]))
+        running = precision_of(config_of(*run.teacher_options_of(number)))
     return cache_tier(run.recipe, running, name)
 
 

@@ -179,7 +179,8 @@ def read_config(model: ModelConfig, notes: list[str]) -> PreTrainedConfig:
         with guarded(source):
             cached = cached_config(model)
         if cached is not None:
-            return load_config(str(cached.parent))
+            # Code may be read, too, which need not lie beside what is there.
+            return load_config(source, **model.found) if model.trust_remote_code else load_config(str(cached.parent))
         if not hub_is_reachable() and source in known_models():
             _note_known(source, notes)
             values = dict(known_models()[source]["config"])

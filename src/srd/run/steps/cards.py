@@ -15,7 +15,7 @@ from srd.models.loading.facts import CARD
 from srd.models.loading.loading import load_config, load_generation_config
 from srd.models.tokenizers.tokens import set_generation_tokens
 from srd.run.card import Card
-from srd.run.context import Run
+from srd.run.context import Run, made_options
 from srd.run.outline import order
 from srd.run.steps.base import Step, Summary
 
@@ -88,8 +88,9 @@ def generation_settings(run: Run, folder: Path) -> dict[str, Any]:
     """What ``generation_config.json`` says: where answers begin and end, and the decoding of the evaluation."""
     student, settings = run.recipe.student, run.recipe.evaluation
     own = run.start_source == student.model
-    start = load_generation_config(run.start_source, **(student.found if own else {}))
-    tokens = SimpleNamespace(config=load_config(str(folder)), generation_config=start)
+    start = load_generation_config(run.start_source, **(student.found if own else made_options(run.recipe)))
+    config = load_config(str(folder), **made_options(run.recipe))
+    tokens = SimpleNamespace(config=config, generation_config=start)
     set_generation_tokens(tokens, run.tokenizer)  # type: ignore[arg-type]  # these two are all that it looks at
     decoding: dict[str, Any] = {"do_sample": settings.temperature > 0}
     if settings.temperature > 0:

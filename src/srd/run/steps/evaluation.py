@@ -22,7 +22,7 @@ from srd.evaluation.predictions import SUMMARIES, evaluation_files
 from srd.metrics.rouge import rouge_l
 from srd.models.engines.base import ENGINES
 from srd.models.generation import Decoding, generate
-from srd.run.context import Run
+from srd.run.context import Run, made_options
 from srd.run.identity import plugins_identity, task_identity
 from srd.run.outline import order
 from srd.run.parts.loading import load, load_writer
@@ -90,7 +90,7 @@ def models_of(run: Run) -> dict[str, tuple[str, str, dict[str, Any]]]:
         "teacher": (run.teacher_source, run.keys["teacher"], run.teacher_options()),
         "student": (run.start_source, run.keys["student"], run.start_options()),
         **{
-            variant: (str(run.files.student(variant)), run.keys[f"train/{variant}"], {})
+            variant: (str(run.files.student(variant)), run.keys[f"train/{variant}"], made_options(run.recipe))
             for variant in run.recipe.variants
         },
     }
@@ -130,7 +130,7 @@ def _answer_training_samples(run: Run) -> None:
     rows = train.select(np.sort(positions(shown, train))).to_list()
     prompts, _, _ = run.encoder.prompts(rows)
     variant = run.recipe.training.label
-    model = load(str(run.files.student(variant)), run, {})
+    model = load(str(run.files.student(variant)), run, made_options(run.recipe))
     generation = run.recipe.generation
     with run.progress("training answers") as update:
         texts = generate(

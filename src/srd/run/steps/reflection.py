@@ -16,7 +16,7 @@ from srd.base.console import console
 from srd.base.tables import positions
 from srd.curation.reflection import ranking_warnings
 from srd.metrics.scripts import words_note
-from srd.run.context import Run, load_options
+from srd.run.context import Run, load_options, made_options
 from srd.run.outline import order
 from srd.run.parts.assemble import training_of
 from srd.run.parts.loading import load_writer
@@ -75,7 +75,7 @@ class Reflection(order.Reflection, Step):
         parts = []
         for number, label in enumerate(fold_labels(run)):
             source = self._warmed_up(run, label, {name for name, own in zip(ids, fold, strict=True) if own != number})
-            model = load_writer(str(source), run, {})
+            model = load_writer(str(source), run, made_options(run.recipe))
             places = np.flatnonzero(fold == number)
             parts.append(reflect_on(run, model, run.files.batches / label, places))
         both = datasets.concatenate_datasets(parts)
@@ -87,7 +87,7 @@ class Reflection(order.Reflection, Step):
         assert student.warm_start is not None
         shorten(run, work / "shortened")
         source = str(work / "shortened") if student.drop_layers else str(student.model)
-        options = {} if student.drop_layers else load_options(student)
+        options = made_options(run.recipe) if student.drop_layers else load_options(student)
         with training_of(run, label, student.warm_start, work, source, options) as training:
             stages = [replace(stage, ids=[name for name in stage.ids if name in others]) for stage in training.stages]
             train(replace(training, stages=stages), work / "student")

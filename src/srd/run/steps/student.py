@@ -13,7 +13,7 @@ from srd.base.text import count, many
 from srd.models.loading.loading import load_model, save_model
 from srd.models.pruning import drop_layers
 from srd.recipe.schema import Recipe
-from srd.run.context import Run, load_options
+from srd.run.context import Run, load_options, made_options
 from srd.run.identity import model_identity, plugins_identity
 from srd.run.outline import order
 from srd.run.outline.costs import alignment_of
@@ -56,18 +56,18 @@ class Student(order.Student, Step):
     def make(self, run: Run) -> Summary:
         student, warm, work = run.recipe.student, run.recipe.student.warm_start, run.files.start_work
         if not is_made(run.recipe):
-            return {"parameters": parameters(str(student.model))}
+            return {"parameters": parameters(str(student.model), student.found)}
         dropped = shorten(run, work / "shortened")
         source = str(work / "shortened") if student.drop_layers else str(student.model)
         summary: Summary = {}
         if warm is not None:
-            options = {} if student.drop_layers else load_options(student)
+            options = made_options(run.recipe) if student.drop_layers else load_options(student)
             with training_of(run, self.label, warm, work, source, options) as training:
                 summary = train(training, run.files.start)
         elif parallel.is_main() and (work / "shortened").exists():
             os.replace(work / "shortened", run.files.start)
         parallel.barrier()
-        return {"parameters": parameters(run.start_source), "dropped_layers": dropped, **summary}
+        return {"parameters": parameters(run.start_source, run.start_options()), "dropped_layers": dropped, **summary}
 
     def told(self, run: Run, summary: Summary) -> str:
         dropped = len(re.findall(r"\d+", str(summary.get("dropped_layers") or "")))

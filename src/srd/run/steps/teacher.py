@@ -74,12 +74,12 @@ class Teacher(order.Teacher, Step):
         if teacher.endpoint is not None:
             return {"served": teacher.endpoint}
         if teacher.sft is None:
-            others = {each.title: parameters(each.model) for each in run.recipe.teachers[1:]}
-            return {"parameters": parameters(teacher.model), **({"others": others} if others else {})}
+            others = {each.title: parameters(each.model, each.found) for each in run.recipe.teachers[1:]}
+            return {"parameters": parameters(teacher.model, teacher.found), **({"others": others} if others else {})}
         options = load_options(teacher)
         with training_of(run, self.label, teacher.sft, run.files.teacher_work, teacher.model, options) as training:
             summary = train(training, run.files.teacher)
-        return {"parameters": parameters(run.teacher_source), **summary}
+        return {"parameters": parameters(run.teacher_source, run.teacher_options()), **summary}
 
     def told(self, run: Run, summary: Summary) -> str:
         if run.recipe.teacher.endpoint is not None:
