@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 import yaml
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, AutoTokenizer, dynamic_module_utils
 
-from srd.base.errors import UserError
+from srd.base.errors import RunError, UserError
 from srd.base.files import read_json, write_json
 from srd.data.encoding import Encoder
 from srd.models.loading.architecture import count_parameters
@@ -378,3 +379,13 @@ def test_models_that_bring_code_of_their_own(tiny_run: TinyRun, monkeypatch: pyt
     assert (run.folder / "student" / "modeling_own.py").is_file()
     (student,), _ = chat_models(str(run.folder))
     assert type(student.model).__name__ == "OwnForCausalLM"
+
+
+def test_adapters_need_no_disk_for_all_weights(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil._ntuple_diskusage(10**9, 10**9 - 600_000, 600_000)  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    tiny_run.set(training__curriculum=None, training__method="sft", cache__enabled=False)
+    with pytest.raises(RunError, match=r"checkpoints while training 1\.\d MB"):
+        tiny_run.train(tiny_run.folder / "whole")
+    tiny_run.set(training__lora={"r": 2})
+    assert "finished" in tiny_run.train().manifest.steps["train/sft"]

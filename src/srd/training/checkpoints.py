@@ -146,9 +146,9 @@ def needed_disk(parameters: int) -> int:
     return parameters * 4 * (2 * 3 + 2)
 
 
-def check_disk(folder: Path, parameters: int) -> None:
-    """Refuse to begin a training whose checkpoints cannot be written."""
-    free, needed = shutil.disk_usage(folder).free, needed_disk(parameters)
+def check_disk(folder: Path, needed: int) -> None:
+    """Refuse to begin a training whose checkpoints, of so many bytes, cannot be written."""
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise RunError(
             f"training needs {shown_bytes(needed)} for checkpoints in {folder}, and {shown_bytes(free)} are free. "

@@ -391,6 +391,12 @@ def trained_parameters(size: Size, training: TrainingConfig) -> int:
     return 2 * training.lora.r * size.hidden_size * 4 * size.layers if training.lora else size.parameters
 
 
+def disk_to_train(size: Size, training: TrainingConfig) -> int:
+    """Bytes that a training alone needs: checkpoints and kept models; beside adapters, which are small, one merged."""
+    merged = size.parameters * bytes_of(size.dtype) if training.lora else 0
+    return needed_disk(trained_parameters(size, training)) + merged
+
+
 def training_memory(
     training: TrainingConfig, student: Size, teacher: Size, data: DataFacts, live: bool, devices: int
 ) -> float:

@@ -20,9 +20,10 @@ from srd.curation.curriculum import Stage
 from srd.data.batching import EncodedExamples
 from srd.data.portable_chat import chat_template_of, usual_template
 from srd.run.context import Run
-from srd.run.outline.costs import alignment_of
+from srd.run.outline.costs import alignment_of, disk_to_train
 from srd.run.outline.order import may_cache
-from srd.run.parts.loading import engine_for, load, parameters
+from srd.run.outline.sizes import size_of
+from srd.run.parts.loading import config_of, engine_for, load
 from srd.run.parts.pairs import in_pairs_of, pair_examples, responses
 from srd.run.parts.scores import keep_scores, ranked_scores, reflect_on
 from srd.run.parts.teacher_caches import cache_fits, caches_of, collator, pair_cache, read_once_of
@@ -42,7 +43,7 @@ def training_of(
     run: Run, label: str, config: TrainingConfig, folder: Path, start: str, options: dict[str, Any]
 ) -> Iterator[Training]:
     """Gather what a training needs: text, teacher, stages, validation, a log, a progress bar."""
-    check_disk(run.folder, parameters(start, options))
+    check_disk(run.folder, disk_to_train(size_of(config_of(start, options)), config))
     of_teacher = bool(run.apart) and config is run.recipe.teacher.sft
     written = responses(run, config, run.files.teacher_text) if config.teacher_writes else None
     if config.on_pairs:
