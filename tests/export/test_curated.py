@@ -266,6 +266,33 @@ def test_llama_factory_gets_whole_texts_and_a_list_of_data_sets(given: Given) ->
             assert ids == [expected[row["id"]][key] for key in ("prompt_ids", "response_ids")]
 
 
+def test_adapters_go_on_from_stage_to_stage_upon_the_model_that_they_are_of(ranked: TinyRun, tmp_path: Path) -> None:
+    names = {
+        "axolotl": ("base_model", "lora_model_dir", "./outputs/stage_0"),
+        "llamafactory": ("model_name_or_path", "adapter_name_or_path", "saves/stage_0"),
+    }
+    for trainer, (base, adapter, before) in names.items():
+        lora = {"r": 3, "targets": ["q_proj", "v_proj"]}
+        run = curate(ranked, tmp_path / trainer, trainer, training__lora=lora)
+        assert not any("is told to train all weights" in said for said in run.warnings)
+        first, then = (yaml.safe_load((tmp_path / trainer / f"{trainer}_stage_{n}.yaml").read_text()) for n in (0, 1))
+        assert first[base] == then[base] == str(ranked.student) and adapter not in first
+        alpha = next(name for name in then if "alpha" in name)
+        assert (then[adapter], 3 in then.values(), then[alpha]) == (before, True, 64)
+        assert then.get("lora_target") == "q_proj,v_proj" or then.get("lora_target_modules") == ["q_proj", "v_proj"]
+    for trainer, told in (("trl", True), ("litgpt", True), ("jsonl", False)):
+        run = curate(ranked, tmp_path / trainer, trainer, training__lora={"r": 3})
+        words = f"{TRAINERS.get(trainer).title} is told to train all weights"
+        assert any(words in said for said in run.warnings) == told
+
+
+def test_what_learns_the_last_answer_alone_is_said_to(ranked: TinyRun, tmp_path: Path) -> None:
+    for trainer in TRAINERS.names():
+        run = curate(ranked, tmp_path / trainer, trainer, data__train_on="all")
+        words = f"{TRAINERS.get(trainer).title} is told of the last answer of each conversation alone"
+        assert any(words in said for said in run.warnings) == (trainer not in ("axolotl", "trl"))
+
+
 @pytest.mark.parametrize("micro", [None, 4])
 def test_a_step_has_as_many_examples_as_in_the_recipe(micro: int | None, ranked: TinyRun, tmp_path: Path) -> None:
     for trainer, name, size, steps in (

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from srd.data.templates.base import get_template
 from srd.export.base import Settings, export
+from srd.export.formats.ollama import frame_of
 from srd.export.ollama_template import go_template
 from tests.export.test_gguf import make
 from tests.tiny import tiny_tokenizer
@@ -95,6 +97,14 @@ def test_the_template_writes_what_the_student_was_trained_on(frame: str, talk: s
         "references": ["x"], "extra": "",
     }  # fmt: skip
     assert rendered(go_template(template, ""), turns) == template.text(example)
+
+
+def test_the_frame_is_that_of_most_rows_and_not_of_the_first() -> None:
+    rows = [{"messages": "", "prompt": "As it is", "instruction": "As it is"}]
+    rows += [{"messages": "", "prompt": "", "instruction": "Why?"}] * 3
+    encoder = SimpleNamespace(template=get_template("auto", tiny_tokenizer("qwen2")))
+    run = SimpleNamespace(split={"train": rows}.get, encoder=encoder)
+    assert frame_of(cast(Any, SimpleNamespace(is_run=True, run=run))).name == "alpaca"
 
 
 def test_the_folder_has_a_modelfile_with_stops(tmp_path: Path) -> None:

@@ -15,7 +15,10 @@ from transformers import AutoModelForCausalLM
 
 from srd.base.errors import UserError
 from srd.export.base import Settings, export
+from srd.export.formats.axolotl_kd import BETAS
 from srd.export.formats.distillkit import index_bits, pack_bits
+from srd.export.topk import nearest_beta
+from srd.recipe.reading import validate_recipe
 from tests.runs import TinyRun
 
 pytestmark = pytest.mark.xdist_group("taught")  # one worker makes the cache that all of these read
@@ -65,6 +68,20 @@ def test_axolotl_finds_each_distribution_where_it_predicts_from(taught: tuple[Ti
             shifted = [*row["labels"][1:], -100]  # as the kernel does
             assert [own[0] for own in row["target_mask"]] == [int(label != -100) for label in shifted]
             assert np.exp(row["target_logprobs"]).sum(1) == pytest.approx(np.array(row["target_mask"])[:, 0], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("objective", "beta", "told"),
+    [("fkl", 0, ""), ("rkl", 1, "distillkit"), ("srkl", 1, "both"), ("tvd", 0, "both"), ("jsd", 0, "both"),
+     ({"name": "jsd", "lam": 0.1}, 1, "both")],
+)  # fmt: skip
+def test_a_divergence_that_a_trainer_has_not_is_told(
+    objective: Any, beta: float, told: str, taught: tuple[TinyRun, Any], tmp_path: Path
+) -> None:
+    recipe = validate_recipe({**taught[0].recipe, "training": {"objective": objective}}, "tiny")
+    found, exact = nearest_beta(recipe, BETAS)
+    assert (found, exact) == (beta, told != "both")
+    assert nearest_beta(recipe, [0.0]) == (0, told == "")
 
 
 def test_the_targets_of_a_memorised_sequence_are_its_next_tokens(taught: tuple[TinyRun, Any], tmp_path: Path) -> None:

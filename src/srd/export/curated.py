@@ -40,6 +40,10 @@ class Trainer:
         usage: How it is started in the folder, in Markdown; the card has it.
         keeps_order: Whether it can go through the rows in their order.
         decoder_only: Whether it trains models of that kind alone.
+        learns_earlier: Whether its rows say which earlier answers of a conversation are learnt.
+        configures: Whether its files say how it trains: of a trainer without, nobody is told of LoRA.
+        takes_lora: Whether they say so of LoRA.
+        described: What its columns are.
     """
 
     title: str
@@ -49,11 +53,14 @@ class Trainer:
     contents: Callable[[Curated], Iterator[tuple[str, str]]] = lambda made: iter(())
     keeps_order: bool = True
     decoder_only: bool = True
+    learns_earlier: bool = False
+    configures: bool = True
+    takes_lora: bool = False
     described: dict[str, str] = field(default_factory=dict)
 
 
 def stage_configurations(
-    made: Curated, file: str, output: str, settings: Callable[[int, str, str], dict[str, Any]]
+    made: Curated, file: str, output: str, settings: Callable[[int, str, str, str], dict[str, Any]]
 ) -> Iterator[tuple[str, str]]:
     """A trainer's configuration for every stage, each of which begins with the model of the one before.
 
@@ -61,12 +68,13 @@ def stage_configurations(
         made: The stages.
         file: Name of a stage's configuration, with ``{}`` for its number.
         output: Where the trainer writes the stage's model, likewise.
-        settings: ``(stage, model, output)`` -> what the configuration holds.
+        settings: ``(stage, start, model, output)`` -> what the configuration holds: ``start`` is the model that the
+            first stage begins with, and ``model`` that of this one, which may be an adapter of it.
     """
-    model = start_model(made.run)
+    model = start = start_model(made.run)
     for stage in made.stages:
         written = output.format(stage.index)
-        yield file.format(stage.index), dump_yaml(settings(stage.index, model, written))
+        yield file.format(stage.index), dump_yaml(settings(stage.index, start, model, written))
         model = written
 
 
@@ -103,7 +111,19 @@ class TrainerLayout(Layout):
                 f"{self.trainer.title} is given prompt and answer as one text, but '{run.start_source}' is an "
                 "encoder-decoder. Use --for jsonl, whose rows have them apart."
             )
-        curriculum = run.recipe.training.curriculum
+        title, curriculum = self.trainer.title, run.recipe.training.curriculum
+        if run.recipe.data.train_on == "all" and not self.trainer.learns_earlier:
+            warn(
+                logger,
+                f"data.train_on is all, and {title} is told of the last answer of each conversation alone.",
+                "Curate for a trainer whose rows say what is learnt (--for axolotl or trl), or use srd run.",
+            )
+        if run.recipe.training.lora and self.trainer.configures and not self.trainer.takes_lora:
+            warn(
+                logger,
+                f"training.lora is a setting of the recipe, and {title} is told to train all weights.",
+                "Set it there, too; training.learning_rate is meant for it.",
+            )
         if curriculum is not None and curriculum.reflect_again:
             warn(
                 logger,
@@ -113,8 +133,7 @@ class TrainerLayout(Layout):
         if curriculum is not None and curriculum.row_weights != "equal":
             warn(
                 logger,
-                f"training.curriculum.row_weights is {curriculum.row_weights}, and {self.trainer.title} counts all "
-                "rows the same.",
+                f"training.curriculum.row_weights is {curriculum.row_weights}, and {title} counts all rows the same.",
                 "The column row_weight says what each counts; to train as the recipe says, use srd run.",
             )
 

@@ -22,6 +22,7 @@ from srd.base.yaml_text import dump_yaml
 from srd.curation.curriculum import Stage
 from srd.data.batching import EncodedExamples, learnt_spans
 from srd.export.base import Exported
+from srd.recipe.schema import Recipe
 from srd.run.checks.models import check_recipe
 from srd.run.curate import Curated, curriculum_of
 from srd.run.flow import advance
@@ -29,6 +30,7 @@ from srd.run.outline.order import may_cache
 from srd.run.parts.scores import ranked_scores
 from srd.run.parts.teacher_caches import place_of_cache, tier_of_run
 from srd.training.cache.teacher_cache import TeacherCache
+from srd.training.divergences.base import DIVERGENCES
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +58,22 @@ class Taught:
     logprobs: NDArray[np.float32]
 
 
-def check_taught(exported: Exported) -> None:
+def nearest_beta(recipe: Recipe, betas: Sequence[float]) -> tuple[float, bool]:
+    """Of the divergences that a trainer has, as GKD's β, the nearest to the recipe's, and whether it is the same."""
+    objective = recipe.training.objective
+    divergence = DIVERGENCES.get(objective.name)
+    exact = divergence.beta_with(objective.parameters)
+    wanted = divergence.near_beta if exact is None else exact
+    found = min(betas, key=lambda beta: abs(beta - wanted))
+    return found, found == exact
+
+
+def check_taught(exported: Exported, betas: Sequence[float]) -> None:
     """Refuse a run without a cache of its teacher, before anything is computed.
+
+    Args:
+        exported: The run.
+        betas: The divergences of the trainer, as GKD's β.
 
     Raises:
         UserError: an encoder-decoder, a teacher whose text the student is yet to write, or a cache that is off.
@@ -91,6 +107,15 @@ def check_taught(exported: Exported) -> None:
             f"the method {run.recipe.training.method.name} learns from texts that the teacher writes; the rows that "
             "are exported have the references.",
             "Use srd's own training for this method.",
+        )
+    beta, exact = nearest_beta(run.recipe, betas)
+    if not exact:
+        direction = "reverse" if beta == 1 else "forward"
+        warn(
+            logger,
+            f"the objective is {run.recipe.training.objective.name}, which this trainer does not have; it is told to "
+            f"learn by {direction} KL.",
+            "To train by the recipe's objective, use srd run.",
         )
 
 
@@ -148,9 +173,9 @@ class TaughtStages:
         )
 
 
-def taught_files(exported: Exported, *names: str) -> list[str]:
+def taught_files(exported: Exported, names: Sequence[str], betas: Sequence[float]) -> list[str]:
     """The files of every stage, ``{}`` in their names being its number, of a run that `check_taught` lets pass."""
-    check_taught(exported)
+    check_taught(exported, betas)
     return [name.format(stage) for stage in range(curriculum_of(exported.run).stages) for name in names]
 
 

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from srd.curation.curriculum import Stage
 from srd.export.base import FORMATS, Exported, Format
 from srd.export.curated import start_model
-from srd.export.topk import Taught, TaughtStages, taught_files, write_stages
+from srd.export.topk import Taught, TaughtStages, nearest_beta, taught_files, write_stages
 from srd.training.arguments import micro_batch_size
-from srd.training.divergences.base import DIVERGENCES
 
 ROWS, CONFIG = "stage_{}.parquet", "axolotl_kd_stage_{}.yaml"
+BETAS = (0.0, 1.0)  # forward and reverse KL
 NOTHING = -1e9  # log-probability of rows that do not count
 INTS, NESTED = pa.list_(pa.int64()), pa.list_(pa.list_(pa.int64()))
 SCHEMA = pa.schema(
@@ -33,7 +33,7 @@ SCHEMA = pa.schema(
 
 def names(exported: Exported) -> list[str]:
     """Rows and a configuration for every stage."""
-    return taught_files(exported, ROWS, CONFIG)
+    return taught_files(exported, [ROWS, CONFIG], BETAS)
 
 
 def write(exported: Exported, folder: Path) -> None:
@@ -70,7 +70,7 @@ def _settings(taught: TaughtStages, stage: Stage) -> Iterator[tuple[str, Any]]:
     yield "kd_ce_alpha", 1 - stage.weight
     yield "kd_alpha", stage.weight
     yield "kd_temperature", stage.temperature
-    yield "kd_beta", float(DIVERGENCES.get(training.objective.name).beta == 1)
+    yield "kd_beta", nearest_beta(taught.run.recipe, BETAS)[0]
     yield "kd_normalize_topk", True
     yield "datasets", [{"path": f"./{ROWS.format(stage.index)}", "ds_type": "parquet", "type": None}]
     yield "skip_prepare_dataset", True

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from srd.base.errors import UserError
 from srd.base.files import atomic_write, write_text
+from srd.data.portable_chat import usual_template
 from srd.data.templates.base import Template, get_template
 from srd.data.turns import turns_of
 from srd.export.base import FORMATS, Exported, Format
@@ -52,11 +52,10 @@ def modelfile(exported: Exported) -> str:
 
 
 def frame_of(exported: Exported) -> Template:
-    """The frame that the student was trained with; of a model alone its chat template, else none."""
+    """The frame that the student was trained with, most often; of a model alone its chat template, else none."""
     if not exported.is_run:
         return get_template("chat" if exported.tokenizer.chat_template else "plain", exported.tokenizer)
-    first: dict[str, Any] = exported.run.split("train")[0]
-    return exported.run.encoder.template.for_row(first)
+    return usual_template(exported.run.encoder.template, exported.run.split("train"))
 
 
 def _quoted(text: str) -> str:

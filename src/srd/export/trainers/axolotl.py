@@ -7,6 +7,7 @@ from typing import Any
 
 from srd.export.curated import TRAINERS, Trainer, stage_configurations
 from srd.export.texts import Shown
+from srd.models.settings import LoraConfig
 from srd.run.curate import Curated, stage_file
 from srd.training.arguments import micro_batch_size
 
@@ -33,9 +34,9 @@ def contents(made: Curated) -> Iterator[tuple[str, str]]:
     """A configuration for every stage."""
     training = made.run.recipe.training
 
-    def settings(stage: int, model: str, output: str) -> dict[str, Any]:
+    def settings(stage: int, start: str, model: str, output: str) -> dict[str, Any]:
         return {
-            "base_model": model,
+            **_weights(training.lora, start, model),
             "datasets": [{"path": f"./{stage_file(stage)}", "ds_type": "json", "type": "input_output"}],
             "train_on_inputs": False,
             "curriculum_sampling": True,
@@ -58,6 +59,18 @@ def contents(made: Curated) -> Iterator[tuple[str, str]]:
     return stage_configurations(made, CONFIGURATION, "./outputs/stage_{}", settings)
 
 
+def _weights(lora: LoraConfig | None, start: str, model: str) -> dict[str, Any]:
+    """What is trained, and from where: the adapter of the stage before goes on upon the model that it is one of."""
+    if lora is None:
+        return {"base_model": model}
+    before = {} if model == start else {"lora_model_dir": model}
+    named = {"lora_target_modules": lora.targets} if isinstance(lora.targets, list) else {"lora_target_linear": True}
+    return {
+        "base_model": start, **before, "adapter": "lora", "lora_r": lora.r, "lora_alpha": int(lora.alpha),
+        "lora_dropout": lora.dropout, **named,
+    }  # fmt: skip
+
+
 TRAINERS.register("axolotl")(
     Trainer(
         "Axolotl",
@@ -65,6 +78,8 @@ TRAINERS.register("axolotl")(
         columns,
         (CONFIGURATION,),
         contents,
+        learns_earlier=True,
+        takes_lora=True,
         described={"segments": "the whole text in stretches, each with whether it is learnt"},
     )
 )

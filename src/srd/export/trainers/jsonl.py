@@ -10,4 +10,4 @@ Read `train.jsonl` from top to bottom, without shuffling, once: the passes are i
 Train on `completion` and `end`, not on `prompt`.
 """
 
-TRAINERS.register("jsonl")(Trainer("any trainer", USAGE, decoder_only=False))
+TRAINERS.register("jsonl")(Trainer("any trainer", USAGE, decoder_only=False, configures=False))

@@ -8,6 +8,7 @@ from typing import Any
 
 from srd.export.curated import TRAINERS, Trainer, stage_configurations
 from srd.export.texts import Shown
+from srd.models.settings import LoraConfig
 from srd.run.curate import Curated, stage_file
 from srd.training.arguments import micro_batch_size
 
@@ -38,12 +39,11 @@ def contents(made: Curated) -> Iterator[tuple[str, str]]:
     chat = all(made.run.split("train")["messages"])
     yield "dataset_info.json", json.dumps(_data_sets(made, chat), indent=2) + "\n"
 
-    def settings(stage: int, model: str, output: str) -> dict[str, Any]:
+    def settings(stage: int, start: str, model: str, output: str) -> dict[str, Any]:
         return {
-            "model_name_or_path": model,
+            **_weights(training.lora, start, model),
             "stage": "sft",
             "do_train": True,
-            "finetuning_type": "lora" if training.lora else "full",
             "dataset_dir": ".",
             "dataset": f"srd_stage_{stage}",
             "template": "empty",
@@ -61,6 +61,18 @@ def contents(made: Curated) -> Iterator[tuple[str, str]]:
         }
 
     yield from stage_configurations(made, CONFIGURATION, "saves/stage_{}", settings)
+
+
+def _weights(lora: LoraConfig | None, start: str, model: str) -> dict[str, Any]:
+    """What is trained, and from where: the adapter of the stage before goes on upon the model that it is one of."""
+    if lora is None:
+        return {"model_name_or_path": model, "finetuning_type": "full"}
+    before = {} if model == start else {"adapter_name_or_path": model}
+    targets = ",".join(lora.targets) if isinstance(lora.targets, list) else "all"
+    return {
+        "model_name_or_path": start, **before, "finetuning_type": "lora", "lora_rank": lora.r,
+        "lora_alpha": int(lora.alpha), "lora_dropout": lora.dropout, "lora_target": targets,
+    }  # fmt: skip
 
 
 def _data_sets(made: Curated, chat: bool) -> dict[str, Any]:
@@ -83,6 +95,7 @@ TRAINERS.register("llamafactory")(
         columns,
         ("dataset_info.json", CONFIGURATION),
         contents,
+        takes_lora=True,
         described={"source, target": "the whole text up to the answer, and the answer with what closes it"},
     )
 )

@@ -162,6 +162,7 @@ TRAINERS.register("trl")(
         columns,
         ("train_sft.py", "train_gkd.py"),
         contents,
+        learns_earlier=True,
         described={"input_ids, completion_mask": "the tokens of the recipe, and which of them are learnt"},
     )
 )
