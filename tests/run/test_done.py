@@ -17,9 +17,13 @@ import yaml
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from srd.base import files
+from srd.base.code import HANDED
 from srd.base.errors import UserError
 from srd.base.files import file_digest, read_json
 from srd.base.text import visible
+from srd.curation.detectors.base import DETECTORS
+from srd.curation.scores.base import SCORES
+from srd.data.templates.base import TEMPLATES
 from srd.export.base import export
 from srd.export.push import prepared
 from srd.recipe.reading import validate_recipe
@@ -469,6 +473,72 @@ def test_a_changed_plugin_makes_trainings_again(again: TinyRun, tmp_path: Path) 
     plugin.write_text(plugin.read_text() + "Y = 1\n")
     assert changed(again, before) == {"train/srd", "evaluation"}
     assert plugins.plugin_files(str(plugin)) == [plugin, beside]
+
+
+PLUGINS = {  # a plugin with a number in it, the settings that use it, and what is made anew where the number changes
+    "rule": (
+        "@register_rule('long', 'are long', least={}.0)\ndef long(responses): return [len(each) for each in responses]",
+        {"data__cleaning": {"action": "report", "find": ["long"]}}, {"cleaning", "ranking"},
+    ),
+    "contrast": (
+        "@srd.register_score('mine', needs=['losses'])\ndef mine(inputs): return {} * inputs['ce']\n"
+        "register_contrast('mine', 'are mine', damage='cut')",
+        {"data__cleaning": {"action": "report", "find": ["mine"]}}, {"cleaning", "ranking"},
+    ),
+    "score": (
+        "@srd.register_score('ours', needs=['losses'])\ndef ours(inputs): return {} * inputs['ce']",
+        {"training__curriculum__score": "ours"}, {"ranking"},
+    ),
+    "template": (
+        "@srd.register_template('framed')\ndef framed(tokenizer):\n    "
+        "return srd.FormatTemplate('framed', '{0} {{instruction}} {{input}}', '{0} {{instruction}}')",
+        {"data__template": "framed"}, {"cache", "reflection", "ranking"},
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def own_names() -> Iterator[None]:
+    """What a test registers is gone behind it."""
+    before = set(HANDED)
+    yield
+    registries = {each.kind: each for each in (DETECTORS, SCORES, TEMPLATES)}
+    for kind, name in set(HANDED) - before:
+        del HANDED[kind, name], registries[kind]._registered[name]
+
+
+@pytest.mark.parametrize("kind", ["rule", "contrast", "score", "template"])
+def test_a_changed_plugin_makes_again_what_uses_it(again: TinyRun, tmp_path: Path, kind: str, own_names: None) -> None:
+    """And nothing else: it may register a divergence beside, which no reflection knows of."""
+    code, settings, made = PLUGINS[kind]
+    imports = "import srd\nfrom srd.curation.detectors.base import register_contrast, register_rule\n"
+    plugin = tmp_path / f"of_{kind}.py"
+    plugin.write_text(imports + code.format(1))
+    again.set(plugins=[str(plugin)], **settings)
+    before = keys_of(again)
+    assert changed(again, before) == set()
+    plugin.write_text(imports + code.format(2))
+    assert changed(again, before) == {*made, "train/srd", "evaluation"}
+    again.set(data__cleaning="off", data__template="plain", training__curriculum__score="fused")
+    before = keys_of(again)
+    plugin.write_text(imports + code.format(3))
+    assert changed(again, before) == {"train/srd", "evaluation"}
+
+
+def test_a_rule_of_a_script_counts_with_its_threshold(again: TinyRun, own_names: None) -> None:
+    """And its cell may be run again, with a contrast of a score of srd's in it."""
+    cell = (
+        "from srd.curation.detectors.base import register_contrast, register_rule\n"
+        "register_contrast('ifd', 'do not follow', damage='swapped')\n"
+        "@register_rule('of_a_cell', 'are long', least={})\ndef of_a_cell(responses): return [0.0] * len(responses)"
+    )
+    exec(cell.format(1.0), {"__name__": "__main__"})
+    again.set(data__cleaning={"action": "report", "find": ["of_a_cell", "ifd"]})
+    before = keys_of(again)
+    exec(cell.format(1.0), {"__name__": "__main__"})  # the same once more
+    assert changed(again, before) == set()
+    exec(cell.format(2.0), {"__name__": "__main__"})
+    assert changed(again, before) == {"cleaning", "ranking", "evaluation"}
 
 
 # ------------------------------------------------------------------------------------- whose a file or folder is

@@ -24,7 +24,7 @@ class Handed:
     """What was registered from outside of srd.
 
     Attributes:
-        value: As its author wrote it.
+        value: As its author wrote it; a name, of what was made of something that has it.
         place: The file in which it was registered; of a notebook ``__main__``.
     """
 
@@ -33,7 +33,11 @@ class Handed:
 
     def is_again(self, before: Handed | None) -> bool:
         """Whether it is the same code of the same place once more: a cell or a plugin that was changed and run anew."""
-        if before is None or self.place != before.place or not _is_users(_named(self.value), ""):
+        if before is None or self.place != before.place:
+            return False
+        if isinstance(self.value, str):
+            return bool(self.value == before.value)
+        if not _is_users(_named(self.value), ""):
             return False
         return _called(self.value) == _called(before.value)
 

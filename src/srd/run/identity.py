@@ -8,6 +8,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from srd.base.code import HANDED, code_of
 from srd.base.files import content_of, fingerprint
 from srd.base.plugins import plugin_files
@@ -76,16 +78,20 @@ def task_identity(task: TaskConfig) -> Any:
     return [task.model_dump(exclude={"path"}), content]
 
 
-def plugins_identity(recipe: Recipe) -> Any:
-    """The sources of the user's own modules, and the code that the recipe names and that was registered elsewhere."""
-    files = [plugin_files(plugin) for plugin in recipe.plugins]
+def plugins_identity(recipe: Recipe, section: BaseModel | None = None, *kinds: str) -> list[Any]:
+    """The sources of the user's own modules, and the code that the recipe names and that was registered elsewhere.
+
+    Args:
+        recipe: Names the modules.
+        section: The part of it that counts, where only what is named there matters.
+        kinds: Of what is registered; nothing where none of these is named.
+    """
+    named = set(texts_in((section or recipe).model_dump(mode="json"))) if HANDED else set()
+    used = {key: each for key, each in sorted(HANDED.items()) if key[1] in named and (not kinds or key[0] in kinds)}
+    places = {each.place for each in used.values()}
+    files = [each for each in map(plugin_files, recipe.plugins) if not kinds or places & set(map(str, each))]
     listed = {str(file) for plugin in files for file in plugin}
-    named = set(texts_in(recipe.model_dump(mode="json"))) if HANDED else set()
-    elsewhere = [
-        [*key, code_of(handed.value)]
-        for key, handed in sorted(HANDED.items())
-        if key[1] in named and handed.place not in listed
-    ]
+    elsewhere = [[*key, code_of(handed.value)] for key, handed in used.items() if handed.place not in listed]
     return [[content_of(file) for file in plugin] for plugin in files] + elsewhere
 
 

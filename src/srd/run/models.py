@@ -24,6 +24,7 @@ from srd.models.tokenizers.pair import (
 )
 from srd.models.tokenizers.tokens import prefix_of, tokenizer_identity
 from srd.recipe.schema import Recipe
+from srd.run.identity import plugins_identity
 from srd.run.outline.order import needs_of
 
 SHORTER = 4  # tokens of a teacher's own for one of the student's, at most: text beyond that is cut
@@ -238,13 +239,14 @@ class RecipeModels:
 
     @property
     def encoding(self) -> list[Any]:
-        """What decides how text becomes tokens, for fingerprints: the template's text and the tokenizer itself."""
+        """What decides how text becomes tokens, for fingerprints: the template's text or code, the tokenizer itself."""
         data = self.recipe.data
         name, options = data.frame
         template: Any = [name, options] if options else name
         if data.train_on != "last":
             template = [template, data.train_on]
         found = [template, data.max_length, data.max_prompt_length, data.bad_rows, self.tokenizer_identity]
+        found += plugins_identity(self.recipe, data, "template")
         # A first token that nobody predicts.
         forced = self.prefixes[-1][1:] if self.configs[-1].is_encoder_decoder else []
         return [*found, forced] if forced else found

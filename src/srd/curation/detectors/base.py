@@ -87,7 +87,8 @@ def register_rule(name: str, reason: str, *, least: float, of_nothing: bool = Fa
 
     def decorate(function: Rule) -> Rule:
         check_call(f"the detector '{name}'", function, "responses")
-        DETECTORS.register(name)(Detector(name, reason, rule=function, least=least, of_nothing=of_nothing))
+        detector = Detector(name, reason, rule=function, least=least, of_nothing=of_nothing)
+        DETECTORS.register(name, of=function)(detector)
         return function
 
     return decorate
@@ -105,7 +106,7 @@ def register_contrast(score: str, reason: str, *, damage: Damage) -> None:
     Raises:
         UserError: the name is taken.
     """
-    DETECTORS.register(score)(Detector(score, reason, damage=damage))
+    DETECTORS.register(score, of=score)(Detector(score, reason, damage=damage))
 
 
 def reason_of(why: str) -> str:

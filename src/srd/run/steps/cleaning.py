@@ -27,6 +27,7 @@ from srd.base.text import many, shorten
 from srd.curation.calibration import FEWEST, rules
 from srd.curation.cleaning import Findings, Reader, Reads, find_wrong, read_for
 from srd.curation.detectors.base import (
+    DETECTORS,
     HELD_OUT,
     REPAIRS,
     can_soften,
@@ -42,7 +43,7 @@ from srd.models.generation import Decoding
 from srd.models.settings import ModelConfig
 from srd.recipe.schema import Recipe
 from srd.run.context import Run, load_options
-from srd.run.identity import model_identity
+from srd.run.identity import model_identity, plugins_identity
 from srd.run.outline import order
 from srd.run.parts.loading import load_reader, load_writer
 from srd.run.parts.written import written_by
@@ -102,6 +103,13 @@ def marking_rules(recipe: Recipe) -> list[Any]:
     return [rules()] if cleans and Likelihoods.name in order.Cleaning().after(recipe) else []
 
 
+def _own_detectors(recipe: Recipe) -> list[Any]:
+    """What the user's own detectors go by."""
+    cleaning = recipe.data.cleaning
+    own = plugins_identity(recipe, cleaning, "detector", "score")
+    return [*own, [DETECTORS.get(name).least for name in cleaning.find]] if own else []
+
+
 class Cleaning(order.Cleaning, Step):
     """``cleaning/rows.parquet``, ``cleaning/cleaned.parquet`` and ``cleaning/detectors.json``."""
 
@@ -109,7 +117,8 @@ class Cleaning(order.Cleaning, Step):
         settings = run.recipe.data.cleaning
         files = [content_of_file(settings.keep), content_of_file(settings.drop)]
         idle = ("keep", "drop", *(() if settings.changes_rows else ("most",)))  # a report stops nothing
-        return [settings.model_dump(exclude=set(idle)), files, run.recipe.data.leaks, *marking_rules(run.recipe)]
+        found = [settings.model_dump(exclude=set(idle)), files, run.recipe.data.leaks]
+        return [*found, *marking_rules(run.recipe), *_own_detectors(run.recipe)]
 
     def outputs(self, run: Run) -> list[Path]:
         places = [*_places(run), run.files.detectors]
@@ -161,7 +170,7 @@ class Repair(order.Repair, Step):
     def inputs(self, run: Run) -> list[Any]:
         settings, marks = run.recipe.data.cleaning, [*_places(run)[:1], run.files.detectors]
         found: list[Any] = [run.encoding, run.teacher_frame, run.recipe.generation.model_dump()]
-        found += [settings.find, *map(content_of, marks)]
+        found += [settings.find, *map(content_of, marks), *_own_detectors(run.recipe)]
         return [*found, *([settings.action, content_of_file(settings.keep)] if settings.action == "rewrite" else [])]
 
     def outputs(self, run: Run) -> list[Path]:

@@ -67,7 +67,8 @@ class Examples(order.Examples, Step):
         taken = _taken_by_tasks(run, found, [sources, settings, *dropped])
         shared = [[each.title, each.marks] for each in run.recipe.teachers if each.marks]
         owned = [[data.teacher_column, shared]] if shared else []
-        return [sources, settings, run.recipe.seed, *dropped, *([taken] if taken else []), *owned]
+        own = plugins_identity(run.recipe, data, "task")  # whose rows may be trained on
+        return [sources, settings, run.recipe.seed, *dropped, *([taken] if taken else []), *owned, *own]
 
     def outputs(self, run: Run) -> list[Path]:
         return [*(run.files.examples(name) for name in SPLITS), run.files.dropped]

@@ -14,6 +14,7 @@ from srd.base.text import many
 from srd.curation.curriculum import Curriculum
 from srd.curation.settings import LATER
 from srd.run.context import Run
+from srd.run.identity import plugins_identity
 from srd.run.outline import order
 from srd.run.parts.scores import ranked_scores, with_marks
 from srd.run.steps.base import Step, Summary
@@ -30,7 +31,8 @@ class Ranking(order.Ranking, Step):
         idle = ("temperature", "weight", "reflect_again", *LATER)  # what the stages hold does not follow from them
         settings = self.curriculum(run).model_dump(exclude=set(idle))
         marks = [content_of(run.files.marked)] if run.recipe.data.cleaning.changes_rows else []
-        return [settings, run.recipe.data.bad_rows, *marks]
+        own = plugins_identity(run.recipe, self.curriculum(run), "score", "fusion")
+        return [settings, run.recipe.data.bad_rows, *marks, *own]
 
     def outputs(self, run: Run) -> list[Path]:
         return [run.files.ranked]
