@@ -20,7 +20,7 @@ from srd.report.page import build_report
 from srd.run.parts import written
 from srd.run.steps import cleaning
 from tests.oracle import noun_rows, oracle_losses
-from tests.runs import TinyRun, steps_finished, write_rows
+from tests.runs import TinyRun, steps_finished, tiny_rows, write_rows
 from tests.tiny import tiny_tokenizer
 
 FIND = ["empty", "looping", "eos", "match", "near_copy"]
@@ -106,6 +106,23 @@ def test_the_ranking_has_a_column_for_each_score_used(tiny_run: TinyRun) -> None
     assert {name for name, row in ranked.items() if math.isnan(row["gap"]) or math.isnan(row["length"])} == {gone}
     measured = {row["id"]: row["teacher_ce"] for row in pq.read_table(done.files.measures).to_pylist()}
     assert all(ranked[name]["gap"] == pytest.approx(ranked[name]["ce"] - nats) for name, nats in measured.items())
+
+
+def test_a_row_that_copies_a_test_row_keeps_its_other_faults(tiny_run: TinyRun) -> None:
+    """Where such rows are to stay, one that also repeats itself goes for that."""
+    loop = {"instruction": "Count the whales in the deep blue sea.", "input": "", "output": "one two three " * 12}
+    right = {"instruction": "Count the boxes in the old brown barn.", "input": "", "output": "There are nine of them."}
+    write_rows(tiny_run.rows, [*tiny_rows(), loop, right])
+    copies = [{**row, "instruction": row["instruction"].replace("the", "The", 1)[:-1] + "!"} for row in (loop, right)]
+    test = write_rows(
+        tiny_run.folder / "test.jsonl", [*copies, *({"instruction": f"Who is {n}?", "output": "He."} for n in "ab")]
+    )
+    tiny_run.set(data__test=str(test), data__cleaning={"action": "drop", "find": ["looping", "near_copy"]})
+    for leaks, why in (("drop", ["held_out", "held_out"]), ("warn", ["looping", ""])):
+        tiny_run.set(data__leaks=leaks).advance("cleaning")
+        train = {row["id"]: row for row in pq.read_table(tiny_run.run_dir / "examples" / "train.parquet").to_pylist()}
+        said = {train[name]["instruction"]: row["why"] for name, row in marks(tiny_run).items()}
+        assert [said[row["instruction"]] for row in (loop, right)] == why
 
 
 def test_what_was_read_or_marked_in_another_way_is_made_anew(run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,12 +46,14 @@ class Findings:
         scores: A column for each detector, as it scores.
         why: The detector that marks each row, ``named``, ``held_out``, or nothing, ``[N]``.
         calibrations: Of the contrasts.
+        otherwise: What ``why`` says, but for what is held out, ``[N]``; None: the same.
     """
 
     ids: pa.ChunkedArray
     scores: Columns
     why: NDArray[np.object_]
     calibrations: dict[str, Calibration] = field(default_factory=dict)
+    otherwise: NDArray[np.object_] | None = None
 
     @property
     def wrong(self) -> NDArray[np.bool_]:
@@ -135,6 +137,7 @@ def find_wrong(
             continue
         why[wrong & asked] = detector.name
     why[kept], why[named] = "", NAMED
+    otherwise = None
     for detector in (each for each in chosen if each.of_copies):
         copies = near_copies(examples, held_out)
         scores[detector.name] = copies.likeness
@@ -142,11 +145,13 @@ def find_wrong(
         nats = reads.rows["ce"] if reads is not None else np.zeros(len(ids))
         worse = np.select([kept, why != ""], [np.full(len(ids), -np.inf), np.full(len(ids), np.inf)], nats)
         why[copies.spare(worse) & (why == "") & ~kept] = detector.name
+        otherwise = why.copy()
         if held_out is not None and len(held_out):
             scores[HELD_OUT] = copies.held_out
             why[(scores[HELD_OUT] >= COPY) & ~named & ~kept] = HELD_OUT
     in_order = {name: scores[name] for name in (*detectors, HELD_OUT) if name in scores}
-    return Findings(ids, in_order, why, {name: calibrations[name] for name in detectors if name in calibrations})
+    found = {name: calibrations[name] for name in detectors if name in calibrations}
+    return Findings(ids, in_order, why, found, otherwise)
 
 
 def _by_rule(detector: Detector, examples: Dataset) -> Floats:

@@ -246,7 +246,8 @@ def _judge_leaks(run: Run, found: Findings) -> None:
     copied = found.why == HELD_OUT
     said = f"{copied.sum()} of {len(copied)} training rows are near copies of a validation or test row"
     if copied.any() and not are_dropped(said, run.recipe.data.leaks):
-        found.why[copied] = ""
+        assert found.otherwise is not None, "copies were looked for"
+        found.why[copied] = found.otherwise[copied]
 
 
 def _where(holds: Callable[[str], bool], why: NDArray[np.object_]) -> NDArray[np.bool_]:
