@@ -16,6 +16,7 @@ from rich.console import Console
 
 from srd.base import failures
 from srd.base.errors import RunError, UserError
+from srd.base.files import write_sealed
 from srd.cli import app
 from srd.recipe.files import read_recipe
 from srd.recipe.reading import validate_recipe
@@ -148,7 +149,11 @@ def test_done_cells_are_left_alone(done: Sweep, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(one, "advance", refuse)
     before = (done.folder / "results.csv").read_bytes()
+    note = done.folder / "cells" / "srd-seed-0" / "cell.json"
+    whole = note.read_text()
+    write_sealed(note, {"state": "done", "identity": json.loads(whole)["identity"]})  # as it was once noted
     assert [outcome.state for outcome in done.run()] == ["done"] * 4
+    assert note.read_text() == whole
     assert (done.folder / "results.csv").read_bytes() == before
 
 
@@ -195,6 +200,32 @@ def test_a_changed_cell_counts_nowhere_until_it_is_run_again(done: Sweep) -> Non
         path.write_text(whole)
     assert [outcome.state for outcome in done.outcomes()] == ["done"] * 4
     done.write_report()
+
+
+def test_a_cell_of_other_settings_or_rows_counts_nowhere_until_it_is_run_again(
+    done: Sweep, recipe_file: Path, tmp_path: Path
+) -> None:
+    """Nor does one from before its recipe was noted; one of these that is as it was counts."""
+
+    def states(*overrides: str) -> list[str]:
+        return [outcome.state for outcome in Sweep(path, done.folder, list(overrides)).outcomes()]
+
+    path = done.folder.parent / "trial.yaml"
+    rows, note = recipe_file.parent / "rows.jsonl", done.folder / "cells" / "srd-seed-0" / "cell.json"
+    whole, noted = rows.read_text(), note.read_text()
+    try:
+        for _ in range(2):
+            assert states() == ["done"] * 4
+            assert states("training.weight_decay=0.5") == ["missing"] * 4
+            rows.write_text(whole.replace("north", "other"))
+            assert states() == ["missing"] * 4
+            rows.write_text(whole)
+            write_sealed(note, {"state": "done", "identity": json.loads(noted)["identity"]})
+    finally:
+        rows.write_text(whole)
+        note.write_text(noted)
+    shutil.copytree(done.folder, tmp_path / "moved")
+    assert [outcome.state for outcome in Sweep(path, tmp_path / "moved").outcomes()] == ["done"] * 4
 
 
 def test_what_lies_in_the_place_of_a_cell_and_is_none_is_refused(tmp_path: Path) -> None:

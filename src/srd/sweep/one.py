@@ -16,14 +16,14 @@ from srd.base import parallel
 from srd.base.console import console, set_up_logging
 from srd.base.errors import UserError
 from srd.base.failures import ERROR_FILE, explain, work_in
-from srd.base.files import discard, fingerprint, read_sealed, write_sealed
+from srd.base.files import content_of, discard, fingerprint, read_sealed, write_sealed
 from srd.recipe.merging import merge
 from srd.recipe.reading import validate_recipe
 from srd.recipe.schema import Recipe
 from srd.report.page import build_report
 from srd.run.context import Run
 from srd.run.flow import advance
-from srd.run.identity import recipe_identity
+from srd.run.identity import named_paths, recipe_identity
 from srd.run.manifest import Manifest
 from srd.run.steps.cleaning import marking_rules
 from srd.sweep.cells import Cell
@@ -51,6 +51,11 @@ class CellRunner:
         """How a cell has ended: done, failed, or missing."""
         return str(read_sealed(self.place(cell) / RESULT).get("state", "missing"))
 
+    def recipe(self, cell: Cell) -> Recipe:
+        """The recipe of a cell, which has the teacher's cache where all cells find it."""
+        shared = {"cache": {"dir": str(self.folder / "shared" / "cache")}}
+        return validate_recipe(merge(shared, cell.content), f"cell '{cell.title}'")
+
     def run(self, cell: Cell) -> bool:
         """Run a cell unless it is done; False if there was nothing to do."""
         try:
@@ -64,11 +69,10 @@ class CellRunner:
         folder = self.place(cell)
         work_in(self.folder)  # not in the cell before this one
         try:
-            shared = {"cache": {"dir": str(self.folder / "shared" / "cache")}}  # the teacher's, where all cells find it
-            content = merge(shared, cell.content)
-            recipe = parallel.together(lambda: validate_recipe(content, f"cell '{cell.title}'"))
-            identity = parallel.on_main(lambda: _identity(recipe))
-            if parallel.on_main(lambda: _is_done(folder, identity)):
+            recipe = parallel.together(lambda: self.recipe(cell))
+            done = {"state": "done", **parallel.on_main(lambda: _made_from(recipe))}
+            if parallel.on_main(lambda: _is_done(folder, done["identity"])):
+                self._note(folder, done)  # an older one lacks something
                 console.print("[green]✓[/] done before")
                 return False
             self._note(folder, {})
@@ -78,7 +82,7 @@ class CellRunner:
             advance(run)
             if parallel.is_main():
                 build_report(folder)
-            self._note(folder, {"state": "done", "identity": identity})
+            self._note(folder, done)
             if not self.keep_students and parallel.is_main():
                 _drop_weights(run.manifest)
         except (Exception, SystemExit) as error:  # it must not cost the others; it is shown, kept and counted
@@ -105,6 +109,27 @@ class CellRunner:
 
 def _identity(recipe: Recipe) -> str:
     return fingerprint(recipe.model_dump(), recipe_identity(recipe), *marking_rules(recipe))
+
+
+def _near_identity(recipe: Recipe) -> str:
+    """What can be told of `_identity` without the hub, wherever the sweep lies: the recipe, and the files it names."""
+    contents = {field: content_of(path) for field, path in named_paths(recipe).items()}
+    return fingerprint(recipe.model_dump(exclude={"cache": {"dir"}}), contents, *marking_rules(recipe))
+
+
+def _made_from(recipe: Recipe) -> dict[str, Any]:
+    """What is noted of a cell that is made from a recipe."""
+    return {"identity": _identity(recipe), "near": _near_identity(recipe)}
+
+
+def is_made_from(recipe: Recipe, noted: dict[str, Any]) -> bool:
+    """Whether a finished cell was made from this recipe and these files, by what is noted of it."""
+    if "near" in noted:
+        return bool(noted["near"] == _near_identity(recipe))
+    try:  # from before that was noted
+        return bool(noted.get("identity") == _identity(recipe))
+    except UserError:  # a model of the hub that cannot be asked about: running the cell says it
+        return False
 
 
 def _is_done(folder: Path, identity: str) -> bool:

@@ -12,7 +12,7 @@ from srd.base.files import read_sealed, write_text
 from srd.base.locks import held
 from srd.base.yaml_text import dump_yaml, read_yaml
 from srd.sweep.cells import Cell, Outcome, lay_out, reference_rows
-from srd.sweep.one import RESULT, CellRunner, check_places, is_whole
+from srd.sweep.one import RESULT, CellRunner, check_places, is_made_from, is_whole
 from srd.sweep.page import write_sweep_report
 from srd.sweep.settings import load_sweep
 from srd.sweep.workers import run_side_by_side
@@ -75,10 +75,12 @@ class Sweep:
 
     def outcome(self, cell: Cell) -> Outcome:
         """What has become of one cell."""
-        folder = CellRunner(self.folder).place(cell)
+        runner = CellRunner(self.folder)
+        folder = runner.place(cell)
         noted = read_sealed(folder / RESULT)
         state = noted.get("state", "missing")
-        if state == "done" and not is_whole(folder):  # it is run again when its turn comes
+        if state == "done" and not (is_whole(folder) and is_made_from(runner.recipe(cell), noted)):
+            # It is run again when its turn comes.
             state = "missing"
         return Outcome(cell, folder, state, noted.get("error", ""))
 
