@@ -56,6 +56,31 @@ def read_page(run_dir: Path) -> str:
     return text
 
 
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [("order: fresh", "Every pass drew its rows anew from all of them"),
+     ("reflect_again: true", "Before every stage but the first the student ranked the rows anew"),
+     ("order: fresh\n    stages: 1", "Every pass drew its rows anew from all of them")],
+)  # fmt: skip
+def test_a_selection_that_was_not_trained_is_not_shown(
+    whole_run: Path, tmp_path: Path, setting: str, told: str
+) -> None:
+    """Where every pass draws from all rows, or every stage ranks anew, what the ranking dropped may well be trained."""
+    claims = ("Dropped", "dropped</", "enters in stage", "Hardest of those kept", "were kept of", "from easy to hard",
+              "New rows", "ROUGE-L before", "Does it find bad examples?")  # fmt: skip
+    before = read_page(whole_run)
+    assert [claim for claim in claims if claim not in before] == []
+    shutil.copytree(whole_run, tmp_path / "run")
+    recipe = tmp_path / "run" / "recipe.yaml"
+    stages = "" if "stages" in setting else "    stages: 3\n"
+    recipe.write_text(RECIPE.replace("    stages: 3\n", f"{stages}    {setting}\n"))
+    text = read_page(tmp_path / "run")
+    shown = text[: text.index('id="recipe"')]
+    assert [claim for claim in claims if claim in shown] == []
+    assert shown.count(told) == 3 and "So no examples are shown" in shown
+    assert "Validation ROUGE-L" in shown and "Answers to unseen prompts" in shown
+
+
 def test_page_is_whole_and_self_contained(whole_run: Path) -> None:
     text = read_page(whole_run)
     assert build_report(whole_run) == whole_run / "report" / "index.html"

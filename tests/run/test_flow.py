@@ -23,6 +23,7 @@ from srd.run.chat import chat_models
 from srd.run.curate import curate
 from srd.run.parts.scores import reflect_on
 from srd.run.steps.evaluation import Evaluation, benchmarks
+from srd.run.steps.ranking import Ranking
 from srd.run.steps.reflection import Reflection
 from srd.run.steps.training import Training
 from srd.tasks.base import TASKS
@@ -389,3 +390,12 @@ def test_adapters_need_no_disk_for_all_weights(tiny_run: TinyRun, monkeypatch: p
         tiny_run.train(tiny_run.folder / "whole")
     tiny_run.set(training__lora={"r": 2})
     assert "finished" in tiny_run.train().manifest.steps["train/sft"]
+
+
+def test_a_ranking_tells_what_is_kept_only_where_that_is_trained(tiny_run: TinyRun) -> None:
+    kept, fresh = (
+        Ranking().told(tiny_run.set(training__curriculum={"order": order}).open(tiny_run.folder / order), summary)
+        for order, summary in [(order, {"kept": 24, "dropped": 8}) for order in ("easy_to_hard", "fresh")]
+    )
+    assert kept == "24 examples kept, the hardest 8 dropped"
+    assert fresh == "32 examples ranked; every pass draws anew from all"

@@ -169,21 +169,23 @@ def stage_bands(metrics: Sequence[Row], variant: str) -> list[Band]:
     return [Band(starts[i], ends[stage], f"stage {stage + 1}") for i, stage in enumerate(sorted(ends))]
 
 
-def difficulty_map(ranked: pyarrow.Table, corruption: dict[str, str]) -> Markup:
+def difficulty_map(ranked: pyarrow.Table, corruption: dict[str, str], *, staged: bool = True) -> Markup:
     """Draw every example by the two scores it was ranked with, coloured by the stage in which it enters.
 
     Args:
         ranked: The ranking, easiest first; about 2000 of its rows are drawn.
         corruption: Id of each corrupted example -> kind of corruption.
+        staged: Whether the training went by these stages.
     """
     rows = sample_evenly(ranked, MAP_POINTS).to_pylist()
-    stages = int(compute.max(ranked["stage"]).as_py()) + 1
-    series = []
+    stages = int(compute.max(ranked["stage"]).as_py()) + 1 if staged else 0
+    series = [] if staged else [Series("examples", stage_color(0, 1), *map_points(rows))]
     for stage in range(stages):
         members = [row for row in rows if row["kept"] and row["stage"] == stage]
         name = f"enters in stage {stage + 1}" if stages > 1 else "kept"
         series.append(Series(name, stage_color(stage, stages), *map_points(members)))
-    series.append(Series("dropped", "var(--dropped)", *map_points([row for row in rows if not row["kept"]]), "ring"))
+    dropped = [row for row in rows if staged and not row["kept"]]
+    series.append(Series("dropped", "var(--dropped)", *map_points(dropped), "ring"))
     corrupted = [row for row in rows if corruption.get(str(row["id"]))]
     titles = [f"{row['id']}: {corruption[str(row['id'])]}" for row in corrupted]
     series.append(Series("corrupted on purpose", "var(--ink)", map_points(corrupted)[0], titles, "cross"))

@@ -148,6 +148,7 @@ def training_section(run: RunFiles) -> dict[str, Any]:
         "restarts_at_best": staged,
         "stages": to_html(stage_table(run, stages)) if stages else None,
         "one_stage": len(stages) == 1,
+        "otherwise": run.chosen_otherwise,
         "changed": [changed] if changed else [],
         "refreshes": _html(refreshes),
         "own_texts": [texts] if texts else [],
@@ -167,11 +168,11 @@ def difficulty_section(run: RunFiles) -> dict[str, Any]:
         return {"map": None}
     corruption = run.corruption()
     return {
-        "map": difficulty_map(run.ranked, corruption),
+        "map": difficulty_map(run.ranked, corruption, staged=not run.chosen_otherwise),
         "kept": f"{compute.sum(run.ranked['kept']).as_py():,}",
         "ranked": f"{len(run.ranked):,}",
         "drawn": f"{MAP_POINTS:,}" if len(run.ranked) > MAP_POINTS else "",
-        "detection": _html(corruption_table(run.ranked, corruption)),
+        "detection": None if run.chosen_otherwise else _html(corruption_table(run.ranked, corruption)),
         "in_sample": bool(run.summary("reflection").get("in_sample")),
     }
 
@@ -180,7 +181,8 @@ def examples_section(run: RunFiles, models: list[Model]) -> dict[str, Any]:
     """The examples to read."""
     unseen = unseen_answers(run, models)
     answered = run.files.train_samples.is_file()
-    return {"groups": training_answers(run), "answered": answered, "unseen": [unseen] if unseen else []}
+    groups = [] if run.chosen_otherwise else training_answers(run)
+    return {"groups": groups, "answered": answered, "unseen": [unseen] if unseen else []}
 
 
 def time_section(run: RunFiles) -> dict[str, Any]:

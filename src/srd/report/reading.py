@@ -125,6 +125,19 @@ class RunFiles:
         return math.fsum(known) if known else None
 
     @property
+    def chosen_otherwise(self) -> str:
+        """Why what the main training learnt from is not what the ranking kept, as a sentence; empty where it is."""
+        curriculum = self.variants[self.main_variant].get("curriculum") or {}
+        if curriculum.get("order") == "fresh":
+            return "Every pass drew its rows anew from all of them, whatever their rank (`order: fresh`)."
+        if curriculum.get("reflect_again") and curriculum.get("stages", 1) > 1:
+            return (
+                "Before every stage but the first the student ranked the rows anew (`reflect_again`); the ranking on "
+                "this page is the first."
+            )
+        return ""
+
+    @property
     def training_examples(self) -> int:
         """How many training examples there are."""
         path = self.files.examples("train")

@@ -50,13 +50,15 @@ def stage_table(run: RunFiles, stages: Sequence[Stage]) -> Table:
         Column("Answers changed"),
     ]  # fmt: skip
     rows: list[list[Cell]] = []
+    otherwise = bool(run.chosen_otherwise)  # then nobody has kept which rows they were
     for index, stage in enumerate(stages):
         before = stages[index - 1] if index else None
         size = finite(stage.metrics, "examples")
-        new = size - finite(before.metrics, "examples") if before else size
+        new = math.nan if otherwise else size - finite(before.metrics, "examples") if before else size
+        rouge_before = math.nan if otherwise else _before(run, index)
         shown = [finite(stage.metrics, name) for name in ("temperature", "weight", "steps", "seconds")]
         rouge, changed = _answers_of(stage, before)
-        cells: list[float] = [size, new, _before(run, index), *shown, rouge]
+        cells: list[float] = [size, new, rouge_before, *shown, rouge]
         rows.append([str(stage.number), *(value if math.isfinite(value) else None for value in cells), changed])
     return Table(columns, rows).without_empty_columns()
 

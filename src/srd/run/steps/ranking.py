@@ -38,6 +38,8 @@ class Ranking(order.Ranking, Step):
         return [run.files.ranked]
 
     def told(self, run: Run, summary: Summary) -> str:
+        if self.curriculum(run).order == "fresh":
+            return f"{many(summary['kept'] + summary['dropped'], 'example')} ranked; every pass draws anew from all"
         return f"{many(summary['kept'], 'example')} kept, the hardest {summary['dropped']:,} dropped"
 
     def make(self, run: Run) -> Summary:
