@@ -11,15 +11,26 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset
 
+import srd
 from srd.base.errors import UserError
 from srd.curation import likelihoods
 from srd.curation.calibration import CANNOT_TELL, HIDDEN, LEAST_SHARE, SURE, calibrate
 from srd.curation.cleaning import Reader, Reads, find_wrong, read_for
 from srd.curation.damage import TEXTS, chosen_rows, damaged
-from srd.curation.detectors.base import DETECTORS, HELD_OUT, MOST, NAMED, reason_of, register_rule, work_for
+from srd.curation.detectors.base import (
+    DETECTORS,
+    HELD_OUT,
+    MOST,
+    NAMED,
+    Damage,
+    reason_of,
+    register_contrast,
+    register_rule,
+    work_for,
+)
 from srd.curation.detectors.empty import empty
 from srd.curation.detectors.looping import looping
-from srd.curation.repair import chosen, passing
+from srd.curation.repair import candidates_read, chosen, passing
 from srd.data.corruption import corrupt
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows
@@ -185,6 +196,57 @@ def test_what_was_read_is_kept_as_it_is() -> None:
     for kind, columns in [("", reads.rows), *reads.damage.items()]:
         other = again.damage[kind] if kind else again.rows
         assert all((columns[name] == other[name]).all() for name in columns)
+
+
+@pytest.mark.usefixtures("oracle", "own_names")
+@pytest.mark.parametrize("damage", ["cut", "garbled", "swapped"])
+def test_a_contrast_of_any_readable_score_with_any_damage(damage: Damage) -> None:
+    """Damage is read behind the same prompts as its rows, and as an answer that is to replace them."""
+    register_contrast("ifd", "are odd", damage=damage)
+    srd.register_score("far", harder="high", needs=["mismatched"])(lambda inputs: inputs["mismatched_nll"])
+    register_contrast("far", "are far off", damage=damage)
+    rows, names = examples(noun_rows(60)), ["ifd", "far"]
+    reads = read_for(rows, names, reader(), seed=0)
+    found = find_wrong(rows, names, reads=reads)
+    assert list(found.calibrations) == names and all(each.damaged == 60 for each in found.calibrations.values())
+    if damage == "swapped":
+        return
+    made, places = damaged(rows, np.arange(60), damage, 0)
+    read = candidates_read(rows, places, made, ["match"], reader())
+    assert set(read) <= set(reads.damage[damage])
+    for name, values in read.items():
+        assert values.tolist() == pytest.approx(reads.damage[damage][name].tolist()), name
+
+
+@pytest.mark.usefixtures("own_names")
+def test_a_contrast_that_cannot_be_read_is_refused_at_once() -> None:
+    for score, need in (("gap", "teacher"), ("rouge_l", "answers")):
+        with pytest.raises(UserError, match=f"the score '{score}' needs '{need}'.*no contrast can be made of it"):
+            register_contrast(score, "are odd", damage="cut")
+    with pytest.raises(UserError, match="damage='cute': say swapped, cut, garbled"):
+        register_contrast("ifd", "are odd", damage="cute")  # type: ignore[arg-type]
+    register_contrast("late", "are late", damage="cut")
+    srd.register_score("late", needs=["likeness"])(lambda inputs: inputs["likeness"])
+    with pytest.raises(UserError, match="the score 'late' needs 'likeness'"):
+        work_for(["late"])
+
+
+@pytest.mark.usefixtures("oracle", "own_names")
+@pytest.mark.parametrize(
+    ("score", "said"),
+    [
+        (lambda inputs: 1.0, "must give one number for each of the 30 examples, but gives one float"),
+        (lambda inputs: inputs["ce"][:-1], "for each of the 30 examples, but gives values of type"),
+        (lambda inputs: np.where(inputs["ce"] > 0, np.nan, 1), None),
+    ],
+)
+def test_a_contrast_that_gives_no_number_for_each_row(score: Any, said: str | None) -> None:
+    srd.register_score("of_a_test", needs=["losses"])(score)
+    register_contrast("of_a_test", "are odd", damage="garbled")
+    rows = examples(noun_rows(30))
+    with pytest.raises(UserError, match=said) if said else nullcontext():
+        found = find_wrong(rows, ["of_a_test"], reads=read_for(rows, ["of_a_test"], reader(), seed=0))
+        assert not found.wrong.any()  # the model gives no numbers
 
 
 def test_a_model_that_was_shown_no_rows_must_be_surer() -> None:

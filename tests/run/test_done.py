@@ -17,13 +17,9 @@ import yaml
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from srd.base import files
-from srd.base.code import HANDED
 from srd.base.errors import UserError
 from srd.base.files import file_digest, read_json
 from srd.base.text import visible
-from srd.curation.detectors.base import DETECTORS
-from srd.curation.scores.base import SCORES
-from srd.data.templates.base import TEMPLATES
 from srd.export.base import export
 from srd.export.push import prepared
 from srd.recipe.reading import validate_recipe
@@ -497,18 +493,9 @@ PLUGINS = {  # a plugin with a number in it, the settings that use it, and what 
 }  # fmt: skip
 
 
-@pytest.fixture
-def own_names() -> Iterator[None]:
-    """What a test registers is gone behind it."""
-    before = set(HANDED)
-    yield
-    registries = {each.kind: each for each in (DETECTORS, SCORES, TEMPLATES)}
-    for kind, name in set(HANDED) - before:
-        del HANDED[kind, name], registries[kind]._registered[name]
-
-
+@pytest.mark.usefixtures("own_names")
 @pytest.mark.parametrize("kind", ["rule", "contrast", "score", "template"])
-def test_a_changed_plugin_makes_again_what_uses_it(again: TinyRun, tmp_path: Path, kind: str, own_names: None) -> None:
+def test_a_changed_plugin_makes_again_what_uses_it(again: TinyRun, tmp_path: Path, kind: str) -> None:
     """And nothing else: it may register a divergence beside, which no reflection knows of."""
     code, settings, made = PLUGINS[kind]
     imports = "import srd\nfrom srd.curation.detectors.base import register_contrast, register_rule\n"
@@ -525,7 +512,8 @@ def test_a_changed_plugin_makes_again_what_uses_it(again: TinyRun, tmp_path: Pat
     assert changed(again, before) == {"train/srd", "evaluation"}
 
 
-def test_a_rule_of_a_script_counts_with_its_threshold(again: TinyRun, own_names: None) -> None:
+@pytest.mark.usefixtures("own_names")
+def test_a_rule_of_a_script_counts_with_its_threshold(again: TinyRun) -> None:
     """And its cell may be run again, with a contrast of a score of srd's in it."""
     cell = (
         "from srd.curation.detectors.base import register_contrast, register_rule\n"

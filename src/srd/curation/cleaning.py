@@ -17,7 +17,7 @@ from srd.base.tables import column
 from srd.curation.calibration import NOT_SHOWN, SHOWN, Calibration, calibrate
 from srd.curation.copies import COPY, near_copies
 from srd.curation.damage import chosen_rows, damaged
-from srd.curation.detectors.base import DETECTORS, HELD_OUT, NAMED, Detector, work_for
+from srd.curation.detectors.base import DETECTORS, HELD_OUT, NAMED, Detector, needs_of_damage, work_for
 from srd.curation.likelihoods import (
     OTHERS,
     Found,
@@ -26,10 +26,11 @@ from srd.curation.likelihoods import (
     Tokens,
     columns_from,
     groups_for,
+    groups_in_place,
     other_prompts,
     read_groups,
 )
-from srd.curation.scores.base import SCORES, ScoreInputs
+from srd.curation.scores.base import SCORES, ScoreInputs, one_each
 from srd.curation.shots import shown
 from srd.data.encoding import Encoder
 
@@ -206,24 +207,32 @@ def read_for(examples: Dataset, detectors: Sequence[str], reader: Reader, seed: 
     groups = groups_for(tokens, needs, others[:, :-1])
     if "swapped" in kinds and others.shape[1] > 1:
         groups["swapped"] = np.stack([others[rows, -1], rows], 1)
-    made, responses = {}, [tokens.responses]
+    made, responses, owners = {}, [tokens.responses], np.arange(len(tokens.ids))
     for kind in sorted(kinds - {"swapped"}):
         damage, places = damaged(examples, rows, kind, seed)
         if len(places):
             made[kind] = Tokens.of(reader.encoder, damage)
-            groups[kind] = np.stack([places, sum(map(len, responses)) + np.arange(len(places))], 1)
+            own = groups_in_place(tokens, places, made[kind], needs_of_damage(detectors, kind), others[:, :-1])
+            owners = np.concatenate([owners, places])
+            behind = np.array([0, sum(map(len, responses))])
+            groups |= {f"{kind} {name}": pairs + behind for name, pairs in own.items()}
             responses.append(made[kind].responses)
     before = shown(reader.encoder, examples, tokens)
-    groups = {kind: before.pairs(pairs, pairs[:, 0 if kind in made else 1]) for kind, pairs in groups.items()}
+    groups = {name: before.pairs(pairs, owners[pairs[:, 1]]) for name, pairs in groups.items()}
     found = reader.read(before.prompts, Joined(*responses), groups)
-    own = {name: found[name] for name in found if name in ("own", "unprompted", "mismatched")}
-    table = contrasts_from(own, tokens.lengths, tokens.ended)
+    table = contrasts_from(_read_of("", found), tokens.lengths, tokens.ended)
     table["shots"] = np.full(len(tokens.ids), before.shots)
-    columns = {kind: columns_from({"own": found[kind]}, each.lengths, each.ended) for kind, each in made.items()}
+    columns = {kind: contrasts_from(_read_of(kind, found), each.lengths, each.ended) for kind, each in made.items()}
     if "swapped" in found:
         losses = columns_from({"own": found["swapped"]}, tokens.lengths[rows], tokens.ended[rows])
         columns["swapped"] = {**{name: values[rows] for name, values in table.items()}, **losses}
     return Reads(table, columns)
+
+
+def _read_of(kind: str, found: Found) -> Found:
+    """Of all that was read the groups of a kind of damage, or of the rows."""
+    names = ("own", "unprompted", "mismatched")
+    return {name: found[f"{kind} {name}".strip()] for name in names if f"{kind} {name}".strip() in found}
 
 
 def contrasts_from(found: Found, lengths: Floats, ended: NDArray[np.bool_]) -> Columns:
@@ -243,13 +252,19 @@ def _contrast(
     detector: Detector, reads: Reads, asked: NDArray[np.bool_]
 ) -> tuple[Floats, NDArray[np.bool_], Calibration]:
     """A detector's scores, the rows that it marks, and how it was calibrated, on the rows it is asked about."""
-    score, sign = SCORES.get(detector.name), bad_end(detector.name)
-    values = np.asarray(score.compute(ScoreInputs(pa.table(reads.rows))), dtype=np.float64)
+    values, sign = scored(detector.name, reads.rows), bad_end(detector.name)
     damage = reads.damage.get(str(detector.damage))
-    wrong = np.zeros(0) if damage is None else np.asarray(score.compute(ScoreInputs(pa.table(damage))))
+    wrong = np.zeros(0) if damage is None else scored(detector.name, damage)
     bar = SHOWN if np.any(reads.rows.get("shots", 0)) else NOT_SHOWN
     calibration = calibrate(sign * values[asked], sign * wrong, bar)
     return values, sign * values >= calibration.threshold, calibration
+
+
+def scored(name: str, read: Columns) -> Floats:
+    """What a score gives of what was read; NaN where the model gives no number."""
+    score, ids = SCORES.get(name), pa.chunked_array([pa.array(map(str, range(len(read["ce"]))), pa.string())])
+    given = score.compute(ScoreInputs(pa.table({"id": ids, **read})))
+    return one_each(f"the score '{name}'", given, ids, finite=False)
 
 
 def bad_end(score: str) -> float:

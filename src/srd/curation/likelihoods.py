@@ -246,6 +246,25 @@ def groups_for(tokens: Tokens, needs: Collection[str], others: NDArray[np.int64]
     return groups
 
 
+def groups_in_place(
+    rows: Tokens, places: NDArray[np.int64], texts: Tokens, needs: Collection[str], others: NDArray[np.int64]
+) -> dict[str, NDArray[np.int64]]:
+    """`groups_for` of texts in the place of some rows' responses, behind the prompts that those rows are read behind.
+
+    Args:
+        rows: All of them.
+        places: Of the row of each text, ``[T]``.
+        texts: Encoded, with an own prompt each, which is not used.
+        needs: What the groups are for.
+        others: Of all rows, as `groups_for` takes them.
+    """
+    groups = groups_for(texts, needs, others[places])
+    groups["own"] = np.stack([places, np.arange(len(places))], 1)
+    if "unprompted" in groups:
+        groups["unprompted"][:, 0] = len(rows.ids) + rows.empty[places]
+    return groups
+
+
 Found = dict[str, tuple[Floats, Floats]]  # by group: nats of all tokens and of the last one
 
 

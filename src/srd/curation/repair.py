@@ -6,14 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pyarrow as pa
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from srd.curation.cleaning import Columns, Reader, bad_end, contrasts_from
+from srd.curation.cleaning import Columns, Reader, bad_end, contrasts_from, scored
 from srd.curation.detectors.base import DETECTORS, work_for
-from srd.curation.likelihoods import OTHERS, Tokens, groups_for, other_prompts
-from srd.curation.scores.base import SCORES, ScoreInputs
+from srd.curation.likelihoods import OTHERS, Tokens, groups_in_place, other_prompts
 from srd.curation.shots import shown
 
 TEMPERATURE = 0.7  # of the answers beside the greedy one
@@ -33,11 +31,8 @@ def candidates_read(
     """
     needs, _ = work_for(detectors)
     all_rows, tokens = Tokens.of(reader.encoder, examples), Tokens.of(reader.encoder, candidates)
-    others = other_prompts(all_rows.ids, all_rows.prompts, OTHERS + 1)[rows, :-1]
-    groups = groups_for(tokens, needs, others)
-    groups["own"] = np.stack([rows, np.arange(len(rows))], 1)
-    if "unprompted" in groups:
-        groups["unprompted"][:, 0] = len(all_rows.ids) + all_rows.empty[rows]  # behind the prompts of all rows
+    others = other_prompts(all_rows.ids, all_rows.prompts, OTHERS + 1)[:, :-1]
+    groups = groups_in_place(all_rows, rows, tokens, needs, others)
     before = shown(reader.encoder, examples, all_rows)  # a row is not read behind itself, nor is what is to replace it
     groups = {kind: before.pairs(pairs, rows[pairs[:, 1]]) for kind, pairs in groups.items()}
     found = reader.read(before.prompts, tokens.responses, groups)
@@ -61,8 +56,7 @@ def passing(
         if detector.rule is not None and len(responses):
             fine &= detector.values(responses) < detector.least
         elif detector.damage is not None:
-            values = np.asarray(SCORES.get(detector.name).compute(ScoreInputs(pa.table(read))))
-            fine &= bad_end(detector.name) * values < thresholds.get(detector.name, math.inf)
+            fine &= bad_end(detector.name) * scored(detector.name, read) < thresholds.get(detector.name, math.inf)
     return fine
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,12 @@ from srd.base.errors import UserError
 from srd.base.failures import first_line
 from srd.base.handed import check_call
 from srd.base.registry import Registry
-from srd.curation.scores.base import SCORES
+from srd.curation.scores.base import PASSES, SCORES
 
 MOST = 600  # rows that are damaged for one detector
 REPAIRS = 4  # answers of the teacher's that a wrong row gets, beside the greedy one
 
+READ = {"losses", "lengths", *PASSES}  # what a contrast may need
 Damage = Literal["swapped", "cut", "garbled"]
 Rule = Callable[[Sequence[str]], NDArray[np.float64]]
 
@@ -104,8 +105,12 @@ def register_contrast(score: str, reason: str, *, damage: Damage) -> None:
             in random order).
 
     Raises:
-        UserError: the name is taken.
+        UserError: the name is taken, there is no such damage, or the score needs what is not read of it.
     """
+    if damage not in get_args(Damage):
+        raise UserError(f"the detector '{score}' has damage={damage!r}: say {', '.join(get_args(Damage))}")
+    if score in SCORES:
+        _needs_of(score)
     DETECTORS.register(score, of=score)(Detector(score, reason, damage=damage))
 
 
@@ -124,10 +129,26 @@ def can_soften(why: str) -> bool:
     return why in DETECTORS and not (is_superfluous(why) or DETECTORS.get(why).of_nothing)
 
 
+def _needs_of(score: str) -> frozenset[str]:
+    """What the score of a contrast is computed from; UserError where it needs more than is read of damage."""
+    if strange := sorted(SCORES.get(score).needs - READ):
+        raise UserError(
+            f"the score '{score}' needs '{strange[0]}', which there is none of where rows are cleaned, so that no "
+            f"contrast can be made of it. Register another score, which needs {', '.join(sorted(READ))} alone"
+        )
+    return SCORES.get(score).needs
+
+
 def needs_of_scores(detectors: Sequence[str]) -> set[str]:
     """What the scores of the contrasts among them are computed from."""
     contrasts = [each for each in map(DETECTORS.get, detectors) if each.damage is not None]
-    return {need for each in contrasts for need in SCORES.get(each.name).needs}
+    return {need for each in contrasts for need in _needs_of(each.name)}
+
+
+def needs_of_damage(detectors: Sequence[str], kind: str) -> set[str]:
+    """What is to be read of a kind of damage, beside the losses of every text, for those that are shown it."""
+    needs = needs_of_scores([name for name in detectors if DETECTORS.get(name).damage == kind])
+    return needs & PASSES.keys() - {"endings"} | ({"unprompted"} if "mismatched" in needs else set())
 
 
 def work_for(detectors: Sequence[str]) -> tuple[set[str], set[str]]:

@@ -84,13 +84,13 @@ class Score:
         return values if self.harder == "high" else -values
 
 
-def one_each(what: str, given: Any, ids: pa.ChunkedArray) -> Values:
-    """What a score or a fusion has given, as numbers ``[N]``.
+def one_each(what: str, given: Any, ids: pa.ChunkedArray, *, finite: bool = True) -> Values:
+    """What a score or a fusion has given, as numbers ``[N]``, all of them finite or not.
 
     Raises:
-        UserError: it is not one finite number for each example.
+        UserError: it is not one such number for each example.
     """
-    wanted = f"{what} must give one finite number for each of the {len(ids)} examples"
+    wanted = f"{what} must give one {'finite ' if finite else ''}number for each of the {len(ids)} examples"
     try:
         values = np.asarray(given.detach() if hasattr(given, "detach") else given)
         values = values.astype(np.float64) if values.dtype.kind in "biuf" else values
@@ -99,7 +99,7 @@ def one_each(what: str, given: Any, ids: pa.ChunkedArray) -> Values:
     if values.shape != (len(ids),) or values.dtype != np.float64:
         many = f"values of type {values.dtype} {list(values.shape)}"
         raise UserError(f"{wanted}, but gives {f'one {type(given).__name__}' if values.ndim == 0 else many}")
-    if bad := ids.filter(~np.isfinite(values)).to_pylist():
+    if finite and (bad := ids.filter(~np.isfinite(values)).to_pylist()):
         raise UserError(f"{wanted}: {len(bad)} are NaN or infinite, first of '{bad[0]}'")
     return values
 

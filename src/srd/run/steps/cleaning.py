@@ -32,6 +32,7 @@ from srd.curation.detectors.base import (
     REPAIRS,
     can_soften,
     is_superfluous,
+    needs_of_damage,
     needs_of_scores,
     reason_of,
     work_for,
@@ -74,10 +75,20 @@ class Likelihoods(order.Likelihoods, Step):
         find = run.recipe.data.cleaning.find
         needs, kinds = work_for(find)
         # There were readings without an empty prompt among the others. Where a score asks for one, needs do not tell.
-        both = ["with an empty prompt"] if {"mismatched", "unprompted"} <= needs_of_scores(find) else []
+        later: list[Any] = ["with an empty prompt"] if {"mismatched", "unprompted"} <= needs_of_scores(find) else []
+        of_damage = {kind: sorted(needs_of_damage(find, kind)) for kind in sorted(kinds - {"swapped"})}
+        later += [[kind, more] for kind, more in of_damage.items() if more]
         frame = [run.encoding, bool(run.tokenizer.chat_template), SHOTS]
         batch_size, seed = run.recipe.generation.batch_size, run.recipe.seed
-        return [sorted(needs), sorted(kinds), model_identity(reading_model(run.recipe)), frame, batch_size, seed, *both]
+        return [
+            sorted(needs),
+            sorted(kinds),
+            model_identity(reading_model(run.recipe)),
+            frame,
+            batch_size,
+            seed,
+            *later,
+        ]
 
     def outputs(self, run: Run) -> list[Path]:
         return [run.files.likelihoods]
