@@ -12,16 +12,18 @@ from srd.report.page import page
 from srd.report.reading import read_run
 from srd.report.refreshes import ROWS, TEXTS, refreshes_of, refreshes_section
 from srd.training.student_text.written import ABOUT, SCHEMA
-from tests.report.fake_run import write_run
+from tests.report.fake_run import write_lines, write_run
 
 
-def write_refresh(run_dir: Path, number: int, texts: dict[str, str], ended: int) -> None:
-    folder = run_dir / "stages/0/rollouts"
+def write_refresh(
+    run_dir: Path, number: int, texts: dict[str, str], ended: int, *, end: int | None = None, stage: int = 0
+) -> None:
+    folder = run_dir / f"stages/{stage}/rollouts"
     folder.mkdir(parents=True, exist_ok=True)
     count = len(texts)
     columns = {"id": list(texts), "response": list(texts.values()), "tokens": [[7] * 4] * count,
                "log_likelihood": [[-1.0] * 4] * count, "ended": [i < ended for i in range(count)]}  # fmt: skip
-    about = f'{{"start": {3 * number}, "end": {3 * number + 3}}}'.encode()
+    about = f'{{"start": {3 * number}, "end": {end or 3 * number + 3}}}'.encode()
     pq.write_table(pa.table(columns, schema=SCHEMA.with_metadata({ABOUT: about})), folder / f"{number}.parquet")
 
 
@@ -46,6 +48,22 @@ def test_texts_from_refresh_to_refresh(tmp_path: Path) -> None:
     assert [len(card.answers) for card in group.cards] == [3, 3, 3]  # the reference, and either text
     html = page(run)
     assert "Text that the student wrote to train on" in html and "nothing of it" in html
+
+
+def test_drift_is_that_of_the_text_itself(tmp_path: Path) -> None:
+    """A text that gives way before its planned end has no drift of the text after it; another stage's cuts nothing."""
+    run_dir = write_run(tmp_path / "run", examples=40)
+    (name,) = pq.read_table(run_dir / "examples/train.parquet", columns=["id"])["id"].to_pylist()[:1]
+    for number, stage in ((0, 0), (1, 0), (0, 1)):
+        write_refresh(run_dir, number, {name: f"text {number}"}, ended=1, end=9, stage=stage)
+    drifts = {(0, 2): 0.2, (0, 3): 0.3, (0, 4): 0.01, (0, 9): 0.6, (1, 1): 0.02, (1, 8): 0.5}
+    write_lines(
+        run_dir / "metrics.jsonl",
+        [{"arm": "srd", "stage": stage, "step": step, "drift": drift} for (stage, step), drift in drifts.items()],
+    )
+    table, _ = refreshes_section(read_run(run_dir))
+    assert table is not None
+    assert [row[-1] for row in table.rows] == [0.3, 0.6, 0.5]
 
 
 def test_many_refreshes_are_shown_by_some_of_them(tmp_path: Path) -> None:

@@ -45,7 +45,11 @@ def refreshes_of(run: RunFiles, variant: str) -> list[Refresh]:
             answers = by_id(read_parquet(path, columns=columns))
             step, end = (int(about.get(name, 0)) for name in ("start", "end"))
             found.append(Refresh(int(stage), int(number), step, end, answers))
-    return sorted(found, key=lambda refresh: refresh[:2])
+    found.sort(key=lambda refresh: refresh[:2])
+    for place, after in enumerate(found[1:]):  # with `auto` text gives way before its planned end
+        if found[place].stage == after.stage:
+            found[place] = found[place]._replace(end=min(found[place].end, after.step))
+    return found
 
 
 def refreshes_section(run: RunFiles) -> tuple[Table | None, Group | None]:
