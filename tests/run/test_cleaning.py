@@ -16,7 +16,9 @@ from srd.curation import calibration, likelihoods, shots
 from srd.data.corruption import corrupt
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows, row_of
+from srd.report.cleaning import cleaning_section
 from srd.report.page import build_report
+from srd.report.reading import read_run
 from srd.run.parts import written
 from srd.run.steps import cleaning
 from tests.oracle import noun_rows, oracle_losses
@@ -165,6 +167,27 @@ def test_softened_rows_lose_their_cross_entropy(run: TinyRun) -> None:
     assert all(found[name]["response_after"] == found[name]["response_before"] for name in soft)
     assert {row["why"] for name, row in found.items() if row["wrong"] and name not in soft} == {"near_copy"}
     assert done.soft_rows() == soft
+
+
+def test_a_report_tells_of_the_marks_of_its_run_alone(run: TinyRun) -> None:
+    """Those that another recipe has left in the directory are not its own; nor was dropped what was only marked."""
+
+    fates = {"report": "marked", "soften": "dropped", "drop": "dropped"}
+    for action, fate in fates.items():
+        run.set(data__cleaning={"find": ["looping", "near_copy"], "action": action}).advance("ranking", "cleaning")
+        page = build_report(run.run_dir).read_text(encoding="utf-8")
+        assert "nearly repeat" in page and "Cleaning marked" in page and f'<span class="label">{fate}</span>' in page
+        said = cleaning_section(read_run(run.run_dir))["fate"]
+        assert ("not answered anew were dropped" in said, "keep their text" in said) == (
+            action == "drop",
+            action == "soften",
+        )
+    run.set(data__cleaning="off").advance("ranking")
+    page = build_report(run.run_dir).read_text(encoding="utf-8")
+    assert '<section id="cleaning"' not in page and "Cleaning marked" not in page
+    other = write_rows(run.folder / "other.jsonl", noun_rows(40, seed=5))
+    run.set(data__train=str(other), data__cleaning={"action": "report", "find": ["looping"]}).advance("examples")
+    assert '<section id="cleaning"' not in build_report(run.run_dir).read_text(encoding="utf-8")
 
 
 def test_repaired_rows_have_an_answer_of_the_teacher(run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,12 @@ from srd.report.tables import Column, Table, to_html
 SUREST = 20  # rows of each reason
 BINS = 40
 UNDAMAGED = "not damaged"
+#: What became of marked rows, where that is more than that they were dropped.
+FATES = {
+    "report": "Rows that are marked were only marked.",
+    "soften": "Rows that are marked keep their text, without cross-entropy; those that are empty, named or there twice "
+    "were dropped.",
+}
 OUTERMOST = 0.5  # per cent of the rows beyond each end of a plot
 
 
@@ -30,9 +36,21 @@ class Reason(NamedTuple):
     cards: list[Card]
 
 
+def marks_of(run: RunFiles, columns: list[str] | None = None) -> pyarrow.Table:
+    """What was found of each row; nothing where the recipe does not clean, or the marks are of other rows than it has.
+
+    Marks stay in the run directory where another recipe has made them there.
+    """
+    marks = read_parquet(run.files.marked, columns=columns)
+    if not len(marks) or run.cleaning == "off":
+        return marks[:0]
+    rows = read_parquet(run.files.examples("train"), columns=["id"])
+    return marks if len(rows) and marks["id"].equals(rows["id"]) else marks[:0]
+
+
 def cleaning_section(run: RunFiles) -> dict[str, Any]:
     """Counts by reason, the scores of each contrast with its threshold, and rows to unfold."""
-    marks = read_parquet(run.files.marked)
+    marks = marks_of(run)
     if not len(marks):
         return {"marked": None}
     detectors: dict[str, Row] = read_file(run.files.detectors, parse_json, {})
@@ -48,7 +66,8 @@ def cleaning_section(run: RunFiles) -> dict[str, Any]:
         "blind": [name for name, row in detectors.items() if not row["can_tell"]],
         "reasons": [reason(run, marks, why, name) for name in reasons],
         "damage": to_html(damage) if damage else None,
-        "action": str(((run.recipe.get("data") or {}).get("cleaning") or {}).get("action")),
+        "action": run.cleaning,
+        "fate": FATES.get(run.cleaning, "Rows that are marked and not answered anew were dropped."),
     }
 
 
@@ -89,7 +108,7 @@ def damage_table(marks: pyarrow.Table, damaged: dict[str, str]) -> Table | None:
 
 def found_sentences(run: RunFiles) -> list[str]:
     """Say how many rows were marked as wrong, and, where rows were damaged on purpose, how many of those."""
-    marks = read_parquet(run.files.marked, columns=["id", "wrong", "repaired"])
+    marks = marks_of(run, columns=["id", "wrong", "repaired"])
     if not len(marks):
         return []
     wrong, repaired = (int(np.sum(marks[name].to_numpy(zero_copy_only=False))) for name in ("wrong", "repaired"))
@@ -129,7 +148,7 @@ def reason(run: RunFiles, marks: pyarrow.Table, why: Any, name: str) -> Reason:
     examples = by_id(read_parquet(run.files.examples("train"), [row["id"] for row in rows]))
     cards = []
     for row in rows:
-        said = name if name == REWRITTEN else _fate(row)
+        said = name if name == REWRITTEN else "marked" if run.cleaning == "report" else _fate(row)
         score = row.get(name)
         facts = [f"{name} {score:.2f}"] if isinstance(score, float) and math.isfinite(score) else []
         answers = [Answer(said.capitalize(), row["response_after"], "ours")] if row["repaired"] else []

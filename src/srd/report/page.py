@@ -82,6 +82,7 @@ def page(run: RunFiles) -> str:
     """Write the whole page: what each section shows, filled into the template."""
     models = models_of(run)
     finished = max((str(step["finished"]) for step in run.steps.values() if step.get("finished")), default="")
+    cleaned = cleaning_section(run)
     shown: dict[str, Any] = {
         "kind": "SRD report",
         "name": str(run.recipe.get("name") or run.run_dir.resolve().name),
@@ -89,11 +90,11 @@ def page(run: RunFiles) -> str:
         "lead": [*headline(run, models), *found_sentences(run)],
         "words": WORDS if models else {},
         "next_steps": next_steps(run),
-        "sections": {name: name.capitalize() for name in SECTIONS if name != "cleaning" or run.files.marked.is_file()},
+        "sections": {name: name.capitalize() for name in SECTIONS if name != "cleaning" or cleaned["marked"]},
         "command": run.command,
         **comparison_section(run, models),
         **training_section(run),
-        **cleaning_section(run),
+        **cleaned,
         **difficulty_section(run),
         **examples_section(run, models),
         "recipe": [yaml_parts(line) for line in run.recipe_text.rstrip().split("\n")],

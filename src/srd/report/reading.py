@@ -78,10 +78,14 @@ class RunFiles:
         steps = read_file(RunFolder(self.files.uncleaned, "").manifest, parse_json, {}).get("steps") or {}
         return {name: step for name, step in steps.items() if not name.startswith("train/")}
 
+    @property
+    def cleaning(self) -> str:
+        """What becomes of rows that are wrong."""
+        return str(((self.recipe.get("data") or {}).get("cleaning") or {}).get("action", "off"))
+
     def takes_uncleaned(self, variant: str) -> bool:
         """Whether a training has the rows as they came, where others have cleaned ones."""
-        action = ((self.recipe.get("data") or {}).get("cleaning") or {}).get("action", "off")
-        return self.variants.get(variant, {}).get("cleaning") is False and changes_rows(action)
+        return self.variants.get(variant, {}).get("cleaning") is False and changes_rows(self.cleaning)
 
     def name_of(self, variant: str) -> str:
         """What a reader sees of a model or training everywhere."""
