@@ -24,7 +24,7 @@ from srd.run import curate as curation
 from srd.run.curate import curate, curated
 from srd.run.flow import advance
 from srd.tasks.base import load_source
-from tests.runs import TinyRun, close
+from tests.runs import TinyRun, close, tiny_rows, write_rows
 from tests.tiny import tiny_tokenizer
 
 pytestmark = pytest.mark.xdist_group("ranked")  # one worker makes the run that many of these look at
@@ -150,6 +150,22 @@ def test_a_recipe_without_a_curriculum_is_told_which_it_gets(tmp_path: Path) -> 
     close(run)
     (warning,) = told.warnings
     assert "trains without a curriculum; its rows are put into 3 stages, of the easiest 75%" in warning.what
+
+
+@pytest.mark.parametrize("order", ["easy_to_hard", "fresh"])
+def test_softened_rows_stay_out_of_the_files(tmp_path: Path, order: str) -> None:
+    """Whoever reads the files would learn their text, which the recipe's own training does not."""
+    tiny = TinyRun(tmp_path)
+    loops = [{"instruction": f"Count to {n}.", "output": f"{n} one two " * 8} for n in range(9)]
+    write_rows(tiny.rows, [*tiny_rows(), *loops])
+    tiny.set(data__cleaning={"action": "soften", "find": ["looping"]})
+    with collecting() as told:
+        stages = curate_into(tiny, tmp_path / "curated", stages=2, select=1, order=order)
+    written = {row["id"] for stage in stages for row in stage}
+    marks = pq.read_table(tiny.run_dir / "cleaning/rows.parquet").to_pylist()
+    soft = {row["id"] for row in marks if row["wrong"]}
+    assert len(soft) > 1 and not written & soft and len(written) == len(marks) - len(soft)
+    assert any(f"{len(soft)} rows in doubt" in warning.what for warning in told.warnings)
 
 
 def test_a_second_call_leaves_nothing_of_the_first_and_all_that_is_others(ranked: TinyRun, tmp_path: Path) -> None:

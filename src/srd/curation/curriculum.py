@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,6 +70,11 @@ class Stage:
     def size(self) -> int:
         """Examples in one pass."""
         return self.subset or len(self.ids)
+
+    def without(self, left_out: Collection[str]) -> Stage:
+        """The stage but for some examples."""
+        ids = [name for name in self.ids if name not in left_out]
+        return replace(self, ids=ids, subset=None if self.subset is None else min(self.subset, len(ids)))
 
 
 class Curriculum(CurriculumConfig):

@@ -18,7 +18,7 @@ from srd.base.locks import held
 from srd.base.owned import OwnedFiles
 from srd.base.remedies import warn
 from srd.base.tables import data_set, positions
-from srd.base.text import percent
+from srd.base.text import many, percent
 from srd.curation.curriculum import Curriculum, Stage
 from srd.data.batching import LengthBatches
 from srd.data.examples import row_of
@@ -72,9 +72,22 @@ def curate(run: Run, target: Path, layout: Layout | None = None) -> list[Path]:
         parallel.on_main(lambda: files.check(names))
         layout.check(run)
         advance(run, "ranking")
-        curated = Curated(run, curriculum.split(ranked_scores(run, curriculum)), target)
+        curated = Curated(run, _learnt(run, curriculum.split(ranked_scores(run, curriculum))), target)
         parallel.on_main(lambda: _write(curated, layout, files, names))
     return [target / name for name in names] if parallel.is_main() else []
+
+
+def _learnt(run: Run, stages: list[Stage]) -> list[Stage]:
+    """The stages without the rows that are softened: a file cannot say that there is no cross-entropy on a row."""
+    soft = parallel.on_main(run.soft_rows)
+    if soft:
+        warn(
+            logger,
+            f"data.cleaning is soften: {many(len(soft), 'row')} in doubt would be learnt as all others, so that "
+            "the files are without.",
+            "To train on what the teacher says of such rows, use srd run.",
+        )
+    return [stage.without(soft) for stage in stages] if soft else stages
 
 
 def curriculum_of(run: Run) -> Curriculum:

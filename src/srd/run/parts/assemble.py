@@ -7,7 +7,6 @@ import copy
 import functools
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ def training_of(
     if config.method.text not in ("teacher", "both") and (soft := run.soft_rows()):
         examples.soft = frozenset(soft)
         if not config.needs_teacher:  # there is nothing but cross-entropy
-            stages = [replace(stage, ids=[name for name in stage.ids if name not in soft]) for stage in stages]
+            stages = [stage.without(soft) for stage in stages]
     run.files.log(label).parent.mkdir(exist_ok=True)
     with run.progress(label) as update:
         yield Training(
