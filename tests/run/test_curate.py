@@ -153,19 +153,20 @@ def test_a_recipe_without_a_curriculum_is_told_which_it_gets(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("order", ["easy_to_hard", "fresh"])
-def test_softened_rows_stay_out_of_the_files(tmp_path: Path, order: str) -> None:
+def test_softened_rows_stay_out_of_the_files(tmp_path: Path, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever reads the files would learn their text, which the recipe's own training does not."""
     tiny = TinyRun(tmp_path)
     loops = [{"instruction": f"Count to {n}.", "output": f"{n} one two " * 8} for n in range(9)]
     write_rows(tiny.rows, [*tiny_rows(), *loops])
     tiny.set(data__cleaning={"action": "soften", "find": ["looping"]})
-    with collecting() as told:
-        stages = curate_into(tiny, tmp_path / "curated", stages=2, select=1, order=order)
+    told: list[str] = []
+    monkeypatch.setattr(curation, "warn", lambda logger, what, remedy: told.append(what))
+    stages = curate_into(tiny, tmp_path / "curated", stages=2, select=1, order=order)
     written = {row["id"] for stage in stages for row in stage}
     marks = pq.read_table(tiny.run_dir / "cleaning/rows.parquet").to_pylist()
     soft = {row["id"] for row in marks if row["wrong"]}
     assert len(soft) > 1 and not written & soft and len(written) == len(marks) - len(soft)
-    assert any(f"{len(soft)} rows in doubt" in warning.what for warning in told.warnings)
+    assert any(f"{len(soft)} rows in doubt" in what for what in told)
 
 
 def test_a_second_call_leaves_nothing_of_the_first_and_all_that_is_others(ranked: TinyRun, tmp_path: Path) -> None:
