@@ -18,7 +18,7 @@ MOST_ARGUMENTS = 10  # of a constructor, without self
 BUDGETS = {
     "base": 2695, "metrics": 790, "data": 5480, "models": 6385, "tasks": 1730, "sandbox": 1055, "curation": 3010,
     "training": 7810, "evaluation": 1070, "recipe": 1035, "run": 7395, "report": 2555, "export": 2335,
-    "integrations": 285, "api": 525, "sweep": 1425, "cli": 930, "__init__": 110, "__main__": 5,
+    "integrations": 305, "api": 525, "sweep": 1425, "cli": 930, "__init__": 110, "__main__": 5,
 }  # fmt: skip
 
 

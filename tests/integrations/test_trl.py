@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from srd.base.errors import UserError
 from srd.curation.curriculum import Curriculum
@@ -69,6 +72,93 @@ def test_a_curated_folder_has_the_passes(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     rows = curriculum_dataset(tmp_path, batch_size=2)
     assert rows["id"] == ["e0", "e1", "e3", "e4", "e6", "e7"] and rows["temperature"] == [1, 1, 2, 2, 3, 3]
+
+
+class GKDTrainer:
+    """What `StagedGKDTrainer` builds on, as TRL 1.0 has it: its loss is a mean over a micro-batch, however large."""
+
+    beta, use_liger_gkd_loss = 0.0, False
+
+    def __init__(self, *, train_dataset: Any, args: Any, data_collator: Any) -> None:
+        self.data_collator = data_collator
+
+    def add_callback(self, callback: Any) -> None:
+        callback._take(0)
+
+    @staticmethod
+    def generalized_jsd_loss(
+        student: Any, teacher: Any, labels: Any, beta: float, temperature: float = 1.0, reduction: str = "batchmean"
+    ) -> Any:
+        each = ((student - teacher) / temperature).abs().sum(-1)[labels != -100]
+        return each.mean() if reduction == "batchmean" else each.sum()
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        logits = model[inputs["input_ids"]]
+        loss = self.generalized_jsd_loss(
+            logits[:, :-1], torch.zeros_like(logits)[:, :-1], inputs["labels"][:, 1:], self.beta
+        )
+        return loss, SimpleNamespace(logits=logits)
+
+
+@pytest.fixture
+def staged(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes a `StagedGKDTrainer` on such a trainer, of one stage with temperature 2 and the weight that is given."""
+    stub: Any = ModuleType("trl.experimental.gkd")
+    stub.GKDTrainer = GKDTrainer
+    for name in ("trl", "trl.experimental", "trl.experimental.gkd"):
+        monkeypatch.setitem(sys.modules, name, stub)
+    spec = importlib.util.spec_from_file_location("srd_trl_with_stub", str(trl.__file__))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def make(weight: float) -> Any:
+        rows = curriculum_dataset([{"rows": ROWS[:4], "temperature": 2, "weight": weight}], batch_size=4)
+        args = SimpleNamespace(per_device_train_batch_size=4, gradient_accumulation_steps=1, world_size=1,
+                               num_train_epochs=1, max_steps=-1)  # fmt: skip
+        return module.StagedGKDTrainer(train_dataset=rows, args=args, data_collator=lambda rows: rows[0]["batch"])
+
+    return make
+
+
+LOGITS = torch.randn(9, 9, generator=torch.Generator().manual_seed(0))
+TOKENS = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 1, 2]])
+LABELS = torch.tensor([[-100, 2, 3, 4, 5], [-100, -100, -100, -100, 2]])
+
+
+def collated(trainer: Any, rows: slice) -> dict[str, Any]:
+    batch = {"input_ids": TOKENS[rows], "labels": LABELS[rows].clone()}
+    return dict(trainer.data_collator([{"batch": batch}] * len(TOKENS[rows])))
+
+
+def test_a_step_has_one_loss_in_however_many_micro_batches(staged: Any) -> None:
+    trainer = staged(0.75)
+    whole = trainer.compute_loss(LOGITS, collated(trainer, slice(0, 2)), num_items_in_batch=torch.tensor(5))
+    parts = [trainer.compute_loss(LOGITS, collated(trainer, slice(n, n + 1)), num_items_in_batch=5) for n in (0, 1)]
+    logits, labels = LOGITS[TOKENS][:, :-1], LABELS[:, 1:]
+    divergence = (logits[labels != -100] / 2).abs().sum() / 5
+    ce = torch.nn.functional.cross_entropy(logits[labels != -100], labels[labels != -100])
+    assert float(whole) == pytest.approx(float(0.75 * 4 * divergence + 0.25 * ce), rel=1e-5)
+    assert float(sum(parts)) == pytest.approx(float(whole), rel=1e-5)
+    assert float(trainer.compute_loss(LOGITS, collated(trainer, slice(0, 2)))) == pytest.approx(float(whole), rel=1e-5)
+
+
+def test_there_is_no_cross_entropy_on_text_that_was_generated(staged: Any) -> None:
+    """There TRL replaces the tokens and their labels, in some versions with those of the prompt."""
+    trainer, alone = staged(0.75), staged(1.0)
+    generated = {"input_ids": TOKENS.flip(1), "labels": TOKENS.flip(1)}
+    mixed, divergence = (
+        float(each.compute_loss(LOGITS, {**collated(each, slice(0, 2)), **generated})) for each in (trainer, alone)
+    )
+    assert mixed == pytest.approx(0.75 * divergence, rel=1e-5)
+
+
+def test_a_loss_that_takes_no_temperature_is_refused(staged: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GKDTrainer, "use_liger_gkd_loss", True)
+    with pytest.raises(UserError, match=r"Set use_liger_kernel=False"):
+        staged(1.0)
 
 
 WRONG = {

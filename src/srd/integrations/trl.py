@@ -28,6 +28,7 @@ except ImportError:  # the message comes where it is needed: `StageCallback` and
 
 logger = logging.getLogger(__name__)
 
+WRITTEN = "written_labels"  # of the rows: where text is generated TRL puts the labels of that in their place
 SETTINGS = ("stage", "temperature", "weight")
 
 
@@ -212,9 +213,11 @@ _Base: Any = GKDTrainer or object
 class StagedGKDTrainer(_Base):  # type: ignore[misc]
     """TRL's GKD trainer on the rows of `curriculum_dataset`, in their order, with the settings of each stage.
 
-    The loss of a step is ``weight · T² · divergence(T) + (1 - weight) · cross-entropy``, as srd's own training has it;
-    T² is left out of reverse KL. Of the rows' tokens those are learnt that ``completion_mask`` marks, where they bring
-    it. One difference remains: all stages have one learning-rate schedule, where srd begins anew in each.
+    The loss of a step is ``weight · T² · divergence(T) + (1 - weight) · cross-entropy``, as srd's own training has it,
+    each a sum over the tokens of the step divided by their number, in however many micro-batches they come. T² is left
+    out of reverse KL, and there is no cross-entropy on text that was generated (``lmbda``). Of the rows' tokens those
+    are learnt that ``completion_mask`` marks, where they bring it. One difference remains: all stages have one
+    learning-rate schedule, where srd begins anew in each.
 
     Args:
         train_dataset: What `curriculum_dataset` gives, with the batch size of the arguments.
@@ -237,6 +240,8 @@ class StagedGKDTrainer(_Base):  # type: ignore[misc]
         args.train_sampling_strategy, args.packing = "sequential", False
         super().__init__(train_dataset=train_dataset, args=args, **kwargs)
         trainer: Any = self
+        if getattr(trainer, "use_liger_gkd_loss", False):
+            raise UserError("use_liger_kernel has a GKD loss that takes no temperature. Set use_liger_kernel=False")
         trainer.data_collator = _Masked(trainer.data_collator)
         self.add_callback(self.stages.bind(self))
 
@@ -244,29 +249,35 @@ class StagedGKDTrainer(_Base):  # type: ignore[misc]
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The loss of the stage that training is in."""
-        divergence, outputs = super().compute_loss(
-            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
-        )
+        import torch
+
+        labels, written = inputs["labels"], inputs.get(WRITTEN)
+        divergence, outputs = super().compute_loss(model, inputs, return_outputs=True)  # see `generalized_jsd_loss`
         weight, scale = self.stages.weight, 1.0 if self.beta == 1 else self.stages.temperature**2
         loss = weight * scale * divergence
-        if weight < 1:
-            loss = loss + (1 - weight) * _cross_entropy(outputs.logits, inputs["labels"], num_items_in_batch)
+        if weight < 1 and (written is None or torch.equal(written, labels)):
+            loss = loss + (1 - weight) * _cross_entropy(outputs.logits, labels)
+        count = num_items_in_batch if num_items_in_batch is not None else (labels[:, 1:] != -100).sum().clamp_min(1)
+        loss = loss / count
         return (loss, outputs) if return_outputs else loss
 
+    @staticmethod
+    def generalized_jsd_loss(*logits: Any, **settings: Any) -> Any:
+        """TRL's divergence summed over tokens: some of its versions take a mean of each micro-batch."""
+        return GKDTrainer.generalized_jsd_loss(*logits, **settings, reduction="sum")
 
-def _cross_entropy(logits: Any, labels: Any, count: Any) -> Any:
-    """Cross-entropy of the labels, as sums over ``count`` tokens where that is known, else as their mean."""
+
+def _cross_entropy(logits: Any, labels: Any) -> Any:
+    """Cross-entropy of the labels, summed over tokens."""
     import torch
 
-    targets = labels[:, 1:].flatten()
-    total = torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=-100, reduction="sum"
+    return torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum"
     )
-    return total / (count if count is not None else (targets != -100).sum().clamp_min(1))
 
 
 class _Masked:
-    """TRL's collator, with the labels of just those tokens that the rows mark as learnt."""
+    """TRL's collator, with the labels of just those tokens that the rows mark as learnt, and once more as `WRITTEN`."""
 
     def __init__(self, collator: Any) -> None:
         self.collator = collator
@@ -278,4 +289,4 @@ class _Masked:
             if mask is not None:  # padding stands on the left
                 own = labels[len(labels) - len(mask) :]
                 own[own.new_tensor(mask) == 0] = -100
-        return batch
+        return {**batch, WRITTEN: batch["labels"]}
