@@ -62,14 +62,14 @@ def test_names_in_a_student_out(folder: Path) -> None:
     assert steps_finished(again.run_dir) == before  # the same call, however it is written, in the same directory
 
 
-def test_models_and_rows_in_memory_are_found_again(folder: Path) -> None:
+def test_models_and_rows_in_memory_are_found_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher, student, tokenizer = tiny_model("llama", seed=1), tiny_model("llama", seed=2), tiny_tokenizer("llama")
     weights = {name: values.clone() for name, values in student.state_dict().items()}
     table = pandas.DataFrame(tiny_rows())
 
-    def distil(rows: Any, **changes: Any) -> srd.Result:
+    def distil(rows: Any, run_dir: Any = "out/", **changes: Any) -> srd.Result:
         models = {"teacher": teacher, "student": (student, tokenizer), "tokenizer": tokenizer, **changes}
-        return srd.distill(rows=rows, run_dir="out", evaluate=False, **models, **SETTINGS)
+        return srd.distill(rows=rows, run_dir=run_dir, evaluate=False, **models, **SETTINGS)
 
     result = distil(table)
     assert all(torch.equal(values, weights[name]) for name, values in student.state_dict().items())
@@ -79,6 +79,11 @@ def test_models_and_rows_in_memory_are_found_again(folder: Path) -> None:
     for same in (tiny_rows(), datasets.Dataset.from_list(tiny_rows())):
         assert steps_finished(distil(same, student=tiny_model("llama", seed=2)).run_dir) == before
     assert sorted(folder.glob("out-inputs/*")) == inputs
+    monkeypatch.setenv("HOME", str(folder))
+    assert steps_finished(distil(table, run_dir="~/out").run_dir) == before
+    monkeypatch.chdir(folder / "out")
+    assert steps_finished(distil(table, run_dir=".").run_dir) == before
+    monkeypatch.chdir(folder)
     for path in folder.glob("out-inputs/model-*/model.safetensors"):
         path.write_bytes(b"spoilt")
     next(folder.glob("out-inputs/train-*.jsonl")).write_text("spoilt", encoding="utf-8")

@@ -645,3 +645,10 @@ def test_chat_through_a_pipe_and_a_list_of_what_would_be_pushed(
         "srd evaluate 'a run/recipe.yaml' --run-dir 'a run'",
         "srd push 'a run' me/tiny --dry-run",
     ]
+
+
+def test_the_home_directory_is_found_where_shells_leave_the_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    given = ["--run-dir=~/x y", "-o=~", "--dir=~other/x", "data.train=~/rows.jsonl", "~/a=~/b", "--seed=1", "~"]
+    expected = ["--run-dir=/home/me/x y", "-o=/home/me", *given[2:]]
+    assert list(map(cli._at_home, given)) == expected

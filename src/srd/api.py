@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ from srd.recipe.merging import merge
 from srd.recipe.reading import load_recipe, validate_recipe
 from srd.recipe.schema import Recipe
 from srd.report.page import build_report
-from srd.run.context import Run, versions
+from srd.run.context import Run, made_options, versions
 from srd.run.flow import advance, training_steps
 from srd.run.folder import SPLITS, RunFolder
 from srd.sandbox.outside import Permission
@@ -82,20 +83,21 @@ class Result:
         folder: The student and its tokenizer, for ``from_pretrained``.
     """
 
-    def __init__(self, run_dir: Path, label: str) -> None:
+    def __init__(self, run_dir: Path, label: str, options: Mapping[str, Any] = MappingProxyType({})) -> None:
         self._files = RunFolder(run_dir, label)
+        self._options = options  # of loading what the run has made
         self.run_dir = run_dir
         self.folder = self._files.student(label)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The student's tokenizer."""
-        return load_tokenizer(str(self.folder))
+        return load_tokenizer(str(self.folder), **self._options)
 
     @cached_property
     def student(self) -> PreTrainedModel:
         """The student, on the CPU and in eval mode."""
-        return load_model(str(self.folder), tokenizer=self.tokenizer, role="student")
+        return load_model(str(self.folder), tokenizer=self.tokenizer, role="student", **self._options)
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -196,7 +198,9 @@ def distill(
         UserError: something that cannot be; the message says what, where and what to do.
         RunError: the machine fails; the same call goes on from there.
     """
-    inputs = Path(f"{run_dir}-inputs") if run_dir is not None else RUNS / "distill-inputs"
+    beside = RUNS / "distill" if run_dir is None else Path(run_dir).expanduser()
+    beside = beside if beside.name.strip(".") else beside.resolve()  # `.` has no name
+    inputs = beside.with_name(f"{beside.name}-inputs")
     check_named(objective=objective, method=method)
     recipe = {name: settings.pop(name) for name in list(settings) if name in Recipe.model_fields}
     training = {"objective": objective, "method": method, "curriculum": curriculum, **settings}
@@ -219,7 +223,7 @@ def open_run(
     """Load a recipe and claim its run directory, until the run is closed or the process ends."""
     _check_given(recipe, overrides, run_dir)
     loaded = parallel.together(lambda: _loaded(recipe, overrides))
-    folder = RUNS / loaded.name if run_dir is None else Path(run_dir)
+    folder = RUNS / loaded.name if run_dir is None else Path(run_dir).expanduser()
     parallel.check_same({"recipe": loaded.model_dump(), "version": versions(), "run-dir": str(folder.absolute())})
     claimed = Run(loaded, folder)
     set_up_logging(claimed.warnings)
@@ -241,7 +245,7 @@ def check_made_by(recipe: str, overrides: Sequence[str], run_dir: Path | None) -
         UserError: with the first setting that differs.
     """
     given = _loaded(recipe, overrides)
-    folder = RUNS / given.name if run_dir is None else run_dir
+    folder = RUNS / given.name if run_dir is None else run_dir.expanduser()
     written = RunFolder(folder, "").recipe
     if not written.is_file():
         raise UserError(f"there is no run in {folder} (it has no recipe.yaml). Make it by srd run, or give --run-dir.")
@@ -269,7 +273,7 @@ def _loaded(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence
 
 def _result(claimed: Run) -> Result:
     parallel.on_main(lambda: build_report(claimed.folder))
-    return Result(claimed.folder, claimed.recipe.training.label)
+    return Result(claimed.folder, claimed.recipe.training.label, made_options(claimed.recipe))
 
 
 def _plain(value: Any) -> Any:
@@ -431,7 +435,7 @@ def build_cache(
     running = str(next(loaded.parameters()).dtype).removeprefix("torch.")
     stored = stored_dtype(running) if dtype == "auto" else dtype
     kept = make_tier(tier, dtype=stored, top_k=top_k, temperatures=temperatures)
-    place = cache_folder(Path(folder), model_content(loaded, tokenizer), kept.identity)
+    place = cache_folder(Path(folder).expanduser(), model_content(loaded, tokenizer), kept.identity)
     loaded.eval()
     examples, collator = EncodedExamples(rows), make_collator(loaded, tokenizer)
     width = token_count(tokenizer) if not kept.with_head else None  # padding rows count only where the head says which

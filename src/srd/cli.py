@@ -787,6 +787,7 @@ def main() -> None:
     """Run the command line and turn whatever ends it into an exit status and a message."""
     from srd.base import parallel
 
+    sys.argv[1:] = map(_at_home, sys.argv[1:])
     gc.disable()  # until `set_up_logging`: to look for garbage among what is imported takes a tenth of the time
     before, threading.excepthook = threading.excepthook, _thread_failed
     say_stopped = _once(_say_stopped)  # by this thread or by the one that listens, which may come to it together
@@ -894,6 +895,13 @@ def _tell(message: str, *, on_all: bool) -> None:
         if on_all:
             return
     _say(message)
+
+
+def _at_home(text: str) -> str:
+    """An argument, with the home directory in place of ``~`` where shells leave it as it is: behind ``--option=``."""
+    option, equals, value = text.partition("=")
+    is_home = option.startswith("-") and value.split("/")[0] == "~"
+    return f"{option}={Path(value).expanduser()}" if equals and is_home else text
 
 
 def _say(message: str) -> None:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from srd.base.errors import UserError
-from srd.models.tokenizers.pair import head_width, kinds_differ, shared_vocabulary, tokenizers_differ
+from srd.models.tokenizers.pair import head_width, kinds_differ, shared_vocabulary, token_count, tokenizers_differ
 from srd.models.tokenizers.token_bytes import ALPHABET
 from srd.recipe.reading import validate_recipe
 from srd.run.plan.plan import make_plan
@@ -88,6 +88,31 @@ def test_a_head_narrower_than_the_tokenizer_is_refused() -> None:
     assert shared_vocabulary(tiny_config("qwen2"), tiny_config("qwen2", vocab_size=416), tokenizer) == 400
 
 
+def test_control_tokens_that_no_text_has_may_lie_beyond_the_head(make_tiny_run: Callable[..., TinyRun]) -> None:
+    """As the image token of Gemma 3 does, whose text models have no images."""
+    tiny = make_tiny_run("qwen2", teacher={"vocab_size": 416})
+    tokenizer = tiny_tokenizer("qwen2")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    assert shared_vocabulary(tiny_config("qwen2"), tiny_config("qwen2"), tokenizer) == 400
+    for place in (tiny.teacher, tiny.student):
+        tokenizer.save_pretrained(place)
+    tiny.set(data__train_limit=8, training__curriculum=None, generation__max_new_tokens=3).train()
+    tokenizer.pad_token = "<image>"
+    with pytest.raises(UserError, match="resize_token_embeddings"):
+        shared_vocabulary(tiny_config("qwen2"), tiny_config("qwen2"), tokenizer)
+
+
+def test_ids_with_gaps_between_them_are_all_counted() -> None:
+    """Else an end of sequence that lies behind them would never be written."""
+    words = {"a": 0, "b": 1, "<end>": 5}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="a")), eos_token="<end>"
+    )
+    assert (len(tokenizer), token_count(tokenizer)) == (3, 6)
+    tokenizer.add_tokens(["<more>"])
+    assert token_count(tokenizer) == max(tokenizer.get_vocab().values()) + 1 > 6
+
+
 @pytest.fixture
 def more_tokens(make_tiny_run: Callable[..., TinyRun]) -> TinyRun:
     """A student with two tokens that its teacher has not, one of which it would always write."""
@@ -105,7 +130,7 @@ def more_tokens(make_tiny_run: Callable[..., TinyRun]) -> TinyRun:
 
 def test_a_token_more_in_the_student_is_fine_where_no_text_has_it(more_tokens: TinyRun) -> None:
     run = more_tokens.set(training__method={"name": "gkd", "max_new_tokens": 3, "student_share": 1.0}).train()
-    assert (run.known_to_teacher, run.width) == (400, 400)
+    assert (run.known_to_all, run.width) == (400, 400)
 
 
 def test_a_token_more_in_the_student_is_refused_in_a_text(more_tokens: TinyRun) -> None:
@@ -115,9 +140,7 @@ def test_a_token_more_in_the_student_is_refused_in_a_text(more_tokens: TinyRun) 
         {"instruction": "<extra>?", "output": "."},
     ]
     write_rows(more_tokens.rows, rows)
-    told = (
-        r"2 of 42 rows cannot .*its response has '<extra>' \(id 400\), a token of the student's .* the teacher does not"
-    )
+    told = r"2 of 42 rows cannot .*its response has '<extra>' \(id 400\), a token of the student's .* a model does not"
     recipe = validate_recipe(more_tokens.recipe, "tiny")
     for refused in (lambda: make_plan(recipe), lambda: more_tokens.advance("examples")):
         with pytest.raises(UserError, match=f"(?s){told}"):

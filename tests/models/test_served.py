@@ -365,6 +365,16 @@ def test_a_served_model_writes_what_it_would_write_here(ways: tuple[str, ...], m
         assert len(running.asked) - before == 3
         generate_tokens(again, TOKENIZER, prompts[:1], ["a"], Decoding(12, 0.7, seed=3))
         assert len(running.asked) - before == 4
+        # vLLM and SGLang take what is missing from the model's generation_config.json; others may refuse to be told.
+        habits = {
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "top_k": -1,
+            "min_p": 0.0,
+        }
+        body = running.asked[-1][1]
+        assert {name: body.get(name) for name in habits} == (habits if ways != ("text",) else dict.fromkeys(habits))
     if ways == ("text",):  # special tokens, and bytes that are no letters, are lost on the way through a text
         texts = [TOKENIZER.decode(ids, skip_special_tokens=True) for ids in wanted]
         wanted = [TOKENIZER.encode(text, add_special_tokens=False)[:12] for text in texts]

@@ -20,11 +20,12 @@ from srd.base import files
 from srd.base.errors import UserError
 from srd.base.files import file_digest, read_json
 from srd.base.text import visible
+from srd.curation.curriculum import Curriculum
 from srd.export.base import export
 from srd.export.push import prepared
 from srd.recipe.reading import validate_recipe
 from srd.run import context
-from srd.run.card import Card
+from srd.run.card import Card, how_it_was_learnt
 from srd.run.chat import chat_models
 from srd.run.flow import check_written, planned_steps
 from srd.run.manifest import Manifest
@@ -226,6 +227,24 @@ def test_missing_folders_are_made_again(done: TinyRun, again: TinyRun) -> None:
 
 
 # ------------------------------------------------------------------------------------- what lies beside the student
+
+
+RANKED = "the examples were ranked by `rouge_l` and `ce`"
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    ({}, f"{RANKED}, the hardest were left out, and the rest was learnt from easy to hard in 3 stages"),
+    ({"preset": "plus"}, "all examples were learnt, in 1 stage; the ranks decided nothing"),
+    ({"select": 1.0, "order": "random"}, "all examples were learnt, in 3 stages; the ranks decided nothing"),
+    ({"select": 1.0, "stages": 1, "row_weights": "paced"},
+     "all examples were learnt, in 1 stage; what it half knew counted most"),
+    ({"select": 1.0, "order": "hard_to_easy", "score": ["eos", "ce"]},
+     "the examples were ranked by `eos` and `ce`, and they were learnt from hard to easy in 3 stages"),
+    ({"stages": 1}, f"{RANKED}, the hardest were left out, and the rest was learnt in 1 stage"),
+    ({"order": "fresh"}, "every pass learnt examples that were drawn anew from all of them"),
+])  # fmt: skip
+def test_the_card_says_what_was_done(settings: dict[str, Any], said: str) -> None:
+    assert how_it_was_learnt(Curriculum(**settings)) == said
 
 
 def test_the_card_acts_on_no_terminal(again: TinyRun) -> None:

@@ -12,6 +12,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -494,6 +495,23 @@ def test_all_at_once_and_next_to_each_other() -> None:
     verdicts = run_programs(programs, allow=True, timeout=4.0, workers=2)
     assert [verdict.passed for verdict in verdicts] == [False, True, False, True]
     assert time.monotonic() - start < 2 * 4.0 + GRACE
+
+
+def test_a_judge_that_is_slow_to_start_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine where many start at once: a program's own time begins when it does."""
+    program = Program("def answer(x): return 2 * x + 2", TESTS)
+    start = outside._start
+
+    def late(role: str, *rest: Any, **streams: Any) -> Any:
+        monkeypatch.setattr(outside, "_script", lambda: f"import time; time.sleep({late_by}); " + script)
+        return start(role, *rest, **streams)
+
+    script, late_by = outside._script(), 1.5
+    monkeypatch.setattr(outside, "_start", late)
+    assert run_programs([program], allow=True, timeout=5.0)[0].passed
+    assert "not done after" in run_programs([program], allow=True, timeout=1.0)[0].reason
+    monkeypatch.setattr(outside, "_START_PATIENCE", 0.5)
+    assert run_programs([program], allow=True, timeout=0.5)[0].reason == "the judge could not start"
 
 
 def test_verdicts_keep_the_order_and_do_not_depend_on_it() -> None:

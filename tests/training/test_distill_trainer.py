@@ -120,7 +120,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         "gradient_accumulation_steps is 0, but must be 1 or more",
     ),
     ({"teacher": tiny_model("t5")}, "(?i)encoder-decoder"),
-    ({"teacher": tiny_model("llama", vocab_size=100)}, "that the teacher does not have: its vocabulary ends at 100"),
+    ({"teacher": tiny_model("llama", vocab_size=100)}, "that a model does not have: its vocabulary ends at 100"),
 ]
 
 

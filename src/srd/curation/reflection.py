@@ -33,6 +33,7 @@ from srd.metrics.rouge import rouge_l_many
 from srd.metrics.scripts import Words, choose_words, words_note
 from srd.models.cluster import Shard
 from srd.models.generation import Decoding, answer_texts, decode_batch
+from srd.models.tokenizers.pair import token_count
 from srd.models.tokenizers.tokens import padding_id, stop_token_ids
 
 logger = logging.getLogger(__name__)
@@ -215,7 +216,7 @@ def _reflect_batch(
         Decoding(longest),
         stop,
         padding_id(tokenizer),
-        width=len(tokenizer),
+        width=token_count(tokenizer),
         references=chosen["response_ids"],
     )
     responses = answer_texts(tokenizer, tokens, stop)

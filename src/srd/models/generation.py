@@ -23,6 +23,7 @@ from srd.data.turns import without_end
 from srd.models.cluster import spread
 from srd.models.finite import non_finite_tensor, not_finite
 from srd.models.reading import Reader, abilities, groups
+from srd.models.tokenizers.pair import token_count
 from srd.models.tokenizers.tokens import padding_id, stop_token_ids
 
 BLOCK = 512  # ids whose probabilities are added up before one of them is drawn
@@ -288,7 +289,7 @@ def generate_tokens(
         The answers' token ids in the order of the prompts, each with the stop token that ended it, if one did.
     """
     answers: list[list[int]] = [[] for _ in prompts]
-    stop, pad_id, width = stop_token_ids(model, tokenizer), padding_id(tokenizer), len(tokenizer)
+    stop, pad_id, width = stop_token_ids(model, tokenizer), padding_id(tokenizer), token_count(tokenizer)
     training, done = model.training, 0
     model.eval()
     batches = length_sorted_batches([len(prompt) for prompt in prompts], batch_size)

@@ -16,9 +16,11 @@ import jinja2
 import numpy as np
 
 from srd.base.files import read_json
-from srd.base.text import count, visible
+from srd.base.text import count, many, visible
 from srd.base.version import VERSION
 from srd.base.yaml_text import dump_yaml
+from srd.curation.scores.base import scores_of
+from srd.curation.settings import CurriculumConfig
 from srd.data.settings import SourceConfig
 from srd.evaluation.predictions import predictions_path, read_scores
 from srd.metrics.statistics import paired_bootstrap
@@ -35,6 +37,13 @@ HUB_ADDRESS = "OWNER/{name}"
 SERVERS = {"endpoint": "http://SERVER/v1", "address": "SERVER:6379"}
 PAPER = "arxiv:2508.06135"
 RESAMPLES = 2_000
+#: What became of wrong rows, by ``data.cleaning.action``.
+CLEANED = {
+    "drop": "Rows that were found wrong were left out before.",
+    "soften": "Of rows that were found wrong only what the teacher says of them was learnt.",
+    "repair": "Rows that were found wrong were answered anew by the teacher before, or left out.",
+    "rewrite": "The answers were written anew by the teacher before.",
+}
 #: Our metrics as the hub and readers call them.
 METRICS = {
     "rouge_l": ("rouge", "ROUGE-L"), "rouge_1": ("rouge", "ROUGE-1"), "rouge_2": ("rouge", "ROUGE-2"),
@@ -69,7 +78,8 @@ class Card:
             "summary": self.run.manifest.steps.get(f"train/{self.label}", {}).get("summary", {}),
             "prompt": self._prompt(), "short": dump_yaml(_without_places(shortest(self.recipe))).rstrip(),
             "adapter": self.is_adapter, "encoder_decoder": self.run.encoder_decoder, "version": VERSION,
-            "data": [name for name, _ in self.data], "decoding": self._decoding(),
+            "data": [name for name, _ in self.data], "decoding": self._decoding(), "cleaned": self._cleaned(),
+            "how": how_it_was_learnt(self.training.curriculum) if self.training.curriculum else "",
         }  # fmt: skip
         front = dump_yaml(self.front_matter())
         return visible(f"---\n{front}---\n\n{_template().render(values).strip()}\n")
@@ -189,6 +199,10 @@ class Card:
                 )
         return found
 
+    def _cleaned(self) -> str:
+        """What became of rows that were found wrong before the training; nothing where nothing did."""
+        return "" if self.recipe.takes_uncleaned(self.label) else CLEANED.get(self.recipe.data.cleaning.action, "")
+
     def _decoding(self) -> str:
         settings = self.recipe.evaluation
         if settings.temperature == 0:
@@ -207,6 +221,24 @@ class Card:
         text = str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
         fence = "~~~~"
         return text if fence not in text else ""
+
+
+def how_it_was_learnt(curriculum: CurriculumConfig) -> str:
+    """What came of a ranking, for the middle of a sentence."""
+    order, stages = curriculum.order, curriculum.stages
+    ranked = " and ".join(f"`{score.name}`" for score in scores_of(curriculum.score))
+    left = ", the hardest were left out" if curriculum.select < 1 else ""
+    if order == "fresh":
+        return "every pass learnt examples that were drawn anew from all of them"
+    if not left and (stages == 1 or order == "random"):
+        what = "the ranks decided nothing" if curriculum.row_weights == "equal" else "what it half knew counted most"
+        return f"all examples were learnt, in {many(stages, 'stage')}; {what}"
+    way = {"easy_to_hard": " from easy to hard", "hard_to_easy": " from hard to easy"}.get(order, " in random order")
+    rest = "the rest was" if left else "they were"
+    return (
+        f"the examples were ranked by {ranked}{left}, and {rest} learnt{way if stages > 1 else ''} in "
+        f"{many(stages, 'stage')}"
+    )
 
 
 def _names(source: SourceConfig) -> Iterator[tuple[str, str | None]]:

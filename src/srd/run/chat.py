@@ -18,6 +18,7 @@ from srd.evaluation.models import longest_prompt, prompt_encoder
 from srd.models.generation import Decoding, stream_tokens
 from srd.models.loading.loading import load_generation_config, load_model, load_tokenizer
 from srd.models.settings import ModelConfig
+from srd.models.tokenizers.pair import token_count
 from srd.models.tokenizers.tokens import padding_id, stop_token_ids
 from srd.recipe.reading import load_recipe
 from srd.recipe.schema import Recipe
@@ -85,7 +86,7 @@ class ChatModel:
         said = ""
         stop = stop_token_ids(self.model, self.tokenizer)
         for token in stream_tokens(
-            self.model, prompt, name, decoding, stop, padding_id(self.tokenizer), width=len(self.tokenizer)
+            self.model, prompt, name, decoding, stop, padding_id(self.tokenizer), width=token_count(self.tokenizer)
         ):
             tokens += [] if token in stop else [token]
             text = self.tokenizer.decode(tokens, skip_special_tokens=True)

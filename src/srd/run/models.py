@@ -189,8 +189,8 @@ class RecipeModels:
             found.update(
                 {position: error for position, error in encoder.refused(rows).items() if position not in found}
             )
-        if self.known_to_teacher is not None:
-            found |= self._unread(rows, self.known_to_teacher, found)
+        if self.known_to_all is not None:
+            found |= self._unread(rows, self.known_to_all, found)
         return found
 
     def divided_ids(self, rows: Iterable[dict[str, Any]]) -> list[str]:
@@ -199,7 +199,7 @@ class RecipeModels:
         return list(dict.fromkeys(name for names in found for name in names))
 
     def _unread(self, rows: Sequence[dict[str, Any]], width: int, but: Collection[int]) -> dict[int, UserError]:
-        """Which other examples have a token that the teacher has not."""
+        """Which other examples have a token that a model has not."""
         found = {}
         for position, row in enumerate(rows):
             if position not in but:
@@ -212,12 +212,11 @@ class RecipeModels:
         return found
 
     @cached_property
-    def known_to_teacher(self) -> int | None:
-        """How many ids the teacher has, where it is asked for tokens of a tokenizer that has more; else None."""
-        if self.apart:
-            return None
-        width = min(map(head_width, self.teacher_configs))
-        return width if self.asks_teacher and width < token_count(self.tokenizer) else None
+    def known_to_all(self) -> int | None:
+        """How many ids all models have that read the student's tokens, where its tokenizer has more; else None."""
+        teachers = self.teacher_configs if self.asks_teacher and not self.apart else []
+        width = min(map(head_width, [*teachers, self.configs[-1]]))
+        return width if width < token_count(self.tokenizer) else None
 
     @property
     def asks_teacher(self) -> bool:

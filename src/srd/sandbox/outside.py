@@ -56,6 +56,8 @@ _BECOME_NOBODY = (
 _BATCH = 25
 # A reference that is slow on this machine today is no wrong one.
 _REFERENCE_PATIENCE = 3
+# Seconds that a process may take to start, however short a program's own time is: all of them start at once.
+_START_PATIENCE = 60.0
 INSTALL = (
     "Install it: `apt-get install bubblewrap` (Debian, Ubuntu), `dnf install bubblewrap` (Fedora) or `brew install "
     "bubblewrap` (Homebrew on Linux); it needs Linux, elsewhere use a container"
@@ -310,14 +312,15 @@ def _judged(programs: Sequence[Program], allow: Permission, timeout: float, memo
     jobs = json.dumps([vars(program) for program in programs]).encode()
     ours, theirs = socket.socketpair()
     verdicts: list[Verdict] = []
-    start = time.monotonic()
+    start, ready = time.monotonic(), b""
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="srd-", ignore_cleanup_errors=True))
         with ours, theirs:
             judge = _start("judge", ours, settings, allow, folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             stack.callback(_kill, judge)
+            with contextlib.suppress(TimeoutError):
+                ready = next(_lines(judge, max(timeout, _START_PATIENCE)), b"")
             lines = _lines(judge, timeout)
-            ready = next(lines, b"")
             silent = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
             candidate = _start("candidate", theirs, settings, allow, folder, **silent)
             stack.callback(_kill, candidate)
@@ -332,7 +335,7 @@ def _judged(programs: Sequence[Program], allow: Permission, timeout: float, memo
                 verdicts.append(Verdict(bool(passed), str(why), seconds, isolation(allow), tuple(operators)))
                 start = time.monotonic()
         except TimeoutError:
-            reason = f"not done after {timeout:g} seconds"
+            reason = f"not done after {timeout:g} seconds" if ready else reason
         except BrokenPipeError:
             pass
     if len(verdicts) < len(programs):

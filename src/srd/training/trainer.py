@@ -34,7 +34,7 @@ from srd.models.generation import decode_batch
 from srd.models.head import head_is_enough, head_weights, response_hidden, response_logits
 from srd.models.reading import abilities
 from srd.models.sharding import check_sharding, models_are_whole, shared_embeddings_together, whole_model
-from srd.models.tokenizers.pair import head_width
+from srd.models.tokenizers.pair import head_width, token_count
 from srd.models.tokenizers.tokens import padding_id, stop_token_ids
 from srd.training.alignment import for_teacher
 from srd.training.arguments import use_one_device
@@ -277,7 +277,8 @@ class DistillTrainer(Trainer):
     def _readable(self) -> int:
         """Ids from here on are not written, as the teacher could not read them."""
         alike = self.teacher is not None and self.reader is None
-        return min(len(self.tokenizer), self.teacher.head.vocabulary) if alike and self.teacher else len(self.tokenizer)
+        own = token_count(self.tokenizer)
+        return min(own, self.teacher.head.vocabulary) if alike and self.teacher else own
 
     def _by_student(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """A micro-batch of the student's own answers, on which there is no cross-entropy."""

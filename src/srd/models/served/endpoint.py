@@ -21,6 +21,10 @@ from srd.models.served.dialects import DIALECTS, Dialect, Malformed, Position
 from srd.models.served.journal import Journal
 from srd.models.tokenizers.pair import PROBE
 
+# What a server else takes from the model's generation_config.json: greedy answers of Qwen2.5 would be penalised ones.
+NO_HABITS = {
+    "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "top_k": -1, "min_p": 0.0,
+}  # fmt: skip
 PROBED = "probe"  # what a journal calls what was said of the text by which a server is tried
 OTHER_WEIGHTS = 0.1  # mean nats a token, of that text: more than rounding to 16 bits makes
 FLOOR = -9999.0  # what vLLM writes for a probability of zero
@@ -284,7 +288,7 @@ class Endpoint:
             "temperature": decoding.temperature, "top_p": decoding.top_p, "seed": sample_seed(name, decoding.seed) >> 1,
         }  # fmt: skip
         if self._dialect is not None:  # vLLM and SGLang take more than OpenAI's own
-            body |= {"stop_token_ids": list(stop), "return_token_ids": True}
+            body |= {"stop_token_ids": list(stop), "return_token_ids": True, **NO_HABITS}
         answer = self._fine(self.client.post(f"{self.address.endpoint}/completions", body), len(prompt))
         choices = answer.body.get("choices") if isinstance(answer.body, dict) else None
         choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}

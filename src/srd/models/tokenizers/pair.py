@@ -7,10 +7,12 @@ loaded.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from srd.base.errors import UserError
+from srd.data.turns import turns_of
 from srd.models.tokenizers.token_bytes import token_bytes
 
 # Equal vocabularies with other merges or another treatment of spaces and digits still cut texts differently.
@@ -92,13 +94,14 @@ def shared_vocabulary(
     """Return V, the number of leading ids that both heads have, at which both distributions are compared.
 
     Heads of one family may differ in padding rows (Qwen2.5: 151936 and 152064), which no token id reaches. A student
-    may have tokens that its teacher has not, as long as no text has them: see `check_read`.
+    may have tokens that its teacher has not, and control tokens that it has not itself (a text model of Gemma 3 has no
+    images), as long as no text has them: see `check_read`.
 
     Raises:
-        UserError: the student's head is narrower than its tokenizer, so that some token has no logit.
+        UserError: the student's head is narrower than its tokenizer, so that some token of text has no logit.
     """
     width, tokens = head_width(student_config), token_count(tokenizer)
-    if width < tokens:
+    if width < tokens and not _are_idle(tokenizer, width):
         raise UserError(
             f"the {name}'s output head has {width} rows, but the tokenizer has {tokens} tokens. It belongs "
             "to another model, or tokens were added to it without resizing the student's embeddings: "
@@ -107,15 +110,27 @@ def shared_vocabulary(
     return min(head_width(teacher_config), width)
 
 
+def _are_idle(tokenizer: PreTrainedTokenizerBase, start: int) -> bool:
+    """Whether all ids from one on are control tokens of which none begins, ends or pads a text."""
+    used = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, *turns_of(tokenizer).stops}
+    known = tokenizer.added_tokens_decoder
+    return all(i in known and known[i].special and i not in used for i in tokenizer.get_vocab().values() if i >= start)
+
+
 def token_count(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Ids that a tokenizer may give, from 0 on."""
+    """Ids that a tokenizer may give, from 0 on; more than it has tokens where there are gaps between them."""
+    return _token_count(tokenizer, len(tokenizer))
+
+
+@lru_cache(maxsize=8)
+def _token_count(tokenizer: PreTrainedTokenizerBase, tokens: int) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def check_read(
     name: str, prompt: Sequence[int], response: Sequence[int], width: int, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Refuse an example with a token that the student has and the teacher has not: it could be neither read nor taught.
+    """Refuse an example with a token that a model has not: it could be neither read nor taught.
 
     Raises:
         UserError: with the token and where it is.
@@ -125,6 +140,6 @@ def check_read(
         if token is not None:
             raise UserError(
                 f"example '{name}': its {part} has {tokenizer.convert_ids_to_tokens(token)!r} (id {token}), a token of "
-                f"the student's tokenizer that the teacher does not have: its vocabulary ends at {width}. Leave the "
-                "token out of the data or of the chat template, or give a teacher that has it."
+                f"the student's tokenizer that a model does not have: its vocabulary ends at {width}. Leave the token "
+                "out of the data or of the chat template, or give models that have it."
             )

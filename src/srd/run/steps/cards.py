@@ -22,7 +22,7 @@ from srd.run.steps.base import Step, Summary
 logger = logging.getLogger(__name__)
 
 GENERATION = "generation_config.json"
-FORM = 1  # raise it when what is written here changes, so that finished runs write it anew
+FORM = 2  # raise it when what is written here changes, so that finished runs write it anew
 
 
 class Cards(order.Cards, Step):

@@ -151,7 +151,7 @@ def _dropped(run: Run, found: _Found, data: list[Any]) -> list[str]:
     noted, for the data and the frames it was found with.
     """
     tasks = [task_identity(task) for task in run.recipe.evaluation.tasks]
-    known = [run.known_to_teacher] if run.known_to_teacher else []
+    known = [run.known_to_all] if run.known_to_all else []
     identity = fingerprint(data, run.encoding, run.teacher_frame, plugins_identity(run.recipe), *tasks, *known)
     note = run.shared.folder / f"bad_rows-{identity}.json" if run.shared else run.files.bad_rows
     noted = read_sealed(note)
