@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from srd.base.errors import UserError
 from srd.base.files import read_json
 from srd.recipe.reading import load_recipe
 from srd.run.parts.pairs import OWN
+from srd.run.parts.teacher_caches import tier_of_pairs
 from srd.training.cache.teacher_cache import TeacherCache
 from srd.training.loss.schedules import Contrast
 from srd.training.methods.base import METHODS
@@ -127,3 +129,20 @@ def test_a_trainer_by_itself_says_who_writes(tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused(changes: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_recipe("demo-tiny", changes)
+
+
+def test_another_tier_of_the_cache_trains_anew(tiny_run: TinyRun) -> None:
+    """No step before the training reads the teacher for it; the usual tier leaves its fingerprint as it was."""
+
+    def trained(**cache: Any) -> str:
+        return (
+            tiny_run.set(**{f"cache__{name}": value for name, value in cache.items()}).train().keys["train/distillm2"]
+        )
+
+    tiny_run.set(training__method=METHOD, training__curriculum=None, data__train_limit=8, training__select_by="loss")
+    first = trained()
+    with closing(tiny_run.open()) as run:
+        assert tier_of_pairs(run, run.recipe.training) == []
+    assert trained(top_k=16, max_kl=9.0) == first
+    assert len({first, trained(tier="topk"), trained(top_k=8), trained(tier="int8")}) == 4
+    assert trained(tier="exact") == trained(enabled=False) == first

@@ -24,16 +24,28 @@ from srd.run.parts.loading import config_of, lists_of, load
 from srd.training.cache.building import build_cache, fill_cache
 from srd.training.cache.several import SeveralCaches
 from srd.training.cache.teacher_cache import HEAD, TeacherCache, cache_folder, example_key
+from srd.training.settings import CacheConfig, TrainingConfig
 from srd.training.tiers.base import Tier
 
 
 def tier_of_run(run: Run, name: str | None = None, *, number: int = 0) -> Tier:
     """What the cache of a teacher keeps of a token."""
+    return cache_tier(run.recipe, _running(run, number), name)
+
+
+def _running(run: Run, number: int) -> str:
+    """The precision that a teacher runs in."""
     teacher = run.recipe.all_teachers[number]
     running: str = "float32" if teacher.endpoint is not None else teacher.dtype
-    if running == "auto":
-        running = precision_of(config_of(*run.teacher_options_of(number)))
-    return cache_tier(run.recipe, running, name)
+    return precision_of(config_of(*run.teacher_options_of(number))) if running == "auto" else running
+
+
+def tier_of_pairs(run: Run, config: TrainingConfig) -> list[Any]:
+    """What a training on pairs is given of the teacher, which no step before it says; of the usual tier nothing."""
+    if not (config.on_pairs and may_cache(run.recipe)):
+        return []
+    usual = cache_tier(run.recipe.model_copy(update={"cache": CacheConfig()}), _running(run, 0))
+    return [found for found in [tier_of_run(run).identity] if found != usual.identity]
 
 
 def taught_rows(run: Run, number: int = 0) -> EncodedExamples:
