@@ -15,6 +15,7 @@ from rich.console import Console
 from safetensors import safe_open
 
 from srd.base.errors import UserError
+from srd.base.remedies import collecting
 from srd.base.text import shown_bytes
 from srd.cli import app
 from srd.models.loading.loading import load_model
@@ -24,9 +25,18 @@ from srd.recipe.reading import load_recipe, validate_recipe
 from srd.recipe.schema import Recipe
 from srd.run import flow
 from srd.run.checks.recipe import check_cache
+from srd.run.checks.warnings import warn_of_memory
 from srd.run.context import Run
 from srd.run.flow import advance, training_steps
-from srd.run.outline.costs import INDEX_BYTES, stages_of, trained_parameters
+from srd.run.outline.costs import (
+    INDEX_BYTES,
+    Facts,
+    Phase,
+    StagePlan,
+    inference_memory,
+    stages_of,
+    trained_parameters,
+)
 from srd.run.outline.sizes import Size, size_of
 from srd.run.plan import counting
 from srd.run.plan import plan as plan_module
@@ -226,7 +236,29 @@ def test_flops_by_hand(tiny_recipe: Recipe) -> None:
     prompt, response = plan.data.prompt * plan.data.train, plan.data.response * plan.data.train
     student = 3 * 2 * (plan.student.blocks * (prompt + response) + plan.student.head * response)
     teacher = 2 * plan.teacher.head * response  # only its head: the states come from the cache
-    assert kd.flops == pytest.approx(1.5 * (student + teacher))
+    rows = 2 * plan.data.validation  # two validations by the loss: each row is read
+    assert rows > 0
+    validated = rows * 2 * (plan.student.blocks * (prompt + response) + plan.student.head * response) / plan.data.train
+    assert kd.flops == pytest.approx(1.5 * (student + teacher) + validated)
+
+
+def test_what_takes_less_memory_is_a_setting_of_the_step_that_needs_most(tiny_recipe: Recipe) -> None:
+    for stages, setting in (((), "generation.batch_size=1"), ((StagePlan(1, 1, 1),), "training.micro_batch_size=1")):
+        with collecting() as said:
+            warn_of_memory(tiny_recipe, Phase("the step", stages, memory=1e18))
+        (told,) = said.warnings
+        assert "in the step" in told.what and setting in told.remedy
+        assert ("training" in told.remedy) == bool(stages)
+
+
+def test_keys_and_values_of_shared_heads_are_counted_once(tiny_recipe: Recipe) -> None:
+    """Qwen2.5-7B has 4 heads of keys for 28 of queries."""
+    size = Size(**known_models()["Qwen/Qwen2.5-Math-7B-Instruct"]["size"])
+    assert (size.keys, size.hidden_size) == (4 * 128, 28 * 128)
+    plan = make_plan(tiny_recipe)
+    facts = Facts(tiny_recipe, size, size, plan.data)
+    positions = tiny_recipe.generation.batch_size * (plan.data.prompt + tiny_recipe.generation.max_new_tokens)
+    assert inference_memory(size, facts) == pytest.approx(2 * size.parameters + positions * 28 * 2 * 4 * 128 * 2)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def check_room(run: Run, steps: Sequence[Outline], todo: Sequence[Outline]) -> N
     finished = {name: step["seconds"] for name, step in run.manifest.steps.items() if "finished" in step}
     run.forecast = Forecast(costs_of(steps, facts), finished)
     costs = costs_of(todo, facts)
-    warn_of_memory(run.recipe.training, max(cost.memory for cost in costs))
+    warn_of_memory(run.recipe, max(costs, key=lambda cost: cost.memory))
     shared = Path(run.recipe.cache.dir).expanduser() if run.recipe.cache.dir else run.folder
     elsewhere = _device(shared) != _device(run.folder)
     cache = sum(cost.disk for cost in costs if cost.step == "cache" and elsewhere)

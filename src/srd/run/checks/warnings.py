@@ -19,9 +19,10 @@ from srd.curation.detectors.base import DETECTORS
 from srd.data.settings import DataConfig
 from srd.data.templates.base import class_of
 from srd.metrics.scripts import BY_SCRIPT, COMPARE_WITHIN
+from srd.recipe.schema import Recipe
 from srd.run.models import RecipeModels
+from srd.run.outline.costs import Phase
 from srd.tasks.base import get_task
-from srd.training.settings import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -92,27 +93,29 @@ def warn_of_frames(models: RecipeModels, train: datasets.Dataset) -> None:
     )
 
 
-def warn_of_memory(training: TrainingConfig, needed: float) -> None:
+def warn_of_memory(recipe: Recipe, most: Phase) -> None:
     """Say where one device has less memory than a run needs at its peak.
 
     Args:
-        training: What can be made smaller.
-        needed: Bytes on one device in the step that needs most.
+        recipe: What can be made smaller.
+        most: The step that needs most.
     """
-    there = memory_here()
+    there, needed, training = memory_here(), most.memory, recipe.training
     if needed > there:
-        smaller = [
+        smaller = ["generation.batch_size=1"] if not most.stages and recipe.generation.batch_size > 1 else []
+        smaller += [
             setting
             for setting, is_set in (
                 ("training.micro_batch_size=1", training.micro_batch_size == 1),
                 ("training.gradient_checkpointing=true", training.gradient_checkpointing),
                 ("training.lora={r: 16}", training.lora is not None),
             )
-            if not is_set
+            if most.stages and not is_set
         ]
         warn(
             logger,
-            f"about {shown_bytes(needed)} of memory are needed at the peak, and this machine has {shown_bytes(there)}.",
+            f"about {shown_bytes(needed)} of memory are needed at the peak, in {most.name}, and this machine has "
+            f"{shown_bytes(there)}.",
             f"Take a larger machine, smaller models, or set {' '.join(smaller)}; srd plan says what each changes."
             if smaller
             else "Take a larger machine, or smaller models.",

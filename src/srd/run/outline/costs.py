@@ -6,6 +6,7 @@ Counting rules:
   output head's at response positions; a backward pass takes twice that, and once that where the weights are frozen
   (LoRA). Attention over the context is left out: at 512 tokens it is a few per cent.
 - A generated token takes one forward pass. Answers are assumed as long as the references.
+- A training reads its validation rows each time that it validates, and answers them where ROUGE-L chooses.
 - Activations take 34 bytes a token, layer and unit of width in 16 bit, twice that in 32 bit (Korthikanti et al. 2022,
   without the attention matrices, which fused kernels never write).
 """
@@ -367,6 +368,7 @@ def training_phase(name: str, training: TrainingConfig, facts: Facts, live: bool
         flops += ahead.rows / data.train * once
     else:
         flops += passes * training.method.written_share() * forward  # every written token is one forward pass
+    flops += validated(training, stages, data) * model.forward(data.prompt, data.response)
     held = facts.states_bytes(ahead) if ahead.rows and not live else 0.0
     trained = trained_parameters(model, training)
     final = model.parameters * (bytes_of(model.dtype) if training.lora else 4)
@@ -384,6 +386,15 @@ def training_phase(name: str, training: TrainingConfig, facts: Facts, live: bool
         written=ahead.tokens,
         refresh_bytes=held,
     )
+
+
+def validated(training: TrainingConfig, stages: tuple[StagePlan, ...], data: DataFacts) -> int:
+    """Validation rows that a training goes over, once for each time that one is read or answered."""
+    times = 0
+    for stage in stages:
+        epoch = steps_per_epoch(stage.examples, training.batch_size)
+        times += math.ceil(stage.steps / max(1, round(epoch * training.evaluate_every)))
+    return times * data.validation * (2 if training.select_by == "rouge_l" else 1)
 
 
 def trained_parameters(size: Size, training: TrainingConfig) -> int:
@@ -428,7 +439,7 @@ def inference_memory(size: Size, facts: Facts) -> float:
     """Bytes of a model that reads or writes: weights, and keys and values of a batch."""
     generation = facts.recipe.generation
     length = facts.data.prompt + generation.max_new_tokens
-    cache = 2 * generation.batch_size * length * size.layers * size.hidden_size * bytes_of(size.dtype)
+    cache = 2 * generation.batch_size * length * size.layers * size.keys * bytes_of(size.dtype)
     return size.parameters * bytes_of(size.dtype) + cache
 
 

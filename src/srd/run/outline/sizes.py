@@ -23,6 +23,7 @@ class Size:
         blocks: Those of the blocks: each takes part in every token.
         head: Those of the output head, shared with the embedding or not.
         hidden_size: Width.
+        keys: Width of what a layer keeps of a token as keys, and as values: less than its own where heads share them.
         layers: Blocks, encoder and decoder together.
         vocabulary: Width of the head.
         dtype: Precision of its saved weights.
@@ -33,6 +34,7 @@ class Size:
     blocks: int
     head: int
     hidden_size: int
+    keys: int
     layers: int
     vocabulary: int
     dtype: str
@@ -56,9 +58,16 @@ def size_of(config: PreTrainedConfig | Size) -> Size:
     if config.is_encoder_decoder:
         layers += int(getattr(config, "num_decoder_layers", None) or layers)
     return Size(
-        counts["total"], counts["layers"], counts["head"] or counts["embedding"], int(text.hidden_size), layers,
-        int(text.vocab_size), precision_of(config), bool(config.is_encoder_decoder),
+        counts["total"], counts["layers"], counts["head"] or counts["embedding"], int(text.hidden_size), _keys(text),
+        layers, int(text.vocab_size), precision_of(config), bool(config.is_encoder_decoder),
     )  # fmt: skip
+
+
+def _keys(text: Any) -> int:
+    """Width of a layer's keys; that of the layer where no heads share them."""
+    shared = getattr(text, "num_key_value_heads", None)
+    width = getattr(text, "head_dim", None) or int(text.hidden_size) // max(1, int(text.num_attention_heads))
+    return int(shared) * int(width) if shared else int(text.hidden_size)
 
 
 def sizes_of(recipe: Recipe, configs: Sequence[PreTrainedConfig | Size]) -> tuple[Size, Size]:
@@ -74,7 +83,7 @@ def sizes_of(recipe: Recipe, configs: Sequence[PreTrainedConfig | Size]) -> tupl
     config: Any = configs[-1]
     student = size_of(shortened(config, recipe.student.drop_layers) if recipe.student.drop_layers else config)
     if recipe.teacher.endpoint is not None:
-        return Size(0, 0, 0, 0, 0, student.vocabulary, "float32", False), student
+        return Size(0, 0, 0, 0, 0, 0, student.vocabulary, "float32", False), student
     return size_of(configs[0]), student
 
 

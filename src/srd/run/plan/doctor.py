@@ -150,7 +150,7 @@ def examine(recipe: Recipe, rows: int, flops_per_second: float) -> Diagnosis:
             warn(logger, BY_SCRIPT, COMPARE_WITHIN)
         plan = make_plan(recipe, flops_per_second=flops_per_second, data=_facts(splits, encoded))
         _warn_of_room(plan)
-        warn_of_memory(recipe.training, plan.memory)
+        warn_of_memory(recipe, max(plan.phases, key=lambda phase: phase.memory))
     stops = models.encoder.turns.stops
     return Diagnosis(
         recipe.name, *_sides(models), examples, _texts(models.tokenizer, examples), _counts(encoded, stops), plan,
