@@ -14,6 +14,7 @@ import torch
 
 from srd.base.errors import UserError
 from srd.curation.curriculum import Curriculum
+from srd.data.batching import LengthBatches
 from srd.integrations import trl
 from srd.integrations.trl import StageCallback, StagedGKDTrainer, curriculum_dataset
 
@@ -65,6 +66,31 @@ def test_stages_become_one_data_set_cut_to_whole_batches() -> None:
     assert StageCallback.from_rows(rows, 2).plan == [(2, 1.0, 0.5), (4, 2.0, 1.0)]
     listed = [{"rows": ROWS[:2], "temperature": 1, "weight": 1}, {"rows": ROWS[2:6], "temperature": 3, "weight": 0}]
     assert curriculum_dataset(listed)["temperature"] == [1.0, 1.0, 3.0, 3.0, 3.0, 3.0]
+
+
+def test_every_pass_draws_anew_where_the_stages_do() -> None:
+    """As a training draws with the same seed: `subset` of all rows for each pass, and not all of them."""
+    stages = Curriculum(stages=2, select=0.5, order="fresh").split(RANKED)
+    rows = curriculum_dataset(stages, ROWS, passes=2.5, seed=3)
+    assert len(rows) == 2 + 2 + 1 + 4 + 4 + 2
+    drawn = []
+    for stage in stages:
+        for epoch in range(3):
+            batches = LengthBatches([1] * 8, 2, seed=3 + stage.index, subset=stage.subset)
+            batches.set_epoch(epoch)
+            ids = [stage.ids[place] for place in batches.order()]
+            drawn += ids if epoch < 2 else ids[: len(ids) // 2]
+    assert rows["id"] == drawn and rows["id"] != curriculum_dataset(stages, ROWS, passes=2.5)["id"]
+    assert StageCallback.from_rows(curriculum_dataset(stages, ROWS, batch_size=2), 2).plan == [(1, 1, 0.8), (2, 2, 1)]
+
+
+def test_rows_that_are_weighed_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    ranked = [{**row, "rouge_l": row["rank"] / 10} for row in RANKED]
+    plain, weighed = (Curriculum(stages=1, row_weights=name).split(ranked) for name in ("equal", "paced"))
+    with caplog.at_level("WARNING", logger="srd"):
+        assert curriculum_dataset(plain, ROWS)["id"] and not caplog.text
+        assert curriculum_dataset(weighed, ROWS)["id"]
+    assert "TRL counts all rows the same" in caplog.text
 
 
 def test_a_curated_folder_has_the_passes(tmp_path: Path) -> None:

@@ -17,9 +17,11 @@ import datasets
 from transformers import TrainerCallback
 
 from srd.base.errors import UserError
+from srd.base.remedies import warn
 from srd.base.tables import data_set
 from srd.curation.curriculum import Stage
 from srd.data.rows import as_table
+from srd.run.curate import passes_of
 
 try:
     from trl.experimental.gkd import GKDTrainer
@@ -33,7 +35,7 @@ SETTINGS = ("stage", "temperature", "weight")
 
 
 def curriculum_dataset(
-    stages: str | Path | Iterable[Any], rows: Any = None, *, passes: float = 1, batch_size: int = 1
+    stages: str | Path | Iterable[Any], rows: Any = None, *, passes: float = 1, batch_size: int = 1, seed: int = 0
 ) -> datasets.Dataset:
     """All rows in the order of training, for a trainer that goes through them once and does not shuffle.
 
@@ -45,6 +47,7 @@ def curriculum_dataset(
         passes: How often each stage is gone through, where that is not in the folder.
         batch_size: Rows of an optimizer step over all devices: what is left at the end of a stage is cut, so that no
             step has rows of two stages.
+        seed: Of what each pass draws, where the stages are of ``order="fresh"``.
 
     Returns:
         The rows with ``stage, temperature, weight``, which `StageCallback.from_rows` reads.
@@ -52,7 +55,7 @@ def curriculum_dataset(
     Raises:
         UserError: there is no such folder, no row, or a stage with fewer rows than a batch.
     """
-    parts = _of_folder(Path(stages)) if isinstance(stages, str | Path) else _of_stages(stages, rows, passes)
+    parts = _of_folder(Path(stages)) if isinstance(stages, str | Path) else _of_stages(stages, rows, passes, seed)
     cut = []
     for number, part in enumerate(parts):
         count = len(part) - len(part) % batch_size
@@ -79,10 +82,13 @@ def _of_folder(folder: Path) -> list[datasets.Dataset]:
     return [table.select(range(*span)) for span in zip(starts, [*starts[1:], len(table)], strict=True)]
 
 
-def _of_stages(stages: Iterable[Any], rows: Any, passes: float) -> list[datasets.Dataset]:
+def _of_stages(stages: Iterable[Any], rows: Any, passes: float, seed: int) -> list[datasets.Dataset]:
     listed = list(stages)
     if any(isinstance(stage, Stage) for stage in listed) and rows is None:
         raise UserError("curriculum_dataset: these stages have ids alone. Give their examples, too: rows=…")
+    if any(isinstance(stage, Stage) and stage.row_weights for stage in listed):
+        what = "curriculum_dataset: these stages weigh their rows (row_weights), and TRL counts all rows the same."
+        warn(logger, what, "To train as they say, use srd run or srd.distill.")
     examples = None if rows is None else data_set(as_table(rows, ["id"], "rows"))
     place = {} if examples is None else {name: number for number, name in enumerate(examples["id"])}
     parts = []
@@ -91,12 +97,12 @@ def _of_stages(stages: Iterable[Any], rows: Any, passes: float) -> list[datasets
             if unknown := [name for name in stage.ids if name not in place]:
                 raise UserError(f"stage {stage.index}: the rows lack the id {unknown[0]!r}. Give all rows.")
             assert examples is not None
-            own, settings = examples.select([place[name] for name in stage.ids]), vars(stage)
+            ids, settings = [name for each in passes_of(stage, passes, seed) for name in each], vars(stage)
+            part = examples.select([place[name] for name in ids])
         else:
             own, settings = data_set(as_table(stage["rows"], [], "rows")), stage
-        part = datasets.concatenate_datasets([own] * int(passes)) if passes >= 1 else own.select([])
-        if left := round((passes - int(passes)) * len(own)):
-            part = datasets.concatenate_datasets([part, own.select(range(left))])
+            count = int(passes) * len(own) + round((passes - int(passes)) * len(own))
+            part = own.select([number % len(own) for number in range(count)])
         values = {"stage": number, "temperature": float(settings["temperature"]), "weight": float(settings["weight"])}
         part = part.remove_columns([name for name in values if name in part.column_names])
         for name, value in values.items():

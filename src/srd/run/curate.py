@@ -123,26 +123,17 @@ class Curated:
         """Passes over each stage."""
         return self.run.recipe.training.epochs
 
+    @property
+    def _seed(self) -> int:
+        return self.run.seed_of(self.run.recipe.training)
+
     def passes(self, stage: Stage) -> Iterator[list[str]]:
         """The examples of every pass over a stage, in their order; a last pass may be cut short."""
-        whole, part = int(self.epochs), self.epochs - int(self.epochs)
-        for epoch in range(whole):
-            yield self._drawn(stage, epoch)
-        if count := round(part * stage.size):
-            yield self._drawn(stage, whole)[:count]
-
-    def _drawn(self, stage: Stage, epoch: int) -> list[str]:
-        """The examples of one pass; where every pass draws its own, as the trainer draws them."""
-        if stage.subset is None:
-            return stage.ids
-        seed = self.run.seed_of(self.run.recipe.training) + stage.index
-        drawn = LengthBatches([1] * len(stage.ids), 1, seed=seed, subset=stage.subset)
-        drawn.set_epoch(epoch)
-        return [stage.ids[i] for i in drawn.order()]
+        return passes_of(stage, self.epochs, self._seed)
 
     def first_pass(self, stage: Stage) -> list[str]:
         """What stands in the file of a stage."""
-        return self._drawn(stage, 0)
+        return _drawn(stage, self._seed, 0)
 
     def rows(self, stage: Stage, ids: list[str], layout: Layout) -> Iterator[dict[str, Any]]:
         """The rows of some examples, in this order."""
@@ -165,6 +156,27 @@ class Curated:
             }
             for stage in self.stages
         ]  # fmt: skip
+
+
+def passes_of(stage: Stage, passes: float, seed: int) -> Iterator[list[str]]:
+    """The examples of so many passes over a stage, in their order; the last may be cut short.
+
+    Where every pass draws its own, it does as in a training with this seed.
+    """
+    whole, part = int(passes), passes - int(passes)
+    for epoch in range(whole):
+        yield _drawn(stage, seed, epoch)
+    if count := round(part * stage.size):
+        yield _drawn(stage, seed, whole)[:count]
+
+
+def _drawn(stage: Stage, seed: int, epoch: int) -> list[str]:
+    """The examples of one pass."""
+    if stage.subset is None:
+        return stage.ids
+    drawn = LengthBatches([1] * len(stage.ids), 1, seed=seed + stage.index, subset=stage.subset)
+    drawn.set_epoch(epoch)
+    return [stage.ids[i] for i in drawn.order()]
 
 
 def _write(made: Curated, layout: Layout, files: OwnedFiles, names: list[str]) -> None:
