@@ -420,3 +420,15 @@ def test_shipped_recipes_are_found_by_name() -> None:
 def test_plain_data_is_validated_with_its_origin() -> None:
     with pytest.raises(UserError, match=r"^here has 1 mistake:\n  data: missing"):
         validate_recipe({"teacher": "a", "student": "b"}, "here")
+
+
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+def test_a_rate_that_only_a_cosine_ends_at_is_refused_with_another_schedule(recipe: Any, schedule: str) -> None:
+    """But not the usual one, which a recipe that is written out says."""
+    loaded = recipe(SMALLEST, f"training.schedule={schedule}")
+    assert recipe(recipe_yaml(loaded)).training == loaded.training
+    message = message_of(recipe, SMALLEST, f"training.schedule={schedule}", "training.min_learning_rate=1e-6")
+    assert f"min_learning_rate (1e-06) is where a cosine ends, but schedule is {schedule}" in message
+    changes = ["training.schedule=cosine", "training.min_learning_rate=1e-6"]
+    assert recipe(SMALLEST, *changes).training.min_learning_rate == 1e-6
+    assert recipe(SMALLEST, *changes, f"training.schedule={schedule}", "training.min_learning_rate=1e-7")

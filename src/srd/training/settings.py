@@ -166,6 +166,12 @@ class TrainingConfig(Section):
                 f"min_learning_rate ({self.min_learning_rate:g}), where the cosine ends, is above learning_rate "
                 f"({self.learning_rate:g}), where it begins. Lower it, to 0 for example"
             )
+        usual = type(self).model_fields["min_learning_rate"].default  # which a recipe that is written out says
+        if self.schedule != "cosine" and self.min_learning_rate != usual:
+            raise ValueError(
+                f"min_learning_rate ({self.min_learning_rate:g}) is where a cosine ends, but schedule is "
+                f"{self.schedule}. Leave it out, or use schedule=cosine"
+            )
         return self
 
     def decides(self) -> dict[str, Any]:
