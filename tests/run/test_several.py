@@ -108,6 +108,8 @@ REFUSED: dict[str, tuple[tuple[dict[str, Any], ...], dict[str, Any], str]] = {
     "sft": (({"sft": {}}, {}), {}, r"sft is for a single teacher.*srd sft"),
     "gkd": (({}, {}), {"training__method": "gkd"}, "gkd takes text .*which is for one teacher"),
     "seqkd": (({}, {}), {"training__method": "seqkd"}, "seqkd takes text .*which is for one teacher"),
+    "repair": (BY_SUBJECT, {"data__cleaning": "repair"}, "cleaning is repair.*several.*data.cleaning=drop or soften"),
+    "plus": (({}, {}), {"training__curriculum": {"preset": "plus"}}, "cleaning is repair.*Use data.cleaning=drop"),
     "live": (({}, {}), {"cache__enabled": False}, "cache.enabled is false"),
     "top": (({}, {}), {"cache__tier": "topk"}, "needs whole distributions. Use exact or int8"),
     "served": (({}, {"endpoint": "http://host/v1"}), {"cache__tier": "exact"}, "'second' is behind a server"),

@@ -22,7 +22,7 @@ from srd.base.errors import UserError
 from srd.curation.likelihoods import Joined, Tokens
 from srd.data.batching import lengths_of
 from srd.data.encoding import Encoder
-from srd.data.messages import conversation_of, plain_text
+from srd.data.messages import conversation_of, extra_of, plain_text
 
 SHOTS = 6  # rows that are shown
 LONGEST = 100  # tokens of one, its frame included: they are read before everything
@@ -113,7 +113,7 @@ def _chosen(examples: datasets.Dataset, tokens: Tokens) -> list[int]:
 def _question(row: dict[str, Any]) -> str:
     """What a row asks, as one turn; nothing where it is more than that."""
     turns = conversation_of(row)
-    if row["prompt"] or len(turns) > 1 or row.get("extra"):
+    if row["prompt"] or len(turns) > 1 or extra_of(row).keys() - {"teacher"}:
         return ""
     return plain_text(turns[0]) if turns else "\n\n".join(filter(None, (row["instruction"], row["input"])))
 

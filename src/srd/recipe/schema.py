@@ -351,6 +351,11 @@ class Recipe(Section):
                     f"{name}: {training.method.name} takes text that a teacher writes, or asks it about text of the "
                     "student's, which is for one teacher. Use method kd, or `teacher`"
                 )
+        if self.data.cleaning.teacher_answers:
+            raise ValueError(
+                f"data.cleaning is {self.data.cleaning.action}, which takes answers of the teacher's, and there are "
+                "several teachers. Use data.cleaning=drop or soften, or `teacher`"
+            )
         if self.cache.enabled is False:
             raise ValueError("cache.enabled is false, but several teachers are read into caches. Remove it")
         if self.student.model is None:

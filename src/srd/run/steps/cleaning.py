@@ -78,6 +78,7 @@ class Likelihoods(order.Likelihoods, Step):
         later: list[Any] = ["with an empty prompt"] if {"mismatched", "unprompted"} <= needs_of_scores(find) else []
         of_damage = {kind: sorted(needs_of_damage(find, kind)) for kind in sorted(kinds - {"swapped"})}
         later += [[kind, more] for kind, more in of_damage.items() if more]
+        later += ["shown before by whomever they are taught"] if run.recipe.teach_by_row else []
         frame = [run.encoding, bool(run.tokenizer.chat_template), SHOTS]
         batch_size, seed = run.recipe.generation.batch_size, run.recipe.seed
         return [
