@@ -39,7 +39,7 @@ def paced(done: NDArray[np.float64]) -> NDArray[np.float64]:
         done: p of each row, 0 to 1, ``[N]``.
     """
     weights = done * (1 - done)
-    return weights / weights.mean() if weights.any() else np.ones_like(done)
+    return weights / weights.mean() if weights.mean() > np.finfo(np.float64).tiny else np.ones_like(done)
 
 
 #: The weights of a stage's rows in the loss, by how much of each the student does.
