@@ -70,6 +70,56 @@ def test_what_is_a_copy(one: str, other: str, alike: bool) -> None:
     assert (near_copies(examples(pair)).likeness > 0).tolist() == [alike, alike]
 
 
+CALCULATION = "Write a function in the language of your choice that calculates what is asked of it here:"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("def f(a, b): return a + b", "def f(a, b): return a - b", False),
+        ("def f(a, b): return a+b", "def f(a, b):\n    return a + b", True),
+        ("x^2 + 3x - 4", "x^2 - 3x - 4", False),
+        ("x^2 + 3x - 4", "x^2+3x-4", True),
+        ("5 > 3", "5 >= 3", False),
+        ("5 <= 3", "5 =< 3", False),
+        ("+", "*", False),
+        ("-5", "5", False),
+        ("the answer is -5.", "the answer is 5.", False),
+        ("the answer is (-5)", "the answer is -5", True),
+        ("2 -1", "2 - 1", True),
+        ("x = -5", "x = 5", False),
+        ("a & b", "a | b", False),
+        ("- one\n- two", "* one\n* two", True),  # bullets
+        ("- one\n- two", "one, two", True),
+        ("**yes**, it is", "yes, it is", True),  # emphasis
+        ("yes, it is!", "yes, it is.", True),
+        ("a well-known sea", "a well known sea", True),
+        ("it is blue - as air scatters light", "it is blue, as air scatters light", True),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("whose", ["answer", "prompt", "held out"])
+def test_signs_that_calculate_are_words_too(one: str, other: str, alike: bool, whose: str) -> None:
+    """Where all else is the same: a program that subtracts is no copy of one that adds."""
+    pair = [{"instruction": CALCULATION, "output": text} for text in (one, other)]
+    if whose == "prompt":
+        pair = [{"instruction": f"{CALCULATION}\n{text}", "output": "There it is."} for text in (one, other)]
+    if whose == "held out":
+        assert (copies_of(examples(pair[:1]), examples(pair[1:])) > 0).tolist() == [alike]
+        return
+    listed = [*rows(3), *({**row, "id": f"pair-{i}"} for i, row in enumerate(pair))]
+    found = near_copies(examples(listed))
+    assert (found.likeness > 0).tolist() == [False] * 3 + [alike] * 2
+    assert found.spare(np.zeros(5)).sum() == alike
+
+
+def test_of_three_that_differ_in_signs_alone_each_stays_with_its_copies() -> None:
+    listed = [
+        {"id": f"{sign}{i}", "instruction": CALCULATION, "output": f"a {sign} b"} for i in range(3) for sign in "+-/"
+    ]
+    found = near_copies(examples(listed))
+    assert len(np.unique(found.groups)) == 3 and found.spare(np.zeros(9)).sum() == 6
+
+
 def test_a_frame_is_no_likeness() -> None:
     """Rows that share a long instruction and differ in a short input are no copies; those that share all of it are."""
     frame = "Say whether the following review of a film is friendly or not friendly and answer with just one word:"

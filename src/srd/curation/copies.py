@@ -15,7 +15,7 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from srd.curation.grams import Grams, Hashes, Ints, Rows, Sets, frames_of, spread, texts_of, without
+from srd.curation.grams import PARTS, Grams, Hashes, Ints, Rows, Sets, frames_of, spread, texts_of, without
 
 PERMUTATIONS, BANDS = 128, 16
 COPY = 0.8  # Jaccard similarity of two rows that are copies
@@ -176,7 +176,7 @@ class _Index:
     Attributes:
         rows: The rows, and behind them those that are held out.
         bands: Of their signatures, and at the end what stands for the words of their prompts, ``[BANDS + 1, N]``.
-        texts: What stands for the words of prompt and response in their order, ``[N]``.
+        texts: What stands for the words of prompt and response in their order, and the signs between, ``[N]``.
         filled: Whether they have 3-grams at all, ``[N]``.
         frames: 3-grams that say nothing of a row, in ascending order.
     """
@@ -198,8 +198,8 @@ class _Index:
         rows, places = np.unique(np.concatenate([first, second]), return_inverse=True)
         one, other = places.reshape(2, -1)
         parts = [*texts_of(self.rows, rows)]
-        told = Rows.of(*([text for part in parts for text in part[side]] for side in (0, 1)))
-        words, (grams, counts) = Sets.of(*told.answers()), told.grams()
+        told = Rows.of(*([text for part in parts for text in part[side]] for side in range(PARTS)))
+        words, (grams, counts) = Sets.of(*told.part(2)), told.grams()
         answers = words.jaccard(one, other)
         smaller, larger = np.sort([words.sizes[one], words.sizes[other]], axis=0)
         but_for_one = (smaller + larger - 2 * words.shared(one, other) <= 1) & (smaller > 1)
@@ -207,7 +207,8 @@ class _Index:
         same = (asked[first] == asked[second]) & (asked[first] != 0)
         telling = Sets.of(*without(grams, counts, self.frames)).jaccard(one, other)
         likeness = np.maximum(np.maximum(answers, COPY * but_for_one), Sets.of(grams, counts).jaccard(one, other))
-        return np.where(answers < SAME_ANSWER, 0.0, np.where(same, likeness, telling))
+        differ = (answers < SAME_ANSWER) | told.calculate_otherwise(one, other)
+        return np.where(differ, 0.0, np.where(same, likeness, telling))
 
 
 def _index_of(*rows: Dataset) -> _Index:
@@ -217,14 +218,14 @@ def _index_of(*rows: Dataset) -> _Index:
     summands = draw.integers(0, 2**63, PERMUTATIONS, dtype=np.uint64)
     bands, texts = np.zeros((BANDS + 1, count), np.uint64), np.zeros(count, np.uint64)
     filled = np.zeros(count, bool)
-    for prompts, responses in texts_of(rows):
-        here = slice(start, start := start + len(prompts))
-        told = Rows.of(prompts, responses)
+    for parts in texts_of(rows):
+        here = slice(start, start := start + len(parts[0]))
+        told = Rows.of(*parts)
         grams, counts = without(*told.grams(), frames)
         filled[here] = counts > 0
         _write_bands(bands[:BANDS, here], grams, counts, factors, summands)
         asked, answered = told.in_their_order()
-        bands[BANDS, here], texts[here] = asked, spread(spread(asked) + answered)
+        bands[BANDS, here], texts[here] = asked, spread(spread(asked) + answered + spread(told.calculations()))
     return _Index(rows, bands, texts, filled, frames)
 
 

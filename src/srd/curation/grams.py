@@ -18,43 +18,57 @@ CHUNK_ROWS = 500
 FRAME_SHARE, FRAME_ROWS, SAMPLE = 0.05, 20, 20_000
 COLUMNS = ["instruction", "input", "messages", "references"]
 
+Bytes = NDArray[np.uint8]
 Hashes = NDArray[np.uint64]
 Grams = NDArray[np.uint32]
 Ints = NDArray[np.int64]
+
+PARTS = 3  # of a row: instruction, input, response
+
+
+def _bytes(signs: str) -> NDArray[np.bool_]:
+    """Which bytes are one of some signs, ``[256]``."""
+    return np.isin(np.arange(256), [ord(sign) for sign in signs])
+
+
+SIGNS, DIGITS, LINE = _bytes("+-*/=<>!&|%^~"), _bytes("0123456789"), ord("\n")  # calculate and compare
+INSIDE = _bytes("0123456789abcdefghijklmnopqrstuvwxyz_") | (np.arange(256) >= 0x80)  # of words, in lower case
 
 BASE = 0x9E3779B97F4A7C15  # of the words' hashes; odd, so that it has an inverse
 MIX = np.array([0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5], dtype=np.uint64)
 
 
-def texts_of(rows: Sequence[Dataset], places: Ints | None = None) -> Iterator[tuple[list[str], list[str]]]:
-    """The prompts and the responses of the rows, a chunk at a time; with ``places``: of those rows, in ascending order.
+def texts_of(rows: Sequence[Dataset], places: Ints | None = None) -> Iterator[list[list[str]]]:
+    """The instructions, the inputs and the responses of the rows, a chunk at a time.
+
+    With ``places``: of those rows, in ascending order.
 
     The rows of several data sets count as those of one. To make one of them would take longer than a few rows take.
     """
     whole = (part for each in rows for part in parts_of(each, COLUMNS, CHUNK_ROWS))
     for part in whole if places is None else taken(rows, COLUMNS, places):
         texts = [_text(*row) for row in zip(*(part.column(name).to_pylist() for name in COLUMNS), strict=True)]
-        yield [prompt for prompt, _ in texts], [response for _, response in texts]
+        yield [[row[part] for row in texts] for part in range(PARTS)]
 
 
-def _text(instruction: str, context: str, messages: str, references: list[str]) -> tuple[str, str]:
-    """The prompt and the response of a row."""
-    return f"{_said(messages) if messages else instruction}\n{context}", (references or [""])[0]
+def _text(instruction: str, context: str, messages: str, references: list[str]) -> tuple[str, str, str]:
+    """What a row asks, its input, and its response."""
+    return _said(messages) if messages else instruction, context, (references or [""])[0]
 
 
 def _said(messages: str) -> str:
     return "\n".join(plain_text(turn) for turn in json.loads(messages))
 
 
-def words_of(texts: list[str]) -> tuple[Hashes, Ints]:
-    """The words of some texts as hashes, one text's behind the other's, and how many each text has.
+def words_of(texts: list[str]) -> tuple[Hashes, Ints, Hashes]:
+    """The words of some texts as hashes, one text's behind the other's, how many each text has, and `_signs` of all.
 
     A word is a run of letters and digits, whatever their case; a sign that takes three bytes of UTF-8, as those of
     scripts without spaces do, is a word of its own. Its hash is the polynomial of its bytes modulo 2 ** 64.
     """
     encoded = [text.lower().encode("utf-8", "replace") for text in texts]
     data = np.frombuffer(b"\n".join([*encoded, b""]), np.uint8)
-    inside = (data >= 0x80) | ((data >= 97) & (data <= 122)) | ((data >= 48) & (data <= 57)) | (data == 95)
+    inside = INSIDE[data]
     leads = (data & 0xF0) == 0xE0
     whole = leads | _later(leads, 1) | _later(leads, 2)  # bytes of a sign that is a word of its own
     begins = inside & (~_later(inside, 1) | leads | (_later(whole, 1) & ~whole))
@@ -68,7 +82,38 @@ def words_of(texts: list[str]) -> tuple[Hashes, Ints]:
         inverse = np.full(len(data) + 1, pow(BASE, -1, 2**64), np.uint64)
         inverse[0] = 1
         sums = np.concatenate([[np.uint64(0)], np.cumsum(data * np.cumprod(powers)[:-1])])
-        return spread((sums[stops] - sums[starts]) * np.cumprod(inverse)[starts] + np.uint64(1)), counts
+        hashes = spread((sums[stops] - sums[starts]) * np.cumprod(inverse)[starts] + np.uint64(1))
+    return hashes, counts, _signs(data, starts, borders)
+
+
+def _signs(data: Bytes, starts: Ints, borders: Ints) -> Hashes:
+    """What stands for signs that calculate or compare, before each word and behind the last one of each text.
+
+    A number that is 0 where there are none; its lowest bit says whether a number is negative. A bullet counts as none:
+    a line that begins with a sign and a space.
+
+    Args:
+        data: Texts, a line break behind each.
+        starts: Where words begin.
+        borders: Where each text is over, with its line break.
+    """
+    places = np.flatnonzero(SIGNS[data])
+    before, behind = (data[np.clip(places + shift, 0, len(data) - 1)] for shift in (-1, 1))
+    first = (places == 0) | (before == LINE)
+    number = (data[places] == ord("-")) & DIGITS[behind] & (first | ~(INSIDE[before] | (before == ord(")"))))
+    number &= (before != ord(" ")) | ~DIGITS[data[np.maximum(places - 2, 0)]]  # 5 -3 is a difference
+    counted = ~(first & (behind == ord(" ")))
+    places, number = places[counted], number[counted]
+    gaps = np.searchsorted(starts, places, "right") + np.searchsorted(borders, places, "right")
+    found = np.zeros(len(starts) + len(borders), np.uint64)
+    new = np.flatnonzero(np.diff(gaps, prepend=-1))
+    if len(new):
+        rank = np.arange(len(gaps)) - np.repeat(new, np.diff(np.append(new, len(gaps))))
+        with np.errstate(over="ignore"):
+            values = spread(data[places].astype(np.uint64) | rank.astype(np.uint64) << np.uint64(8))
+            found[gaps[new]] = np.add.reduceat(values, new) << np.uint64(1)
+        found[gaps[new]] |= np.logical_or.reduceat(number, new)
+    return found
 
 
 def _later(flags: NDArray[np.bool_], places: int) -> NDArray[np.bool_]:
@@ -89,43 +134,61 @@ class Rows:
     """The words of some rows.
 
     Attributes:
-        words: As hashes, one row's behind the other's, those of its prompt first.
-        prompts: How many words each prompt has, ``[N]``.
-        responses: How many each response has, ``[N]``.
+        words: As hashes, one row's behind the other's: those of its instruction, its input and its response.
+        counts: How many each of the three has, ``[N, 3]``.
+        signs: What stands for signs before each word, and behind the last one of each of the three; see `_signs`.
     """
 
     words: Hashes
-    prompts: Ints
-    responses: Ints
+    counts: Ints
+    signs: Hashes
 
     @classmethod
-    def of(cls, prompts: list[str], responses: list[str]) -> Rows:
-        """Of so many prompts and responses."""
-        words, counts = words_of([text for row in zip(prompts, responses, strict=True) for text in row])
-        return cls(words, counts[::2], counts[1::2])
+    def of(cls, *texts: list[str]) -> Rows:
+        """Of so many instructions, inputs and responses."""
+        words, counts, signs = words_of([text for row in zip(*texts, strict=True) for text in row])
+        return cls(words, counts.reshape(-1, PARTS), signs)
 
-    def answers(self) -> tuple[Hashes, Ints]:
-        """The words of the responses, one's behind the other's, and how many each has."""
-        counts = np.stack([self.prompts, self.responses], 1).ravel()
-        return self.words[np.repeat(np.arange(len(counts)) % 2 == 1, counts)], self.responses
+    def part(self, number: int) -> tuple[Hashes, Ints]:
+        """The words of the instructions (0), inputs (1) or responses (2), and how many each has."""
+        own = np.repeat(np.arange(self.counts.size) % PARTS == number, self.counts.ravel())
+        return self.words[own], self.counts[:, number]
 
     def in_their_order(self) -> tuple[Hashes, Hashes]:
         """What stands for the words of each prompt in their order, and of each response; 0 for one without words."""
-        counts = np.stack([self.prompts, self.responses], 1).ravel()
-        ends = np.cumsum(counts)
-        place = np.arange(len(self.words)) - np.repeat(ends - counts, counts)
-        with np.errstate(over="ignore"):
-            summands = spread(self.words + place.astype(np.uint64) * MIX[0])
-            sums = np.concatenate([[np.uint64(0)], np.cumsum(summands)])
-            found = sums[ends] - sums[ends - counts]
+        counts = np.stack([self.counts[:, :-1].sum(1), self.counts[:, -1]], 1).ravel()
+        found = _in_order(self.words, counts)
         return found[::2], found[1::2]
+
+    def calculations(self) -> Hashes:
+        """What stands for the signs of each row and their places among its words, ``[N]``."""
+        return _in_order(self.signs, self.counts.sum(1) + PARTS)
+
+    def calculate_otherwise(self, one: Ints, other: Ints) -> NDArray[np.bool_]:
+        """Which pairs of rows have the same words in the same order, and somewhere other signs between them ``[P]``.
+
+        Signs against none are a dash, a hyphen or emphasis, unless they make a number negative.
+        """
+        asked, answered = self.in_their_order()
+        same = (asked[one] == asked[other]) & (answered[one] == answered[other])
+        pairs = np.flatnonzero(same & (self.counts[one] == self.counts[other]).all(1))
+        sizes = self.counts.sum(1) + PARTS
+        starts, sizes = np.cumsum(sizes) - sizes, sizes[one[pairs]]
+        inside = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        ours, theirs = (self.signs[np.repeat(starts[side[pairs]], sizes) + inside] for side in (one, other))
+        lowest = np.uint64(1)
+        differ = (np.minimum(ours, theirs) > lowest) & (ours >> lowest != theirs >> lowest)
+        differ |= (ours ^ theirs) & lowest == lowest
+        found = np.zeros(len(one), bool)
+        found[np.repeat(pairs, sizes)[differ]] = True
+        return found
 
     def grams(self) -> tuple[Grams, Ints]:
         """The word 3-grams of the rows as numbers, and how many each row has.
 
         A row of one or two words has one of them; a row without words has none.
         """
-        words, counts = self.words, self.prompts + self.responses
+        words, counts = self.words, self.counts.sum(1)
         sizes = np.where(counts > 0, np.maximum(counts - 2, 1), 0)
         owner = np.repeat(np.arange(len(counts)), sizes)
         ends = np.cumsum(counts)
@@ -135,6 +198,16 @@ class Rows:
         with np.errstate(over="ignore"):
             mixed = sum(padded[np.where(first + i <= last, first + i, len(words))] * MIX[i] for i in range(3))
         return (spread(mixed) >> np.uint64(32)).astype(np.uint32), sizes
+
+
+def _in_order(values: Hashes, counts: Ints) -> Hashes:
+    """What stands for so many values each in their order; 0 for none."""
+    ends = np.cumsum(counts)
+    place = np.arange(len(values)) - np.repeat(ends - counts, counts)
+    with np.errstate(over="ignore"):
+        summands = spread(values + place.astype(np.uint64) * MIX[0])
+        sums = np.concatenate([[np.uint64(0)], np.cumsum(summands)])
+        return sums[ends] - sums[ends - counts]
 
 
 def frames_of(rows: Sequence[Dataset]) -> Grams:
