@@ -112,6 +112,24 @@ def test_signs_that_calculate_are_words_too(one: str, other: str, alike: bool, w
     assert found.spare(np.zeros(5)).sum() == alike
 
 
+def test_questions_about_one_passage_are_no_copies() -> None:
+    """Short ones with short answers, behind a passage that makes nearly all of the words; the same one twice is."""
+    asked = ["Is the sea deep?", "Are the whales old?", "Is the sky blue today?", "Do any boats sail there?"]
+    passages = [row["output"] for row in rows(20, words=130)]
+    listed = [
+        {"id": f"{number}-{place}", "instruction": question, "input": passage, "output": ("Yes.", "No.")[place % 2]}
+        for number, passage in enumerate(passages)
+        for place, question in enumerate(asked)
+    ]
+    assert not near_copies(examples(listed)).likeness.any()
+    again = [{**row, "id": f"again-{row['id']}", "input": f"{row['input']} karan"} for row in listed[:10]]
+    again[3]["instruction"] = again[3]["instruction"].upper()
+    found = near_copies(examples([*listed, *again]))
+    assert found.spare(np.zeros(90)).nonzero()[0].tolist() == list(range(80, 90))
+    assert not copies_of(examples(listed[::2]), examples(listed[1::2])).any()
+    assert (copies_of(examples(again), examples(listed)) > 0).all()
+
+
 def test_of_three_that_differ_in_signs_alone_each_stays_with_its_copies() -> None:
     listed = [
         {"id": f"{sign}{i}", "instruction": CALCULATION, "output": f"a {sign} b"} for i in range(3) for sign in "+-/"

@@ -62,7 +62,8 @@ def near_copies(rows: Dataset, held_out: Dataset | None = None) -> Copies:
     """Find the rows that nearly repeat another one, or one that is held out.
 
     Two rows are copies where the word 3-grams of prompt and response have a Jaccard similarity of at least `COPY`, and
-    their responses share at least half of their words: to the same question, *yes* and *no* are no copies. Where they
+    their responses share at least half of their words: to the same question, *yes* and *no* are no copies. Nor are the
+    answers to different questions about one input, or rows that calculate otherwise with the same words. Where they
     ask different things, what stands in more than one row of twenty is a frame and does not count. Where they ask the
     same, they are also copies if the words of their responses are so alike, or are the same but for one: in a short row
     one word decides over many 3-grams.
@@ -207,8 +208,18 @@ class _Index:
         same = (asked[first] == asked[second]) & (asked[first] != 0)
         telling = Sets.of(*without(grams, counts, self.frames)).jaccard(one, other)
         likeness = np.maximum(np.maximum(answers, COPY * but_for_one), Sets.of(grams, counts).jaccard(one, other))
-        differ = (answers < SAME_ANSWER) | told.calculate_otherwise(one, other)
+        differ = (answers < SAME_ANSWER) | told.calculate_otherwise(one, other) | _ask_otherwise(told, one, other)
         return np.where(differ, 0.0, np.where(same, likeness, telling))
+
+
+def _ask_otherwise(told: Rows, one: Ints, other: Ints) -> NDArray[np.bool_]:
+    """Which pairs of rows ask something else about nearly the same input: that alone makes most of their 3-grams."""
+    asked, inputs = Sets.of(*told.part(0)), Sets.of(*told.part(1))
+    both = (inputs.sizes[one] > 0) & (inputs.sizes[other] > 0)
+    pairs = np.flatnonzero(both)
+    one, other = one[pairs], other[pairs]
+    both[pairs] = (inputs.jaccard(one, other) >= COPY) & (asked.jaccard(one, other) < COPY)
+    return both
 
 
 def _index_of(*rows: Dataset) -> _Index:
