@@ -81,6 +81,16 @@ def test_a_selection_that_was_not_trained_is_not_shown(
     assert "Validation ROUGE-L" in shown and "Answers to unseen prompts" in shown
 
 
+def test_the_page_says_in_which_order_it_was_learnt(whole_run: Path, tmp_path: Path) -> None:
+    for number, (order, told) in enumerate((("hard_to_easy", "from hard to easy"), ("random", "whatever their rank"))):
+        shutil.copytree(whole_run, tmp_path / str(number))
+        recipe = tmp_path / str(number) / "recipe.yaml"
+        recipe.write_text(RECIPE.replace("    stages: 3\n", f"    stages: 3\n    order: {order}\n"))
+        shown = read_page(tmp_path / str(number))
+        shown = shown[: shown.index('id="recipe"')]
+        assert told in shown and "from easy to hard" not in shown
+
+
 def test_page_is_whole_and_self_contained(whole_run: Path) -> None:
     text = read_page(whole_run)
     assert build_report(whole_run) == whole_run / "report" / "index.html"

@@ -18,8 +18,8 @@ from srd.report.words import phrase, task_name
 T = TypeVar("T")
 
 GROUPS = {
-    "easiest": ("Easiest", "The student nearly knew these already; training starts here."),
-    "hardest": ("Hardest of those kept", "These enter in the last stage."),
+    "easiest": ("Easiest", "The student nearly knew these already."),
+    "hardest": ("Hardest of those kept", "Of what was trained on, the student knew these least."),
     "dropped": ("Dropped", "Too hard or too odd for this student; never trained on."),
 }
 

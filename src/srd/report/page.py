@@ -150,6 +150,7 @@ def training_section(run: RunFiles) -> dict[str, Any]:
         "stages": to_html(stage_table(run, stages)) if stages else None,
         "one_stage": len(stages) == 1,
         "otherwise": run.chosen_otherwise,
+        "way": run.way,
         "changed": [changed] if changed else [],
         "refreshes": _html(refreshes),
         "own_texts": [texts] if texts else [],

@@ -142,6 +142,12 @@ class RunFiles:
         return ""
 
     @property
+    def way(self) -> str:
+        """In which order the main training went through its stages."""
+        order = (self.variants[self.main_variant].get("curriculum") or {}).get("order", "easy_to_hard")
+        return order.replace("_", " ") if "_to_" in order else "one after the other, whatever their rank"
+
+    @property
     def training_examples(self) -> int:
         """How many training examples there are."""
         path = self.files.examples("train")
