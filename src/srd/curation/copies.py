@@ -200,7 +200,7 @@ class _Index:
         one, other = places.reshape(2, -1)
         parts = [*texts_of(self.rows, rows)]
         told = Rows.of(*([text for part in parts for text in part[side]] for side in range(PARTS)))
-        words, (grams, counts) = Sets.of(*told.part(2)), told.grams()
+        words, (grams, counts) = Sets.of(*told.answers()), told.grams()
         answers = words.jaccard(one, other)
         smaller, larger = np.sort([words.sizes[one], words.sizes[other]], axis=0)
         but_for_one = (smaller + larger - 2 * words.shared(one, other) <= 1) & (smaller > 1)

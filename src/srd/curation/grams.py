@@ -34,6 +34,22 @@ def _bytes(signs: str) -> NDArray[np.bool_]:
 SIGNS, DIGITS, LINE = _bytes("+-*/=<>!&|%^~"), _bytes("0123456789"), ord("\n")  # calculate and compare
 INSIDE = _bytes("0123456789abcdefghijklmnopqrstuvwxyz_") | (np.arange(256) >= 0x80)  # of words, in lower case
 
+
+def _codes(*ranges: tuple[int, int]) -> NDArray[np.bool_]:
+    """Which characters of three bytes lie in some ranges, by their code."""
+    found = np.zeros(1 << 16, bool)
+    for start, end in ranges:
+        found[start:end] = True
+    return found
+
+
+# Of scripts with spaces: from Arabic and Devanagari to Sinhala, without the danda; Georgian, Hangul, Ethiopic without
+# its full stops, Cherokee and other small ones; letters with two accents, as in Vietnamese; Hangul.
+SPACED = _codes((0x800, 0x964), (0x966, 0xE00), (0x10A0, 0x1361), (0x1369, 0x1780), (0x1C80, 0x1CC0), (0x1E00, 0x2000),
+                (0x2C00, 0x2E00), (0x3131, 0x3190), (0xAC00, 0xD7FC))  # fmt: skip
+# Scripts whose words have no spaces between, and that have few letters: Thai, Lao, Tibetan, Myanmar, Khmer, Tai.
+FEW = _codes((0xE00, 0x10A0), (0x1780, 0x1800), (0x1950, 0x1AB0))
+
 BASE = 0x9E3779B97F4A7C15  # of the words' hashes; odd, so that it has an inverse
 MIX = np.array([0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5], dtype=np.uint64)
 
@@ -60,16 +76,23 @@ def _said(messages: str) -> str:
     return "\n".join(plain_text(turn) for turn in json.loads(messages))
 
 
-def words_of(texts: list[str]) -> tuple[Hashes, Ints, Hashes]:
-    """The words of some texts as hashes, one text's behind the other's, how many each text has, and `_signs` of all.
+def words_of(texts: list[str]) -> tuple[Hashes, Ints, NDArray[np.bool_], Hashes]:
+    """The words of some texts as hashes, one text's behind the other's.
 
     A word is a run of letters and digits, whatever their case; a sign that takes three bytes of UTF-8, as those of
-    scripts without spaces do, is a word of its own. Its hash is the polynomial of its bytes modulo 2 ** 64.
+    scripts without spaces do, is a word of its own, but for letters of scripts with spaces. Its hash is the polynomial
+    of its bytes modulo 2 ** 64.
+
+    Returns:
+        The words; how many each text has; which of them are letters of a script that has `FEW`; and `_signs`.
     """
     encoded = [text.lower().encode("utf-8", "replace") for text in texts]
     data = np.frombuffer(b"\n".join([*encoded, b""]), np.uint8)
     inside = INSIDE[data]
     leads = (data & 0xF0) == 0xE0
+    three = np.flatnonzero(leads)
+    codes = (data[three[:, None] + np.arange(3)] & np.array([15, 63, 63])) @ np.array([1 << 12, 1 << 6, 1])
+    leads[three[SPACED[codes]]] = False
     whole = leads | _later(leads, 1) | _later(leads, 2)  # bytes of a sign that is a word of its own
     begins = inside & (~_later(inside, 1) | leads | (_later(whole, 1) & ~whole))
     ends = inside & ~(np.append(inside[1:], False) & ~np.append(begins[1:], False))
@@ -83,7 +106,9 @@ def words_of(texts: list[str]) -> tuple[Hashes, Ints, Hashes]:
         inverse[0] = 1
         sums = np.concatenate([[np.uint64(0)], np.cumsum(data * np.cumprod(powers)[:-1])])
         hashes = spread((sums[stops] - sums[starts]) * np.cumprod(inverse)[starts] + np.uint64(1))
-    return hashes, counts, _signs(data, starts, borders)
+    few = np.zeros(len(data), bool)
+    few[three] = FEW[codes]
+    return hashes, counts, few[starts], _signs(data, starts, borders)
 
 
 def _signs(data: Bytes, starts: Ints, borders: Ints) -> Hashes:
@@ -136,23 +161,40 @@ class Rows:
     Attributes:
         words: As hashes, one row's behind the other's: those of its instruction, its input and its response.
         counts: How many each of the three has, ``[N, 3]``.
+        few: Which of them are letters of a script that has `FEW`.
         signs: What stands for signs before each word, and behind the last one of each of the three; see `_signs`.
     """
 
     words: Hashes
     counts: Ints
+    few: NDArray[np.bool_]
     signs: Hashes
 
     @classmethod
     def of(cls, *texts: list[str]) -> Rows:
         """Of so many instructions, inputs and responses."""
-        words, counts, signs = words_of([text for row in zip(*texts, strict=True) for text in row])
-        return cls(words, counts.reshape(-1, PARTS), signs)
+        words, counts, few, signs = words_of([text for row in zip(*texts, strict=True) for text in row])
+        return cls(words, counts.reshape(-1, PARTS), few, signs)
 
     def part(self, number: int) -> tuple[Hashes, Ints]:
         """The words of the instructions (0), inputs (1) or responses (2), and how many each has."""
-        own = np.repeat(np.arange(self.counts.size) % PARTS == number, self.counts.ravel())
+        own = self._of(number)
         return self.words[own], self.counts[:, number]
+
+    def answers(self) -> tuple[Hashes, Ints]:
+        """The words of the responses; two neighbours for each letter of a script that has few: all texts have those."""
+        own = self._of(PARTS - 1)
+        words, few, counts = self.words[own], self.few[own], self.counts[:, -1]
+        last = np.zeros(len(words) + 1, bool)
+        last[np.cumsum(counts)[counts > 0] - 1] = True
+        first = np.flatnonzero(few & np.append(few[1:], False) & ~last[:-1])
+        with np.errstate(over="ignore"):
+            words[first] = spread(words[first] * MIX[0] + words[first + 1] * MIX[1])
+        return words, counts
+
+    def _of(self, number: int) -> NDArray[np.bool_]:
+        """Which words are those of a part."""
+        return np.repeat(np.arange(self.counts.size) % PARTS == number, self.counts.ravel())
 
     def in_their_order(self) -> tuple[Hashes, Hashes]:
         """What stands for the words of each prompt in their order, and of each response; 0 for one without words."""
