@@ -62,23 +62,38 @@ def test_similarity_by_its_definition() -> None:
         ("天空是蓝色的因为空气散射光线所以看起来是蓝的。", "大海很深并且里面生活着很多的鱼和其他各种动物。", False),
         ("Небо синее потому что воздух рассеивает свет", "небо синее, потому что воздух рассеивает свет!", True),
         ("🙂", "🙃", False),
-        # The letters of two answers in one script are mostly the same, and their words are not.
-        ("भारत की राजधानी नई दिल्ली है और यह बहुत बड़ा शहर है।", "आज मौसम बहुत अच्छा है इसलिए हम बाहर घूमने जा रहे हैं।", False),
         ("भारत की राजधानी नई दिल्ली है और यह बहुत बड़ा शहर है।", "भारत की राजधानी नई दिल्ली है, और यह बहुत बड़ा शहर है", True),
-        ("இந்தியாவின் தலைநகரம் புது தில்லி ஆகும்", "இன்று வானிலை மிகவும் நன்றாக இருக்கிறது", False),
-        ("თბილისი არის საქართველოს დედაქალაქი", "დღეს ძალიან კარგი ამინდია და მზე ანათებს", False),
-        ("서울은 대한민국의 수도이고 아주 큰 도시입니다", "오늘은 날씨가 좋아서 밖으로 나가고 싶습니다", False),
         ("서울은 대한민국의 수도이고 아주 큰 도시입니다", "서울은 대한민국의 수도이고, 아주 큰 도시입니다.", True),
-        ("tiếng Việt là một ngôn ngữ", "tiếng Anh là một môn học", False),
-        ("กรุงเทพเป็นเมืองหลวงของประเทศไทยและเป็นเมืองใหญ่", "วันนี้อากาศดีมากเราจึงออกไปเดินเล่นกันข้างนอกบ้าน", False),
         ("กรุงเทพเป็นเมืองหลวงของประเทศไทยและเป็นเมืองใหญ่", "กรุงเทพเป็นเมืองหลวงของประเทศไทย และเป็นเมืองใหญ่", True),
-        ("ភ្នំពេញជារាជធានីនៃប្រទេសកម្ពុជា", "ថ្ងៃនេះអាកាសធាតុល្អណាស់យើងចេញទៅដើរលេង", False),
     ],
 )  # fmt: skip
 def test_what_is_a_copy(one: str, other: str, alike: bool) -> None:
     question = "What do people see when they look up on a fine day in the early summer of the year?"
     pair = [{"instruction": question, "output": text} for text in (one, other)]
     assert (near_copies(examples(pair)).likeness > 0).tolist() == [alike, alike]
+
+
+@pytest.mark.parametrize(
+    ("first", "count", "space"),
+    [
+        ("क", 37, " "),  # Devanagari
+        ("க", 33, " "),  # Tamil
+        ("ა", 33, " "),  # Georgian
+        ("가", 40, " "),  # Hangul
+        ("ạ", 90, " "),  # Vietnamese
+        ("ก", 46, ""),  # Thai
+        ("ក", 35, ""),  # Khmer
+    ],
+)
+def test_answers_of_the_same_letters_are_no_copies(first: str, count: int, space: str) -> None:
+    """Two answers of some length have all letters of their script in common, and none of its words."""
+    draw, letters = random.Random(1), [chr(ord(first) + i) for i in range(count)]
+    letters = [letter for letter in letters if letter.isalpha()]
+    answers = [space.join("".join(draw.choices(letters, k=5)) for _ in range(80)) for _ in range(2)]
+    listed = [{"id": str(i), "instruction": CALCULATION, "output": text} for i, text in enumerate(answers)]
+    assert not near_copies(examples(listed)).likeness.any()
+    edited = [{**row, "id": f"copy-{row['id']}", "output": row["output"] + space + letters[0]} for row in listed]
+    assert near_copies(examples([*listed, *edited])).spare(np.zeros(4)).tolist() == [False, False, True, True]
 
 
 CALCULATION = "Write a function in the language of your choice that calculates what is asked of it here:"
