@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import datasets
@@ -81,6 +82,36 @@ def test_a_row_that_is_null_is_named(tmp_path: Path, content: str) -> None:
         read_table(path)
     path.write_text('{"id": "a", "text": "} null"}\n{"id": null, "text": null}\n')
     assert read_table(path).to_pylist() == [{"id": "a", "text": "} null"}, {"id": None, "text": None}]
+
+
+@pytest.mark.parametrize(
+    ("ids", "ending"),
+    [
+        (["0001", "0002", "10"], ".csv"),
+        (["2024-01-01", "2024-01-02T10:00:00Z"], ".csv"),
+        (["2024-01-01", "2024-01-02 10:00:00"], ".jsonl"),
+        (["0001", "1e3"], ".jsonl"),
+        (["true", "1.50", "NA"], ".csv"),
+        (["a b", "é"], ".csv"),
+    ],
+)
+def test_ids_stay_as_they_are_written(ids: list[str], ending: str, tmp_path: Path) -> None:
+    """Other columns are numbers where they can be."""
+    path = tmp_path / f"scores{ending}"
+    lines = [f"{name},{number}.5" for number, name in enumerate(ids)]
+    if ending == ".jsonl":
+        lines = [json.dumps({"id": name, "ce": number + 0.5}) for number, name in enumerate(ids)]
+    path.write_text("\n".join(["id,ce", *lines] if ending == ".csv" else lines) + "\n", encoding="utf-8")
+    assert read_table(path).to_pydict() == {"id": ids, "ce": [number + 0.5 for number in range(len(ids))]}
+
+
+def test_ids_that_are_numbers_or_missing(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": 1, "ce": 2}\n{"id": 2, "ce": 2}\n')
+    assert read_table(tmp_path / "a.jsonl")["id"].to_pylist() == [1, 2]
+    (tmp_path / "a.csv").write_text("ce,id\n1,7\n2,\n")
+    assert read_table(tmp_path / "a.csv").to_pydict() == {"ce": [1, 2], "id": ["7", None]}
+    (tmp_path / "b.csv").write_text("ce,rank\n1,7\n")
+    assert read_table(tmp_path / "b.csv").to_pydict() == {"ce": [1], "rank": [7]}
 
 
 def test_wrong_files_are_named(tmp_path: Path) -> None:

@@ -343,6 +343,22 @@ def test_files_of_ids(tmp_path: Path) -> None:
             cleaning.named_ids("drop", str(tmp_path / name), rows)
 
 
+def test_ids_in_a_list_are_those_of_the_rows(tmp_path: Path) -> None:
+    """A table of them is no table of numbers and dates."""
+    names = ["0001", "2024-01-01", "row-2"]
+    rows = examples_from_rows([{**row, "id": name} for row, name in zip(noun_rows(3), names, strict=True)], "rows")
+    (tmp_path / "ids.csv").write_text("why,id\nx,0001\ny,2024-01-01\nz,\n", encoding="utf-8")
+    (tmp_path / "zeros.csv").write_text("id\n0001\n", encoding="utf-8")
+    write_rows(tmp_path / "ids.jsonl", [{"id": "2024-01-01"}])
+    assert cleaning.named_ids("keep", str(tmp_path / "ids.csv"), rows) == names[:2]
+    assert cleaning.named_ids("keep", str(tmp_path / "zeros.csv"), rows) == names[:1]
+    assert cleaning.named_ids("drop", str(tmp_path / "ids.jsonl"), rows) == names[1:2]
+    for ending in ("txt", "csv"):
+        (tmp_path / f"wide.{ending}").write_text("id\n0001\n", encoding="utf-16")
+        with pytest.raises(UserError, match=rf"wide\.{ending}: cannot be read as"):
+            cleaning.named_ids("keep", str(tmp_path / f"wide.{ending}"), rows)
+
+
 def test_a_row_that_is_named_as_right_and_as_wrong_is_refused(tiny_run: TinyRun) -> None:
     ids = tiny_run.advance("examples").split("train")["id"][:3]
     for field, names in (("keep", ids[:2]), ("drop", ids[1:])):

@@ -34,14 +34,14 @@ BARE_NULL = re.compile(rb"(^|\xef\xbb\xbf|[}\]])\s*null")  # perhaps in the plac
 
 
 def read_table(path: Path) -> pa.Table:
-    """Read a parquet, CSV or JSONL file.
+    """Read a parquet, CSV or JSONL file; ids that are written as text stay as they are written.
 
     Raises:
         UserError: no such file, an unknown ending, or content that is not what the ending says.
     """
     if not path.is_file():
         raise UserError(f"no file '{path}'")
-    readers = {".parquet": pq.read_table, ".csv": pacsv.read_csv, ".jsonl": _read_jsonl, ".json": _read_jsonl}
+    readers = {".parquet": pq.read_table, ".csv": _read_csv, ".jsonl": _read_jsonl, ".json": _read_jsonl}
     if path.suffix not in readers:
         raise UserError(f"{path}: unknown ending '{path.suffix}'. Use .parquet, .csv or .jsonl")
     with reading(path, path.suffix[1:]):
@@ -52,6 +52,18 @@ def read_table(path: Path) -> pa.Table:
     return table
 
 
+ID_AS_TEXT = pa.schema([("id", pa.string())])  # by itself Arrow takes 0001 for a number, and 2024-01-01 for a date
+
+
+def _read_csv(path: Path) -> pa.Table:
+    table = pacsv.read_csv(path, convert_options=pacsv.ConvertOptions(column_types=ID_AS_TEXT))
+    if table.column_names.count("id") == 1:
+        empty = pc.equal(table["id"], "")
+        place, ids = table.column_names.index("id"), pc.if_else(empty, pa.scalar(None, pa.string()), table["id"])
+        table = table.set_column(place, "id", ids)
+    return table
+
+
 def _read_jsonl(path: Path) -> pa.Table:
     """Read JSON lines: by Arrow, and line by line where Arrow cannot, to say which line is wrong."""
     with open(path, "rb") as file:
@@ -59,6 +71,8 @@ def _read_jsonl(path: Path) -> pa.Table:
     if fit:
         with contextlib.suppress(pa.ArrowException, UnicodeDecodeError):
             table = pajson.read_json(path)
+            if "id" in table.column_names and pa.types.is_temporal(table.schema.field("id").type):
+                table = pajson.read_json(path, parse_options=pajson.ParseOptions(explicit_schema=ID_AS_TEXT))
             table.validate(full=True)
             return table
     rows = []

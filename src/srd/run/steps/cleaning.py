@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from srd.base import parallel
 from srd.base.console import console
 from srd.base.errors import UserError
+from srd.base.failures import reading
 from srd.base.files import content_of, fingerprint, read_json, read_sealed, write_json, write_sealed
 from srd.base.tables import data_set, map_large, read_table, write_table
 from srd.base.text import many, shorten
@@ -285,9 +286,10 @@ def named_ids(field: str, name: str | None, rows: datasets.Dataset) -> list[str]
         table = read_table(path)
         if "id" not in table.column_names:
             raise UserError(f"data.cleaning.{field}: {path} has no column 'id'; it has {table.column_names}")
-        ids = [str(value) for value in table["id"].to_pylist()]
+        ids = [str(value) for value in table["id"].to_pylist() if value is not None]
     elif path.is_file():
-        ids = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        with reading(path, "a list of ids in UTF-8"):
+            ids = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     else:
         raise UserError(f"data.cleaning.{field}: there is no file '{path}'. Check the path.")
     known = set(rows["id"])
