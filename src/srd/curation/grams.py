@@ -32,7 +32,8 @@ def _bytes(signs: str) -> NDArray[np.bool_]:
 
 
 SIGNS, DIGITS, LINE = _bytes("+-*/=<>!&|%^~"), _bytes("0123456789"), ord("\n")  # calculate and compare
-INSIDE = _bytes("0123456789abcdefghijklmnopqrstuvwxyz_") | (np.arange(256) >= 0x80)  # of words, in lower case
+LETTERS = _bytes("abcdefghijklmnopqrstuvwxyz_") | (np.arange(256) >= 0x80)  # in lower case
+INSIDE = LETTERS | DIGITS  # of words
 
 
 def _codes(*ranges: tuple[int, int]) -> NDArray[np.bool_]:
@@ -114,8 +115,8 @@ def words_of(texts: list[str]) -> tuple[Hashes, Ints, NDArray[np.bool_], Hashes]
 def _signs(data: Bytes, starts: Ints, borders: Ints) -> Hashes:
     """What stands for signs that calculate or compare, before each word and behind the last one of each text.
 
-    A number that is 0 where there are none; its lowest bit says whether a number is negative. A bullet counts as none:
-    a line that begins with a sign and a space.
+    A number that is 0 where there are none; its lowest bit says whether a number is negative. These count as none: a
+    bullet, with which a line begins; what makes a dash or a rule longer; an exclamation mark that negates nothing.
 
     Args:
         data: Texts, a line break behind each.
@@ -123,12 +124,16 @@ def _signs(data: Bytes, starts: Ints, borders: Ints) -> Hashes:
         borders: Where each text is over, with its line break.
     """
     places = np.flatnonzero(SIGNS[data])
-    before, behind = (data[np.clip(places + shift, 0, len(data) - 1)] for shift in (-1, 1))
-    first = (places == 0) | (before == LINE)
-    number = (data[places] == ord("-")) & DIGITS[behind] & (first | ~(INSIDE[before] | (before == ord(")"))))
-    number &= (before != ord(" ")) | ~DIGITS[data[np.maximum(places - 2, 0)]]  # 5 -3 is a difference
-    counted = ~(first & (behind == ord(" ")))
-    places, number = places[counted], number[counted]
+    one, two, three = (np.where(places >= shift, data[places - shift], LINE) for shift in (1, 2, 3))  # bytes before
+    sign, behind = data[places], data[np.minimum(places + 1, len(data) - 1)]
+    by_itself = ~INSIDE[one] & (one != ord(")"))
+    word = LETTERS[two] & LETTERS[three]
+    number = (sign == ord("-")) & DIGITS[behind] & by_itself
+    number &= (one != ord(" ")) | word | (~INSIDE[two] & (two != ord(")")))  # x -3 is a difference
+    idle = (one == LINE) & (behind == ord(" "))
+    idle |= (sign == one) & ((sign == two) | (sign == ord("-")))
+    idle |= (sign == ord("!")) & (behind != ord("=")) & ~(by_itself & (INSIDE[behind] | (behind == ord("("))))
+    places, number = places[~idle], number[~idle]
     gaps = np.searchsorted(starts, places, "right") + np.searchsorted(borders, places, "right")
     found = np.zeros(len(starts) + len(borders), np.uint64)
     new = np.flatnonzero(np.diff(gaps, prepend=-1))
