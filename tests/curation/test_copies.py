@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 
 from srd.curation import copies, grams
 from srd.curation.copies import copies_of, near_copies
@@ -163,6 +165,21 @@ def test_questions_about_one_passage_are_no_copies() -> None:
     assert found.spare(np.zeros(90)).nonzero()[0].tolist() == list(range(80, 90))
     assert not copies_of(examples(listed[::2]), examples(listed[1::2])).any()
     assert (copies_of(examples(again), examples(listed)) > 0).all()
+
+
+LETTERS = st.text("ab1-+*= \n()!<>/กक็漢あ🙂é.", max_size=12)
+
+
+@given(st.lists(LETTERS, min_size=1, max_size=6))
+def test_the_words_of_a_text_do_not_follow_from_the_texts_beside_it(texts: list[str]) -> None:
+    words, counts, few, signs = grams.words_of(texts)
+    assert len(words) == len(few) == counts.sum() and len(signs) == counts.sum() + len(texts)
+    ends = np.cumsum(counts)
+    for number, text in enumerate(texts):
+        alone = grams.words_of([text])
+        own = slice(ends[number] - counts[number], ends[number])
+        assert alone[0].tolist() == words[own].tolist() and alone[2].tolist() == few[own].tolist()
+        assert alone[3].tolist() == signs[own.start + number : own.stop + number + 1].tolist()
 
 
 def test_of_three_that_differ_in_signs_alone_each_stays_with_its_copies() -> None:

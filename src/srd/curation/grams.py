@@ -124,7 +124,8 @@ def _signs(data: Bytes, starts: Ints, borders: Ints) -> Hashes:
         borders: Where each text is over, with its line break.
     """
     places = np.flatnonzero(SIGNS[data])
-    one, two, three = (np.where(places >= shift, data[places - shift], LINE) for shift in (1, 2, 3))  # bytes before
+    # The bytes before each, as far as there are any.
+    one, two, three = (np.where(places >= shift, data[np.maximum(places - shift, 0)], LINE) for shift in (1, 2, 3))
     sign, behind = data[places], data[np.minimum(places + 1, len(data) - 1)]
     by_itself = ~INSIDE[one] & (one != ord(")"))
     word = LETTERS[two] & LETTERS[three]
