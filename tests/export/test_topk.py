@@ -19,7 +19,7 @@ from srd.export.formats.axolotl_kd import BETAS
 from srd.export.formats.distillkit import index_bits, pack_bits
 from srd.export.topk import nearest_beta
 from srd.recipe.reading import validate_recipe
-from tests.runs import TinyRun
+from tests.runs import TinyRun, tiny_rows, write_rows
 
 pytestmark = pytest.mark.xdist_group("taught")  # one worker makes the cache that all of these read
 
@@ -95,6 +95,19 @@ def test_the_targets_of_a_memorised_sequence_are_its_next_tokens(taught: tuple[T
     shifted = [*labels[1:], -100]
     assert [t[0] for t, m in zip(row["target_token_ids"], row["target_mask"], strict=True) if m[0]] == [7, 8, 2]
     assert [label for label in shifted if label != -100] == [7, 8, 2]
+
+
+def test_softened_rows_are_not_exported(tmp_path: Path) -> None:
+    """Their labels would be learnt, which the recipe's own training does not."""
+    tiny = TinyRun(tmp_path)
+    loops = [{"instruction": f"Count to {n}.", "output": f"{n} one two " * 8} for n in range(9)]
+    write_rows(tiny.rows, [*tiny_rows(), *loops])
+    tiny.set(data__cleaning={"action": "soften", "find": ["looping"]}, generation__max_new_tokens=2)
+    tiny.set(training__curriculum={"stages": 2, "select": 1})
+    tiny.advance("ranking", "cache")
+    export(tiny.run_dir, "axolotl-kd", tmp_path / "out", Settings(top_k=2))
+    wrong = pq.read_table(tiny.run_dir / "cleaning/rows.parquet")["wrong"].to_pylist()
+    assert sum(wrong) > 1 and len(pq.read_table(tmp_path / "out/stage_1.parquet")) == len(wrong) - sum(wrong)
 
 
 def decoded(row: dict[str, Any], bits: int) -> tuple[np.ndarray, np.ndarray]:

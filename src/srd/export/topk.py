@@ -24,7 +24,7 @@ from srd.data.batching import EncodedExamples, learnt_spans
 from srd.export.base import Exported
 from srd.recipe.schema import Recipe
 from srd.run.checks.models import check_recipe
-from srd.run.curate import Curated, curriculum_of
+from srd.run.curate import Curated, curriculum_of, learnt_stages
 from srd.run.flow import advance
 from srd.run.outline.order import may_cache
 from srd.run.parts.scores import ranked_scores
@@ -141,7 +141,7 @@ class TaughtStages:
         self.k = min(wanted, self.head.vocabulary)
         self.place = {name: number for number, name in enumerate(self.examples.ids)}
         curriculum = curriculum_of(self.run)
-        self.stages = curriculum.split(ranked_scores(self.run, curriculum))
+        self.stages = learnt_stages(self.run, curriculum.split(ranked_scores(self.run, curriculum)))
         if any(stage.subset is not None for stage in self.stages):
             warn(
                 logger,

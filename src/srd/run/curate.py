@@ -72,12 +72,12 @@ def curate(run: Run, target: Path, layout: Layout | None = None) -> list[Path]:
         parallel.on_main(lambda: files.check(names))
         layout.check(run)
         advance(run, "ranking")
-        curated = Curated(run, _learnt(run, curriculum.split(ranked_scores(run, curriculum))), target)
+        curated = Curated(run, learnt_stages(run, curriculum.split(ranked_scores(run, curriculum))), target)
         parallel.on_main(lambda: _write(curated, layout, files, names))
     return [target / name for name in names] if parallel.is_main() else []
 
 
-def _learnt(run: Run, stages: list[Stage]) -> list[Stage]:
+def learnt_stages(run: Run, stages: list[Stage]) -> list[Stage]:
     """The stages without the rows that are softened: a file cannot say that there is no cross-entropy on a row."""
     soft = parallel.on_main(run.soft_rows)
     if soft:
