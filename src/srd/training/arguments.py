@@ -14,7 +14,7 @@ from srd.base.errors import UserError
 from srd.curation.curriculum import Stage
 from srd.models.sharding import models_are_whole
 from srd.training.precision import resolve_precision
-from srd.training.settings import TrainingConfig, steps_per_epoch
+from srd.training.settings import TrainingConfig, steps_between_validations, steps_per_epoch
 from srd.training.tracking import names_of
 from srd.training.training import Training
 
@@ -31,7 +31,7 @@ def training_arguments(training: Training, stage: Stage) -> TrainingArguments:
     steps = steps_per_epoch(stage.size, config.batch_size)
     total = total_steps(config, stage)
     scheduled = all_steps(training) if config.keeps_optimizer else total
-    every = max(1, round(steps * config.evaluate_every))
+    every = steps_between_validations(stage.size, config)
     precision = resolve_precision(config.precision)
     # A launcher leaves its own there, and it would win where the recipe says float32.
     os.environ["ACCELERATE_MIXED_PRECISION"] = MIXED[precision]

@@ -254,3 +254,8 @@ class CacheConfig(Section):
 def steps_per_epoch(examples: int, batch_size: int) -> int:
     """Optimizer steps in one pass; the last may be smaller."""
     return math.ceil(examples / batch_size)
+
+
+def steps_between_validations(examples: int, training: TrainingConfig) -> int:
+    """Optimizer steps from one validation, and checkpoint, of a training on so many examples to the next."""
+    return max(1, round(steps_per_epoch(examples, training.batch_size) * training.evaluate_every))

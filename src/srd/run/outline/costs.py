@@ -24,7 +24,7 @@ from srd.recipe.schema import Recipe
 from srd.run.folder import UNCLEANED
 from srd.run.outline.sizes import Size
 from srd.training.checkpoints import needed_disk
-from srd.training.settings import TrainingConfig, steps_per_epoch
+from srd.training.settings import TrainingConfig, steps_between_validations, steps_per_epoch
 from srd.training.tiers.base import BYTES, Tier, make_tier, stored_dtype
 
 if TYPE_CHECKING:  # a plan is made without this library, where the models are known
@@ -315,7 +315,7 @@ def written_ahead(training: TrainingConfig, stages: tuple[StagePlan, ...], respo
         epoch = steps_per_epoch(stage.examples, training.batch_size)
         steps = {"stage": stage.steps, "epoch": epoch, "auto": epoch}[every] if isinstance(every, str) else every
         answers = method.written_share() * min(stage.examples, min(steps, stage.steps) * training.batch_size)
-        between = max(1, round(epoch * training.evaluate_every))  # checkpoints, at which older states go
+        between = steps_between_validations(stage.examples, training)  # checkpoints, at which older states go
         held = 1 if steps % between == 0 else 2 if steps > between else between // steps + 1
         count = math.ceil(stage.steps / steps)
         refreshes, rows, at_once = refreshes + count, rows + count * answers, max(at_once, min(held, count) * answers)
@@ -390,10 +390,7 @@ def training_phase(name: str, training: TrainingConfig, facts: Facts, live: bool
 
 def validated(training: TrainingConfig, stages: tuple[StagePlan, ...], data: DataFacts) -> int:
     """Validation rows that a training goes over, once for each time that one is read or answered."""
-    times = 0
-    for stage in stages:
-        epoch = steps_per_epoch(stage.examples, training.batch_size)
-        times += math.ceil(stage.steps / max(1, round(epoch * training.evaluate_every)))
+    times = sum(math.ceil(stage.steps / steps_between_validations(stage.examples, training)) for stage in stages)
     return times * data.validation * (2 if training.select_by == "rouge_l" else 1)
 
 
