@@ -106,7 +106,12 @@ class GKDTrainer:
     beta, use_liger_gkd_loss = 0.0, False
 
     def __init__(self, *, train_dataset: Any, args: Any, data_collator: Any) -> None:
-        self.data_collator = data_collator
+        self.args, self.data_collator = args, data_collator
+        self.accelerator = SimpleNamespace(num_processes=args.world_size)
+        self.current_gradient_accumulation_steps = args.gradient_accumulation_steps
+
+    def get_tp_size(self) -> int:
+        return 1
 
     def add_callback(self, callback: Any) -> None:
         callback._take(0)
@@ -140,9 +145,11 @@ def staged(monkeypatch: pytest.MonkeyPatch) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
-    def make(weight: float) -> Any:
-        rows = curriculum_dataset([{"rows": ROWS[:4], "temperature": 2, "weight": weight}], batch_size=4)
-        args = SimpleNamespace(per_device_train_batch_size=4, gradient_accumulation_steps=1, world_size=1,
+    def make(weight: float, world_size: int = 1, micro_batches: int = 1) -> Any:
+        size = 4 * world_size * micro_batches
+        rows = curriculum_dataset([{"rows": ROWS * 2, "temperature": 2, "weight": weight}], batch_size=size)
+        args = SimpleNamespace(per_device_train_batch_size=4, gradient_accumulation_steps=micro_batches,
+                               world_size=world_size, average_tokens_across_devices=True,
                                num_train_epochs=1, max_steps=-1)  # fmt: skip
         return module.StagedGKDTrainer(train_dataset=rows, args=args, data_collator=lambda rows: rows[0]["batch"])
 
@@ -169,6 +176,30 @@ def test_a_step_has_one_loss_in_however_many_micro_batches(staged: Any) -> None:
     assert float(whole) == pytest.approx(float(0.75 * 4 * divergence + 0.25 * ce), rel=1e-5)
     assert float(sum(parts)) == pytest.approx(float(whole), rel=1e-5)
     assert float(trainer.compute_loss(LOGITS, collated(trainer, slice(0, 2)))) == pytest.approx(float(whole), rel=1e-5)
+
+
+def test_a_step_has_one_loss_on_however_many_devices(staged: Any) -> None:
+    """Each device is told the tokens of all, and DDP then averages the gradients of the devices."""
+    alone, two = staged(0.75), staged(0.75, world_size=2)
+    whole = alone.compute_loss(LOGITS, collated(alone, slice(0, 2)), num_items_in_batch=5)
+    each = [two.compute_loss(LOGITS, collated(two, slice(n, n + 1)), num_items_in_batch=5) for n in (0, 1)]
+    assert float(sum(each)) / 2 == pytest.approx(float(whole), rel=1e-5)
+    two.args.average_tokens_across_devices = False  # then each is told its own
+    own = [two.compute_loss(LOGITS, collated(two, slice(0, 2)), num_items_in_batch=5) for _ in (0, 1)]
+    assert float(sum(own)) / 2 == pytest.approx(float(whole), rel=1e-5)
+
+
+def test_text_that_was_generated_is_divided_by_its_own_tokens(staged: Any) -> None:
+    """transformers counts the labels of a step before GKD replaces the rows by what the student writes."""
+    trainer = staged(1.0, world_size=2, micro_batches=2)
+    generated = {"input_ids": TOKENS.flip(1), "labels": TOKENS.flip(1)}
+    losses = [
+        float(trainer.compute_loss(LOGITS, {**collated(trainer, slice(0, 2)), **generated}, num_items_in_batch=items))
+        for items in (5, 500)
+    ]
+    alone = staged(1.0)  # without a number of items a micro-batch has its own mean
+    mean = float(alone.compute_loss(LOGITS, {**collated(alone, slice(0, 2)), **generated}))
+    assert losses == pytest.approx([mean / 2] * 2, rel=1e-5)
 
 
 def test_there_is_no_cross_entropy_on_text_that_was_generated(staged: Any) -> None:

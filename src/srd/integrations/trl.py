@@ -220,10 +220,12 @@ class StagedGKDTrainer(_Base):  # type: ignore[misc]
     """TRL's GKD trainer on the rows of `curriculum_dataset`, in their order, with the settings of each stage.
 
     The loss of a step is ``weight · T² · divergence(T) + (1 - weight) · cross-entropy``, as srd's own training has it,
-    each a sum over the tokens of the step divided by their number, in however many micro-batches they come. T² is left
-    out of reverse KL, and there is no cross-entropy on text that was generated (``lmbda``). Of the rows' tokens those
-    are learnt that ``completion_mask`` marks, where they bring it. One difference remains: all stages have one
-    learning-rate schedule, where srd begins anew in each.
+    each a sum over the tokens of the step divided by their number, in however many micro-batches and on however many
+    devices they come. T² is left out of reverse KL. Of the rows' tokens those are learnt that ``completion_mask``
+    marks, where they bring it. On a micro-batch whose text was generated (``lmbda``, ``seq_kd``) there is no
+    cross-entropy, and the divergence is the mean over its own tokens, divided by the number of micro-batches: how long
+    these texts are is known only when the step is under way. One difference remains: all stages have one learning-rate
+    schedule, where srd begins anew in each.
 
     Args:
         train_dataset: What `curriculum_dataset` gives, with the batch size of the arguments.
@@ -261,11 +263,21 @@ class StagedGKDTrainer(_Base):  # type: ignore[misc]
         divergence, outputs = super().compute_loss(model, inputs, return_outputs=True)  # see `generalized_jsd_loss`
         weight, scale = self.stages.weight, 1.0 if self.beta == 1 else self.stages.temperature**2
         loss = weight * scale * divergence
-        if weight < 1 and (written is None or torch.equal(written, labels)):
+        generated = written is not None and not torch.equal(written, labels)
+        if weight < 1 and not generated:
             loss = loss + (1 - weight) * _cross_entropy(outputs.logits, labels)
-        count = num_items_in_batch if num_items_in_batch is not None else (labels[:, 1:] != -100).sum().clamp_min(1)
-        loss = loss / count
+        loss = loss / self._divisor(labels, generated, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _divisor(self, labels: Any, generated: bool, items: Any) -> Any:
+        """What the sum over a micro-batch's tokens is divided by, so that micro-batches add up and devices average."""
+        if items is None or generated:  # `items` counts the rows' own tokens, not what was generated in their place
+            own = (labels[:, 1:] != -100).sum().clamp_min(1)
+            # Without `items` transformers divides by the micro-batches itself.
+            return own if items is None else own * self.current_gradient_accumulation_steps
+        # The items are those of all devices, whose gradients are averaged.
+        alike = self.accelerator.num_processes // self.get_tp_size() if self.args.average_tokens_across_devices else 1
+        return items / alike
 
     @staticmethod
     def generalized_jsd_loss(*logits: Any, **settings: Any) -> Any:
