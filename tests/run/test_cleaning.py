@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,14 @@ import pytest
 from srd.base import files
 from srd.base.errors import UserError
 from srd.curation import calibration, likelihoods, shots
+from srd.curation.curriculum import Curriculum
 from srd.data.corruption import corrupt
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows, row_of
 from srd.report.cleaning import cleaning_section
 from srd.report.page import build_report
 from srd.report.reading import read_run
-from srd.run.parts import written
+from srd.run.parts import assemble, written
 from srd.run.steps import cleaning
 from tests.oracle import noun_rows, oracle_losses
 from tests.runs import TinyRun, steps_finished, tiny_rows, write_rows
@@ -167,6 +169,20 @@ def test_softened_rows_lose_their_cross_entropy(run: TinyRun) -> None:
     assert all(found[name]["response_after"] == found[name]["response_before"] for name in soft)
     assert {row["why"] for name, row in found.items() if row["wrong"] and name not in soft} == {"near_copy"}
     assert done.soft_rows() == soft
+
+
+def test_softened_rows_stay_out_where_a_student_reflects_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without a teacher nothing is learnt of them: in no stage, whichever ranks it is chosen by."""
+    curriculum = Curriculum(stages=2, select=1.0, reflect_again=True)
+    monkeypatch.setattr(assemble, "ranked_scores", lambda *_: [{"id": f"e{n}", "rank": n + 1} for n in range(8)])
+    monkeypatch.setattr(assemble, "is_sealed", lambda path: True)  # the ranks of the second stage
+    run: Any = SimpleNamespace(curriculum_of=lambda config: curriculum)
+    examples: Any = SimpleNamespace(soft=frozenset({"e1", "e6"}))
+    for teaches, count in ((False, 6), (True, 8)):
+        config: Any = SimpleNamespace(on_pairs=False, needs_teacher=teaches)
+        stages, again = assemble._stages(run, config, examples, tmp_path)
+        assert again is not None and len(stages[1].ids) == count
+        assert again(None, stages[1]).ids == stages[1].ids
 
 
 def test_a_report_tells_of_the_marks_of_its_run_alone(run: TinyRun) -> None:

@@ -54,11 +54,9 @@ def training_of(
         if config.writes_ahead and may_cache(run.recipe) and cache_fits(run):
             read_once = functools.partial(read_once_of, run)
         load_teacher = _teacher_of(run, config, examples, written=written is not None, ahead=read_once is not None)
+    if config.method.text not in ("teacher", "both"):
+        examples.soft = frozenset(run.soft_rows())
     stages, again = _stages(run, config, examples, folder)
-    if config.method.text not in ("teacher", "both") and (soft := run.soft_rows()):
-        examples.soft = frozenset(soft)
-        if not config.needs_teacher:  # there is nothing but cross-entropy
-            stages = [stage.without(soft) for stage in stages]
     run.files.log(label).parent.mkdir(exist_ok=True)
     with run.progress(label) as update:
         yield Training(
@@ -147,11 +145,16 @@ def _stages(
     run: Run, config: TrainingConfig, examples: EncodedExamples, folder: Path
 ) -> tuple[list[Stage], Callable[[Any, Stage], Stage] | None]:
     """The stages of a training, and how to choose their examples anew where it reflects again."""
+
+    def learnt(stage: Stage) -> Stage:
+        # Without a teacher there is nothing but cross-entropy, which soft rows do not have.
+        return stage if config.needs_teacher else stage.without(examples.soft)
+
     curriculum = run.curriculum_of(config)
     if curriculum is None:
-        return [Stage(0, list(examples.ids), config.temperature, config.weight)], None
+        return [learnt(Stage(0, list(examples.ids), config.temperature, config.weight))], None
     in_pairs = in_pairs_of if config.on_pairs else lambda stage: stage
-    stages = [in_pairs(stage) for stage in curriculum.split(ranked_scores(run, curriculum))]
+    stages = [learnt(in_pairs(stage)) for stage in curriculum.split(ranked_scores(run, curriculum))]
 
     def reflect_again(model: Any, stage: Stage) -> Stage:
         path = folder / "stages" / str(stage.index) / "scores.parquet"
@@ -159,6 +162,6 @@ def _stages(
             keep_scores(reflect_on(run, model, path.parent / "batches"), path, path.parent / "batches")
             parallel.on_main(lambda: seal(path))
         ranked = ranked_scores(run, curriculum, path)
-        return in_pairs(curriculum.split(ranked)[stage.index])
+        return learnt(in_pairs(curriculum.split(ranked)[stage.index]))
 
     return stages, reflect_again if curriculum.reflect_again else None
