@@ -75,6 +75,16 @@ def test_named_axis_changes_several_fields(tmp_path: Path, recipe_file: Path) ->
     assert (training.method.name, training.objective.name) == ("gkd", "jsd")
 
 
+def test_long_values_make_folders_that_file_systems_take(tmp_path: Path, recipe_file: Path) -> None:
+    texts = ["{instruction} " + "a" * 260, "{instruction} " + "a" * 261, "{instruction} " + "鯨" * 80]
+    fits = "{instruction} " + "a" * 200
+    path = write_sweep(tmp_path, recipe_file, grid={"data.template": [*texts, fits, "plain"]})
+    folders = [cell.folder for cell in lay_out(load_sweep(path), path)]
+    assert len(set(folders)) == 5 and folders[3:] == ["template-instruction-" + "a" * 200, "template-plain"]
+    for name in folders:
+        (tmp_path / name).mkdir()
+
+
 def test_extends_changes_another_sweep(tmp_path: Path, recipe_file: Path) -> None:
     write_sweep(tmp_path, recipe_file, grid={"training.seed": [0, 1]}, cells=KD_AND_SRD)
     child = tmp_path / "child.yaml"
@@ -105,6 +115,9 @@ def test_nested_keys() -> None:
         ({"cells": {"a": 3}}, r"cells\.a: give a mapping \(is 3\)$"),
         ({"overrides": {"baselines.kd": {}}}, r"baselines has no effect in a sweep.*Leave it out"),
         ({"overrides": {"name": "x"}}, r"name has no effect in a sweep"),
+        ({"cells": {"a": {"name": "x"}, "b": {}}}, r"trial\.yaml, cells\.a: name has no effect in a sweep"),
+        ({"grid": {"name": ["x", "y"]}}, r"trial\.yaml, grid: name has no effect in a sweep"),
+        ({"grid": {"way": {"x": {"baselines.kd.seed": 1}}}}, r"trial\.yaml, grid: baselines has no effect in a sweep"),
         ({"gird": {}}, r"gird: unknown key; did you mean 'grid'"),
     ],
 )

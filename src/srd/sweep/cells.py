@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from srd.base.errors import UserError, nearest
+from srd.base.files import fingerprint
 from srd.base.settings import LONGEST_NAME
 from srd.base.text import visible
 from srd.recipe.files import find_recipe, parse_overrides, read_recipe
@@ -19,6 +20,8 @@ from srd.sweep.settings import EQUAL_PASSES, ONLY_AT, SweepConfig
 from srd.training.settings import TrainingConfig
 
 SEED_FIELDS = ("seed", "training.seed")  # values of these repeat a row of the table
+LONGEST_FOLDER = 255  # bytes, on every file system in use
+IDLE = ("name", "baselines")  # of a recipe: a cell is named by its settings, and it is cells that are compared
 SELF_EXPLAINING = ("objective", "method", "order")  # fields whose values are known by their names
 
 
@@ -59,8 +62,11 @@ class Cell:
 
     @property
     def folder(self) -> str:
-        """Name of its run directory."""
-        return re.sub(r"[^\w.+-]+", "-", self.title).strip("-").lower()
+        """Name of its run directory; one that no file system takes is cut, and told from others by its hash."""
+        name = re.sub(r"[^\w.+-]+", "-", self.title).strip("-").lower()
+        if len(whole := name.encode()) <= LONGEST_FOLDER:
+            return name
+        return f"{whole[:LONGEST_NAME].decode(errors='ignore')}-{fingerprint(name)[:8]}"
 
 
 @dataclass(frozen=True)
@@ -103,21 +109,18 @@ def lay_out(config: SweepConfig, path: Path, overrides: list[str] | None = None)
         overrides: ``key.path=value`` for all cells, on top of the sweep's own.
 
     Raises:
-        UserError: a field that does not exist, a recipe that is not valid, two cells of one name or folder.
+        UserError: a field that does not exist or has no effect, a recipe that is not valid, two cells of one folder.
     """
     base = read_recipe(find_recipe(config.recipe, beside=path))
     for place, changes in ((f"{path}: ", nested(config.overrides)), ("", parse_overrides(overrides or []))):
-        if idle := [name for name in ("name", "baselines") if name in changes]:
-            raise UserError(
-                f"{place}{idle[0]} has no effect in a sweep, whose cells are what is compared. Leave it out."
-            )
-        base = merge(base, changes)
+        base = merge(base, _effective(changes, place))
     base["baselines"] = {}
     named = tuple(key for key, axis in config.grid.items() if isinstance(axis, dict))
     _check_only_at(config, path)
     cells: list[Cell] = []
     for values in itertools.product(*config.grid.values()):
         settings = dict(zip(config.grid, values, strict=True))
+        at_point = merge(base, _effective(_changes(config, settings), f"{path}, grid: "))
         point = {key: value for key, value in settings.items() if key not in SEED_FIELDS}
         seeds = {key: value for key, value in settings.items() if key in SEED_FIELDS}
         here = {}
@@ -125,7 +128,7 @@ def lay_out(config: SweepConfig, path: Path, overrides: list[str] | None = None)
             if any(settings[key] not in values for key, values in changes.get(ONLY_AT, {}).items()):
                 continue
             own = {key: value for key, value in changes.items() if key not in (EQUAL_PASSES, ONLY_AT)}
-            content = merge(merge(base, _changes(config, settings)), nested(own))
+            content = merge(at_point, _effective(nested(own), f"{path}, cells.{label}: "))
             here[label] = cell = Cell(label, point, seeds, content, named)
             content["name"] = f"{config.name}.{cell.folder}"[:LONGEST_NAME].rstrip(". -")
             validate_recipe(content, f"{path}, cell '{cell.title}'")
@@ -134,6 +137,13 @@ def lay_out(config: SweepConfig, path: Path, overrides: list[str] | None = None)
     _check_distinct(cells, path)
     reference_rows(config, cells, path)
     return cells
+
+
+def _effective(changes: dict[str, Any], place: str) -> dict[str, Any]:
+    """Changes to the recipe of cells, if all of them have an effect there."""
+    if idle := [name for name in IDLE if name in changes]:
+        raise UserError(f"{place}{idle[0]} has no effect in a sweep, whose cells are what is compared. Leave it out.")
+    return changes
 
 
 def _changes(config: SweepConfig, point: Mapping[str, Any]) -> dict[str, Any]:
