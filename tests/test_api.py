@@ -168,6 +168,8 @@ def test_a_model_is_evaluated_on_a_file_or_on_rows(folder: Path) -> None:
         (lambda: srd.run("demo-tiny", ["seed=1"]), "a change of the recipe is of type list: give texts"),
         (lambda: srd.Curriculum(stage=2), "there is no setting 'stage'; did you mean 'stages'?"),
         (lambda: cache(batch_size=0), "batch_size is 0, but must be 1 or more"),
+        (lambda: cache(folder=3), "folder is of type int: give the name of a folder"),
+        (lambda: cache(folder="rows.jsonl"), "it lies below something that is no folder. Name another path."),
         (lambda: cache(tier="topk", top_k=0), "top_k is 0, but must be 1 or more"),
         (lambda: cache(tier="topk", top_k=1, max_kl=1e-9), "Set a larger top_k, or tier=int8 or exact"),
         (lambda: cache(max_length=64), "such as max_length=512, max_prompt_length=256"),
@@ -180,8 +182,8 @@ def test_a_call_is_told_of_by_its_own_arguments(call: Any, said: str, folder: Pa
     assert said in str(error.value) and "--" not in str(error.value) and "cache." not in str(error.value)
 
 
-def cache(**given: Any) -> Any:
-    return srd.build_cache(tiny_model("llama"), tiny_tokenizer("llama"), tiny_rows()[:8], "cache", **given)
+def cache(folder: Any = "cache", **given: Any) -> Any:
+    return srd.build_cache(tiny_model("llama"), tiny_tokenizer("llama"), tiny_rows()[:8], folder, **given)
 
 
 @pytest.mark.parametrize(
@@ -235,6 +237,15 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"rows": []}, r"no rows"),
     ({"rows": {"test": tiny_rows()}}, r"rows: a mapping has 'train'"),
     ({"rows": [{"question": "Why?"}]}, r"row 1"),
+    ({"rows": tiny_rows(), "lora": {"rank": 2}}, r"training.lora.rank: unknown key"),
+    ({"rows": tiny_rows(), "run_dir": 3}, r"^run_dir is of type int: give the name of a folder$"),
+    ({"rows": tiny_rows(), "run_dir": "rows.jsonl"}, r"^run_dir rows.jsonl is a file"),
+    ({"rows": tiny_rows(), "run_dir": "rows.jsonl/x"}, r"rows.jsonl/x cannot be used: Not a directory"),
+    ({"run_dir": "~nobody-here/x"}, r"a path begins with ~ and a name that this machine does not know"),
+    ({"data": {"train": "rows.jsonl"}}, r"^'train' is given twice: by rows, and by data=\{'train': …\}. Leave one"),
+    ({"data": "rows.jsonl"}, r"^'train' is given twice: by rows"),
+    ({"epochs": 1, "training": {"epochs": 2}}, r"^'epochs' is given twice: by epochs=, and by training=\{'epochs'"),
+    ({"method": "sft", "training": {"method": "kd"}}, r"^'method' is given twice: by method="),
 ]
 
 
@@ -244,4 +255,4 @@ def test_mistakes_are_told_before_anything_is_made(changes: dict[str, Any], mess
     rows = write_rows(folder / "rows.jsonl", tiny_rows())
     with pytest.raises(errors.UserError, match=message):
         srd.distill(**{"teacher": "t", "student": "s", "rows": rows, "run_dir": "out", **changes})  # type: ignore[arg-type]
-    assert not (folder / "out").exists()
+    assert [path.name for path in folder.iterdir()] == ["rows.jsonl"]

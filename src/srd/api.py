@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import datasets
 import torch
 from pydantic import BaseModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,6 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from srd.base import parallel
 from srd.base.console import set_up_logging
 from srd.base.errors import RunError, UserError
+from srd.base.failures import path_problem
 from srd.base.files import (
     atomic_folder,
     atomic_write,
@@ -72,6 +75,7 @@ EVALUATION = ("task", "limit", "seeds", "template", "batch_size", "max_new_token
               "temperature", "allow_code_execution")  # fmt: skip
 ANSWERS = "srd-evaluation-"  # what the folder begins with that a model's answers are kept in meanwhile
 ROWS = "rows.jsonl"  # what a caller of `evaluate` has handed over
+A_FOLDER = (str | Path | None, "give the name of a folder")
 SOURCE_KEYS = ("path", "dataset")  # a mapping with one of these describes a source, as in a recipe
 
 
@@ -115,7 +119,10 @@ class Result:
 
 @contextlib.contextmanager
 def _told_in_python(*arguments: str) -> Iterator[None]:
-    """Name arguments in place of options and of a recipe's keys, and a caller's rows in place of the file for them."""
+    """Name arguments in place of options and of a recipe's keys, and a caller's rows in place of the file for them.
+
+    A path that the system does not take is the caller's mistake, too.
+    """
     try:
         yield
     except (UserError, RunError) as error:
@@ -124,6 +131,10 @@ def _told_in_python(*arguments: str) -> Iterator[None]:
         for name in arguments:
             text = _renamed(text, name)
         error.args = (text,)
+        raise
+    except (OSError, RuntimeError) as error:
+        if problem := path_problem(error):
+            raise UserError(problem) from error
         raise
 
 
@@ -198,11 +209,12 @@ def distill(
         UserError: something that cannot be; the message says what, where and what to do.
         RunError: the machine fails; the same call goes on from there.
     """
+    check_kind("run_dir", run_dir, *A_FOLDER)
     beside = RUNS / "distill" if run_dir is None else Path(run_dir).expanduser()
     beside = beside if beside.name.strip(".") else beside.resolve()  # `.` has no name
-    inputs = beside.with_name(f"{beside.name}-inputs")
+    inputs = _Inputs(beside.with_name(f"{beside.name}-inputs"))
     check_named(objective=objective, method=method)
-    recipe = {name: settings.pop(name) for name in list(settings) if name in Recipe.model_fields}
+    recipe = {name: _plain(settings.pop(name)) for name in list(settings) if name in Recipe.model_fields}
     training = {"objective": objective, "method": method, "curriculum": curriculum, **settings}
     named = {
         "teacher": _model_source(teacher, "teacher", tokenizer, inputs),
@@ -210,11 +222,27 @@ def distill(
         "data": _data_source(rows, inputs),
         "training": training,
     }
-    complete = validate_recipe(_plain(merge({"name": "distill", **named}, _plain(recipe))), "distill")
+    _check_given_once(recipe, named)
+    complete = validate_recipe(_plain(merge({"name": "distill", **named}, recipe)), "distill")
     folder = RUNS / f"distill-{fingerprint(complete.model_dump(mode='json'))[:12]}" if run_dir is None else run_dir
+    inputs.write(lambda: open_run(complete, (), folder).close())
     with contextlib.closing(open_run(complete, (), folder)) as claimed:
         advance(claimed, *(() if evaluate else training_steps(claimed.recipe)))
         return _result(claimed)
+
+
+def _check_given_once(recipe: Mapping[str, Any], named: Mapping[str, Any]) -> None:
+    """Refuse what `distill` is told twice: by an argument, and in a section of the recipe, which would win."""
+    defaults = {name: each.default for name, each in inspect.signature(distill).parameters.items()}
+    for section in ("data", "training"):
+        own = recipe.get(section, {})
+        own = {"train": own} if section == "data" and isinstance(own, str | list) else own
+        for key in own if isinstance(own, Mapping) else ():
+            if key in named[section] and not (key in defaults and named[section][key] == defaults[key]):
+                argument = "rows" if section == "data" else f"{key}="
+                raise UserError(
+                    f"'{key}' is given twice: by {argument}, and by {section}={{'{key}': …}}. Leave one of them out."
+                )
 
 
 def open_run(
@@ -235,7 +263,7 @@ def _check_given(recipe: Any, overrides: Any, run_dir: Any) -> None:
     check_kind("the recipe", recipe, str | Path | Mapping | Recipe, "give a name, a file or a mapping")
     for change in overrides:
         check_kind("a change of the recipe", change, str, 'give texts, one after the other, as in "training.epochs=2"')
-    check_kind("run_dir", run_dir, str | Path | None, "give the name of a folder")
+    check_kind("run_dir", run_dir, *A_FOLDER)
 
 
 def check_made_by(recipe: str, overrides: Sequence[str], run_dir: Path | None) -> None:
@@ -290,8 +318,33 @@ def _plain(value: Any) -> Any:
 # ------------------------------------------------------------------------------------------- models and rows in memory
 
 
-def _model_source(given: Any, role: str, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> Any:
-    """What a recipe says of a model; one that is in memory is written into ``folder``."""
+class _Inputs:
+    """What a call has in memory, as files beside its run directory: named at once, by their content, written later.
+
+    Args:
+        folder: Where.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._writers: list[Callable[[], None]] = []
+
+    def add(self, name: str, write: Callable[[Path], None]) -> str:
+        """The path that a file or folder will have; ``write`` makes it, in the main process."""
+        path = self.folder / name
+        self._writers.append(lambda: write(path))
+        return str(path)
+
+    def write(self, check: Callable[[], None]) -> None:
+        """Write what there is, if ``check`` does not refuse the run."""
+        if self._writers:
+            check()
+        for each in self._writers:
+            parallel.on_main(each)
+
+
+def _model_source(given: Any, role: str, tokenizer: PreTrainedTokenizerBase | None, inputs: _Inputs) -> Any:
+    """What a recipe says of a model; one that is in memory becomes one of the ``inputs``."""
     if isinstance(given, str | Path | Mapping):
         return _plain(given)
     if isinstance(given, tuple) and len(given) == 2:
@@ -304,7 +357,8 @@ def _model_source(given: Any, role: str, tokenizer: PreTrainedTokenizerBase | No
             "(model, tokenizer)."
         )
     own = tokenizer if tokenizer is not None else _tokenizer_of(given, role)
-    return str(parallel.on_main(lambda: _kept_model(given, own, folder)))
+    name = parallel.on_main(lambda: f"model-{model_content(given, own)[:16]}")
+    return inputs.add(name, lambda place: _keep_model(given, own, place))
 
 
 def _tokenizer_of(model: PreTrainedModel, role: str) -> PreTrainedTokenizerBase:
@@ -333,50 +387,51 @@ def model_content(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return fingerprint(digest.hexdigest(), told, tokenizer_identity(tokenizer))
 
 
-def _kept_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
-    """A folder with a loaded model, written once for the same content and again where it was damaged."""
-    place = folder / f"model-{model_content(model, tokenizer)[:16]}"
+def _keep_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, place: Path) -> None:
+    """Write a loaded model into a folder, once for the same content and again where it was damaged."""
     note = place.with_suffix(".json")
     if not place.is_dir() or read_sealed(note).get("files") != content_of(place):
         with atomic_folder(place) as partial:
             model.save_pretrained(str(partial))
             tokenizer.save_pretrained(str(partial))
         write_sealed(note, {"files": content_of(place)})
-    return place
 
 
-def _data_source(rows: Any, folder: Path) -> dict[str, Any]:
-    """A recipe's ``data`` section; rows that are in memory are written into ``folder``."""
+def _data_source(rows: Any, inputs: _Inputs) -> dict[str, Any]:
+    """A recipe's ``data`` section; rows that are in memory become some of the ``inputs``."""
     if isinstance(rows, Mapping) and not set(SOURCE_KEYS) & rows.keys():
         if "train" not in rows or not rows.keys() <= set(SPLITS):
             raise UserError(f"rows: a mapping has 'train', perhaps 'validation' and 'test', but not {sorted(rows)}")
-        return {split: _source(own, folder, split) for split, own in rows.items()}
-    return {"train": _source(rows, folder, "train")}
+        return {split: _source(own, inputs, split) for split, own in rows.items()}
+    return {"train": _source(rows, inputs, "train")}
 
 
-def _source(rows: Any, folder: Path, split: str) -> Any:
+def _source(rows: Any, inputs: _Inputs, split: str) -> Any:
     names = isinstance(rows, list) and rows and all(isinstance(name, str | Path) for name in rows)
     if names or isinstance(rows, str | Path | Mapping):
         return _plain(rows)
-    return str(parallel.on_main(lambda: _kept_rows(rows, folder, split)))
+    examples: list[datasets.Dataset] = []  # in the main process alone, which writes them
+
+    def name() -> str:
+        examples.append(as_examples(rows))
+        digest = hashlib.blake2b(digest_size=16)  # as `file_digest`
+        for line in _lines(examples[0]):
+            digest.update(line)
+        return f"{split}-{digest.hexdigest()[:16]}.jsonl"
+
+    return inputs.add(parallel.on_main(name), lambda path: _keep_rows(examples[0], path))
 
 
-def _kept_rows(rows: Any, folder: Path, split: str) -> Path:
-    """A JSON-lines file with rows, written once for the same content and again where it was changed."""
-    examples = as_examples(rows)
+def _lines(examples: datasets.Dataset) -> Iterator[bytes]:
+    for example in examples:
+        yield (json.dumps(row_of(example), ensure_ascii=False) + "\n").encode()
 
-    def lines() -> Iterator[bytes]:
-        for example in examples:
-            yield (json.dumps(row_of(example), ensure_ascii=False) + "\n").encode()
 
-    digest = hashlib.blake2b(digest_size=16)
-    for line in lines():
-        digest.update(line)
-    path = folder / f"{split}-{digest.hexdigest()[:16]}.jsonl"
-    if not path.is_file() or file_digest(path) != digest.hexdigest():
+def _keep_rows(examples: datasets.Dataset, path: Path) -> None:
+    """Write rows as JSON lines, once for the same content and again where the file is not what its name says."""
+    if not path.is_file() or not path.stem.endswith(file_digest(path)[:16]):
         with atomic_write(path) as partial, open(partial, "wb") as file:
-            file.writelines(lines())
-    return path
+            file.writelines(_lines(examples))
 
 
 # ------------------------------------------------------------------------------------------------ parts, usable alone
@@ -422,6 +477,7 @@ def build_cache(
             that is too far from it.
         RunError: the disk is too small, or the teacher gives states that are not finite.
     """
+    check_kind("folder", folder, str | Path, A_FOLDER[1])
     check_counts(batch_size=batch_size, top_k=top_k)
     if dtype not in ("auto", *BYTES):
         raise UserError(f"dtype is {dtype!r}, but must be one of auto, {', '.join(BYTES)}")

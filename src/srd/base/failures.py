@@ -120,6 +120,15 @@ def _in_user_code(error: BaseException) -> str:
     return f"the plugin {frames[-1].filename}, line {frames[-1].lineno}," if frames else ""
 
 
+def path_problem(error: BaseException) -> str:
+    """What is wrong with a path that the system does not take; empty where an error is of another kind."""
+    if isinstance(error, OSError) and error.errno in PATH_REASONS and error.filename is not None:
+        return f"cannot use {os.fsdecode(error.filename)!r}: {PATH_REASONS[error.errno]}. Name another path."
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return "a path begins with ~ and a name that this machine does not know. Write the whole path."
+    return ""
+
+
 def explain(error: BaseException) -> tuple[int, str]:
     """The exit status and the message of an error: 2 for wrong input, 1 where the machine or the program failed."""
     if isinstance(error, UserError):
@@ -133,10 +142,8 @@ def explain(error: BaseException) -> tuple[int, str]:
             f"out of memory: {first_line(error)}. Use a smaller training.micro_batch_size or generation.batch_size, "
             "set training.gradient_checkpointing=true, or a larger machine; then run the same command again."
         )
-    if isinstance(error, OSError) and error.errno in PATH_REASONS and error.filename is not None:
-        return 2, f"cannot use {os.fsdecode(error.filename)!r}: {PATH_REASONS[error.errno]}. Name another path."
-    if isinstance(error, RuntimeError) and "home directory" in str(error):
-        return 2, "a path begins with ~ and a name that this machine does not know. Write the whole path."
+    if problem := path_problem(error):
+        return 2, problem
     kept = f"The traceback is in {written}. " if (written := _write_traceback(error)) else ""
     if isinstance(error, OSError):
         place = f" ({os.fsdecode(error.filename)!r})" if error.filename is not None else ""
