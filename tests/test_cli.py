@@ -264,6 +264,13 @@ def test_rank_a_file_of_scores(srd: Command, tmp_path: Path) -> None:
     assert rows[0]["rrf"] == pytest.approx(2 / 61)
     own = srd("rank", "--scores", path, "-o", path)
     assert own.code == 2 and "would be written over" in own.told
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("recipe.yaml", "manifest.json"):
+        (run / name).touch()
+    of_a_run = srd("rank", "--scores", path, "-o", run / "curriculum" / "ranked.parquet")
+    assert of_a_run.code == 2 and f"is for the files of the run in {run} alone" in one_message(of_a_run.told)
+    assert not (run / "curriculum").exists()
     refused = srd("rank", "--scores", path)
     assert (refused.code, "-o" in one_message(refused.told)) == (2, True)
 

@@ -41,6 +41,7 @@ from srd.base.files import (
 from srd.base.handed import check_counts, check_kind, check_loaded
 from srd.base.surroundings import as_it_was
 from srd.base.tables import data_set, write_table
+from srd.base.text import flattened
 from srd.data.batching import EncodedExamples
 from srd.data.encoding import encode, is_encoded
 from srd.data.examples import as_examples, row_of
@@ -277,7 +278,7 @@ def check_made_by(recipe: str, overrides: Sequence[str], run_dir: Path | None) -
     written = RunFolder(folder, "").recipe
     if not written.is_file():
         raise UserError(f"there is no run in {folder} (it has no recipe.yaml). Make it by srd run, or give --run-dir.")
-    there, here = (parallel.flattened(each.model_dump(mode="json")) for each in (load_recipe(str(written)), given))
+    there, here = (flattened(each.model_dump(mode="json")) for each in (load_recipe(str(written)), given))
     if (there[CLEANING], here[CLEANING]) == ("report", "off"):  # `srd clean` has marked rows and changed none
         there[CLEANING] = here[CLEANING]
     names = [name for name in {**there, **here} if not name.startswith("cluster.")]  # what comes of it is the same

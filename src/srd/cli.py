@@ -294,8 +294,10 @@ def reflect_command(recipe: RecipeArgument, overrides: Overrides = None, run_dir
 def _check_ranked(output: Path, scores: Path) -> None:
     """Refuse to write ranked rows where something else is."""
     from srd.base.tables import check_target
+    from srd.run.folder import check_outside
 
     check_target(output)
+    check_outside(output)
     if output.exists() and scores.exists() and output.samefile(scores):
         raise UserError(f"-o {output} is the file of the scores, which would be written over. Name another one.")
 

@@ -133,6 +133,18 @@ def test_a_place_that_takes_nothing_is_named_as_the_user_knows_it(library: Any, 
         assert caught_other.value is other
 
 
+def test_what_cannot_be_tidied_up_hides_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a read-only disk not even a file that is not there can be removed."""
+
+    def refuse(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(OSError, match=r"file\.txt") as caught, atomic_write(tmp_path / "file.txt") as partial:
+        refuse(partial)
+    assert caught.value.filename == str(tmp_path / "file.txt")
+
+
 def test_replace_and_remove(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "x").touch()

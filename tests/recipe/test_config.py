@@ -432,3 +432,27 @@ def test_a_rate_that_only_a_cosine_ends_at_is_refused_with_another_schedule(reci
     changes = ["training.schedule=cosine", "training.min_learning_rate=1e-6"]
     assert recipe(SMALLEST, *changes).training.min_learning_rate == 1e-6
     assert recipe(SMALLEST, *changes, f"training.schedule={schedule}", "training.min_learning_rate=1e-7")
+
+
+def test_a_preset_that_would_change_nothing_is_refused(tmp_path: Path) -> None:
+    """What is set beside a preset wins, and a run's own recipe sets everything; its remedy works."""
+    short, whole = tmp_path / "short.yaml", tmp_path / "recipe.yaml"
+    content = {"teacher": "t", "student": "s", "data": "rows.jsonl"}
+    short.write_text(yaml.safe_dump(content))
+    write_recipe(load_recipe(str(short)), whole)
+    plus, paper = (f"training.curriculum.preset={name}" for name in ("plus", "paper"))
+    assert load_recipe(str(short), [plus]).training.curriculum.stages == 1  # type: ignore[union-attr]
+    assert load_recipe(str(whole), [paper]) == load_recipe(str(short))  # it is that already
+    with pytest.raises(
+        UserError, match=r"preset=plus changes nothing: .*recipe\.yaml.* a copy of it without"
+    ) as refused:
+        load_recipe(str(whole), [plus])
+    copy: Any = yaml.safe_load(whole.read_text())
+    for field in str(refused.value).rpartition("without ")[2].split(", "):
+        *sections, last = field.split(".")
+        section = copy
+        for each in sections:
+            section = section[each]
+        del section[last]
+    whole.write_text(yaml.safe_dump(copy))
+    assert load_recipe(str(whole), [plus]) == load_recipe(str(short), [plus]).model_copy(update={"name": "short"})

@@ -282,3 +282,12 @@ def test_what_fails_before_a_cell_has_a_folder_is_kept_in_the_sweeps(
     monkeypatch.setattr(one, "validate_recipe", crash)
     assert one.CellRunner(tmp_path).run(Cell("next", {}, {}, {}))
     assert "ZeroDivisionError" in (tmp_path / "error.txt").read_text() and list(before.iterdir()) == []
+
+
+def test_a_full_disk_is_told_of_by_the_option_of_a_sweep(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000)  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    (outcome,) = Sweep(write_sweep(tmp_path, recipe_file), tmp_path / "work").run()
+    assert outcome.state == "failed" and outcome.error.endswith("Free some space, or choose another --dir.")

@@ -87,7 +87,8 @@ def _replacing(path: Path) -> Iterator[Path]:
                 raise OSError(reason, os.strerror(reason), str(path)) from error  # the name that the user knows
             raise
         finally:
-            remove(partial)
+            with contextlib.suppress(OSError):  # on a read-only disk, which the error at hand speaks of already
+                remove(partial)
 
 
 @contextlib.contextmanager

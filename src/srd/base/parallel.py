@@ -19,6 +19,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from srd.base.errors import RunError, UserError
+from srd.base.text import flattened
 
 if TYPE_CHECKING:
     import torch
@@ -286,14 +287,6 @@ def check_same(what: dict[str, Any]) -> None:
                     f"{name} differs between the processes of this run: {ours!r} in process 0 on {host}, {theirs!r} in "
                     f"process {number} on {other_host}. Start all of them with the same recipe, options and versions."
                 )
-
-
-def flattened(values: dict[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested names joined by dots."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat.update(flattened(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value})
-    return flat
 
 
 def leave() -> None:

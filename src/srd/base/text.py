@@ -118,3 +118,11 @@ def texts_in(value: Any) -> Iterator[str]:
     elif isinstance(value, Mapping | list):
         for inner in value.values() if isinstance(value, Mapping) else value:
             yield from texts_in(inner)
+
+
+def flattened(values: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested names joined by dots."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat.update(flattened(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value})
+    return flat

@@ -12,12 +12,14 @@ from pydantic import ValidationError
 
 from srd.base.errors import UserError
 from srd.base.files import write_text
+from srd.base.text import flattened
 from srd.base.yaml_text import dump_yaml, read_yaml
 from srd.recipe.files import find_recipe, parse_overrides, read_recipe
 from srd.recipe.merging import merge
 from srd.recipe.mistakes import describe_mistakes
-from srd.recipe.schema import Recipe
+from srd.recipe.schema import PLUS, Recipe
 
+PRESET = "training.curriculum.preset"
 RUN_RECIPE = "recipe.yaml"  # a run's own
 UNKNOWN = re.compile(r"unknown (objective|score|teacher) |there is no (template|task) |the expected tags")
 
@@ -31,7 +33,9 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     path, overrides = find_recipe(name), list(overrides)
     changes = parse_overrides(overrides)
     origin = f"{path} with {textwrap.shorten(' '.join(overrides), 200)}" if overrides else str(path)
-    recipe = validate_recipe(merge(read_recipe(path), changes), origin)
+    content = read_recipe(path)
+    recipe = validate_recipe(merge(content, changes), origin)
+    _refuse_idle_preset(content, changes, path)
     own = (read_yaml(path) or {}).get("training") or {}
     if isinstance(own, dict) and "curriculum" not in own:
         _refuse_idle(recipe, own)
@@ -50,6 +54,21 @@ def _refuse_idle(recipe: Recipe, given: Any) -> None:
                 f"training.{key} ({given[key]}) has no effect: the curriculum has a {key} for each stage. Set "
                 f"training.curriculum.{key} instead, or training.curriculum=null for plain distillation"
             )
+
+
+def _refuse_idle_preset(content: dict[str, Any], changes: dict[str, Any], path: Path) -> None:
+    """Refuse a change to another preset where the file, such as a run's own, sets all that a preset would change."""
+    before, wanted = (flattened(each).get(PRESET) for each in (content, changes))
+    there = flattened(merge(content, changes))
+    fields = list(flattened(PLUS))
+    if wanted in (None, before or "paper") or not all(
+        {each, each.removesuffix(".action")} & {*there} for each in fields
+    ):
+        return
+    raise UserError(
+        f"{PRESET}={wanted} changes nothing: all that a preset is about is set in {path}, and what is set wins. Name "
+        f"the short recipe that it was made from, or a copy of it without {', '.join(fields)}"
+    )
 
 
 def validate_recipe(content: dict[str, Any], origin: str) -> Recipe:

@@ -89,6 +89,7 @@ class Run(RecipeModels):
     def __init__(self, recipe: Recipe, folder: Path, shared: Path | None = None) -> None:
         super().__init__(recipe)
         self.folder = folder
+        self.option = "--dir" if shared else "--run-dir"  # what names another one
         self.files = RunFolder(folder, recipe.training.label)
         self._claim = contextlib.ExitStack()  # of the main process
         self.shared = SharedSteps(shared, folder) if shared else None
@@ -133,22 +134,23 @@ class Run(RecipeModels):
         """Make the directory ours: of this recipe, and of one command at a time."""
         before = self.files.recipe
         if self.folder.is_file():
-            raise UserError(f"--run-dir {self.folder} is a file. Name a folder.")
+            raise UserError(f"{self.option} {self.folder} is a file. Name a folder.")
         noted = noted_in(self.folder)  # a run's own, though its recipe may be gone
         name = (_name_in(before) if before.is_file() else None) or noted.get("name")
         if name is not None and name != self.recipe.name:
             raise UserError(
                 f"{self.folder} is the run directory of the recipe '{name}', not of '{self.recipe.name}'. "
-                f"Choose another --run-dir, or delete it."
+                f"Choose another {self.option}, or delete it."
             )
         unknown = not before.is_file() and not noted and self.folder.is_dir()
         strange = [path.name for path in self.folder.iterdir() if path.name[0] != "."] if unknown else []
         if strange and strange != [ERROR_FILE]:  # a bug met before any step
-            raise UserError(f"{self.folder} holds other files ({', '.join(strange[:3])} …). Choose an empty --run-dir.")
-        check_inputs_outside(self.recipe, self.folder)
+            found = ", ".join(strange[:3])
+            raise UserError(f"{self.folder} holds other files ({found} …). Choose an empty {self.option}.")
+        check_inputs_outside(self.recipe, self.folder, self.option)
         for config in self.recipe.variants.values():
             micro_batch_size(config)  # refuses a number of processes that does not fit
-        self._claim.enter_context(held(self.folder, "--run-dir", COPY))
+        self._claim.enter_context(held(self.folder, self.option, COPY))
 
     def close(self) -> None:
         """Release the directory, so that another run can open it; it goes if it is new and no step has begun."""
@@ -346,7 +348,7 @@ def _name_in(path: Path) -> str | None:
     return None
 
 
-def check_inputs_outside(recipe: Recipe, folder: Path) -> None:
+def check_inputs_outside(recipe: Recipe, folder: Path, option: str) -> None:
     """Refuse inputs that lie in the run directory, whose files are this run's to replace, and the other way round."""
     root = folder.resolve()
     for field, path in named_paths(recipe).items():
@@ -354,12 +356,12 @@ def check_inputs_outside(recipe: Recipe, folder: Path) -> None:
         if place == root or place.is_relative_to(root):
             raise UserError(
                 f"{field}: '{path}' lies in the run directory {folder}, whose files this run writes. Copy it to "
-                "another place and name that, or choose another --run-dir."
+                f"another place and name that, or choose another {option}."
             )
         if path.is_dir() and root.is_relative_to(place):
             raise UserError(
                 f"{field}: the run directory {folder} lies in the folder '{path}', which is read. "
-                "Choose a --run-dir outside of it."
+                f"Choose a {option} outside of it."
             )
 
 

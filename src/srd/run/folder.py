@@ -14,19 +14,19 @@ UNCLEANED = ", rows as they came"  # behind the name of a step that is made a se
 OTHERS = ("pairs", "examples", "baselines", "stages", "student", "logs", "displaced")
 
 
-def check_outside(folder: Path) -> None:
-    """Refuse a folder for other files that is a run directory, or one in which a run keeps its own.
+def check_outside(target: Path) -> None:
+    """Refuse a file or folder for something else that is a run directory, or lies where a run keeps its own files.
 
     Raises:
         UserError: naming the run directory.
     """
-    place = folder.resolve()
+    place = target.resolve()
     for above in (place, *place.parents):
         names = RunFolder(above, "")
         if names.recipe.is_file() and names.manifest.is_file():
             own = {path.relative_to(above).parts[:1] for path in vars(names).values() if isinstance(path, Path)}
             if place.relative_to(above).parts[:1] in {*own, *((name,) for name in OTHERS)}:
-                raise UserError(f"-o {folder} is for the files of the run in {above} alone. Choose another folder.")
+                raise UserError(f"-o {target} is for the files of the run in {above} alone. Choose another place.")
 
 
 class RunFolder:

@@ -69,7 +69,7 @@ def check_room(run: Run, steps: Sequence[Outline], todo: Sequence[Outline]) -> N
     elsewhere = _device(shared) != _device(run.folder)
     cache = sum(cost.disk for cost in costs if cost.step == "cache" and elsewhere)
     here = sum(cost.disk for cost in costs) - cache + max(cost.scratch for cost in costs)
-    for folder, needed, remedy in ((run.folder, here, "--run-dir"), (shared, cache, "cache.dir")):
+    for folder, needed, remedy in ((run.folder, here, run.option), (shared, cache, "cache.dir")):
         free = shutil.disk_usage(existing(folder)).free
         if needed > free:
             parts = [f"{cost.name} {shown_bytes(cost.disk)}" for cost in costs if cost.disk]
