@@ -72,6 +72,7 @@ RECIPE_SAYS = {
     "samples": "give --task",
     "temperature": "set evaluation.temperature=",
     "allow_code_execution": "set evaluation.allow_code_execution=true",
+    "trust_remote_code": "set teacher.trust_remote_code=true, or of the student",
 }
 
 
@@ -85,6 +86,9 @@ def _shipped(incomplete: str) -> list[str]:
 InSandbox = Annotated[bool, typer.Option("--allow-code-execution", help="Run generated programs (mbpp) in a sandbox.")]
 Unconfined = Annotated[
     bool, typer.Option("--allow-unconfined-code-execution", help="Run them without one, with your own rights.")
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")
 ]
 RecipeArgument = Annotated[
     str,
@@ -400,6 +404,7 @@ def evaluate_command(
     ] = None,
     allow_code_execution: InSandbox = False,
     unconfined: Unconfined = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Evaluate the models of a recipe, or any model on tasks."""
     if not task:
@@ -424,7 +429,7 @@ def evaluate_command(
     )  # fmt: skip
     results = evaluate_models(
         [model, *([against] if against else [])], benchmarks, folder, batch_size=batch_size,
-        max_prompt_length=max_prompt_length, allow_code_execution=allowed,
+        max_prompt_length=max_prompt_length, allow_code_execution=allowed, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     if not parallel.is_main():
         return
@@ -511,13 +516,14 @@ def chat_command(
         float | None, typer.Option(min=1e-6, max=1, help="Nucleus sampling. Default: as evaluated.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Fixes the samples.")] = 0,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Talk with a student; in a pipe, one prompt a line."""
     from srd.base.console import console, set_up_logging
     from srd.run.chat import chat_models, chosen
 
     set_up_logging()
-    found, notes = chat_models(model, compare=compare)
+    found, notes = chat_models(model, compare=compare, trust_remote_code=trust_remote_code)
     for note in notes:
         console.print(f"[dim]{_escaped(note)}[/]")
     if isinstance(sys.stdin, io.TextIOWrapper):

@@ -17,6 +17,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, Auto
 from srd.base.errors import RunError, UserError
 from srd.base.files import read_json, write_json
 from srd.data.encoding import Encoder
+from srd.evaluation.models import evaluate_models, read_benchmarks
+from srd.export.base import Exported, Settings
 from srd.models.loading.architecture import count_parameters
 from srd.models.loading.loading import load_config
 from srd.run.chat import chat_models
@@ -368,7 +370,12 @@ def test_models_that_bring_code_of_their_own(tiny_run: TinyRun, monkeypatch: pyt
     tiny_run.set(
         training__curriculum=None, teacher__sft=QUICK, student__warm_start=QUICK, teacher__trust_remote_code=True
     )
-    with pytest.raises(UserError, match=r"student' cannot be read: .* Set trust_remote_code: true for this model if"):
+    bench = read_benchmarks([f"instruction={tiny_run.rows}"], seeds="10", limit=2, max_new_tokens=2)
+    with pytest.raises(UserError, match=r"\(--trust-remote-code where there is no recipe\)"):
+        evaluate_models([str(tiny_run.student)], bench, tiny_run.folder / "answers")
+    with pytest.raises(UserError, match=r"\(--trust-remote-code where there is no recipe\)"):
+        _ = chat_models(str(tiny_run.student))[0][0].model
+    with pytest.raises(UserError, match=r"student' cannot be read: .* If you trust its authors, set trust_remote_code: true"):
         tiny_run.run()
     assert "modeling_own" not in str(list(modules.rglob("*.py")))
     tiny_run.set(student__trust_remote_code=True)
@@ -380,6 +387,17 @@ def test_models_that_bring_code_of_their_own(tiny_run: TinyRun, monkeypatch: pyt
     assert (run.folder / "student" / "modeling_own.py").is_file()
     (student,), _ = chat_models(str(run.folder))
     assert type(student.model).__name__ == "OwnForCausalLM"
+    teacher = chat_models(str(run.folder), compare=True)[0][0]
+    assert type(teacher.model).__name__ == "OwnForCausalLM"
+    close(run)
+    exported = Exported(run.folder, Settings())
+    assert type(exported.model).__name__ == "OwnForCausalLM"
+    exported.close()
+    alone = str(run.folder / "student")  # has no recipe beside it
+    with pytest.raises(UserError, match="goes by its recipe. Leave it out"):
+        chat_models(str(run.folder), trust_remote_code=True)
+    assert evaluate_models([alone], bench, tiny_run.folder / "answers", trust_remote_code=True)["student"]
+    assert type(chat_models(alone, trust_remote_code=True)[0][0].model).__name__ == "OwnForCausalLM"
 
 
 def test_adapters_need_no_disk_for_all_weights(tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,7 @@ def evaluate_models(
     batch_size: int = 32,
     max_prompt_length: int | None = None,
     allow_code_execution: Permission = False,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Let models answer benchmarks, and compare them.
 
@@ -56,6 +57,7 @@ def evaluate_models(
         batch_size: Prompts at once.
         max_prompt_length: Longest prompt in tokens; None: what the model takes beside the answer.
         allow_code_execution: As for `read_benchmarks`.
+        trust_remote_code: Run Python code that the models bring.
 
     Returns:
         ``{model: {task: {metric: {"mean", "std", "seeds"}}}}`` in percent, and with several models ``"comparisons"``:
@@ -68,7 +70,8 @@ def evaluate_models(
     """
     answer_length = max(benchmark.decoding.max_new_tokens for benchmark in benchmarks)
     names = short_names(models)
-    evaluated_models = [_evaluated_model(*each, answer_length, max_prompt_length) for each in names.items()]
+    found = {"trust_remote_code": trust_remote_code}
+    evaluated_models = [_evaluated_model(*each, answer_length, max_prompt_length, found) for each in names.items()]
     paths = [
         predictions_path(folder, name, benchmark.key, seed)
         for name in names.values()
@@ -256,13 +259,15 @@ def prompt_encoder(config: Any, tokenizer: Any, longest: int | None, template: s
     )  # fmt: skip
 
 
-def _evaluated_model(model: str, name: str, answer_length: int, max_prompt_length: int | None) -> EvaluatedModel:
-    """A model with its tokenizer; the weights are loaded when the first answer is missing."""
-    config, tokenizer = load_config(model), load_tokenizer(model)
+def _evaluated_model(
+    model: str, name: str, answer_length: int, max_prompt_length: int | None, found: Mapping[str, bool]
+) -> EvaluatedModel:
+    """A model with its tokenizer; the weights are loaded when the first answer is missing. ``found``: how to find it."""
+    config, tokenizer = load_config(model, **found), load_tokenizer(model, **found)
     room = prompt_room(config, tokenizer, answer_length, max_prompt_length, model)
     encoder = prompt_encoder(config, tokenizer, room)
 
     def load() -> tuple[Any, Encoder]:
-        return load_model(model, tokenizer=tokenizer, device=parallel.own_gpu()), encoder
+        return load_model(model, tokenizer=tokenizer, device=parallel.own_gpu(), **found), encoder
 
     return EvaluatedModel(name, fingerprint(model_fingerprint(model), encoder.max_prompt_length), load)

@@ -15,7 +15,7 @@ from srd.base.owned import OwnedFiles
 from srd.base.registry import Registry
 from srd.models.loading.loading import load_config, load_model, load_tokenizer
 from srd.recipe.reading import load_recipe
-from srd.run.context import Run
+from srd.run.context import Run, made_options
 from srd.run.manifest import check_as_written
 
 WRITTEN = "srd-export-{}.json"  # what `srd export` has written into a folder in some format
@@ -107,19 +107,24 @@ class Exported:
         return folder
 
     @cached_property
+    def _found(self) -> dict[str, Any]:
+        """How it is loaded: a run's student by the run's recipe."""
+        return made_options(self.run.recipe) if self.is_run else {}
+
+    @cached_property
     def config(self) -> Any:
         """The model's configuration."""
-        return load_config(str(self.folder))
+        return load_config(str(self.folder), **self._found)
 
     @cached_property
     def tokenizer(self) -> Any:
         """The model's tokenizer."""
-        return load_tokenizer(str(self.folder))
+        return load_tokenizer(str(self.folder), **self._found)
 
     @cached_property
     def model(self) -> Any:
         """The model in float32, an adapter merged."""
-        return load_model(str(self.folder), tokenizer=self.tokenizer, dtype="float32", role="student")
+        return load_model(str(self.folder), tokenizer=self.tokenizer, dtype="float32", role="student", **self._found)
 
 
 @dataclass(frozen=True)

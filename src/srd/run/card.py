@@ -27,7 +27,7 @@ from srd.metrics.statistics import paired_bootstrap
 from srd.models.loading.facts import Origin, origin_of
 from srd.models.settings import HUB_NAME
 from srd.recipe.short import shortest
-from srd.run.context import Run
+from srd.run.context import Run, made_options
 from srd.run.parts.loading import parameters
 from srd.tasks.base import data_set_of
 
@@ -214,7 +214,7 @@ class Card:
         """An example of the prompt, as the chat template writes it."""
         from srd.models.loading.loading import load_tokenizer
 
-        tokenizer = load_tokenizer(str(self.run.files.student(self.label)))
+        tokenizer = load_tokenizer(str(self.run.files.student(self.label)), **made_options(self.recipe))
         if not tokenizer.chat_template:
             return ""
         asked = [{"role": "user", "content": "Why is the sky blue?"}]

@@ -119,12 +119,15 @@ def _of_hub(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options[name] for name in ("revision", "trust_remote_code") if options.get(name)}
 
 
-def chat_models(name: str, *, compare: bool = False) -> tuple[list[ChatModel], list[str]]:
+def chat_models(
+    name: str, *, compare: bool = False, trust_remote_code: bool = False
+) -> tuple[list[ChatModel], list[str]]:
     """The models to talk with: a run's student, or any model.
 
     Args:
         name: A run directory, the name of one below ``runs``, a student's folder, or any model.
         compare: Also the run's teacher and the student as it started, in front of it.
+        trust_remote_code: Run Python code that a model brings which is no run; a run's recipe says so itself.
 
     Returns:
         The models, and notes to the person.
@@ -142,9 +145,14 @@ def chat_models(name: str, *, compare: bool = False) -> tuple[list[ChatModel], l
             )
     if folder is None:
         _check_place(name)
-        tokenizer = load_tokenizer(name)
+        options = {"trust_remote_code": trust_remote_code}
+        tokenizer = load_tokenizer(name, **options)
         notes = [] if tokenizer.chat_template else [f"{name} has no chat template: it is asked with Alpaca's wording."]
-        return [ChatModel(name, name, tokenizer, {})], notes
+        return [ChatModel(name, name, tokenizer, options)], notes
+    if trust_remote_code:
+        raise UserError(
+            f"--trust-remote-code is for a model alone; the run in {folder} goes by its recipe. Leave it out."
+        )
     recipe = load_recipe(str(folder / "recipe.yaml"))
     place = RunFolder(folder, recipe.training.label).student(recipe.training.label)
     if not place.is_dir():
@@ -183,7 +191,8 @@ def _teacher(recipe: Recipe, folder: Path, shared: Any) -> tuple[list[ChatModel]
     named: ModelConfig = recipe.teacher
     tuned = RunFolder(folder, recipe.training.label).teacher
     if recipe.teacher.sft:
-        return [ChatModel("teacher", str(tuned), load_tokenizer(str(tuned)), load_options(named, loose=False))], []
+        options = load_options(named, loose=False)
+        return [ChatModel("teacher", str(tuned), load_tokenizer(str(tuned), **_of_hub(options)), options)], []
     if recipe.teacher.endpoint is not None:
         return [], ["The teacher is behind a server and is not asked here."]
     options = load_options(named)

@@ -66,7 +66,10 @@ def first_lines(error: BaseException) -> str:
 
 def _unreadable(source: str, kind: str, error: BaseException) -> UserError:
     if "trust_remote_code" in str(error):
-        remedy = "Set trust_remote_code: true for this model if you trust its authors."
+        remedy = (
+            "If you trust its authors, set trust_remote_code: true for this model (--trust-remote-code where there is "
+            "no recipe)."
+        )
     elif Path(source).expanduser().exists():
         remedy = "Check the files in the folder, or save the model again with save_pretrained."
     else:
