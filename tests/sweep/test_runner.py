@@ -143,7 +143,9 @@ def test_the_screen_ends_with_the_table(done: Sweep) -> None:
     print_sweep(Console(file=output), [], {})  # nothing is done: nothing to say
 
 
-def test_done_cells_are_left_alone(done: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_done_cells_are_left_alone(done: Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also where the sweep was moved, or its folder is named otherwise."""
+
     def refuse(run: Run) -> None:
         raise AssertionError(f"{run.folder} was done")
 
@@ -155,6 +157,9 @@ def test_done_cells_are_left_alone(done: Sweep, monkeypatch: pytest.MonkeyPatch)
     assert [outcome.state for outcome in done.run()] == ["done"] * 4
     assert note.read_text() == whole
     assert (done.folder / "results.csv").read_bytes() == before
+    shutil.copytree(done.folder, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    assert [outcome.state for outcome in Sweep(done.folder.parent / "trial.yaml", Path("moved")).run()] == ["done"] * 4
 
 
 @pytest.mark.parametrize(

@@ -107,14 +107,19 @@ class CellRunner:
         parallel.barrier()
 
 
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """A recipe but for where its cache lies, which is below the sweep: that may be named otherwise, or be moved."""
+    return recipe.model_dump(exclude={"cache": {"dir"}})
+
+
 def _identity(recipe: Recipe) -> str:
-    return fingerprint(recipe.model_dump(), recipe_identity(recipe), *marking_rules(recipe))
+    return fingerprint(_settings(recipe), recipe_identity(recipe), *marking_rules(recipe))
 
 
 def _near_identity(recipe: Recipe) -> str:
-    """What can be told of `_identity` without the hub, wherever the sweep lies: the recipe, and the files it names."""
+    """What can be told of `_identity` without the hub: the recipe, and the files it names."""
     contents = {field: content_of(path) for field, path in named_paths(recipe).items()}
-    return fingerprint(recipe.model_dump(exclude={"cache": {"dir"}}), contents, *marking_rules(recipe))
+    return fingerprint(_settings(recipe), contents, *marking_rules(recipe))
 
 
 def _made_from(recipe: Recipe) -> dict[str, Any]:
