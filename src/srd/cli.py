@@ -87,9 +87,7 @@ InSandbox = Annotated[bool, typer.Option("--allow-code-execution", help="Run gen
 Unconfined = Annotated[
     bool, typer.Option("--allow-unconfined-code-execution", help="Run them without one, with your own rights.")
 ]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")
-]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that the model brings.")]
 RecipeArgument = Annotated[
     str,
     typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.", autocompletion=_shipped),

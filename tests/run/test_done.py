@@ -545,7 +545,26 @@ def test_a_rule_of_a_script_counts_with_its_threshold(again: TinyRun) -> None:
     exec(cell.format(1.0), {"__name__": "__main__"})  # the same once more
     assert changed(again, before) == set()
     exec(cell.format(2.0), {"__name__": "__main__"})
-    assert changed(again, before) == {"cleaning", "ranking", "evaluation"}
+    assert changed(again, before) == {"cleaning", "ranking", "train/srd", "evaluation"}
+
+
+@pytest.mark.usefixtures("own_names")
+def test_what_is_said_of_a_score_or_a_divergence_counts_with_its_code(again: TinyRun) -> None:
+    """Which end of a score is hard, and whether a divergence is multiplied by the temperature squared."""
+    cell = (
+        "import srd\n@srd.register_score('of_a_cell', harder='{}')\ndef of_a_cell(inputs): return inputs['ce']\n"
+        "@srd.register_divergence('away', squared={})\ndef away(p, q): return (p - q).pow(2).sum(-1)"
+    )
+    exec(cell.format("low", True), {"__name__": "__main__"})
+    again.set(training__curriculum__score="of_a_cell", training__objective="away")
+    before = keys_of(again)
+    exec(cell.format("low", True), {"__name__": "__main__"})
+    assert changed(again, before) == set()
+    exec(cell.format("high", True), {"__name__": "__main__"})
+    assert changed(again, before) == {"ranking", "train/srd", "evaluation"}
+    before = keys_of(again)
+    exec(cell.format("high", False), {"__name__": "__main__"})
+    assert changed(again, before) == {"train/srd", "evaluation"}
 
 
 # ------------------------------------------------------------------------------------- whose a file or folder is

@@ -375,7 +375,7 @@ def test_models_that_bring_code_of_their_own(tiny_run: TinyRun, monkeypatch: pyt
         evaluate_models([str(tiny_run.student)], bench, tiny_run.folder / "answers")
     with pytest.raises(UserError, match=r"\(--trust-remote-code where there is no recipe\)"):
         _ = chat_models(str(tiny_run.student))[0][0].model
-    with pytest.raises(UserError, match=r"student' cannot be read: .* If you trust its authors, set trust_remote_code: true"):
+    with pytest.raises(UserError, match=r"student' cannot be read: .* set trust_remote_code: true for this model"):
         tiny_run.run()
     assert "modeling_own" not in str(list(modules.rglob("*.py")))
     tiny_run.set(student__trust_remote_code=True)
@@ -394,7 +394,7 @@ def test_models_that_bring_code_of_their_own(tiny_run: TinyRun, monkeypatch: pyt
     assert type(exported.model).__name__ == "OwnForCausalLM"
     exported.close()
     alone = str(run.folder / "student")  # has no recipe beside it
-    with pytest.raises(UserError, match="goes by its recipe. Leave it out"):
+    with pytest.raises(UserError, match=r"goes by its recipe\. Leave it out"):
         chat_models(str(run.folder), trust_remote_code=True)
     assert evaluate_models([alone], bench, tiny_run.folder / "answers", trust_remote_code=True)["student"]
     assert type(chat_models(alone, trust_remote_code=True)[0][0].model).__name__ == "OwnForCausalLM"

@@ -7,7 +7,7 @@ import re
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -26,10 +26,17 @@ class Handed:
     Attributes:
         value: As its author wrote it; a name, of what was made of something that has it.
         place: The file in which it was registered; of a notebook ``__main__``.
+        said: What was said beside it when it was registered, such as which end of a score is hard.
     """
 
     value: Any
     place: str
+    said: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def code(self) -> list[Any]:
+        """What stands for it in a fingerprint."""
+        return [code_of(self.value), *([code_of(self.said)] if self.said else [])]
 
     def is_again(self, before: Handed | None) -> bool:
         """Whether it is the same code of the same place once more: a cell or a plugin that was changed and run anew."""

@@ -262,7 +262,7 @@ def prompt_encoder(config: Any, tokenizer: Any, longest: int | None, template: s
 def _evaluated_model(
     model: str, name: str, answer_length: int, max_prompt_length: int | None, found: Mapping[str, bool]
 ) -> EvaluatedModel:
-    """A model with its tokenizer; the weights are loaded when the first answer is missing. ``found``: how to find it."""
+    """A model with its tokenizer; the weights are loaded when the first answer is missing."""
     config, tokenizer = load_config(model, **found), load_tokenizer(model, **found)
     room = prompt_room(config, tokenizer, answer_length, max_prompt_length, model)
     encoder = prompt_encoder(config, tokenizer, room)

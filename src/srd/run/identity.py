@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from srd.base.code import HANDED, code_of
+from srd.base.code import HANDED
 from srd.base.files import content_of, fingerprint
 from srd.base.plugins import plugin_files
 from srd.base.text import texts_in
@@ -91,7 +91,7 @@ def plugins_identity(recipe: Recipe, section: BaseModel | None = None, *kinds: s
     places = {each.place for each in used.values()}
     files = [each for each in map(plugin_files, recipe.plugins) if not kinds or places & set(map(str, each))]
     listed = {str(file) for plugin in files for file in plugin}
-    elsewhere = [[*key, code_of(handed.value)] for key, handed in used.items() if handed.place not in listed]
+    elsewhere = [[*key, *handed.code] for key, handed in used.items() if handed.place not in listed]
     return [[content_of(file) for file in plugin] for plugin in files] + elsewhere
 
 

@@ -28,7 +28,6 @@ from srd.base.text import many, shorten
 from srd.curation.calibration import FEWEST, rules
 from srd.curation.cleaning import Findings, Reader, Reads, find_wrong, read_for
 from srd.curation.detectors.base import (
-    DETECTORS,
     HELD_OUT,
     REPAIRS,
     can_soften,
@@ -118,9 +117,7 @@ def marking_rules(recipe: Recipe) -> list[Any]:
 
 def _own_detectors(recipe: Recipe) -> list[Any]:
     """What the user's own detectors go by."""
-    cleaning = recipe.data.cleaning
-    own = plugins_identity(recipe, cleaning, "detector", "score")
-    return [*own, [DETECTORS.get(name).least for name in cleaning.find]] if own else []
+    return plugins_identity(recipe, recipe.data.cleaning, "detector", "score")
 
 
 class Cleaning(order.Cleaning, Step):
