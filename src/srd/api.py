@@ -61,6 +61,7 @@ from srd.report.page import build_report
 from srd.run.context import Run, made_options, versions
 from srd.run.flow import advance, training_steps
 from srd.run.folder import SPLITS, RunFolder
+from srd.run.manifest import noted_in, standing
 from srd.sandbox.outside import Permission
 from srd.training.batches import make_collator
 from srd.training.cache.building import build_cache as keep_states
@@ -107,7 +108,7 @@ class Result:
     @property
     def metrics(self) -> dict[str, Any]:
         """``{model: {task: {metric: {"mean", "std", "seeds"}}}}`` in percent; empty where nothing was evaluated."""
-        return dict(read_json(self._files.results, {}))
+        return dict(read_json(self._files.results, {})) if "evaluation" in standing(noted_in(self.run_dir)) else {}
 
     @property
     def report(self) -> Path:

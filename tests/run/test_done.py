@@ -16,6 +16,7 @@ import pytest
 import yaml
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
+import srd
 from srd.base import files
 from srd.base.errors import UserError
 from srd.base.files import file_digest, read_json
@@ -24,6 +25,8 @@ from srd.curation.curriculum import Curriculum
 from srd.export.base import export
 from srd.export.push import prepared
 from srd.recipe.reading import validate_recipe
+from srd.report.comparison import models_of
+from srd.report.reading import read_run
 from srd.run import context
 from srd.run.card import Card, how_it_was_learnt
 from srd.run.chat import chat_models
@@ -625,3 +628,36 @@ def test_a_model_changed_in_place_is_another_model(again: TinyRun, tmp_path: Pat
     assert changed(again, before) == set()
     save_tiny(teacher, "llama", seed=3)
     assert changed(again, before) == {"teacher", "cache", "train/srd", "evaluation"}
+
+
+# ----------------------------------------------------------------------------------- what tells of the run as it is
+
+
+def test_scores_of_an_earlier_training_are_not_those_of_the_new_one(again: TinyRun) -> None:
+    """Neither on the page nor in Python, until the new student is evaluated; also while it is being trained."""
+
+    def told() -> tuple[bool, bool]:
+        run = read_run(again.run_dir)
+        shown = any(model.scores for model in models_of(run)) or bool(run.comparisons or run.train_samples)
+        return shown, bool(srd.Result(again.run_dir, "srd").metrics)
+
+    again.run()
+    assert told() == (True, True)
+    again.set(training__epochs=2).train()
+    assert told() == (False, False)
+    again.run()
+    assert told() == (True, True)
+    run = again.open()
+    run.manifest.begin("train/srd", "another", [again.run_dir / "student"])
+    close(run)
+    assert told() == (False, False)
+
+
+def test_a_report_tells_nothing_of_steps_that_the_recipe_has_no_more(again: TinyRun) -> None:
+    again.run()
+    assert len(read_run(again.run_dir).ranked)
+    again.set(training__curriculum=None).run()
+    run = read_run(again.run_dir)
+    assert [model.key for model in models_of(run)] == ["teacher", "student", "kd"]
+    assert not len(run.ranked) and {row["arm"] for row in run.metrics} == {"kd"}
+    assert run.former == {"reflection", "ranking", "train/srd"}

@@ -22,6 +22,7 @@ from srd.recipe.files import read_recipe
 from srd.recipe.reading import validate_recipe
 from srd.run.context import Run
 from srd.run.flow import advance
+from srd.run.manifest import Manifest
 from srd.run.steps import cleaning
 from srd.sweep import one
 from srd.sweep.cells import Cell
@@ -296,3 +297,14 @@ def test_a_full_disk_is_told_of_by_the_option_of_a_sweep(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     (outcome,) = Sweep(write_sweep(tmp_path, recipe_file), tmp_path / "work").run()
     assert outcome.state == "failed" and outcome.error.endswith("Free some space, or choose another --dir.")
+
+
+def test_a_cell_in_which_another_recipe_was_run_counts_nowhere(done: Sweep, tmp_path: Path) -> None:
+    shutil.copytree(done.folder, tmp_path / "moved")
+    sweep = Sweep(done.folder.parent / "trial.yaml", tmp_path / "moved")
+    cell = tmp_path / "moved" / "cells" / "srd-seed-0"
+    other = Manifest(cell)
+    other.begin("train/srd", "of other settings", other.places("train/srd"))
+    other.finish("train/srd", {}, [], [], [])
+    assert [outcome.state for outcome in sweep.outcomes()].count("done") == 3
+    assert not one._is_done(cell, json.loads((cell / "cell.json").read_text())["identity"])

@@ -12,7 +12,7 @@ from srd.base.text import signed
 from srd.curation.inspect import examples_to_show
 from srd.evaluation.predictions import predictions_path, read_answers
 from srd.report.comparison import Model, baseline_of, main_model, primary_metrics
-from srd.report.reading import Row, RunFiles, finite, read_json_lines, read_parquet
+from srd.report.reading import Row, RunFiles, finite, read_parquet
 from srd.report.words import phrase, task_name
 
 T = TypeVar("T")
@@ -76,7 +76,7 @@ def training_answers(run: RunFiles) -> list[Group]:
     ids = [example_id for group in groups.values() for example_id in group]
     examples = by_id(read_parquet(run.files.examples("train"), ids))
     before = by_id(read_parquet(run.files.scores, ids, ["id", "response"]))
-    after = by_id(read_json_lines(run.files.train_samples))
+    after = by_id(run.train_samples)
     ranked = by_id(read_parquet(run.files.ranked, ids))
 
     def one(example_id: str) -> Card:

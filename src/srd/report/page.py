@@ -182,7 +182,7 @@ def difficulty_section(run: RunFiles) -> dict[str, Any]:
 def examples_section(run: RunFiles, models: list[Model]) -> dict[str, Any]:
     """The examples to read."""
     unseen = unseen_answers(run, models)
-    answered = run.files.train_samples.is_file()
+    answered = bool(run.train_samples)
     groups = [] if run.chosen_otherwise else training_answers(run)
     return {"groups": groups, "answered": answered, "unseen": [unseen] if unseen else []}
 

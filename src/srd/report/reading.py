@@ -21,6 +21,7 @@ from srd.curation.scores.base import asks_student
 from srd.data.settings import changes_rows
 from srd.report.words import model_name
 from srd.run.folder import RunFolder
+from srd.run.manifest import standing
 
 Row = dict[str, Any]
 
@@ -50,6 +51,7 @@ class RunFiles:
         evaluation: Model -> task -> metric -> mean, std, seeds, in percent.
         comparisons: Paired differences and their intervals, in points.
         details: How the scores of each task came about.
+        former: Steps that have left files here which do not tell of the run as it is, and are not read.
     """
 
     run_dir: Path
@@ -61,6 +63,7 @@ class RunFiles:
     evaluation: dict[str, dict[str, dict[str, Row]]]
     comparisons: list[Row]
     details: Row = field(default_factory=dict)
+    former: frozenset[str] = frozenset()
 
     @property
     def files(self) -> RunFolder:
@@ -153,6 +156,11 @@ class RunFiles:
         path = self.files.examples("train")
         return pyarrow.parquet.read_metadata(path).num_rows if path.is_file() else 0
 
+    @property
+    def train_samples(self) -> list[Row]:
+        """Answers of the trained student to some of its training prompts."""
+        return [] if "evaluation" in self.former else read_json_lines(self.files.train_samples)
+
     def corruption(self) -> dict[str, str]:
         """How training examples were corrupted on purpose, by id; the others are not in it."""
         table = read_parquet(self.files.examples("train"), columns=["id", "corruption"])
@@ -180,17 +188,25 @@ def read_run(run_dir: Path) -> RunFiles:
         )
     recipe_text = str(read_file(files.recipe, _text, "", rewrite))
     recipe = read_file(files.recipe, lambda path: yaml.load(_text(path), QUICK), {}, rewrite)
-    ranked = read_parquet(files.ranked, columns=RANKED.names)
+    manifest = read_file(files.manifest, parse_json, {})
+    steps = standing(manifest)
+    former = frozenset(manifest.get("steps") or {}) - steps.keys()
+    ranked = pyarrow.table({}) if "ranking" in former else read_parquet(files.ranked, columns=RANKED.names)
+
+    def evaluated(path: Path, nothing: Any) -> Any:
+        return nothing if "evaluation" in former else read_file(path, parse_json, nothing)
+
     return RunFiles(
         run_dir=run_dir,
         recipe_text=recipe_text,
         recipe=recipe if isinstance(recipe, dict) else {},
-        manifest=read_file(files.manifest, parse_json, {}),
+        manifest={**manifest, "steps": steps},
         ranked=ranked_rows(ranked).sort_by("rank") if len(ranked) else RANKED.empty_table(),
-        metrics=read_json_lines(files.metrics),
-        evaluation=read_file(files.results, parse_json, {}),
-        comparisons=read_file(files.comparisons, parse_json, []),
-        details=read_file(files.details, parse_json, {}),
+        metrics=[row for row in read_json_lines(files.metrics) if f"train/{row.get('arm')}" not in former],
+        evaluation=evaluated(files.results, {}),
+        comparisons=evaluated(files.comparisons, []),
+        details=evaluated(files.details, {}),
+        former=former,
     )
 
 

@@ -41,6 +41,7 @@ from srd.run.identity import named_paths
 from srd.run.manifest import Manifest, SharedSteps, noted_in
 from srd.run.models import RecipeModels
 from srd.run.outline.forecast import Forecast
+from srd.run.outline.order import planned
 from srd.training.arguments import micro_batch_size
 from srd.training.settings import TrainingConfig
 from srd.training.validation import Validation
@@ -127,6 +128,7 @@ class Run(RecipeModels):
         """Write the recipe beside what is made by it; over another one only when a step is done, so not if refused."""
         if not self._noted and (over or not self.files.recipe.is_file()):
             write_recipe(self.recipe, self.files.recipe)
+            self.manifest.content["planned"] = [step.name for step in planned(self.recipe)]
             self.manifest.save()
             self._noted = True
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,22 @@ DISPLACED = "displaced"  # where the files of a step go whose place another step
 def noted_in(run: Path) -> dict[str, Any]:
     """What the manifest of a run directory says, or its copy; empty where neither can be read."""
     return read_sealed(run / NAME) or read_sealed(run / COPY)
+
+
+def standing(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The steps of a manifest that tell of the run as it is: of its recipe, and made after its other steps as they are.
+
+    An evaluation that came after another training than the one that lies there is none of them, nor is the ranking of
+    a recipe that has no curriculum any more.
+    """
+    steps: dict[str, Any] = content.get("steps") or {}
+    wanted = content.get("planned") or steps
+
+    def holds(name: str) -> bool:
+        before = steps[name].get("after") or {}
+        return all(steps.get(each, {}).get("fingerprint") == key and holds(each) for each, key in before.items())
+
+    return {name: step for name, step in steps.items() if name in wanted and holds(name)}
 
 
 def _damaged(run: Path, step: dict[str, Any], below: Path | None = None) -> list[Path]:
@@ -183,6 +199,12 @@ class Manifest:
     def spent(self, step: str, seconds: float) -> None:
         """Add to the time a step has taken, over all attempts."""
         self.steps[step]["seconds"] = round(self.steps[step].get("seconds", 0.0) + seconds, 3)
+
+    def came_after(self, step: str, keys: Mapping[str, str]) -> None:
+        """Note the fingerprints of the steps that a finished step was made after, by name; see `standing`."""
+        if self.steps[step].get("after") != keys:
+            self.steps[step]["after"] = dict(keys)
+            self.save()
 
     def finish(
         self,

@@ -72,7 +72,7 @@ class CellRunner:
             recipe = parallel.together(lambda: self.recipe(cell))
             done = {"state": "done", **parallel.on_main(lambda: _made_from(recipe))}
             if parallel.on_main(lambda: _is_done(folder, done["identity"])):
-                self._note(folder, done)  # an older one lacks something
+                self._note(folder, {**done, "steps": _keys(Manifest(folder))})  # an older one lacks something
                 console.print("[green]✓[/] done before")
                 return False
             self._note(folder, {})
@@ -82,7 +82,7 @@ class CellRunner:
             advance(run)
             if parallel.is_main():
                 build_report(folder)
-            self._note(folder, done)
+            self._note(folder, {**done, "steps": _keys(run.manifest)})
             if not self.keep_students and parallel.is_main():
                 _drop_weights(run.manifest)
         except (Exception, SystemExit) as error:  # it must not cost the others; it is shown, kept and counted
@@ -146,11 +146,24 @@ def _is_done(folder: Path, identity: str) -> bool:
         manifest = Manifest(folder)
     except UserError:  # running the cell says it
         return False
+    if _is_of_another(manifest, noted):
+        console.print("another command has worked in its folder: the cell is run again")
+        return False
     changed = _changed(manifest)
     if changed:
         name = escape(str(changed[0].relative_to(folder)))
         console.print(f"{name} was changed or is missing: the cell is run again")
     return not changed
+
+
+def _keys(manifest: Manifest) -> dict[str, str]:
+    """The fingerprints of a cell's steps."""
+    return {name: str(step["fingerprint"]) for name, step in manifest.steps.items()}
+
+
+def _is_of_another(manifest: Manifest, noted: dict[str, Any]) -> bool:
+    """Whether a cell's folder holds what another recipe has made since the cell was done."""
+    return bool(noted.get("steps", _keys(manifest)) != _keys(manifest))
 
 
 def _changed(manifest: Manifest) -> list[Path]:
@@ -162,9 +175,10 @@ def _changed(manifest: Manifest) -> list[Path]:
 def is_whole(folder: Path) -> bool:
     """Whether what a finished cell keeps is as it was, so that its numbers count."""
     try:
-        return not _changed(Manifest(folder))
+        manifest = Manifest(folder)
     except UserError:
         return False
+    return not _is_of_another(manifest, read_sealed(folder / RESULT)) and not _changed(manifest)
 
 
 def check_places(folders: Iterable[Path]) -> None:
