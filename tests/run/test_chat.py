@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from srd.base.errors import UserError
+from srd.base.files import write_sealed
 from srd.cli import _Talk, app
 from srd.models.generation import Decoding, decode_batch, stream_tokens
 from srd.models.loading.loading import load_model, load_tokenizer
@@ -33,6 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (student / "chat_template.jinja").write_text("<s>{{ messages[-1]['content'] }}\n")
     settings = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "max_new_tokens": 5, "eos_token_id": 2}
     (student / "generation_config.json").write_text(json.dumps(settings))
+    write_sealed(tiny.run_dir / "manifest.json", {"steps": {"cards": {"fingerprint": "a", "finished": "today"}}})
     return tiny.run_dir
 
 
@@ -57,6 +60,13 @@ def test_a_student_writes_as_it_was_evaluated_unless_told_otherwise(trained: Pat
     pieces = list(student.answer(ASKED, own, "chat 1"))
     assert "".join(pieces) == "".join(student.answer(ASKED, own, "chat 1"))
     assert len(pieces) > 1
+
+
+def test_a_student_that_was_not_evaluated_yet_writes_as_it_will_be(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    (run / "manifest.json").unlink()
+    (student,), _ = chat_models(str(run))
+    assert student.decoding() == Decoding(4, 1.0, 1.0)  # of the recipe, not of the files that it was loaded from
 
 
 def test_what_does_not_fit_is_refused_and_not_cut(trained: Path) -> None:

@@ -217,6 +217,22 @@ def test_moved_run_directory_keeps_its_steps(again: TinyRun, tmp_path: Path) -> 
     assert steps_finished(again.run_dir) == before
 
 
+def test_relative_names_from_another_folder_are_told_where_they_led(
+    again: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not looked for on the hub; whole names, or going back, help."""
+    monkeypatch.chdir(again.folder)
+    again.set(teacher=again.teacher.name, data__train=again.rows.name).advance("examples")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    told = rf"data.train is '{again.rows.name}', .* from {again.folder}, where the run was begun. Go there, or give"
+    with pytest.raises(UserError, match=told):
+        again.open()
+    with pytest.raises(UserError, match=rf"give teacher.model={again.teacher}$"):
+        again.set(data__train=str(again.rows)).open()
+    close(again.set(teacher=str(again.teacher)).open())
+
+
 @pytest.mark.slow  # killed runs are compared with undisturbed ones in the same way
 def test_two_runs_give_the_same_bytes(done: TinyRun, tmp_path: Path) -> None:
     run_dir = tmp_path / "second"

@@ -103,8 +103,8 @@ class Registry(Generic[T]):
         first, *others = names = list(map(self._key, names))
         if f"{self.package}.{first}" not in sys.modules:  # from elsewhere: our files come first, and know their aliases
             self._read_files()
-        said = {} if written is value else {key: each for key, each in vars(value).items() if each is not written}
-        handed = None if place is None else Handed(written, place, said)
+        beside = {} if written is value else {key: each for key, each in vars(value).items() if each is not written}
+        handed = None if place is None else Handed(written, place, beside)
         if handed is not None and handed.is_again(HANDED.get((self.kind, first))):
             self._registered.pop(first, None)
             self.aliases = {alias: name for alias, name in self.aliases.items() if name != first}

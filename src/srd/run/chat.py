@@ -24,7 +24,8 @@ from srd.recipe.reading import load_recipe
 from srd.recipe.schema import Recipe
 from srd.run.context import load_options, made_options
 from srd.run.folder import RunFolder
-from srd.run.manifest import check_as_written
+from srd.run.identity import check_begun_here
+from srd.run.manifest import check_as_written, noted_in, standing
 
 Message = dict[str, str]
 RUNS = Path("runs")
@@ -46,12 +47,14 @@ class ChatModel:
         source: Folder or name on the hub.
         tokenizer: Its chat template asks.
         options: How it is loaded.
+        evaluated: How it will be evaluated, where that was not yet and its files say otherwise.
     """
 
     name: str
     source: str
     tokenizer: Any
     options: dict[str, Any]
+    evaluated: Decoding | None = None
 
     @cached_property
     def model(self) -> Any:
@@ -62,6 +65,8 @@ class ChatModel:
 
     def decoding(self) -> Decoding:
         """How it writes, by its files: a student as it was evaluated."""
+        if self.evaluated is not None:
+            return self.evaluated
         given = load_generation_config(self.source, **_of_hub(self.options))
         sampled = bool(getattr(given, "do_sample", False))
         temperature = float(getattr(given, "temperature", None) or 1.0) if sampled else 0.0
@@ -161,10 +166,14 @@ def chat_models(
             f"--run-dir {folder}"
         )
     check_as_written(folder, None if compare else place)
-    options = made_options(recipe)
-    student = ChatModel("student", str(place), load_tokenizer(str(place), **options), options)
+    options, settings = made_options(recipe), recipe.evaluation
+    # The step that writes it beside the weights, where a person may change it.
+    carded = standing(noted_in(folder)).get("cards", {}).get("finished")
+    evaluated = None if carded else Decoding(recipe.generation.max_new_tokens, settings.temperature, settings.top_p)
+    student = ChatModel("student", str(place), load_tokenizer(str(place), **options), options, evaluated)
     if not compare:
         return [student], []
+    check_begun_here(recipe, noted_in(folder).get("begun in"))
     teacher, notes = _teacher(recipe, folder, student.tokenizer)
     return [*teacher, _start(recipe, folder, student.tokenizer), student], notes
 

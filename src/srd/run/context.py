@@ -37,7 +37,7 @@ from srd.models.settings import ModelConfig
 from srd.recipe.reading import write_recipe
 from srd.recipe.schema import Recipe
 from srd.run.folder import SPLITS, UNCLEANED, RunFolder
-from srd.run.identity import named_paths
+from srd.run.identity import check_begun_here, named_paths
 from srd.run.manifest import Manifest, SharedSteps, noted_in
 from srd.run.models import RecipeModels
 from srd.run.outline.forecast import Forecast
@@ -114,6 +114,8 @@ class Run(RecipeModels):
         _check_shared(folder)
         # By the main process, as there may be moves to finish.
         self.manifest = parallel.on_main(lambda: Manifest(folder, named_paths(recipe).values()))
+        check_begun_here(recipe, self.manifest.content.get("begun in"))
+        self.manifest.content["begun in"] = str(Path.cwd())
         self.day = self.manifest.day
         self.warnings: list[str] = self.manifest.content["warnings"]
         self.manifest.content["name"] = recipe.name

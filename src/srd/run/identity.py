@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from srd.base.code import HANDED
+from srd.base.errors import UserError
 from srd.base.files import content_of, fingerprint
 from srd.base.plugins import plugin_files
 from srd.base.text import texts_in
@@ -114,6 +115,26 @@ def _matching(name: str) -> list[str]:
 
 def named_paths(recipe: Recipe) -> dict[str, Path]:
     """Every file or folder that a recipe names as an input, by the field that names it."""
+    return {field: path for field, path in _named(recipe).items() if path.exists()}
+
+
+def check_begun_here(recipe: Recipe, begun_in: str | None) -> None:
+    """Refuse relative names that led to something in the folder where a run was begun, and lead nowhere in this one.
+
+    Raises:
+        UserError: with the first of them, and where it leads.
+    """
+    for field, path in _named(recipe).items() if begun_in else ():
+        there = Path(str(begun_in), path)
+        if not path.exists() and there.exists():
+            raise UserError(
+                f"{field} is '{path}', which is not to be found from this folder, but from {begun_in}, where the run "
+                f"was begun. Go there, or give {field}={there}"
+            )
+
+
+def _named(recipe: Recipe) -> dict[str, Path]:
+    """What a recipe names as an input, as a path, whether it is there or not."""
     data = recipe.data
     found: dict[str, str | None] = {}
     for part in ("train", "validation", "test"):
@@ -130,5 +151,4 @@ def named_paths(recipe: Recipe) -> dict[str, Path]:
     found.update({f"evaluation.tasks[{i}].path": task.path for i, task in enumerate(recipe.evaluation.tasks)})
     found.update({f"data.cleaning.{field}": getattr(data.cleaning, field) for field in ("keep", "drop")})
     found.update({f"plugins[{i}]": name for i, name in enumerate(recipe.plugins)})
-    paths = {field: Path(str(name)).expanduser() for field, name in found.items() if name}
-    return {field: path for field, path in paths.items() if path.exists()}
+    return {field: Path(str(name)).expanduser() for field, name in found.items() if name}
