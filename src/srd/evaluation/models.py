@@ -70,7 +70,7 @@ def evaluate_models(
     """
     answer_length = max(benchmark.decoding.max_new_tokens for benchmark in benchmarks)
     names = short_names(models)
-    found = {"trust_remote_code": trust_remote_code}
+    found: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     evaluated_models = [_evaluated_model(*each, answer_length, max_prompt_length, found) for each in names.items()]
     paths = [
         predictions_path(folder, name, benchmark.key, seed)
@@ -260,7 +260,7 @@ def prompt_encoder(config: Any, tokenizer: Any, longest: int | None, template: s
 
 
 def _evaluated_model(
-    model: str, name: str, answer_length: int, max_prompt_length: int | None, found: Mapping[str, bool]
+    model: str, name: str, answer_length: int, max_prompt_length: int | None, found: Mapping[str, Any]
 ) -> EvaluatedModel:
     """A model with its tokenizer; the weights are loaded when the first answer is missing."""
     config, tokenizer = load_config(model, **found), load_tokenizer(model, **found)

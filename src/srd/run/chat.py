@@ -150,7 +150,7 @@ def chat_models(
             )
     if folder is None:
         _check_place(name)
-        options = {"trust_remote_code": trust_remote_code}
+        options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         tokenizer = load_tokenizer(name, **options)
         notes = [] if tokenizer.chat_template else [f"{name} has no chat template: it is asked with Alpaca's wording."]
         return [ChatModel(name, name, tokenizer, options)], notes
