@@ -21,9 +21,12 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as parquet
 import pytest
+from datasets import Json, List, Value
 
 from srd.base.errors import UserError
+from srd.data.examples import as_examples
 from srd.data.files import read_lines, title_of
+from srd.data.nested import reader_of, without_nulls
 from srd.data.settings import SourceConfig
 from srd.data.sources import read_rows
 from srd.tasks.base import load_source
@@ -215,6 +218,36 @@ def test_nested_columns_of_a_table(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(table(parquet.write_table, rows))
     (example,) = load(tmp_path / "a.parquet", columns={"messages": "talk.turns"})
     assert json.loads(example["messages"]) == [{"role": "user", "content": "a"}] and example["references"] == ["b"]
+
+
+def with_tool(name: str, properties: Row) -> Row:
+    call = {"type": "function", "function": {"name": name, "arguments": dict.fromkeys(properties)}}
+    talk = [{"role": "user", "content": name}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    function = {"name": name, "parameters": {"type": "object", "properties": properties}}
+    return {"id": name, "messages": talk, "tools": [{"type": "function", "function": function}]}
+
+
+FUNCTION = {"name": Value("string"), "parameters": {"type": Value("string"), "properties": Json()}}
+DEEP = {"messages": List(Json()), "tools": List({"type": Value("string"), "function": FUNCTION})}
+
+
+@pytest.mark.parametrize("kinds", [DEEP, {"messages": Json(), "tools": Json()}])
+def test_columns_of_the_type_json_are_what_their_text_says(tmp_path: Path, kinds: Row) -> None:
+    """As `datasets` infers it where objects in one place have different keys."""
+    rows = [with_tool("f", {"a": {"default": None}}), with_tool("g", {"b": {"enum": ["x", None]}})]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    expected = load(tmp_path / "a.jsonl").to_list()
+    assert json.loads(expected[0]["extra"])["tools"] == rows[0]["tools"]
+    kept = datasets.Dataset.from_list(rows, features=datasets.Features({"id": Value("string"), **kinds}))
+    kept.save_to_disk(str(tmp_path / "saved"))
+    parquet.write_table(kept.data.table, tmp_path / "a.parquet")
+    for found in (load(tmp_path / "saved"), load(tmp_path / "a.parquet"), as_examples(kept)):
+        assert found.to_list() == expected
+    assert as_examples(kept.to_iterable_dataset()).to_list() == expected
+
+
+def test_columns_without_json_cost_no_more() -> None:
+    assert reader_of(pa.string()) is None and reader_of(pa.list_(pa.struct([("a", pa.string())]))) is without_nulls
 
 
 # ------------------------------------------------------------------------------------------------------------ folders

@@ -13,7 +13,7 @@ from datasets import IterableDataset
 
 from srd.base.errors import UserError
 from srd.base.tables import repeated
-from srd.data.nested import rows_of, without_nulls
+from srd.data.nested import reader_of, rows_of, without_nulls
 
 TAKEN = "a datasets.Dataset, a pandas, polars or pyarrow table, or a list of dicts"
 ITER_ROWS = 1_000
@@ -70,7 +70,10 @@ def row_dicts(rows: Any, what: str) -> Iterator[Mapping[str, Any]]:
             f"cannot take a {type(rows).__name__} ({', '.join(map(str, rows))}) as {what}. {remedy}. Taken are {TAKEN}."
         )
     if isinstance(rows, IterableDataset):  # of columns, too
-        yield from ({name: without_nulls(value) for name, value in row.items()} for row in rows)
+        kinds = rows.features.arrow_schema if rows.features else ()
+        found = ((field.name, reader_of(field.type, lambda value: value)) for field in kinds)  # JSON is read already
+        readers = {name: read for name, read in found if read}
+        yield from ({name: readers.get(name, without_nulls)(value) for name, value in row.items()} for row in rows)
         return
     if isinstance(rows, str | bytes) or not isinstance(rows, Iterable):
         raise UserError(f"cannot take a {type(rows).__name__} as {what}: give {TAKEN}.")
