@@ -307,6 +307,27 @@ def test_contents_in_a_form_that_a_template_cannot_read() -> None:
     assert told["prompt_ids"].count(only_parts.eos_token_id) == 1
 
 
+# Writes thoughts in words of its own, as Gemma 4 does.
+UNTAGGED = TOOLED.replace("<think>", "[thought").replace("\n</think>\n\n", "]").replace("{{ p.text }}|", "{{ p.text }}")
+IN_PARTS = UNTAGGED.replace("{% if m.content is string %}{{ m.content }}{% else %}{%", "{%").replace(
+    "{% endif %}{% for c", "{% for c"
+)
+
+
+@pytest.mark.parametrize("template", [UNTAGGED, IN_PARTS], ids=["text or parts", "parts"])
+@pytest.mark.parametrize(
+    "answer",
+    [{"content": PARTS, "reasoning_content": "30!"},
+     {"content": "Is it warm?", "reasoning": "30!"},
+     {"content": [{"type": "text", "text": "<think>\n30!\n</think>\n\nIs it "}, PARTS[1]]}],
+)  # fmt: skip
+def test_an_answer_in_parts_keeps_its_thought_and_what_it_says(template: str, answer: dict[str, Any]) -> None:
+    tokenizer = tiny_tokenizer("qwen2")
+    tokenizer.chat_template = template
+    told = encoded(tokenizer, {"messages": [ASKED, {"role": "assistant", **answer}]})
+    assert tokenizer.decode(told["response_ids"]) == "[thought\n30!]Is it warm?<|im_end|>"
+
+
 def by_role(*roles: str) -> Any:
     """A tokenizer whose template knows these roles alone, and says nothing of others."""
     tokenizer = tiny_tokenizer("qwen2")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from srd.data.messages import REASONING, Message
+from srd.data.messages import REASONING, Message, plain_text
 
 NAMES = ("think", "thinking", "thought", "reasoning", "seed:think")
 TAGS = {**{f"<{name}>": f"</{name}>" for name in NAMES}, "[THINK]": "[/THINK]"}
@@ -36,15 +36,15 @@ class Thought:
 
 def thought_of(answer: Message) -> Thought | None:
     """What an answer thinks before it says something, if anything."""
-    content = answer.get("content")
+    content = _content(answer)
     for field in REASONING:
         text = answer.get(field)
         if isinstance(text, str) and text.strip():
-            return Thought(text, content if isinstance(content, str) else "", field)
-    found = THOUGHT.match(content) if isinstance(content, str) else None
+            return Thought(text, content, field)
+    found = THOUGHT.match(content)
     if found is None or not found["thought"].strip():
         return None
-    return Thought(found["thought"], str(content)[found.end() :], "content")
+    return Thought(found["thought"], content[found.end() :], "content")
 
 
 def told_in_fields(answer: Message, thought: Thought) -> Iterator[Message]:
@@ -82,16 +82,17 @@ def continued(answer: Message, thought: Thought, opening: str) -> str:
             return f"<think>\n{text}\n</think>\n\n{thought.said}"
         space = str(found["space"])
         return f"{text}{space}{TAGS[found['open']]}{2 * space}{thought.said}"
-    content = str(answer["content"])
+    content = _content(answer)
     own = THOUGHT.match(content)
     if not found or content.startswith(opening) or own is None or not own["open"]:
         return content.removeprefix(opening)
     return content[own.end("open") :]
 
 
-def holds(text: str, thought: Thought) -> bool:
-    """Whether a text has all of a thought, white space aside."""
-    return _squeezed(thought.text) in _squeezed(text)
+def holds(text: str, *parts: str) -> bool:
+    """Whether a text has all of these, white space aside."""
+    text = _squeezed(text)
+    return all(_squeezed(part) in text for part in parts)
 
 
 def closes_only(text: str, opening: str) -> bool:
@@ -104,6 +105,11 @@ def tags_in(answer: str) -> list[tuple[int, int]]:
     """Where the tags around the thought of an answer stand."""
     found = THOUGHT.match(answer)
     return [found.span(name) for name in ("open", "close") if found[name]] if found else []
+
+
+def _content(answer: Message) -> str:
+    """What the content of an answer says, which may come in parts."""
+    return plain_text({"content": answer.get("content")})
 
 
 def _squeezed(text: str) -> str:

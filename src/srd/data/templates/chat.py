@@ -129,13 +129,13 @@ class ChatTemplate(Template):
         text = first = self._apply(whole, example, ask=False)
         if thought is not None and closes(prompt):
             raise self._parted(prompt, first, example, THINKS_NOT)
-        if thought is not None and (not _tells(text, prompt, thought) or self._writes_thoughts_untagged):
-            for other in told_in_fields(answer, thought):
+        if thought is not None and (not _tells(text, prompt, answer, thought) or self._writes_thoughts_untagged):
+            for other in self._suited(list(told_in_fields(answer, thought))):
                 told = self._apply([*messages, other], example, ask=False)
-                if _tells(told, prompt, thought):
+                if _tells(told, prompt, answer, thought):
                     whole, text = [*messages, other], told
                     break
-        if thought is not None and not _tells(text, prompt, thought):
+        if thought is not None and not _tells(text, prompt, answer, thought):
             pieces = self._continued(whole, thought, prompt, example)
             if pieces is not None:
                 return whole, pieces
@@ -157,7 +157,7 @@ class ChatTemplate(Template):
             return None
         mark = _mark(whole)
         bare = {name: value for name, value in whole[-1].items() if name not in REASONING} | {"content": mark}
-        before, found, behind = self._apply([*whole[:-1], bare], example, ask=False).partition(mark)
+        before, found, behind = self._apply([*whole[:-1], *self._suited([bare])], example, ask=False).partition(mark)
         if not found or not before.startswith(base) or not closes_only(before[len(base) :], opening):
             return None
         said = continued(whole[-1], thought, opening)
@@ -167,15 +167,20 @@ class ChatTemplate(Template):
     def _writes_thoughts_untagged(self) -> bool:
         """Whether what an answer thought is written in a way of the template's own, and not between usual tags."""
         fields = dict.fromkeys(REASONING, THOUGHT)
-        text = self._probe(PROBE, [{"role": "assistant", "content": PROBE, **fields}])
+        text = self._written({"role": "assistant", "content": PROBE, **fields})
         before, found, _ = text.rpartition(PROBE)[0].rpartition(THOUGHT)
         return bool(found) and not opened_by(before)[1]
 
     @cached_property
     def _cuts_thoughts(self) -> bool:
         """Whether what an answer thought is cut from its content."""
-        text = self._probe(PROBE, [{"role": "assistant", "content": f"<think>\n{THOUGHT}\n</think>\n\n{PROBE}"}])
+        text = self._written({"role": "assistant", "content": f"<think>\n{THOUGHT}\n</think>\n\n{PROBE}"})
         return PROBE in text and THOUGHT not in text
+
+    def _written(self, answer: Message) -> str:
+        """A plain question with an answer to it, in the form that this template reads."""
+        asked, answer = self._suited([{"role": "user", "content": PROBE}, answer])
+        return self._probe(asked["content"], [answer])
 
     def _tagged(self, answer: list[Segment]) -> list[Segment]:
         """An answer whose tags around a thought are the tokenizer's, where it has such: these are no words."""
@@ -216,10 +221,10 @@ class ChatTemplate(Template):
     def _forgets(self, turns: Sequence[Message], turn: Message, prompt: str, text: str, example: Example) -> bool:
         """Whether a text lacks what a turn thought, which the turn has where it is the last."""
         thought = thought_of(turn)
-        if thought is None or holds(text[len(prompt) :], thought):
+        if thought is None or holds(text[len(prompt) :], thought.text):
             return False
         _, pieces = self._answered(turns[:-1], turns[-1], prompt, example)
-        return _tells("".join(piece.text for piece in pieces), prompt, thought)
+        return _tells("".join(piece.text for piece in pieces), prompt, turn, thought)
 
     def _end_behind(self, segments: list[Segment], start: int, slot: int) -> int:
         """Where a turn ends whose last content is the one with this number: behind the token that ends it, if any."""
@@ -520,9 +525,10 @@ def _slots(messages: Sequence[Message], asked: list[Part] | None) -> Iterator[Sl
             yield message, message, "content", last or [(content, cuttable)]
 
 
-def _tells(text: str, prompt: str, thought: Thought) -> bool:
-    """Whether a text goes on from a prompt and has all of a thought behind it."""
-    return text.startswith(prompt) and holds(text[len(prompt) :], thought)
+def _tells(text: str, prompt: str, answer: Message, thought: Thought) -> bool:
+    """Whether a text goes on from a prompt and has all of an answer's thought behind it, and of what is said then."""
+    said = "" if answer.get(CALLS) else thought.said  # many models write nothing beside a call
+    return text.startswith(prompt) and holds(text[len(prompt) :], thought.text, said)
 
 
 def _arguments(call: Any) -> Any:
