@@ -18,9 +18,9 @@ def rows_of(table: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
     """
     rows = table.to_pylist()
     for field in table.schema:
-        read = reader_of(field.type)
-        for row in rows if read else ():
-            row[field.name] = read(row[field.name])
+        if read := reader_of(field.type):
+            for row in rows:
+                row[field.name] = read(row[field.name])
     return rows
 
 
