@@ -129,13 +129,14 @@ class ChatTemplate(Template):
         text = first = self._apply(whole, example, ask=False)
         if thought is not None and closes(prompt):
             raise self._parted(prompt, first, example, THINKS_NOT)
-        if thought is not None and (not _tells(text, prompt, answer, thought) or self._writes_thoughts_untagged):
+        if thought is not None and (not _tells(text, prompt, thought.text) or self._writes_thoughts_untagged):
+            said = "" if answer.get(CALLS) else thought.said  # many models write nothing beside a call
             for other in self._suited(list(told_in_fields(answer, thought))):
                 told = self._apply([*messages, other], example, ask=False)
-                if _tells(told, prompt, answer, thought):
+                if _tells(told, prompt, thought.text, said):
                     whole, text = [*messages, other], told
                     break
-        if thought is not None and not _tells(text, prompt, answer, thought):
+        if thought is not None and not _tells(text, prompt, thought.text):
             pieces = self._continued(whole, thought, prompt, example)
             if pieces is not None:
                 return whole, pieces
@@ -224,7 +225,7 @@ class ChatTemplate(Template):
         if thought is None or holds(text[len(prompt) :], thought.text):
             return False
         _, pieces = self._answered(turns[:-1], turns[-1], prompt, example)
-        return _tells("".join(piece.text for piece in pieces), prompt, turn, thought)
+        return _tells("".join(piece.text for piece in pieces), prompt, thought.text)
 
     def _end_behind(self, segments: list[Segment], start: int, slot: int) -> int:
         """Where a turn ends whose last content is the one with this number: behind the token that ends it, if any."""
@@ -525,10 +526,9 @@ def _slots(messages: Sequence[Message], asked: list[Part] | None) -> Iterator[Sl
             yield message, message, "content", last or [(content, cuttable)]
 
 
-def _tells(text: str, prompt: str, answer: Message, thought: Thought) -> bool:
-    """Whether a text goes on from a prompt and has all of an answer's thought behind it, and of what is said then."""
-    said = "" if answer.get(CALLS) else thought.said  # many models write nothing beside a call
-    return text.startswith(prompt) and holds(text[len(prompt) :], thought.text, said)
+def _tells(text: str, prompt: str, *parts: str) -> bool:
+    """Whether a text goes on from a prompt and has all of these behind it."""
+    return text.startswith(prompt) and holds(text[len(prompt) :], *parts)
 
 
 def _arguments(call: Any) -> Any:
