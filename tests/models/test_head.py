@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import peft
 import pytest
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,20 @@ def test_hidden_states_times_head_are_the_models_logits(family: str) -> None:
         torch.testing.assert_close(head_weights(model).logits(hidden), expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(response_logits(model, batch), expected, rtol=1e-4, atol=1e-5)
     assert head_is_enough(model)
+
+
+def test_tokens_that_an_adapter_adds_are_noticed() -> None:
+    """Prompt tuning puts them in front: every position would be taken for an earlier one."""
+    model, batch = batch_for("llama")
+    added = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    adapted = peft.get_peft_model(model, added)
+    for read in (response_hidden, response_logits, response_losses):
+        with pytest.raises(UserError, match=r"tokens of the shape .*Adapters that add tokens"):
+            read(adapted, batch)
+    kept = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    model, batch = batch_for("llama")
+    adapted = peft.get_peft_model(model, kept).eval()
+    torch.testing.assert_close(response_logits(adapted, batch), own_logits(adapted, batch), rtol=1e-4, atol=1e-5)
 
 
 def test_what_t5_does_before_its_head_matters() -> None:

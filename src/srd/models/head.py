@@ -396,11 +396,22 @@ def _before_head(core: nn.Module, replacement: Any) -> Iterator[None]:
         handle.remove()
 
 
-def _hidden(core: nn.Module, forward: Callable[[], Any], index: Tensor) -> Tensor:
+def _check_places(core: nn.Module, values: Tensor, ids: Tensor) -> None:
+    """Refuse a forward pass that has other positions than the tokens that it was given."""
+    if values.shape[:-1] != ids.shape:
+        raise UserError(
+            f"{name_of(core)} makes positions of the shape {list(values.shape[:-1])} of tokens of the shape "
+            f"{list(ids.shape)}, so that nobody knows which belongs to which token. Adapters that add tokens (prompt "
+            "tuning, P-tuning) are not trained here: use LoRA."
+        )
+
+
+def _hidden(core: nn.Module, forward: Callable[[], Any], index: Tensor, ids: Tensor) -> Tensor:
     """What enters the head at some positions ``[N, d]``; the head itself computes one position only."""
     seen: list[Tensor] = []
 
     def keep(hidden: Tensor) -> Tensor:
+        _check_places(core, hidden, ids)
         seen.append(_as_multiplied(hidden))
         return hidden[:1, :1]
 
@@ -421,10 +432,11 @@ def _as_multiplied(hidden: Tensor) -> Tensor:
     return hidden.to(torch.get_autocast_dtype(kind))
 
 
-def _logits(core: nn.Module, forward: Callable[[], Any], index: Tensor) -> Tensor:
+def _logits(core: nn.Module, forward: Callable[[], Any], index: Tensor, ids: Tensor) -> Tensor:
     """The model's own logits at some positions ``[N, V]``."""
 
     def select(hidden: Tensor) -> Tensor:
+        _check_places(core, hidden, ids)
         flat = hidden.reshape(-1, hidden.shape[-1])
         # One position at least, so that a process without tokens still takes part in the collective operations.
         return (flat[index] if len(index) else flat[:1]).unsqueeze(0)
@@ -434,7 +446,16 @@ def _logits(core: nn.Module, forward: Callable[[], Any], index: Tensor) -> Tenso
         if not whole:
             stack.enter_context(_before_head(core, select))
         logits: Tensor = forward().logits
-    return logits.flatten(0, 1)[index] if whole else logits[0][: len(index)]
+    if not whole:
+        return logits[0][: len(index)]
+    _check_places(core, logits, ids)
+    return logits.flatten(0, 1)[index]
+
+
+def _predicting(batch: dict[str, Any]) -> Tensor:
+    """The tokens whose positions a collated batch counts, ``[B, L]``: an encoder-decoder's are its decoder's."""
+    ids: Tensor = batch.get("decoder_input_ids", batch["input_ids"])
+    return ids
 
 
 def _forward(model: Any, batch: dict[str, Any], core: Any = None) -> Any:
@@ -453,20 +474,20 @@ def response_hidden(model: nn.Module, batch: dict[str, Any], *, core: nn.Module 
     Returns:
         Hidden states at the response positions ``[N, d]``, with their graph.
     """
-    return _hidden(core or model, lambda: _forward(model, batch, core), batch["index"])
+    return _hidden(core or model, lambda: _forward(model, batch, core), batch["index"], _predicting(batch))
 
 
 def response_logits(model: nn.Module, batch: dict[str, Any], *, core: nn.Module | None = None) -> Tensor:
     """Logits at the response positions ``[N, V]`` by the model's own head, whatever it is wrapped in."""
-    return _logits(core or model, lambda: _forward(model, batch, core), batch["index"])
+    return _logits(core or model, lambda: _forward(model, batch, core), batch["index"], _predicting(batch))
 
 
 def response_losses(model: Any, batch: dict[str, Any]) -> Tensor:
     """Cross-entropy of each target of a collated batch, in nats, ``[N]``."""
-    return token_losses(model, lambda: _forward(model, batch), batch["index"], batch["targets"])
+    return token_losses(model, lambda: _forward(model, batch), batch["index"], batch["targets"], _predicting(batch))
 
 
-def token_losses(model: Any, forward: Callable[[], Any], index: Tensor, targets: Tensor) -> Tensor:
+def token_losses(model: Any, forward: Callable[[], Any], index: Tensor, targets: Tensor, ids: Tensor) -> Tensor:
     """Cross-entropy in nats, ``[N]``: through the head where it is enough, else of the model's own logits.
 
     Args:
@@ -474,11 +495,12 @@ def token_losses(model: Any, forward: Callable[[], Any], index: Tensor, targets:
         forward: Runs it over ``[B, L]`` tokens.
         index: Positions in the flattened ``[B · L]``, ``[N]``.
         targets: What they must predict, ``[N]``.
+        ids: The tokens, ``[B, L]``.
     """
     if head_is_enough(model):
-        hidden = _hidden(model, forward, index)
+        hidden = _hidden(model, forward, index, ids)
         return cross_entropy(hidden, head_weights(model).computing_in(hidden), targets)
-    return cross_entropy(_logits(model, forward, index), own_logits(model), targets)
+    return cross_entropy(_logits(model, forward, index, ids), own_logits(model), targets)
 
 
 def cross_entropy(hidden: Tensor, head: HeadWeights, targets: Tensor, rows: int = 256) -> Tensor:

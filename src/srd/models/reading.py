@@ -237,7 +237,7 @@ class Reader:
             )  # fmt: skip
 
         index = valid.flatten().nonzero()[:, 0]
-        losses = token_losses(self.model, forward, index, targets.to(self.device)[valid])
+        losses = token_losses(self.model, forward, index, targets.to(self.device)[valid], ids)
         self.state.crop(-ids.shape[1])
         return torch.cat([start, losses]), torch.cat([places, index // ids.shape[1]])
 
@@ -267,7 +267,7 @@ class Reader:
                 **self.alone,
             )
 
-        losses = token_losses(self.model, forward, index, targets[valid.bool()].to(self.device))
+        losses = token_losses(self.model, forward, index, targets[valid.bool()].to(self.device), ids)
         return losses, index // ids.shape[1]
 
     @property
