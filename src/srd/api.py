@@ -496,6 +496,7 @@ def build_cache(
     place = cache_folder(Path(folder).expanduser(), model_content(loaded, tokenizer), kept.identity)
     loaded.eval()
     examples, collator = EncodedExamples(rows), make_collator(loaded, tokenizer)
+    collator.check(examples)
     width = token_count(tokenizer) if not kept.with_head else None  # padding rows count only where the head says which
     return keep_states(
         place, lambda: loaded, examples, collator, tier=kept, width=width, max_kl=max_kl, batch_size=batch_size

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
+import peft
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainingArguments
@@ -203,6 +206,45 @@ def test_going_on_takes_up_what_the_method_keeps(tmp_path: Path) -> None:
     assert [row["loss"] for row in parts.state.log_history if "loss" in row] == pytest.approx(expected, rel=1e-5)
     with pytest.raises(srd.UserError, match="no checkpoint to go on from"):
         parts.train(resume_from_checkpoint=tmp_path / "none" / "checkpoint-3")
+
+
+def test_a_checkpoint_goes_on_under_any_name_but_not_by_any_method(tmp_path: Path) -> None:
+    no_eval = arguments(tmp_path, eval_strategy="no", save_strategy="steps", save_steps=1, max_steps=2)
+    given = {"args": no_eval, "teacher": None, "method": "sft"}
+    trainer(tmp_path, **given).train()
+    best = shutil.copytree(tmp_path / "checkpoint-1", tmp_path / "best")
+    again = trainer(tmp_path, **given)
+    again.train(best)
+    assert again.state.global_step == 2
+    for method in ("taid", "distillm"):
+        with pytest.raises(srd.UserError, match=r"best was written by another method"):
+            trainer(tmp_path, args=no_eval, method=method).train(best)
+    with pytest.raises(srd.UserError, match="no checkpoint to go on from"):
+        again.train(tmp_path)
+
+
+def test_an_adapter_that_adds_tokens_is_refused(tmp_path: Path) -> None:
+    for config in (peft.PromptTuningConfig, peft.PromptEncoderConfig):
+        adapted = peft.get_peft_model(tiny_model("llama"), config(task_type="CAUSAL_LM", num_virtual_tokens=4))
+        with pytest.raises(srd.UserError, match=f"{config.__name__}.* puts tokens before the text.*use LoRA"):
+            trainer(tmp_path, model=adapted)
+    config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    made = trainer(tmp_path, model=peft.get_peft_model(tiny_model("llama"), config), eval_dataset=EVALUATED)
+    made.train()
+    assert made.state.global_step == 2 and made.state.log_history[0]["loss"] > 0
+
+
+@pytest.mark.parametrize("kind", ["training", "validation", "cache"])
+def test_encoded_rows_have_a_prompt(kind: str, tmp_path: Path) -> None:
+    rows = srd.encode(ROWS, tiny_tokenizer("llama")).to_list()
+    rows = datasets.Dataset.from_list([*rows[:2], {**rows[2], "prompt_ids": []}, *rows[3:]])
+    calls: dict[str, Callable[[], Any]] = {
+        "training": lambda: trainer(tmp_path, train_dataset=rows),
+        "validation": lambda: trainer(tmp_path, eval_dataset=rows).evaluate(),
+        "cache": lambda: srd.build_cache(tiny_model("llama"), tiny_tokenizer("llama"), rows, tmp_path / "cache"),
+    }
+    with pytest.raises(srd.UserError, match=r"row 3 \(id .*\) has no prompt_ids.*beginning-of-sequence token"):
+        calls[kind]()
 
 
 def test_a_teacher_that_cannot_be(tmp_path: Path) -> None:

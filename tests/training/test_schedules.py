@@ -13,14 +13,20 @@ from transformers import TrainerCallback
 
 from srd.base.errors import UserError
 from srd.base.files import read_json
+from srd.data.batching import Collator, EncodedExamples
+from srd.data.encoding import encode
+from srd.models.tokenizers.alignment import NONE
 from srd.recipe.reading import load_recipe
+from srd.training.alignment import Reader
+from srd.training.divergences import entropy_aware
 from srd.training.loss.schedules import InterpolatedTeacher, UncertainTeacher, quantile_between
 from srd.training.methods.base import METHODS
 from srd.training.settings import TrainingConfig
+from srd.training.teachers.live import LiveTeacher
 from srd.training.trainer import DistillTrainer
 from srd.training.training import SCHEDULE_FILE
 from tests.runs import TinyRun, logged
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import sentencepiece_tokenizer, tiny_model, tiny_tokenizer
 from tests.training.test_trainer import arguments, encoded
 
 
@@ -104,6 +110,31 @@ def test_a_teachers_entropies_have_the_temperature_of_the_divergence(tmp_path: P
         values += (-(log_p.exp() * log_p).sum(-1)).tolist()
     assert isinstance(trainer.schedule, UncertainTeacher)
     assert trainer.schedule.threshold == pytest.approx(quantile_between(np.array(values, np.float32), 0.6), rel=1e-3)
+
+
+def test_the_threshold_is_among_the_entropies_that_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the classes of a teacher with another tokenizer, at aligned positions: a fifth of them is above."""
+    own, theirs = tiny_tokenizer("llama"), sentencepiece_tokenizer()
+    sentence = "Because small particles of the air scatter blue light more strongly than red light."
+    rows = [{"instruction": f"Why is {n} blue?", "output": f"{sentence} And {n} apples do."} for n in range(6)]
+    examples, read = (EncodedExamples(encode(rows, tokenizer)) for tokenizer in (own, theirs))
+    teacher = LiveTeacher(tiny_model("llama", seed=1, vocab_size=len(theirs)))
+    teacher.reader = Reader(theirs, own, read, Collator(theirs.eos_token_id))
+    trainer = DistillTrainer(
+        tiny_model("llama", seed=2), arguments(tmp_path, 6, 1, num_train_epochs=1), examples, own, teacher=teacher,
+        objective="entropy_aware", temperature=1.5, method={"name": "entropy_aware", "quantile": 0.8},
+    )  # fmt: skip
+    seen: list[torch.Tensor] = []
+    measure = entropy_aware.entropy
+    monkeypatch.setattr(entropy_aware, "entropy", lambda log_p: seen.append(measure(log_p)) or seen[-1])
+    (batch,) = map(trainer._prepare_inputs, trainer.get_train_dataloader())
+    trainer.loss_of(trainer.model, batch, torch.tensor(1.0))
+    compared = torch.cat(seen)[batch["alignment"]["position"] != NONE].numpy()
+    trainer.train()
+    assert isinstance(trainer.schedule, UncertainTeacher) and 50 < len(compared) < len(batch["targets"])
+    assert (compared > trainer.schedule.threshold).mean() == pytest.approx(0.2, abs=0.01)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULED)

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from srd.base.errors import UserError
+
 Spans = list[tuple[int, int]]
 
 POOL = 64  # batches sorted by length together: enough for little padding, few enough to stay random
@@ -295,6 +297,14 @@ class Collator:
         self.pad_id = pad_id
         self.decoder_start_id = decoder_start_id
         self.packed = packed
+
+    def check(self, examples: EncodedExamples) -> None:
+        """Refuse an example whose first token no position predicts: one without a prompt, of a decoder-only model."""
+        for place in np.flatnonzero(lengths_of(examples.prompts) == 0) if self.decoder_start_id is None else ():
+            raise UserError(
+                f"row {place + 1} (id {examples.ids[place]!r}) has no prompt_ids, and before the first token of its "
+                "response there must be one that predicts it. Give at least the beginning-of-sequence token."
+            )
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         # A process without examples takes part in the step with one that counts nothing.

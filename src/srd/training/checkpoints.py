@@ -68,7 +68,7 @@ def seal(checkpoint: Path, *beside: Path) -> None:
 
 def step_of(checkpoint: Path | None) -> int:
     """The optimizer step of a checkpoint; 0 where there is none."""
-    return int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    return int(read_json(checkpoint / TRAINER_STATE)["global_step"]) if checkpoint else 0
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -77,7 +77,8 @@ def checkpoints(folder: Path) -> list[Path]:
     for path in found:
         if not (path / FILES).exists() and (path / STATE_FILE).exists():
             _drop(path)
-    return sorted((path for path in found if (path / FILES).exists()), key=step_of)
+    whole = (path for path in found if (path / FILES).exists())
+    return sorted(whole, key=lambda path: int(path.name.rpartition("-")[2]))  # some may be damaged
 
 
 def _drop(checkpoint: Path) -> None:

@@ -75,6 +75,14 @@ def check_given(model: Any, args: Any, tokenizer: Any, others: Mapping[str, Any]
     """Refuse what is no model, no arguments or no tokenizer, and what has no effect; say what to do instead."""
     check_loaded(model=model, args=args, processing_class=tokenizer)
     check_launch()
+    for adapter in dict(getattr(model, "peft_config", None) or {}).values():
+        # Prefix tuning adds keys and values alone. What an encoder reads beside is no position of the decoder.
+        adds = adapter.is_prompt_learning and adapter.peft_type != "PREFIX_TUNING"
+        if adds and not model.config.is_encoder_decoder:
+            raise UserError(
+                f"model: its adapter ({type(adapter).__name__}) puts tokens before the text. Adapters that add tokens "
+                "are not trained here; use LoRA: peft.get_peft_model(student, peft.LoraConfig())"
+            )
     counted = ("per_device_train_batch_size", "gradient_accumulation_steps")
     check_counts(**{name: getattr(args, name) for name in counted})
     unlike = (name for name in INSTEAD if getattr(args, name, None) not in (None, 0, "random", "group_by_length"))

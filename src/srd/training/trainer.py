@@ -40,7 +40,15 @@ from srd.training.alignment import for_teacher
 from srd.training.arguments import use_one_device
 from srd.training.batches import AheadLoader, WithRows, about, length_batches, make_collator, nothing, tokens_in
 from srd.training.cache.building import build_cache
-from srd.training.checkpoints import STATE_FILE, check_place, forget_older, last_checkpoint, seal, step_of
+from srd.training.checkpoints import (
+    STATE_FILE,
+    TRAINER_STATE,
+    check_place,
+    forget_older,
+    last_checkpoint,
+    seal,
+    step_of,
+)
 from srd.training.inputs import (
     check_given,
     check_served,
@@ -52,6 +60,7 @@ from srd.training.inputs import (
     writing_by,
 )
 from srd.training.log import Sums
+from srd.training.loss.aligned_loss import Alignment
 from srd.training.loss.positions import entropies, told_by_position
 from srd.training.loss.response_loss import head_loss, logits_loss
 from srd.training.loss.row_losses import LossParts
@@ -136,6 +145,7 @@ class DistillTrainer(Trainer):
         self.reader = self.teacher.reader if self.teacher else None  # of a teacher with another tokenizer
         alike = None if self.teacher is None or self.reader is not None else self.teacher.model
         self.collator = make_collator(model, tokenizer, alike)
+        self.collator.check(examples)
         use_one_device(args)
         widen(model, scaled=args.fp16)
         super().__init__(
@@ -225,16 +235,18 @@ class DistillTrainer(Trainer):
 
     @torch.no_grad()
     def _entropies(self, samples: list[dict[str, Any]]) -> NDArray[np.float32]:
-        """The teacher's entropies at all positions of a step, of all processes, at the divergence's temperature."""
+        """The teacher's entropies where it is compared in a step, of all processes, at the divergence's temperature."""
         assert self.teacher is not None
         values = [np.zeros(0, np.float32)]
         for batch in samples:
+            inputs = self._prepare_inputs(batch)
             with self.compute_loss_context_manager():
-                hidden = self.teacher.hidden(for_teacher(self._prepare_inputs(batch)))
+                hidden = self.teacher.hidden(for_teacher(inputs))
             head = self.teacher.head_on(hidden.device)
             if hidden.shape[1] < head.vocabulary:
                 for_teacher(batch)["teacher_hidden"] = hidden  # a live teacher has read the text, and need not again
-            values.append(entropies(hidden, head, self.settings.temperature).float().cpu().numpy())
+            alignment = self._alignment(inputs, head.vocabulary) if self.reader is not None else None
+            values.append(entropies(hidden, head, self.settings.temperature, alignment).float().cpu().numpy())
         return np.concatenate(parallel.gather(np.concatenate(values)))
 
     def _refresher(self, writing: Writing, examples: EncodedExamples, *, by_method: bool) -> Refresher | None:
@@ -371,7 +383,7 @@ class DistillTrainer(Trainer):
             width = teacher_head.vocabulary
             if self.reader is not None:
                 width = head_width(core.config)
-                extra["alignment"] = self.reader.alignment(inputs, teacher_head.vocabulary, width)
+                extra["alignment"] = self._alignment(inputs, teacher_head.vocabulary)
         extra["watch"] = "log_likelihood" in inputs
         extra["weights"] = self._weights_of(inputs)
         by_position = partial(
@@ -392,6 +404,11 @@ class DistillTrainer(Trainer):
         width = width or logits.shape[-1]
         extra |= by_position(width, lambda rows: logits[rows, :width].float())
         return logits_loss(logits, width, inputs["targets"], settings, items, **extra)
+
+    def _alignment(self, inputs: dict[str, Any], teacher_width: int) -> Alignment:
+        """How the positions of a batch go with those of a teacher with another tokenizer."""
+        assert self.reader is not None
+        return self.reader.alignment(inputs, teacher_width, head_width(self.model.config))
 
     def _weights_of(self, inputs: dict[str, Any]) -> Tensor | None:
         """What each position of a batch counts, ``[N]``; None where all count the same."""
@@ -462,6 +479,7 @@ class DistillTrainer(Trainer):
         validation = validation_of(rows, self.tokenizer, self.model, self.args) or self.validation
         if validation is None:
             raise UserError("there is nothing to evaluate on: give eval_dataset=, here or to the trainer")
+        self.collator.check(validation.examples)
         started = time.perf_counter()
         with self.whole_student() as model, self._diverged(model):
             metrics = {f"{prefix}_loss": validation_loss(model, validation, self.collator)}
@@ -578,7 +596,7 @@ class DistillTrainer(Trainer):
         if resume_from_checkpoint is True:
             return self.resume()
         checkpoint = Path(resume_from_checkpoint) if resume_from_checkpoint else None
-        if checkpoint and not checkpoint.is_dir():
+        if checkpoint and not (checkpoint / TRAINER_STATE).is_file():
             raise UserError(f"no checkpoint to go on from: {checkpoint}. Begin by train()")
         state = read_json(checkpoint / STATE_FILE) if checkpoint and (checkpoint / STATE_FILE).is_file() else None
         if state:
@@ -591,10 +609,20 @@ class DistillTrainer(Trainer):
             kept: dict[str, Any] = {"rollouts": self.rollouts, "schedule": self.schedule, "refresh": self.refresher}
             for name, part in kept.items():
                 if part is not None:
-                    part.restore(state[name])
+                    self._take_up(part, state.get(name) or {}, checkpoint)
         self._started = time.perf_counter()
         self.sums.since = step_of(checkpoint)
         return super().train(str(checkpoint) if checkpoint else None, *others, **named)
+
+    def _take_up(self, part: Any, state: dict[str, Any], checkpoint: Path | None) -> None:
+        """Let what a method keeps go on from a checkpoint, which is to have it."""
+        try:
+            part.restore(state)
+        except KeyError as error:
+            raise UserError(
+                f"{checkpoint} was written by another method, which does not keep {error} of this one. Go on by the "
+                "method that it was begun with; or give its folder as the student, and begin by train()."
+            ) from error
 
     def resume(self, checkpoint: Path | None = None) -> Any:
         """Train, going on from a checkpoint; None: the last whole one of the output folder, if there is one."""

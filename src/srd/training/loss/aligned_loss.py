@@ -94,6 +94,11 @@ def by_class(probabilities: Tensor, classes: Tensor, count: int) -> Tensor:
     return sums.index_add_(1, classes, probabilities).clamp_min_(torch.finfo(sums.dtype).tiny)
 
 
+def class_logits(probabilities: Tensor, classes: Tensor, count: int) -> Tensor:
+    """Logits over the classes, of probabilities ``[n, V]``: ``[n, count]``."""
+    return by_class(probabilities, classes, count)[:, :-1].log()
+
+
 def through_classes(gradient: Tensor, probabilities: Tensor, sums: Tensor, classes: Tensor) -> Tensor:
     """The gradient at logits ``[n, V]`` from the one at the class logits ``[n, count]``.
 

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from srd.models.head import HeadWeights
+from srd.models.tokenizers.alignment import NONE
 from srd.training.divergences.entropy_aware import entropy
+from srd.training.loss.aligned_loss import Alignment, class_logits
 from srd.training.loss.chunks import cut
 from srd.training.loss.divergence import evaluate, slope_function
 from srd.training.loss.outcomes import OutcomeHead
@@ -33,9 +35,22 @@ def in_blocks(like: Tensor, vocabulary: int, measure: Callable[[slice], Tensor])
     return torch.cat(parts) if parts else torch.zeros(0, device=like.device)
 
 
-def entropies(hidden: Tensor, head: HeadWeights, temperature: float = 1.0) -> Tensor:
-    """Entropy in nats of the distribution at each position, ``[N]``, of what enters the head, ``[N, d]``."""
-    return entropies_of(lambda rows: head.logits(hidden[rows]), hidden, head.vocabulary, temperature)
+def entropies(
+    hidden: Tensor, head: HeadWeights, temperature: float = 1.0, alignment: Alignment | None = None
+) -> Tensor:
+    """Entropy in nats of the distribution at each position, ``[N]``, of what enters the head, ``[N, d]``.
+
+    With the alignment of a teacher that has another tokenizer it is that of what the loss compares: of the
+    distributions over classes, at the positions that are compared.
+    """
+    if alignment is None:
+        return entropies_of(lambda rows: head.logits(hidden[rows]), hidden, head.vocabulary, temperature)
+    compared, maps = hidden[alignment.position[alignment.position != NONE]], alignment.maps
+
+    def by_class(rows: slice) -> Tensor:
+        return class_logits(torch.softmax(head.logits(compared[rows]), -1), maps.teacher, maps.count)
+
+    return entropies_of(by_class, compared, head.vocabulary, temperature)
 
 
 def entropies_of(logits: MakeLogits, like: Tensor, vocabulary: int, temperature: float = 1.0) -> Tensor:

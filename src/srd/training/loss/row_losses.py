@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from srd.base.errors import RunError
-from srd.training.loss.aligned_loss import ClassMaps, by_class, through_classes
+from srd.training.loss.aligned_loss import ClassMaps, by_class, class_logits, through_classes
 from srd.training.loss.divergence import SlopeFunction, check_compiled, evaluate, slope_function
 from srd.training.loss.outcomes import OutcomeHead
 from srd.training.loss.settings import LossSettings
@@ -187,7 +187,7 @@ def _class_losses(
     """The divergence of classes ``[n]``, the teacher's mass on common tokens ``[n]``, and the gradient ``[n, V]``."""
     maps, p = apart.maps, torch.softmax(teacher, -1)
     sums = by_class(q, maps.student, maps.count)
-    logits, theirs = sums[:, :-1].log(), by_class(p, maps.teacher, maps.count)[:, :-1].log()
+    logits, theirs = sums[:, :-1].log(), class_logits(p, maps.teacher, maps.count)
     share = None if scale is None else scale * settings.weight
     only = replace(settings, weight=1.0)  # cross-entropy is over tokens, not classes
     divergence = slope_function(str(settings.objective))
