@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
+import random
 from contextlib import nullcontext
 from typing import Any
 
@@ -123,6 +126,11 @@ def test_responses_that_loop() -> None:
     ]
     fine = ["no no no no", "one two three four five six seven eight nine ten eleven twelve", "a b c d " * 3,
             " ".join(f"line {i} of the poem" for i in range(30)), "", "word"]  # fmt: skip
+    loops += ["foo," * 50, "0" * 400, "print(1);" * 40, f"It is {'7' * 100}"]
+    digest = hashlib.sha512(b"").hexdigest()
+    fine += [digest, f"{digest} {digest[::-1]}", base64.b64encode(random.Random(0).randbytes(90)).decode(), "1000000",
+             f"https://example.org/a/b/a/b/a/b/{digest}", f"{'=' * 60}\n{'A title and more of it. ' * 3}\n{'=' * 60}",
+             f"Title\n{'-' * 40}\nText\n"]  # fmt: skip
     assert (looping(loops) >= 0.5).all() and (looping(fine) < 0.5).all()
 
 
@@ -320,6 +328,27 @@ def test_a_rule_that_gives_no_number_for_each_response(rule: Any, said: str | No
             find_wrong(examples(noun_rows(3)), ["shouting"])
     finally:
         DETECTORS._registered.pop("shouting", None)
+
+
+def conversations(*answers: tuple[str, ...]) -> Dataset:
+    rows = []
+    for row in answers:
+        turns = [({"role": "user", "content": "Go on."}, {"role": "assistant", "content": text}) for text in row]
+        rows.append({"messages": [turn for both in turns for turn in both]})
+    return examples(rows)
+
+
+def test_rules_look_at_all_answers_that_are_learnt() -> None:
+    loop, fine = "la " * 20, "The sea is blue."
+    rows = conversations((fine, fine), (loop, fine), ("...", fine, fine), (fine, loop))
+    find = lambda **named: find_wrong(rows, ["empty", "looping"], **named).why.tolist()  # noqa: E731
+    assert find() == ["", "", "", "looping"]
+    assert find(train_on="all") == ["", "looping", "empty", "looping"]
+    assert passing(rows, {}, {}, ["empty", "looping"], "all").tolist() == [True, False, False, False]
+    context = rows.map(
+        lambda row: {"messages": row["messages"].replace('"assistant",', '"assistant", "train": false,')}
+    )
+    assert find_wrong(context, ["empty", "looping"], train_on="all").why.tolist() == ["", "", "", "looping"]
 
 
 # -------------------------------------------------------------------------------------------------------------- repair

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -165,6 +166,58 @@ def test_questions_about_one_passage_are_no_copies() -> None:
     assert found.spare(np.zeros(90)).nonzero()[0].tolist() == list(range(80, 90))
     assert not copies_of(examples(listed[::2]), examples(listed[1::2])).any()
     assert (copies_of(examples(again), examples(listed)) > 0).all()
+
+
+LAYOUTS: dict[str, Callable[[str, str], dict[str, Any]]] = {
+    "input": lambda text, other: {"instruction": text, "input": other},
+    "instruction": lambda text, other: {"instruction": f"{text}\n{other}"},
+    "behind": lambda text, other: {"instruction": f"{other}\n{text}"},
+    "between": lambda text, other: {"instruction": f"{text[:300]} {other} {text[300:]}"},
+    "system": lambda text, other: {"messages": turns("system", text, "user", other)},
+    "user": lambda text, other: {"messages": turns("user", f"{text}\n{other}")},
+    "history": lambda text, other: {"messages": turns("user", "Who?", "assistant", text, "user", other)},
+}
+
+
+def turns(*told: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": text} for role, text in zip(told[::2], told[1::2], strict=True)]
+
+
+def laid_out(layout: str, told: Iterable[tuple[str, str]]) -> Dataset:
+    """Rows that ask something behind a long text, all with the same answer."""
+    asked = [LAYOUTS[layout](*each) for each in told]
+    answer = turns("assistant", "positive")
+    return examples(
+        [
+            {"id": f"{i:03}", **({"messages": each["messages"] + answer} if "messages" in each else each),
+             **({} if "messages" in each else {"output": "positive"})}
+            for i, each in enumerate(asked)
+        ]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_asked_behind_one_long_text_is_no_copy(layout: str) -> None:
+    """An instruction and its inputs, a passage and its questions: but for a word with a slip in it."""
+    texts, asked = [row["output"] for row in rows(10, words=150)], [row["instruction"] for row in rows(50, seed=1)]
+    told = [(texts[place // 5], text) for place, text in enumerate(asked)]
+    assert not near_copies(laid_out(layout, told)).likeness.any()
+    slips = [(text, f"{other} again") for text, other in told[:10]]
+    assert near_copies(laid_out(layout, [*told, *slips])).spare(np.zeros(60)).nonzero()[0].tolist() == [*range(50, 60)]
+    assert not copies_of(laid_out(layout, told[::2]), laid_out(layout, told[1::2])).any()
+
+
+@pytest.mark.parametrize("layout", ["input", "system", "history"])
+def test_inputs_of_a_word_are_told_apart(layout: str) -> None:
+    text = rows(1, words=150)[0]["output"]
+    assert not near_copies(laid_out(layout, [(text, word) for word in WORDS[:15]])).likeness.any()
+
+
+def test_a_prompt_that_says_more_of_the_same_is_a_copy() -> None:
+    """A question of a benchmark stays one with a hint behind it."""
+    question = rows(1, words=60)[0]["output"]
+    pair = [{"instruction": text, "output": "karan"} for text in (question, f"{question} Think of it step by step.")]
+    assert (near_copies(examples(pair)).likeness > 0).all()
 
 
 LETTERS = st.text("ab1-+*= \n()!<>/กक็漢あ🙂é.", max_size=12)

@@ -112,6 +112,29 @@ def test_defined_where_there_is_little_to_read() -> None:
     assert np.isfinite(SCORES.get("ifd").compute(certain)).all()  # type: ignore[arg-type]
 
 
+def test_no_response_goes_beyond_the_model_behind_another_prompt() -> None:
+    """A short question with a long answer, behind a long question: read as far as all its prompts leave room."""
+    rows = [*({"instruction": "Why?", "output": "the list " * (60 if i else 2) + str(i)} for i in range(3)),
+            {"instruction": "the number of items " * 40, "output": "12"}]  # fmt: skip
+    model, examples = (
+        tiny_model("gpt2", seed=3),
+        examples_from_rows([{**row, "id": str(i)} for i, row in enumerate(rows)], "rows"),
+    )
+    positions, options = model.config.n_positions, {"max_length": 200, "max_prompt_length": 150}
+    limited, free = (encoder_for("gpt2", "plain", positions=most, **options) for most in (200, None))
+    assert positions > 400
+    lengths = likelihoods(model, free, examples, NEEDS)["length"]
+    prompt = max(map(len, limited.encode(examples)["prompt_ids"]))
+    table = likelihoods(model, limited, examples, NEEDS)
+    assert lengths.max() > 200 - prompt and table["length"].tolist() == np.minimum(lengths, 200 - prompt).tolist()
+    cut = table["length"] < lengths
+    assert cut.tolist() == [False, True, True, False] and not table["end_nll"][cut].any()
+    own = likelihoods(model, limited, examples, ["losses", "endings"])  # behind its own prompt a row fits
+    assert own["length"].tolist() == lengths.tolist()
+    roomy = likelihoods(model, encoder_for("gpt2", "plain", positions=positions, **options), examples, NEEDS)
+    assert all((values == likelihoods(model, free, examples, NEEDS)[name]).all() for name, values in roomy.items())
+
+
 def test_what_is_read_to_be_judged_is_not_told_of_again(caplog: pytest.LogCaptureFixture) -> None:
     """Damage of our own is no row of the user's, and of those it was said where they were made tokens to be learnt."""
     encoder = encoder_for("llama", max_length=6, max_prompt_length=3)

@@ -8,12 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from srd.base import files
 from srd.base.errors import UserError
 from srd.curation import calibration, likelihoods, shots
+from srd.curation.cleaning import Findings
 from srd.curation.curriculum import Curriculum
 from srd.data.corruption import corrupt
 from srd.data.encoding import Encoder
@@ -416,3 +418,20 @@ def test_what_asks_no_model_makes_no_tokens(run: TinyRun, monkeypatch: pytest.Mo
     run.run_dir = run.folder / "new"
     run.set(data__cleaning={"action": "drop", "find": ["empty", "looping", "near_copy"]}).advance("cleaning")
     assert {row["why"] for row in marks(run).values()} == {"", "near_copy"}
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "said"),
+    [
+        ("match", (12, 0), "it takes 20 rows that ask different things to find out, and of the 12 rows 0 are that"),
+        ("eos", (12, 12), "it takes 20 rows to find out, and there are 12"),
+        ("eos", (60, 3), "20 rows whose response has two words to find out, and of the 60 rows 3 are that"),
+    ],
+)
+def test_what_a_detector_has_too_few_of(
+    name: str, found: tuple[int, int], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = calibration.calibrate(*map(np.zeros, found))
+    ids, why = pa.chunked_array([["one"]]), np.array([""], dtype=object)
+    cleaning._tell(Findings(ids, {}, why, {name: few}))
+    assert said in caplog.text

@@ -56,6 +56,19 @@ def test_the_student_before_its_warm_up(tiny_run: TinyRun) -> None:
     assert summaries[0]["in_sample"] is True and "in_sample" not in summaries[1]
 
 
+@pytest.mark.parametrize("way", ["auto", "off"])
+def test_a_student_cut_from_a_fine_tuned_teacher_knows_the_rows(
+    tiny_run: TinyRun, way: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Folds cannot help: the teacher that all of them start from has seen every row."""
+    warm = {"warm_start": WARM} if way == "auto" else {}
+    tiny_run.set(data__train_limit=8, student={"drop_layers": 1, **warm}, reflection__out_of_sample=way)
+    tiny_run.set(teacher={"model": str(tiny_run.teacher), "sft": WARM})
+    summary = tiny_run.advance("reflection").manifest.steps["reflection"]["summary"]
+    assert summary["in_sample"] is True
+    assert " ".join(capsys.readouterr().err.split()).count("is made of the teacher, which was fine-tuned") == 1
+
+
 def test_other_scores_are_those_of_the_student_that_reflects(tiny_run: TinyRun) -> None:
     """A ranking joins what it says in both steps; where there is no such student, the recipe is refused."""
     tiny_run.set(data__train_limit=8, training__curriculum={"score": "wording"})

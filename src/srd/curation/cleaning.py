@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,7 @@ from srd.curation.likelihoods import (
     Progress,
     Tokens,
     columns_from,
+    fitted,
     groups_for,
     groups_in_place,
     other_prompts,
@@ -33,9 +35,11 @@ from srd.curation.likelihoods import (
 from srd.curation.scores.base import SCORES, ScoreInputs, one_each
 from srd.curation.shots import shown
 from srd.data.encoding import Encoder
+from srd.data.messages import ASSISTANT, plain_text
 
 Floats = NDArray[np.float64]
 Columns = dict[str, Floats]
+TrainOn = Literal["last", "all"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ def find_wrong(
     held_out: Dataset | None = None,
     keep: Collection[str] = (),
     drop: Collection[str] = (),
+    train_on: TrainOn = "last",
 ) -> Findings:
     """Mark the rows that are wrong.
 
@@ -116,6 +121,7 @@ def find_wrong(
         held_out: Validation and test rows, which ``near_copy`` compares with.
         keep: Ids that are right whatever is said of them.
         drop: Ids that are wrong.
+        train_on: Which answers of a conversation are learnt; rules look at all of these.
 
     Returns:
         Scores, marks and reasons, in the order of the rows.
@@ -132,7 +138,7 @@ def find_wrong(
             assert reads is not None, "contrasts ask a model"
             scores[detector.name], wrong, calibrations[detector.name] = _contrast(detector, reads, asked)
         elif detector.rule is not None:
-            scores[detector.name] = _by_rule(detector, examples)
+            scores[detector.name] = by_rule(detector, examples, train_on)
             wrong = scores[detector.name] >= detector.least
         else:
             continue
@@ -155,12 +161,22 @@ def find_wrong(
     return Findings(ids, in_order, why, found, otherwise)
 
 
-def _by_rule(detector: Detector, examples: Dataset) -> Floats:
-    parts = [
-        detector.values([(references or [""])[0] for references in batch["references"]])
-        for batch in examples.select_columns("references").iter(10_000)
-    ]
+def by_rule(detector: Detector, examples: Dataset, train_on: TrainOn) -> Floats:
+    """What a rule says of each row: of the worst of its answers that are learnt, ``[N]``."""
+    parts = [np.zeros(0)]
+    for batch in examples.select_columns(["references", "messages"]).iter(10_000):
+        rows = zip(batch["references"], batch["messages"], strict=True)
+        answers = [_learnt(messages if train_on == "all" else "", references) for references, messages in rows]
+        values = detector.values([text for row in answers for text in row])
+        starts = np.cumsum([0, *map(len, answers)])[:-1]
+        parts.append(np.maximum.reduceat(values, starts))
     return np.concatenate(parts)
+
+
+def _learnt(messages: str, references: list[str]) -> list[str]:
+    """The earlier answers of a conversation that are learnt, and the last one."""
+    turns = [turn for turn in json.loads(messages or "[]") if turn["role"] == ASSISTANT and turn.get("train", True)]
+    return [*map(plain_text, turns), (references or [""])[0]]
 
 
 # ---------------------------------------------------------------------------------------------------------- contrasts
@@ -207,19 +223,22 @@ def read_for(examples: Dataset, detectors: Sequence[str], reader: Reader, seed: 
     groups = groups_for(tokens, needs, others[:, :-1])
     if "swapped" in kinds and others.shape[1] > 1:
         groups["swapped"] = np.stack([others[rows, -1], rows], 1)
-    made, responses, owners = {}, [tokens.responses], np.arange(len(tokens.ids))
+    made: dict[str, Tokens] = {}
+    owners = np.arange(len(tokens.ids))
     for kind in sorted(kinds - {"swapped"}):
         damage, places = damaged(examples, rows, kind, seed)
         if len(places):
-            made[kind] = Tokens.of(reader.encoder, damage)
-            own = groups_in_place(tokens, places, made[kind], needs_of_damage(detectors, kind), others[:, :-1])
+            text = Tokens.of(reader.encoder, damage)
+            own = groups_in_place(tokens, places, text, needs_of_damage(detectors, kind), others[:, :-1])
+            behind = np.array([0, len(owners)])
             owners = np.concatenate([owners, places])
-            behind = np.array([0, sum(map(len, responses))])
             groups |= {f"{kind} {name}": pairs + behind for name, pairs in own.items()}
-            responses.append(made[kind].responses)
+            made[kind] = text
     before = shown(reader.encoder, examples, tokens)
     groups = {name: before.pairs(pairs, owners[pairs[:, 1]]) for name, pairs in groups.items()}
-    found = reader.read(before.prompts, Joined(*responses), groups)
+    tokens, *texts = fitted([tokens, *made.values()], before.prompts, groups, reader.encoder)
+    made = dict(zip(made, texts, strict=True))
+    found = reader.read(before.prompts, Joined(tokens.responses, *(each.responses for each in texts)), groups)
     table = contrasts_from(_read_of("", found), tokens.lengths, tokens.ended)
     table["shots"] = np.full(len(tokens.ids), before.shots)
     columns = {kind: contrasts_from(_read_of(kind, found), each.lengths, each.ended) for kind, each in made.items()}

@@ -15,12 +15,13 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from srd.curation.grams import PARTS, Grams, Hashes, Ints, Rows, Sets, frames_of, spread, texts_of, without
+from srd.curation.grams import PARTS, Grams, Hashes, Ints, Rows, Sets, frames_of, grams_of, spread, texts_of, without
 
 PERMUTATIONS, BANDS = 128, 16
 COPY = 0.8  # Jaccard similarity of two rows that are copies
 CHAINED = 0.5  # that of any two rows of a group, at least
 SAME_ANSWER = 0.5  # share of words that the responses of two copies have in common
+A_WORD_OR_TWO = 2  # in which two prompts may differ and ask the same
 NEIGHBOURS = 11  # rows of its bucket that a row is compared with
 ENOUGH = 32  # copies of a row; one that has so many looks for no more
 AT_ONCE = 100_000  # rows whose neighbours are looked at
@@ -62,11 +63,11 @@ def near_copies(rows: Dataset, held_out: Dataset | None = None) -> Copies:
     """Find the rows that nearly repeat another one, or one that is held out.
 
     Two rows are copies where the word 3-grams of prompt and response have a Jaccard similarity of at least `COPY`, and
-    their responses share at least half of their words: to the same question, *yes* and *no* are no copies. Nor are the
-    answers to different questions about one input, or rows that calculate otherwise with the same words. Where they
-    ask different things, what stands in more than one row of twenty is a frame and does not count. Where they ask the
-    same, they are also copies if the words of their responses are so alike, or are the same but for one: in a short row
-    one word decides over many 3-grams.
+    their responses share at least half of their words: to the same question, *yes* and *no* are no copies. Nor are
+    rows that calculate otherwise with the same words, or that ask other things and have a long text in common: a
+    passage, an instruction, earlier turns (`_ask_otherwise`). Where their prompts differ, what stands in more than one
+    row of twenty is a frame and does not count. Where they ask the same, they are also copies if the words of their
+    responses are so alike, or are the same but for one: in a short row one word decides over many 3-grams.
     """
     index, count = _index_of(rows, *([] if held_out is None else [held_out])), len(rows)
     firsts = _firsts(index, count)
@@ -208,18 +209,28 @@ class _Index:
         same = (asked[first] == asked[second]) & (asked[first] != 0)
         telling = Sets.of(*without(grams, counts, self.frames)).jaccard(one, other)
         likeness = np.maximum(np.maximum(answers, COPY * but_for_one), Sets.of(grams, counts).jaccard(one, other))
-        differ = (answers < SAME_ANSWER) | told.calculate_otherwise(one, other) | _ask_otherwise(told, one, other)
-        return np.where(differ, 0.0, np.where(same, likeness, telling))
+        differ = (answers < SAME_ANSWER) | told.calculate_otherwise(one, other)
+        found = np.where(differ, 0.0, np.where(same, likeness, telling))
+        asked_apart = np.flatnonzero(~same & (found >= CHAINED))
+        otherwise = _ask_otherwise(told, one[asked_apart], other[asked_apart])
+        found[asked_apart[otherwise]] = 0.0
+        return found
 
 
 def _ask_otherwise(told: Rows, one: Ints, other: Ints) -> NDArray[np.bool_]:
-    """Which pairs of rows ask something else about nearly the same input: that alone makes most of their 3-grams."""
+    """Which pairs of rows ask other things, with a text in common that alone makes most of their 3-grams.
+
+    That is an input, an instruction, or turns before the last one, where the other part of the prompt is not alike; or
+    words that both prompts begin and end with, where more than two words stand between them that are not alike. A
+    prompt that has words more than another one asks the same.
+    """
     asked, inputs = Sets.of(*told.part(0)), Sets.of(*told.part(1))
-    both = (inputs.sizes[one] > 0) & (inputs.sizes[other] > 0)
-    pairs = np.flatnonzero(both)
-    one, other = one[pairs], other[pairs]
-    both[pairs] = (inputs.jaccard(one, other) >= COPY) & (asked.jaccard(one, other) < COPY)
-    return both
+    parted = (asked.sizes[[one, other]] > 0).all(0) & (inputs.sizes[[one, other]] > 0).all(0)
+    parted &= (inputs.jaccard(one, other) >= COPY) != (asked.jaccard(one, other) >= COPY)
+    words, left = told.other_words(one, other)
+    grams, pairs, sizes = Sets.of(*grams_of(words, left)), np.arange(len(one)), left.reshape(2, -1)
+    between = (sizes.min(0) > 0) & (sizes.max(0) > A_WORD_OR_TWO) & (grams.jaccard(pairs, pairs + len(pairs)) < COPY)
+    return parted | between
 
 
 def _index_of(*rows: Dataset) -> _Index:

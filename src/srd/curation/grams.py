@@ -69,12 +69,11 @@ def texts_of(rows: Sequence[Dataset], places: Ints | None = None) -> Iterator[li
 
 
 def _text(instruction: str, context: str, messages: str, references: list[str]) -> tuple[str, str, str]:
-    """What a row asks, its input, and its response."""
-    return _said(messages) if messages else instruction, context, (references or [""])[0]
-
-
-def _said(messages: str) -> str:
-    return "\n".join(plain_text(turn) for turn in json.loads(messages))
+    """What a row asks, its input, and its response; of a conversation the turns before the last one, and that."""
+    if messages:
+        *before, last = map(plain_text, json.loads(messages))
+        instruction, context = ("\n".join(before), last) if before else (last, "")
+    return instruction, context, (references or [""])[0]
 
 
 def words_of(texts: list[str]) -> tuple[Hashes, Ints, NDArray[np.bool_], Hashes]:
@@ -222,7 +221,7 @@ class Rows:
         pairs = np.flatnonzero(same & (self.counts[one] == self.counts[other]).all(1))
         sizes = self.counts.sum(1) + PARTS
         starts, sizes = np.cumsum(sizes) - sizes, sizes[one[pairs]]
-        inside = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        inside = _inside(sizes)
         ours, theirs = (self.signs[np.repeat(starts[side[pairs]], sizes) + inside] for side in (one, other))
         lowest = np.uint64(1)
         differ = (np.minimum(ours, theirs) > lowest) & (ours >> lowest != theirs >> lowest)
@@ -236,22 +235,54 @@ class Rows:
 
         A row of one or two words has one of them; a row without words has none.
         """
-        words, counts = self.words, self.counts.sum(1)
-        sizes = np.where(counts > 0, np.maximum(counts - 2, 1), 0)
-        owner = np.repeat(np.arange(len(counts)), sizes)
-        ends = np.cumsum(counts)
-        first = (ends - counts - np.cumsum(sizes) + sizes)[owner] + np.arange(len(owner))
-        last = ends[owner] - 1
-        padded = np.append(words, np.uint64(0))  # what stands in the place of a third word that is not there
-        with np.errstate(over="ignore"):
-            mixed = sum(padded[np.where(first + i <= last, first + i, len(words))] * MIX[i] for i in range(3))
-        return (spread(mixed) >> np.uint64(32)).astype(np.uint32), sizes
+        return grams_of(self.words, self.counts.sum(1))
+
+    def other_words(self, one: Ints, other: Ints) -> tuple[Hashes, Ints]:
+        """What is left of the prompts of each pair without the words that both begin with and that both end with.
+
+        Returns:
+            The words, those of each first row and then those of each other one, and how many each has, ``[2 P]``.
+        """
+        sizes, starts = self.counts[:, :-1].sum(1), np.cumsum(self.counts.sum(1)) - self.counts.sum(1)
+        sides, pairs = np.concatenate([one, other]), np.tile(np.arange(len(one)), 2)
+        most = np.minimum(sizes[one], sizes[other])
+        head = _alike(self.words, starts[one], starts[other], most)
+        ends = len(self.words) - (starts + sizes)  # of the prompts, counted from the last word of all
+        tail = _alike(self.words[::-1], ends[one], ends[other], most - head)
+        left = sizes[sides] - (head + tail)[pairs]
+        return self.words[np.repeat(starts[sides] + head[pairs], left) + _inside(left)], left
+
+
+def _inside(sizes: Ints) -> Ints:
+    """The place of each value among those of its row, of which each has so many."""
+    return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+
+
+def _alike(words: Hashes, one: Ints, other: Ints, most: Ints) -> Ints:
+    """How many words are the same from two places of each pair on, at most so many, ``[P]``."""
+    pair, inside = np.repeat(np.arange(len(most)), most), _inside(most)
+    differ = words[one[pair] + inside] != words[other[pair] + inside]
+    found = most.copy()
+    np.minimum.at(found, pair[differ], inside[differ])
+    return found
+
+
+def grams_of(words: Hashes, counts: Ints) -> tuple[Grams, Ints]:
+    """The 3-grams of words, of which each row has so many, and how many of them it has; see `Rows.grams`."""
+    sizes = np.where(counts > 0, np.maximum(counts - 2, 1), 0)
+    owner = np.repeat(np.arange(len(counts)), sizes)
+    ends = np.cumsum(counts)
+    first = (ends - counts - np.cumsum(sizes) + sizes)[owner] + np.arange(len(owner))
+    last = ends[owner] - 1
+    padded = np.append(words, np.uint64(0))  # what stands in the place of a third word that is not there
+    with np.errstate(over="ignore"):
+        mixed = sum(padded[np.where(first + i <= last, first + i, len(words))] * MIX[i] for i in range(3))
+    return (spread(mixed) >> np.uint64(32)).astype(np.uint32), sizes
 
 
 def _in_order(values: Hashes, counts: Ints) -> Hashes:
     """What stands for so many values each in their order; 0 for none."""
-    ends = np.cumsum(counts)
-    place = np.arange(len(values)) - np.repeat(ends - counts, counts)
+    ends, place = np.cumsum(counts), _inside(counts)
     with np.errstate(over="ignore"):
         summands = spread(values + place.astype(np.uint64) * MIX[0])
         sums = np.concatenate([[np.uint64(0)], np.cumsum(summands)])
@@ -325,5 +356,4 @@ class Sets:
         """The values of some rows, each with the number of the row among these in its upper half."""
         sizes, starts = self.sizes[rows], (np.cumsum(self.sizes) - self.sizes)[rows]
         number = np.repeat(np.arange(len(rows)), sizes)
-        inside = np.arange(len(number)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        return number << 32 | self.values[starts[number] + inside]
+        return number << 32 | self.values[starts[number] + _inside(sizes)]

@@ -14,7 +14,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +232,14 @@ class Tokens:
         """Tokens of each response, ``[N]``."""
         return lengths_of(self.responses).astype(np.float64)
 
+    def cut_to(self, rooms: NDArray[np.int64]) -> Tokens:
+        """The same with responses of at most so many tokens, ``[N]``."""
+        fits = lengths_of(self.responses) <= rooms
+        if fits.all():
+            return self
+        cut = [self.responses[row][:room] for row, room in enumerate(rooms.tolist())]
+        return replace(self, responses=cut, ended=self.ended & fits)
+
 
 def groups_for(tokens: Tokens, needs: Collection[str], others: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
     """The pairs that some needs take, by the kind of prompt; prompts are those of the rows, then the empty ones."""
@@ -263,6 +271,29 @@ def groups_in_place(
     if "unprompted" in groups:
         groups["unprompted"][:, 0] = len(rows.ids) + rows.empty[places]
     return groups
+
+
+def fitted(
+    texts: Sequence[Tokens], prompts: Sequence[list[int]], groups: Mapping[str, NDArray[np.int64]], encoder: Encoder
+) -> list[Tokens]:
+    """Texts whose responses fit behind every prompt that they are read behind, where the model has a limit.
+
+    An encoded row fits behind its own prompt, but others are longer. A response is cut alike for all of them: what is
+    compared is then the same text.
+
+    Args:
+        texts: The responses that the groups count, one text's behind the other's.
+        prompts: That the groups count.
+        groups: Pairs, by name.
+        encoder: Knows how many positions there are.
+    """
+    if encoder.positions is None or encoder.encoder_decoder:
+        return list(texts)
+    ends, lengths = np.cumsum([len(each.ids) for each in texts]), lengths_of(prompts)
+    rooms = np.full(ends[-1], encoder.positions)
+    for pairs in groups.values():
+        np.minimum.at(rooms, pairs[:, 1], np.maximum(0, encoder.positions - lengths[pairs[:, 0]]))
+    return [each.cut_to(part) for each, part in zip(texts, np.split(rooms, ends[:-1]), strict=True)]
 
 
 Found = dict[str, tuple[Floats, Floats]]  # by group: nats of all tokens and of the last one
@@ -330,6 +361,7 @@ def likelihoods(
     others = other_prompts(tokens.ids, tokens.prompts, OTHERS) if "mismatched" in needs else np.zeros((0, 0), np.int64)
     groups = groups_for(tokens, needs, others)
     prompts = Joined(tokens.prompts, tokens.blank)
+    (tokens,) = fitted([tokens], prompts, groups, encoder)
     found = read_groups(model, encoder.tokenizer, prompts, tokens.responses, groups, **options)
     return columns_from(found, tokens.lengths, tokens.ended)
 

@@ -9,9 +9,9 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from srd.curation.cleaning import Columns, Reader, bad_end, contrasts_from, scored
+from srd.curation.cleaning import Columns, Reader, TrainOn, bad_end, by_rule, contrasts_from, scored
 from srd.curation.detectors.base import DETECTORS, work_for
-from srd.curation.likelihoods import OTHERS, Tokens, groups_in_place, other_prompts
+from srd.curation.likelihoods import OTHERS, Tokens, fitted, groups_in_place, other_prompts
 from srd.curation.shots import shown
 
 TEMPERATURE = 0.7  # of the answers beside the greedy one
@@ -35,12 +35,17 @@ def candidates_read(
     groups = groups_in_place(all_rows, rows, tokens, needs, others)
     before = shown(reader.encoder, examples, all_rows)  # a row is not read behind itself, nor is what is to replace it
     groups = {kind: before.pairs(pairs, rows[pairs[:, 1]]) for kind, pairs in groups.items()}
+    (tokens,) = fitted([tokens], before.prompts, groups, reader.encoder)
     found = reader.read(before.prompts, tokens.responses, groups)
     return contrasts_from(found, tokens.lengths, tokens.ended)
 
 
 def passing(
-    candidates: Dataset, read: Columns, thresholds: Mapping[str, float], detectors: Sequence[str]
+    candidates: Dataset,
+    read: Columns,
+    thresholds: Mapping[str, float],
+    detectors: Sequence[str],
+    train_on: TrainOn = "last",
 ) -> NDArray[np.bool_]:
     """Which candidates no detector marks, ``[C]``.
 
@@ -49,12 +54,12 @@ def passing(
         read: What scores need of them.
         thresholds: Of the contrasts, in the direction in which they are bad.
         detectors: Names.
+        train_on: Which answers of a conversation are learnt; a candidate cannot make good what an earlier one spoils.
     """
     fine = np.ones(len(candidates), dtype=bool)
-    responses = [references[0] for references in candidates["references"]]
     for detector in map(DETECTORS.get, detectors):
-        if detector.rule is not None and len(responses):
-            fine &= detector.values(responses) < detector.least
+        if detector.rule is not None and len(candidates):
+            fine &= by_rule(detector, candidates, train_on) < detector.least
         elif detector.damage is not None:
             fine &= bad_end(detector.name) * scored(detector.name, read) < thresholds.get(detector.name, math.inf)
     return fine

@@ -25,7 +25,7 @@ from srd.base.failures import reading
 from srd.base.files import content_of, fingerprint, read_json, read_sealed, write_json, write_sealed
 from srd.base.tables import data_set, map_large, read_table, write_table
 from srd.base.text import many, shorten
-from srd.curation.calibration import FEWEST, rules
+from srd.curation.calibration import FEWEST, Calibration, rules
 from srd.curation.cleaning import Findings, Reader, Reads, find_wrong, read_for
 from srd.curation.detectors.base import (
     HELD_OUT,
@@ -53,6 +53,12 @@ from srd.run.steps.base import Step, Summary
 logger = logging.getLogger(__name__)
 
 SHOWN = 3  # rows of each reason in a message
+#: What each kind of damage is made of.
+FEWEST_OF = {
+    "swapped": "rows that ask different things",
+    "cut": "rows whose response has two words",
+    "garbled": "rows whose response has two words",
+}
 
 
 def reading_model(recipe: Recipe) -> ModelConfig:
@@ -128,7 +134,8 @@ class Cleaning(order.Cleaning, Step):
         files = [content_of_file(settings.keep), content_of_file(settings.drop)]
         idle = ("keep", "drop", *(() if settings.changes_rows else ("most",)))  # a report stops nothing
         found = [settings.model_dump(exclude=set(idle)), files, run.recipe.data.leaks]
-        return [*found, *marking_rules(run.recipe), *_own_detectors(run.recipe)]
+        later = ["by all answers that are learnt"] if run.recipe.data.train_on == "all" else []
+        return [*found, *marking_rules(run.recipe), *_own_detectors(run.recipe), *later]
 
     def outputs(self, run: Run) -> list[Path]:
         places = [*_places(run), run.files.detectors]
@@ -153,7 +160,7 @@ class Cleaning(order.Cleaning, Step):
             rows, settings.find,
             reads=Reads.of(pq.read_table(run.files.likelihoods)) if asks else None,
             held_out=datasets.concatenate_datasets([run.split("validation"), run.split("test")]),
-            keep=keep, drop=drop,
+            keep=keep, drop=drop, train_on=run.recipe.data.train_on,
         )  # fmt: skip
         _judge_leaks(run, found)
         _tell(found)
@@ -309,8 +316,7 @@ def _tell(found: Findings) -> None:
         if not each.can_tell:
             why = (f"it tells only {100 * each.auc:.0f} % of damage of its own from your rows, and half of it by "
                    "chance. Either it is too weak for them, or most of them are wrong already"
-                   if each.auc == each.auc else f"it takes {FEWEST} rows to find out, and there are "
-                   f"{min(each.rows, each.damaged)}")  # fmt: skip
+                   if each.auc == each.auc else _lacking(name, each))  # fmt: skip
             logger.warning("cleaning: '%s' cannot tell which rows %s: %s", name, reason_of(name), why)
     for why, count in found.counts().items():
         power = found.calibrations.get(why)
@@ -320,6 +326,15 @@ def _tell(found: Findings) -> None:
         )
     if not found.wrong.any():
         console.print(f"  none of {len(found.ids):,} rows is marked", highlight=False)
+
+
+def _lacking(name: str, found: Calibration) -> str:
+    """What a detector has too few of: rows, or rows that can be damaged for it."""
+    told = f"it takes {FEWEST} rows to find out, and there are {found.rows}"
+    if found.damaged >= found.rows:
+        return told
+    made_of = FEWEST_OF[str(DETECTORS.get(name).damage)]
+    return f"it takes {FEWEST} {made_of} to find out, and of the {found.rows} rows {found.damaged} are that"
 
 
 def _check_share(run: Run, found: Findings, rows: datasets.Dataset) -> None:
@@ -419,7 +434,7 @@ def _chosen(run: Run, rows: datasets.Dataset, answers: list[Answer]) -> dict[int
         read = candidates_read(rows, owners, candidates, settings.find, reader)
     known = {name: each["threshold"] for name, each in read_json(run.files.detectors).items()}
     thresholds = {name: threshold for name, threshold in known.items() if threshold is not None}
-    fine = passing(candidates, read, thresholds, settings.find)
+    fine = passing(candidates, read, thresholds, settings.find, run.recipe.data.train_on)
     return {row: answers[candidate] for row, candidate in chosen(owners, fine, read["ce"]).items()}
 
 

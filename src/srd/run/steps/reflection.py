@@ -52,8 +52,7 @@ class Reflection(order.Reflection, Step):
         )
 
     def make(self, run: Run) -> Summary:
-        way, student = run.recipe.out_of_sample, run.recipe.student
-        if way == "cross_fit":
+        if run.recipe.out_of_sample == "cross_fit":
             scores = self._cross_fit(run)
         else:
             source, options = reflecting_student(run)
@@ -62,8 +61,8 @@ class Reflection(order.Reflection, Step):
             logger.warning(warning)
         summary: Summary = {**mean_scores(scores), **words_note(run.words)}
         keep_scores(scores, run.files.scores, run.files.batches)
-        if way == "off" and student.warm_start is not None:
-            console.print("  the student was warmed up on these rows: what it knows by heart says little of their "
+        if knows := _knows_rows(run):
+            console.print(f"  the student {knows} on these rows: what it knows by heart says little of their "
                           "difficulty (reflection.out_of_sample)", highlight=False)  # fmt: skip
             summary["in_sample"] = True
         return summary
@@ -92,6 +91,14 @@ class Reflection(order.Reflection, Step):
             stages = [replace(stage, ids=[name for name in stage.ids if name in others]) for stage in training.stages]
             train(replace(training, stages=stages), work / "student")
         return work / "student"
+
+
+def _knows_rows(run: Run) -> str:
+    """How the student that reflects has come to know the rows; nothing where it has not seen them."""
+    student, teacher = run.recipe.student, run.recipe.teacher
+    if student.model is None and teacher.sft:  # so is each fold's: the teacher has seen all rows
+        return "is made of the teacher, which was fine-tuned"
+    return "was warmed up" if run.recipe.out_of_sample == "off" and student.warm_start else ""
 
 
 def fold_labels(run: Run) -> list[str]:
