@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from srd.curation.inspect import examples_to_show, sample_evenly
 from srd.report.difficulty import corruption_table, detection_auc
 from srd.report.reading import RANKED
+from srd.sweep.page import corruption_rows
 
 
 def ranked_rows(count: int, kept: int) -> pa.Table:
@@ -70,9 +73,33 @@ def test_corruption_table_by_hand() -> None:
         "AUC, swapped",
         "AUC, truncated",
     ]
-    for row in table.rows:
+    assert table.rows[0] == ["What was dropped", 0.5, pytest.approx(2 / 3), None, None, None]
+    for row in table.rows[1:]:
         assert row[1:] == [0.5, pytest.approx(2 / 3), pytest.approx(14 / 21), 1.0, 0.0]
-    assert table.caption.startswith("30% of the training examples were corrupted on purpose; 40% were dropped.")
+    assert table.caption.startswith("30% of the training examples were corrupted on purpose; 40% were dropped;")
+
+
+def test_what_was_dropped_is_that_whatever_chose_it() -> None:
+    """As where `score: random` chose: the hardest by the student's answers are other rows."""
+    ranked = (
+        ranked_rows(10, 6).drop("kept").append_column("kept", pa.array([i >= 4 for i in range(10)]))
+    )  # e0 to e3 are dropped
+    table = corruption_table(ranked, {"e8": "swapped", "e9": "swapped", "e0": "truncated"})
+    assert table is not None
+    assert table.rows[0][:3] == ["What was dropped", 0.25, pytest.approx(1 / 3)]
+    assert [row[1:3] for row in table.rows[1:]] == [[0.5, pytest.approx(2 / 3)]] * 3
+    results: list[Any] = [
+        SimpleNamespace(
+            outcome=SimpleNamespace(cell=SimpleNamespace(row=row)),
+            run=SimpleNamespace(
+                ranked=ranked, corruption=lambda: {"e9": "swapped"}, training_examples=10, chosen_otherwise=otherwise
+            ),
+        )
+        for row, otherwise in (("random", ""), ("fresh", "Every pass drew anew."))
+    ]
+    shown = corruption_rows(results)
+    assert shown is not None
+    assert [row[:3] for row in shown.rows] == [["random", 0.1, 0.0], ["fresh", 0.1, None]]
 
 
 def test_no_corruption_no_table() -> None:

@@ -248,9 +248,10 @@ def corruption_rows(results: Sequence[Result]) -> Table | None:
         tables = [table for run, kinds in runs if (table := corruption_table(run.ranked, kinds)) is not None]
         if not tables:
             continue
-        # Each table has a row for each way to call an example hard: its name, precision, recall, AUC.
-        precision = [cell for table in tables if isinstance(cell := table.rows[0][1], float)]
-        aucs = zip(*([float(line[3]) for line in table.rows] for table in tables), strict=True)  # type: ignore[arg-type]
+        # A row for what was dropped, then one for each way to call an example hard: name, precision, recall, AUC.
+        ranked = not any(run.chosen_otherwise for run, _ in runs)  # else what was left out is not what the ranking says
+        precision = [cell for table in tables if ranked and isinstance(cell := table.rows[0][1], float)]
+        aucs = zip(*([float(line[3]) for line in table.rows[1:]] for table in tables), strict=True)  # type: ignore[arg-type]
         share = statistics.fmean(len(kinds) / max(run.training_examples, 1) for run, kinds in runs)
         lines.append([row, share, statistics.fmean(precision) if precision else None, *map(statistics.fmean, aucs)])
     if not lines:

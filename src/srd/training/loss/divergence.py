@@ -73,7 +73,7 @@ def _by_autograd(function: Callable[..., Tensor], log_p: Tensor, log_q: Tensor, 
             )
         (slope,) = torch.autograd.grad(value.sum(), variable)
     slope = slope.masked_fill((log_p <= _lowest(log_p)) & (log_q <= _lowest(log_p)), 0.0)  # ids that both mask
-    unsound = slope.isnan().any(-1)  # as the square root at 0: its value is sound, and its slope is not
+    unsound = ~slope.isfinite().all(-1)  # as the square root at 0: its value is sound, and its slope is not
     return value.detach().masked_fill(unsound, torch.nan), slope
 
 
@@ -99,9 +99,9 @@ def _check_sound(function: SlopeFunction, value: Tensor, log_p: Tensor, log_q: T
     bad = value.isnan() & ~log_p.isnan().any(-1) & ~log_q.isnan().any(-1)
     if bool(bad.any()):
         raise UserError(
-            f"the divergence {_title(function)!r} gives NaN, or a gradient that is NaN, at {int(bad.sum())} of "
-            f"{len(bad)} positions, where teacher and student are sound. A root or a logarithm of 0 "
-            "does that: clamp first."
+            f"the divergence {_title(function)!r} gives NaN, or a gradient that is not finite, at {int(bad.sum())} of "
+            f"{len(bad)} positions, where teacher and student are sound. A root or a logarithm of 0 does that, also "
+            "behind a clamp at 0: add a small number under it, as in (x.clamp(min=0) + 1e-12).sqrt()."
         )
 
 
