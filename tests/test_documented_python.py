@@ -65,14 +65,24 @@ def test_the_plugins_on_the_page_work_together(tmp_path: Path) -> None:
             path = tmp_path / named[1]
             path.write_text(block, encoding="utf-8")
             plugins[path.stem] = str(path)
-    assert set(plugins) >= {"hellinger", "long_and_surprising", "often_own", "cautious", "terse", "brief", "short"}
+    assert set(plugins) >= {
+        "hellinger",
+        "long_and_surprising",
+        "often_own",
+        "cautious",
+        "terse",
+        "brief",
+        "short",
+        "first_word",
+    }
+    few = str(write_rows(tmp_path / "few.jsonl", tiny_rows()[:1]))
     tiny = TinyRun(tmp_path).set(
         plugins=list(plugins.values()), teacher__source="cautious", data__template="terse",
         training__objective={"name": "hellinger", "floor": 0.001},
         training__method={"name": "often_own", "max_new_tokens": 4},
         training__curriculum={"stages": 1, "score": ["fused", "long_and_surprising"], "fusion": "median_rank"},
         data__cleaning={"action": "report", "find": ["short"]},
-        evaluation__tasks=[{"name": "brief", "path": str(write_rows(tmp_path / "few.jsonl", tiny_rows()[:1]))}],
+        evaluation__tasks=[{"name": "brief", "path": few}, {"name": "first_word", "path": few}],
         evaluation__seeds=[1],
     )  # fmt: skip
     result = srd.run(tiny.recipe, run_dir=tiny.run_dir)

@@ -120,8 +120,24 @@ def root(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
 
 
 def test_nan_that_a_divergence_makes_is_its_own() -> None:
-    with pytest.raises(srd.UserError, match=r"'root' gives NaN, or a gradient that is NaN, at 1 of 2 positions"):
+    with pytest.raises(srd.UserError, match=r"'root' gives NaN, or a gradient that is not finite, at 1 of 2 "):
         divergence(root)
+
+
+def overlap(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    return 1 - ((log_p + log_q) / 2).exp().sum(-1)  # 0 where both agree, or a little beside it
+
+
+def test_a_root_behind_a_clamp_is_refused_and_the_remedy_that_is_named_works() -> None:
+    """At 0 the root's slope is infinite."""
+    logits = torch.randn(50, 40, generator=torch.Generator().manual_seed(0))
+    student = logits.clone().requires_grad_()
+    srd.register_divergence("of_a_test_clamped")(lambda log_p, log_q: overlap(log_p, log_q).clamp(min=0).sqrt())
+    with pytest.raises(srd.UserError, match=r"as in \(x\.clamp\(min=0\) \+ 1e-12\)\.sqrt\(\)"):
+        srd.divergence("of_a_test_clamped", student, logits)
+    divergence(lambda log_p, log_q: (overlap(log_p, log_q).clamp(min=0) + 1e-12).sqrt())
+    srd.divergence("of_a_test", student, logits).sum().backward()
+    assert student.grad is not None and torch.isfinite(student.grad).all()
 
 
 def test_a_divergence_below_0_is_told_of_and_not_taken_for_0() -> None:

@@ -249,6 +249,10 @@ def test_what_takes_less_memory_is_a_setting_of_the_step_that_needs_most(tiny_re
         (told,) = said.warnings
         assert "in the step" in told.what and setting in told.remedy
         assert ("training" in told.remedy) == bool(stages)
+        assert "teacher.offload" not in told.remedy
+    with collecting() as said:
+        warn_of_memory(tiny_recipe, Phase("cache", memory=1e18))  # all the weights of the teacher
+    assert "teacher.offload" in said.warnings[0].remedy and "teacher.load_in_8bit=true" in said.warnings[0].remedy
 
 
 def test_keys_and_values_of_shared_heads_are_counted_once(tiny_recipe: Recipe) -> None:

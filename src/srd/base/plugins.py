@@ -70,7 +70,7 @@ def _import(name: str) -> None:
 def _import_file(name: str) -> None:
     path = Path(name).expanduser().resolve()
     if not path.is_file():
-        raise UserError(f"plugins: no file '{name}'")
+        raise UserError(f"plugins: no file '{name}' (looked for as {path}: relative paths begin in the current folder)")
     module_name = f"srd_plugin_{path.stem}_{fingerprint(str(path))[:8]}"  # two folders may have one of that name
     if module_name in sys.modules:
         return

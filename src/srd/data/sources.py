@@ -63,13 +63,17 @@ class Known(Protocol):
 
     @property
     def home(self) -> Home | None:
-        """None: it is made on the spot."""
+        """None: it is made on the spot, or read from a file that is given."""
+
+    @property
+    def made(self) -> bool:
+        """Whether it is made on the spot."""
 
     def in_direction(self, language_pair: str | None) -> Known:
         """The same data set for a pair of languages, where it translates."""
 
-    def make(self, seed: int) -> DatasetDict | None:
-        """The splits of a data set that is made on the spot; None: it is read."""
+    def make(self, seed: int) -> DatasetDict:
+        """The splits of a data set that is made on the spot."""
 
     def convert(self, row: AnyRow, place: str) -> Mapping[str, Any] | None:
         """Turn a published row into one of a shape that `srd.data.examples` accepts; None: it is known to be empty."""
@@ -148,16 +152,18 @@ def load_source(
     """
     own, bad = bad is None, bad or BadRows()
     named, paths = _resolve(source, known)
-    if named is not None and named.home is None:
+    if named is not None and named.made:
         if paths:
-            raise UserError(
-                f"dataset {named.name!r} is made from the installed Python and reads no file: remove path {paths}."
-            )
-        made = named.make(seed)
-        assert made is not None
-        splits = {name: _checked(rows, check, bad) for name, rows in _limited(made, source.limit).items()}
+            raise UserError(f"dataset {named.name!r} is made on the spot and reads no file: remove path {paths}.")
+        made = _limited(named.make(seed), source.limit)
+        splits = {name: _checked(rows, check, bad) for name, rows in made.items()}
         found = _choose_split(splits, source.split, f"dataset {named.name!r}")
     else:
+        if named is not None and named.home is None and not paths:
+            raise UserError(
+                f"dataset {named.name!r} is read from a file: give its path, as in "
+                f"`{{dataset: {named.name}, path: {named.name}.jsonl}}`."
+            )
         named = named.in_direction(source.language_pair or None) if named else None
         rows = _files(source, named, paths) if paths else _hub(source, named, sorted(known))
         found = _read(_Rules(source, named, bad, check, owner), rows)

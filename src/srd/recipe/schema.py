@@ -113,7 +113,9 @@ class OneOfSeveral(TeacherConfig):
     """One of several teachers: it has a weight in the mean of all, or its rows."""
 
     name: FolderName | None = Field(None, description="what it is called; none: the last part of model")
-    weight: float | None = Field(None, gt=0, le=1e6, description="in the log-mean of all teachers; none: as the others")
+    weight: float | None = Field(
+        None, gt=0, le=1e6, description="in the log-mean of all teachers, relative to the others; none: 1"
+    )
     rows: str | list[str] | None = Field(
         None, description="it teaches the rows that have this, or one of these, in data.teacher_column"
     )

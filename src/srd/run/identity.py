@@ -51,7 +51,7 @@ def source_identity(source: SourceConfig | None) -> Any:
     if source is None:
         return None
     known, paths = data_set_of(source), source.paths
-    made_here = known is not None and known.home is None  # from the running Python
+    made_here = known is not None and known.made  # from the running Python
     contents = [platform.python_version()] if made_here else [name_content(path) for path in paths]
     settings = source.model_dump(exclude={"path", *(() if source.config else ("config",))})
     names = [Path(path).name for path in paths]  # ids that are made up carry the file's name

@@ -150,9 +150,14 @@ class Task:
         """The same task for a pair of languages, where it translates."""
         return self
 
-    def make(self, seed: int) -> DatasetDict | None:
-        """The splits of a data set that is made on the spot; None: it is read."""
-        return None
+    @property
+    def made(self) -> bool:
+        """Whether it is made on the spot, by a `make` of its own."""
+        return type(self).make is not Task.make
+
+    def make(self, seed: int) -> DatasetDict:
+        """The splits of a data set that is made on the spot; a task without this is read."""
+        raise NotImplementedError(f"the data set {self.name!r} is read")
 
     def convert(self, row: Row, place: str) -> Row | None:
         """Turn a published row into one that ``examples_from_rows`` accepts; None: it is known to be empty.

@@ -112,13 +112,21 @@ def warn_of_memory(recipe: Recipe, most: Phase) -> None:
             )
             if most.stages and not is_set
         ]
+        # Of the teacher's cache the plan counts all weights; what does not fit is then read from disk.
+        teacher = (
+            "A teacher that does not fit is read from disk, layer by layer (teacher.offload=auto, the default), which "
+            "takes longer; teacher.load_in_8bit=true or teacher.load_in_4bit=true makes it smaller. Else: "
+            if most.name == "cache" or most.name.startswith("cache/")
+            else ""
+        )
         warn(
             logger,
             f"about {shown_bytes(needed)} of memory are needed at the peak, in {most.name}, and this machine has "
             f"{shown_bytes(there)}.",
-            f"Take a larger machine, smaller models, or set {' '.join(smaller)}; srd plan says what each changes."
+            f"{teacher}Take a larger machine, smaller models, or set {' '.join(smaller)}; "
+            "srd plan says what each changes."
             if smaller
-            else "Take a larger machine, or smaller models.",
+            else f"{teacher}Take a larger machine, or smaller models.",
         )
 
 

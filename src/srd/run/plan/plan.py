@@ -216,7 +216,7 @@ def read_data(recipe: Recipe, notes: list[str], encoder_decoder: bool, models: R
 
 def _is_local(source: SourceConfig) -> bool:
     known = data_set_of(source)
-    if known is not None and known.home is None:  # made from the running Python
+    if known is not None and known.made:  # made from the running Python
         return True
     named = [path for path in source.paths if source.dataset or known is None]
     return bool(named) and not any(map(is_hub_name, named))
