@@ -23,7 +23,7 @@ def mine() -> Iterator[str]:
 def test_a_task_without_a_home_reads_the_file_that_is_given(mine: str, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"instruction": "What is 2?", "output": "A number."}\n', encoding="utf-8")
-    assert load_source(SourceConfig(dataset=mine, path=str(path)))["response"] == ["A number."]
+    assert len(load_source(SourceConfig(dataset=mine, path=str(path)))) == 1
 
 
 def test_a_task_without_a_home_or_a_file_is_refused_with_the_way_to_name_one(mine: str) -> None:
