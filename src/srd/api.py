@@ -483,9 +483,8 @@ def build_cache(
     check_counts(batch_size=batch_size, top_k=top_k)
     if dtype not in ("auto", *BYTES):
         raise UserError(f"dtype is {dtype!r}, but must be one of auto, {', '.join(BYTES)}")
-    loaded = teacher
-    if isinstance(loaded, str | Path):
-        loaded = load_model(str(loaded), tokenizer=tokenizer, role="teacher")
+    named = isinstance(teacher, str | Path)
+    loaded: Any = load_model(str(teacher), tokenizer=tokenizer, role="teacher") if named else teacher
     check_loaded(teacher=loaded, tokenizer=tokenizer)
     kind = bool(loaded.config.is_encoder_decoder)
     if not is_encoded(rows):

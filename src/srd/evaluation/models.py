@@ -68,10 +68,9 @@ def evaluate_models(
         UserError: a model that cannot be read or is given twice, a folder that another command works in or that holds
             other files under the names that would be written (all before anything is generated or touched).
     """
-    answer_length = max(benchmark.decoding.max_new_tokens for benchmark in benchmarks)
     names = short_names(models)
-    found: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    evaluated_models = [_evaluated_model(*each, answer_length, max_prompt_length, found) for each in names.items()]
+    room = max(benchmark.decoding.max_new_tokens for benchmark in benchmarks), max_prompt_length
+    evaluated_models = [_evaluated_model(*each, *room, trust_remote_code) for each in names.items()]
     paths = [
         predictions_path(folder, name, benchmark.key, seed)
         for name in names.values()
@@ -260,9 +259,10 @@ def prompt_encoder(config: Any, tokenizer: Any, longest: int | None, template: s
 
 
 def _evaluated_model(
-    model: str, name: str, answer_length: int, max_prompt_length: int | None, found: Mapping[str, Any]
+    model: str, name: str, answer_length: int, max_prompt_length: int | None, trust_remote_code: bool
 ) -> EvaluatedModel:
     """A model with its tokenizer; the weights are loaded when the first answer is missing."""
+    found: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     config, tokenizer = load_config(model, **found), load_tokenizer(model, **found)
     room = prompt_room(config, tokenizer, answer_length, max_prompt_length, model)
     encoder = prompt_encoder(config, tokenizer, room)

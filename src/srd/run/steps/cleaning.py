@@ -28,6 +28,7 @@ from srd.base.text import many, shorten
 from srd.curation.calibration import FEWEST, Calibration, rules
 from srd.curation.cleaning import Findings, Reader, Reads, find_wrong, read_for
 from srd.curation.detectors.base import (
+    DETECTORS,
     HELD_OUT,
     REPAIRS,
     can_soften,
