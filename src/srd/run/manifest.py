@@ -200,10 +200,11 @@ class Manifest:
         """Add to the time a step has taken, over all attempts."""
         self.steps[step]["seconds"] = round(self.steps[step].get("seconds", 0.0) + seconds, 3)
 
-    def came_after(self, step: str, keys: Mapping[str, str]) -> None:
-        """Note the fingerprints of the steps that a finished step was made after, by name; see `standing`."""
+    def came_after(self, step: str, names: Iterable[str]) -> None:
+        """Note the fingerprints of the steps that a finished step comes after; see `standing`."""
+        keys = {name: self.steps[name]["fingerprint"] for name in names if name in self.steps}
         if self.steps[step].get("after") != keys:
-            self.steps[step]["after"] = dict(keys)
+            self.steps[step]["after"] = keys
             self.save()
 
     def finish(
