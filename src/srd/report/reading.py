@@ -7,6 +7,7 @@ import math
 import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ class RunFiles:
         path = self.files.examples("train")
         return pyarrow.parquet.read_metadata(path).num_rows if path.is_file() else 0
 
-    @property
+    @cached_property
     def train_samples(self) -> list[Row]:
         """Answers of the trained student to some of its training prompts."""
         return [] if "evaluation" in self.former else read_json_lines(self.files.train_samples)

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def standing(content: Mapping[str, Any]) -> dict[str, Any]:
     steps: dict[str, Any] = content.get("steps") or {}
     wanted = content.get("planned") or steps
 
+    @cache
     def holds(name: str) -> bool:
         before = steps[name].get("after") or {}
         return all(steps.get(each, {}).get("fingerprint") == key and holds(each) for each, key in before.items())
