@@ -350,7 +350,7 @@ def test_what_is_won_back_is_told_for_each_kind_of_damage(tmp_path: Path) -> Non
             pq.write_table(pa.table({"id": ["0", "1"], **columns}), place / f"{name}.parquet")
     tables = won_back.tables_of(tmp_path, path)
     arms, targets = (tables[f"{tmp_path.name}-{name}"].splitlines() for name in ("arms", "targets"))
-    assert [line.split(" | ")[0].strip("| ") for line in arms[2:]] == ["swapped"] * 6 + ["truncated"] * 5
+    assert [line.split(" | ")[0].strip("| ") for line in arms[2:]] == ["swapped"] * 6 + ["truncated"] * 6
     assert "0.75 (0.75 to 0.75)" in arms[4] and "cleaning, soften" not in "".join(arms)
     assert targets[3] == "| swapped: cleaning, repair wins back 0.8 | 0.75 (0.75 to 0.75) | missed |"
     assert targets[4] == "| swapped: cleaning, repair is ahead of the random subset | +1.00 (+1.00 to +1.00) | met |"
