@@ -14,8 +14,9 @@ from datasets import Dataset
 
 from srd.base.errors import UserError
 from srd.base.plugins import import_plugin
-from srd.data.examples import EXAMPLE_FEATURES
+from srd.data.examples import EXAMPLE_FEATURES, example_from_row
 from srd.data.settings import SourceConfig
+from srd.data.shapes import recognised
 from srd.evaluation.scoring import score_files
 from srd.metrics.rouge import rouge_l, rouge_n
 from srd.metrics.text import bleu
@@ -135,6 +136,27 @@ def test_original_formats(
     assert set(EXAMPLE_FEATURES) <= set(examples.column_names)
     assert (examples[0]["instruction"], examples[0]["references"]) == (instruction, references)
     assert len(examples) == (1 if name == "xsum" else len(rows))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Why?", "response": "So.", "answer": "No."},
+        {"prompt": "Why?", "completion": "So.", "output": "No."},
+        {"question": "Why?", "answer": "So.", "output": "No."},
+        {"query": "Why?", "response": "So.", "answer": "No."},
+        {"problem": "Why?", "solution": "So.", "answer": "No."},
+        {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}], "answer": "No."},
+        {"Question": "Why?", "Answer": "So.", "output": "No."},
+        {"references": ["So."], "instruction": "Why?", "output": "No."},
+        {"summary": "So."},
+    ],
+)
+def test_a_row_is_scored_by_what_a_run_learns_of_it(row: dict[str, Any]) -> None:
+    """Whatever else it has that may hold an answer."""
+    assert get_task("instruction").scoring_columns(row, "here") == {"references": ["So."]}
+    if "summary" not in row and "references" not in row:
+        assert example_from_row(recognised(row, "here")[1], "here")["references"] == ["So."]
 
 
 def test_instructions_may_have_any_shape_that_a_run_takes(tmp_path: Path) -> None:

@@ -24,12 +24,12 @@ class InstructionTask(Task):
     words: Words | None = None
 
     def scoring_columns(self, row: Row, place: str) -> dict[str, Any]:
-        """Take the references; of a row of another shape, such as a conversation, the answer that a run learns."""
+        """Take the ``references``, else the answer that a run learns; of a row that no run takes, any reference."""
         from srd.data.examples import example_from_row
         from srd.data.shapes import recognised
 
         shape, native = recognised(row, place)
-        if not shape or any(row.get(name) is not None for name in self.reference_fields):
+        if not shape or row.get("references") is not None:
             return super().scoring_columns(row, place)
         return {"references": example_from_row(native, place)["references"]}
 
