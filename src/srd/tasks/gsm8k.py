@@ -1,9 +1,9 @@
 r"""GSM8K: grade-school word problems, scored by the final number.
 
 Which number is final: the one after the first ``####`` (or after ``A:`` at the start of a line, as the
-published model solutions write it), else in the last ``\boxed{}``, else after the last "the answer is", else
-the last number of the text. Where a box or an answer is a calculation, "20 - 5 = 15", its result counts.
-In GSM8K's own notation, with ``<<3+4=7>>`` annotations, a solution without its marker is unfinished and
+published model solutions write it), else in the last ``\boxed{}``, else behind the last "the answer is" or
+"Answer:", else the last number of the text. Where a box or an answer is a calculation, "20 - 5 = 15", its
+result counts. In GSM8K's own notation, with ``<<3+4=7>>`` annotations, a solution without its marker is unfinished and
 has no answer. Numbers are compared by value: 1,000.00 = 1000. What the model only thought, between ``<think>``
 and ``</think>``, is left out first.
 """
@@ -61,7 +61,14 @@ HEADING = re.compile(r"[.):][ \t]+\S")  # behind the number of "#### 1. First we
 ANSWER_LINE = re.compile(r"^A:\s*", re.MULTILINE)
 CHOICES = re.compile(r"^B:", re.MULTILINE)  # beside it "A:" begins a list
 BOXED = re.compile(r"\\boxed\s*\{")
-ANSWER_IS = re.compile(r"\banswer\s+is\b:?\s*(?:approximately\s+)?[*_`(\\\[\s]*", re.IGNORECASE)
+# "The answer is 18", "**Answer:** 18", "Answer = 18", "<answer>18</answer>", and "answer" as a heading over it.
+ANSWER_IS = re.compile(
+    r"(?<!/)\banswer(?:(?P<said>\s+(?:is|was|(?:will|would|should)\s+be|equals)\b:?)|[*_`\s]*[:=>]+|[*_]*\s*\n)"
+    r"(?:\s*\b(?:therefore|thus|simply|exactly|about|around|roughly|approximately|equal\s+to)\b,?)*[*_`(){}\\\[$\s]*",
+    re.IGNORECASE,
+)
+# What may stand under such a heading instead: a list of steps, or lines of calculations.
+WORKED = re.compile(r"1[.)]\s.*?^[\s*_]*2[.)]\s|[^\n]*=[^\n]*\n.*=", re.DOTALL | re.MULTILINE)
 # A calculation that begins an answer, "20 apples - 5 = 15": what has one word or a letter beside it is a term.
 _TERM = rf"[(\[\s]*(?:{re.sub(r'[(][?]P<[a-z_]+>', '(?:', NUMBER.pattern)}%?(?:\s+[a-z]+)?|[a-z])[)\]\s]*"
 _SIDE = rf"{_TERM}(?:(?:[-+*/×÷·^\u2212x]|\\(?:times|cdot|div)){_TERM})*"
@@ -91,6 +98,8 @@ def final_number(text: str) -> Fraction | None:
         number = _result(text, boxes[-1].end()) or NUMBER.search(text, boxes[-1].end())
         return _value(number) if number else None
     for match in reversed(list(ANSWER_IS.finditer(text))):
+        if not match["said"] and WORKED.match(text, match.end(), match.end() + LONGEST_NUMBER):
+            continue
         number = _result(text, match.end()) or NUMBER.match(text, match.end())
         if number:
             return _value(number)
