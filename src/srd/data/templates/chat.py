@@ -201,7 +201,8 @@ class ChatTemplate(Template):
         """Return where the template has written earlier answers that are learnt, up to what ends each turn.
 
         Raises:
-            PartedError: it writes one elsewhere than behind what asks for it, or without what was thought.
+            PartedError: it writes one elsewhere than behind what asks for it, without what was thought, or without an
+                end at which a model stops.
         """
         turns, segments = conversation_of(example), self.render(example)
         messages, text = self._suited(turns), "".join(segment.text for segment in segments)
@@ -213,9 +214,11 @@ class ChatTemplate(Template):
             if turn["role"] != "assistant" or not turn.get("train", True):
                 continue
             prompt = self._apply(messages[:place], example)
-            end = self._end_behind(segments, len(prompt), slots - 1)
+            end, ended = self._end_behind(segments, len(prompt), slots - 1)
             if not text.startswith(prompt) or self._forgets(messages[: place + 1], turn, prompt, text[:end], example):
                 raise self._parted(prompt, text, example, LAST)
+            if not ended:
+                raise self._unended(text[len(prompt) : end], text[end:], example)
             found.append((len(prompt), end))
         return found
 
@@ -227,8 +230,8 @@ class ChatTemplate(Template):
         _, pieces = self._answered(turns[:-1], turns[-1], prompt, example)
         return _tells("".join(piece.text for piece in pieces), prompt, thought.text)
 
-    def _end_behind(self, segments: list[Segment], start: int, slot: int) -> int:
-        """Where a turn ends whose last content is the one with this number: behind the token that ends it, if any."""
+    def _end_behind(self, segments: list[Segment], start: int, slot: int) -> tuple[int, bool]:
+        """Where a turn ends whose last content is the one with this number, and whether a token ends it there."""
         begin, content = 0, False
         for segment in segments:
             end = begin + len(segment.text)
@@ -236,9 +239,9 @@ class ChatTemplate(Template):
             if end > start and not segment.content:
                 stop = self._stops.search(segment.text, max(0, start - begin))
                 if stop or content:
-                    return begin + (stop.end() if stop else 0)
+                    return begin + (stop.end() if stop else 0), bool(stop)
             begin = end
-        return begin
+        return begin, False
 
     @property
     def _turns(self) -> Turns:
@@ -484,6 +487,16 @@ class ChatTemplate(Template):
             f"…{shown[1]}. Correct the template (chat_template.jinja beside the model), or {remedy}."
         )
         error.fault = f"an answer does not follow its prompt: {remedy}"
+        return error
+
+    def _unended(self, answer: str, behind: str, example: Example) -> PartedError:
+        """What says that an earlier answer has no end, which the last one has."""
+        error = PartedError(
+            f"example {example['id']}: the chat template of the tokenizer {self._tokenizer.name_or_path!r} writes "
+            f"{behind[: SHOWN // 4]!r} behind the earlier answer {answer[:SHOWN]!r}, and not what ends the last one, "
+            f"at which a model stops. Correct the template (chat_template.jinja beside the model), or {LAST}."
+        )
+        error.fault = f"an earlier answer has no end: {LAST}"
         return error
 
 

@@ -271,7 +271,7 @@ def _with_divided(rows: datasets.Dataset, split: str, divided: set[str]) -> data
     warn(
         logger,
         f"{split}: {len(there):,} of {many(len(rows), 'conversation')} became an example for each answer, as the chat "
-        "template writes earlier answers in another way than the last (without what was thought, most often).",
+        "template writes earlier answers in another way than the last (without what was thought, or what ends them).",
         "Nothing is lost by it but time; data.train_on=last learns the last answer of each only.",
     )
 
