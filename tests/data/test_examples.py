@@ -103,7 +103,7 @@ def test_every_accepted_shape(row: Row, expected: Row) -> None:
         ({"messages": CHAT[2:3]}, ["row 2", "'messages'", "no user"]),
         ({"messages": [{"role": "critic", "content": "a"}]}, ["messages[0].role", "'critic'", "user"]),
         ({"messages": [{"role": "user", "content": None}]}, ["messages[0].content", "NoneType"]),
-        ({"messages": ["hello"]}, ["messages[0]", "'hello'"]),
+        ({"messages": ["hello", {"role": "user", "content": "a"}]}, ["messages[0]", "'hello'"]),
     ],
 )
 def test_errors_say_place_field_and_remedy(row: Row, words: list[str]) -> None:

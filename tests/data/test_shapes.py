@@ -102,6 +102,28 @@ def test_tools_are_kept_in_every_shape(tmp_path: Path) -> None:
         assert json.loads(example["extra"])["tools"] == [tool] and json.loads(example["messages"]) == [USER]
 
 
+@pytest.mark.parametrize("texts", [["Weather?", "It is blue."], ["Hi", "Hello", "Weather?", "It is blue.", "Thanks"]])
+def test_a_conversation_may_be_a_list_of_texts_in_turn(texts: list[str], tmp_path: Path) -> None:
+    """LIMA's rows. What the user says last is not answered."""
+    for row in ({"conversations": texts, "source": "x"}, {"dialog": json.dumps(texts)}):
+        (example,) = load(tmp_path, [{**row, "system": "Be kind."}])
+        assert example["references"] == ["It is blue."] and example["instruction"] == "Weather?"
+        (system, *turns) = json.loads(example["messages"])
+        assert system == KIND and [turn["role"] for turn in turns] == ["user", "assistant", "user"][: len(turns)]
+    with pytest.raises(UserError, match="no assistant message"):
+        load(tmp_path, [{"conversations": ["Weather?"]}])
+
+
+def test_arguments_of_the_chat_template_are_no_matter_of_a_row(tmp_path: Path) -> None:
+    row = {"messages": [USER, DONE]}
+    for given in ({"enable_thinking": False}, '{"enable_thinking": false}', {"enable_thinking": False, "x": None}):
+        with pytest.raises(UserError, match=r'"enable_thinking": false.*data\.template_arguments'):
+            load(tmp_path, [{**row, "chat_template_kwargs": given}])
+    for none in ({}, None, "", "{}", {"enable_thinking": None}):
+        (example,) = load(tmp_path, [{**row, "chat_template_kwargs": none}])
+        assert example["references"] == ["It is blue."]
+
+
 def test_empty_lists_of_tools_and_calls_are_none(tmp_path: Path) -> None:
     said = {**DONE, "tool_calls": []}
     for row in ({"messages": [USER, said], "tools": "[]"}, {"messages": [USER, said, USER, said], "tools": []}):

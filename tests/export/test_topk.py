@@ -14,6 +14,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from srd.base.errors import UserError
+from srd.base.remedies import collecting
 from srd.export.base import Settings, export
 from srd.export.formats.axolotl_kd import BETAS
 from srd.export.formats.distillkit import index_bits, pack_bits
@@ -108,6 +109,23 @@ def test_softened_rows_are_not_exported(tmp_path: Path) -> None:
     export(tiny.run_dir, "axolotl-kd", tmp_path / "out", Settings(top_k=2))
     wrong = pq.read_table(tiny.run_dir / "cleaning/rows.parquet")["wrong"].to_pylist()
     assert sum(wrong) > 1 and len(pq.read_table(tmp_path / "out/stage_1.parquet")) == len(wrong) - sum(wrong)
+
+
+def test_lora_is_a_setting_or_told(tmp_path: Path) -> None:
+    """As where rows are curated: Axolotl's configuration has it, and DistillKit has none."""
+    tiny = TinyRun(tmp_path)
+    tiny.set(generation__max_new_tokens=2, training__lora={"r": 3, "targets": ["q_proj"]})
+    tiny.advance("ranking", "cache")
+    for target in ("axolotl-kd", "distillkit"):
+        with collecting() as told:
+            export(tiny.run_dir, target, tmp_path / target, Settings(top_k=2))
+        said = ["DistillKit is told to train all weights" in warning.what for warning in told.warnings]
+        assert any(said) == (target == "distillkit")
+    first, then = (yaml.safe_load((tmp_path / f"axolotl-kd/axolotl_kd_stage_{n}.yaml").read_text()) for n in (0, 1))
+    for settings in (first, then):
+        assert (settings["adapter"], settings["lora_r"], settings["lora_target_modules"]) == ("lora", 3, ["q_proj"])
+        assert settings["max_grad_norm"] == 1.0 and settings["base_model"] == first["base_model"]
+    assert "lora_model_dir" not in first and then["lora_model_dir"] == first["output_dir"]
 
 
 def decoded(row: dict[str, Any], bits: int) -> tuple[np.ndarray, np.ndarray]:

@@ -139,6 +139,31 @@ def test_original_formats(
 
 
 @pytest.mark.parametrize(
+    ("task", "row"),
+    [
+        ("self_inst", {"id": "task_0", "instruction": "Why?", "instances": [{"input": "", "output": "So."}]}),
+        ("vicuna", {"question_id": 1, "category": "generic", "text": "Why?"}),
+        ("xsum", {"article": "a", "highlights": "b"}),
+        ("gsm8k", {"problem_text": "Why?", "answer": "#### 3"}),
+        ("instruction", {"article": "a", "highlights": "b"}),
+    ],
+)
+def test_a_row_of_another_format_is_refused_with_what_to_write(task: str, row: dict[str, Any], tmp_path: Path) -> None:
+    """A task has no `columns`."""
+    with pytest.raises(UserError, match=r":1: no question .*`instruction`, .*`output`\.$") as caught:
+        get_task(task).examples(written(tmp_path, [row]))
+    assert "columns" not in str(caught.value)
+    assert len(get_task(task).examples(written(tmp_path, [{"instruction": "Why?", "output": "#### 3"}]))) == 1
+
+
+def test_a_file_of_no_known_format_is_refused_with_what_a_task_can_follow(tmp_path: Path) -> None:
+    for name, content in (("test.xml", "<mteval/>"), ("t.de", "Hallo\n")):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(UserError, match=r"let its name end so .*write its rows as JSON lines"):
+            get_task("iwslt2017:en-de").examples(tmp_path / name)
+
+
+@pytest.mark.parametrize(
     "row",
     [
         {"instruction": "Why?", "response": "So.", "answer": "No."},

@@ -36,6 +36,7 @@ from srd.data.messages import (
     plain_text,
     read_messages,
     read_tools,
+    refuse_arguments,
     refuse_media,
     text_of,
 )
@@ -289,6 +290,7 @@ def example_from_row(row: Mapping[str, Any], place: str) -> dict[str, Any]:
     """
     present = {name: value for name, value in row.items() if value is not None}
     refuse_media(present, place)
+    refuse_arguments(present, place)
     if "messages" in present:
         return _from_messages(present["messages"], present.get("tools"), place, "messages")
     if isinstance(present.get("prompt"), list):

@@ -103,7 +103,10 @@ def format_of(path: Path, format: str = "auto") -> str:
         told = f"{path}: neither its ending {path.suffix!r} nor its content ({head[:20]!r}) says its format."
         if encoding_of(head) is None:
             raise UserError(f"{told} It is no text: write its rows as JSON lines or parquet.")
-        raise UserError(f"{told} Set `format` to one of {', '.join(FORMATS)}.")
+        raise UserError(
+            f"{told} If it is one of {', '.join(FORMATS)}, let its name end so (a source of `data` may have `format` "
+            "instead); if not, write its rows as JSON lines."
+        )
     return found
 
 

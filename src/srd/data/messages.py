@@ -120,6 +120,19 @@ def refuse_media(row: Mapping[str, Any], place: str) -> None:
             raise UserError(f"{place}: field {name!r} is more than text: only text can be learnt.")
 
 
+def refuse_arguments(row: Mapping[str, Any], place: str) -> None:
+    """Refuse a row that has arguments of the chat template, as TRL has them: here all rows have the same."""
+    value = row.get("chat_template_kwargs")
+    given = _from_json(value, place, "chat_template_kwargs") if value else {}
+    if isinstance(given, Mapping):
+        given = {name: one for name, one in given.items() if one is not None}
+    if given:
+        raise UserError(
+            f"{place}: field 'chat_template_kwargs' holds {json.dumps(given, default=str):.60}, but arguments of the "
+            "chat template are the same for all rows. Set them in data.template_arguments, and take the field out."
+        )
+
+
 def plain_text(message: Message) -> str:
     """What a message says, as one text; of the call of a tool the call, as JSON."""
     content = message.get("content") or ""

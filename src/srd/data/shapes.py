@@ -92,6 +92,8 @@ def _turns(row: Row) -> list[Any] | None:
             value = json.loads(value)
         except (ValueError, RecursionError):
             return None
+    if isinstance(value, list) and value and all(isinstance(turn, str) for turn in value):  # turn about, as LIMA's are
+        return [{"role": ROLE_NAMES[place % 2], "content": text} for place, text in enumerate(value)]
     return value if isinstance(value, list) else None
 
 

@@ -118,12 +118,8 @@ class TrainerLayout(Layout):
                 f"data.train_on is all, and {title} is told of the last answer of each conversation alone.",
                 "Curate for a trainer whose rows say what is learnt (--for axolotl or trl), or use srd run.",
             )
-        if run.recipe.training.lora and self.trainer.configures and not self.trainer.takes_lora:
-            warn(
-                logger,
-                f"training.lora is a setting of the recipe, and {title} is told to train all weights.",
-                "Set it there, too; training.learning_rate is meant for it.",
-            )
+        if self.trainer.configures and not self.trainer.takes_lora:
+            tell_of_lora(run, title)
         if curriculum is not None and curriculum.reflect_again:
             warn(
                 logger,
@@ -192,6 +188,16 @@ def lines(path: Path, count: int) -> Iterator[dict[str, Any]]:
 
 
 # ---------------------------------------------------------------------------------------------------- what trainers say
+
+
+def tell_of_lora(run: Run, title: str) -> None:
+    """Say of a recipe with LoRA that a trainer is not told of it."""
+    if run.recipe.training.lora:
+        warn(
+            logger,
+            f"training.lora is a setting of the recipe, and {title} is told to train all weights.",
+            "Set it there, too, if it has LoRA; training.learning_rate is meant for it.",
+        )
 
 
 def start_model(run: Run) -> str:

@@ -203,6 +203,7 @@ class Task:
             UserError: a file or row that cannot be read, a hub that cannot be reached.
         """
         from srd.data.examples import examples_from_rows
+        from srd.data.shapes import recognised
         from srd.data.sources import read_rows
 
         placed = ((f"{path}:{line}", row) for line, row in read_rows(path)) if path else self._hub_rows(limit)
@@ -211,7 +212,14 @@ class Task:
         origin = str(path) if path else f"hub {self.hub.repository}" if self.hub else self.name
         if not chosen:
             raise UserError(f"{origin}: no test examples of the task {self.name!r} in it. Give a file that has some.")
-        examples = examples_from_rows([self.asked(row, place) for place, row in chosen], origin, id_prefix=self.name)
+        asked = [self.asked(row, place) for place, row in chosen]
+        for (place, row), question in zip(chosen, asked, strict=True):
+            if not recognised(question, place)[0]:
+                raise UserError(
+                    f"{place}: no question with an answer in this row, found {', '.join(map(str, row)) or 'nothing'}; "
+                    f"{self.not_the_format} Write each row as `instruction`, `input` where there is one, and `output`."
+                )
+        examples = examples_from_rows(asked, origin, id_prefix=self.name)
         scoring = [self.scoring_columns(row, place) for place, row in chosen]
         for column in scoring[0]:
             if column != "references":

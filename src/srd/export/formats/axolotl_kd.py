@@ -17,7 +17,7 @@ from srd.curation.curriculum import Stage
 from srd.export.base import FORMATS, Exported, Format
 from srd.export.curated import start_model
 from srd.export.topk import Taught, TaughtStages, nearest_beta, taught_files, write_stages
-from srd.training.arguments import micro_batch_size
+from srd.export.trainers.axolotl import trained
 
 ROWS, CONFIG = "stage_{}.parquet", "axolotl_kd_stage_{}.yaml"
 BETAS = (0.0, 1.0)  # forward and reverse KL
@@ -62,9 +62,8 @@ def targets(row: Taught, k: int) -> dict[str, Any]:
 
 
 def _settings(taught: TaughtStages, stage: Stage) -> Iterator[tuple[str, Any]]:
-    training = taught.run.recipe.training
-    micro = micro_batch_size(training)
-    yield "base_model", f"./outputs/stage_{stage.index - 1}" if stage.index else start_model(taught.run)
+    start, output = start_model(taught.run), "./outputs/stage_{}"
+    yield from trained(taught.run.recipe, start, output.format(stage.index - 1) if stage.index else start).items()
     yield "plugins", ["axolotl.integrations.kd.KDPlugin"]
     yield "kd_trainer", True
     yield "kd_ce_alpha", 1 - stage.weight
@@ -75,19 +74,8 @@ def _settings(taught: TaughtStages, stage: Stage) -> Iterator[tuple[str, Any]]:
     yield "datasets", [{"path": f"./{ROWS.format(stage.index)}", "ds_type": "parquet", "type": None}]
     yield "skip_prepare_dataset", True
     yield "remove_unused_columns", False
-    yield "curriculum_sampling", True
-    yield "shuffle_merged_datasets", False
-    yield "sample_packing", False
-    yield "val_set_size", 0
-    yield "output_dir", f"./outputs/stage_{stage.index}"
-    yield "sequence_len", taught.run.recipe.data.max_length
-    yield "num_epochs", training.epochs
-    yield "micro_batch_size", micro
-    yield "gradient_accumulation_steps", training.batch_size // micro
-    yield "learning_rate", training.learning_rate
-    yield "lr_scheduler", training.schedule
-    yield "optimizer", training.optimizer
-    yield "weight_decay", training.weight_decay
+    yield "output_dir", output.format(stage.index)
+    yield "num_epochs", taught.run.recipe.training.epochs
 
 
 def then(exported: Exported, folder: Path) -> str:

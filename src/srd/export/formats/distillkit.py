@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from srd.curation.curriculum import Stage
 from srd.export.base import FORMATS, Exported, Format
-from srd.export.curated import start_model
+from srd.export.curated import start_model, tell_of_lora
 from srd.export.topk import IGNORED, Taught, TaughtStages, taught_files, write_stages
 from srd.models.tokenizers.tokens import padding_id
 from srd.training.arguments import micro_batch_size
@@ -37,6 +37,7 @@ SCHEMA = pa.schema(
 
 def names(exported: Exported) -> list[str]:
     """A folder of rows and a configuration for every stage."""
+    tell_of_lora(exported.run, "DistillKit")
     return taught_files(exported, [ROWS, CONFIG], [0.0])  # forward KL is what it is told
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from srd.export.curated import TRAINERS, Trainer, stage_configurations
 from srd.export.texts import Shown
 from srd.models.settings import LoraConfig
+from srd.recipe.schema import Recipe
 from srd.run.curate import Curated, stage_file
 from srd.training.arguments import micro_batch_size
 
@@ -32,31 +33,39 @@ def columns(row: Shown) -> dict[str, Any]:
 
 def contents(made: Curated) -> Iterator[tuple[str, str]]:
     """A configuration for every stage."""
-    training = made.run.recipe.training
+    recipe = made.run.recipe
 
     def settings(stage: int, start: str, model: str, output: str) -> dict[str, Any]:
         return {
-            **_weights(training.lora, start, model),
             "datasets": [{"path": f"./{stage_file(stage)}", "ds_type": "json", "type": "input_output"}],
             "train_on_inputs": False,
-            "curriculum_sampling": True,
-            "shuffle_merged_datasets": False,
-            "sample_packing": False,
-            "val_set_size": 0,
             "dataset_prepared_path": f"./prepared/stage_{stage}",
             "output_dir": output,
-            "sequence_len": made.run.recipe.data.max_length,
             "num_epochs": made.epochs,
-            "micro_batch_size": micro_batch_size(training),
-            "gradient_accumulation_steps": training.batch_size // micro_batch_size(training),
-            "learning_rate": training.learning_rate,
-            "lr_scheduler": training.schedule,
-            "optimizer": training.optimizer,
-            "weight_decay": training.weight_decay,
-            "max_grad_norm": training.max_grad_norm,
+            **trained(recipe, start, model),
         }
 
     return stage_configurations(made, CONFIGURATION, "./outputs/stage_{}", settings)
+
+
+def trained(recipe: Recipe, start: str, model: str) -> dict[str, Any]:
+    """What is trained and how, in the order of the rows: ``model``, which may be an adapter of ``start``."""
+    training, micro = recipe.training, micro_batch_size(recipe.training)
+    return {
+        **_weights(training.lora, start, model),
+        "curriculum_sampling": True,
+        "shuffle_merged_datasets": False,
+        "sample_packing": False,
+        "val_set_size": 0,
+        "sequence_len": recipe.data.max_length,
+        "micro_batch_size": micro,
+        "gradient_accumulation_steps": training.batch_size // micro,
+        "learning_rate": training.learning_rate,
+        "lr_scheduler": training.schedule,
+        "optimizer": training.optimizer,
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+    }
 
 
 def _weights(lora: LoraConfig | None, start: str, model: str) -> dict[str, Any]:
