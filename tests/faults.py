@@ -64,6 +64,23 @@ class Places:
             files.seam = before
             self.seen.update(hit)
 
+    @contextmanager
+    def noted(self) -> Iterator[list[Place]]:
+        """The places that a work without faults comes by, in order, each once."""
+        passed: dict[Place, None] = {}
+
+        def seam(moment: str, path: Path) -> None:
+            if moment in self.moments:
+                passed[self._name(path), moment] = None
+
+        listed: list[Place] = []
+        before, files.seam = files.seam, seam
+        try:
+            yield listed
+        finally:
+            files.seam = before
+            listed += passed
+
     def _name(self, path: Path) -> str:
         name = str(path.relative_to(self.folder)) if path.is_relative_to(self.folder) else path.name
         name = re.sub(r"\.partial-(.+?)-[^-/]+-\d+-[0-9a-f]{8}", r".partial-\1", name)  # the rest is another each time
@@ -130,6 +147,30 @@ def kill_at_every_place(work: Callable[[], object], places: Places, most: int = 
         name, moment = note.read_text(encoding="utf-8").split("\t")
         places.seen.add((name, moment))
     raise AssertionError(f"still not done after {most} kills")
+
+
+def killed_in(part: str, work: Callable[[Path], object], folder: Path, count: int | None) -> tuple[Path, Path]:
+    """Do ``work(run_dir)`` undisturbed, and again with a SIGKILL at places of one part of it.
+
+    Args:
+        part: What is in the names of these places.
+        work: In a run directory; it is started again after each kill.
+        folder: For both directories.
+        count: How many places: the first, the last, and as many between them; None: all.
+
+    Returns:
+        The two run directories.
+    """
+    whole, killed = (Places(folder / name, ("replace", "done")) for name in ("whole", "killed"))
+    with whole.noted() as passed:
+        work(whole.folder)
+    places = [place for place in passed if part in place[0]]
+    if count is not None:
+        assert len(places) > 2 * count
+        places = [places[round(i * (len(places) - 1) / (count - 1))] for i in range(count)]
+    killed.wanted = set(places).__contains__
+    assert kill_at_every_place(lambda: work(killed.folder), killed) == len(places) == len(killed.seen)
+    return whole.folder, killed.folder
 
 
 def disk_full(place: Place) -> None:

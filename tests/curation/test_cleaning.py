@@ -195,6 +195,33 @@ def test_each_kind_of_damage_by_its_detector(detector: str) -> None:
     assert list(found.columns()) == ["id", *names, "wrong", "why"]
 
 
+def found_apart(rows: Dataset, names: list[str]) -> tuple[Any, Any]:
+    """The kinds of damage and the reasons of rows, each half marked by damage that was made of the other half alone.
+
+    The model reads each half by itself, so that nothing is damaged for one and looked at in the other.
+    """
+    halves = [rows.select(range(start, len(rows), 2)) for start in (0, 1)]
+    reads = [read_for(half, names, reader(), seed=0) for half in halves]
+    found = [
+        find_wrong(half, names, reads=Reads(own.rows, other.damage))
+        for half, own, other in zip(halves, reads, reads[::-1], strict=True)
+    ]
+    assert all(each.can_tell for half in found for each in half.calibrations.values())
+    return np.concatenate([half["corruption"] for half in halves]), np.concatenate([half.why for half in found])
+
+
+@pytest.mark.usefixtures("oracle")
+@pytest.mark.parametrize("detector", ["match", "pmi"])
+def test_damage_is_found_by_damage_of_other_rows(detector: str) -> None:
+    """A threshold that is made of rows may know these rows; what is looked for here is in none of them."""
+    clean, names = examples(noun_rows(320)), [detector, "eos"]
+    kinds, why = found_apart(corrupt(clean, 0.2, ["swapped", "truncated"], seed=3), names)
+    for kind, name in (("swapped", detector), ("truncated", "eos")):
+        assert (why[kinds == kind] == name).mean() >= 0.8, kind
+    assert (why[kinds == ""] != "").mean() <= 0.05
+    assert (found_apart(clean, names)[1] != "").mean() <= 0.03
+
+
 @pytest.mark.usefixtures("oracle")
 def test_what_was_read_is_kept_as_it_is() -> None:
     rows = examples(noun_rows(40))

@@ -54,22 +54,24 @@ def nats(model: Any, prompt: list[int], response: list[int]) -> list[float]:
     ("family", "template"), [("llama", "alpaca"), ("qwen2", "chat"), ("gemma2", "plain"), ("t5", "plain")]
 )
 def test_every_score_by_its_definition(family: str, template: str) -> None:
-    model, encoder = tiny_model(family, seed=3), encoder_for(family, template)
+    (model, teacher), encoder = (tiny_model(family, seed=seed) for seed in (3, 4)), encoder_for(family, template)
     exact = family != "gemma2"  # its masks are not made for float64
-    model = model.double() if exact else model
+    model, teacher = (model.double(), teacher.double()) if exact else (model, teacher)
     examples = examples_from_rows(ROWS, "rows")
     encoded = encoder.encode(examples)
     table = likelihoods(model, encoder, examples, NEEDS, batch_size=4)
+    table["teacher_ce"] = likelihoods(teacher, encoder, examples, ["losses"], batch_size=4)["ce"]
     prompts, responses = encoded["prompt_ids"][:], encoded["response_ids"][:]
     (blank,), _, _ = encoder.prompts([{**examples[0], "instruction": "", "input": "", "messages": ""}])
     others = other_prompts(encoded["id"][:], prompts, OTHERS)
-    expected: dict[str, list[float]] = {name: [] for name in ("ce", "eos", "pmi", "ifd", "match", "wording")}
+    expected: dict[str, list[float]] = {name: [] for name in ("ce", "eos", "pmi", "ifd", "match", "wording", "gap")}
     for row, response in enumerate(responses):
         own, alone = nats(model, prompts[row], response), nats(model, blank, response)
         elsewhere = [sum(nats(model, prompts[other], response)[:-1]) for other in others[row]]
         expected["ce"].append(sum(own) / len(own))
         expected["eos"].append(own[-1])
         expected["wording"].append(sum(own[:-1]) / (len(own) - 1))
+        expected["gap"].append((sum(own) - sum(nats(teacher, prompts[row], response))) / len(own))
         expected["pmi"].append(sum(alone) - sum(own))
         expected["ifd"].append(sum(own) / sum(alone))
         expected["match"].append(sum(elsewhere) / OTHERS - sum(own[:-1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from fractions import Fraction
 from typing import Any
 
 import datasets
@@ -20,7 +21,7 @@ import srd
 from srd.base.errors import UserError
 from srd.curation.curriculum import Curriculum
 from srd.curation.fusion import FUSIONS
-from srd.curation.ranking import average_rank
+from srd.curation.ranking import average_rank, fused
 from srd.curation.scores.base import SCORES
 
 COLUMNS = ["id", "rouge_l", "ce", "rank_rouge", "rank_ce", "rrf", "rank"]
@@ -70,6 +71,57 @@ def test_equal_values_share_their_average_rank(values: list[float]) -> None:
     array = np.array(values)
     np.testing.assert_array_equal(average_rank(array), scipy.stats.rankdata(array))
     np.testing.assert_array_equal(average_rank(array, descending=True), scipy.stats.rankdata(-array))
+
+
+# One to four scores of the same rows, ``[S, N]``; few values, so that ties are the rule.
+several_scores = st.integers(1, 20).flatmap(
+    lambda count: st.lists(
+        st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]) | st.floats(-50, 50), min_size=count, max_size=count),
+        min_size=1,
+        max_size=4,
+    ).map(np.array)
+)
+
+
+def difficulty(fusion: str, scores: Any) -> Any:
+    """Of each row by several scores, ``[N]``."""
+    return fused(fusion, list(scores), 60, pa.chunked_array([[str(row) for row in range(scores.shape[1])]]))
+
+
+@pytest.mark.parametrize("fusion", ["rrf", "mean_rank", "max_rank"])
+@given(several_scores, st.integers(0, 1000))
+def test_what_holds_of_every_fusion(fusion: str, scores: Any, seed: int) -> None:
+    found, ranks = difficulty(fusion, scores), scipy.stats.rankdata(scores, axis=1)
+    order = np.random.default_rng(seed).permutation(scores.shape[1])
+    assert (difficulty(fusion, scores[:, order]) == found[order]).all()
+    assert (difficulty(fusion, scores[::-1]) == found).all()
+    places = np.stack([np.unique(values, return_inverse=True)[1] for values in scores])
+    assert (difficulty(fusion, places**3 - 7.5) == found).all()  # nothing but the order of values counts
+    (alone,) = scipy.stats.rankdata([difficulty(fusion, scores[:1])], axis=1)
+    assert (alone == ranks[0]).all()
+    alike = np.sort(ranks, axis=0)
+    for row in range(scores.shape[1]):
+        assert (found[(alike == alike[:, [row]]).all(0)] == found[row]).all()
+        assert (found[(ranks >= ranks[:, [row]]).all(0)] >= found[row]).all()  # no easier by any score
+        assert (
+            fusion == "max_rank"
+            or (found[(ranks > ranks[:, [row]]).any(0) & (ranks >= ranks[:, [row]]).all(0)] > found[row]).all()
+        )
+
+
+@given(several_scores)
+def test_fused_ranks_by_their_definitions(scores: Any) -> None:
+    ranks = scipy.stats.rankdata(scores, axis=1)
+    rows = [[Fraction(rank) for rank in row] for row in ranks.T.tolist()]
+    assert difficulty("mean_rank", scores).tolist() == [float(sum(row) / len(row)) for row in rows]
+    assert difficulty("max_rank", scores).tolist() == [float(max(row)) for row in rows]
+    expected = [-float(sum(1 / (60 + rank) for rank in row)) for row in rows]
+    assert difficulty("rrf", scores).tolist() == pytest.approx(expected, rel=1e-14)
+    for name, (least, most) in {"mean_rank": (1, ranks.shape[1]), "max_rank": (1, ranks.shape[1]),
+                                "rrf": (-len(scores) / 61, -len(scores) / (60 + ranks.shape[1]))}.items():  # fmt: skip
+        found = difficulty(name, scores)
+        assert (found >= least - 1e-12).all() and (found <= most + 1e-12).all()
+    assert (difficulty("mean_rank", scores) <= difficulty("max_rank", scores)).all()
 
 
 def test_other_scores_that_decide_have_their_column_and_no_other_has() -> None:

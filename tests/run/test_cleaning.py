@@ -11,12 +11,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from transformers import T5ForConditionalGeneration
 
 from srd.base import files
 from srd.base.errors import UserError
 from srd.curation import calibration, likelihoods, shots
 from srd.curation.cleaning import Findings
 from srd.curation.curriculum import Curriculum
+from srd.curation.detectors.empty import empty
+from srd.curation.detectors.looping import looping
 from srd.data.corruption import corrupt
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows, row_of
@@ -25,9 +29,10 @@ from srd.report.page import build_report
 from srd.report.reading import read_run
 from srd.run.parts import assemble, written
 from srd.run.steps import cleaning
+from tests.faults import killed_in
 from tests.oracle import noun_rows, oracle_losses
 from tests.runs import TinyRun, steps_finished, tiny_rows, write_rows
-from tests.tiny import tiny_tokenizer
+from tests.tiny import brief, tiny_model, tiny_tokenizer
 
 FIND = ["empty", "looping", "eos", "match", "near_copy"]
 
@@ -386,30 +391,64 @@ def test_a_row_that_is_named_as_right_and_as_wrong_is_refused(tiny_run: TinyRun)
         tiny_run.set(data__cleaning={"action": "drop", "find": ["empty"], **files}).advance("cleaning")
 
 
-def test_killed_anywhere_and_started_again_gives_the_same_bytes(run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    run.set(data__cleaning__action="repair")
-    whole = run.advance("repair", run_dir=run.folder / "whole")
-    expected = {path.relative_to(whole.folder): path.read_bytes() for path in files.walk(whole.folder / "cleaning")}
-    writes: list[Path] = []
-    run.run_dir = run.folder / "killed"
+def answered_by_the_teacher(folder: Path, family: str) -> TinyRun:
+    """Rows of which five say nothing, which a teacher that ends its answers early answers anew."""
+    run, rows = TinyRun(folder, family), noun_rows(32)
+    brief(tiny_model(family, layers=2, seed=1)).save_pretrained(run.teacher)
+    write_rows(run.rows, [{**row, "output": "..."} if place % 6 == 0 else row for place, row in enumerate(rows)])
+    find = ["empty", "looping", "eos", "match", "near_copy"]
+    run.set(data__cleaning={"action": "repair", "find": find}, data__validation_size=2, data__test_size=2)
+    return run.set(generation={"batch_size": 16, "max_new_tokens": 8})
 
-    def kill(moment: str, path: Path) -> None:
-        if moment == "replace" and "cleaning" in path.parts:
-            writes.append(path)
-            if len(writes) in (1, 10):
-                raise KeyboardInterrupt
 
-    monkeypatch.setattr(files, "seam", kill)
-    for _ in range(20):
-        try:
-            again = run.advance("repair")
-            break
-        except KeyboardInterrupt:
-            continue
-    assert len(writes) > 9
-    assert {
-        path.relative_to(again.folder): path.read_bytes() for path in files.walk(again.folder / "cleaning")
-    } == expected
+def test_an_encoder_decoder_repairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an answer that its teacher has written behind its encoder, read by its student behind other rows."""
+    told: dict[str, list[tuple[list[int], bool]]] = {}
+
+    def noted(run: Any, model: Any, tokenizer: Any, prompts: Any, names: Any, *rest: Any) -> Any:
+        written, texts = written_by(run, model, tokenizer, prompts, names, *rest)
+        for name, answer in zip(names, written, strict=True):
+            told.setdefault(name, []).append(answer)
+        return written, texts
+
+    written_by = cleaning.written_by
+    monkeypatch.setattr(cleaning, "written_by", noted)
+    run = answered_by_the_teacher(tmp_path, "t5")
+    done = run.advance("repair")
+    found, tokenizer = marks(run), done.tokenizer
+    wrong, repaired = ({name for name, row in found.items() if row[which]} for which in ("wrong", "repaired"))
+    fine = {name: {tokenizer.decode(ids, skip_special_tokens=True).strip(): ids for ids, ended in answers if ended}
+            for name, answers in told.items()}  # fmt: skip
+    fine = {name: {text: ids for text, ids in texts.items() if empty([text])[0] == 0 and looping([text])[0] < 0.5}
+            for name, texts in fine.items()}  # fmt: skip
+    assert wrong == {name for name, row in found.items() if row["why"] == "empty"} == told.keys()
+    assert repaired == {name for name, texts in fine.items() if texts} and 0 < len(repaired) < len(wrong)
+    learnt = {row["id"]: row for row in done.token_ids("train")}
+    assert list(learnt) == [name for name in found if name not in wrong or name in repaired]
+    for name in repaired:
+        assert learnt[name]["response_ids"] == [*fine[name][found[name]["response_after"]], tokenizer.eos_token_id]
+    # What it wrote first is what the library that it comes from decodes greedily.
+    teacher = T5ForConditionalGeneration.from_pretrained(run.teacher)
+    for row in done.split("train", cleaned=False):
+        if row["id"] in wrong:
+            (prompt,), _, _ = done.teacher_encoder.prompts([row])
+            (said,) = teacher.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False).tolist()
+            ids, ended = told[row["id"]][0]
+            assert said[1 : len(ids) + 1] == ids and (tokenizer.eos_token_id in said) == ended
+
+
+@pytest.mark.parametrize(
+    ("family", "count"),
+    [("llama", 8), ("t5", 4), *(pytest.param(each, None, marks=pytest.mark.slow) for each in ("llama", "t5"))],
+)
+def test_killed_anywhere_and_started_again_gives_the_same_bytes(tmp_path: Path, family: str, count: int | None) -> None:
+    """In what is read, marked, answered and read again."""
+    run = answered_by_the_teacher(tmp_path, family)
+    folders = killed_in("cleaning/", lambda run_dir: run.advance("repair", run_dir=run_dir), tmp_path, count)
+    made = [{path.relative_to(folder): path.read_bytes() for path in files.walk(folder / "cleaning")}
+            for folder in folders]  # fmt: skip
+    assert made[0] == made[1] and len(made[0]) == 6
+    assert any(pq.read_table(folders[1] / "cleaning" / "rows.parquet")["repaired"].to_pylist())
 
 
 def test_what_asks_no_model_makes_no_tokens(run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from srd.base import files
 from srd.base.errors import UserError
 from srd.base.yaml_text import parse_yaml
 from srd.curation import likelihoods
@@ -14,6 +17,7 @@ from srd.recipe.reading import recipe_yaml, validate_recipe
 from srd.run.plan.plan import make_plan
 from srd.run.steps import reflection
 from srd.run.steps.reflection import folds_of
+from tests.faults import killed_in
 from tests.oracle import oracle_losses
 from tests.runs import TinyRun, steps_finished
 
@@ -43,6 +47,27 @@ def test_each_row_is_scored_by_a_student_that_has_not_seen_it(
     assert "student" not in run.keys  # nobody has asked for the one that has seen them all
     before = steps_finished(tiny_run.run_dir)
     assert steps_finished(tiny_run.advance("reflection").folder) == before
+
+
+@pytest.mark.parametrize("count", [7, pytest.param(None, marks=pytest.mark.slow)])
+def test_cross_fitting_killed_anywhere_and_started_again_gives_the_same_bytes(
+    tiny_run: TinyRun, count: int | None
+) -> None:
+    """In the warm-ups of the folds and in their answers; no step of a warm-up is logged twice."""
+    warm = {**WARM, "batch_size": 2, "evaluate_every": 0.5, "select_by": "loss"}
+    tiny_run.set(data__train_limit=8, student={"drop_layers": 1, "warm_start": warm}, generation__batch_size=2)
+    tiny_run.set(reflection__out_of_sample="cross_fit")
+    folders = killed_in("reflection", lambda run_dir: tiny_run.advance("reflection", run_dir=run_dir),
+                        tiny_run.folder, count)  # fmt: skip
+    made = [{path.relative_to(folder): path.read_bytes() for path in files.walk(folder / "reflection")}
+            for folder in folders]  # fmt: skip
+    assert made[0] == made[1] and made[0].keys() == {Path("reflection/scores.parquet")}
+    logged = [
+        [(name, row["step"], row.get("loss"), row.get("eval_loss")) for name in ("fold_0", "fold_1")
+         for row in map(json.loads, (folder / "logs" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines())]
+        for folder in folders
+    ]  # fmt: skip
+    assert logged[0] == logged[1] and len(logged[0]) > 8
 
 
 def test_the_student_before_its_warm_up(tiny_run: TinyRun) -> None:
