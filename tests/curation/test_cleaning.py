@@ -214,7 +214,7 @@ def found_apart(rows: Dataset, names: list[str]) -> tuple[Any, Any]:
 @pytest.mark.parametrize("detector", ["match", "pmi"])
 def test_damage_is_found_by_damage_of_other_rows(detector: str) -> None:
     """A threshold that is made of rows may know these rows; what is looked for here is in none of them."""
-    clean, names = examples(noun_rows(320)), [detector, "eos"]
+    clean, names = examples(noun_rows(480)), [detector, "eos"]
     kinds, why = found_apart(corrupt(clean, 0.2, ["swapped", "truncated"], seed=3), names)
     for kind, name in (("swapped", detector), ("truncated", "eos")):
         assert (why[kinds == kind] == name).mean() >= 0.8, kind
