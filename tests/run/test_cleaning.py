@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -158,6 +159,30 @@ def test_what_was_read_or_marked_in_another_way_is_made_anew(run: TinyRun, monke
     assert made_anew("empty", "near_copy") == []  # no threshold is worked out for these
 
 
+def test_what_was_read_for_more_detectors_is_kept_for_fewer(run: TinyRun, tmp_path: Path) -> None:
+    def made_anew(*find: str, **settings: Any) -> list[str]:
+        before = steps_finished(run.run_dir)
+        run.set(data__cleaning={"action": "report", "find": list(find)}, **settings).advance("cleaning")
+        after = steps_finished(run.run_dir)
+        return [name for name in after if after[name] != before.get(name)]
+
+    fresh = run.copy(tmp_path / "fresh")
+    assert made_anew(*FIND) == ["cleaning"]  # it is only told of now
+    assert made_anew("empty", "eos", "near_copy") == ["cleaning"]  # a user has left `match` out
+    found = marks(run)
+    assert made_anew("empty", "match") == ["cleaning"]  # that of all is still there
+    assert "likelihoods" in made_anew("eos", "pmi")  # which was not read for
+    assert "likelihoods" in made_anew(*FIND)  # what was read for two of them knows too little
+    assert made_anew("empty", "eos", "near_copy") == ["cleaning"]
+    assert "likelihoods" in made_anew("empty", "eos", "near_copy", seed=5)  # other damage
+    assert made_anew("empty", "eos", "near_copy", seed=5) == []
+    files.remove(fresh.run_dir)
+    fresh.set(data__cleaning={"action": "report", "find": ["empty", "eos", "near_copy"]}).advance("cleaning")
+    assert {name: row["wrong"] for name, row in marks(fresh).items()} == {
+        name: row["wrong"] for name, row in found.items()
+    }
+
+
 def test_a_report_changes_nothing_that_follows(run: TinyRun) -> None:
     run.set(data__cleaning={"action": "off"}).advance("reflection")
     before = steps_finished(run.run_dir)
@@ -238,6 +263,9 @@ def test_repaired_rows_have_an_answer_of_the_teacher(run: TinyRun, monkeypatch: 
     assert not done.files.repair_work.exists()
     page = build_report(done.folder).read_text(encoding="utf-8")
     assert '<section id="cleaning"' in page and "belong to another prompt" in page and "<h4>Repaired</h4>" in page
+    offered = set(re.findall(r'name="fate" value="([^"]+)"', page))
+    assert offered == {"dropped", "repaired"} < set(re.findall(r'\[value="([^"]+)"\]:checked\) ~ \.more', page))
+    assert offered == set(re.findall(r'<details class="example" data-fate="([^"]+)"', page))
     # Without an answer that passes, a row is dropped.
     monkeypatch.setattr(written, "generate_tokens", lambda *a, **k: [[1, 2, 3] for _ in a[2]])
     done = run.set(generation__max_new_tokens=65).advance("repair")

@@ -59,12 +59,14 @@ def cleaning_section(run: RunFiles) -> dict[str, Any]:
     names, counts = np.unique(why[why != ""].astype(str), return_counts=True)
     reasons = [str(names[i]) for i in np.argsort(-counts, kind="stable")]
     damage = damage_table(marks, run.corruption())
+    cards = [reason(run, marks, why, name) for name in reasons]
     plots = {f"{name}: rows that {reason_of(name)}": score_plot(marks, name, row) for name, row in detectors.items()}
     return {
         "marked": to_html(reason_table(why, reasons, detectors)),
         "score_plots": {caption: plot for caption, plot in plots.items() if plot},
         "blind": [name for name, row in detectors.items() if not row["can_tell"]],
-        "reasons": [reason(run, marks, why, name) for name in reasons],
+        "reasons": cards,
+        "fates": sorted({card.label for each in cards for card in each.cards}),
         "damage": to_html(damage) if damage else None,
         "action": run.cleaning,
         "fate": FATES.get(run.cleaning, "Rows that are marked and not answered anew were dropped."),

@@ -76,9 +76,10 @@ class Step(Outline):
         """What every command does once the step is done."""
 
 
-def key_of(run: Run, step: Step) -> str:
-    """What stands for all that decides a step's result, the steps before it having theirs."""
-    return fingerprint(step.name, [run.keys.get(name) for name in step.after(run.recipe)], *step.inputs(run))
+def key_of(run: Run, step: Step, inputs: list[Any] | None = None) -> str:
+    """What stands for all that decides a step's result, the steps before it having theirs; of other ``inputs``, too."""
+    inputs = step.inputs(run) if inputs is None else inputs
+    return fingerprint(step.name, [run.keys.get(name) for name in step.after(run.recipe)], *inputs)
 
 
 def do(run: Run, step: Step) -> None:

@@ -49,7 +49,7 @@ from srd.run.identity import model_identity, plugins_identity
 from srd.run.outline import order
 from srd.run.parts.loading import load_reader, load_writer
 from srd.run.parts.written import written_by
-from srd.run.steps.base import Step, Summary
+from srd.run.steps.base import Step, Summary, key_of
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,16 @@ class Likelihoods(order.Likelihoods, Step):
     """``cleaning/likelihoods.parquet``: of the rows, and of damage that is made of them."""
 
     def inputs(self, run: Run) -> list[Any]:
-        find = run.recipe.data.cleaning.find
+        """What is read; of a finished reading for more detectors what that has read: it has all that fewer ask."""
+        find = _that_ask(run.recipe.data.cleaning.find)
+        before = run.manifest.steps.get(self.name, {}).get("summary", {}).get("find", [])
+        if set(find) < set(before) <= set(DETECTORS.names()):
+            of_more = self._asked(run, before)
+            if run.manifest.finished(self.name, key_of(run, self, of_more)):
+                return of_more
+        return self._asked(run, find)
+
+    def _asked(self, run: Run, find: list[str]) -> list[Any]:
         needs, kinds = work_for(find)
         # There were readings without an empty prompt among the others. Where a score asks for one, needs do not tell.
         later: list[Any] = ["with an empty prompt"] if {"mismatched", "unprompted"} <= needs_of_scores(find) else []
@@ -88,15 +97,8 @@ class Likelihoods(order.Likelihoods, Step):
         later += ["shown before by whomever they are taught"] if run.recipe.teach_by_row else []
         frame = [run.encoding, bool(run.tokenizer.chat_template), SHOTS]
         batch_size, seed = run.recipe.generation.batch_size, run.recipe.seed
-        return [
-            sorted(needs),
-            sorted(kinds),
-            model_identity(reading_model(run.recipe)),
-            frame,
-            batch_size,
-            seed,
-            *later,
-        ]
+        model = model_identity(reading_model(run.recipe))
+        return [sorted(needs), sorted(kinds), model, frame, batch_size, seed, *later]
 
     def outputs(self, run: Run) -> list[Path]:
         return [run.files.likelihoods]
@@ -105,15 +107,21 @@ class Likelihoods(order.Likelihoods, Step):
         return [run.files.likelihoods_work]
 
     def told(self, run: Run, summary: Summary) -> str:
-        rows = summary["examples"]
-        return f"{many(rows, 'row')} read, and {sum(summary.values()) - rows:,} that were damaged on purpose"
+        rows, damage = summary["examples"], sum(count for count in summary.values() if isinstance(count, int))
+        return f"{many(rows, 'row')} read, and {damage - rows:,} that were damaged on purpose"
 
     def make(self, run: Run) -> Summary:
         rows, settings = run.split("train"), run.recipe.data.cleaning
         with run.progress("likelihoods") as update:
             reads = read_for(rows, settings.find, reader_of(run, run.files.likelihoods_work, update), run.recipe.seed)
         parallel.on_main(lambda: write_table(data_set(reads.table()), run.files.likelihoods))
-        return {"examples": len(rows), **{kind: len(columns["ce"]) for kind, columns in reads.damage.items()}}
+        counts = {kind: len(columns["ce"]) for kind, columns in reads.damage.items()}
+        return {"examples": len(rows), **counts, "find": _that_ask(settings.find)}
+
+
+def _that_ask(find: Sequence[str]) -> list[str]:
+    """The detectors that a model reads for."""
+    return [name for name in find if DETECTORS.get(name).damage is not None]
 
 
 def marking_rules(recipe: Recipe) -> list[Any]:
