@@ -2,7 +2,8 @@
 
 MinHash suggests pairs (Broder 1997): 128 permutations in 16 bands of 8, so that of two rows that share 80 % of their
 3-grams 95 % are looked at, and of two that share half of them 6 %. What is suggested is compared exactly. All of it is
-numpy on whole chunks of rows, whose texts are read when they are needed: of a row stay 17 numbers.
+numpy on whole chunks of rows, whose texts are read when they are needed: of a row stay 17 numbers. `datasketch` hashes
+row by row and keeps sets of keys: a million rows would take it longer than all of the cleaning, and gigabytes.
 """
 
 from __future__ import annotations
