@@ -35,6 +35,7 @@ from srd.models.loading.architecture import auto_class
 from srd.models.reading import Abilities, abilities
 from srd.models.tokenizers.tokens import decoder_prefix
 from srd.run.flow import advance
+from srd.run.outline.sizes import size_of
 from srd.run.parts.teacher_caches import collator as collator_of
 from srd.training.cache.building import build_cache
 from srd.training.divergences.base import DIVERGENCES
@@ -282,6 +283,11 @@ def test_whole_flow_with_kd_and_srd(make_tiny_run: MakeRun, family: str) -> None
         input_ids=prompt["input_ids"], attention_mask=prompt["attention_mask"], max_new_tokens=4, do_sample=False
     )
     assert answer.shape[0] == 1 and answer.numel() > 1
+
+
+def test_each_family_has_a_size_and_without_attention_no_keys() -> None:
+    keys = {family: size_of(tiny_config(family)).keys for family in {*FAMILIES, "lfm2", "mamba", "falcon_h1"}}
+    assert {family for family, width in keys.items() if not width} == {"mamba", "mamba2", "rwkv", "xlstm"}
 
 
 @pytest.mark.slow

@@ -23,7 +23,8 @@ class Size:
         blocks: Those of the blocks: each takes part in every token.
         head: Those of the output head, shared with the embedding or not.
         hidden_size: Width.
-        keys: Width of what a layer keeps of a token as keys, and as values: less than its own where heads share them.
+        keys: Width of what a layer keeps of a token as keys, and as values: less than its own where heads share them, and
+            none without attention.
         layers: Blocks, encoder and decoder together.
         vocabulary: Width of the head.
         dtype: Precision of its saved weights.
@@ -64,9 +65,12 @@ def size_of(config: PreTrainedConfig | Size) -> Size:
 
 
 def _keys(text: Any) -> int:
-    """Width of a layer's keys; that of the layer where no heads share them."""
+    """Width of a layer's keys; that of the layer where no heads share them, and 0 of a state-space model."""
+    heads = getattr(text, "num_attention_heads", None)
+    if not heads:
+        return 0
     shared = getattr(text, "num_key_value_heads", None)
-    width = getattr(text, "head_dim", None) or int(text.hidden_size) // max(1, int(text.num_attention_heads))
+    width = getattr(text, "head_dim", None) or int(text.hidden_size) // int(heads)
     return int(shared) * int(width) if shared else int(text.hidden_size)
 
 
