@@ -23,8 +23,8 @@ class Size:
         blocks: Those of the blocks: each takes part in every token.
         head: Those of the output head, shared with the embedding or not.
         hidden_size: Width.
-        keys: Width of what a layer keeps of a token as keys, and as values: less than its own where heads share them, and
-            none without attention.
+        keys: Width of what a layer keeps of a token as keys, and as values: less than its own where heads share them,
+            and none without attention.
         layers: Blocks, encoder and decoder together.
         vocabulary: Width of the head.
         dtype: Precision of its saved weights.
