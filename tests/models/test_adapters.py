@@ -174,5 +174,5 @@ def test_adapters_that_are_missing_or_belong_elsewhere(tmp_path: Path) -> None:
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(UserError, match=r"no adapter_model\.safetensors.*pickle"):
         load_adapter(tiny_model("llama"), str(folder))
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="there is no folder"):
         load_adapter(tiny_model("llama"), str(tmp_path / "missing"))

@@ -390,6 +390,27 @@ def test_unreadable_configuration() -> None:
         make_plan(load_recipe("gpt2", ["teacher.model=openai-community/gpt3"]))
 
 
+@pytest.mark.parametrize("asked", ["plan", "doctor", "run"])
+def test_a_mistyped_folder_is_no_fault_of_the_network(
+    asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("qwen-s", "qwen-t", "other"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan_module, "hub_is_reachable", lambda: False)
+    recipe = validate_recipe({"teacher": "models/qwen-x", "student": "models/qwen-x", "data": "x.jsonl"}, "mine")
+    asking: dict[str, Any] = {
+        "plan": lambda: read_config(recipe.teacher, []),
+        "doctor": lambda: plan_module.check_models_at_hand(recipe),
+        "run": lambda: load_model("models/qwen-x"),
+    }
+    with pytest.raises(UserError) as caught:
+        asking[asked]()
+    told = str(caught.value)
+    assert f"there is no folder {tmp_path}/models/qwen-x; near it: models/qwen-" in told
+    assert "models/qwen-s" in told and "models/qwen-t" in told and "other" not in told and "Known" not in told
+
+
 def test_unknown_size_of_the_data() -> None:
     with pytest.raises(UserError, match=r"data\.train: how large 'someone/rows' is"):
         make_plan(load_recipe("gpt2", ["data.train=someone/rows"]))

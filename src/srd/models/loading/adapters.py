@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from srd.base.errors import UserError, nearest
-from srd.models.loading.guard import guarded
+from srd.models.loading.guard import guarded, no_folder
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -129,7 +129,7 @@ def adapter_folder(source: str) -> Path:
             return Path(hf_hub_download(source, ADAPTER_WEIGHTS)).parent
         except (OSError, ValueError) as error:
             raise UserError(
-                f"adapter '{source}': no such folder, and the hub does not give its {ADAPTER_CONFIG} and "
+                f"adapter '{source}': {no_folder(source)}, and the hub does not give its {ADAPTER_CONFIG} and "
                 f"{ADAPTER_WEIGHTS} ({str(error).splitlines()[0]}). "
                 "Check the name, or save the adapter as safetensors."
             ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -64,7 +65,18 @@ def first_lines(error: BaseException) -> str:
     return f"{text.rstrip('.')}." if len(text) <= SHOWN else text[:SHOWN].rsplit(" ", 1)[0] + " …"
 
 
+def no_folder(source: str) -> str:
+    """That there is no folder of this name, with those that it may have meant."""
+    missing = Path(source).expanduser()
+    while not missing.parent.is_dir():
+        missing = missing.parent
+    names = sorted(folder.name for folder in missing.parent.glob("*/"))
+    near = ", ".join(str(missing.parent / name) for name in get_close_matches(missing.name, names))
+    return f"there is no folder {Path(source).expanduser().absolute()}" + (f"; near it: {near}" if near else "")
+
+
 def _unreadable(source: str, kind: str, error: BaseException) -> UserError:
+    told = first_lines(error)
     if "trust_remote_code" in str(error):
         remedy = (
             "If you trust its authors, set trust_remote_code: true for this model (--trust-remote-code where there is "
@@ -73,8 +85,9 @@ def _unreadable(source: str, kind: str, error: BaseException) -> UserError:
     elif Path(source).expanduser().exists():
         remedy = "Check the files in the folder, or save the model again with save_pretrained."
     else:
+        told = f"{no_folder(source)}. On the hub: {told}"
         remedy = (
             "Check the name, the revision and the network; for a gated model run `hf auth login`; without a network "
             "give a local folder, or 'smollm2'. Weights must be there as safetensors."
         )
-    return UserError(f"{kind} '{source}' cannot be read: {first_lines(error)} {remedy}")
+    return UserError(f"{kind} '{source}' cannot be read: {told} {remedy}")

@@ -11,7 +11,7 @@ from srd.base.errors import UserError
 from srd.base.files import content_of, digest_of, fingerprint, read_json
 from srd.models.loading.adapters import ADAPTER_CONFIG, adapter_folder
 from srd.models.loading.gguf import CONVERSION, convert_gguf
-from srd.models.loading.guard import guarded
+from srd.models.loading.guard import guarded, no_folder
 from srd.models.settings import HUB_NAME, SMOLLM2
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -34,7 +34,7 @@ def resolve_source(source: str) -> str:
     if path.is_file():
         raise UserError(f"model '{source}' is a file. Give the folder it lies in, a .gguf file, or a hub name.")
     if not HUB_NAME.fullmatch(source) or source.startswith("."):
-        raise UserError(f"model '{source}': there is no such folder, and a hub name looks like 'owner/name'.")
+        raise UserError(f"model '{source}': {no_folder(source)}. A hub name looks like 'owner/name'.")
     return source
 
 

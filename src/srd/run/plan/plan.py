@@ -168,7 +168,7 @@ def read_config(model: ModelConfig, notes: list[str]) -> PreTrainedConfig:
     """
     from transformers import AutoConfig
 
-    from srd.models.loading.guard import guarded
+    from srd.models.loading.guard import guarded, no_folder
     from srd.models.loading.loading import load_config
     from srd.models.loading.sources import resolve_source
 
@@ -186,10 +186,10 @@ def read_config(model: ModelConfig, notes: list[str]) -> PreTrainedConfig:
             values = dict(known_models()[source]["config"])
             return AutoConfig.for_model(values.pop("model_type"), **values)
         if not hub_is_reachable():
+            known = f", or one of the models that are known without a network; {nearest(source, known_models())}"
             raise UserError(
-                f"model '{source}': the hub cannot be reached and there is no local copy of its config.json. Give a "
-                "local folder, or one of the models that are known without a network; "
-                f"{nearest(source, known_models())}"
+                f"model '{source}': {no_folder(source)}. The hub cannot be reached either, and there is no local copy "
+                f"of its config.json. Give a local folder{'.' if Path(source).parent.is_dir() else known}"
             )
     return load_config(source, **model.found)
 
@@ -301,8 +301,11 @@ def check_models_at_hand(recipe: Recipe) -> None:
         if _is_local_model(name) or "/" not in name or not HUB_NAME.fullmatch(name):
             continue
         if cached_config(named) is None and not hub_is_reachable():
+            from srd.models.loading.guard import no_folder
+
             raise UserError(
-                f"model '{name}': the hub cannot be reached and there is no copy of it here. Give a local folder."
+                f"model '{name}': {no_folder(name)}. The hub cannot be reached either, and there is no copy of it "
+                "here. Give a local folder."
             )
 
 
