@@ -163,6 +163,19 @@ def test_what_the_command_line_sets_is_named_beside_the_file() -> None:
             "training.weight: input should be less than or equal to 1 (is 1.5)",
         ),
         (["training.epoch=5", "baselines.kd.curriculum=null"], "training.epoch: unknown key; did you mean 'epochs'?"),
+        (["epochs=5"], "epochs: unknown key; did you mean training.epochs? Known: baselines, "),
+        (["lr=0.1"], "lr: unknown key; did you mean training.learning_rate?"),
+        (["temperature=2"], "did you mean training.temperature or evaluation.temperature?"),
+        (["data.columns={}"], "data.test.columns (`data: {train: {path: …, columns: …}}`)? Known: bad_rows, "),
+        (
+            ["max_length=5"],
+            "max_length: unknown key; did you mean data.max_length (`data: {train: …, max_length: …}`)?",
+        ),
+        (
+            ["training.max_length=5", "baselines.kd.curriculum=null"],
+            "training.max_length: unknown key; did you mean data",
+        ),
+        (["evaluation.model=[kd]"], "evaluation.model: unknown key; did you mean 'models'? Known: "),
         (["training.curriculum.weight=[0.5, 2]"], "training.curriculum: weight must be within 0 and 1"),
         (["training.curriculum.temperature=[1,2,3,4]"], "temperature has 4 values for 3 stages"),
         (["training.objective.lambda=3"], "training.objective: the objective 'fkl' has no parameter 'lambda'"),
@@ -223,6 +236,23 @@ def test_unknown_recipes() -> None:
         UserError, match=r"no recipe file 'nowhere/x.yaml'. Give .* shipped name. `srd recipes`.*`srd init`"
     ):
         load_recipe("nowhere/x.yaml")
+
+
+def test_a_file_that_is_meant_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file in (Path("runs/x/recipe.yaml"), Path("mine.yaml")):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(SMALLEST)
+    for name, meant in (("runs/x", "runs/x/recipe.yaml"), ("runs/x/", "runs/x/recipe.yaml"), ("mine", "mine.yaml")):
+        with pytest.raises(UserError, match=f"'{name}' is no recipe file; did you mean '{meant}'"):
+            load_recipe(name)
+        load_recipe(meant)
+    below = tmp_path / "below" / "base.yaml"
+    below.parent.mkdir()
+    below.write_text(SMALLEST)
+    below.with_name("child.yaml").write_text("extends: base")
+    with pytest.raises(UserError, match=r"'base' is no recipe file; did you mean 'base\.yaml'"):
+        load_recipe("below/child.yaml")
 
 
 def test_overrides(recipe: Any) -> None:

@@ -26,12 +26,12 @@ class RunError(RuntimeError):
     on_all = False
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
+def nearest(name: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
     """Say which known name is meant, and which ones there are.
 
     Returns a sentence such as ``did you mean 'srkl'? Known: fkl, rkl, srkl``.
     """
     known = sorted(choices)
-    close = get_close_matches(str(name), known, n=1, cutoff=0.5)  # from Python it may be anything
+    close = get_close_matches(str(name), known, n=1, cutoff=cutoff)  # from Python it may be anything
     hint = f"did you mean '{close[0]}'? " if close else ""
     return f"{hint}Known: {', '.join(known)}"

@@ -33,11 +33,15 @@ def find_recipe(name: str, beside: Path | None = None) -> Path:
 
 def find_file(name: str, kind: str, shipped: Mapping[str, Path], beside: Path | None, hint: str = "") -> Path:
     """The file of a recipe or a sweep given by path, by a path beside the file that names it, or by a shipped name."""
-    for path in (Path(name), *([beside.parent / name] if beside else [])):
-        if path.is_file():
-            return path
+    folders = (Path(), *([beside.parent] if beside else []))
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
     if name in shipped:
         return shipped[name]
+    for meant in (Path(f"{name}.yaml"), Path(name, "recipe.yaml")):
+        if kind == "recipe" and any((folder / meant).is_file() for folder in folders):
+            raise UserError(f"'{name}' is no recipe file; did you mean '{meant}'?")
     if name.endswith((".yaml", ".yml")) or "/" in name:
         known = "" if hint else f": {', '.join(shipped)}"
         raise UserError(f"no {kind} file '{name}'. Give an existing YAML file or a shipped name{known}.{hint}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import typing
+from difflib import get_close_matches
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -46,7 +47,7 @@ def describe_mistake(item: Any, root: type[BaseModel] | None = None) -> str:
     keys = [part for before, part in itertools.pairwise([None, *location]) if _is_key(before, part)]
     key = ".".join(str(part) for part in keys) or "recipe"
     if item["type"] == "extra_forbidden":
-        return f"{key}: unknown key; {nearest(str(location[-1]), known_keys(location[:-1], root))}"
+        return f"{key}: unknown key; {_meant(str(location[-1]), key, known_keys(location[:-1], root), root)}"
     if item["type"] == "missing":
         return f"{key}: missing. {field_description(location, root)}".rstrip()
     message = re.sub(r" or (instance of \w+|object to extract fields from)$", "", item["msg"])
@@ -96,6 +97,40 @@ def _sections_at(location: list[Any], root: type[BaseModel] | None = None) -> li
         tagged = [section for section in sections if "name" in section.model_fields]
         sections = found or [each for each in tagged if each.model_fields["name"].default == part] or sections
     return sections
+
+
+def _meant(key: str, here: str, known: set[str], root: type[BaseModel] | None) -> str:
+    """What an unknown key may mean: one beside it that is hardly another, itself elsewhere, or one beside it."""
+    there = "" if get_close_matches(key, known, cutoff=0.8) else _elsewhere(key, here, root)
+    return f"did you mean {there}? Known: {', '.join(sorted(known))}" if there else nearest(key, known, cutoff=0.6)
+
+
+def _elsewhere(key: str, here: str, root: type[BaseModel] | None) -> str:
+    """Where a key, or one that it abbreviates (`lr`), stands in the uppermost sections that have it; empty: nowhere."""
+    level: list[tuple[list[str], type[BaseModel]]] = [([], root or Recipe)]
+    while level:
+        fields = [([*path, name], section) for path, section in level for name in section.model_fields]
+        found = [(path, section) for path, section in fields if key in (path[-1], _initials(path[-1]))]
+        # A method has its own settings in a baseline as in `training`.
+        if found := [each for each in found if each[0][-2:] != here.split(".")[-2:]]:
+            *above, name = found[0][0]
+            short = getattr(found[0][1], "short_for", "")
+            example = f"{{{short}: …, {name}: …}}"
+            for part in above[:0:-1]:
+                example = f"{{{part}: {example}}}"
+            shown = f" (`{above[0]}: {example}`)" if above and short not in ("", name) else ""
+            return " or ".join(dict.fromkeys(".".join(path) for path, _ in found)) + shown
+        level = [
+            (path, inner)
+            for path, section in fields
+            if typing.get_origin(annotation := section.model_fields[path[-1]].annotation) not in (list, dict)
+            for inner in _section_of(annotation)
+        ]
+    return ""
+
+
+def _initials(name: str) -> str:
+    return "".join(word[0] for word in name.split("_")) if "_" in name else name
 
 
 def known_keys(location: list[Any], root: type[BaseModel] | None = None) -> set[str]:
