@@ -171,7 +171,7 @@ CASES: dict[str, tuple[Change, str, list[Change]]] = {
                     [rows(ROWS), rows([{"id": str(n), **row} for n, row in enumerate(ROWS)])]),
     "an id here and there": (rows([{"id": "a", **ROWS[0]}, *ROWS[1:]]), "Give every row an 'id', or none",
                              [rows(ROWS)]),
-    "names of columns": (rows(RENAMED), "Other names can be mapped with 'columns'",
+    "names of columns": (rows(RENAMED), "in the recipe `data: {train: {path: FILE, columns: {",
                          [put("data.train.columns={instruction: task, output: solution}")]),
     "names of speakers and their fields": (
         rows(DOCTORS), "Other names can be mapped with 'columns'",

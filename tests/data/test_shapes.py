@@ -314,6 +314,16 @@ def test_columns_say_what_is_learnt(field: str, tmp_path: Path) -> None:
         load(tmp_path, [{"messages": turns}], columns={field: "meta.off"})
 
 
+def test_columns_the_other_way_round(tmp_path: Path) -> None:
+    """As pandas renames them; the message has them as they are to be."""
+    rows: list[Row] = [{"Frage": "a", "Antwort": "b"}]
+    said = r"there is no column 'Frage' of ours;.* first: \{question: Frage, answer: Antwort\}, if"
+    with pytest.raises(UserError, match=said):
+        load(tmp_path, rows, columns={"Frage": "question", "Antwort": "answer"})
+    (example,) = load(tmp_path, rows, columns={"question": "Frage", "answer": "Antwort"})
+    assert (example["instruction"], example["references"]) == ("a", ["b"])
+
+
 def test_columns_that_are_not_there(tmp_path: Path) -> None:
     rows: list[Row] = [{"task": "a", "answer": "b", "about": "c"}, {"task": "a", "answer": "b"}]
     columns = {"instruction": "task", "output": "answer", "input": "about"}

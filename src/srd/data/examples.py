@@ -29,6 +29,7 @@ from srd.base.files import fingerprint
 from srd.base.tables import column
 from srd.data.bad_rows import BadRows, Check, content_of, without_refused
 from srd.data.messages import (
+    MAPPED,
     answer_of,
     conversation_of,
     extra_of,
@@ -326,8 +327,7 @@ def _question_and_answer(row: Mapping[str, Any], nulls: Sequence[str], place: st
         null = f"; null: {', '.join(sorted(map(str, nulls)))}" if nulls else ""
         error = UserError(
             f"{place}: no question with an answer in this row. Fields found: {fields}{null}. "
-            f"Expected one of: {ACCEPTED_SHAPES}. Other names can be mapped with 'columns', "
-            "for example `columns: {instruction: task, output: solution}`."
+            f"Expected one of: {ACCEPTED_SHAPES}. {MAPPED % 'instruction: task, output: solution'}"
         )
         error.fault = "no question with an answer"
         raise error

@@ -22,9 +22,8 @@ ASSISTANT = "assistant"
 CALLS = "tool_calls"
 REASONING = ("reasoning_content", "reasoning", "thinking")
 CONTENTS = ("content", *REASONING)
-NAMES = (
-    "Other names can be mapped with 'columns', for example `columns: {role: who, content: says, assistant: Doctor}`."
-)
+MAPPED = "Other names can be mapped with 'columns', in the recipe `data: {train: {path: FILE, columns: {%s}}}`."
+NAMES = MAPPED % "role: who, content: says, assistant: Doctor"
 # Fields by which exports say whether a turn is learnt: 1 and true say yes.
 MASKS = ("train", "weight", "loss_mask")
 # Columns of a row that holds more than text.

@@ -286,7 +286,9 @@ class Columns:
         ours = {*ROW_FIELDS, *TURN_FIELDS, *ROLE_NAMES}
         for name in names if not known else ():
             if name not in ours:
-                raise UserError(f"columns: there is no column {name!r}; {nearest(name, ours)}.")
+                turned = ", ".join(f"{their}: {name}" for name, their in names.items() if their in ours - names.keys())
+                said = f" Ours stands first: {{{turned}}}, if the other is a column of the file." if turned else ""
+                raise UserError(f"columns: there is no column {name!r} of ours; {nearest(name, ours)}.{said}")
         self._turn = {} if known else {name: their for name, their in names.items() if name in TURN_FIELDS}
         roles = () if known else (*ROLE_NAMES, "system")
         self._roles = {their: SPEAKERS[name] for name, their in names.items() if name in roles}
