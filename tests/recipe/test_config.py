@@ -218,6 +218,10 @@ def test_what_is_missing_is_explained(recipe: Any) -> None:
     ("content", "message"),
     [
         (b"- a\n- b\n", "a recipe is a mapping of settings, but this is a list"),
+        (
+            b"# mine\nteacher:a/b\nstudent:a/c\n",
+            "this is a text. line 2: no space behind the colon. Write teacher: a/b",
+        ),
         (b"teacher: [\n", "mine.yaml is not YAML: .*line 2"),
         (b"\xff\xfe\x00", "mine.yaml is not YAML"),
     ],

@@ -19,6 +19,9 @@ LONGEST = 1 << 20  # bytes: the longest shipped recipe has about 1,500
 DEEPEST = 50  # lists and mappings inside each other
 MOST_NODES = 100_000  # values, those that an alias repeats counted each time
 LARGEST_INTEGER = 2**63 - 1  # what Arrow, numpy and torch can hold
+UNSPACED = re.compile(r"\s*(?:- )?([A-Za-z_][\w.-]*):([^\s/:].{,80})")
+VALUE = re.compile(r"[ -]*[^\s:#'\"{\[][^:]*:\s+(\S.*)")  # what stands behind a key
+MARKS = "{[&*|>@`%"  # what no text without quotes begins with
 
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -110,7 +113,39 @@ def parse_yaml(text: str, place: str) -> Any:
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{place} is not YAML: {' '.join(str(error).split())}") from error
+        told = " ".join(str(error).split()).replace(' in "<unicode string>"', "")
+        raise UserError(f"{place} is not YAML: {_slip(text, error) or told}") from error
+
+
+def unspaced(text: str) -> str:
+    """The first line such as ``key:value``, which YAML takes for a text without a key, with its remedy; or nothing."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if found := UNSPACED.match(line):
+            return f"line {number}: no space behind the colon. Write {found[1]}: {found[2].strip()}"
+    return ""
+
+
+def _slip(text: str, error: Exception) -> str:
+    """The usual slip where YAML finds a mistake, with its remedy; nothing where it is none of those."""
+    mark, lines = getattr(error, "problem_mark", None), [*text.split("\n"), ""]
+    if (
+        mark is None
+        or mark.line >= len(lines)
+        or not isinstance(error, yaml.scanner.ScannerError | yaml.parser.ParserError)
+    ):
+        return ""
+    line, place = lines[mark.line], f"line {mark.line + 1}"
+    if "\t" in line[: len(line) - len(line.lstrip())]:
+        return f"{place}: a tab in the indent. Use spaces."
+    found = VALUE.match(line)
+    if found and mark.column >= found.start(1):
+        value = found[1].strip()[:80]
+        if value[0] in MARKS:
+            return f"{place}: a text that begins with {value[0]} needs quotes around it; else mend brackets: {value}"
+        if ": " in value:
+            return f"{place}: a text with a colon and a space in it needs quotes around it: {value}"
+    first = max(0, min((getattr(error, "context_mark", None) or mark).line, mark.line - 1))
+    return unspaced("\n" * first + "\n".join(lines[first : mark.line + 1]))
 
 
 def _check_depth(text: str, place: str) -> None:

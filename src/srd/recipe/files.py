@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from srd.base.errors import UserError, nearest
-from srd.base.yaml_text import parse_yaml, read_yaml
+from srd.base.yaml_text import parse_yaml, read_yaml, unspaced
 from srd.recipe.merging import merge, nested
 
 
@@ -59,7 +59,9 @@ def read_recipe(
     content = read_yaml(path)
     content = {} if content is None else content
     if not isinstance(content, dict):
-        raise UserError(f"{path}: a {kind} is a mapping of settings, but this is a {type(content).__name__}")
+        what = "list" if isinstance(content, list) else "text" if isinstance(content, str) else "single value"
+        told = unspaced(path.read_text(encoding="utf-8-sig")) or "Write a line `key: value` for each."
+        raise UserError(f"{path}: a {kind} is a mapping of settings, but this is a {what}. {told}")
     parents = content.pop("extends", None)
     parents = [] if parents is None else [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(parent, str) and parent.strip() for parent in parents):
