@@ -221,6 +221,12 @@ def test_what_a_template_without_roles_cannot_say_is_refused(turns: list[dict[st
     row = example(messages=HISTORY[1:3], tools=[{"name": "a"}])
     with pytest.raises(UserError, match="no place for tools"):
         template("plain").render(row)
+    tokenizer = tiny_tokenizer("qwen2")
+    tokenizer.chat_template = None
+    with pytest.raises(
+        UserError, match=r"no place for tools\. Take a model whose chat template writes tools, or leave"
+    ):
+        get_template("plain", tokenizer).render(row)
 
 
 @pytest.mark.parametrize("given", ["a text", None, ["a text"]])

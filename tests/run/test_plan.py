@@ -313,6 +313,18 @@ def test_without_a_cache_the_teacher_runs_in_every_pass(tiny_recipe: Recipe) -> 
     assert kd.flops > next(phase for phase in make_plan(tiny_recipe).phases if phase.name == "train/kd").flops
 
 
+def test_a_teacher_that_is_smaller_than_its_student_is_told_of() -> None:
+    small, large = "openai-community/gpt2", "openai-community/gpt2-xl"
+    told = {}
+    for pair in ((large, small), (small, small), (small, large)):
+        plan = make_plan(load_recipe("gpt2", [f"teacher={pair[0]}", f"student={pair[1]}"]))
+        told[pair] = [note for note in plan.notes if "swapped" in note]
+    assert told[large, small] == told[small, small] == []
+    sizes = [known_models()[name]["size"]["parameters"] for name in (small, large)]
+    asked = "the teacher has fewer parameters ({:,}) than the student ({:,}): are the two swapped?"
+    assert told[small, large] == [asked.format(*sizes)]
+
+
 def test_lora_needs_less() -> None:
     full, lora = (make_plan(load_recipe("openllama2-kd", [f"training.lora={v}"])) for v in ("null", "{r: 16}"))
     assert passes(full, "train/kd") == passes(lora, "train/kd")

@@ -81,6 +81,7 @@ class Template(ABC):
         ready_made: whether prompts stand as they are, with nothing around them.
         options: those arguments.
         day: that the chat template takes for today.
+        chat_at_hand: whether the tokenizer has a chat template, which may be advised in this one's place.
         notes: what the chat template does to rows that it should not, with the ids of the examples.
     """
 
@@ -89,6 +90,7 @@ class Template(ABC):
     takes_options: ClassVar[bool] = False
     in_turns: ClassVar[bool] = False
     ready_made: ClassVar[bool] = False
+    chat_at_hand: bool = True
     options: Mapping[str, Any] = MappingProxyType({})
     day: date | None = None
     notes: Mapping[str, dict[str, None]] = MappingProxyType({})
@@ -166,7 +168,7 @@ class FormatTemplate(Template):
 
     def _pieces(self, example: Example) -> list[tuple[Segment, bool]]:
         """The pieces of a prompt, and whether each is an earlier answer."""
-        system, before, question = _turns_of_text(example, self.name)
+        system, before, question = _turns_of_text(example, self.name, self.chat_at_hand)
         pieces = [Segment(system, False, content=True), Segment(GAP if system else "", False)]
         found = [(piece, False) for piece in pieces]
         for place, (asked, answer) in enumerate(before, start=-2 * len(before)):
@@ -185,7 +187,7 @@ class FormatTemplate(Template):
         return segments
 
 
-def _turns_of_text(example: Example, name: str) -> tuple[str, list[tuple[str, str]], str]:
+def _turns_of_text(example: Example, name: str, chat_at_hand: bool) -> tuple[str, list[tuple[str, str]], str]:
     """The system prompt, the questions that were answered with their answers, and the one that is asked.
 
     Raises:
@@ -195,19 +197,20 @@ def _turns_of_text(example: Example, name: str) -> tuple[str, list[tuple[str, st
     if not turns:
         return "", [], example["instruction"]
     extra = extra_of(example)
+    choose = "Choose data.template=chat" if chat_at_hand else "Take a model whose chat template writes {}"
     more = {key for turn in (*turns, extra.get("answer", {})) for key in turn if key == CALLS or key in REASONING}
     if more or extra.get("tools"):
         what = ", ".join(sorted(more)) or "tools"
         raise UserError(
-            f"example {example['id']}: the template {name!r} has no place for {what}. Choose data.template=chat, or "
-            "leave the row out."
+            f"example {example['id']}: the template {name!r} has no place for {what}. {choose.format(what)}, or leave "
+            "the row out."
         )
     start = next(place for place, turn in enumerate(turns) if turn["role"] not in SYSTEM)
     roles = [turn["role"] for turn in turns[start:]]
     if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
         raise UserError(
             f"example {example['id']}: the template {name!r} takes questions and answers in turn, not the roles "
-            f"{', '.join(roles)}. Choose data.template=chat, or leave the row out."
+            f"{', '.join(roles)}. {choose.format('these')}, or leave the row out."
         )
     *before, question = [plain_text(turn) for turn in turns[start:]]
     system = "\n\n".join(plain_text(turn) for turn in turns[:start])
@@ -247,12 +250,15 @@ def get_template(
     if name in TEMPLATES:
         made = TEMPLATES.get(name)(tokenizer)
         check_kind(f"what the template {name!r} makes of a tokenizer", made, Template, "give a srd.FormatTemplate")
+        made.chat_at_hand = bool(tokenizer.chat_template)
         return made
     if "{" in name:
         # Without a place of its own the input follows the instruction, as it must not get lost.
         places = [field for _, field in _parse(name)]
         with_input = name if "input" in places else name.replace("{instruction}", "{instruction}\n\n{input}")
-        return FormatTemplate(name, with_input, name, end=end_of(tokenizer, _parse(name)[-1][0]))
+        made = FormatTemplate(name, with_input, name, end=end_of(tokenizer, _parse(name)[-1][0]))
+        made.chat_at_hand = bool(tokenizer.chat_template)
+        return made
     raise UserError(
         f"template: there is no template {name!r}; {nearest(name, TEMPLATES.names())}. "
         "A text of your own must hold the place {instruction}."

@@ -352,6 +352,14 @@ def requests_of(facts: Facts) -> list[str]:
     return [f"the server is asked about {texts:,} texts of about {data.prompt + data.response:.0f} tokens{top}"]
 
 
+def _told_of_sizes(facts: Facts) -> list[str]:
+    """What a plan says of teachers that are all smaller than the student; the size of a served one is not known."""
+    most, student = max(size.parameters for size in (facts.teacher, *facts.others)), facts.student.parameters
+    if facts.recipe.teacher.endpoint is not None or most >= student:
+        return []
+    return [f"the teacher has fewer parameters ({most:,}) than the student ({student:,}): are the two swapped?"]
+
+
 def make_plan(
     recipe: Recipe, *, devices: int = 1, flops_per_second: float = A100_FLOPS_PER_SECOND, data: DataFacts | None = None
 ) -> Plan:
@@ -373,7 +381,7 @@ def make_plan(
         models = check_what_is_at_hand(recipe, notes)
         data = read_data(recipe, notes, size_of(configs[0]).encoder_decoder, models)
     facts = Facts(recipe, teacher, student, data, devices, other_sizes(recipe, configs))
-    notes += requests_of(facts)
+    notes += requests_of(facts) + _told_of_sizes(facts)
     steps = planned(recipe)
     phases = tuple(costs_of(steps, facts))
     caches = sum(phase.step == "cache" for phase in phases)
