@@ -79,6 +79,10 @@ def test_models_and_rows_in_memory_are_found_again(folder: Path, monkeypatch: py
     for same in (tiny_rows(), datasets.Dataset.from_list(tiny_rows())):
         assert steps_finished(distil(same, student=tiny_model("llama", seed=2)).run_dir) == before
     assert sorted(folder.glob("out-inputs/*")) == inputs
+    tokenizer(["a", "longer than it"], truncation=True, max_length=9)  # which it remembers
+    tokenizer.backend_tokenizer.enable_padding(length=9)
+    assert steps_finished(distil(table).run_dir) == before and sorted(folder.glob("out-inputs/*")) == inputs
+    assert tokenizer.backend_tokenizer.padding and tokenizer.backend_tokenizer.truncation["max_length"] == 9
     monkeypatch.setenv("HOME", str(folder))
     assert steps_finished(distil(table, run_dir="~/out").run_dir) == before
     monkeypatch.chdir(folder / "out")
@@ -90,6 +94,10 @@ def test_models_and_rows_in_memory_are_found_again(folder: Path, monkeypatch: py
     assert steps_finished(distil(table).run_dir) == before  # what was spoilt is written again
     changed = steps_finished(distil(tiny_rows()[:-1]).run_dir)
     assert changed["examples"] != before["examples"]
+    inputs, without = sorted(folder.glob("out-inputs/*")), [*tiny_rows(), {"instruction": "Why?", "output": ""}]
+    drop = {**SETTINGS, "data": {**SETTINGS["data"], "bad_rows": "drop"}, "tokenizer": tokenizer, "evaluate": False}
+    srd.distill(teacher, student, without, run_dir="out/", **drop)
+    assert sorted(folder.glob("out-inputs/*")) == inputs  # the rows without the one that says nothing
 
 
 def test_a_recipe_as_a_name_a_file_or_a_mapping(folder: Path) -> None:
@@ -194,7 +202,7 @@ def cache(folder: Any = "cache", **given: Any) -> Any:
         ({"max_prompt_length": 0}, "max_prompt_length is 0"), ({"samples": 2}, "Give several seeds instead"),
         ({"temperature": "hot"}, "temperature is hot, but must be 0"), ({"seeds": [1, 1]}, "seeds '1,1': give"),
         ({"max_new_tokens": 10**6}, "Give a smaller max_new_tokens"),
-        ({"path": [{"instruction": "a", "output": "b"}, {"instruction": "a"}]}, "1 × row 2: no question with"),
+        ({"path": [{"instruction": "a", "output": "b"}, {"instruction": "a"}]}, "row 2: no question with"),
         ({"path": [{"instruction": "a", "output": 1}]}, "the rows: none of its rows"),
     ],
 )  # fmt: skip

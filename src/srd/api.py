@@ -52,7 +52,7 @@ from srd.evaluation.models import prompt_encoder, prompt_room, read_benchmarks
 from srd.models.adapted import is_adapted
 from srd.models.loading.loading import load_model, load_tokenizer
 from srd.models.tokenizers.pair import token_count
-from srd.models.tokenizers.tokens import tokenizer_identity
+from srd.models.tokenizers.tokens import tokenizer_identity, without_last_call
 from srd.recipe.files import parse_overrides
 from srd.recipe.merging import merge
 from srd.recipe.reading import load_recipe, validate_recipe
@@ -221,7 +221,7 @@ def distill(
     named = {
         "teacher": _model_source(teacher, "teacher", tokenizer, inputs),
         "student": _model_source(student, "student", tokenizer, inputs),
-        "data": _data_source(rows, inputs),
+        "data": _data_source(rows, inputs, recipe.get("data")),
         "training": training,
     }
     _check_given_once(recipe, named)
@@ -395,27 +395,29 @@ def _keep_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plac
     if not place.is_dir() or read_sealed(note).get("files") != content_of(place):
         with atomic_folder(place) as partial:
             model.save_pretrained(str(partial))
-            tokenizer.save_pretrained(str(partial))
+            with without_last_call(tokenizer):
+                tokenizer.save_pretrained(str(partial))
         write_sealed(note, {"files": content_of(place)})
 
 
-def _data_source(rows: Any, inputs: _Inputs) -> dict[str, Any]:
-    """A recipe's ``data`` section; rows that are in memory become some of the ``inputs``."""
+def _data_source(rows: Any, inputs: _Inputs, settings: Any) -> dict[str, Any]:
+    """A recipe's ``data`` section; rows that are in memory become some of the ``inputs``, as its ``settings`` say."""
+    drops = isinstance(settings, Mapping) and settings.get("bad_rows") == "drop"
     if isinstance(rows, Mapping) and not set(SOURCE_KEYS) & rows.keys():
         if "train" not in rows or not rows.keys() <= set(SPLITS):
             raise UserError(f"rows: a mapping has 'train', perhaps 'validation' and 'test', but not {sorted(rows)}")
-        return {split: _source(own, inputs, split) for split, own in rows.items()}
-    return {"train": _source(rows, inputs, "train")}
+        return {split: _source(own, inputs, split, drops) for split, own in rows.items()}
+    return {"train": _source(rows, inputs, "train", drops)}
 
 
-def _source(rows: Any, inputs: _Inputs, split: str) -> Any:
+def _source(rows: Any, inputs: _Inputs, split: str, drops: bool) -> Any:
     names = isinstance(rows, list) and rows and all(isinstance(name, str | Path) for name in rows)
     if names or isinstance(rows, str | Path | Mapping):
         return _plain(rows)
     examples: list[datasets.Dataset] = []  # in the main process alone, which writes them
 
     def name() -> str:
-        examples.append(as_examples(rows))
+        examples.append(as_examples(rows, "drop" if drops else "error"))
         digest = hashlib.blake2b(digest_size=16)  # as `file_digest`
         for line in _lines(examples[0]):
             digest.update(line)

@@ -81,6 +81,21 @@ def test_a_full_disk_is_known_whoever_writes(writer: str) -> None:
 @pytest.mark.parametrize(
     "error",
     [
+        safetensors.SafetensorError("Error while serializing: I/O error: File too large (os error 27)"),
+        OSError(errno.EFBIG, "File too large"),
+    ],
+    ids=["a library", "the system"],
+)
+def test_a_file_that_may_not_be_so_large(error: Exception) -> None:
+    status, message = explain(error)
+    assert status == 1 and message.startswith(
+        "a file is larger than its file system, or the limit `ulimit -f`, allows ("
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
         safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
         safetensors.SafetensorError("Error while serializing: IoError(Os { code: 122, message: Disk quota exceeded })"),
         RuntimeError("[enforce fail at inline_container.cc:862] . PytorchStreamWriter failed writing file data/0"),

@@ -40,6 +40,7 @@ DISK_IS_FULL = re.compile(
     r"|\d+ requested and \d+ written|inline_container(?!.*StreamReader)|StreamWriter failed|unexpected pos \d+ vs",
     re.IGNORECASE | re.DOTALL,
 )
+FILE_TOO_LARGE = re.compile(r"file too large|\bos error 27\b", re.IGNORECASE)
 # How Rust and Arrow put the number of the system's error into words.
 SYSTEM_ERROR = re.compile(r"\b(?:os error|errno) (\d+)", re.IGNORECASE)
 OUT_OF_MEMORY = re.compile(
@@ -81,6 +82,12 @@ def _says_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return isinstance(error, Exception) and DISK_IS_FULL.search(str(error)) is not None
+
+
+def _says_too_large(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.EFBIG
+    return not isinstance(error, UserError | RunError) and FILE_TOO_LARGE.search(str(error)) is not None
 
 
 def refusal(error: BaseException, place: Path) -> int | None:
@@ -137,6 +144,11 @@ def explain(error: BaseException) -> tuple[int, str]:
         return 1, str(error)
     if disk_is_full(error):
         return 1, f"the disk is full ({_full_place(error)}). Free some space and run the same command again."
+    if any(_says_too_large(each) for each in causes(error)):
+        return 1, (
+            f"a file is larger than its file system, or the limit `ulimit -f`, allows ({_full_place(error)}). "
+            "Lift the limit, or write to another disk, and run the same command again."
+        )
     if memory_is_full(error):
         return 1, (
             f"out of memory: {first_line(error)}. Use a smaller training.micro_batch_size or generation.batch_size, "

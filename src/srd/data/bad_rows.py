@@ -126,7 +126,8 @@ class BadRows:
         if self.action == "error":
             remedy = "; or data.bad_rows=drop goes on without them, and lists them in examples/dropped.jsonl"
             raise UserError(f"{found}.\n{self.told()}\nCorrect or remove them{remedy if self.of_recipe else ''}.")
-        what = f"{found} and are left out (examples/dropped.jsonl).\n{self.told()}\n"
+        where = " (examples/dropped.jsonl)" if self.of_recipe else ""
+        what = f"{found} and are left out{where}.\n{self.told()}\n"
         warn(logger, what, "Correct these rows, or go on without them.")
 
     def write(self, path: Path) -> None:

@@ -15,7 +15,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -66,13 +66,20 @@ CHUNK_ROWS = 10_000
 FILE_SCHEMA = pa.schema([*EXAMPLE_FEATURES.arrow_schema, pa.field("place", pa.string())])
 
 
-def examples_from_rows(rows: Iterable[Mapping[str, Any]], origin: str, *, id_prefix: str = "row") -> Dataset:
+def examples_from_rows(
+    rows: Iterable[Mapping[str, Any]],
+    origin: str,
+    *,
+    id_prefix: str = "row",
+    bad_rows: Literal["error", "drop"] = "error",
+) -> Dataset:
     """Turn rows of any accepted shape into examples.
 
     Args:
         rows: dictionaries; consumed once, in order.
         origin: where they come from, for error messages ("data.jsonl").
         id_prefix: start of the ids of rows that bring none.
+        bad_rows: rows that cannot become examples are an error, or dropped with a warning.
 
     Returns:
         A dataset with exactly the columns of `EXAMPLE_FEATURES`, in the order of the rows.
@@ -81,7 +88,7 @@ def examples_from_rows(rows: Iterable[Mapping[str, Any]], origin: str, *, id_pre
         UserError: rows are of no accepted shape, fields are empty or of the wrong type (all of them together), an id
             is used twice, or there are no rows.
     """
-    bad = BadRows()
+    bad = BadRows(bad_rows)
     builder = ExampleBuilder(origin, id_prefix, bad)
     for number, row in enumerate(rows, start=1):
         builder.add(row, f"{origin}: row {number}")
@@ -90,8 +97,12 @@ def examples_from_rows(rows: Iterable[Mapping[str, Any]], origin: str, *, id_pre
     return examples
 
 
-def as_examples(rows: Any) -> Dataset:
+def as_examples(rows: Any, bad_rows: Literal["error", "drop"] = "error") -> Dataset:
     """Turn rows in any container into examples; a data set of examples stays as it is.
+
+    Args:
+        rows: what `row_dicts` takes.
+        bad_rows: as of `examples_from_rows`.
 
     Raises:
         UserError: as `examples_from_rows`.
@@ -100,7 +111,7 @@ def as_examples(rows: Any) -> Dataset:
     if isinstance(rows, Dataset) and set(EXAMPLE_FEATURES) - {"extra"} <= set(columns or ()):
         with_ids(as_table(rows.select_columns("id"), ["id"], "examples"), "examples")
         return rows
-    return examples_from_rows(row_dicts(rows, "examples"), "examples")
+    return examples_from_rows(row_dicts(rows, "examples"), "examples", bad_rows=bad_rows)
 
 
 class ExampleBuilder:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -60,9 +62,28 @@ def _named(name: str, generation: Any, config: Any) -> int | None:
 def tokenizer_identity(tokenizer: Any) -> str:
     """Hash of what decides how a tokenizer reads and writes: its rules, special tokens and chat template."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    with without_last_call(tokenizer):
+        rules = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     return fingerprint(type(tokenizer).__name__, rules, special, tokenizer.chat_template)
+
+
+@contextmanager
+def without_last_call(tokenizer: Any) -> Iterator[None]:
+    """Leave out how the last call has padded and cut: a fast tokenizer keeps that, writes it, and needs it no more."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    padding, truncation = getattr(backend, "padding", None), getattr(backend, "truncation", None)
+    try:
+        if padding:
+            backend.no_padding()
+        if truncation:
+            backend.no_truncation()
+        yield
+    finally:
+        if padding:
+            backend.enable_padding(**padding)
+        if truncation:
+            backend.enable_truncation(**truncation)
 
 
 def stop_token_ids(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
