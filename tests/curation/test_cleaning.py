@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import math
 import random
+import unicodedata
 from contextlib import nullcontext
 from typing import Any
 
@@ -33,12 +35,15 @@ from srd.curation.detectors.base import (
 )
 from srd.curation.detectors.empty import empty
 from srd.curation.detectors.looping import looping
+from srd.curation.groups import MAIN, groups_of, kinds_of
+from srd.curation.likelihoods import Tokens
 from srd.curation.repair import candidates_read, chosen, passing
 from srd.data.corruption import corrupt
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows
 from srd.data.templates.base import get_template
-from tests.oracle import noun_rows, oracle_losses
+from tests.data.test_chat import OPENS
+from tests.oracle import NOUNS, noun_rows, oracle_losses
 from tests.tiny import tiny_tokenizer
 
 ALL = ["empty", "looping", "eos", "match", "near_copy"]
@@ -247,7 +252,8 @@ def test_a_contrast_of_any_readable_score_with_any_damage(damage: Damage) -> Non
     if damage == "swapped":
         return
     made, places = damaged(rows, np.arange(60), damage, 0)
-    read = candidates_read(rows, places, made, ["match"], reader())
+    read, groups = candidates_read(rows, places, made, ["match"], reader())
+    assert set(groups) == {MAIN}
     assert set(read) <= set(reads.damage[damage])
     for name, values in read.items():
         assert values.tolist() == pytest.approx(reads.damage[damage][name].tolist()), name
@@ -297,6 +303,84 @@ def test_a_model_that_was_shown_no_rows_must_be_surer() -> None:
         marks[0].tolist()
         == find_wrong(rows, ["match"], reads=Reads(of(values), {"swapped": of(damage)})).wrong.tolist()
     )
+
+
+def thai_rows(count: int, cut: int = 0) -> list[dict[str, Any]]:
+    """Right rows of another script, the first of them cut."""
+    said = ["ปลาหายใจด้วยเหงือก", "ช้างกินหญ้าและใบไม้", "นกใช้ปีกบินขึ้นฟ้า", "ผึ้งเก็บน้ำหวานจากดอกไม้", "หิมะตกลงมาจากเมฆ"]
+    full = [f"{said[i % 5]} {said[i // 5 % 5]} {NOUNS[i]}." for i in range(count)]
+    texts = [text[: len(text) // 2] if i < cut else text for i, text in enumerate(full)]
+    asked = zip(NOUNS, texts, strict=False)
+    return [
+        {"id": f"th{i:02d}", "instruction": f"Thai of {noun}?", "output": text} for i, (noun, text) in enumerate(asked)
+    ]
+
+
+@pytest.fixture
+def unsure_of_thai(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oracle, which ends less surely what is in Thai, is surprised by it, and told less of it by a prompt."""
+
+    def losses(model: Any, tokenizer: Any, pairs: Any, **options: Any) -> Any:
+        totals, lasts = oracle_losses(model, tokenizer, pairs, **options)
+        thai = np.array(["THAI" in unicodedata.name(tokenizer.decode(pairs.responses[response])[:1], "")
+                         for response in pairs.which[:, 1]])  # fmt: skip
+        return totals + 6 * thai, lasts + 6 * thai
+
+    monkeypatch.setattr(likelihoods, "pair_losses", losses)
+
+
+@pytest.mark.usefixtures("unsure_of_thai")
+def test_a_script_that_the_model_knows_less_is_compared_with_itself() -> None:
+    english, names = noun_rows(100), ["eos", "match", "wording"]
+    found = lambda rows: find_wrong(examples(rows), names, reads=read_for(examples(rows), names, reader(), seed=0))  # noqa: E731
+    few = found([*english, *thai_rows(6)])
+    assert not few.wrong.any() and {each["Thai"].rows for each in few.elsewhere.values()} == {6}
+    assert not any(each["Thai"].has_enough for each in few.elsewhere.values())
+    alone = found(english)
+    assert alone.calibrations["eos"] == few.calibrations["eos"] and alone.elsewhere == {name: {} for name in names}
+    assert "elsewhere" not in str(alone.as_json()) and few.as_json()["eos"]["elsewhere"]["Thai"]["threshold"] is None
+    many = found([*english, *thai_rows(60, cut=15)])
+    assert many.elsewhere["eos"]["Thai"].can_tell
+    assert many.why[100:115].tolist() == ["eos"] * 15 and not many.wrong[:100].any()
+    assert many.wrong[115:].mean() <= 0.1
+
+
+@pytest.mark.usefixtures("oracle")
+def test_a_response_is_compared_with_prompts_of_its_group() -> None:
+    rows = [*noun_rows(60), *thai_rows(40)]
+    tokens = Tokens.of(reader().encoder, examples(rows))
+    of_rows = groups_of(kinds_of(examples(rows), tokens.frames))
+    assert of_rows.tolist() == 60 * [MAIN] + 40 * ["Thai"]
+    others = likelihoods.other_prompts(tokens.ids, tokens.prompts, 4, of_rows)
+    assert others[:60].max() < 60 <= others[60:].min() and all(row not in others[row] for row in range(100))
+    few = likelihoods.other_prompts(tokens.ids[:64], tokens.prompts[:64], 4, of_rows[:64])  # four ask too few things
+    assert few.shape == (64, 4) and (few[:60] < 60).all() and (few[60:] < 60).any()
+
+
+@pytest.mark.usefixtures("oracle")
+def test_damage_that_a_chat_template_refuses_is_left_out() -> None:
+    """Where the prompt opens a thought, an answer that does not close it is none."""
+    tokenizer = copy.deepcopy(tiny_tokenizer("qwen2"))
+    tokenizer.chat_template = OPENS
+    rows = []
+    for row in noun_rows(40):
+        thought = f"<think>\nIt may be {row['id']}.\n</think>\n\n{row['output']}"
+        turns = [{"role": "user", "content": row["instruction"]}, {"role": "assistant", "content": thought}]
+        rows.append({"id": row["id"], "messages": turns})
+    own = Reader(None, Encoder(tokenizer, get_template("chat", tokenizer)))
+    reads = read_for(examples(rows), ["eos", "match", "wording"], own, seed=0)
+    assert {kind: len(columns["ce"]) for kind, columns in reads.damage.items()}.keys() == {"swapped", "cut"}
+    assert 20 < len(reads.damage["cut"]["ce"]) == len(reads.groups["cut"]) < 40
+
+
+def test_groups_are_named_by_what_they_differ_in() -> None:
+    kinds = [*[("Latin", "chat")] * 5, ("Thai", "chat"), ("", "chat"), ("Latin", "prompt"), ("Thai", "prompt")]
+    read = "read in the template prompt"
+    assert groups_of(kinds).tolist() == [*[MAIN] * 5, "Thai", MAIN, read, f"Thai, {read}"]
+    assert groups_of(kinds[5:6], kinds).tolist() == ["Thai"] and groups_of(kinds[5:6]).tolist() == [MAIN]
+    assert groups_of([("", "chat")]).tolist() == [MAIN] and not len(groups_of([]))
+    tie = [("Thai", "chat"), ("Latin", "chat")]
+    assert groups_of(tie).tolist() == ["Thai", MAIN] and groups_of(tie[::-1]).tolist() == [MAIN, "Thai"]
 
 
 def test_what_detectors_ask_to_be_read() -> None:

@@ -54,10 +54,10 @@ def test_rows_of_several_teachers_are_shown_as_those_of_one() -> None:
     examples, encoder = examples_from_rows(rows(), "rows"), encoder_for("llama")
     beside = lambda value: examples.map(lambda row: {"extra": json.dumps(value)}, features=examples.features)  # noqa: E731
     made = [shown(encoder, each, Tokens.of(encoder, each)) for each in (examples, beside({"teacher": "law"}))]
-    assert made[0].shots and list(made[0].prompts) == list(made[1].prompts)
+    assert made[0].shots.all() and list(made[0].prompts) == list(made[1].prompts)
     assert made[0].first.tolist() == made[1].first.tolist()
     tools = beside({"tools": [{"type": "function", "function": {"name": "weather"}}]})
-    assert not shown(encoder, tools, Tokens.of(encoder, tools)).shots
+    assert not shown(encoder, tools, Tokens.of(encoder, tools)).shots.any()
 
 
 def test_none_where_they_cannot_be() -> None:

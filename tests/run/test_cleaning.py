@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from pathlib import Path
@@ -22,10 +23,12 @@ from srd.curation.cleaning import Findings
 from srd.curation.curriculum import Curriculum
 from srd.curation.detectors.empty import empty
 from srd.curation.detectors.looping import looping
+from srd.curation.groups import groups_of, kinds_of
 from srd.data.corruption import corrupt
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows, row_of
-from srd.report.cleaning import cleaning_section
+from srd.data.templates.base import get_template
+from srd.report.cleaning import blind, caption, cleaning_section
 from srd.report.page import build_report
 from srd.report.reading import read_run
 from srd.run.parts import assemble, written
@@ -502,3 +505,85 @@ def test_what_a_detector_has_too_few_of(
     ids, why = pa.chunked_array([["one"]]), np.array([""], dtype=object)
     cleaning._tell(Findings(ids, {}, why, {name: few}))
     assert said in caplog.text
+
+
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+RENDERED = "<|im_start|>user\nWhat is {}?<|im_end|>\n<|im_start|>assistant\n"
+KINDS = {
+    "asked": lambda word: {"instruction": f"What is {word}?", "output": f"It is {word}."},
+    "with a system prompt": lambda word: {
+        "messages": [{"role": role, "content": text} for role, text in
+                     (("system", "Be brief."), ("user", f"What is {word}?"), ("assistant", f"It is {word}."))]
+    },
+    "rendered": lambda word: {"prompt": RENDERED.format(word), "completion": f"It is {word}.<|im_end|>"},
+    "ready-made": lambda word: {"prompt": f"Question: {word}?\nAnswer:", "completion": f" It is {word}."},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("template", "longest", "kinds", "own", "said"),
+    [
+        ("plain", 64, ["asked", "with a system prompt"], ["with a system prompt"], "4 rows are read in the frame"),
+        ("plain", 12, ["asked"], ["asked"], "too long for data.max_prompt_length"),
+        ("auto", 64, ["asked", "rendered", "ready-made"], ["rendered"], "their prompt has control tokens"),
+        ("chat", 64, ["asked", "ready-made"], [], ""),
+    ],
+)
+def test_what_the_chat_template_cannot_take_is_read_as_it_is_learnt(
+    template: str, longest: int, kinds: list[str], own: list[str], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer("qwen2"))
+    tokenizer.chat_template = NO_SYSTEM + str(tokenizer.chat_template)
+    encoder = Encoder(tokenizer, get_template(template, tokenizer), max_prompt_length=longest, max_length=96)
+    words = ("the sea", "a whale", "one apple", "two")
+    rows = [{"id": f"{kind} {i}", **KINDS[kind](word)} for kind in kinds for i, word in enumerate(words)]
+    examples = examples_from_rows(rows, "rows")
+    run: Any = SimpleNamespace(encoder=encoder, split=lambda name, cleaned: examples)
+    with caplog.at_level("INFO"):
+        found = cleaning.frame_read(run)
+    encoded = found.encode(examples).to_list()
+    chat = encoder.with_template("chat")
+    for row, read in zip(examples, encoded, strict=True):
+        expected = encoder if row["id"].rpartition(" ")[0] in own else chat
+        assert expected.encode_rows([row])["prompt_ids"] == [read["prompt_ids"]], row["id"]
+        assert expected.encode_rows([row])["response_ids"] == [read["response_ids"]], row["id"]
+    assert said in caplog.text and caplog.text.count("\n") == bool(said)
+
+
+def test_frames_are_compared_with_themselves_and_rows_are_shown_in_that_of_most() -> None:
+    """Among asked rows some that are rendered already: each is compared with an empty prompt of its own frame."""
+    tokenizer = tiny_tokenizer("qwen2")
+    encoder = Encoder(tokenizer, get_template("auto", tokenizer), max_prompt_length=64, max_length=96)
+    rows = [{"id": f"{i:02d}", **KINDS["asked" if i < 30 else "rendered"](f"whale {i}")} for i in range(36)]
+    examples = examples_from_rows(rows, "rows")
+    run: Any = SimpleNamespace(encoder=encoder, split=lambda name, cleaned: examples)
+    read = cleaning.frame_read(run)
+    tokens = likelihoods.Tokens.of(read, examples)
+    assert tokens.frames == ["chat"] * 30 + ["prompt"] * 6
+    before = shots.shown(read, examples, tokens)
+    assert before.shots.tolist() == [shots.SHOTS] * 30 + [0] * 6
+    half, alone = len(before.prompts) // 2, [tokens.blank[place] for place in tokens.empty]
+    for row in range(36):
+        for side in (0, half):
+            shown = before.prompts[row + side]
+            assert (shown == tokens.prompts[row]) == (row >= 30) and before.prompts.lengths[row + side] == len(shown)
+    assert tokenizer.decode(alone[0]).startswith("<|im_start|>") and len(alone[0]) > 1 == len(alone[-1])
+    groups = groups_of(kinds_of(examples, tokens.frames))
+    assert set(groups[30:]) == {"read in the template prompt"} and set(groups[:30]) == {""}
+
+
+def test_groups_that_a_detector_could_not_judge_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    draw = np.random.default_rng(0)
+    well, few, weak = (calibration.calibrate(draw.normal(size=60), draw.normal(size=count) + apart)
+                       for count, apart in ((60, 3), (3, 3), (60, 0)))  # fmt: skip
+    ids, why = pa.chunked_array([["one"]]), np.array([""], dtype=object)
+    found = Findings(ids, {}, why, {"eos": well, "match": well},
+                     {"eos": {"Thai": few, "Han": weak}, "match": {"Thai": few}})  # fmt: skip
+    cleaning._tell(found)
+    assert "'eos' and 'match' mark none of 60 rows (Thai): they compare rows of one script" in caplog.text
+    assert "'eos' cannot tell which rows (Han) are cut off: it tells only" in caplog.text
+    assert caplog.text.count("\n") == 2
+    eos = found.as_json()["eos"]
+    assert blind("eos", eos) == ["eos (Thai)", "eos (Han)"] and "other groups" in caption("eos", eos)
+    thresholds = cleaning._thresholds(eos, np.array(["", "Thai", "Greek"], dtype=object))
+    assert thresholds[0] == thresholds[2] == well.threshold and math.isinf(thresholds[1])

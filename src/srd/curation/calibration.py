@@ -80,10 +80,15 @@ class Calibration:
         return (self.auc - self.share / 2) / (1 - self.share) if self.share < 1 else 0.5
 
     @property
+    def has_enough(self) -> bool:
+        """Whether there were enough scores to find anything out."""
+        return min(self.rows, self.damaged) >= FEWEST
+
+    @property
     def can_tell(self) -> bool:
         """Whether it is worth asking."""
         hidden = self.auc >= HIDDEN and self.power >= SURE
-        return min(self.rows, self.damaged) >= FEWEST and (self.auc >= CANNOT_TELL or hidden)
+        return self.has_enough and (self.auc >= CANNOT_TELL or hidden)
 
     def as_json(self) -> dict[str, float | int | bool | None]:
         """Everything as plain data, null for what is not finite."""

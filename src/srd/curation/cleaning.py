@@ -15,10 +15,11 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from srd.base.tables import column
-from srd.curation.calibration import NOT_SHOWN, SHOWN, Calibration, calibrate
+from srd.curation.calibration import FEWEST, NOT_SHOWN, SHOWN, Calibration, calibrate
 from srd.curation.copies import COPY, near_copies
 from srd.curation.damage import chosen_rows, damaged
 from srd.curation.detectors.base import DETECTORS, HELD_OUT, NAMED, Detector, needs_of_damage, work_for
+from srd.curation.groups import MAIN, Groups, groups_of, kinds_of, of_each
 from srd.curation.likelihoods import (
     OTHERS,
     Found,
@@ -50,7 +51,8 @@ class Findings:
         ids: Of the rows.
         scores: A column for each detector, as it scores.
         why: The detector that marks each row, ``named``, ``held_out``, or nothing, ``[N]``.
-        calibrations: Of the contrasts.
+        calibrations: Of the contrasts, on the rows of the group that most are of.
+        elsewhere: Of the contrasts, on those of each other group.
         otherwise: What ``why`` says, but for what is held out, ``[N]``; None: the same.
     """
 
@@ -58,6 +60,7 @@ class Findings:
     scores: Columns
     why: NDArray[np.object_]
     calibrations: dict[str, Calibration] = field(default_factory=dict)
+    elsewhere: dict[str, dict[str, Calibration]] = field(default_factory=dict)
     otherwise: NDArray[np.object_] | None = None
 
     @property
@@ -70,6 +73,14 @@ class Findings:
         names, counts = np.unique(self.why[self.wrong].astype(str), return_counts=True)
         order = np.argsort(-counts, kind="stable")
         return {str(names[i]): int(counts[i]) for i in order}
+
+    def as_json(self) -> dict[str, Any]:
+        """What each contrast can do, and by ``elsewhere`` what it can on other groups of rows, where there are any."""
+        others = {name: {group: each.as_json() for group, each in of.items()} for name, of in self.elsewhere.items()}
+        return {
+            name: {**each.as_json(), **({"elsewhere": others[name]} if others[name] else {})}
+            for name, each in self.calibrations.items()
+        }
 
     def columns(self) -> dict[str, Any]:
         """``id``, the scores, ``wrong`` and ``why``."""
@@ -130,13 +141,13 @@ def find_wrong(
     ids = column(examples, "id")
     kept, named = (pc.is_in(ids, value_set=pa.array(list(each), ids.type)).to_numpy() for each in (keep, drop))
     scores: Columns = {}
-    calibrations: dict[str, Calibration] = {}
+    found: dict[str, dict[str, Calibration]] = {}
     why = np.full(len(ids), "", dtype=object)
     for detector in chosen:  # what one has marked the next is not asked about, nor does it count for its threshold
         asked = why == ""
         if detector.damage is not None:
             assert reads is not None, "contrasts ask a model"
-            scores[detector.name], wrong, calibrations[detector.name] = _contrast(detector, reads, asked)
+            scores[detector.name], wrong, found[detector.name] = _contrast(detector, reads, asked)
         elif detector.rule is not None:
             scores[detector.name] = by_rule(detector, examples, train_on)
             wrong = scores[detector.name] >= detector.least
@@ -157,8 +168,9 @@ def find_wrong(
             scores[HELD_OUT] = copies.held_out
             why[(scores[HELD_OUT] >= COPY) & ~named & ~kept] = HELD_OUT
     in_order = {name: scores[name] for name in (*detectors, HELD_OUT) if name in scores}
-    found = {name: calibrations[name] for name in detectors if name in calibrations}
-    return Findings(ids, in_order, why, found, otherwise)
+    elsewhere = {name: dict(found[name]) for name in detectors if name in found}
+    calibrations = {name: each.pop(MAIN) for name, each in elsewhere.items()}
+    return Findings(ids, in_order, why, calibrations, elsewhere, otherwise)
 
 
 def by_rule(detector: Detector, examples: Dataset, train_on: TrainOn) -> Floats:
@@ -191,61 +203,83 @@ class Reads:
     Attributes:
         rows: Columns that scores need, of the rows, ``[N]`` each; ``shots``: rows that the model was shown before.
         damage: The same of self-made damage, by its kind.
+        groups: Of the rows, and by its kind of the damage: scores are compared within them (`srd.curation.groups`).
     """
 
     rows: Columns
     damage: dict[str, Columns]
+    groups: dict[str, Groups] = field(default_factory=dict)
+
+    def groups_in(self, kind: str) -> Groups:
+        """The group of each text of a kind; one of them all where nothing else was read."""
+        count = len((self.damage[kind] if kind else self.rows)["ce"])
+        return self.groups.get(kind, np.full(count, MAIN, dtype=object))
 
     def table(self) -> pa.Table:
-        """All of it, with the kind of damage beside each row."""
+        """All of it, with the kind of damage and the group beside each row."""
         parts = [(ROWS, self.rows), *self.damage.items()]
-        tables = [pa.table({"kind": pa.array([kind] * len(each["ce"])), **each}) for kind, each in parts]
-        return pa.concat_tables(tables, promote_options="default")
+        beside = {kind: {"kind": [kind] * len(each["ce"]), "group": self.groups_in(kind)} for kind, each in parts}
+        return pa.concat_tables([pa.table({**beside[kind], **each}) for kind, each in parts], promote_options="default")
 
     @classmethod
     def of(cls, table: pa.Table) -> Reads:
         """What `table` has put together."""
-        columns = {}
+        columns, groups = {}, {}
         for kind in dict.fromkeys(table["kind"].to_pylist()):
             part = table.filter(pc.equal(table["kind"], kind)).drop_columns(["kind"])
             filled = [name for name in part.column_names if part[name].null_count < max(1, len(part))]
             columns[kind] = {name: part[name].to_numpy() for name in filled}
-        return cls(columns.pop(ROWS), columns)
+            if "group" in filled:
+                groups[kind] = columns[kind].pop("group")
+        return cls(columns.pop(ROWS), columns, groups)
 
 
 def read_for(examples: Dataset, detectors: Sequence[str], reader: Reader, seed: int) -> Reads:
     """Let a model read the rows and the damage that is made of them: one list of work for all detectors."""
     needs, kinds = work_for(detectors)
     tokens = Tokens.of(reader.encoder, examples)
-    rows = chosen_rows(tokens.ids, seed)
+    of_rows = groups_of(kinds_of(examples, tokens.frames))
+    rows = _to_damage(tokens.ids, of_rows, seed)
     # The last of the other prompts makes the damage: the response is compared with those before it, as its own row is.
-    others = other_prompts(tokens.ids, tokens.prompts, OTHERS + 1)
+    others = other_prompts(tokens.ids, tokens.prompts, OTHERS + 1, of_rows)
     groups = groups_for(tokens, needs, others[:, :-1])
     if "swapped" in kinds and others.shape[1] > 1:
         groups["swapped"] = np.stack([others[rows, -1], rows], 1)
     made: dict[str, Tokens] = {}
-    owners = np.arange(len(tokens.ids))
+    owners, of_each_kind = np.arange(len(tokens.ids)), {ROWS: of_rows, "swapped": of_rows[rows]}
     for kind in sorted(kinds - {"swapped"}):
-        damage, places = damaged(examples, rows, kind, seed)
+        damage, places = _readable(reader.encoder, *damaged(examples, rows, kind, seed))
         if len(places):
             text = Tokens.of(reader.encoder, damage)
             own = groups_in_place(tokens, places, text, needs_of_damage(detectors, kind), others[:, :-1])
             behind = np.array([0, len(owners)])
             owners = np.concatenate([owners, places])
             groups |= {f"{kind} {name}": pairs + behind for name, pairs in own.items()}
-            made[kind] = text
+            made[kind], of_each_kind[kind] = text, of_rows[places]
     before = shown(reader.encoder, examples, tokens)
     groups = {name: before.pairs(pairs, owners[pairs[:, 1]]) for name, pairs in groups.items()}
     tokens, *texts = fitted([tokens, *made.values()], before.prompts, groups, reader.encoder)
     made = dict(zip(made, texts, strict=True))
     found = reader.read(before.prompts, Joined(tokens.responses, *(each.responses for each in texts)), groups)
     table = contrasts_from(_read_of("", found), tokens.lengths, tokens.ended)
-    table["shots"] = np.full(len(tokens.ids), before.shots)
+    table["shots"] = before.shots.astype(np.float64)
     columns = {kind: contrasts_from(_read_of(kind, found), each.lengths, each.ended) for kind, each in made.items()}
     if "swapped" in found:
         losses = columns_from({"own": found["swapped"]}, tokens.lengths[rows], tokens.ended[rows])
         columns["swapped"] = {**{name: values[rows] for name, values in table.items()}, **losses}
-    return Reads(table, columns)
+    return Reads(table, columns, of_each_kind)
+
+
+def _to_damage(ids: list[str], groups: Groups, seed: int) -> NDArray[np.int64]:
+    """The rows of each group that are damaged; ascending. Where it has too few to tell anything, none are."""
+    own = [places for group, places in of_each(groups).items() if group == MAIN or len(places) >= FEWEST]
+    return np.sort(np.concatenate([places[chosen_rows([ids[row] for row in places], seed)] for places in own]))
+
+
+def _readable(encoder: Encoder, damage: Dataset, places: NDArray[np.int64]) -> tuple[Dataset, NDArray[np.int64]]:
+    """Damaged rows, and which they were, without those that the template refuses: their thought has no end, say."""
+    taken = np.setdiff1d(np.arange(len(places)), list(encoder.refused(damage.to_list())))
+    return damage.select(taken), places[taken]
 
 
 def _read_of(kind: str, found: Found) -> Found:
@@ -269,14 +303,21 @@ def contrasts_from(found: Found, lengths: Floats, ended: NDArray[np.bool_]) -> C
 
 def _contrast(
     detector: Detector, reads: Reads, asked: NDArray[np.bool_]
-) -> tuple[Floats, NDArray[np.bool_], Calibration]:
-    """A detector's scores, the rows that it marks, and how it was calibrated, on the rows it is asked about."""
+) -> tuple[Floats, NDArray[np.bool_], dict[str, Calibration]]:
+    """A detector's scores, the rows that it marks, and how it was calibrated on the rows of each group it is asked of.
+
+    What a score means differs between scripts, and between frames.
+    """
     values, sign = scored(detector.name, reads.rows), bad_end(detector.name)
-    damage = reads.damage.get(str(detector.damage))
-    wrong = np.zeros(0) if damage is None else scored(detector.name, damage)
-    bar = SHOWN if np.any(reads.rows.get("shots", 0)) else NOT_SHOWN
-    calibration = calibrate(sign * values[asked], sign * wrong, bar)
-    return values, sign * values >= calibration.threshold, calibration
+    kind, wrong, of_damage = str(detector.damage), np.zeros(0), np.zeros(0, dtype=object)
+    if kind in reads.damage:
+        wrong, of_damage = scored(detector.name, reads.damage[kind]), reads.groups_in(kind)
+    shots, found, thresholds = reads.rows.get("shots", np.zeros(len(values))), {}, np.full(len(values), np.inf)
+    for group, own in of_each(reads.groups_in(ROWS)).items():
+        bar = SHOWN if np.any(shots[own]) else NOT_SHOWN
+        found[group] = calibrate(sign * values[own[asked[own]]], sign * wrong[of_damage == group], bar)
+        thresholds[own] = found[group].threshold
+    return values, sign * values >= thresholds, found
 
 
 def scored(name: str, read: Columns) -> Floats:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from srd.base.errors import RunError, UserError
 from srd.base.files import fingerprint, read_sealed
+from srd.curation.groups import Groups, frames_of, of_each
 from srd.curation.scores.base import PASSES
 from srd.curation.shards import make_shards, own_shards
 from srd.data.batching import TokenLists, length_sorted_batches, lengths_of
@@ -208,6 +209,7 @@ class Tokens:
         prompts: Token ids.
         responses: Token ids.
         ended: Whether each response has its end; one that was cut to fit has none.
+        frames: The name of the template that renders each row.
         blank: Empty prompts, token ids.
         empty: Which of them has each row's frame, ``[N]``.
     """
@@ -216,6 +218,7 @@ class Tokens:
     prompts: Sequence[list[int]]
     responses: Sequence[list[int]]
     ended: NDArray[np.bool_]
+    frames: list[str]
     blank: list[list[int]]
     empty: NDArray[np.int64]
 
@@ -225,7 +228,8 @@ class Tokens:
         encoded = encoder.encode(examples, split=None) if encoded is None else encoded
         prompts, responses = (TokenLists(encoded.data.column(name)) for name in ("prompt_ids", "response_ids"))
         ended = ~np.asarray(encoded["response_cut"], dtype=bool)
-        return cls(list(encoded["id"]), prompts, responses, ended, *blank_prompts(encoder, examples))
+        frames = frames_of(encoder, examples)
+        return cls(list(encoded["id"]), prompts, responses, ended, frames, *blank_prompts(encoder, examples, frames))
 
     @property
     def lengths(self) -> Floats:
@@ -366,18 +370,26 @@ def likelihoods(
     return columns_from(found, tokens.lengths, tokens.ended)
 
 
-def blank_prompts(encoder: Encoder, examples: datasets.Dataset) -> tuple[list[list[int]], NDArray[np.int64]]:
+def blank_prompts(
+    encoder: Encoder, examples: datasets.Dataset, frames: Sequence[str]
+) -> tuple[list[list[int]], NDArray[np.int64]]:
     """Empty prompts in the frames of the rows: the token ids of each, and which of them belongs to each row, ``[N]``.
 
     Where the frame has no token of its own, the prompt is what the tokenizer begins a text with.
     """
-    kinds = np.zeros(len(examples), dtype=np.int64)
+    shapes = np.zeros(len(examples), dtype=np.int64)
     for number, name in enumerate(("messages", "prompt"), start=1):
-        kinds[np.array([bool(text) for text in examples[name]]) & (kinds == 0)] = number
+        shapes[np.array([bool(text) for text in examples[name]]) & (shapes == 0)] = number
     nothing = {"id": "empty", "instruction": "", "input": "", "messages": "", "prompt": "", "corruption": ""}
-    shapes = [{"instruction": ""}, {"messages": json.dumps([{"role": "user", "content": ""}])}, {"prompt": ""}]
-    used = [_blank(encoder, {**nothing, "references": [""], **shapes[kind]}) for kind in np.unique(kinds)]
-    return used, np.searchsorted(np.unique(kinds), kinds)
+    without = [{"instruction": ""}, {"messages": json.dumps([{"role": "user", "content": ""}])}, {"prompt": ""}]
+    _, first, empty = np.unique(
+        np.stack([shapes, np.unique(frames, return_inverse=True)[1]]), axis=1, return_index=True, return_inverse=True
+    )
+    # A template may go by the id, which is that of a row in this frame.
+    used = [
+        {**nothing, "references": [""], "id": examples[row]["id"], **without[shapes[row]]} for row in first.tolist()
+    ]
+    return [_blank(encoder, row) for row in used], empty.reshape(-1)
 
 
 def _blank(encoder: Encoder, row: dict[str, Any]) -> list[int]:
@@ -389,7 +401,19 @@ def _blank(encoder: Encoder, row: dict[str, Any]) -> list[int]:
     return ids
 
 
-def other_prompts(ids: Sequence[str], prompts: Sequence[list[int]], count: int) -> NDArray[np.int64]:
+def other_prompts(
+    ids: Sequence[str], prompts: Sequence[list[int]], count: int, groups: Groups | None = None
+) -> NDArray[np.int64]:
+    """`_other_prompts`, of rows of the same group where that asks enough things; then it is no other script's."""
+    chosen = _other_prompts(ids, prompts, count)
+    for own in of_each(groups).values() if groups is not None else ():
+        others = _other_prompts([ids[row] for row in own], [prompts[row] for row in own], count)
+        if others.shape[1] == chosen.shape[1]:
+            chosen[own] = own[others]
+    return chosen
+
+
+def _other_prompts(ids: Sequence[str], prompts: Sequence[list[int]], count: int) -> NDArray[np.int64]:
     """For each row the places of ``count`` rows that each ask something else, drawn by its id, ``[N, count]``.
 
     The draw depends on the ids and on what is asked, not on the order of the rows. Where fewer things are asked, there

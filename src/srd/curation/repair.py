@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from srd.curation.cleaning import Columns, Reader, TrainOn, bad_end, by_rule, contrasts_from, scored
 from srd.curation.detectors.base import DETECTORS, work_for
+from srd.curation.groups import Groups, groups_of, kinds_of
 from srd.curation.likelihoods import OTHERS, Tokens, fitted, groups_in_place, other_prompts
 from srd.curation.shots import shown
 
@@ -19,8 +20,10 @@ TEMPERATURE = 0.7  # of the answers beside the greedy one
 
 def candidates_read(
     examples: Dataset, rows: NDArray[np.int64], candidates: Dataset, detectors: Sequence[str], reader: Reader
-) -> Columns:
+) -> tuple[Columns, Groups]:
     """What scores need of candidates, read behind their rows' prompts and behind the same other prompts as the rows.
+
+    And the group of each among those of the rows (`srd.curation.groups`).
 
     Args:
         examples: All training rows.
@@ -31,19 +34,21 @@ def candidates_read(
     """
     needs, _ = work_for(detectors)
     all_rows, tokens = Tokens.of(reader.encoder, examples), Tokens.of(reader.encoder, candidates)
-    others = other_prompts(all_rows.ids, all_rows.prompts, OTHERS + 1)[:, :-1]
+    kinds = kinds_of(examples, all_rows.frames)
+    others = other_prompts(all_rows.ids, all_rows.prompts, OTHERS + 1, groups_of(kinds))[:, :-1]
     groups = groups_in_place(all_rows, rows, tokens, needs, others)
     before = shown(reader.encoder, examples, all_rows)  # a row is not read behind itself, nor is what is to replace it
     groups = {kind: before.pairs(pairs, rows[pairs[:, 1]]) for kind, pairs in groups.items()}
     (tokens,) = fitted([tokens], before.prompts, groups, reader.encoder)
     found = reader.read(before.prompts, tokens.responses, groups)
-    return contrasts_from(found, tokens.lengths, tokens.ended)
+    read = contrasts_from(found, tokens.lengths, tokens.ended)
+    return read, groups_of(kinds_of(candidates, tokens.frames), kinds)
 
 
 def passing(
     candidates: Dataset,
     read: Columns,
-    thresholds: Mapping[str, float],
+    thresholds: Mapping[str, float | NDArray[np.float64]],
     detectors: Sequence[str],
     train_on: TrainOn = "last",
 ) -> NDArray[np.bool_]:
@@ -52,7 +57,7 @@ def passing(
     Args:
         candidates: Rows with the candidates as their responses.
         read: What scores need of them.
-        thresholds: Of the contrasts, in the direction in which they are bad.
+        thresholds: Of the contrasts, in the direction in which they are bad; one for all, or one for each, ``[C]``.
         detectors: Names.
         train_on: Which answers of a conversation are learnt; a candidate cannot make good what an earlier one spoils.
     """

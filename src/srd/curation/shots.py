@@ -29,17 +29,19 @@ LONGEST = 100  # tokens of one, its frame included: they are read before everyth
 
 
 class _Behind(Sequence[list[int]]):
-    """Prompts with the same tokens put into each, behind so many of its own."""
+    """Prompts with the same tokens put into each of some, behind so many of its own."""
 
-    def __init__(self, prompts: Joined, place: int, before: list[int]) -> None:
-        self.prompts, self.place, self.before = prompts, place, before
-        self.lengths = lengths_of(prompts) + len(before)
+    def __init__(self, prompts: Joined, place: int, before: list[int], where: NDArray[np.bool_]) -> None:
+        self.prompts, self.place, self.before, self.where = prompts, place, before, where
+        self.lengths = lengths_of(prompts) + where * len(before)
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def __getitem__(self, index: Any) -> Any:
         own = self.prompts[index]
+        if not self.where[index]:
+            return own
         return [*own[: self.place], *self.before, *own[self.place :]]
 
 
@@ -50,15 +52,12 @@ class Shown:
     Attributes:
         prompts: Those of the rows, then the empty ones; where rows are shown, once behind each set of them.
         first: Places of the rows of the first set, which are read behind the second.
+        shots: How many rows stand before the prompt of each row, ``[N]``.
     """
 
     prompts: Sequence[list[int]]
     first: NDArray[np.int64]
-
-    @property
-    def shots(self) -> int:
-        """How many rows stand before each prompt."""
-        return SHOTS if len(self.first) else 0
+    shots: NDArray[np.int64]
 
     def pairs(self, pairs: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Pairs of a prompt and a response of these rows ``[P, 2]``, with the prompt that is read."""
@@ -69,16 +68,19 @@ def shown(encoder: Encoder, examples: datasets.Dataset, tokens: Tokens) -> Shown
     """Put rows of the data before each prompt, as earlier turns of one conversation.
 
     Where that cannot be, there are none: with an encoder-decoder, with too few short rows, where the template tells a
-    conversation otherwise than a row, or the model has no place for more tokens.
+    conversation otherwise than a row, or the model has no place for more tokens. Nor are there before rows that are
+    read in another frame than most.
 
     Args:
         encoder: Has made the tokens.
         examples: Training rows, of the example schema.
         tokens: Of these rows.
     """
-    prompts = Joined(tokens.prompts, tokens.blank)
-    nothing = Shown(prompts, np.zeros(0, np.int64))
-    chosen = [] if encoder.encoder_decoder else _chosen(examples, tokens)
+    prompts, rows = Joined(tokens.prompts, tokens.blank), len(tokens.prompts)
+    nothing = Shown(prompts, np.zeros(0, np.int64), np.zeros(rows, np.int64))
+    usual = np.array(tokens.frames) == min(set(tokens.frames), key=lambda frame: (-tokens.frames.count(frame), frame))
+    where = np.concatenate([usual, np.isin(np.arange(len(tokens.blank)), tokens.empty[usual])])
+    chosen = [] if encoder.encoder_decoder else _chosen(examples, tokens, usual)
     if len(chosen) < 2 * SHOTS:
         return nothing
     sets = chosen[:SHOTS], chosen[SHOTS:]
@@ -89,19 +91,19 @@ def shown(encoder: Encoder, examples: datasets.Dataset, tokens: Tokens) -> Shown
     start = tokens.prompts[chosen[0]][:place]
     longest = encoder.max_length + max(len(before), len(other))
     fits = encoder.positions is None or longest <= encoder.positions
-    if not fits or place != other_place or any(prompts[i][:place] != start for i in range(len(prompts))):
+    if not fits or place != other_place or any(prompts[i][:place] != start for i in np.flatnonzero(where)):
         return nothing
-    behind = [_Behind(prompts, place, each) for each in (before, other)]
-    return Shown(Joined(*behind), np.array(sets[0], np.int64))
+    behind = [_Behind(prompts, place, each, where) for each in (before, other)]
+    return Shown(Joined(*behind), np.array(sets[0], np.int64), SHOTS * usual)
 
 
-def _chosen(examples: datasets.Dataset, tokens: Tokens) -> list[int]:
+def _chosen(examples: datasets.Dataset, tokens: Tokens, usual: NDArray[np.bool_]) -> list[int]:
     """Rows of both sets, by a draw that follows the ids: short ones that each ask something else, once."""
     lengths = lengths_of(tokens.prompts) + lengths_of(tokens.responses)
     by_draw = sorted(range(len(tokens.ids)), key=lambda row: hashlib.blake2b(tokens.ids[row].encode()).digest())
     chosen: dict[str, int] = {}
     for row in by_draw:
-        if lengths[row] <= LONGEST and len(tokens.responses[row]) > 1 and tokens.ended[row]:
+        if usual[row] and lengths[row] <= LONGEST and len(tokens.responses[row]) > 1 and tokens.ended[row]:
             asked = _question(examples[row])
             if asked:
                 chosen.setdefault(asked, row)

@@ -106,11 +106,14 @@ class Encoder:
 
     def with_template(self, name: str) -> Encoder:
         """The same encoder with another template, by name or as a text of one's own."""
+        options = self.template.options if class_of(name).takes_options else None
+        return self.framed_by(get_template(name, self.tokenizer, options, self.template.day))
+
+    def framed_by(self, template: Template) -> Encoder:
+        """The same encoder with this template."""
         return Encoder(
             self.tokenizer,
-            get_template(
-                name, self.tokenizer, self.template.options if class_of(name).takes_options else None, self.template.day
-            ),
+            template,
             max_length=self.max_length,
             max_prompt_length=self.max_prompt_length,
             encoder_decoder=self.encoder_decoder,

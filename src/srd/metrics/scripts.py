@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Literal
@@ -28,11 +29,13 @@ COMPARE_WITHIN = "Compare these scores with one another only; nothing else needs
 # The share of references that are mostly unseen by rouge-score from which on a data set is read by script. Some rows in
 # another script do not make a published benchmark another one.
 ENOUGH = 0.05
+# How the names of Chinese characters begin, and of what Japanese writes among them.
+HAN = ("CJK ", "IDEOGRAPHIC ", "HIRAGANA ", "KATAKANA", "BOPOMOFO ")
 # How the names of characters begin whose scripts put no space between words (Unicode, annex 14: no break but by a
 # dictionary, or anywhere).
 UNSPACED = (
-    "CJK ", "IDEOGRAPHIC ", "HIRAGANA ", "KATAKANA", "BOPOMOFO ", "YI ", "NUSHU ", "TANGUT ", "THAI ", "LAO ", "KHMER ",
-    "MYANMAR ", "TAI ", "NEW TAI ", "AHOM ", "JAVANESE ", "BALINESE ",
+    *HAN, "YI ", "NUSHU ", "TANGUT ", "THAI ", "LAO ", "KHMER ", "MYANMAR ", "TAI ", "NEW TAI ", "AHOM ", "JAVANESE ",
+    "BALINESE ",
 )  # fmt: skip
 # Characters that are there or not in the same word: accents of stress, vowel points, forms of emoji, lengthened lines.
 WITHOUT_MEANING = (
@@ -117,6 +120,27 @@ def _is_foreign(character: str) -> bool:
 def has_other_script(text: str) -> bool:
     """Whether a text has a letter or digit of a script other than Latin."""
     return not text.isascii() and any(_is_foreign(match[0]) for match in _BEYOND_LATIN.finditer(text))
+
+
+@cache
+def _script(letter: str) -> str:
+    """The script of a letter, by its name; nothing for what is no letter."""
+    name = unicodedata.name(letter, "") if letter.isalpha() else ""
+    return "" if name.startswith("MODIFIER ") else "Han" if name.startswith(HAN) else name.partition(" ")[0].title()
+
+
+def script_of(text: str) -> str:
+    """The script that most words of a text are of, one letter being one without spaces; nothing where it has none.
+
+    >>> script_of("Москва is Moscow’s name in Москва"), script_of("用list存放东西"), script_of("2 + 2 = 4")
+    ('Latin', 'Han', '')
+    """
+    if text.isascii():
+        return "Latin" if any(map(str.isalpha, text)) else ""
+    words = pieces(unicodedata.normalize("NFKC", text))
+    counts = Counter(next(filter(None, map(_script, word)), "") for word in words)
+    del counts[""]
+    return min(counts, key=lambda script: (-counts[script], script), default="")
 
 
 def spaced(text: str) -> str:

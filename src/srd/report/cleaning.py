@@ -60,17 +60,29 @@ def cleaning_section(run: RunFiles) -> dict[str, Any]:
     reasons = [str(names[i]) for i in np.argsort(-counts, kind="stable")]
     damage = damage_table(marks, run.corruption())
     cards = [reason(run, marks, why, name) for name in reasons]
-    plots = {f"{name}: rows that {reason_of(name)}": score_plot(marks, name, row) for name, row in detectors.items()}
+    plots = {caption(name, row): score_plot(marks, name, row) for name, row in detectors.items()}
     return {
         "marked": to_html(reason_table(why, reasons, detectors)),
-        "score_plots": {caption: plot for caption, plot in plots.items() if plot},
-        "blind": [name for name, row in detectors.items() if not row["can_tell"]],
+        "score_plots": {title: plot for title, plot in plots.items() if plot},
+        "blind": [called for name, row in detectors.items() for called in blind(name, row)],
         "reasons": cards,
         "fates": sorted({card.label for each in cards for card in each.cards}),
         "damage": to_html(damage) if damage else None,
         "action": run.cleaning,
         "fate": FATES.get(run.cleaning, "Rows that are marked and not answered anew were dropped."),
     }
+
+
+def caption(name: str, detector: Row) -> str:
+    """What a plot of a detector's scores shows."""
+    told = ", with the threshold of most rows; other groups have their own" if detector.get("elsewhere") else ""
+    return f"{name}: rows that {reason_of(name)}{told}"
+
+
+def blind(name: str, detector: Row) -> list[str]:
+    """A detector's name where it could not tell, with the group of rows where that is not that of most."""
+    others = [f"{name} ({group})" for group, row in detector.get("elsewhere", {}).items() if not row["can_tell"]]
+    return [*([] if detector["can_tell"] else [name]), *others]
 
 
 def reason_table(why: Any, reasons: list[str], detectors: dict[str, Row]) -> Table:

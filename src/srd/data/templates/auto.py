@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +43,39 @@ class PromptTemplate(Template):
         return [Segment(example["references"][0], False)]
 
 
+class ByRow(Template):
+    """One template or another, as each row asks for (`for_row`)."""
+
+    def render(self, example: Example) -> list[Segment]:
+        """Return the prompt in the way that suits the row."""
+        return self.for_row(example).render(example)
+
+    def response(self, example: Example) -> list[Segment]:
+        """Return the response in that way too."""
+        return self.for_row(example).response(example)
+
+    def earlier(self, example: Example) -> list[tuple[int, int]]:
+        """Return where earlier answers stand in a conversation."""
+        return self.for_row(example).earlier(example)
+
+
+class Otherwise(ByRow):
+    """A template, but for some rows that another one renders."""
+
+    takes_options = True
+
+    def __init__(self, usual: Template, other: Template, ids: Collection[str]) -> None:
+        """Take both, and the ids of the rows for the second."""
+        self.name, self.options, self.day = usual.name, usual.options, usual.day
+        self._usual, self._other, self._ids = usual, other, frozenset(ids)
+
+    def for_row(self, example: Example) -> Template:
+        """Return what the template for this row makes of it."""
+        return (self._other if example["id"] in self._ids else self._usual).for_row(example)
+
+
 @register_template("auto")
-class AutoTemplate(Template):
+class AutoTemplate(ByRow):
     """Conversations through the chat template, ready-made prompts as they are, and all else as Alpaca."""
 
     name = "auto"
@@ -65,18 +96,6 @@ class AutoTemplate(Template):
     def notes(self) -> Mapping[str, dict[str, None]]:  # type: ignore[override]
         """What the chat template does to rows that it should not."""
         return self._chat.notes if self._chat else {}
-
-    def render(self, example: Example) -> list[Segment]:
-        """Return the prompt in the way that suits the row."""
-        return self.for_row(example).render(example)
-
-    def response(self, example: Example) -> list[Segment]:
-        """Return the response in that way too."""
-        return self.for_row(example).response(example)
-
-    def earlier(self, example: Example) -> list[tuple[int, int]]:
-        """Return where earlier answers stand in a conversation."""
-        return self.for_row(example).earlier(example)
 
     def for_row(self, example: Example) -> Template:
         """Return the template for this row; UserError where a conversation meets a tokenizer without one."""

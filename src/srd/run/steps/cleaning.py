@@ -23,7 +23,7 @@ from srd.base.console import console
 from srd.base.errors import UserError
 from srd.base.failures import reading
 from srd.base.files import content_of, fingerprint, read_json, read_sealed, write_json, write_sealed
-from srd.base.tables import data_set, map_large, read_table, write_table
+from srd.base.tables import data_set, map_large, parts_of, read_table, write_table
 from srd.base.text import many, shorten
 from srd.curation.calibration import FEWEST, Calibration, rules
 from srd.curation.cleaning import Findings, Reader, Reads, find_wrong, read_for
@@ -38,9 +38,12 @@ from srd.curation.detectors.base import (
     reason_of,
     work_for,
 )
+from srd.curation.groups import MAIN, Groups
 from srd.curation.repair import TEMPERATURE, candidates_read, chosen, passing
 from srd.curation.shots import SHOTS
+from srd.data.encoding import AT_ONCE, Encoder
 from srd.data.leaks import are_dropped
+from srd.data.templates.auto import Otherwise
 from srd.models.generation import Decoding
 from srd.models.settings import ModelConfig
 from srd.recipe.schema import Recipe
@@ -68,11 +71,30 @@ def reading_model(recipe: Recipe) -> ModelConfig:
 
 
 def reader_of(run: Run, folder: Path, progress: Any) -> Reader:
-    """The model that reads, loaded; it reads the frame that it knows."""
+    """The model that reads, loaded."""
     named = reading_model(run.recipe)
     model = load_reader(str(named.model), run, load_options(named))
-    encoder = run.encoder.with_template("chat") if run.tokenizer.chat_template else run.encoder
-    return Reader(model, encoder, run.recipe.generation.batch_size, folder, progress)
+    return Reader(model, frame_read(run), run.recipe.generation.batch_size, folder, progress)
+
+
+def frame_read(run: Run) -> Encoder:
+    """The frame that the model which reads knows: its own chat template. Where that cannot be, as rows are learnt."""
+    try:
+        chat = run.encoder.with_template("chat")
+    except UserError:  # there is none, or several of which none is the default
+        return run.encoder
+    chat.train_on = "last"  # that is what is read
+    refused, rendered = [], []
+    for part in parts_of(rows := run.split("train", cleaned=False), rows.column_names, AT_ONCE):
+        listed = part.to_pylist()
+        refused += [listed[place]["id"] for place in chat.refused(listed)]
+        rendered += [row["id"] for row in listed if row["prompt"] and chat.control.found(row["prompt"])]
+    for ids, why in ((refused, "the model's chat template refuses them, or is too long for data.max_prompt_length"),
+                     (rendered, "their prompt has control tokens, as if a chat template had written it")):  # fmt: skip
+        if ids:
+            logger.info("cleaning: %s read in the frame of data.template (the first is '%s'): %s",
+                        f"{many(len(ids), 'row')} {'is' if len(ids) == 1 else 'are'}", ids[0], why)  # fmt: skip
+    return chat.framed_by(Otherwise(chat.template, run.encoder.template, {*refused, *rendered}))
 
 
 class Likelihoods(order.Likelihoods, Step):
@@ -180,7 +202,7 @@ class Cleaning(order.Cleaning, Step):
         after = [text if soft else None for text, soft in zip(before, kept, strict=True)]
         marked, cleaned = _places(run)
         _write_rows(table, np.zeros(len(rows), bool), before, after, marked)
-        write_json(run.files.detectors, {name: each.as_json() for name, each in found.calibrations.items()})
+        write_json(run.files.detectors, found.as_json())
         if settings.changes_rows:
             write_table(rows.select(np.flatnonzero(kept)), cleaned)
         return {"rows": len(rows), "wrong": int(found.wrong.sum())}
@@ -322,11 +344,22 @@ def named_ids(field: str, name: str | None, rows: datasets.Dataset) -> list[str]
 def _tell(found: Findings) -> None:
     """A line for each reason, and one for each detector that cannot tell."""
     for name, each in found.calibrations.items():
-        if not each.can_tell:
-            why = (f"it tells only {100 * each.auc:.0f} % of damage of its own from your rows, and half of it by "
-                   "chance. Either it is too weak for them, or most of them are wrong already"
-                   if each.auc == each.auc else _lacking(name, each))  # fmt: skip
-            logger.warning("cleaning: '%s' cannot tell which rows %s: %s", name, reason_of(name), why)
+        others = {group: one for group, one in found.elsewhere.get(name, {}).items() if one.has_enough}
+        for group, one in {MAIN: each, **others}.items():
+            if not one.can_tell:
+                why = (f"it tells only {100 * one.auc:.0f} % of damage of its own from your rows, and half of it by "
+                       "chance. Either it is too weak for them, or most of them are wrong already"
+                       if one.has_enough else _lacking(name, one))  # fmt: skip
+                which = f" ({group})" if group else ""
+                logger.warning("cleaning: '%s' cannot tell which rows%s %s: %s", name, which, reason_of(name), why)
+    for group in dict.fromkeys(group for of in found.elsewhere.values() for group in of):
+        of = {name: of[group] for name, of in found.elsewhere.items() if group in of and not of[group].has_enough}
+        if of:
+            logger.warning(
+                "cleaning: %s mark none of %s (%s): they compare rows of one script and template, and it takes %d",
+                " and ".join(f"'{name}'" for name in of), many(max(each.rows for each in of.values()), "row"), group,
+                FEWEST,
+            )  # fmt: skip
     for why, count in found.counts().items():
         power = found.calibrations.get(why)
         told = f" (it tells {100 * power.auc:.0f} % of its own damage from these rows)" if power else ""
@@ -440,11 +473,22 @@ def _chosen(run: Run, rows: datasets.Dataset, answers: list[Answer]) -> dict[int
     candidates = _answered(rows.select(owners), answers)
     with run.progress("student reads answers") as update:
         reader = reader_of(run, run.files.repair_work / "read", update)
-        read = candidates_read(rows, owners, candidates, settings.find, reader)
-    known = {name: each["threshold"] for name, each in read_json(run.files.detectors).items()}
-    thresholds = {name: threshold for name, threshold in known.items() if threshold is not None}
+        if refused := reader.encoder.refused(candidates.to_list()):  # an answer without a thought, where one is opened
+            taken = [place for place in range(len(answers)) if place not in refused]
+            answers, owners, candidates = [answers[i] for i in taken], owners[taken], candidates.select(taken)
+        if not answers:
+            return {}
+        read, groups = candidates_read(rows, owners, candidates, settings.find, reader)
+    thresholds = {name: _thresholds(each, groups) for name, each in read_json(run.files.detectors).items()}
     fine = passing(candidates, read, thresholds, settings.find, run.recipe.data.train_on)
     return {row: answers[candidate] for row, candidate in chosen(owners, fine, read["ce"]).items()}
+
+
+def _thresholds(detector: dict[str, Any], groups: Groups) -> NDArray[np.float64]:
+    """The threshold of a detector for each of these groups, as ``detectors.json`` has it; else that of most rows."""
+    of = {group: each["threshold"] for group, each in {MAIN: detector, **detector.get("elsewhere", {})}.items()}
+    known = [of.get(group, of[MAIN]) for group in groups]
+    return np.array([np.inf if threshold is None else threshold for threshold in known])
 
 
 def _answered(rows: datasets.Dataset, answers: Sequence[Answer]) -> datasets.Dataset:
