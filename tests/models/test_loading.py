@@ -288,7 +288,9 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading.AutoConfig, "from_pretrained", unreachable)
     monkeypatch.setattr(sources, "hf_hub_download", unreachable)
     for call in (load_model, load_config, model_fingerprint):
-        told = r"'owner/name' cannot be read: there is no folder .*/owner/name\. On the hub: We couldn't connect.*smollm2"
+        told = (
+            r"'owner/name' cannot be read: there is no folder .*/owner/name\. On the hub: We couldn't connect.*smollm2"
+        )
         with pytest.raises(UserError, match=told):
             call("owner/name")
 
