@@ -88,6 +88,10 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing in the program may catch it."""
 
 
+def kill_now() -> None:
+    raise Killed
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyRun]:
     """Finished runs to compare with, one for each variant, made when it is first asked for."""
@@ -355,6 +359,28 @@ def test_a_reflection_loses_one_batch_at_most(
     calls = kill(monkeypatch, reflection, "_reflect_batch", -1)
     reflect(tmp_path / "run")
     assert calls[0] == 4 - 2  # 16 examples in batches of 4, two of them done before
+
+
+@pytest.mark.parametrize(("variant", "folder"), [("srd", "reflection"), ("reflect-again", "stages/1")])
+def test_a_reflection_is_kept_until_its_scores_count(
+    undisturbed: Callable[[str], TinyRun], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variant: str, folder: str
+) -> None:
+    """Killed where its scores have just been written, and nothing says yet that they are whole."""
+    tiny, work = undisturbed(variant), tmp_path / "run" / folder
+
+    def reflect(run_dir: Path) -> Any:
+        return tiny.train(run_dir) if variant == "reflect-again" else tiny.advance("reflection", run_dir=run_dir)
+
+    if variant == "reflect-again":
+        about_to_train(tiny, tmp_path / "run")
+    places = Places(tmp_path / "run", ("begin",))
+    places.wanted = lambda place: (work / "scores.parquet").exists()
+    with places.failing(lambda place: kill_now()), pytest.raises(Killed):
+        reflect(tmp_path / "run")
+    calls = kill(monkeypatch, reflection, "_reflect_batch", -1)
+    reflect(tmp_path / "run")
+    assert calls == [0]
+    assert not (work / "batches").exists()
 
 
 def refuse_another_kind(tiny: TinyRun, run_dir: Path) -> None:

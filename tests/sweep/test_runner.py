@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,38 @@ def test_a_cell_goes_by_the_rules_that_its_steps_go_by(recipe_file: Path, monkey
     before = [one._identity(recipe) for recipe in recipes]
     monkeypatch.setattr(cleaning, "rules", lambda: ["other"])
     assert [one._identity(recipe) == known for recipe, known in zip(recipes, before, strict=True)] == [True, False]
+
+
+def test_weights_that_a_kill_has_left_are_dropped(
+    recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not those that the sweep keeps, nor those that somebody has made anew in the cell's folder since."""
+
+    def run(keep: bool) -> bool:
+        path = write_sweep(tmp_path, recipe_file, cells={"kd": {"training.curriculum": None}}, keep_students=keep)
+        assert [outcome.state for outcome in Sweep(path, tmp_path / "work").run()] == ["done"]
+        return (cell / "student/model.safetensors").is_file()
+
+    cell = tmp_path / "work/cells/kd"
+    with monkeypatch.context() as killed:
+        killed.setattr(one, "_drop_weights", _raise(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(False)
+    assert (cell / "student/model.safetensors").is_file()
+    shutil.copytree(tmp_path / "work", tmp_path / "left")
+    assert not run(False)
+    advance(Run(validate_recipe(read_recipe(cell / "recipe.yaml"), "test"), cell))
+    assert run(False)
+    shutil.rmtree(tmp_path / "work")
+    shutil.move(tmp_path / "left", tmp_path / "work")
+    assert run(True) and run(False)
+
+
+def _raise(error: type[BaseException]) -> Callable[..., None]:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
 
 
 def test_a_changed_cell_counts_nowhere_until_it_is_run_again(done: Sweep) -> None:

@@ -71,8 +71,9 @@ class CellRunner:
         try:
             recipe = parallel.together(lambda: self.recipe(cell))
             done = {"state": "done", **parallel.on_main(lambda: _made_from(recipe))}
+            noted = parallel.on_main(lambda: read_sealed(folder / RESULT))
             if parallel.on_main(lambda: _is_done(folder, done["identity"])):
-                self._note(folder, {**done, "steps": _keys(Manifest(folder))})  # an older one lacks something
+                self._end(folder, Manifest(folder), done, noted.get("weights"))  # an older note lacks something
                 console.print("[green]✓[/] done before")
                 return False
             self._note(folder, {})
@@ -82,12 +83,20 @@ class CellRunner:
             advance(run)
             if parallel.is_main():
                 build_report(folder)
-            self._note(folder, {**done, "steps": _keys(run.manifest)})
-            if not self.keep_students and parallel.is_main():
-                _drop_weights(run.manifest)
+            self._end(folder, run.manifest, done)
         except (Exception, SystemExit) as error:  # it must not cost the others; it is shown, kept and counted
             self._note_failure(folder, error)
         return True
+
+    def _end(self, folder: Path, manifest: Manifest, done: dict[str, Any], weights: str | None = None) -> None:
+        """Note that a cell is done, then drop its weights or keep them; once, as what comes later is the user's."""
+        done = {**done, "steps": _keys(manifest)}
+        if weights is None:
+            self._note(folder, done)
+            weights = "kept" if self.keep_students else "dropped"
+            if parallel.is_main() and not self.keep_students:
+                _drop_weights(manifest)
+        self._note(folder, {**done, "weights": weights})
 
     def _note_failure(self, folder: Path, error: Exception | SystemExit) -> None:
         """Show and keep why a cell failed; what the others cannot go on after is raised."""

@@ -12,9 +12,10 @@ from typing import Any
 
 from srd.base import parallel
 from srd.base.errors import UserError
-from srd.base.files import is_sealed, seal
+from srd.base.files import discard, is_sealed, seal
 from srd.base.handed import check_kind
 from srd.base.remedies import warn
+from srd.base.tables import write_table
 from srd.curation.curriculum import Stage
 from srd.data.batching import EncodedExamples
 from srd.data.portable_chat import chat_template_of, usual_template
@@ -24,7 +25,7 @@ from srd.run.outline.order import may_cache
 from srd.run.outline.sizes import size_of
 from srd.run.parts.loading import config_of, engine_for, load
 from srd.run.parts.pairs import in_pairs_of, pair_examples, responses
-from srd.run.parts.scores import keep_scores, ranked_scores, reflect_on
+from srd.run.parts.scores import ranked_scores, reflect_on
 from srd.run.parts.teacher_caches import cache_fits, caches_of, collator, pair_cache, read_once_of
 from srd.training.alignment import Reader, warn_of_coverage
 from srd.training.checkpoints import check_disk
@@ -158,9 +159,12 @@ def _stages(
 
     def reflect_again(model: Any, stage: Stage) -> Stage:
         path = folder / "stages" / str(stage.index) / "scores.parquet"
+        batches = path.parent / "batches"
         if not parallel.on_main(lambda: is_sealed(path)):
-            keep_scores(reflect_on(run, model, path.parent / "batches"), path, path.parent / "batches")
+            scores = reflect_on(run, model, batches)
+            parallel.on_main(lambda: write_table(scores, path))
             parallel.on_main(lambda: seal(path))
+        parallel.on_main(lambda: discard(batches))
         ranked = ranked_scores(run, curriculum, path)
         return learnt(in_pairs(curriculum.split(ranked)[stage.index]))
 

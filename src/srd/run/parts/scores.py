@@ -12,9 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from srd.base import parallel
-from srd.base.files import discard
-from srd.base.tables import column, data_set, positions, write_table
+from srd.base.tables import column, data_set, positions
 from srd.curation.curriculum import Curriculum
 from srd.curation.likelihoods import Pairs, pair_losses
 from srd.curation.ranking import rank
@@ -47,12 +45,6 @@ def reflect_on(run: Run, model: Any, folder: Path, places: NDArray[np.int64] | N
             folder=folder,
             progress=update,
         )
-
-
-def keep_scores(scores: datasets.Dataset, path: Path, batches: Path) -> None:
-    """Write the scores; the batches they came from are not needed any more, by any process."""
-    parallel.on_main(lambda: write_table(scores, path))
-    parallel.on_main(lambda: discard(batches))
 
 
 def ranked_scores(run: Run, curriculum: Curriculum, path: Path | None = None) -> datasets.Dataset:

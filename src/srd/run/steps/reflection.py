@@ -12,15 +12,16 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+from srd.base import parallel
 from srd.base.console import console
-from srd.base.tables import positions
+from srd.base.tables import positions, write_table
 from srd.curation.reflection import ranking_warnings
 from srd.metrics.scripts import words_note
 from srd.run.context import Run, load_options, made_options
 from srd.run.outline import order
 from srd.run.parts.assemble import training_of
 from srd.run.parts.loading import load_writer
-from srd.run.parts.scores import keep_scores, longest_answer, mean_scores, reflect_on
+from srd.run.parts.scores import longest_answer, mean_scores, reflect_on
 from srd.run.steps.base import Step, Summary
 from srd.run.steps.student import Student, reflecting_student, shorten
 from srd.training.stages import train
@@ -60,7 +61,7 @@ class Reflection(order.Reflection, Step):
         for warning in ranking_warnings(scores):
             logger.warning(warning)
         summary: Summary = {**mean_scores(scores), **words_note(run.words)}
-        keep_scores(scores, run.files.scores, run.files.batches)
+        parallel.on_main(lambda: write_table(scores, run.files.scores))
         if knows := _knows_rows(run):
             console.print(f"  the student {knows} on these rows: what it knows by heart says little of their "
                           "difficulty (reflection.out_of_sample)", highlight=False)  # fmt: skip
