@@ -132,15 +132,16 @@ def make_tiny_run(tmp_path: Path) -> Callable[..., TinyRun]:
 
 @pytest.fixture
 def own_names() -> Iterator[None]:
-    """What a test registers of detectors, divergences, scores and templates is gone behind it."""
+    """What a test registers of detectors, divergences, scores, tasks and templates is gone behind it."""
     from srd.base.code import HANDED
     from srd.curation.detectors.base import DETECTORS
     from srd.curation.scores.base import SCORES
     from srd.data.templates.base import TEMPLATES
+    from srd.tasks.base import TASKS
     from srd.training.divergences.base import DIVERGENCES
 
     before = set(HANDED)
     yield
-    registries: dict[str, Any] = {each.kind: each for each in (DETECTORS, DIVERGENCES, SCORES, TEMPLATES)}
+    registries: dict[str, Any] = {each.kind: each for each in (DETECTORS, DIVERGENCES, SCORES, TASKS, TEMPLATES)}
     for kind, name in set(HANDED) - before:
         del HANDED[kind, name], registries[kind]._registered[name]

@@ -22,6 +22,7 @@ from srd.base.errors import UserError
 from srd.base.files import file_digest, read_json
 from srd.base.text import visible
 from srd.curation.curriculum import Curriculum
+from srd.evaluation import answers
 from srd.export.base import export
 from srd.export.push import prepared
 from srd.recipe.reading import validate_recipe
@@ -33,7 +34,8 @@ from srd.run.chat import chat_models
 from srd.run.flow import check_written, planned_steps
 from srd.run.manifest import Manifest
 from srd.run.steps.base import key_of
-from srd.tasks.base import TASKS
+from srd.tasks.base import TASKS, Scores
+from srd.tasks.instruction import INSTRUCTION
 from tests.runs import TinyRun, close, steps_finished, tiny_rows, write_rows
 from tests.tiny import save_tiny
 
@@ -532,6 +534,57 @@ def test_a_changed_plugin_makes_again_what_uses_it(again: TinyRun, tmp_path: Pat
     before = keys_of(again)
     plugin.write_text(imports + code.format(3))
     assert changed(again, before) == {"train/srd", "evaluation"}
+
+
+SCORER = (
+    "from dataclasses import dataclass\nimport srd\n@dataclass(frozen=True)\nclass Short(srd.Task):\n"
+    "    def score(self, predictions, examples, *, allow_code_execution=False):\n"
+    "        values = [{} / 8] * len(predictions)\n"
+    "        return srd.Scores({{'short': values[0]}}, {{'short': values}}, 'short')\n"
+    "few = srd.Decoding(max_new_tokens=2)\n"
+    "srd.register_task('short')(Short('short', 'S', 'mine', 'a file', 'short', decoding=few))\n"
+)
+
+
+def scores_of_all(tiny: TinyRun, task: str) -> set[float]:
+    """What the models of a run have got on a task."""
+    found = read_json(tiny.run_dir / "evaluation/metrics.json").values()
+    return {each["mean"] for tasks in found for each in tasks[task].values()}
+
+
+@pytest.mark.usefixtures("own_names")
+def test_a_changed_scorer_scores_again_and_trains_nothing(
+    again: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All models are scored by one rule, from the answers that are there."""
+    plugin = tmp_path / "of_task.py"
+    plugin.write_text(SCORER.format(1))
+    rows = write_rows(tmp_path / "asked.jsonl", [{"instruction": "How many?", "output": "12."}] * 2)
+    again.set(plugins=[str(plugin)], evaluation__tasks=[{"name": "short", "path": str(rows)}])
+    assert redone(again) == {"evaluation"}
+    monkeypatch.setattr(answers, "_answer", None)  # nothing is answered again
+    before = keys_of(again)
+    for number in (2, 4):
+        plugin.write_text(SCORER.format(number))
+        assert changed(again, before) == {"evaluation"} == redone(again)
+        assert scores_of_all(again, "short") == {100 * number / 8}
+
+
+@pytest.mark.usefixtures("own_names")
+def test_a_scorer_of_a_script_or_of_another_version_scores_again(
+    again: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exec(SCORER.format(1), {"__name__": "__main__"})
+    rows = write_rows(tmp_path / "asked.jsonl", [{"instruction": "How many?", "output": "12."}] * 2)
+    assert redone(again.set(evaluation__tasks=[{"name": "short", "path": str(rows)}])) == {"evaluation"}
+    monkeypatch.setattr(answers, "_answer", None)
+    exec(SCORER.format(3), {"__name__": "__main__"})
+    assert redone(again) == {"evaluation"} and scores_of_all(again, "short") == {37.5}
+    monkeypatch.setattr(answers, "VERSION", "another")
+    assert redone(again) == set()  # a whole result stays
+    monkeypatch.setattr(INSTRUCTION.__class__, "score", lambda *_, **__: Scores({"rouge_l": 0.5}, {}, "rouge_l"))
+    assert redone(again.set(evaluation__models=["teacher", "srd"])) == {"evaluation"}
+    assert scores_of_all(again, "test") == {50.0}
 
 
 @pytest.mark.usefixtures("own_names")

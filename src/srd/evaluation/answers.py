@@ -17,15 +17,19 @@ import datasets
 import numpy as np
 
 from srd.base import parallel
+from srd.base.code import HANDED
 from srd.base.files import atomic_folder, fingerprint, link, read_json, write_json
 from srd.base.locks import by_turns
 from srd.base.remedies import warn
+from srd.base.version import VERSION
 from srd.data.encoding import Encoder
 from srd.evaluation.predictions import (
     COMPARISONS,
     begin_writing,
     finish,
     predictions_path,
+    read_answers,
+    read_scores,
     refuse_folders,
     scores_path,
     state_of,
@@ -135,7 +139,8 @@ def evaluate(
 
     Answers lie in ``folder/predictions/<model>.<task>.<seed>.jsonl`` as ``{"id", "text", "<metric>": 0..1}`` (of
     several samples the text is a list) and are made again only when the model, the examples or the decoding have
-    changed, or the files have. What earlier evaluations have left in the folder is removed.
+    changed, or the files have; where only the scoring has, they are scored again. What earlier evaluations have left
+    in the folder is removed.
 
     Args:
         evaluated_models: The models.
@@ -180,23 +185,27 @@ def _answer_all(
     """Make and score the answers that are missing, a model at a time; the scores by model, benchmark and seed."""
     asked = {benchmark.key: benchmark for _, benchmark, *_ in plan}
     contents = {key: _content(benchmark) for key, benchmark in asked.items()}
+    scorers = {key: _scorer(benchmark) for key, benchmark in asked.items()}
     by_seed: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     total = sum(len(benchmark.examples) * benchmark.samples for _, benchmark, *_ in plan)
     before = 0  # prompts of what is done
     for evaluated, parts in itertools.groupby(plan, key=lambda part: part[0]):
         loaded: tuple[Any, Encoder] | None = None
         for _, benchmark, seed, path in parts:
-            identity = fingerprint(
+            question = fingerprint(
                 evaluated.identity, benchmark.template, contents[benchmark.key], asdict(benchmark.decoding), seed,
                 batch_size, benchmark.samples,
             )  # fmt: skip
+            identity = fingerprint(question, scorers[benchmark.key])
             with by_turns(shared / TURNS / identity) if shared and parallel.is_main() else nullcontext():
                 if not parallel.on_main(partial(_has_answers, path, identity, shared)):
-                    loaded = loaded or evaluated.load()
-                    title = f"{evaluated.name} on {benchmark.key}, seed {seed}"
-                    tell = progress and partial(_tell, progress, title, before, total)
-                    texts = _answer(loaded, benchmark, seed, batch_size, tell)
-                    _write_predictions(path, benchmark, texts, identity, scoring)
+                    texts = parallel.on_main(partial(_texts, path, question))
+                    if texts is None:
+                        loaded = loaded or evaluated.load()
+                        title = f"{evaluated.name} on {benchmark.key}, seed {seed}"
+                        tell = progress and partial(_tell, progress, title, before, total)
+                        texts = _answer(loaded, benchmark, seed, batch_size, tell)
+                    _write_predictions(path, benchmark, texts, (question, identity), scoring)
                     _give(path, identity, shared)
             parallel.barrier()
             before += len(benchmark.examples) * benchmark.samples
@@ -206,10 +215,16 @@ def _answer_all(
 
 
 def _content(benchmark: Benchmark) -> str:
-    """Hash of what is asked and expected, and of the task that scores it."""
+    """Hash of what is asked and expected."""
     examples, task = benchmark.examples, benchmark.task
-    columns = {name: list(examples[name]) for name in examples.column_names}
-    return fingerprint(type(task).__qualname__, task.name, task.title, columns, *task.reading(examples).values())
+    return fingerprint(task.name, {name: list(examples[name]) for name in examples.column_names})
+
+
+def _scorer(benchmark: Benchmark) -> str:
+    """Hash of how answers are scored: by the code of who has registered the task, or by this version of srd."""
+    task, handed = benchmark.task, HANDED.get(("task", benchmark.task.name))
+    code = [VERSION, *(handed.code if handed else ())]
+    return fingerprint(type(task).__qualname__, task.title, *task.reading(benchmark.examples).values(), *code)
 
 
 def _has_answers(path: Path, identity: str, shared: Path | None) -> bool:
@@ -218,6 +233,12 @@ def _has_answers(path: Path, identity: str, shared: Path | None) -> bool:
     if state == "damaged":
         log.info("%s or its scores were changed since they were written, or are missing: answered again", path)
     return state == "kept" or _taken(path, identity, shared)
+
+
+def _texts(path: Path, question: str) -> Predictions | None:
+    """The answers to the same question that lie here, scored in another way. For the main process."""
+    known = (read_scores(path) or {}).get("question") == question
+    return [row["text"] for row in read_answers(path) or ()] if known else None
 
 
 def _taken(path: Path, identity: str, shared: Path | None) -> bool:
@@ -273,8 +294,10 @@ def _answer(
     return [texts[start : start + benchmark.samples] for start in range(0, len(texts), benchmark.samples)]
 
 
-def _write_predictions(path: Path, benchmark: Benchmark, texts: Predictions, identity: str, scoring: Any) -> None:
-    """Score the answers and keep both."""
+def _write_predictions(
+    path: Path, benchmark: Benchmark, texts: Predictions, identities: tuple[str, str], scoring: Any
+) -> None:
+    """Score the answers and keep both, with what stands for the question, and for question and scoring."""
     if not parallel.is_main():
         return
     scores = benchmark.task.scored(texts, benchmark.examples, **scoring)
@@ -284,7 +307,8 @@ def _write_predictions(path: Path, benchmark: Benchmark, texts: Predictions, ide
         for index, (name, text) in enumerate(zip(benchmark.examples["id"], texts, strict=True))
     ]
     kept = {"metrics": scores.metrics, "per_example": values, "details": scores.details, "primary": scores.primary}
-    write_answers(path, rows, kept, identity)
+    question, identity = identities
+    write_answers(path, rows, {"question": question, **kept}, identity)
 
 
 def summarise(by_seed: dict[int, dict[str, Any]]) -> dict[str, Any]:

@@ -79,21 +79,29 @@ def task_identity(task: TaskConfig) -> Any:
     return [task.model_dump(exclude={"path"}), content]
 
 
-def plugins_identity(recipe: Recipe, section: BaseModel | None = None, *kinds: str) -> list[Any]:
+def plugins_identity(recipe: Recipe, section: BaseModel | None = None, *kinds: str, but: str = "") -> list[Any]:
     """The sources of the user's own modules, and the code that the recipe names and that was registered elsewhere.
 
     Args:
         recipe: Names the modules.
         section: The part of it that counts, where only what is named there matters.
         kinds: Of what is registered; nothing where none of these is named.
+        but: What is registered of this kind does not count, nor a file that registers nothing else.
     """
     named = set(texts_in((section or recipe).model_dump(mode="json"))) if HANDED else set()
-    used = {key: each for key, each in sorted(HANDED.items()) if key[1] in named and (not kinds or key[0] in kinds)}
+    counted = [key for key in sorted(HANDED) if key[0] != but and (not kinds or key[0] in kinds)]
+    used = {key: HANDED[key] for key in counted if key[1] in named}
     places = {each.place for each in used.values()}
-    files = [each for each in map(plugin_files, recipe.plugins) if not kinds or places & set(map(str, each))]
+    plugins = [each for each in map(plugin_files, recipe.plugins) if not kinds or places & set(map(str, each))]
+    files = [[file for file in plugin if not _registers_only(but, file)] for plugin in plugins]
     listed = {str(file) for plugin in files for file in plugin}
     elsewhere = [[*key, *handed.code] for key, handed in used.items() if handed.place not in listed]
-    return [[content_of(file) for file in plugin] for plugin in files] + elsewhere
+    return [[content_of(file) for file in plugin] for plugin in files if plugin] + elsewhere
+
+
+def _registers_only(kind: str, file: Path) -> bool:
+    """Whether all that a file registers is of one kind."""
+    return {each for (each, _), handed in HANDED.items() if handed.place == str(file)} == {kind}
 
 
 def recipe_identity(recipe: Recipe) -> list[Any]:

@@ -76,10 +76,10 @@ class Student(order.Student, Step):
 
 
 def taught_by(recipe: Recipe) -> list[Any]:
-    """What else decides a training: the plugins, and who gives the teacher's targets where that is said."""
+    """What else decides a training: plugins but for tasks, and who gives the targets where that is said."""
     source = [recipe.teacher.source] if recipe.teacher.source else []
     weights = [] if recipe.teach_by_row else [each.weight or 1.0 for each in recipe.teachers]
-    return [plugins_identity(recipe), *source, *([weights] if weights else [])]
+    return [plugins_identity(recipe, but="task"), *source, *([weights] if weights else [])]
 
 
 def alignment(run: Run, training: TrainingConfig) -> list[Any]:
