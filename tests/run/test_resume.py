@@ -25,6 +25,8 @@ from srd.curation import reflection
 from srd.recipe.reading import validate_recipe
 from srd.run import context
 from srd.run.flow import planned_steps, training_steps
+from srd.run.parts import written
+from srd.run.steps import teacher
 from srd.training import stages, trainer
 from srd.training.cache import building as cache_building
 from srd.training.checkpoints import STATE_FILE, seal
@@ -37,6 +39,7 @@ from tests.faults import (
     fail_at_every_place,
     in_a_process_of_its_own,
     kill_at_every_place,
+    killed_in,
 )
 from tests.parallel_worker import line
 from tests.runs import TinyRun, close, edit_loss, in_turn, logged
@@ -381,6 +384,44 @@ def test_a_reflection_is_kept_until_its_scores_count(
     reflect(tmp_path / "run")
     assert calls == [0]
     assert not (work / "batches").exists()
+
+
+WRITTEN: dict[str, dict[str, Any]] = {  # the step that writes texts: the recipe
+    "teacher text": {"training__method": {"name": "seqkd", "max_new_tokens": 6}},
+    "pairs": {"training__method": {"name": "distillm2", "max_new_tokens": 6}, "training__objective": "distillm2"},
+    "repair": {"data__cleaning": {"action": "rewrite", "find": ["empty"]}},
+}
+
+
+@pytest.mark.parametrize(("step", "batches", "killed", "models"), [
+    ("teacher text", 4, 3, 1), ("pairs", 8, 3, 2), ("pairs", 8, 7, 1), ("repair", 20, 7, 0),
+])  # fmt: skip
+def test_texts_lose_one_batch_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, batches: int, killed: int, models: int
+) -> None:
+    """16 prompts in batches of 4: of the teacher; of teacher and student; of the teacher, five answers to each.
+
+    A model whose texts are whole is not loaded again.
+    """
+    tiny = TinyRun(tmp_path).set(**WRITTEN[step], generation__batch_size=4, data__train_limit=16)
+
+    def write(run_dir: Path) -> Any:
+        return tiny.advance(step, run_dir=run_dir)
+
+    interrupt(monkeypatch, write, tmp_path / "run", written, "_answer", killed)
+    calls, loaded = kill(monkeypatch, written, "_answer", -1), kill(monkeypatch, teacher, "load_writer", -1)
+    write(tmp_path / "run")
+    assert (calls[0], loaded[0]) == (batches - (killed - 1), models)
+    assert not list((tmp_path / "run").rglob("batch-*.json"))
+
+
+@pytest.mark.parametrize(("step", "folder"), [("teacher text", "seqkd"), ("pairs", "pairs")])
+def test_texts_are_the_same_after_kills(tmp_path: Path, step: str, folder: str) -> None:
+    """In their batches, their files and the notes that these are whole."""
+    tiny = TinyRun(tmp_path).set(**WRITTEN[step], generation__batch_size=4, data__train_limit=16)
+    whole, killed = killed_in(f"{folder}/", lambda run_dir: tiny.advance(step, run_dir=run_dir), tmp_path, 5)
+    names = [path.relative_to(whole) for path in (whole / folder).glob("*.parquet")]
+    assert names and all((whole / name).read_bytes() == (killed / name).read_bytes() for name in names)
 
 
 def refuse_another_kind(tiny: TinyRun, run_dir: Path) -> None:

@@ -11,7 +11,7 @@ UNCLEANED = ", rows as they came"  # behind the name of a step that is made a se
 
 
 #: Folders of a run directory that no attribute of `RunFolder` names, as there may be several of them.
-OTHERS = ("pairs", "examples", "baselines", "stages", "student", "logs", "displaced")
+OTHERS = ("examples", "baselines", "stages", "student", "logs", "displaced")
 
 
 def check_outside(target: Path) -> None:
@@ -54,6 +54,8 @@ class RunFolder:
         self.start = root / "start"
         self.start_work = root / "warm-start"
         self.teacher_text = root / "seqkd" / "responses.parquet"
+        self.teacher_text_work = root / "seqkd" / "batches"
+        self.pairs_work = root / "pairs" / "batches"
         self.cache = root / "cache"
         self.served = root / "served"
         self.alignment = root / "alignment"

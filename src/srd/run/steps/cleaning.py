@@ -446,7 +446,8 @@ def _answers(run: Run, rows: datasets.Dataset, wrong: NDArray[np.int64]) -> list
         if kept.get("made_from") != made_from:
             model = model or load_writer(run.teacher_source, run, run.teacher_options())
             title = f"teacher repairs, {number + 1} of {len(ways)}"
-            kept = {"made_from": made_from, "answers": _written(run, model, prompts, names, way, title)}
+            work = run.files.repair_work / str(number)
+            kept = {"made_from": made_from, "answers": _written(run, model, prompts, names, way, title, work)}
             if parallel.is_main():
                 write_sealed(path, kept)
         pairs = zip(wrong, kept["answers"], strict=True)
@@ -455,10 +456,10 @@ def _answers(run: Run, rows: datasets.Dataset, wrong: NDArray[np.int64]) -> list
 
 
 def _written(
-    run: Run, model: Any, prompts: list[list[int]], names: list[str], way: Decoding, title: str
+    run: Run, model: Any, prompts: list[list[int]], names: list[str], way: Decoding, title: str, work: Path
 ) -> list[tuple[str, list[int]]]:
     """Answers as text and token ids; without the latter those that do not end, or say nothing."""
-    written, texts = written_by(run, model, run.teacher_encoder.tokenizer, prompts, names, way, title)
+    written, texts = written_by(run, model, run.teacher_encoder.tokenizer, prompts, names, way, title, work)
     if cut := sum(not ended for _, ended in written):
         logger.info("%d of %d repairs were cut at %d tokens, and are not used.", cut, len(texts), way.max_new_tokens)
     return [

@@ -10,7 +10,6 @@ from srd.models.generation import Decoding
 from srd.recipe.schema import Recipe
 from srd.run.context import Run
 from srd.run.outline import order
-from srd.run.parts.loading import load_writer
 from srd.run.parts.pairs import PAIR
 from srd.run.steps.base import Step, Summary
 from srd.run.steps.teacher import write_text
@@ -36,15 +35,10 @@ class Pairs(order.Pairs, Step):
     def told(self, run: Run, summary: Summary) -> str:
         return f"{many(summary['examples'], 'prompt')} answered by both, {summary['cut']:,} answers cut"
 
+    def scratch(self, run: Run) -> list[Path]:
+        return [run.files.pairs_work]
+
     def make(self, run: Run) -> Summary:
-        decoding, told = self.decoding(run.recipe), []
-        models = {
-            "teacher": (run.teacher_source, run.teacher_options(), run.teacher_encoder.tokenizer),
-            "student": (run.start_source, run.start_options(), run.encoder.tokenizer),
-        }
-        for who, (source, options, tokenizer) in models.items():
-            rows = run.encoded_for_teacher("train") if who == "teacher" else run.encoded("train")
-            model = load_writer(source, run, options)
-            told.append(write_text(run, model, rows, tokenizer, decoding, run.files.pair_text(who), who))
-            del model
+        decoding, files = self.decoding(run.recipe), run.files
+        told = [write_text(run, who, decoding, files.pair_text(who), files.pairs_work / who) for who in PAIR]
         return {"examples": told[0]["examples"], "cut": sum(each["cut"] for each in told)}

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from srd.base import parallel
-from srd.base.files import remove
+from srd.base.files import is_sealed, remove, seal
 from srd.base.remedies import warn
 from srd.base.tables import data_set, write_table
 from srd.base.text import count, many, shown_bytes
-from srd.data.batching import EncodedExamples
 from srd.models.generation import Decoding
 from srd.models.tokenizers.tokens import tokenizer_identity
 from srd.recipe.schema import Recipe
@@ -107,30 +108,40 @@ class TeacherText(order.TeacherText, Step):
         cut, empty = summary["cut"], summary["empty"]
         return f"{many(summary['examples'], 'answer')} of the teacher, {cut:,} cut and {empty:,} empty"
 
+    def scratch(self, run: Run) -> list[Path]:
+        return [run.files.teacher_text_work]
+
     def make(self, run: Run) -> Summary:
-        rows, tokenizer = run.encoded_for_teacher("train"), run.teacher_encoder.tokenizer
-        model = load_writer(run.teacher_source, run, run.teacher_options())
-        decoding = Decoding(self.longest(run.recipe))
-        return write_text(run, model, rows, tokenizer, decoding, run.files.teacher_text, "teacher")
+        decoding, files = Decoding(self.longest(run.recipe)), run.files
+        return write_text(run, "teacher", decoding, files.teacher_text, files.teacher_text_work)
 
 
-def write_text(
-    run: Run, model: Any, rows: EncodedExamples, tokenizer: Any, decoding: Decoding, path: Path, who: str
-) -> Summary:
-    """Let a model answer training prompts and keep it as `TEACHER_TEXT`."""
-    written, texts = written_by(run, model, tokenizer, rows.prompts, rows.ids, decoding, f"{who} writes")
-    if parallel.is_main():
+def write_text(run: Run, who: str, decoding: Decoding, path: Path, folder: Path) -> Summary:
+    """Let the teacher or the starting student answer the training prompts, and keep it as `TEACHER_TEXT`.
+
+    ``folder`` keeps what is done of it; a file that is whole is not written again.
+    """
+    if not parallel.on_main(lambda: is_sealed(path)):
+        if who == "teacher":
+            rows, tokenizer = run.encoded_for_teacher("train"), run.teacher_encoder.tokenizer
+            model = load_writer(run.teacher_source, run, run.teacher_options())
+        else:
+            rows, tokenizer = run.encoded("train"), run.encoder.tokenizer
+            model = load_writer(run.start_source, run, run.start_options())
+        written, texts = written_by(run, model, tokenizer, rows.prompts, rows.ids, decoding, f"{who} writes", folder)
         columns = {"tokens": [tokens for tokens, _ in written], "ended": [ended for _, ended in written]}
         table = pa.table({"id": rows.ids, "response": texts, **columns}, schema=TEACHER_TEXT)
-        write_table(data_set(table), path)
-    cut = sum(not ended for _, ended in written)
+        parallel.on_main(lambda: write_table(data_set(table), path))
+        parallel.on_main(lambda: seal(path))
+    kept = pq.read_table(path, columns=["response", "ended"])
+    answers, cut = len(kept), pc.sum(pc.invert(kept["ended"])).as_py()
     if cut:
         logger.warning(
             "%d of the %s's %d answers (%.0f %%) were cut at %d tokens: the student learns no end from them. "
             "A higher max_new_tokens of the method lets more of them end.",
-            cut, who, len(texts), 100 * cut / len(texts), decoding.max_new_tokens,
+            cut, who, answers, 100 * cut / answers, decoding.max_new_tokens,
         )  # fmt: skip
-    return {"examples": len(texts), "empty": sum(not text.strip() for text in texts), "cut": cut}
+    return {"examples": answers, "empty": sum(not text.strip() for text in kept["response"].to_pylist()), "cut": cut}
 
 
 class Cache(order.Cache, Step):
