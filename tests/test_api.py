@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import os
 import random
@@ -94,10 +95,54 @@ def test_models_and_rows_in_memory_are_found_again(folder: Path, monkeypatch: py
     assert steps_finished(distil(table).run_dir) == before  # what was spoilt is written again
     changed = steps_finished(distil(tiny_rows()[:-1]).run_dir)
     assert changed["examples"] != before["examples"]
-    inputs, without = sorted(folder.glob("out-inputs/*")), [*tiny_rows(), {"instruction": "Why?", "output": ""}]
-    drop = {**SETTINGS, "data": {**SETTINGS["data"], "bad_rows": "drop"}, "tokenizer": tokenizer, "evaluate": False}
-    srd.distill(teacher, student, without, run_dir="out/", **drop)
-    assert sorted(folder.glob("out-inputs/*")) == inputs  # the rows without the one that says nothing
+
+
+def test_bad_rows_in_memory_are_listed_as_those_of_a_file(folder: Path) -> None:
+    rows = [{"id": f"n{number}", **row} for number, row in enumerate(tiny_rows())]
+    rows = [{"id": "empty", "instruction": "Why?", "input": "", "output": ""}, rows[0], rows[0], *rows[1:]]
+    save_tiny("t", "llama", seed=1), save_tiny("s", "llama", seed=2)
+    dropping = {**SETTINGS, "data": {**SETTINGS["data"], "bad_rows": "drop"}, "evaluate": False, "run_dir": "out"}
+    made = []
+    for kind in (list, pandas.DataFrame, datasets.Dataset.from_list):
+        result = srd.distill("t", "s", {"train": kind(rows), "test": kind(tiny_rows()[:3])}, **dropping)
+        made.append(steps_finished(result.run_dir))
+    assert made[0] == made[1] == made[2]
+    listed = [json.loads(line) for line in (result.run_dir / "examples/dropped.jsonl").open(encoding="utf-8")]
+    assert [(each["place"], each["id"]) for each in listed] == [("train: row 1", "empty"), ("train: row 3", "n0")]
+    assert "'output' holds an empty response" in listed[0]["reason"] and "is used twice" in listed[1]["reason"]
+    assert listed[0]["row"] == "Why?"
+    with pytest.raises(srd.UserError, match=r"(?s)^2 of 42 rows cannot become.*train: row 1: .*data\.bad_rows=drop"):
+        srd.distill("t", "s", rows, run_dir="other", evaluate=False, **SETTINGS)
+    assert not Path("other").exists() and not Path("other-inputs").exists()
+
+
+def test_a_call_that_is_refused_before_its_first_step_leaves_nothing(folder: Path) -> None:
+    """And of a former call all that is there."""
+    tokenizer = tiny_tokenizer("llama")
+    teacher, student = (tiny_model("llama", seed=1), tokenizer), (tiny_model("llama", seed=2), tokenizer)
+
+    def distil(**changes: Any) -> srd.Result:
+        asked = {"teacher": teacher, "student": student, "rows": tiny_rows(), "evaluate": False, **SETTINGS, **changes}
+        return srd.distill(**asked)
+
+    def there() -> list[Path]:
+        return sorted(folder.rglob("*"))
+
+    refused: dict[str, dict[str, Any]] = {
+        "max_length": {"data": {**SETTINGS["data"], "max_length": 4096}}, "nowhere": {"lora": {"targets": ["nowhere"]}},
+        "drop_layers": {"student": {"drop_layers": [7]}},
+    }  # fmt: skip
+    for run_dir in (None, "out", "deep/out"):
+        for said, changes in refused.items():
+            with pytest.raises(srd.UserError, match=said):
+                distil(run_dir=run_dir, **changes)
+            assert there() == [], said
+    distil(run_dir="out")
+    before = there()
+    for said, changes in refused.items():
+        with pytest.raises(srd.UserError, match=said):
+            distil(run_dir="out", rows=tiny_rows()[1:], **changes)
+        assert there() == before, said
 
 
 def test_a_recipe_as_a_name_a_file_or_a_mapping(folder: Path) -> None:

@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -36,12 +36,14 @@ from srd.base.files import (
     fingerprint,
     read_json,
     read_sealed,
+    remove,
     write_sealed,
 )
 from srd.base.handed import check_counts, check_kind, check_loaded
 from srd.base.surroundings import as_it_was
 from srd.base.tables import data_set, write_table
 from srd.base.text import flattened
+from srd.data.bad_rows import BadRows
 from srd.data.batching import EncodedExamples
 from srd.data.encoding import encode, is_encoded
 from srd.data.examples import as_examples, row_of
@@ -77,6 +79,7 @@ EVALUATION = ("task", "limit", "seeds", "template", "batch_size", "max_new_token
               "temperature", "allow_code_execution")  # fmt: skip
 ANSWERS = "srd-evaluation-"  # what the folder begins with that a model's answers are kept in meanwhile
 ROWS = "rows.jsonl"  # what a caller of `evaluate` has handed over
+NOTE = ".json"  # what the note beside a model that was written ends with
 A_FOLDER = (str | Path | None, "give the name of a folder")
 SOURCE_KEYS = ("path", "dataset")  # a mapping with one of these describes a source, as in a recipe
 
@@ -228,9 +231,19 @@ def distill(
     complete = validate_recipe(_plain(merge({"name": "distill", **named}, recipe)), "distill")
     folder = RUNS / f"distill-{fingerprint(complete.model_dump(mode='json'))[:12]}" if run_dir is None else run_dir
     inputs.write(lambda: open_run(complete, (), folder).close())
-    with contextlib.closing(open_run(complete, (), folder)) as claimed:
-        advance(claimed, *(() if evaluate else training_steps(claimed.recipe)))
-        return _result(claimed)
+    return _distilled(open_run(complete, (), folder), inputs, evaluate)
+
+
+def _distilled(claimed: Run, inputs: _Inputs, evaluate: bool) -> Result:
+    """Go through the steps; a run that is refused before the first of them leaves no inputs behind."""
+    try:
+        with contextlib.closing(claimed):
+            advance(claimed, *(() if evaluate else training_steps(claimed.recipe)))
+            return _result(claimed)
+    except UserError:
+        if not claimed.keys:
+            inputs.withdraw()
+        raise
 
 
 def _check_given_once(recipe: Mapping[str, Any], named: Mapping[str, Any]) -> None:
@@ -329,20 +342,32 @@ class _Inputs:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._writers: list[Callable[[], None]] = []
+        self._writers: dict[Path, Callable[[Path], None]] = {}
+        self._new: list[Path] = []  # of it, its folders and its files, what was not there before
 
     def add(self, name: str, write: Callable[[Path], None]) -> str:
         """The path that a file or folder will have; ``write`` makes it, in the main process."""
-        path = self.folder / name
-        self._writers.append(lambda: write(path))
-        return str(path)
+        self._writers[self.folder / name] = write
+        return str(self.folder / name)
 
     def write(self, check: Callable[[], None]) -> None:
         """Write what there is, if ``check`` does not refuse the run."""
         if self._writers:
             check()
-        for each in self._writers:
-            parallel.on_main(each)
+        paths = [*self._writers, self.folder, *self.folder.parents]
+        self._new = parallel.on_main(lambda: [path for path in paths if not path.exists()])
+        for path, write in self._writers.items():
+            parallel.on_main(partial(write, path))
+
+    def withdraw(self) -> None:
+        """Remove what was not there before, as nothing will be made of it."""
+        for path in self._new if parallel.is_main() else ():
+            if path in self._writers:
+                remove(path)
+                remove(path.with_suffix(NOTE))
+            else:
+                with contextlib.suppress(OSError):  # others are in it
+                    path.rmdir()
 
 
 def _model_source(given: Any, role: str, tokenizer: PreTrainedTokenizerBase | None, inputs: _Inputs) -> Any:
@@ -391,7 +416,7 @@ def model_content(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
 def _keep_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, place: Path) -> None:
     """Write a loaded model into a folder, once for the same content and again where it was damaged."""
-    note = place.with_suffix(".json")
+    note = place.with_suffix(NOTE)
     if not place.is_dir() or read_sealed(note).get("files") != content_of(place):
         with atomic_folder(place) as partial:
             model.save_pretrained(str(partial))
@@ -414,28 +439,32 @@ def _source(rows: Any, inputs: _Inputs, split: str, drops: bool) -> Any:
     names = isinstance(rows, list) and rows and all(isinstance(name, str | Path) for name in rows)
     if names or isinstance(rows, str | Path | Mapping):
         return _plain(rows)
+    bad = BadRows("drop" if drops else "error", of_recipe=True)
     examples: list[datasets.Dataset] = []  # in the main process alone, which writes them
 
     def name() -> str:
-        examples.append(as_examples(rows, "drop" if drops else "error"))
+        examples.append(as_examples(rows, bad, split))
+        if not drops:
+            bad.settle()
         digest = hashlib.blake2b(digest_size=16)  # as `file_digest`
-        for line in _lines(examples[0]):
+        for line in _lines(examples[0], bad):
             digest.update(line)
         return f"{split}-{digest.hexdigest()[:16]}.jsonl"
 
-    return inputs.add(parallel.on_main(name), lambda path: _keep_rows(examples[0], path))
+    return inputs.add(parallel.on_main(name), lambda path: _keep_rows(examples[0], bad, path))
 
 
-def _lines(examples: datasets.Dataset) -> Iterator[bytes]:
+def _lines(examples: datasets.Dataset, bad: BadRows) -> Iterator[bytes]:
     for example in examples:
         yield (json.dumps(row_of(example), ensure_ascii=False) + "\n").encode()
+    yield from bad.lines()  # the run tells of them and lists them
 
 
-def _keep_rows(examples: datasets.Dataset, path: Path) -> None:
+def _keep_rows(examples: datasets.Dataset, bad: BadRows, path: Path) -> None:
     """Write rows as JSON lines, once for the same content and again where the file is not what its name says."""
     if not path.is_file() or not path.stem.endswith(file_digest(path)[:16]):
         with atomic_write(path) as partial, open(partial, "wb") as file:
-            file.writelines(_lines(examples))
+            file.writelines(_lines(examples, bad))
 
 
 # ------------------------------------------------------------------------------------------------ parts, usable alone

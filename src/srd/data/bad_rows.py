@@ -29,6 +29,7 @@ CHECKED_ROWS = 1_000  # examples that are looked at together
 SHOWN_PLACES = 3
 SHOWN_REASONS = 30
 NAMES = ("id", "role", "from", "type")  # fields that tell nothing of what a row says
+LEFT_OUT = "srd: left out"  # of a file that was made from rows in memory: what is listed of one that is not in it
 FIRST_WORDS = 100  # characters of a row that a list of dropped ones shows
 #: What differs between messages about the same fault: what was found, lists and objects, long quotations, numbers.
 DIFFERS = re.compile(r"found .*?(?=\. [A-Z]|\.?$)|\(.*?\)|\[.*?\]|\{.*?\}|'[^']{30,}'|\d+", re.DOTALL)
@@ -83,16 +84,19 @@ class BadRows:
             error: why it cannot become an example.
             name: its id, where it has one.
         """
-        message = _without_place(str(error), place, name)
-        reason = self._reasons.setdefault(error.fault or DIFFERS.sub("…", message), _Reason(message))
-        reason.count += 1
-        reason.places += [place] if len(reason.places) < SHOWN_PLACES else []
-        self.count += 1
+        message, fault = _without_place(str(error), place, name), error.fault
         if name is None and isinstance(row, Mapping) and isinstance(row.get("id"), str | int):
             name = str(row["id"])
         text = error.text if isinstance(error, RowError) else " ".join(_texts(row))
         words = " ".join(text[: 4 * FIRST_WORDS].split())[:FIRST_WORDS]
         record = {"place": place, "id": name, "reason": message, "row": words}
+        if isinstance(row, Mapping) and isinstance(row.get(LEFT_OUT), Mapping):
+            record, fault = {**record, **row[LEFT_OUT]}, ""
+            place, message = str(record["place"]), str(record["reason"])
+        reason = self._reasons.setdefault(fault or DIFFERS.sub("…", message), _Reason(message))
+        reason.count += 1
+        reason.places += [place] if len(reason.places) < SHOWN_PLACES else []
+        self.count += 1
         self._records.write(_line(record))
         self._digest.update(_line({**record, "place": Path(place).name}))  # wherever the files lie
 
@@ -135,6 +139,11 @@ class BadRows:
         self._records.seek(0)
         with atomic_write(path) as partial, open(partial, "wb") as file:
             shutil.copyfileobj(self._records, file)
+
+    def lines(self) -> Iterator[bytes]:
+        """What was left out, for a file of rows: whoever reads that leaves it out again, for the same reasons."""
+        self._records.seek(0)
+        yield from (_line({LEFT_OUT: json.loads(line)}) for line in self._records)
 
     def told(self) -> str:
         """A line for every reason, the most frequent first."""

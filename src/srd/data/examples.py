@@ -15,7 +15,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -71,7 +71,7 @@ def examples_from_rows(
     origin: str,
     *,
     id_prefix: str = "row",
-    bad_rows: Literal["error", "drop"] = "error",
+    bad: BadRows | None = None,
 ) -> Dataset:
     """Turn rows of any accepted shape into examples.
 
@@ -79,7 +79,7 @@ def examples_from_rows(
         rows: dictionaries; consumed once, in order.
         origin: where they come from, for error messages ("data.jsonl").
         id_prefix: start of the ids of rows that bring none.
-        bad_rows: rows that cannot become examples are an error, or dropped with a warning.
+        bad: takes the rows that cannot become examples; None: they are an error.
 
     Returns:
         A dataset with exactly the columns of `EXAMPLE_FEATURES`, in the order of the rows.
@@ -88,21 +88,22 @@ def examples_from_rows(
         UserError: rows are of no accepted shape, fields are empty or of the wrong type (all of them together), an id
             is used twice, or there are no rows.
     """
-    bad = BadRows(bad_rows)
-    builder = ExampleBuilder(origin, id_prefix, bad)
+    refused = BadRows()
+    builder = ExampleBuilder(origin, id_prefix, refused if bad is None else bad)
     for number, row in enumerate(rows, start=1):
         builder.add(row, f"{origin}: row {number}")
     examples = builder.finish()
-    bad.settle()
+    refused.settle()
     return examples
 
 
-def as_examples(rows: Any, bad_rows: Literal["error", "drop"] = "error") -> Dataset:
+def as_examples(rows: Any, bad: BadRows | None = None, origin: str = "examples") -> Dataset:
     """Turn rows in any container into examples; a data set of examples stays as it is.
 
     Args:
         rows: what `row_dicts` takes.
-        bad_rows: as of `examples_from_rows`.
+        bad: as of `examples_from_rows`.
+        origin: likewise.
 
     Raises:
         UserError: as `examples_from_rows`.
@@ -111,7 +112,7 @@ def as_examples(rows: Any, bad_rows: Literal["error", "drop"] = "error") -> Data
     if isinstance(rows, Dataset) and set(EXAMPLE_FEATURES) - {"extra"} <= set(columns or ()):
         with_ids(as_table(rows.select_columns("id"), ["id"], "examples"), "examples")
         return rows
-    return examples_from_rows(row_dicts(rows, "examples"), "examples", bad_rows=bad_rows)
+    return examples_from_rows(row_dicts(rows, "examples"), origin, bad=bad)
 
 
 class ExampleBuilder:
