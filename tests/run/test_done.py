@@ -706,6 +706,30 @@ def test_scores_of_an_earlier_training_are_not_those_of_the_new_one(again: TinyR
     assert told() == (False, False)
 
 
+@pytest.mark.parametrize("command", [("ranking",), ("examples",), ("reflection", "student")])
+def test_scores_are_not_told_under_a_recipe_that_they_are_not_of(again: TinyRun, command: tuple[str, ...]) -> None:
+    """A command that does a part, with other settings of the training; nothing is lost by it."""
+
+    def told() -> tuple[bool, bool, bool]:
+        run = read_run(again.run_dir)
+        return (
+            bool(run.metrics),
+            any(model.scores for model in models_of(run)),
+            bool(srd.Result(run.run_dir, "srd").metrics),
+        )
+
+    again.run()
+    again.advance(*command)
+    again.twin().set(data__cleaning={"action": "report", "find": ["empty"]}).advance("cleaning")  # as srd clean does
+    assert told() == (True, True, True)
+    rate = again.recipe["training"]["learning_rate"]
+    again.set(training__learning_rate=rate / 2).advance(*command)
+    assert told() == (False, False, False)
+    again.set(training__learning_rate=rate)
+    assert redone(again) == set()
+    assert told() == (True, True, True)
+
+
 def test_a_report_tells_nothing_of_steps_that_the_recipe_has_no_more(again: TinyRun) -> None:
     again.run()
     assert len(read_run(again.run_dir).ranked)

@@ -21,7 +21,7 @@ from srd.base import parallel
 from srd.base.console import progress_bar
 from srd.base.errors import UserError
 from srd.base.failures import ERROR_FILE
-from srd.base.files import link
+from srd.base.files import fingerprint, link
 from srd.base.locks import COPY, held
 from srd.base.remedies import warn
 from srd.base.tables import map_large, open_mapped, reopened
@@ -126,11 +126,18 @@ class Run(RecipeModels):
             self.note(over=False)
         parallel.barrier()
 
+    @cached_property
+    def identity(self) -> str:
+        """What stands for the recipe's settings: not for where the work is done, nor for a cleaning that only looks."""
+        idle: dict[str, Any] = {} if self.recipe.data.cleaning.changes_rows else {"data": {"cleaning"}}
+        return fingerprint(self.recipe.model_dump(exclude={"cluster": True, **idle}))
+
     def note(self, over: bool = True) -> None:
         """Write the recipe beside what is made by it; over another one only when a step is done, so not if refused."""
         if not self._noted and (over or not self.files.recipe.is_file()):
             write_recipe(self.recipe, self.files.recipe)
             self.manifest.content["planned"] = [step.name for step in planned(self.recipe)]
+            self.manifest.content["recipe"] = self.identity
             self.manifest.save()
             self._noted = True
 

@@ -46,17 +46,18 @@ def standing(content: Mapping[str, Any]) -> dict[str, Any]:
     """The steps of a manifest that tell of the run as it is: of its recipe, and made after its other steps as they are.
 
     An evaluation that came after another training than the one that lies there is none of them, nor is the ranking of
-    a recipe that has no curriculum any more.
+    a recipe that has no curriculum any more, nor a training that no command with the recipe's settings has come to yet.
     """
     steps: dict[str, Any] = content.get("steps") or {}
-    wanted = content.get("planned") or steps
+    wanted, recipe = content.get("planned") or steps, content.get("recipe")
 
     @cache
     def holds(name: str) -> bool:
         before = steps[name].get("after") or {}
         return all(steps.get(each, {}).get("fingerprint") == key and holds(each) for each, key in before.items())
 
-    return {name: step for name, step in steps.items() if name in wanted and holds(name)}
+    ours = [name for name, step in steps.items() if name in wanted and step.get("recipe", recipe) == recipe]
+    return {name: steps[name] for name in ours if holds(name)}
 
 
 def _damaged(run: Path, step: dict[str, Any], below: Path | None = None) -> list[Path]:
@@ -202,11 +203,11 @@ class Manifest:
         """Add to the time a step has taken, over all attempts."""
         self.steps[step]["seconds"] = round(self.steps[step].get("seconds", 0.0) + seconds, 3)
 
-    def came_after(self, step: str, names: Iterable[str]) -> None:
-        """Note the fingerprints of the steps that a finished step comes after; see `standing`."""
+    def came_after(self, step: str, names: Iterable[str], recipe: str) -> None:
+        """Note of a finished step what it comes after, by fingerprints, and what recipe has come to it: `standing`."""
         keys = {name: self.steps[name]["fingerprint"] for name in names if name in self.steps}
-        if self.steps[step].get("after") != keys:
-            self.steps[step]["after"] = keys
+        if (entry := self.steps[step]) != (noted := {**entry, "after": keys, "recipe": recipe}):
+            self.steps[step] = noted
             self.save()
 
     def finish(

@@ -56,9 +56,7 @@ def answers_kept(
         asked = [prompts[i] for i in batches[number]], [names[i] for i in batches[number]]
         return fingerprint(*asked, vars(decoding)), asked
 
-    make_shards(
-        model, _answer, shared, mine, shard_of, folder, BATCH, lambda number: progress(next(done), len(mine))
-    )
+    make_shards(model, _answer, shared, mine, shard_of, folder, BATCH, lambda number: progress(next(done), len(mine)))
     answers: list[list[int]] = [[] for _ in prompts]
     for number, rows in enumerate(batches):
         for i, ids in zip(rows, read_sealed(folder / BATCH.format(number))["answers"], strict=True):

@@ -92,7 +92,7 @@ def do(run: Run, step: Step) -> None:
         with _by_turns(run, step, key):
             if not _is_taken(run, step, key):
                 _make(run, step, key)
-    parallel.on_main(lambda: run.manifest.came_after(step.name, step.after(run.recipe)))
+    parallel.on_main(lambda: run.manifest.came_after(step.name, step.after(run.recipe), run.identity))
     parallel.on_main(lambda: run.manifest.tidy(step.name, step.scratch(run)))
     parallel.on_main(run.note)
     run.keys[step.name] = key
