@@ -18,6 +18,7 @@ from srd.base.errors import UserError
 from srd.base.remedies import collecting
 from srd.base.text import shown_bytes
 from srd.cli import app
+from srd.models.loading.adapters import add_lora
 from srd.models.loading.loading import load_model
 from srd.models.settings import ModelConfig
 from srd.recipe.files import shipped_recipes
@@ -35,7 +36,6 @@ from srd.run.outline.costs import (
     StagePlan,
     inference_memory,
     stages_of,
-    trained_parameters,
 )
 from srd.run.outline.sizes import Size, size_of
 from srd.run.plan import counting
@@ -49,10 +49,11 @@ from srd.run.steps.reflection import Reflection
 from srd.run.steps.student import Student
 from srd.run.steps.teacher import Cache, Teacher, TeacherText
 from srd.run.steps.training import Training
+from srd.training.settings import TrainingConfig
 from srd.training.tiers.base import TIERS
 from tests.marks import needs_bubblewrap
 from tests.runs import TinyRun, close
-from tests.tiny import save_tiny
+from tests.tiny import save_tiny, tiny_model
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +81,7 @@ PARAMETERS = {
 @pytest.mark.parametrize(("name", "parameters"), PARAMETERS.items())
 def test_known_models_have_their_published_size(name: str, parameters: int) -> None:
     notes: list[str] = []
-    size = size_of(read_config(ModelConfig(model=name), notes))
+    size = size_of(read_config(ModelConfig(model=name), notes), TrainingConfig.model_validate({"lora": {}}))
     assert size.parameters == parameters
     assert size == Size(**known_models()[name]["size"])
     assert name in notes[0]
@@ -334,6 +335,26 @@ def test_lora_needs_less() -> None:
     assert lora.checkpoint_bytes < full.checkpoint_bytes / 50
 
 
+@pytest.mark.parametrize("targets", [None, "all-linear", ["q_proj"], ["mlp.down_proj", "o_proj"]])
+def test_an_adapter_is_counted_as_it_is_trained(tiny_recipe: Recipe, targets: Any) -> None:
+    """That of a student that loses a layer, of a baseline with targets of its own, and of a fine-tuned teacher."""
+    sft = {"method": "sft", "lora": {"r": 5, "targets": targets}}
+    other = {"curriculum": None, "lora": {"r": 2, "targets": ["v_proj"]}}
+    content = {
+        **tiny_recipe.model_dump(mode="json", exclude={"training", "baselines"}),
+        "teacher": {"model": tiny_recipe.teacher.model, "sft": sft},
+        "training": {"curriculum": None, "lora": {"r": 3, "targets": targets}}, "baselines": {"other": other},
+    }  # fmt: skip
+    recipe = validate_recipe(content, "tiny")
+    plan, sft = make_plan(recipe), recipe.teacher.sft
+    assert sft is not None
+    trainings = [(plan.teacher, sft, 3), *((plan.student, each, 2) for each in recipe.variants.values())]
+    for size, training, layers in trainings:
+        assert training.lora is not None
+        adapted = add_lora(tiny_model("llama", layers=layers, hidden=16), training.lora)
+        assert size.trained(training) == sum(each.numel() for each in adapted.parameters() if each.requires_grad)
+
+
 def test_more_devices() -> None:
     one, eight = (make_plan(load_recipe("openllama2"), devices=count, flops_per_second=1e14) for count in (1, 8))
     assert eight.memory < one.memory / 1.5  # smaller micro-batches; weights and optimizer stay whole on each
@@ -352,7 +373,7 @@ def test_more_machines() -> None:
         assert step.ray == (step.torchrun if step.kind == "shards" else step.one)
     full = next(step for step in found.steps if step.name == "train/srd")
     steps = next(phase.steps for phase in plan.phases if phase.name == "train/srd")
-    trained = trained_parameters(plan.student, recipe.training)
+    trained = plan.student.trained(recipe.training)
     assert full.gradients == pytest.approx(steps * 2 * 3 / 4 * 4 * trained / 1.25e9)
     assert found.as_json()["total"]["ray"] == pytest.approx(sum(step.ray for step in found.steps))
     many = on_machines(recipe, make_plan(recipe, devices=4, flops_per_second=1e14), 2)

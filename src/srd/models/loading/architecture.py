@@ -52,6 +52,7 @@ def auto_class(config: PreTrainedConfig) -> Any:
 
 TRUSTED = "_code_is_trusted"  # on a configuration that was read with leave to run its repository's code
 _counted: dict[str, dict[str, int]] = {}  # configuration -> its parameters: a run asks many times
+_adapted: dict[str, int] = {}  # configuration and settings -> the adapter's parameters
 
 
 def precision_of(config: PreTrainedConfig) -> str:
@@ -66,10 +67,14 @@ def count_parameters(config: PreTrainedConfig) -> dict[str, int]:
         ``total``; ``embedding`` (input embedding); ``head`` (output weights and bias, 0 where it is the
         embedding); ``layers`` (everything else: blocks, norms, positions).
     """
-    key = f"{type(config).__qualname__} {config.to_json_string()}"
+    key = _key(config)
     if key not in _counted:
         _counted[key] = _count(config)
     return dict(_counted[key])
+
+
+def _key(config: PreTrainedConfig) -> str:
+    return f"{type(config).__qualname__} {config.to_json_string()}"
 
 
 def _count(config: PreTrainedConfig) -> dict[str, int]:
@@ -111,11 +116,19 @@ def position_limit(config: PreTrainedConfig, part: Literal["encoder", "decoder"]
     return min((limit for limit in limits if isinstance(limit, int)), default=None)
 
 
-def check_lora(config: PreTrainedConfig, settings: LoraConfig) -> None:
-    """Refuse adapters that cannot be put on a model, before a weight is loaded: they are put on one without weights."""
-    model = without_weights(config)
-    with torch.device("meta"):
-        add_lora(model, settings)
+def check_lora(config: PreTrainedConfig, settings: LoraConfig) -> int:
+    """Refuse adapters that cannot be put on a model, before a weight is loaded: they are put on one without weights.
+
+    Returns:
+        How many parameters they have.
+    """
+    key = f"{_key(config)} {settings.model_dump_json()}"
+    if key not in _adapted:
+        model = without_weights(config)
+        with torch.device("meta"):
+            adapted = add_lora(model, settings)
+        _adapted[key] = sum(each.numel() for each in adapted.parameters() if each.requires_grad)
+    return _adapted[key]
 
 
 def check_attention(config: PreTrainedConfig, name: str) -> None:

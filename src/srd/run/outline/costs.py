@@ -370,7 +370,7 @@ def training_phase(name: str, training: TrainingConfig, facts: Facts, live: bool
         flops += passes * training.method.written_share() * forward  # every written token is one forward pass
     flops += validated(training, stages, data) * model.forward(data.prompt, data.response)
     held = facts.states_bytes(ahead) if ahead.rows and not live else 0.0
-    trained = trained_parameters(model, training)
+    trained = model.trained(training)
     final = model.parameters * (bytes_of(model.dtype) if training.lora else 4)
     return Phase(
         name,
@@ -394,15 +394,10 @@ def validated(training: TrainingConfig, stages: tuple[StagePlan, ...], data: Dat
     return times * data.validation * (2 if training.select_by == "rouge_l" else 1)
 
 
-def trained_parameters(size: Size, training: TrainingConfig) -> int:
-    """Parameters that a checkpoint holds: all, or the adapter's of query, key, value and output."""
-    return 2 * training.lora.r * size.hidden_size * 4 * size.layers if training.lora else size.parameters
-
-
 def disk_to_train(size: Size, training: TrainingConfig) -> int:
     """Bytes that a training alone needs: checkpoints and kept models; beside adapters, which are small, one merged."""
     merged = size.parameters * bytes_of(size.dtype) if training.lora else 0
-    return needed_disk(trained_parameters(size, training)) + merged
+    return needed_disk(size.trained(training)) + merged
 
 
 def training_memory(
@@ -414,7 +409,7 @@ def training_memory(
     examples, one chunk of logits, and the teacher: its head where there is a cache, all of it where it runs live.
     """
     frozen = student.parameters * bytes_of(student.dtype) if training.lora else 0
-    weights = float(frozen + 16 * trained_parameters(student, training))
+    weights = float(frozen + 16 * student.trained(training))
     per_device = max(1, training.batch_size // devices)
     micro = min(training.micro_batch_size or per_device, per_device)
     length = min(1.5 * (data.prompt + data.response), 4096)  # batches hold examples of similar, above-average length

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from srd.base.errors import UserError
 from srd.recipe.schema import Recipe
+from srd.training.settings import TrainingConfig
 
 if TYPE_CHECKING:  # a plan is made without this library, where the models are known
     from transformers import PreTrainedConfig
@@ -29,6 +30,7 @@ class Size:
         vocabulary: Width of the head.
         dtype: Precision of its saved weights.
         encoder_decoder: Whether the prompt goes to an encoder, so that a token meets half of the blocks.
+        adapters: Parameters of an adapter of rank 1 on it, by its targets; ``usual``: where none are named.
     """
 
     parameters: int
@@ -40,6 +42,13 @@ class Size:
     vocabulary: int
     dtype: str
     encoder_decoder: bool
+    adapters: dict[str, int] = field(default_factory=dict)
+
+    def trained(self, training: TrainingConfig) -> int:
+        """Parameters that a training changes, and a checkpoint of it holds: all of them, or an adapter's."""
+        return (
+            training.lora.r * self.adapters[str(training.lora.targets or "usual")] if training.lora else self.parameters
+        )
 
     def forward(self, prompt: float, response: float) -> float:
         """FLOPs of one forward pass over so many prompt and response tokens."""
@@ -47,13 +56,17 @@ class Size:
         return 2 * (blocks * (prompt + response) + self.head * response)
 
 
-def size_of(config: PreTrainedConfig | Size) -> Size:
-    """A model in numbers, from its configuration."""
+def size_of(config: PreTrainedConfig | Size, *trainings: TrainingConfig | None) -> Size:
+    """A model in numbers, from its configuration, and the adapters that ``trainings`` put on it.
+
+    Raises:
+        UserError: adapters cannot be put on it.
+    """
     if isinstance(config, Size):
         return config
-    from srd.models.loading.architecture import count_parameters, precision_of
+    from srd.models.loading.architecture import check_lora, count_parameters, precision_of
 
-    counts = count_parameters(config)
+    counts, loras = count_parameters(config), [each.lora for each in trainings if each and each.lora]
     text = config.get_text_config()
     layers = int(text.num_hidden_layers)
     if config.is_encoder_decoder:
@@ -61,6 +74,7 @@ def size_of(config: PreTrainedConfig | Size) -> Size:
     return Size(
         counts["total"], counts["layers"], counts["head"] or counts["embedding"], int(text.hidden_size), _keys(text),
         layers, int(text.vocab_size), precision_of(config), bool(config.is_encoder_decoder),
+        {str(lora.targets or "usual"): check_lora(config, lora) // lora.r for lora in loras},
     )  # fmt: skip
 
 
@@ -85,10 +99,11 @@ def sizes_of(recipe: Recipe, configs: Sequence[PreTrainedConfig | Size]) -> tupl
         UserError: the student would lose all its layers.
     """
     config: Any = configs[-1]
-    student = size_of(shortened(config, recipe.student.drop_layers) if recipe.student.drop_layers else config)
+    config = shortened(config, recipe.student.drop_layers) if recipe.student.drop_layers else config
+    student = size_of(config, *recipe.student_trainings)
     if recipe.teacher.endpoint is not None:
         return Size(0, 0, 0, 0, 0, 0, student.vocabulary, "float32", False), student
-    return size_of(configs[0]), student
+    return size_of(configs[0], recipe.teacher.sft), student
 
 
 def other_sizes(recipe: Recipe, configs: Sequence[PreTrainedConfig | Size]) -> tuple[Size, ...]:

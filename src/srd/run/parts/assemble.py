@@ -43,7 +43,7 @@ def training_of(
     run: Run, label: str, config: TrainingConfig, folder: Path, start: str, options: dict[str, Any]
 ) -> Iterator[Training]:
     """Gather what a training needs: text, teacher, stages, validation, a log, a progress bar."""
-    check_disk(run.folder, disk_to_train(size_of(config_of(start, options)), config))
+    check_disk(run.folder, disk_to_train(size_of(config_of(start, options), config), config))
     of_teacher = bool(run.apart) and config is run.recipe.teacher.sft
     written = responses(run, config, run.files.teacher_text) if config.teacher_writes else None
     if config.on_pairs:

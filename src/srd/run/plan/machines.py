@@ -16,7 +16,7 @@ from rich.table import Table
 
 from srd.base.text import duration, shown_bytes
 from srd.recipe.schema import Recipe
-from srd.run.outline.costs import Phase, trained_parameters
+from srd.run.outline.costs import Phase
 from srd.run.plan.plan import Plan, make_plan
 
 NETWORK = 1.25e9  # bytes a second between two machines: 10 Gbit
@@ -109,11 +109,9 @@ def _hindrance(batch: int, nodes: int, devices: int) -> str:
 def _gradient_bytes(recipe: Recipe, plan: Plan, phase: Phase, nodes: int) -> float:
     """What a machine sends in a step: of every gradient, in float32, twice the other machines' share (a ring)."""
     if phase.step == "teacher" and recipe.teacher.sft is not None:
-        trained = trained_parameters(plan.teacher, recipe.teacher.sft)
+        trained = plan.teacher.trained(recipe.teacher.sft)
     else:
-        trained = trained_parameters(
-            plan.student, recipe.variants.get(phase.step.removeprefix("train/"), recipe.training)
-        )
+        trained = plan.student.trained(recipe.variants.get(phase.step.removeprefix("train/"), recipe.training))
     return 2.0 * (nodes - 1) / nodes * 4 * trained
 
 

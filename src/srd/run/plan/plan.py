@@ -125,7 +125,8 @@ def sizes_or_configs(recipe: Recipe, notes: list[str]) -> Sequence[PreTrainedCon
     """The models that are loaded here, of which all or none are configurations."""
     models, known = recipe.models_here, known_models()
     unknown = [model for model in models if str(model.model) not in known or _can_be_read(model)]
-    if unknown or recipe.student.drop_layers:
+    loras = [each.lora for each in (*recipe.student_trainings, recipe.teacher.sft) if each and each.lora]
+    if unknown or recipe.student.drop_layers or any(lora.targets for lora in loras):
         return [read_config(model, notes) for model in models]
     for model in models:
         _note_known(str(model.model), notes)
