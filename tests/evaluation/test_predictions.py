@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable
@@ -12,9 +13,11 @@ import pytest
 
 from srd.base.errors import UserError
 from srd.base.locks import held
+from srd.evaluation import answers, models, predictions
 from srd.evaluation.predictions import evaluation_files, predictions_path, read_answers, read_scores, scores_path
 from srd.recipe.reading import validate_recipe
 from tests.marks import needs_bubblewrap
+from tests.run.test_resume import Killed, kill
 from tests.runs import evaluated, write_rows
 from tests.tiny import save_tiny
 
@@ -116,6 +119,27 @@ def test_a_former_result_is_kept_beside_the_one_that_takes_its_place(files: Path
     DAMAGES["no text"](tmp_path / "metrics.json")  # which is no result
     evaluate(files, tmp_path, "a")
     assert sorted(path.name for path in (tmp_path / "former").iterdir()) == ["1", "2"]
+
+
+@pytest.mark.parametrize("wanted", ["ab", "b"])
+@pytest.mark.parametrize(("owner", "name"), [
+    (predictions, "link"), (answers, "_answer"), (answers, "write_answers"), (answers, "finish"),
+    (models, "settle"),
+])  # fmt: skip
+def test_kills_leave_one_copy_of_a_former_result(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, wanted: str
+) -> None:
+    """While it is put aside, before and within the answers, before the new result is whole, and behind that."""
+    evaluate(files, tmp_path, "a")
+    first = {name: text for name, text in content(tmp_path).items() if name != ".lock"}
+    for call in (1, 1, 2):
+        with monkeypatch.context() as patched, contextlib.suppress(Killed):
+            kill(patched, owner, name, call)
+            evaluate(files, tmp_path, wanted)
+        assert {place.name for place in (tmp_path / "former").glob("*")} <= {"1", "last"}
+    evaluate(files, tmp_path, wanted)
+    kept = {place.name: content(place) for place in (tmp_path / "former").glob("*")}
+    assert kept == ({"1": first} if wanted == "b" else {})
 
 
 def test_other_answers_with_the_same_scores_are_another_result(files: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,12 @@ from srd.base.locks import held
 from srd.data.encoding import Encoder
 from srd.data.templates.base import get_template
 from srd.evaluation.answers import Benchmark, EvaluatedModel, compare, evaluate, read_benchmark
-from srd.evaluation.predictions import check_folder, clashing, predictions_path, put_aside, replaced
+from srd.evaluation.predictions import check_folder, clashing, predictions_path, put_aside, settle
 from srd.models.loading.architecture import position_limit
 from srd.models.loading.loading import load_config, load_model, load_tokenizer
 from srd.models.loading.sources import model_fingerprint
 from srd.sandbox.outside import Permission, require_permission
 from srd.tasks.base import Task, benchmarks, get_task
-
-logger = logging.getLogger(__name__)
 
 COMPARISONS = "comparisons"
 UNLIMITED = 1 << 20  # a tokenizer that knows no limit says about 1e30
@@ -80,7 +77,7 @@ def evaluate_models(
     parallel.on_main(lambda: check_folder(folder, paths))
     with contextlib.ExitStack() as stack:
         parallel.on_main(lambda: stack.enter_context(held(folder, "-o")))
-        former = parallel.on_main(lambda: put_aside(folder))
+        parallel.on_main(lambda: put_aside(folder))
         update = stack.enter_context(progress_bar("answers"))
         results = evaluate(
             evaluated_models, benchmarks, folder, batch_size=batch_size,
@@ -90,8 +87,8 @@ def evaluate_models(
         if len(models) > 1 and parallel.is_main():
             called = list(names.values())
             results = {**results, COMPARISONS: compare(folder, called, benchmarks, against=called[0])}
-        if former and parallel.is_main() and (lost := replaced(former, folder)):
-            logger.info("the former result (%s) is kept in %s", ", ".join(lost), former)
+        if parallel.is_main():
+            settle(folder)
     return results
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +28,10 @@ from srd.base.files import (
 PREDICTIONS, INDEX = "predictions", "index.json"
 METRICS, DETAILS, COMPARISONS, SAMPLES = "metrics.json", "details.json", "comparisons.json", "train_samples.jsonl"
 FORMER = "former"  # results that another one has taken the place of, numbered
+LAST = "last"  # among these, while it is not known yet what of it is lost
 SUMMARIES = (METRICS, DETAILS, COMPARISONS, SAMPLES)
+
+logger = logging.getLogger(__name__)
 
 State = Literal["kept", "other", "damaged", "missing"]
 
@@ -159,34 +163,36 @@ def finish(folder: Path, paths: Sequence[Path], metrics: dict[str, Any], details
     write_json(folder / METRICS, metrics)
 
 
-def put_aside(folder: Path) -> Path | None:
-    """Keep a whole result beside what takes its place, and say where; None where there is none."""
-    if not _scores_in(folder):
-        return None
-    numbers = [int(path.name) for path in (folder / FORMER).glob("*") if path.name.isdecimal()]
-    place = folder / FORMER / str(max(numbers, default=0) + 1)
-    for file in evaluation_files(folder):
-        link(file, place / file.relative_to(folder))
-    return place
+def put_aside(folder: Path) -> None:
+    """Keep a whole result beside what takes its place, until `settle`; what a kill has left is settled before."""
+    settle(folder)
+    if _scores_in(folder):
+        for file in evaluation_files(folder):
+            link(file, folder / FORMER / LAST / file.relative_to(folder))
 
 
-def replaced(former: Path, folder: Path) -> list[str]:
-    """What a former result said and the present one does not: ``model on task``; its copy goes if that is nothing.
+def settle(folder: Path) -> None:
+    """Number a result that was put aside and says what the present one does not, and tell of it; else it goes.
 
-    Answers count as well as scores: others may come to the same numbers.
+    Answers count as well as scores: others may come to the same numbers. While there is no whole result, it waits.
     """
-    now = _scores_in(folder)
+    former, now = folder / FORMER / LAST, _scores_in(folder)
+    if not now:
+        return
     others = [name for name in listed(former) if _digest(former, name) not in (None, _digest(folder, name))]
     lost = [
         f"{model} on {task}"
         for (model, task), scores in _scores_in(former).items()
         if now.get((model, task)) != scores or any(name.startswith(_stem(model, task)) for name in others)
     ]
-    if not lost:
+    if lost:
+        numbers = [int(path.name) for path in former.parent.glob("*") if path.name.isdecimal()]
+        place = former.replace(former.parent / str(max(numbers, default=0) + 1))
+        logger.info("the former result (%s) is kept in %s", ", ".join(lost), place)
+    else:
         discard(former, evaluation_files(former))
-        with contextlib.suppress(OSError):  # there are others
+        with contextlib.suppress(OSError):  # there are others, or none
             former.parent.rmdir()
-    return lost
 
 
 def _digest(folder: Path, name: str) -> str | None:
