@@ -267,13 +267,21 @@ def test_repaired_rows_have_an_answer_of_the_teacher(run: TinyRun, monkeypatch: 
     page = build_report(done.folder).read_text(encoding="utf-8")
     assert '<section id="cleaning"' in page and "belong to another prompt" in page and "<h4>Repaired</h4>" in page
     offered = set(re.findall(r'name="fate" value="([^"]+)"', page))
-    assert offered == {"dropped", "repaired"} < set(re.findall(r'\[value="([^"]+)"\]:checked\) ~ \.more', page))
+    assert offered == {"dropped", "repaired"} == filtered(page)
     assert offered == set(re.findall(r'<details class="example" data-fate="([^"]+)"', page))
     # Without an answer that passes, a row is dropped.
     monkeypatch.setattr(written, "answers_kept", lambda *a: [[1, 2, 3] for _ in a[2]])
     done = run.set(generation__max_new_tokens=65).advance("repair")
     assert not any(row["repaired"] for row in marks(run).values())
     assert ids(done.files.cleaned) == [name for name in found if name not in wrong]
+
+
+def filtered(page: str) -> set[str]:
+    """The fates that a page's style hides all other rows for, one by one and reason by reason."""
+    rule = r'\[value="([^"]+)"\]:checked\) ~ \.more{}data-fate="\1"'
+    rows, reasons = (set(re.findall(rule.format(part), page)) for part in (r" \.example:not\(\[", r":not\(:has\(\["))
+    assert rows == reasons
+    return rows
 
 
 def test_all_rows_are_rewritten_by_the_same_teacher(run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,6 +320,7 @@ def test_all_rows_are_rewritten_by_the_same_teacher(run: TinyRun, monkeypatch: p
     assert summary["rewritten"] + summary["repaired"] == len(rewritten)
     page = build_report(done.folder).read_text(encoding="utf-8")
     assert "are not wrong, and have an answer of the teacher" in page and "<h4>Rewritten</h4>" in page
+    assert "rewritten" in filtered(page)
 
 
 def test_a_repair_is_trained_on_as_it_was_written(run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
