@@ -91,6 +91,7 @@ def test_prompt_is_the_tasks_own_unless_told_otherwise(
     evaluated(model, tasks, tmp_path, template="Q: {instruction}\nA:", **arguments)
     assert "### Instruction:\nName three animals." in asked[0] and asked[0].rstrip().endswith("### Response:")
     assert asked[1] == "Q: Name three animals.\nA:"
+    assert read_json(tmp_path / "details.json")["templates"] == {"dolly": {"student": "Q: {instruction}\nA:"}}
 
 
 def test_answers_are_kept_and_an_evaluation_resumes(

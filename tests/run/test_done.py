@@ -437,6 +437,7 @@ def test_an_edited_benchmark_is_answered_again(again: TinyRun, tmp_path: Path, m
     assert changed(again, before) == {"evaluation"} == redone(again)
     details = read_json(again.run_dir / "evaluation/details.json")
     assert details["tasks"]["gsm8k"]["examples"] == 3
+    assert details["templates"]["gsm8k"] == dict.fromkeys(("teacher", "student", "srd"), "plain")
 
 
 def test_every_file_of_a_model_counts(again: TinyRun, tmp_path: Path) -> None:

@@ -118,11 +118,13 @@ class EvaluatedModel:
         name: What it is called in ``metrics.json``.
         identity: Fingerprint of its weights and of how prompts become tokens; answers of the same are kept.
         load: Gives ``(model, encoder)``; called only when an answer is missing.
+        template: What that encoder frames prompts by, where a benchmark names no template.
     """
 
     name: str
     identity: str
     load: Callable[[], tuple[Any, Encoder]]
+    template: str = ""
 
 
 def evaluate(
@@ -169,12 +171,14 @@ def evaluate(
     by_seed = _answer_all(plan, batch_size, scoring or {}, shared, progress)
     results: dict[str, Any] = {}
     details: dict[str, Any] = {}
+    frames: dict[str, dict[str, str]] = {}
     for evaluated, benchmark in itertools.product(evaluated_models, benchmarks):
         scores = by_seed[evaluated.name, benchmark.key]
         results.setdefault(evaluated.name, {})[benchmark.key] = summarise(scores)
         details[benchmark.key] = describe(benchmark, next(iter(scores.values())).get("details", {}))
+        frames.setdefault(benchmark.key, {})[evaluated.name] = benchmark.template or evaluated.template
     if parallel.is_main():
-        finish(folder, paths, results, {"tasks": details, "versions": versions()})
+        finish(folder, paths, results, {"tasks": details, "templates": frames, "versions": versions()})
     return results
 
 

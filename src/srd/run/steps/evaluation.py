@@ -63,6 +63,7 @@ class Evaluation(order.Evaluation, Step):
                 name,
                 fingerprint(sources[name][1], run.encoding, *engine, *(run.teacher_frame if name == "teacher" else [])),
                 _loader(run, name, *sources[name]),
+                (run.teacher_encoder if name == "teacher" else run.encoder).template.name,
             )
             for name in wanted
         ]
