@@ -707,6 +707,13 @@ def test_scores_of_an_earlier_training_are_not_those_of_the_new_one(again: TinyR
     assert told() == (False, False)
 
 
+def test_a_cache_is_made_where_it_is_wanted_now(again: TinyRun, tmp_path: Path) -> None:
+    """Another place changes no result, but a training that is made again reads it there."""
+    again.set(cache__dir=str(tmp_path / "elsewhere"))
+    assert redone(again) == {"cache"}
+    assert redone(again.set(training__learning_rate=1e-3)) == {"train/srd", "evaluation"}
+
+
 @pytest.mark.parametrize("command", [("ranking",), ("examples",), ("reflection", "student")])
 def test_scores_are_not_told_under_a_recipe_that_they_are_not_of(again: TinyRun, command: tuple[str, ...]) -> None:
     """A command that does a part, with other settings of the training; nothing is lost by it."""

@@ -165,6 +165,11 @@ class Manifest:
         """The names of all files that a finished step wrote."""
         return [*self.steps[step].get("outputs", {}), *self.steps[step].get("needed", {})]
 
+    def has_written(self, step: str, path: Path) -> bool:
+        """Whether a finished step has written a file that others may write too, or anything into such a folder."""
+        name = self._name(path)
+        return any(each == name or each.startswith(f"{name}/") for each in self.steps[step].get("needed", {}))
+
     def files(self, step: str, folder: Path) -> list[Path]:
         """What a finished step wrote below a folder."""
         files = [self.folder / name for name in self.steps[step].get("outputs", {})]

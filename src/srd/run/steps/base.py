@@ -116,6 +116,8 @@ def _is_kept(run: Run, step: Step, key: str) -> bool:
     def look() -> list[str] | None:
         if not manifest.finished(step.name, key):
             return None
+        if not all(manifest.has_written(step.name, path) for path in step.needed(run)):  # it is wanted elsewhere now
+            return None
         manifest.bring(step.name, [*outputs, *step.scratch(run)])
         damaged = manifest.damaged(step.name)
         manifest.clear(step.name, step.spoilt(run, damaged) if damaged else [])
