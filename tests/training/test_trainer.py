@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
 from srd.base.errors import RunError, UserError
+from srd.curation.curriculum import Stage
 from srd.data.batching import Collator, EncodedExamples
 from srd.models.generation import Decoding
 from srd.models.head import logit_rule, response_hidden, response_logits
@@ -95,7 +96,7 @@ def arguments(folder: Path, micro: int, accumulation: int, **changes: Any) -> Tr
 def run(
     family: str, folder: Path, micro: int = 8, accumulation: int = 1, *, count: int = 8, cached: bool = False,
     settings: LossSettings = SETTINGS, student: Any = None, collator: Collator | None = None, rollouts: Any = None,
-    teacher: Teacher | None = None, **changes: Any,
+    teacher: Teacher | None = None, doubtful: tuple[str, ...] = (), **changes: Any,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Tensor]], DistillTrainer]:  # fmt: skip
     """Train a tiny student; its logged rows, the gradients of each step, and the trainer."""
     tokenizer = tiny_tokenizer(family)
@@ -108,11 +109,15 @@ def run(
         teacher = CachedTeacher(teacher.head)
     rows: list[dict[str, Any]] = []
     recorder = Recorder()
+    examples = encoded(count, tokenizer, 0, source)
+    examples.soft = frozenset(doubtful)
     trainer = DistillTrainer(
-        student, arguments(folder, micro, accumulation, **changes), encoded(count, tokenizer, 0, source), tokenizer,
-        teacher=teacher, objective=settings, method=Writing(rollouts, Decoding(6, 1.0)),
+        student, arguments(folder, micro, accumulation, **changes), examples, tokenizer, teacher=teacher,
+        objective=settings, method=Writing(rollouts, Decoding(6, 1.0)),
     )  # fmt: skip
     trainer.collator, trainer.log_row = collator, rows.append
+    stage = Stage(0, examples.ids, settings.temperature, settings.weight)
+    trainer.row_weights = stage.by_the_teacher_alone(doubtful).row_weights or {}
     trainer.add_callback(recorder)
     trainer.train()
     return [row for row in rows if "loss" in row], recorder.steps, trainer
@@ -180,10 +185,16 @@ def test_packing_is_not_for_states_that_go_on(family: str, packed: bool, monkeyp
     assert make_collator(model, tiny_tokenizer("llama")).packed == packed
 
 
-@pytest.mark.parametrize("family", ["llama", "t5"])
-def test_loss_and_gradient_are_the_plain_formulas(family: str, tmp_path: Path) -> None:
-    """The definition, one example at a time without padding, over the model's own logits in float64."""
-    logged, gradients, _ = run(family, tmp_path, 4, 2, learning_rate=0.0)
+@pytest.mark.parametrize(
+    ("family", "doubtful"),
+    [("llama", ()), ("llama", ("e1", "e6")), ("t5", ()), ("t5", ("e0",))],
+)
+def test_loss_and_gradient_are_the_plain_formulas(family: str, doubtful: tuple[str, ...], tmp_path: Path) -> None:
+    """The definition, one example at a time without padding, over the model's own logits in float64.
+
+    Of doubtful rows the teacher's weight is 1.
+    """
+    logged, gradients, _ = run(family, tmp_path, 4, 2, doubtful=doubtful, learning_rate=0.0)
     tokenizer = tiny_tokenizer(family)
     student, teacher = tiny_model(family, seed=1).double(), tiny_model(family, seed=2, hidden=48).double()
     total, count = torch.zeros((), dtype=torch.float64), 0
@@ -198,7 +209,8 @@ def test_loss_and_gradient_are_the_plain_formulas(family: str, tmp_path: Path) -
             logits.append(output)
         ce = nn.functional.cross_entropy(logits[0], response, reduction="none")
         kd = naive("jsd", logits[0], logits[1].detach(), 2.0)
-        total = total + (0.4 * ce + 0.6 * 4 * kd).sum()
+        weight = 1.0 if row["id"] in doubtful else 0.6
+        total = total + ((1 - weight) * ce + weight * 4 * kd).sum()
         count += len(response)
     (total / count).backward()
     assert logged[0]["loss"] == pytest.approx(float(total.detach()) / count, rel=1e-4)  # the log rounds

@@ -56,7 +56,7 @@ class Stage:
         temperature: Softmax temperature of the divergence.
         weight: Weight of the divergence; cross-entropy has the rest.
         subset: Draw so many of ``ids`` anew for every pass; None: all of them.
-        row_weights: What each example counts in the loss, 1 on average; None: all the same.
+        row_weights: What each example counts in the loss; None, and for those that it does not name: 1.
     """
 
     index: int
@@ -75,6 +75,12 @@ class Stage:
         """The stage but for some examples."""
         ids = [name for name in self.ids if name not in left_out]
         return replace(self, ids=ids, subset=None if self.subset is None else min(self.subset, len(ids)))
+
+    def by_the_teacher_alone(self, doubtful: Collection[str]) -> Stage:
+        """The stage with the teacher's whole weight on some examples, which have no cross-entropy."""
+        counts = self.row_weights or {}
+        whole = {name: counts.get(name, 1.0) / self.weight for name in self.ids if name in doubtful and self.weight}
+        return replace(self, row_weights={**counts, **whole}) if whole else self
 
 
 class Curriculum(CurriculumConfig):

@@ -148,8 +148,10 @@ def _stages(
     """The stages of a training, and how to choose their examples anew where it reflects again."""
 
     def learnt(stage: Stage) -> Stage:
-        # Without a teacher there is nothing but cross-entropy, which soft rows do not have.
-        return stage if config.needs_teacher else stage.without(examples.soft)
+        if not config.needs_teacher:  # there is nothing but cross-entropy, which soft rows do not have
+            return stage.without(examples.soft)
+        # Of pairs it is the student's texts that have none: these count as student text does everywhere.
+        return stage if config.on_pairs else stage.by_the_teacher_alone(examples.soft)
 
     curriculum = run.curriculum_of(config)
     if curriculum is None:

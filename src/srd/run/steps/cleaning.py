@@ -275,7 +275,12 @@ def take_cleaned(run: Run, step: Step, path: Path) -> None:
     parallel.on_main(lambda: map_large([path], run.files.mapped))
     run.cleaned = path
     run.forget_tokens()
-    run.keys[step.name] = parallel.on_main(lambda: fingerprint(content_of(path), sorted(run.soft_rows())))
+    run.keys[step.name] = parallel.on_main(lambda: fingerprint(content_of(path), *_softened(run)))
+
+
+def _softened(run: Run) -> list[Any]:
+    """What else decides a training: the rows without cross-entropy, on which the teacher has the whole weight."""
+    return [names, "by the teacher alone"] if (names := sorted(run.soft_rows())) else [names]
 
 
 def _is_asked(run: Run, rows: datasets.Dataset, why: NDArray[np.object_]) -> NDArray[np.bool_]:
@@ -333,7 +338,7 @@ def named_ids(field: str, name: str | None, rows: datasets.Dataset) -> list[str]
         raise UserError(
             f"data.cleaning.{field}: none of the {len(ids)} ids in {path} is a training row's; the first is "
             f"'{ids[0]}', and the first training row is '{rows['id'][0]}'. Name rows by their ids in "
-            "examples/train.parquet."
+            "examples/train.parquet, one to a line."
         )
     if strange:
         logger.warning("data.cleaning.%s: %d of %d ids in %s are no training row's (the first: '%s')",
