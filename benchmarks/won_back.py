@@ -289,9 +289,11 @@ def choices_table(found: Found) -> str:
         ]
         both = [variants for variants in found.values() if {label, STAGES} <= set(variants)]
         over = difference(over_shares(both, label), over_shares(both, STAGES))
-        rows.append([label, *map(_shown, spans), _shown(over), _verdict(label, over)])
-    titles = [Column("Choice"), *(Column(f"less three stages, {damage} damaged") for damage in found)]
-    return to_markdown(Table([*titles, Column("less three stages, over its shares"), Column("")], rows))
+        spans += [over] if len(found) > 1 else []
+        rows.append([label, *map(_shown, spans), _verdict(label, over)])
+    of = [f"{damage} damaged" for damage in found] + (["over its shares"] if len(found) > 1 else [])
+    titles = [Column("Choice"), *(Column(f"less three stages, {what}") for what in of), Column("")]
+    return to_markdown(Table(titles, rows))
 
 
 def _verdict(label: str, over: Span | None) -> str | None:

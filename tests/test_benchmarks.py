@@ -319,6 +319,9 @@ def test_a_choice_gets_in_by_the_interval_over_all_shares_or_by_being_simpler() 
     assert said["one stage"].rstrip(" |").endswith("level, and simpler: gets in")
     assert said["equal"].count("–") == 1 and said["equal"].rstrip(" |").endswith("level")  # by what there is
     assert "kd" not in said and "three stages" not in said
+    alone = won_back.choices_table({"40%": found["40%"]})  # of one share there is nothing to take together
+    assert "over its shares" in table and "over its shares" not in alone
+    assert "| ahead: gets in |" in next(row for row in alone.splitlines() if row.startswith("| better |"))
     assert "less three stages" in won_back.variants_table(found, teachers=False, other="three stages")
 
 
