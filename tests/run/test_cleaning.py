@@ -258,6 +258,17 @@ def test_a_report_tells_of_the_marks_of_its_run_alone(run: TinyRun) -> None:
     assert '<section id="cleaning"' not in build_report(run.run_dir).read_text(encoding="utf-8")
 
 
+def test_what_a_repair_has_read_decides_which_copy_stays(run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where rules alone mark: the rows are read all the same."""
+    read: dict[str, bool] = {}
+    find = cleaning.find_wrong
+    for action in ("repair", "drop"):
+        monkeypatch.setattr(cleaning, "find_wrong", lambda *given, reads, action=action, **named: (
+            read.update({action: reads is not None}), find(*given, reads=reads, **named))[1])  # fmt: skip
+        run.set(data__cleaning={"find": ["looping", "near_copy"], "action": action}).advance("cleaning")
+    assert read == {"repair": True, "drop": False}
+
+
 def test_repaired_rows_have_an_answer_of_the_teacher(run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     def writes(model: Any, tokenizer: Any, prompts: Any, names: Any, decoding: Any, *options: Any) -> Any:
         """What the prompt names, in a sentence that ends; cut by every other sample."""
@@ -418,7 +429,9 @@ def test_files_of_ids(tmp_path: Path) -> None:
     assert cleaning.named_ids("keep", str(tmp_path / "ids.txt"), rows) == ["row-001", "nobody"]
     assert cleaning.named_ids("keep", str(tmp_path / "notepad.txt"), rows) == ["row-001", "row-000"]
     assert cleaning.named_ids("keep", str(tmp_path / "ids.jsonl"), rows) == ["row-002"]
-    for name, message in (("other.jsonl", "has no column 'id'"), ("strange.txt", "none of the 2 ids")):
+    (tmp_path / "ids.json").write_text('{"id": "row-002"}', encoding="utf-8")
+    assert cleaning.named_ids("keep", str(tmp_path / "ids.json"), rows) == ["row-002"]
+    for name, message in (("other.jsonl", "has no column 'id'"), ("strange.txt", "none of the 2 ids.* one to a line")):
         with pytest.raises(UserError, match=message):
             cleaning.named_ids("drop", str(tmp_path / name), rows)
 
@@ -433,6 +446,9 @@ def test_ids_in_a_list_are_those_of_the_rows(tmp_path: Path) -> None:
     assert cleaning.named_ids("keep", str(tmp_path / "ids.csv"), rows) == names[:2]
     assert cleaning.named_ids("keep", str(tmp_path / "zeros.csv"), rows) == names[:1]
     assert cleaning.named_ids("drop", str(tmp_path / "ids.jsonl"), rows) == names[1:2]
+    numbers = examples_from_rows([{**row, "id": place} for place, row in enumerate(noun_rows(3))], "rows")
+    pq.write_table(pa.table({"id": [1.0, None, 2.0]}), tmp_path / "gap.parquet")  # as pandas keeps whole numbers
+    assert cleaning.named_ids("keep", str(tmp_path / "gap.parquet"), numbers) == ["1", "2"]
     for ending in ("txt", "csv"):
         (tmp_path / f"wide.{ending}").write_text("id\n0001\n", encoding="utf-16")
         with pytest.raises(UserError, match=rf"wide\.{ending}: cannot be read as"):

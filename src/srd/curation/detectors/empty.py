@@ -15,7 +15,7 @@ PLACEHOLDERS = frozenset(".…-–—_*")  # what stands where an answer was to 
 
 @register_rule("empty", "say nothing", least=1.0, of_nothing=True)
 def empty(responses: Sequence[str]) -> NDArray[np.float64]:
-    """1 for a response of spaces, invisible characters, dots and dashes alone, else 0."""
+    """1 for a response of spaces, invisible characters, dots, dashes, underscores and asterisks alone, else 0."""
     return np.array([float(not any(map(_says_something, response))) for response in responses])
 
 

@@ -65,7 +65,9 @@ class Cleaning(Outline):
     name = "cleaning"
 
     def after(self, recipe: Recipe) -> tuple[str, ...]:
-        asks = any(DETECTORS.get(name).damage for name in recipe.data.cleaning.find)
+        # Where a repair has the rows read in any case, what was read decides which of near copies stays, too.
+        cleaning = recipe.data.cleaning
+        asks = cleaning.teacher_answers or any(DETECTORS.get(name).damage for name in cleaning.find)
         return ("examples", *([Likelihoods.name] if asks else []))
 
 

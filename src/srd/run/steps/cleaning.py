@@ -322,7 +322,7 @@ def named_ids(field: str, name: str | None, rows: datasets.Dataset) -> list[str]
     if name is None:
         return []
     path = Path(name).expanduser()
-    if path.suffix in (".parquet", ".csv", ".jsonl"):
+    if path.suffix in (".parquet", ".csv", ".json", ".jsonl"):
         table = read_table(path)
         if "id" not in table.column_names:
             raise UserError(f"data.cleaning.{field}: {path} has no column 'id'; it has {table.column_names}")
@@ -333,12 +333,15 @@ def named_ids(field: str, name: str | None, rows: datasets.Dataset) -> list[str]
     else:
         raise UserError(f"data.cleaning.{field}: there is no file '{path}'. Check the path.")
     known = set(rows["id"])
+    # A column of whole numbers in which one is missing is one of 4.0 and 7.0 to pandas.
+    ids = [each if each in known else each.removesuffix(".0") for each in ids]
     strange = [each for each in ids if each not in known]
     if ids and len(strange) == len(ids):
         raise UserError(
             f"data.cleaning.{field}: none of the {len(ids)} ids in {path} is a training row's; the first is "
             f"'{ids[0]}', and the first training row is '{rows['id'][0]}'. Name rows by their ids in "
-            "examples/train.parquet, one to a line."
+            "examples/train.parquet, one to a line or in the column 'id' of a .parquet, .csv or .jsonl file. Rows that "
+            "went to validation or test, and those that data.leaks has dropped, are no training rows."
         )
     if strange:
         logger.warning("data.cleaning.%s: %d of %d ids in %s are no training row's (the first: '%s')",
