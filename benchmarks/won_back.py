@@ -29,6 +29,7 @@ from srd.sweep.settings import load_sweep
 
 REFERENCE, ORACLE, CHANCE, AS_LONG = "kd", "oracle", "random subset", "kd, equal time"
 DROPPED, REPAIRED, SOFTENED = "cleaning, drop", "cleaning, repair", "cleaning, soften"
+CLEANED = (DROPPED, REPAIRED)  # they mark the same rows
 SHARE, KINDS, CLEAN = "data.corruption.share", "data.corruption.kinds", "0%"
 PAPER = "srd"
 STAGES, SAME_ROWS = "three stages", "kd on the same rows"
@@ -74,7 +75,10 @@ def read_variants(folder: Path, path: Path) -> Found:
 
 
 def _damage(cell: Cell) -> str:
-    return f"{cell.point[SHARE]:.0%}" if SHARE in cell.point else ", ".join(cell.point[KINDS])
+    if SHARE in cell.point:
+        return f"{cell.point[SHARE]:.0%}"
+    kinds = cell.point[KINDS]
+    return kinds[0] if len(kinds) == 1 else "mix"
 
 
 def _add(variant: Variant, cell: Cell, place: Path) -> None:
@@ -189,10 +193,10 @@ def variants_table(found: Found, *, teachers: bool, other: str = CHANCE) -> str:
     return to_markdown(Table(titles, rows).without_empty_columns())
 
 
-def found_table(found: Found, label: str) -> str:
-    """What the cleaning of a variant marked, by kind of damage, over all seeds."""
+def found_table(found: Found) -> str:
+    """What the cleaning marked, by kind of damage, over all seeds."""
     rows = []
-    for damage, kind, why in _by_kind(found, label, "cleaning/rows", "why"):
+    for damage, kind, why in _by_kind(found, CLEANED, "cleaning/rows", "why"):
         by = ", ".join(f"{name} {count}" for name, count in sorted(Counter(filter(None, why)).items()))
         rows.append([damage, kind, len(why), 100 * sum(map(bool, why)) / len(why), by or None])
     titles = [Column("Damaged"), Column("Kind"), Column("Rows", 0), Column("Marked, %", 1), Column("Of which by")]
@@ -203,17 +207,21 @@ def dropped_table(found: Found) -> str:
     """What the paper's curriculum dropped as the hardest, by kind of damage, over all seeds."""
     rows = [
         [damage, kind, len(kept), len(kept) - sum(kept), 100 * (1 - sum(kept) / len(kept))]
-        for damage, kind, kept in _by_kind(found, PAPER, "curriculum/ranked", "kept")
+        for damage, kind, kept in _by_kind(found, [PAPER], "curriculum/ranked", "kept")
     ]
     titles = [Column("Damaged"), Column("Kind"), Column("Rows", 0), Column("Dropped", 0), Column("%", 1)]
     return to_markdown(Table(titles, rows))
 
 
-def _by_kind(found: Found, label: str, file: str, column: str) -> Iterator[tuple[str, str, list[Any]]]:
-    """What a column of a file of a variant's cells says, by what is damaged and by each row's own kind of damage."""
+def _by_kind(found: Found, labels: Sequence[str], file: str, column: str) -> Iterator[tuple[str, str, list[Any]]]:
+    """What a column of a file says, by what is damaged and by each row's own kind of damage.
+
+    It is read from the cells of the first of the variants that there is at a damage.
+    """
     for damage, variants in found.items():
         values: dict[str, list[Any]] = {}
-        for place in variants[label].folders.values() if label in variants else ():
+        read = next((variants[label] for label in labels if label in variants), Variant())
+        for place in read.folders.values():
             kinds, table = _kinds(place), pq.read_table(place / f"{file}.parquet", columns=["id", column])
             for number, value in zip(table["id"].to_pylist(), table[column].to_pylist(), strict=True):
                 values.setdefault(kinds[number], []).append(value)
@@ -317,9 +325,8 @@ def tables_of(folder: Path, path: Path) -> dict[str, str]:
     tables = {f"{name}-arms": variants_table(found, teachers=False), f"{name}-targets": targets_table(found)}
     if any(variant.teachers for variants in found.values() for variant in variants.values()):
         tables[f"{name}-teachers"] = variants_table(found, teachers=True)
-    cleaned = [each for each in (DROPPED, REPAIRED) if any(each in variants for variants in found.values())]
-    if cleaned:  # they mark the same rows
-        tables[f"{name}-found"] = found_table(found, cleaned[0])
+    if any(label in variants for variants in found.values() for label in CLEANED):
+        tables[f"{name}-found"] = found_table(found)
     if KINDS in load_sweep(path).grid and any(PAPER in variants for variants in found.values()):
         tables[f"{name}-dropped"] = dropped_table(found)
     return tables

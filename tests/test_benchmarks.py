@@ -328,7 +328,7 @@ def test_a_choice_gets_in_by_the_interval_over_all_shares_or_by_being_simpler() 
 def test_what_is_won_back_is_told_for_each_kind_of_damage(tmp_path: Path) -> None:
     """Of a folder as a sweep that was cut off leaves it: the variant that lacks a seed is left out."""
     gains = {"kd": 0.0, "oracle": 0.04, "cleaning, repair": 0.03, "cleaning, soften": 0.01}
-    gains |= {"kd, equal time": 0.01, "random subset": 0.02, "srd": 0.0}
+    gains |= {"kd, equal time": 0.01, "random subset": 0.02, "srd": 0.0, "cleaning, drop": 0.02}
     ranks = {name: [2, 1] for name in ("rouge_l", "ce", "rank_rouge", "rank_ce", "rrf", "rank", "stage")}
     path = find_sweep("evidence-kinds")
     for cell in lay_out(load_sweep(path), path):
@@ -353,7 +353,8 @@ def test_what_is_won_back_is_told_for_each_kind_of_damage(tmp_path: Path) -> Non
             pq.write_table(pa.table({"id": ["0", "1"], **columns}), place / f"{name}.parquet")
     tables = won_back.tables_of(tmp_path, path)
     arms, targets = (tables[f"{tmp_path.name}-{name}"].splitlines() for name in ("arms", "targets"))
-    assert [line.split(" | ")[0].strip("| ") for line in arms[2:]] == ["swapped"] * 6 + ["truncated"] * 6
+    shown = ["swapped"] * 6 + ["truncated"] * 6 + ["mix"] * 7  # the mix has dropping beside the others
+    assert [line.split(" | ")[0].strip("| ") for line in arms[2:]] == shown
     assert "0.75 (0.75 to 0.75)" in arms[4] and "cleaning, soften" not in "".join(arms)
     assert targets[3] == "| swapped: cleaning, repair wins back 0.8 | 0.75 (0.75 to 0.75) | missed |"
     assert targets[4] == "| swapped: cleaning, repair is ahead of the random subset | +1.00 (+1.00 to +1.00) | met |"
