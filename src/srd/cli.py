@@ -353,14 +353,15 @@ def rank_command(
     if output is None:
         raise UserError("--scores needs -o FILE: where the ranked rows go (.parquet, .csv or .jsonl)")
     from srd.base.console import set_up_logging
-    from srd.base.tables import read_table, write_table
+    from srd.base.tables import write_table
     from srd.curation.ranking import rank
+    from srd.data.sources import read_scores
 
     set_up_logging()
     _check_ranked(output, scores)
-    table = read_table(scores)
+    rows = read_scores(scores)
     try:
-        ranked = rank(table, k=k, by=names, fusion=fusion, seed=seed, bad_rows="drop" if drop_bad else "error")
+        ranked = rank(rows, k=k, by=names, fusion=fusion, seed=seed, bad_rows="drop" if drop_bad else "error")
     except UserError as error:
         raise UserError(f"{scores}: {error}") from error
     write_table(ranked, output)

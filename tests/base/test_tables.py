@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import datasets
@@ -13,16 +12,17 @@ import pytest
 
 from srd.base import tables
 from srd.base.errors import UserError
-from srd.base.tables import map_large, open_mapped, parts_of, positions, read_table, reopened, taken, write_table
+from srd.base.tables import map_large, open_mapped, parts_of, positions, reopened, taken, write_table
+from srd.data.sources import read_scores
 
 ROWS = datasets.Dataset.from_dict({"id": ["a", "é"], "rrf": [1 / 60.5, 1 / 3], "rank": [1, 2]})
 
 
-@pytest.mark.parametrize("ending", [".parquet", ".csv", ".jsonl"])
+@pytest.mark.parametrize("ending", [".parquet", ".csv", ".jsonl", ".PARQUET", ".Csv", ".JSONL"])
 def test_what_is_written_is_read_to_the_last_digit(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"ranked{ending}"
     write_table(ROWS, path)
-    assert read_table(path).to_pydict() == ROWS.to_dict()
+    assert read_scores(path) == ROWS.to_list()
 
 
 @pytest.mark.parametrize("places", [[2, 0, 4999, 1], list(range(4999, -1, -1)), list(range(0, 5000, 3)), []])
@@ -70,59 +70,10 @@ def test_rows_are_found_by_id() -> None:
         positions(["b", "a"], rows)
 
 
-@pytest.mark.parametrize(
-    "content",
-    ["null", " null\n", "\ufeffnull", '{"id": "a"}\nnull\n', '{"id": "a"} null', "[null]", '{"id": [null]} null'],
-)
-def test_a_row_that_is_null_is_named(tmp_path: Path, content: str) -> None:
-    """Arrow's reader ends the process over it."""
-    path = tmp_path / "rows.jsonl"
-    path.write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match=r"rows\.jsonl:\d: (expected an object|cannot be read as JSON)"):
-        read_table(path)
-    path.write_text('{"id": "a", "text": "} null"}\n{"id": null, "text": null}\n')
-    assert read_table(path).to_pylist() == [{"id": "a", "text": "} null"}, {"id": None, "text": None}]
-
-
-@pytest.mark.parametrize(
-    ("ids", "ending"),
-    [
-        (["0001", "0002", "10"], ".csv"),
-        (["2024-01-01", "2024-01-02T10:00:00Z"], ".csv"),
-        (["2024-01-01", "2024-01-02 10:00:00"], ".jsonl"),
-        (["0001", "1e3"], ".jsonl"),
-        (["true", "1.50", "NA"], ".csv"),
-        (["a b", "é"], ".csv"),
-    ],
-)
-def test_ids_stay_as_they_are_written(ids: list[str], ending: str, tmp_path: Path) -> None:
-    """Other columns are numbers where they can be."""
-    path = tmp_path / f"scores{ending}"
-    lines = [f"{name},{number}.5" for number, name in enumerate(ids)]
-    if ending == ".jsonl":
-        lines = [json.dumps({"id": name, "ce": number + 0.5}) for number, name in enumerate(ids)]
-    path.write_text("\n".join(["id,ce", *lines] if ending == ".csv" else lines) + "\n", encoding="utf-8")
-    assert read_table(path).to_pydict() == {"id": ids, "ce": [number + 0.5 for number in range(len(ids))]}
-
-
-def test_ids_that_are_numbers_or_missing(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"id": 1, "ce": 2}\n{"id": 2, "ce": 2}\n')
-    assert read_table(tmp_path / "a.jsonl")["id"].to_pylist() == [1, 2]
-    (tmp_path / "a.csv").write_text("ce,id\n1,7\n2,\n")
-    assert read_table(tmp_path / "a.csv").to_pydict() == {"ce": [1, 2], "id": ["7", None]}
-    (tmp_path / "b.csv").write_text("ce,rank\n1,7\n")
-    assert read_table(tmp_path / "b.csv").to_pydict() == {"ce": [1], "rank": [7]}
-
-
-def test_wrong_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no file"):
-        read_table(tmp_path / "none.parquet")
-    with pytest.raises(UserError, match=r"unknown ending '\.txt'"):
-        write_table(ROWS, tmp_path / "x.txt")
-    broken = tmp_path / "broken.parquet"
-    broken.write_text("no parquet")
-    with pytest.raises(UserError, match=r"broken\.parquet: cannot be read as parquet"):
-        read_table(broken)
+def test_wrong_endings_are_named(tmp_path: Path) -> None:
+    for name in ("x.txt", "x.csv.gz", "x"):
+        with pytest.raises(UserError, match=r"unknown ending '.*'\. Use \.parquet, \.csv or \.jsonl"):
+            write_table(ROWS, tmp_path / name)
 
 
 @pytest.mark.parametrize("places", [None, [3, 1, 2], [4, 4, 0, 1], []])

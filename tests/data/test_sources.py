@@ -16,7 +16,7 @@ from datasets import Dataset, DatasetDict
 
 from srd.base.errors import UserError
 from srd.data.settings import SourceConfig
-from srd.data.sources import read_rows
+from srd.data.sources import read_rows, read_scores
 from srd.tasks.base import data_sets, load_source
 
 Row = dict[str, Any]
@@ -323,3 +323,51 @@ def test_unreachable_hub(monkeypatch: pytest.MonkeyPatch, error: Exception) -> N
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     found = message(dataset="gsm8k")
     assert "openai/gsm8k" in found and str(error) in found and "`dataset: gsm8k`" in found and "path" in found
+
+
+@pytest.mark.parametrize(
+    "content", ["null", " null\n", "\ufeffnull", '{"id": "a"}\nnull\n', '{"id": "a"} null', "[null]"]
+)
+def test_a_row_that_is_null_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"rows\.jsonl:.*(expected an object|expected a JSON array|not valid JSON|found NoneType)"
+    ):
+        read_scores(path)
+    path.write_text('{"id": "a", "text": "} null"}\n{"id": null, "text": null}\n')
+    assert read_scores(path) == [{"id": "a", "text": "} null"}, {"id": None, "text": None}]
+
+
+@pytest.mark.parametrize(
+    ("ids", "ending"),
+    [
+        (["0001", "0002", "10"], ".csv"),
+        (["2024-01-01", "2024-01-02T10:00:00Z"], ".csv"),
+        (["2024-01-01", "2024-01-02 10:00:00"], ".jsonl"),
+        (["0001", "1e3"], ".jsonl"),
+        (["true", "1.50", "NA"], ".csv"),
+        (["a b", "é"], ".csv"),
+    ],
+)
+def test_ids_stay_as_they_are_written(ids: list[str], ending: str, tmp_path: Path) -> None:
+    """Other columns are numbers where they can be."""
+    path = tmp_path / f"scores{ending}"
+    lines = [f"{name},{number}.5" for number, name in enumerate(ids)]
+    if ending == ".jsonl":
+        lines = [json.dumps({"id": name, "ce": number + 0.5}) for number, name in enumerate(ids)]
+    path.write_text("\n".join(["id,ce", *lines] if ending == ".csv" else lines) + "\n", encoding="utf-8")
+    assert read_scores(path) == [{"id": name, "ce": number + 0.5} for number, name in enumerate(ids)]
+
+
+def test_ids_that_are_numbers_or_missing(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"id": 1, "ce": 2}\n{"id": 2, "ce": 2}\n')
+    assert [row["id"] for row in read_scores(tmp_path / "a.jsonl")] == [1, 2]
+    (tmp_path / "a.csv").write_text("ce,id\n1,7\nNA,\nhigh,8\n")
+    assert read_scores(tmp_path / "a.csv") == [
+        {"ce": 1, "id": "7"},
+        {"ce": None, "id": None},
+        {"ce": "high", "id": "8"},
+    ]
+    (tmp_path / "b.csv").write_text("ce,rank\n1,7\n")
+    assert read_scores(tmp_path / "b.csv") == [{"ce": 1, "rank": 7}]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import math
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -27,6 +29,7 @@ from srd.curation.groups import groups_of, kinds_of
 from srd.data.corruption import corrupt
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows, row_of
+from srd.data.files import FORMATS
 from srd.data.templates.base import get_template
 from srd.report.cleaning import blind, caption, cleaning_section
 from srd.report.page import build_report
@@ -451,8 +454,27 @@ def test_ids_in_a_list_are_those_of_the_rows(tmp_path: Path) -> None:
     assert cleaning.named_ids("keep", str(tmp_path / "gap.parquet"), numbers) == ["1", "2"]
     for ending in ("txt", "csv"):
         (tmp_path / f"wide.{ending}").write_text("id\n0001\n", encoding="utf-16")
-        with pytest.raises(UserError, match=rf"wide\.{ending}: cannot be read as"):
-            cleaning.named_ids("keep", str(tmp_path / f"wide.{ending}"), rows)
+    assert cleaning.named_ids("keep", str(tmp_path / "wide.csv"), rows) == names[:1]
+    with pytest.raises(UserError, match=r"wide\.txt: cannot be read as"):
+        cleaning.named_ids("keep", str(tmp_path / "wide.txt"), rows)
+
+
+def test_files_of_ids_have_the_formats_of_training_files(tmp_path: Path) -> None:
+    rows = examples_from_rows(noun_rows(3), "rows")
+    table = pa.table({"id": ["row-001", "row-002"]})
+    texts = {"jsonl": '{"id": "row-001"}\n{"id": "row-002"}\n', "json": '[{"id": "row-001"}, {"id": "row-002"}]',
+             "csv": "id;why\nrow-001;x\nrow-002;\n", "tsv": "id\twhy\nrow-001\tx\nrow-002\t\n"}  # fmt: skip
+    for format, kind in FORMATS.items():
+        for ending in [*kind.endings, *map(str.upper, kind.endings)]:
+            path = tmp_path / f"ids{ending}"
+            if format in texts:
+                path.write_text(texts[format], encoding="utf-8")
+            else:
+                (pq.write_table if format == "parquet" else pyarrow.feather.write_feather)(table, str(path))
+            assert cleaning.named_ids("keep", str(path), rows) == ["row-001", "row-002"], ending
+            packed = tmp_path / f"ids{ending}.GZ"
+            packed.write_bytes(gzip.compress(path.read_bytes()))
+            assert cleaning.named_ids("drop", str(packed), rows) == ["row-001", "row-002"], ending
 
 
 def test_a_row_that_is_named_as_right_and_as_wrong_is_refused(tiny_run: TinyRun) -> None:

@@ -1,13 +1,9 @@
-"""Tables in files by their ending: parquet, CSV, JSON lines."""
+"""Tables in Arrow, in memory and in files: parquet, CSV, JSON lines by the ending."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import json
-import re
 import secrets
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,87 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
-import pyarrow.json as pajson
 import pyarrow.parquet as pq
 from datasets.formatting import query_table
 from numpy.typing import NDArray
 
 from srd.base.errors import UserError
-from srd.base.failures import reading
 from srd.base.files import atomic_write, digest_of, discard, is_sealed, seal
 
 LARGE_BYTES = 16 << 20  # a parquet file of this size takes many times as much memory
 MAP_ROWS = 1_000
-MOST_BRACKETS = 100  # in a line of JSON that Arrow's reader may see: it goes down into them without a limit
 WRITE_ROWS = 10_000
-BARE_NULL = re.compile(rb"(^|\xef\xbb\xbf|[}\]])\s*null")  # perhaps in the place of a row: Arrow's reader dies of that
-
-
-def read_table(path: Path) -> pa.Table:
-    """Read a parquet, CSV or JSONL file; ids that are written as text stay as they are written.
-
-    Raises:
-        UserError: no such file, an unknown ending, or content that is not what the ending says.
-    """
-    if not path.is_file():
-        raise UserError(f"no file '{path}'")
-    readers = {".parquet": pq.read_table, ".csv": _read_csv, ".jsonl": _read_jsonl, ".json": _read_jsonl}
-    if path.suffix not in readers:
-        raise UserError(f"{path}: unknown ending '{path.suffix}'. Use .parquet, .csv or .jsonl")
-    with reading(path, path.suffix[1:]):
-        table = readers[path.suffix](path)
-        table.validate(full=True)  # of texts, too, which need not be UTF-8
-    if twice := [name for name, count in Counter(table.column_names).items() if count > 1]:
-        raise UserError(f"{path}: the column '{twice[0]}' is there twice. Remove one.")
-    return table
-
-
-ID_AS_TEXT = pa.schema([("id", pa.string())])  # by itself Arrow takes 0001 for a number, and 2024-01-01 for a date
-
-
-def _read_csv(path: Path) -> pa.Table:
-    table = pacsv.read_csv(path, convert_options=pacsv.ConvertOptions(column_types=ID_AS_TEXT))
-    if table.column_names.count("id") == 1:
-        empty = pc.equal(table["id"], "")
-        place, ids = table.column_names.index("id"), pc.if_else(empty, pa.scalar(None, pa.string()), table["id"])
-        table = table.set_column(place, "id", ids)
-    return table
-
-
-def _read_jsonl(path: Path) -> pa.Table:
-    """Read JSON lines: by Arrow, and line by line where Arrow cannot, to say which line is wrong."""
-    with open(path, "rb") as file:
-        fit = all(line.count(b"[") + line.count(b"{") < MOST_BRACKETS and not BARE_NULL.search(line) for line in file)
-    if fit:
-        with contextlib.suppress(pa.ArrowException, UnicodeDecodeError):
-            table = pajson.read_json(path)
-            if "id" in table.column_names and pa.types.is_temporal(table.schema.field("id").type):
-                table = pajson.read_json(path, parse_options=pajson.ParseOptions(explicit_schema=ID_AS_TEXT))
-            table.validate(full=True)
-            return table
-    rows = []
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            place = f"{path}:{number}"
-            with reading(place, "JSON"):
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8")) if line.strip() else {}
-            if not isinstance(row, dict):
-                raise UserError(f'{place}: expected an object, such as {{"id": …}}, but found {line[:80]!r}.')
-            if _is_deep(row):
-                raise UserError(f"{place}: cannot be read as JSON: something is nested too deeply.")
-            rows += [row] if line.strip() else []
-    return pa.table({name: [row.get(name) for row in rows] for name in dict.fromkeys(itertools.chain(*rows))})
-
-
-def _is_deep(value: Any) -> bool:
-    """Whether lists and objects lie in each other deeper than Arrow finds out in a reasonable time."""
-    layer = [value]
-    for _ in range(MOST_BRACKETS):
-        inside = [list(each.values()) if isinstance(each, dict) else each for each in layer]
-        layer = [each for values in inside for each in values if isinstance(each, list | dict)]
-        if not layer:
-            return False
-    return True
+WRITTEN = (".parquet", ".csv", ".jsonl")  # endings that say how a table is written
 
 
 def map_large(paths: list[Path], folder: Path) -> None:
@@ -209,8 +135,8 @@ def check_target(path: Path) -> None:
     Raises:
         UserError: a folder or a link lies there, or the ending is not known.
     """
-    if path.suffix not in (".parquet", ".csv", ".jsonl"):
-        raise UserError(f"{path}: unknown ending '{path.suffix}'. Use .parquet, .csv or .jsonl")
+    if path.suffix.lower() not in WRITTEN:
+        raise UserError(f"{path}: unknown ending '{path.suffix}'. Use {', '.join(WRITTEN[:-1])} or {WRITTEN[-1]}")
     if path.is_symlink() or (path.exists() and not path.is_file()):
         kind = "a link" if path.is_symlink() else "a folder" if path.is_dir() else "no file"
         raise UserError(f"{path} is {kind}, and would be replaced by a file. Name another file.")
@@ -219,14 +145,14 @@ def check_target(path: Path) -> None:
 def write_table(rows: datasets.Dataset, path: Path) -> None:
     """Write parquet, CSV or JSONL, by the ending, whole or not at all, and some rows at a time."""
     check_target(path)
-    schema = rows.features.arrow_schema
+    schema, ending = rows.features.arrow_schema, path.suffix.lower()
     with atomic_write(path) as partial:
-        if path.suffix == ".jsonl":
+        if ending == ".jsonl":
             with open(partial, "w", encoding="utf-8") as file:
                 for table in parts_of(rows):
                     file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
         else:
-            with pacsv.CSVWriter(partial, schema) if path.suffix == ".csv" else _parquet(rows, partial) as writer:
+            with pacsv.CSVWriter(partial, schema) if ending == ".csv" else _parquet(rows, partial) as writer:
                 for table in parts_of(rows):
                     writer.write_table(table.cast(schema))
 

@@ -115,7 +115,7 @@ class BadRows:
         names = (
             "\nThe first line of such a file names its columns, such as instruction,output: add one if it is missing."
         )
-        table = {".csv", ".tsv", ".tab"} & set(Path(origin).suffixes)
+        table = {".csv", ".tsv", ".tab"} & {suffix.lower() for suffix in Path(origin).suffixes}
         return UserError(f"{origin}: none of its rows can become an example.\n{self.told()}{names if table else ''}")
 
     def settle(self) -> None:

@@ -122,7 +122,7 @@ def _by_content(path: Path, head: bytes, named: str | None) -> str | None:
         told = f"{path}: this is no text but a binary file, which begins with {head[:20]!r}."
         raise UserError(f"{told} Write its rows as JSON lines or parquet.")
     start = head.decode(encoding or "latin-1", "replace").lstrip("\ufeff").lstrip()[:1]
-    if encoding is None or named in ("csv", "tsv") or start not in ("[", "{"):
+    if encoding is None or named in DELIMITED or start not in ("[", "{"):
         return named
     return "json" if start == "[" else _lines_or_one_value(path, named)
 
@@ -519,7 +519,8 @@ def _numbered(path: Path, title: str, batches: Callable[[Any], Iterator[pa.Recor
 
 
 ARROW_FILE = b"ARROW1"
-TEXTS = ("jsonl", "json", "csv", "tsv")
+DELIMITED = ("csv", "tsv")
+TEXTS = ("jsonl", "json", *DELIMITED)
 #: Files that tell of the data and hold none of it.
 ABOUT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"}
 BYTE_ORDER_MARKS: Mapping[bytes, str] = {

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import datasets
 from datasets import Dataset, DatasetDict
+from pyarrow import csv
 
 from srd.base.console import progress_bar
 from srd.base.errors import UserError, nearest
 from srd.base.failures import reading
 from srd.data.bad_rows import BadRows, Check, Owner, RowError, without_refused
 from srd.data.examples import ExampleBuilder
-from srd.data.files import FORMATS, Row, bare_name, format_of, read_lines, title_of
+from srd.data.files import DELIMITED, FORMATS, Row, bare_name, format_of, read_lines, title_of
 from srd.data.folders import Found, by_name, files_of, is_saved, matching
 from srd.data.rows import row_dicts
 from srd.data.settings import HUB_NAME, is_hub_name
@@ -36,6 +37,8 @@ PlacedRow = tuple[str, AnyRow | RowError]  # where the row stands, and the row, 
 log = logging.getLogger(__name__)
 
 SHOWN_ROWS = 1_000  # rows between two looks at the progress bar
+
+NO_VALUES = frozenset(csv.ConvertOptions().null_values)  # what pandas, R and spreadsheets write for none
 
 # What the hub's client raises for a network that is down, an unknown name, configuration or split, a gated or
 # script-based data set.
@@ -422,3 +425,27 @@ def read_rows(path: str | Path) -> Iterator[tuple[int | str, Row]]:
             if isinstance(row, RowError):
                 raise row
             yield line, row
+
+
+def read_scores(path: str | Path) -> list[Row]:
+    """The rows of a file of scores, as `read_rows` gives them, but with numbers where CSV has them as text.
+
+    Raises:
+        UserError: as `read_rows`.
+    """
+    scores: list[Row] = []
+    for each in _existing(str(path)):
+        as_text = format_of(each) in DELIMITED
+        for _, row in read_rows(each):
+            scores.append({name: _value(name, text) for name, text in row.items()} if as_text else row)
+    return scores
+
+
+def _value(column: str, text: str) -> float | str | None:
+    """What a text of CSV says in a table of scores: a name, a number, or that it is missing."""
+    if column == "id":
+        return text or None
+    try:
+        return None if text in NO_VALUES else float(text)
+    except ValueError:
+        return text

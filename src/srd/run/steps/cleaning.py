@@ -7,6 +7,7 @@ the marking, which takes none; and the repair, which comes after the teacher.
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from srd.base.console import console
 from srd.base.errors import UserError
 from srd.base.failures import reading
 from srd.base.files import content_of, fingerprint, read_json, read_sealed, write_json, write_sealed
-from srd.base.tables import data_set, map_large, parts_of, read_table, write_table
+from srd.base.tables import data_set, map_large, parts_of, write_table
 from srd.base.text import many, shorten
 from srd.curation.calibration import FEWEST, Calibration, rules
 from srd.curation.cleaning import Findings, Reader, Reads, find_wrong, read_for
@@ -42,7 +43,9 @@ from srd.curation.groups import MAIN, Groups
 from srd.curation.repair import TEMPERATURE, candidates_read, chosen, passing
 from srd.curation.shots import SHOTS
 from srd.data.encoding import AT_ONCE, Encoder
+from srd.data.files import is_data
 from srd.data.leaks import are_dropped
+from srd.data.sources import read_rows
 from srd.data.templates.auto import Otherwise
 from srd.models.generation import Decoding
 from srd.models.settings import ModelConfig
@@ -314,7 +317,7 @@ def content_of_file(name: str | None) -> Any:
 
 
 def named_ids(field: str, name: str | None, rows: datasets.Dataset) -> list[str]:
-    """The ids in a user's file: a line each, or the column ``id`` of a table.
+    """The ids in a user's file: a line each, or the column ``id`` of a file of rows, of any format of training rows.
 
     Raises:
         UserError: there is no such file, it has no ids, or none of them is a training row's.
@@ -322,16 +325,17 @@ def named_ids(field: str, name: str | None, rows: datasets.Dataset) -> list[str]
     if name is None:
         return []
     path = Path(name).expanduser()
-    if path.suffix in (".parquet", ".csv", ".json", ".jsonl"):
-        table = read_table(path)
-        if "id" not in table.column_names:
-            raise UserError(f"data.cleaning.{field}: {path} has no column 'id'; it has {table.column_names}")
-        ids = [str(value) for value in table["id"].to_pylist() if value is not None]
-    elif path.is_file():
+    if not path.is_file():
+        raise UserError(f"data.cleaning.{field}: there is no file '{path}'. Check the path.")
+    if is_data(path):
+        listed = [row for _, row in read_rows(path)]
+        columns = list(dict.fromkeys(itertools.chain(*listed)))
+        if listed and "id" not in columns:
+            raise UserError(f"data.cleaning.{field}: {path} has no column 'id'; it has {columns}")
+        ids = [str(row["id"]) for row in listed if row.get("id") not in (None, "")]
+    else:
         with reading(path, "a list of ids in UTF-8"):
             ids = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    else:
-        raise UserError(f"data.cleaning.{field}: there is no file '{path}'. Check the path.")
     known = set(rows["id"])
     # A column of whole numbers in which one is missing is one of 4.0 and 7.0 to pandas.
     ids = [each if each in known else each.removesuffix(".0") for each in ids]
