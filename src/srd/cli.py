@@ -293,15 +293,17 @@ def reflect_command(recipe: RecipeArgument, overrides: Overrides = None, run_dir
     _echo(_step("reflection", recipe, overrides, run_dir).files.scores)
 
 
-def _check_ranked(output: Path, scores: Path) -> None:
-    """Refuse to write ranked rows where something else is."""
+def _to_rank(scores: Path, output: Path) -> list[dict[str, Any]]:
+    """The rows of a file of scores; refuses to write ranked ones where something else is."""
     from srd.base.tables import check_target
+    from srd.data.sources import read_scores
     from srd.run.folder import check_outside
 
     check_target(output)
     check_outside(output)
     if output.exists() and scores.exists() and output.samefile(scores):
         raise UserError(f"-o {output} is the file of the scores, which would be written over. Name another one.")
+    return read_scores(scores)
 
 
 @app.command("rank")
@@ -355,11 +357,9 @@ def rank_command(
     from srd.base.console import set_up_logging
     from srd.base.tables import write_table
     from srd.curation.ranking import rank
-    from srd.data.sources import read_scores
 
     set_up_logging()
-    _check_ranked(output, scores)
-    rows = read_scores(scores)
+    rows = _to_rank(scores, output)
     try:
         ranked = rank(rows, k=k, by=names, fusion=fusion, seed=seed, bad_rows="drop" if drop_bad else "error")
     except UserError as error:

@@ -209,6 +209,43 @@ def test_a_refused_change_leaves_the_recipe_of_what_is_there(again: TinyRun) -> 
     assert b"epochs: 7" in (again.run_dir / "recipe.yaml").read_bytes()
 
 
+def held(folder: Path) -> tuple[dict[str, str], Any]:
+    """All that lies in a run directory, and what its manifest says of steps; without notes of what was looked at."""
+    files = [file for file in folder.rglob("*") if file.is_file() and not file.name.startswith((".", "manifest"))]
+    return {str(file): file_digest(file) for file in files}, read_json(folder / "manifest.json")["steps"]
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "ids that are no rows": ({"data__cleaning": {"action": "drop", "find": ["empty"], "drop": "strange.txt"}},
+                              "none of the 1 ids"),
+    "more rows than can be wrong": ({"data__cleaning": {"action": "drop", "find": ["empty"], "drop": "some.txt",
+                                                        "most": 0.01}}, "more than data.cleaning.most"),
+    "rows to test with among those to train on": ({"data__test": "rows.jsonl", "data__leaks": "error"}, "data.leaks"),
+    "a score that is none": ({"training__curriculum": {"score": "nothing"}}, "must give one finite number"),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("own_names")
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_refused_command_leaves_what_was_there(
+    again: TinyRun, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of ids, rows, limits: what the user has to mend takes nothing away that was made before."""
+    monkeypatch.chdir(tmp_path)
+    names = again.open().split("train")["id"]
+    (tmp_path / "some.txt").write_text("\n".join(names[:3]))
+    (tmp_path / "strange.txt").write_text("nobody")
+    write_rows(tmp_path / "rows.jsonl", tiny_rows())
+    srd.register_score("nothing", needs=["losses"])(lambda inputs: inputs["ce"] * float("nan"))
+    if "cleaning" in str(settings := REFUSED[what][0]):
+        again.set(data__cleaning={"action": "drop", "find": ["empty"], "drop": "some.txt"})
+    again.train()
+    before = held(again.run_dir)
+    with pytest.raises(UserError, match=REFUSED[what][1]):
+        again.twin().set(**settings).train()
+    assert held(again.run_dir) == before
+
+
 def test_all_that_an_evaluation_waits_for_has_a_bar(again: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answers to the training rows of the report, too: with few test rows they take as long as the others."""
     bars: list[tuple[str, float, float | None]] = []

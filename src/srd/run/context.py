@@ -7,7 +7,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -95,6 +95,9 @@ class Run(RecipeModels):
         self._claim = contextlib.ExitStack()  # of the main process
         self.shared = SharedSteps(shared, folder) if shared else None
         self.keys: dict[str, str] = {}  # fingerprints of the steps that this command has been through
+        self.kept: list[
+            tuple[str, Sequence[str]]
+        ] = []  # which of these are still to be noted, with what they come after
         self.clock: Clock | None = None  # of the step that is being made
         self.forecast: Forecast | None = None  # once the examples are known, where there is something to wait for
         self.step = ""  # the name of the one that is being made
@@ -140,6 +143,16 @@ class Run(RecipeModels):
             self.manifest.content["recipe"] = self.identity
             self.manifest.save()
             self._noted = True
+
+    def settle(self) -> None:
+        """Note that what this command has kept is of its recipe: once that makes something, or has nothing to make.
+
+        Not before: where it is refused, all that lies there still tells of the recipe that it is of.
+        """
+        for step, names in self.kept:
+            self.manifest.came_after(step, names, self.identity)
+            self.note()
+        self.kept.clear()
 
     def claim(self) -> None:
         """Make the directory ours: of this recipe, and of one command at a time."""

@@ -61,9 +61,11 @@ def advance(run: Run, *wanted: str) -> None:
             other = run.uncleaned
             for each in _made(other.recipe, uncleaned_steps(run.recipe, step.name)):
                 do(other, each)
+            parallel.on_main(other.settle)
         do(run, step)
         if step.name == "examples":
             parallel.on_main(lambda: look_ahead(run, steps))
+    parallel.on_main(run.settle)
 
 
 def check_written(run: Run) -> None:

@@ -64,6 +64,9 @@ class Step(Outline):
         roots = [root for root in self.outputs(run) if any(file.is_relative_to(root) for file in damaged)]
         return [*roots, *(file for file in damaged if not any(file.is_relative_to(root) for root in roots))]
 
+    def work_out(self, run: Run) -> None:
+        """What comes before the last result goes. Here a step refuses what is the user's to mend, and all stays."""
+
     def make(self, run: Run) -> Summary:
         """Load, compute, save."""
         raise NotImplementedError
@@ -87,14 +90,16 @@ def do(run: Run, step: Step) -> None:
     if parallel.on_main(lambda: step.is_idle(run)):
         return
     key = parallel.on_main(lambda: key_of(run, step))  # files are hashed by one process
-    if not _is_kept(run, step, key):
+    kept = _is_kept(run, step, key)
+    if not kept:
         parallel.on_main(lambda: run.note(over=False))
         with _by_turns(run, step, key):
             if not _is_taken(run, step, key):
                 _make(run, step, key)
-    parallel.on_main(lambda: run.manifest.came_after(step.name, step.after(run.recipe), run.identity))
     parallel.on_main(lambda: run.manifest.tidy(step.name, step.scratch(run)))
-    parallel.on_main(run.note)
+    run.kept.append((step.name, step.after(run.recipe)))
+    if not kept:
+        parallel.on_main(run.settle)
     run.keys[step.name] = key
     step.open(run)
 
@@ -167,14 +172,13 @@ def _clear_the_way(run: Run, step: Step, key: str) -> list[Path]:
     if not manifest.interrupted(step.name, key) and not manifest.finished(step.name, key):
         manifest.clear(step.name, manifest.places(step.name))
     manifest.make_room(step.name, places)
+    run.settle()
     return places
 
 
 def _make(run: Run, step: Step, key: str) -> None:
     """Make a step, keep the time it takes, and note what it wrote."""
     manifest = run.manifest
-    parallel.on_main(lambda: _fetch_unfinished(run, step, key))
-    parallel.on_main(lambda: manifest.begin(step.name, key, _clear_the_way(run, step, key), step.borrowed(run)))
     run.step = run.called(step.name)
     place = run.forecast.place(run.step) if run.forecast else ""
     console.print(f"[bold]• {run.step}[/]" + (f" [dim]{place}[/]" if place else ""))
@@ -184,7 +188,11 @@ def _make(run: Run, step: Step, key: str) -> None:
             manifest.spent(step.name, seconds)
             manifest.save()
 
-    run.clock = Clock(spend)
+    clock = Clock(spend)
+    step.work_out(run)
+    parallel.on_main(lambda: _fetch_unfinished(run, step, key))
+    parallel.on_main(lambda: manifest.begin(step.name, key, _clear_the_way(run, step, key), step.borrowed(run)))
+    run.clock = clock
     try:
         summary = step.make(run)
         rest = run.clock.rest()

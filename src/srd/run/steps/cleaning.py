@@ -178,10 +178,13 @@ class Cleaning(order.Cleaning, Step):
     def told(self, run: Run, summary: Summary) -> str:
         return f"{summary['wrong']:,} of {many(summary['rows'], 'row')} marked as wrong"
 
-    def make(self, run: Run) -> Summary:
-        return parallel.on_main(lambda: self._mark(run))
+    def work_out(self, run: Run) -> None:
+        parallel.on_main(lambda: self._mark(run))
 
-    def _mark(self, run: Run) -> Summary:
+    def make(self, run: Run) -> Summary:
+        return parallel.on_main(lambda: self._write(run))
+
+    def _mark(self, run: Run) -> None:
         settings, rows = run.recipe.data.cleaning, run.split("train")
         asks = Likelihoods.name in self.after(run.recipe)
         keep, drop = (named_ids(field, getattr(settings, field), rows) for field in ("keep", "drop"))
@@ -199,6 +202,11 @@ class Cleaning(order.Cleaning, Step):
         _judge_leaks(run, found)
         _tell(found)
         _check_share(run, found, rows)
+        self._found = found
+
+    def _write(self, run: Run) -> Summary:
+        settings, rows, found = run.recipe.data.cleaning, run.split("train"), self._found
+        del self._found  # a step is there as long as its command
         table = pa.table(found.columns())
         before = [row["references"][0] if wrong else None for row, wrong in _with(rows, found.wrong)]
         kept = ~found.wrong | (_where(can_soften, found.why) if settings.action == "soften" else False)

@@ -78,18 +78,24 @@ class Examples(order.Examples, Step):
         bad = f", and {many(summary['dropped'], 'unusable row')} left out" if summary.get("dropped") else ""
         return f"{many(train, 'example')} to train on, {validation:,} to validate with, {test:,} to test with{bad}"
 
-    def make(self, run: Run) -> Summary:
-        return check_count(parallel.on_main(lambda: self._write(run)))
+    def work_out(self, run: Run) -> None:
+        check_count(parallel.on_main(lambda: self._split(run)))
 
-    def _write(self, run: Run) -> Summary:
+    def _split(self, run: Run) -> int:
         found = self._found(run)
-        splits = _prepared(run.recipe, dict(found.splits), found.benchmarks, found.divided)
+        self._splits = splits = _prepared(run.recipe, dict(found.splits), found.benchmarks, found.divided)
         warn_of_copies(run.recipe.data, splits, found.benchmarks)
         warn_of_questions(run, splits["test"], found.benchmarks)
         _check_ids(splits)
+        return len(splits["train"])
+
+    def make(self, run: Run) -> Summary:
+        return parallel.on_main(lambda: self._write(run))
+
+    def _write(self, run: Run) -> Summary:
+        found, sizes = self._found(run), {name: len(self._splits[name]) for name in SPLITS}
         for name in SPLITS:
-            write_table(splits[name], run.files.examples(name))
-        sizes = {name: len(splits[name]) for name in SPLITS}
+            write_table(self._splits.pop(name), run.files.examples(name))
         if found.bad.count:
             found.bad.write(run.files.dropped)
             sizes["dropped"] = found.bad.count
@@ -134,14 +140,13 @@ class _Found:
         return _benchmarks(self.recipe)
 
 
-def check_count(sizes: Summary) -> Summary:
+def check_count(examples: int) -> None:
     """Refuse more processes than there are training examples."""
-    if parallel.processes() > sizes["train"]:
+    if parallel.processes() > examples:
         raise UserError(
-            f"{parallel.processes()} processes are more than the {sizes['train']} training examples. "
+            f"{parallel.processes()} processes are more than the {examples} training examples. "
             "Start fewer processes, or give more examples."
         )
-    return sizes
 
 
 def _dropped(run: Run, found: _Found, data: list[Any]) -> list[str]:

@@ -42,9 +42,13 @@ class Ranking(order.Ranking, Step):
             return f"{many(summary['kept'] + summary['dropped'], 'example')} ranked; every pass draws anew from all"
         return f"{many(summary['kept'], 'example')} kept, the hardest {summary['dropped']:,} dropped"
 
-    def make(self, run: Run) -> Summary:
+    def work_out(self, run: Run) -> None:
         curriculum = self.curriculum(run)
-        laid_out = curriculum.assign(ranked_scores(run, curriculum))
+        self._laid_out = curriculum.assign(ranked_scores(run, curriculum))
+
+    def make(self, run: Run) -> Summary:
+        laid_out = self._laid_out
+        del self._laid_out  # a step is there as long as its command
         if parallel.is_main():
             marked = run.recipe.data.cleaning.action != "off"
             write_table(with_marks(run, laid_out) if marked else laid_out, run.files.ranked)
