@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from srd.base.errors import RunError
 from srd.data.batching import Collator
 from srd.models import generation, reading
-from srd.models.generation import Decoding, choose, decode_batch, generate
+from srd.models.generation import Decoding, choose, decode_batch, generate, generate_tokens
 from srd.models.head import logit_rule, response_losses
 from srd.models.reading import Reader, abilities
 from srd.models.tokenizers.tokens import decoder_prefix, padding_id, stop_token_ids
@@ -245,6 +246,36 @@ def test_generate_keeps_order_and_mode(family: str) -> None:
     expected = [answer(model, tokenizer, [prompt], Decoding(8))[0] for prompt in prompts]
     assert texts == tokenizer.batch_decode(expected, skip_special_tokens=True)
     assert generate(model, tokenizer, prompts, names(11), Decoding(8), batch_size=32) == texts
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_answers_that_were_stopped_go_on_with_the_next_batch(
+    temperature: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are those of work that nobody stopped, and of work without files; other prompts are answered anew."""
+    model, tokenizer, prompts = tiny_model("llama", seed=3), tiny_tokenizer("llama"), make_prompts(11)
+    way, asked = Decoding(6, temperature), [0]
+    done: list[tuple[int, int]] = []
+    original = generation.decode_batch
+
+    def stops(*given: Any, **named: Any) -> Any:
+        asked[0] += 1
+        if asked[0] == 3:
+            raise KeyboardInterrupt
+        return original(*given, **named)
+
+    def write(prompts: Any, **named: Any) -> Any:
+        return generate_tokens(model, tokenizer, prompts, names(11), way, batch_size=2, **named)
+
+    whole = write(prompts)
+    monkeypatch.setattr(generation, "decode_batch", stops)
+    with pytest.raises(KeyboardInterrupt):
+        write(prompts, folder=tmp_path)
+    assert write(prompts, folder=tmp_path, progress=lambda *told: done.append(told)) == whole
+    assert asked == [3 + 4] and done == [(2, 11), (4, 11), (6, 11), (8, 11), (10, 11), (11, 11)]
+    assert write(prompts, folder=tmp_path) == whole and asked == [7]
+    others = [[*prompt[:-1], 9 - prompt[-1] % 2] for prompt in prompts]
+    assert write(others, folder=tmp_path) == write(others) and asked == [7 + 6 + 6]
 
 
 def test_long_prompts_come_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -273,7 +273,7 @@ def test_what_a_repair_has_read_decides_which_copy_stays(run: TinyRun, monkeypat
 
 
 def test_repaired_rows_have_an_answer_of_the_teacher(run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    def writes(model: Any, tokenizer: Any, prompts: Any, names: Any, decoding: Any, *options: Any) -> Any:
+    def writes(model: Any, tokenizer: Any, prompts: Any, names: Any, decoding: Any, **options: Any) -> Any:
         """What the prompt names, in a sentence that ends; cut by every other sample."""
         told = [
             tokenizer.decode(prompt, skip_special_tokens=True).replace("What is", "It is").replace("?", ".")
@@ -282,7 +282,7 @@ def test_repaired_rows_have_an_answer_of_the_teacher(run: TinyRun, monkeypatch: 
         told = [text if not decoding.temperature else text[: len(text) // 2] for text in told]
         return [[*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in told]
 
-    monkeypatch.setattr(written, "answers_kept", writes)
+    monkeypatch.setattr(written, "generate_tokens", writes)
     done = run.set(data__cleaning__action="repair", generation__max_new_tokens=64).advance("reflection")
     found, left = marks(run), pq.read_table(done.files.cleaned).to_pylist()
     repaired = {name: row for name, row in found.items() if row["repaired"]}
@@ -301,7 +301,7 @@ def test_repaired_rows_have_an_answer_of_the_teacher(run: TinyRun, monkeypatch: 
     assert offered == {"dropped", "repaired"} == filtered(page)
     assert offered == set(re.findall(r'<details class="example" data-fate="([^"]+)"', page))
     # Without an answer that passes, a row is dropped.
-    monkeypatch.setattr(written, "answers_kept", lambda *a: [[1, 2, 3] for _ in a[2]])
+    monkeypatch.setattr(written, "generate_tokens", lambda *a, **k: [[1, 2, 3] for _ in a[2]])
     done = run.set(generation__max_new_tokens=65).advance("repair")
     assert not any(row["repaired"] for row in marks(run).values())
     assert ids(done.files.cleaned) == [name for name in found if name not in wrong]
@@ -318,7 +318,7 @@ def filtered(page: str) -> set[str]:
 def test_all_rows_are_rewritten_by_the_same_teacher(run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is named as right, or has no answer that passes, keeps its text; a teacher goes by its rows alone."""
 
-    def writes(model: Any, tokenizer: Any, prompts: Any, names: Any, decoding: Any, *options: Any) -> Any:
+    def writes(model: Any, tokenizer: Any, prompts: Any, names: Any, decoding: Any, **options: Any) -> Any:
         told = [tokenizer.decode(prompt, skip_special_tokens=True).replace("What is", "Lo,").replace("?", ".")
                 for prompt in prompts]  # fmt: skip
         ends = [[tokenizer.eos_token_id] if name != unanswered else [] for name in names]
@@ -327,7 +327,7 @@ def test_all_rows_are_rewritten_by_the_same_teacher(run: TinyRun, monkeypatch: p
         ]
 
     unanswered = ""
-    monkeypatch.setattr(written, "answers_kept", writes)
+    monkeypatch.setattr(written, "generate_tokens", writes)
     run.set(teacher__sft={"epochs": 1, "batch_size": 32}, generation__max_new_tokens=64)
     done = run.advance("teacher")
     before, found = steps_finished(run.run_dir), marks(run)
@@ -362,11 +362,11 @@ def test_a_repair_is_trained_on_as_it_was_written(run: TinyRun, monkeypatch: pyt
     said = [*letters, tokenizer.bos_token_id, *half]
     assert tokenizer(tokenizer.decode(said), add_special_tokens=False)["input_ids"] != said
 
-    def writes(model: Any, tokenizer: Any, prompts: Any, names: Any, decoding: Any, *options: Any) -> Any:
+    def writes(model: Any, tokenizer: Any, prompts: Any, names: Any, decoding: Any, **options: Any) -> Any:
         """The same to all; every other one is cut."""
         return [[*said, tokenizer.eos_token_id][: len(said) + 1 - place % 2] for place in range(len(prompts))]
 
-    monkeypatch.setattr(written, "answers_kept", writes)
+    monkeypatch.setattr(written, "generate_tokens", writes)
     monkeypatch.setattr(cleaning, "passing", lambda candidates, *rest: np.ones(len(candidates), dtype=bool))
     told: list[str] = []
     monkeypatch.setattr(cleaning.logger, "info", lambda said, *values: told.append(said % values))

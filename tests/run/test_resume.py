@@ -22,10 +22,10 @@ import torch
 from srd.base.errors import UserError
 from srd.base.files import read_json, write_json
 from srd.curation import reflection
+from srd.models import generation
 from srd.recipe.reading import validate_recipe
 from srd.run import context
 from srd.run.flow import planned_steps, training_steps
-from srd.run.parts import written
 from srd.run.steps import teacher
 from srd.training import stages, trainer
 from srd.training.cache import building as cache_building
@@ -408,8 +408,8 @@ def test_texts_lose_one_batch_at_most(
     def write(run_dir: Path) -> Any:
         return tiny.advance(step, run_dir=run_dir)
 
-    interrupt(monkeypatch, write, tmp_path / "run", written, "_answer", killed)
-    calls, loaded = kill(monkeypatch, written, "_answer", -1), kill(monkeypatch, teacher, "load_writer", -1)
+    interrupt(monkeypatch, write, tmp_path / "run", generation, "_decode", killed)
+    calls, loaded = kill(monkeypatch, generation, "_decode", -1), kill(monkeypatch, teacher, "load_writer", -1)
     write(tmp_path / "run")
     assert (calls[0], loaded[0]) == (batches - (killed - 1), models)
     assert not list((tmp_path / "run").rglob("batch-*.json"))

@@ -27,12 +27,12 @@ from srd.base.errors import RunError, UserError
 from srd.base.files import fingerprint, read_sealed
 from srd.curation.groups import Groups, frames_of, of_each
 from srd.curation.scores.base import PASSES
-from srd.curation.shards import make_shards, own_shards
 from srd.data.batching import TokenLists, length_sorted_batches, lengths_of
 from srd.data.encoding import Encoder
 from srd.models.cluster import Shard
 from srd.models.finite import blame, non_finite_tensor
 from srd.models.reading import Reader, abilities, groups
+from srd.models.shards import make_shards, own_shards
 from srd.models.tokenizers.tokens import padding_id
 
 Floats = NDArray[np.float64]
@@ -120,7 +120,7 @@ def pair_losses(
         RunError: the model's weights are not finite.
     """
     blocks = pairs.blocks(batch_size)
-    mine = own_shards(len(blocks), folder)
+    mine = own_shards(len(blocks), folder is not None)
     done = itertools.count(1)
 
     def shard_of(number: int) -> tuple[str, Shard]:

@@ -24,7 +24,6 @@ from srd.base.errors import UserError
 from srd.base.files import atomic_write, fingerprint, read_sealed
 from srd.base.handed import check_counts, check_loaded
 from srd.base.tables import column, data_set, positions, reopened
-from srd.curation.shards import make_shards, own_shards
 from srd.data.batching import TokenLists, length_sorted_batches
 from srd.data.encoding import Encoder
 from srd.data.examples import as_examples
@@ -33,13 +32,14 @@ from srd.metrics.rouge import rouge_l_many
 from srd.metrics.scripts import Words, choose_words, words_note
 from srd.models.cluster import Shard
 from srd.models.generation import Decoding, answer_texts, decode_batch
+from srd.models.shards import BATCH, make_shards, own_shards
 from srd.models.tokenizers.pair import token_count
 from srd.models.tokenizers.tokens import padding_id, stop_token_ids
 
 logger = logging.getLogger(__name__)
 
 SCHEMA = pa.schema([("id", pa.string()), ("response", pa.string()), ("rouge_l", pa.float64()), ("ce", pa.float64())])
-BATCH, JOINED = "batch-{:07d}.json", "joined.arrow"  # a batch's scores, and those of all
+JOINED = "joined.arrow"  # the scores of all batches
 # Rows are taken in the order of their length, from all over the files, and each brings 64 kB of pages around it. With
 # their map they leave the process, so that what it holds does not grow with the files.
 MAPPED_ROWS = 2_000
@@ -176,7 +176,7 @@ def _reflect_on_all(
 ) -> datasets.Dataset:  # fmt: skip
     """Batch by batch, each process its own; what ``folder`` holds already is not done again."""
     batches = length_sorted_batches(TokenLists(encoded.data.column("prompt_ids")).lengths.tolist(), batch_size)
-    mine = own_shards(len(batches), folder)
+    mine = own_shards(len(batches), folder is not None)
     done, total = 0, sum(len(batches[i]) for i in mine)
     window = mine.step * max(1, MAPPED_ROWS // batch_size)
 

@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 
 from srd.base import parallel
 from srd.base.errors import RunError
+from srd.base.files import fingerprint, read_sealed
 from srd.data.batching import length_sorted_batches
 from srd.data.turns import without_end
-from srd.models.cluster import spread
+from srd.models.cluster import Shard
 from srd.models.finite import non_finite_tensor, not_finite
 from srd.models.reading import Reader, abilities, groups
+from srd.models.shards import BATCH, make_shards, own_shards
 from srd.models.tokenizers.pair import token_count
 from srd.models.tokenizers.tokens import padding_id, stop_token_ids
 
@@ -272,6 +275,7 @@ def generate_tokens(
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
     share: bool = False,
+    folder: Path | None = None,
 ) -> list[list[int]]:
     """Answer prompts.
 
@@ -282,29 +286,39 @@ def generate_tokens(
         names: Example ids; they name the random streams.
         decoding: How tokens are chosen.
         batch_size: Prompts at once.
-        progress: Called with how many prompts this process has answered, and how many there are.
+        progress: Called with how many prompts this process has answered, and how many it has to answer.
         share: Divide the batches among the processes and gather the answers on all of them.
+        folder: Keeps every finished batch of this model, so that killed work goes on where it was, and processes share
+            them; None: memory only.
 
     Returns:
         The answers' token ids in the order of the prompts, each with the stop token that ended it, if one did.
     """
-    answers: list[list[int]] = [[] for _ in prompts]
-    stop, pad_id, width = stop_token_ids(model, tokenizer), padding_id(tokenizer), token_count(tokenizer)
-    training, done = model.training, 0
-    model.eval()
     batches = length_sorted_batches([len(prompt) for prompt in prompts], batch_size)
-    try:
-        mine = batches[parallel.process() :: parallel.processes()] if share else batches
-        asked = (([prompts[i] for i in rows], [names[i] for i in rows]) for rows in mine)
-        for number, tokens in spread(model, _decode, (decoding, stop, pad_id, width), asked):
-            for i, ids in zip(mine[number], tokens, strict=True):
-                answers[i] = ids
-            done += len(mine[number])
-            if progress:
-                progress(done, len(prompts))
-    finally:
-        model.train(training)
-    return _gathered(answers, batches) if share and parallel.processes() > 1 else answers
+    mine = own_shards(len(batches), share or folder is not None)
+    done, total = 0, sum(len(batches[number]) for number in mine)
+
+    def told(number: int) -> None:
+        nonlocal done
+        done += len(batches[number])
+        if progress:
+            progress(done, total)
+
+    def shard_of(number: int) -> tuple[str, Shard]:
+        asked = [prompts[i] for i in batches[number]], [names[i] for i in batches[number]]
+        return fingerprint(*asked, vars(decoding)) if folder else "", asked
+
+    shared = (decoding, stop_token_ids(model, tokenizer), padding_id(tokenizer), token_count(tokenizer))
+    parts = make_shards(model, _decode, shared, mine, shard_of, folder, BATCH, told)
+    if folder:
+        parts = {number: read_sealed(folder / BATCH.format(number)) for number in range(len(batches))}
+    elif share:
+        parts = {number: part for own in parallel.gather(parts) for number, part in own.items()}
+    answers: list[list[int]] = [[] for _ in prompts]
+    for number, part in parts.items():
+        for i, ids in zip(batches[number], part["answers"], strict=True):
+            answers[i] = ids
+    return answers
 
 
 def _decode(
@@ -315,14 +329,5 @@ def _decode(
     width: int,
     prompts: Sequence[Sequence[int]],
     names: Sequence[str],
-) -> list[list[int]]:
-    return decode_batch(model, prompts, names, decoding, stop, pad_id, width=width)[0]
-
-
-def _gathered(answers: list[list[int]], batches: list[list[int]]) -> list[list[int]]:
-    """Put together what each process has answered."""
-    everyone = parallel.gather(answers)
-    for number, rows in enumerate(batches):
-        for row in rows:
-            answers[row] = everyone[number % parallel.processes()][row]
-    return answers
+) -> dict[str, list[Any]]:
+    return {"answers": decode_batch(model, prompts, names, decoding, stop, pad_id, width=width)[0]}

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from srd.base.errors import UserError
-from srd.base.files import fingerprint, read_sealed
-from srd.curation.shards import make_shards, own_shards
-from srd.data.batching import length_sorted_batches
 from srd.data.turns import without_end
-from srd.models.cluster import Shard
-from srd.models.generation import Decoding, decode_batch
-from srd.models.tokenizers.pair import token_count
+from srd.models.generation import Decoding, generate_tokens
 from srd.models.tokenizers.token_bytes import continuations
-from srd.models.tokenizers.tokens import padding_id, stop_token_ids
+from srd.models.tokenizers.tokens import stop_token_ids
 from srd.run.context import Run
 
 Written = tuple[list[int], bool]  # token ids without what ended them, and whether something did
-BATCH = "batch-{:07d}.json"  # what was written of a batch
 
 
 def written_by(
@@ -32,8 +26,10 @@ def written_by(
     Only from a teacher that reads other tokens the text is taken. ``folder`` keeps every finished batch.
     """
     with run.progress(title) as update:
-        batch_size = run.recipe.generation.batch_size
-        answers = answers_kept(model, tokenizer, prompts, names, decoding, batch_size, folder, update)
+        answers = generate_tokens(
+            model, tokenizer, prompts, names, decoding, batch_size=run.recipe.generation.batch_size, progress=update,
+            folder=folder,
+        )  # fmt: skip
     written = [without_end(ids, stop_token_ids(model, tokenizer)) for ids in answers]
     if run.apart and tokenizer is not run.tokenizer:
         texts = tokenizer.batch_decode([tokens for tokens, _ in written], skip_special_tokens=True)
@@ -41,34 +37,6 @@ def written_by(
         return list(zip(_tokens_of(run.tokenizer, texts), ended, strict=True)), texts
     written = [_known_tokens(*answer, len(run.tokenizer)) for answer in written]
     return written, run.tokenizer.batch_decode([tokens for tokens, _ in written], skip_special_tokens=True)
-
-
-def answers_kept(
-    model: Any, tokenizer: Any, prompts: Sequence[list[int]], names: Sequence[str], decoding: Decoding,
-    batch_size: int, folder: Path, progress: Callable[[int, int], None],
-) -> list[list[int]]:  # fmt: skip
-    """What `srd.models.generation.generate_tokens` gives, each batch in a file of its own as soon as it is done."""
-    batches = length_sorted_batches([len(prompt) for prompt in prompts], batch_size)
-    mine, done = own_shards(len(batches), folder), itertools.count(1)
-    shared = (decoding, stop_token_ids(model, tokenizer), padding_id(tokenizer), token_count(tokenizer))
-
-    def shard_of(number: int) -> tuple[str, Shard]:
-        asked = [prompts[i] for i in batches[number]], [names[i] for i in batches[number]]
-        return fingerprint(*asked, vars(decoding)), asked
-
-    make_shards(model, _answer, shared, mine, shard_of, folder, BATCH, lambda number: progress(next(done), len(mine)))
-    answers: list[list[int]] = [[] for _ in prompts]
-    for number, rows in enumerate(batches):
-        for i, ids in zip(rows, read_sealed(folder / BATCH.format(number))["answers"], strict=True):
-            answers[i] = ids
-    return answers
-
-
-def _answer(
-    model: Any, decoding: Decoding, stop: Sequence[int], pad_id: int, width: int, prompts: list[list[int]],
-    names: list[str],
-) -> dict[str, list[Any]]:  # fmt: skip
-    return {"answers": decode_batch(model, prompts, names, decoding, stop, pad_id, width=width)[0]}
 
 
 def _tokens_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:

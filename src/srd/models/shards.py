@@ -10,10 +10,12 @@ from srd.base import parallel
 from srd.base.files import read_sealed, write_sealed
 from srd.models.cluster import Shard, spread
 
+BATCH = "batch-{:07d}.json"  # name of a shard that is a batch of prompts
 
-def own_shards(count: int, folder: Path | None) -> range:
-    """Of so many shards the numbers of those that this process makes: all, where no folder is there to share them."""
-    return range(parallel.process(), count, parallel.processes()) if folder else range(count)
+
+def own_shards(count: int, are_shared: bool) -> range:
+    """Of so many shards the numbers of those that this process makes: all, unless the processes share them."""
+    return range(parallel.process(), count, parallel.processes()) if are_shared else range(count)
 
 
 def make_shards(
