@@ -15,6 +15,7 @@ from srd.base.errors import UserError
 from srd.base.locks import held
 from srd.evaluation import answers, models, predictions
 from srd.evaluation.predictions import evaluation_files, predictions_path, read_answers, read_scores, scores_path
+from srd.models import generation
 from srd.recipe.reading import validate_recipe
 from tests.marks import needs_bubblewrap
 from tests.run.test_resume import Killed, kill
@@ -142,6 +143,53 @@ def test_kills_leave_one_copy_of_a_former_result(
     assert kept == ({"1": first} if wanted == "b" else {})
 
 
+def batch_by_batch(files: Path, folder: Path, **asked: Any) -> dict[str, Any]:
+    """Two models answer three rows, one at a time."""
+    benchmarks = models.read_benchmarks([f"dolly={files / 'rows.jsonl'}"], max_new_tokens=3, **asked)
+    return models.evaluate_models([str(files / name) for name in "ab"], benchmarks, folder, batch_size=1)
+
+
+@pytest.mark.parametrize(("temperature", "batches"), [(1.0, 12), (0.0, 6)])
+def test_a_killed_evaluation_loses_one_batch_at_most(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, temperature: float, batches: int
+) -> None:
+    """In the middle of a file of answers, twice; sampled answers are the same, too. Other questions begin anew."""
+    asked: dict[str, Any] = {"seeds": "1,2", "temperature": temperature}
+    results = batch_by_batch(files, tmp_path / "whole", **asked)
+    for number in (1, 2):
+        with monkeypatch.context() as patched, contextlib.suppress(Killed):
+            kill(patched, generation, "_decode", 3)
+            batch_by_batch(files, tmp_path / "killed", **asked)
+        assert len([*tmp_path.glob("killed/predictions/batches/*/batch-*.json")]) == (2 * number) % 3
+    calls = kill(monkeypatch, generation, "_decode", -1)
+    assert batch_by_batch(files, tmp_path / "killed", **asked) == results and calls[0] == batches - 4
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+    assert not (tmp_path / "killed/predictions/batches").exists()
+
+
+def test_batches_of_a_question_that_is_not_asked_again_go(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched, contextlib.suppress(Killed):
+        kill(patched, generation, "_decode", 3)
+        batch_by_batch(files, tmp_path, seeds="1")
+    calls = kill(monkeypatch, generation, "_decode", -1)
+    batch_by_batch(files, tmp_path, seeds="2")
+    assert calls[0] == 6 and not (tmp_path / "predictions/batches").exists()
+
+
+def test_answers_that_could_not_be_scored_are_kept(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What runs programs may take longer than the model does."""
+    with monkeypatch.context() as patched, contextlib.suppress(Killed):
+        kill(patched, answers, "_write_predictions", 1)
+        batch_by_batch(files, tmp_path, seeds="1")
+    calls = kill(monkeypatch, generation, "_decode", -1)
+    batch_by_batch(files, tmp_path, seeds="1")
+    assert calls[0] == 3
+
+
 def test_other_answers_with_the_same_scores_are_another_result(files: Path, tmp_path: Path) -> None:
     first = evaluate(files, tmp_path, "a", limit=1)
     assert evaluate(files, tmp_path, "a", limit=2) == first  # both models say nothing that is right
@@ -169,6 +217,7 @@ def test_a_changed_row_is_scored_again_whatever_its_column(files: Path, tmp_path
         *((name, is_folder) for name in ("metrics.json", "details.json", "comparisons.json", "train_samples.jsonl")
           for is_folder in (True, False)),
         ("predictions/a.dolly.1.jsonl", True), ("predictions/a.dolly.1.scores.json", False), ("predictions", False),
+        ("predictions/batches", False), ("predictions/batches/mine.txt", False),
     ],
 )  # fmt: skip
 def test_what_is_not_ours_is_refused_and_left(files: Path, tmp_path: Path, name: str, is_folder: bool) -> None:

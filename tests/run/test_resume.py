@@ -424,6 +424,21 @@ def test_texts_are_the_same_after_kills(tmp_path: Path, step: str, folder: str) 
     assert names and all((whole / name).read_bytes() == (killed / name).read_bytes() for name in names)
 
 
+@pytest.mark.parametrize("models", [["teacher"], pytest.param(None, marks=pytest.mark.slow)])
+def test_answers_are_the_same_after_kills(tmp_path: Path, models: list[str] | None) -> None:
+    """In their batches, in their files and between the two; nothing is left of the batches."""
+    tiny = TinyRun(tmp_path).set(evaluation={"seeds": [1, 2], "models": models}, generation__batch_size=2)
+    tiny.set(data__train_limit=8)
+    tiny.train()
+    for name in ("whole", "killed"):
+        shutil.copytree(tiny.run_dir, tmp_path / name)
+    part = "evaluation/predictions/"
+    whole, killed = killed_in(part, lambda run_dir: tiny.advance(run_dir=run_dir), tmp_path, 6)
+    names = [path.relative_to(whole) for path in whole.glob(f"{part}*")]
+    assert len(names) == 1 + 2 * 2 * len(models or "abc") == len([*killed.glob(f"{part}*")])
+    assert all((whole / name).read_bytes() == (killed / name).read_bytes() for name in names)
+
+
 def refuse_another_kind(tiny: TinyRun, run_dir: Path) -> None:
     """What FSDP has begun is not gone on with by plain training."""
     state = max(run_dir.glob(f"stages/0/checkpoint-*/{STATE_FILE}"))

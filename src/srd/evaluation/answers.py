@@ -18,7 +18,7 @@ import numpy as np
 
 from srd.base import parallel
 from srd.base.code import HANDED
-from srd.base.files import atomic_folder, fingerprint, link, read_json, write_json
+from srd.base.files import atomic_folder, discard, fingerprint, link, read_json, write_json
 from srd.base.locks import by_turns
 from srd.base.remedies import warn
 from srd.base.version import VERSION
@@ -33,6 +33,7 @@ from srd.evaluation.predictions import (
     refuse_folders,
     scores_path,
     state_of,
+    unfinished,
     write_answers,
 )
 from srd.metrics.common import FloatArray
@@ -141,8 +142,8 @@ def evaluate(
 
     Answers lie in ``folder/predictions/<model>.<task>.<seed>.jsonl`` as ``{"id", "text", "<metric>": 0..1}`` (of
     several samples the text is a list) and are made again only when the model, the examples or the decoding have
-    changed, or the files have; where only the scoring has, they are scored again. What earlier evaluations have left
-    in the folder is removed.
+    changed, or the files have; where only the scoring has, they are scored again. Of a file that is not whole every
+    finished batch is kept. What earlier evaluations have left in the folder is removed.
 
     Args:
         evaluated_models: The models.
@@ -200,7 +201,7 @@ def _answer_all(
                 evaluated.identity, benchmark.template, contents[benchmark.key], asdict(benchmark.decoding), seed,
                 batch_size, benchmark.samples,
             )  # fmt: skip
-            identity = fingerprint(question, scorers[benchmark.key])
+            identity, batches = fingerprint(question, scorers[benchmark.key]), unfinished(path, question)
             with by_turns(shared / TURNS / identity) if shared and parallel.is_main() else nullcontext():
                 if not parallel.on_main(partial(_has_answers, path, identity, shared)):
                     texts = parallel.on_main(partial(_texts, path, question))
@@ -208,10 +209,11 @@ def _answer_all(
                         loaded = loaded or evaluated.load()
                         title = f"{evaluated.name} on {benchmark.key}, seed {seed}"
                         tell = progress and partial(_tell, progress, title, before, total)
-                        texts = _answer(loaded, benchmark, seed, batch_size, tell)
+                        texts = _answer(loaded, benchmark, seed, batch_size, batches, tell)
                     _write_predictions(path, benchmark, texts, (question, identity), scoring)
                     _give(path, identity, shared)
             parallel.barrier()
+            parallel.on_main(partial(discard, batches))
             before += len(benchmark.examples) * benchmark.samples
             by_seed.setdefault((evaluated.name, benchmark.key), {})[seed] = read_json(scores_path(path))
         del loaded
@@ -271,10 +273,13 @@ def _tell(progress: Callable[[str, int, int], None], title: str, before: int, to
 
 
 def _answer(
-    loaded: tuple[Any, Encoder], benchmark: Benchmark, seed: int, batch_size: int,
+    loaded: tuple[Any, Encoder], benchmark: Benchmark, seed: int, batch_size: int, folder: Path,
     progress: Callable[[int, int], None] | None,
 ) -> Predictions:  # fmt: skip
-    """Let a model answer: a text for every example, or a list of texts where several samples are wanted."""
+    """Let a model answer: a text for every example, or a list of texts where several samples are wanted.
+
+    ``folder`` keeps every finished batch.
+    """
     model, encoder = loaded
     if benchmark.template is not None:
         encoder = encoder.with_template(benchmark.template)
@@ -291,7 +296,7 @@ def _answer(
         replace(benchmark.decoding, seed=seed),
         batch_size=batch_size,
         progress=progress,
-        share=parallel.processes() > 1,
+        folder=folder,
     )
     if benchmark.samples == 1:
         return texts

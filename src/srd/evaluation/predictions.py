@@ -2,7 +2,7 @@
 
 A folder of an evaluation holds ``predictions/<model>.<task>.<seed>.jsonl``, beside each its ``.scores.json``, the index
 of both, and the summaries that are made from them. The index lists what was written here: nothing else is read, and
-nothing else is ever removed.
+nothing else is ever removed, but for ``predictions/batches``: answers of files that are not whole.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from srd.base.files import (
     write_json,
     write_json_lines,
 )
+from srd.base.ours import strangers
 
-PREDICTIONS, INDEX = "predictions", "index.json"
+PREDICTIONS, INDEX, UNFINISHED = "predictions", "index.json", "batches"
 METRICS, DETAILS, COMPARISONS, SAMPLES = "metrics.json", "details.json", "comparisons.json", "train_samples.jsonl"
 FORMER = "former"  # results that another one has taken the place of, numbered
 LAST = "last"  # among these, while it is not known yet what of it is lost
@@ -49,6 +50,11 @@ def _stem(model: str, task: str) -> str:
 def scores_path(path: Path) -> Path:
     """File of the scores of such answers."""
     return path.with_suffix(".scores.json")
+
+
+def unfinished(path: Path, question: str) -> Path:
+    """Folder of the batches that are done of a file of answers to a question, until it is whole."""
+    return path.parent / UNFINISHED / question
 
 
 def clashing(tasks: Sequence[str]) -> str | None:
@@ -158,6 +164,7 @@ def finish(folder: Path, paths: Sequence[Path], metrics: dict[str, Any], details
         if name not in wanted:
             discard(folder / PREDICTIONS / name)
             discard(scores_path(folder / PREDICTIONS / name))
+    discard(folder / PREDICTIONS / UNFINISHED)  # of questions that nobody has come back to
     _write_index(folder, wanted)
     write_json(folder / DETAILS, details)
     write_json(folder / METRICS, metrics)
@@ -235,7 +242,7 @@ def check_folder(folder: Path, paths: Sequence[Path]) -> None:
 
 
 def refuse_folders(folder: Path, paths: Iterable[Path]) -> None:
-    """Refuse a folder that stands where a file is to go.
+    """Refuse a folder that stands where a file is to go, and what is not ours where finished batches lie.
 
     Raises:
         UserError: there is one; nothing has been touched.
@@ -243,3 +250,5 @@ def refuse_folders(folder: Path, paths: Iterable[Path]) -> None:
     for file in _files(folder, paths):
         if file.is_dir():
             raise UserError(f"{file} is a folder, but a file is to be written there. Move it away.")
+    for stranger in strangers(folder / PREDICTIONS / UNFINISHED):
+        raise UserError(f"{stranger} lies where answers are kept until they are whole. Move it away.")
