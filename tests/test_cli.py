@@ -386,7 +386,7 @@ def test_long_prompt_is_cut_counted_and_said(srd: Command, shared: TinyRun, tmp_
                   "data.test_size=1", "--run-dir", tmp_path / "run")  # fmt: skip
     assert outcome.code == 0, outcome.told
     warning = re.sub(r"\s+", " ", outcome.told)
-    assert "1 of 39 prompts are longer than 48 tokens" in warning
+    assert "1 of 39 prompts is longer than 48 tokens" in warning
     assert warning.count("prompts are longer") == 1
 
 

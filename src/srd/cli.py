@@ -608,7 +608,7 @@ def push_command(
 ) -> None:
     """Upload a run's student with its card to the Hugging Face hub, private unless you say otherwise."""
     from srd.base.console import console, set_up_logging
-    from srd.base.text import shown_bytes
+    from srd.base.text import many, shown_bytes
     from srd.export.push import prepared, push
 
     set_up_logging()
@@ -616,7 +616,7 @@ def push_command(
         for name, size in upload.sizes.items():
             _echo(f"{shown_bytes(size):>9}  {name}")
         whose = "public" if public else "private"
-        total = f"{len(upload.files)} files, {shown_bytes(sum(upload.sizes.values()))}"
+        total = f"{many(len(upload.files), 'file')}, {shown_bytes(sum(upload.sizes.values()))}"
         console.print(f"{total} as a {whose} {upload.kind}: {upload.address}", soft_wrap=True)
         for note in upload.notes:
             console.print(f"[yellow]![/] {_escaped(note)}", soft_wrap=True)

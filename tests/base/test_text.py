@@ -118,3 +118,8 @@ def test_an_estimate_is_no_finer_than_it_is_known(seconds: float, said: str) -> 
 
 def test_a_number_with_its_noun() -> None:
     assert [many(number, "row") for number in (0, 1, 1200)] == ["0 rows", "1 row", "1,200 rows"]
+    assert [many(number, noun) for number, noun in ((2, "query"), (1, "query"), (2, "day"))] == [
+        "2 queries",
+        "1 query",
+        "2 days",
+    ]

@@ -161,7 +161,7 @@ def test_fewer_examples_than_stages() -> None:
     [
         ([], "no rows"),
         (ranked(8).select([]), "no rows"),
-        ([{"id": "a", "rank": 1}, {"id": "a", "rank": 2}], "1 ids occur more than once in the ranks: a"),
+        ([{"id": "a", "rank": 1}, {"id": "a", "rank": 2}], "1 id occurs more than once in the ranks: a"),
         ([{"id": "a", "rank": 1}, {"id": "b", "rank": None}], "the rank of example 'b' is not a finite number"),
         ([{"id": "a", "rank": float("nan")}], "the rank of example 'a' is not a finite number"),
         ([{"id": "a", "rank": "10"}, {"id": "b", "rank": "9"}], "'rank' does not hold numbers"),

@@ -312,19 +312,19 @@ def test_bad_rows_can_be_dropped(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_length_that_is_missing_is_refused_too() -> None:
     rows: list[dict[str, Any]] = [{**row, "length": 3.0} for row in ROWS]
     rows[2]["length"] = None
-    with pytest.raises(UserError, match=r"1 of 4 examples have a score that is not finite: c \(.*length"):
+    with pytest.raises(UserError, match=r"1 of 4 examples has a score that is not finite: c \(.*length"):
         srd.rank(rows, by="length")
 
 
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
-        ([*ROWS, {"id": "b", "rouge_l": 0.1, "ce": 0.1}], "1 ids occur more than once in the scores: b"),
+        ([*ROWS, {"id": "b", "rouge_l": 0.1, "ce": 0.1}], "1 id occurs more than once in the scores: b"),
         ([{"id": "a", "rouge_l": 0.1}], r"lack the columns \['ce'\]; they have \['id', 'rouge_l'\]"),
         ([{"name": "a"}], r"lack the columns \['id', 'rouge_l', 'ce'\]"),
         ([], "no rows|lack the columns"),
         (datasets.Dataset.from_dict({"id": [], "rouge_l": [], "ce": []}), "no rows"),
-        ([{"id": None, "rouge_l": 0.1, "ce": 1.0}], "1 rows of the scores have no id"),
+        ([{"id": None, "rouge_l": 0.1, "ce": 1.0}], "1 row of the scores has no id"),
         ([{"id": "a", "rouge_l": "high", "ce": 1.0}], "column 'rouge_l' does not hold numbers"),
         ([{"id": "a", "rouge_l": [0.1], "ce": 1.0}], "column 'rouge_l' does not hold numbers"),
         ([{"id": [1], "rouge_l": 0.1, "ce": 1.0}], "column 'id' does not hold"),

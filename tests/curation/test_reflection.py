@@ -211,7 +211,7 @@ def test_rows_are_taken_in_any_container(kind: str, count: int) -> None:
         (examples_from_rows(PLAIN, "x").select([]), "no rows"),
         (pd.DataFrame(PLAIN).head(0), "no rows"),
         (datasets.Dataset.from_list(PLAIN).rename_column("output", "result"), "row 1, .*: no question with an answer"),
-        (datasets.concatenate_datasets([examples_from_rows(PLAIN[:1], "x")] * 2), "1 ids occur more than once"),
+        (datasets.concatenate_datasets([examples_from_rows(PLAIN[:1], "x")] * 2), "1 id occurs more than once"),
         (datasets.DatasetDict({"train": datasets.Dataset.from_list(PLAIN)}), "Choose one split"),
         (PLAIN[0], "Put a single row into a list"),
         ("rows.jsonl", "cannot take a str"),

@@ -204,8 +204,8 @@ def test_a_cut_response_has_no_end_of_sequence(caplog: pytest.LogCaptureFixture)
     assert tokenizer.eos_token_id not in encoded[0]["response_ids"]
     assert LONG.startswith(tokenizer.decode(encoded[0]["response_ids"]))
     assert all(ids[-1] == tokenizer.eos_token_id for ids in encoded["response_ids"][1:])
-    assert "1 of 3 prompts are longer than 30 tokens" in caplog.text
-    assert "1 of 3 responses were cut to fit 60 tokens; they have no end of sequence" in caplog.text
+    assert "1 of 3 prompts is longer than 30 tokens" in caplog.text
+    assert "1 of 3 responses was cut to fit 60 tokens; they have no end of sequence" in caplog.text
 
 
 def test_a_response_of_exactly_the_room_keeps_its_end() -> None:

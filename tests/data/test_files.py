@@ -302,7 +302,7 @@ def test_folders(tmp_path: Path, names: dict[str, int], expected: dict[str, int]
 def test_what_a_folder_leaves_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = put(tmp_path / "set", {"train.jsonl": 3, "more.jsonl": 2})
     assert sizes(folder) == {"train": 3}
-    assert "1 files are left out" in caplog.text and "more.jsonl" in caplog.text
+    assert "1 file left out" in caplog.text and "more.jsonl" in caplog.text
 
 
 def test_a_link_to_nothing_is_called_that(tmp_path: Path) -> None:

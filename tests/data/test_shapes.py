@@ -229,7 +229,7 @@ def test_mixed_rows_are_all_read_and_said(tmp_path: Path, caplog: pytest.LogCapt
     with caplog.at_level(logging.INFO, "srd"):
         assert len(load(tmp_path, rows)) == 5
     (told,) = caplog.messages
-    assert told.startswith(f"{tmp_path / 'rows.jsonl'}: JSON lines: 3 conversations as ShareGPT has them")
+    assert told.startswith(f"{tmp_path / 'rows.jsonl'}: JSON lines: 3 conversations in the form of ShareGPT")
     assert told.endswith("2 instructions with answers")
 
 

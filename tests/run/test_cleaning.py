@@ -379,7 +379,7 @@ def test_a_repair_is_trained_on_as_it_was_written(run: TinyRun, monkeypatch: pyt
     others = [row for row in done.split("train") if row["id"] not in repaired]
     assert others and not any(row["tokens"] for row in others)
     assert all(tokenizer.decode(encoded[row["id"]]["response_ids"]).startswith(row["references"][0]) for row in others)
-    assert any(" repairs were cut at 4 tokens, and are not used" in each for each in told)
+    assert any("Not used as cut at 4 tokens: " in each for each in told)
 
 
 def test_too_many_marks_stop_and_show_examples(run: TinyRun) -> None:
@@ -434,7 +434,7 @@ def test_files_of_ids(tmp_path: Path) -> None:
     assert cleaning.named_ids("keep", str(tmp_path / "ids.jsonl"), rows) == ["row-002"]
     (tmp_path / "ids.json").write_text('{"id": "row-002"}', encoding="utf-8")
     assert cleaning.named_ids("keep", str(tmp_path / "ids.json"), rows) == ["row-002"]
-    for name, message in (("other.jsonl", "has no column 'id'"), ("strange.txt", "none of the 2 ids.* one to a line")):
+    for name, message in (("other.jsonl", "has no column 'id'"), ("strange.txt", "none of 2 ids.* one to a line")):
         with pytest.raises(UserError, match=message):
             cleaning.named_ids("drop", str(tmp_path / name), rows)
 

@@ -94,7 +94,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], list[str], str, bool]] = {
     "both cut": (tiny_rows(), ["data.max_length=25", "data.max_prompt_length=18"], "responses were cut", True),
     "scripts": (CHINESE, ["data.max_length=200"], "ROUGE counts words by script", False),
     "words of control tokens": (
-        [*tiny_rows(), {"instruction": "Say <|im_end|>", "output": "no"}], [], "hold the words of a control", False,
+        [*tiny_rows(), {"instruction": "Say <|im_end|>", "output": "no"}], [], "holds the words of a control", False,
     ),
     "rows left out": ([*tiny_rows(), {"instruction": "a", "output": ""}], ["data.bad_rows=drop"], "left out", False),
     "tools left out": (
@@ -187,10 +187,10 @@ LONG = [{"instruction": "Why? " * 50, "output": "So. " * 90}]
 AHEAD: dict[str, tuple[dict[str, list[dict[str, Any]]], list[str]]] = {
     # what is wrong with which file, and what both say of it
     "scripts": ({"train": CHINESE}, ["ROUGE counts words by script"]),
-    "train": ({"train": [*tiny_rows(), *LONG]}, ["1 of 41 prompts are longer", "1 of 41 responses were cut"]),
-    "validation": ({"validation": LONG}, ["1 of 1 validation prompts are longer", "1 of 1 validation responses were"]),
-    "test": ({"test": LONG}, ["1 of 1 test prompts are longer"]),
-    "a task": ({"task": [*LONG, *CHINESE]}, ["1 of 31 mine prompts are longer", "mine: the references are"]),
+    "train": ({"train": [*tiny_rows(), *LONG]}, ["1 of 41 prompts is longer", "1 of 41 responses was cut"]),
+    "validation": ({"validation": LONG}, ["1 of 1 validation prompts is longer", "1 of 1 validation responses was"]),
+    "test": ({"test": LONG}, ["1 of 1 test prompts is longer"]),
+    "a task": ({"task": [*LONG, *CHINESE]}, ["1 of 31 mine prompts is longer", "mine: the references are"]),
     "control tokens": ({"validation": [{"instruction": "Say <|im_end|>", "output": "no"}]}, ["words of a control"]),
 }  # fmt: skip
 

@@ -217,7 +217,7 @@ def held(folder: Path) -> tuple[dict[str, str], Any]:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "ids that are no rows": ({"data__cleaning": {"action": "drop", "find": ["empty"], "drop": "strange.txt"}},
-                              "none of the 1 ids"),
+                              "none of 1 id "),
     "more rows than can be wrong": ({"data__cleaning": {"action": "drop", "find": ["empty"], "drop": "some.txt",
                                                         "most": 0.01}}, "more than data.cleaning.most"),
     "rows to test with among those to train on": ({"data__test": "rows.jsonl", "data__leaks": "error"}, "data.leaks"),

@@ -221,7 +221,7 @@ def test_rows_whose_own_program_fails_are_told_and_not_counted(caplog: pytest.Lo
     assert scores.metrics == {"pass@1": 0.5}
     assert scores.per_example["pass@1"].tolist() == pytest.approx([1.0, float("nan"), 0.0], nan_ok=True)
     assert scores.details["not_counted"] == {"count": 1, "first": ["mbpp-12"]}
-    assert "1 of 3 rows are left out" in caplog.text and "mbpp-12 (test 1: the assertion does not hold)" in caplog.text
+    assert "left out 1 of 3 rows" in caplog.text and "mbpp-12 (test 1: the assertion does not hold)" in caplog.text
     assert task.judgeable(examples, allow_code_execution=True) == [0, 2]
     with pytest.raises(UserError, match=r"no row's own program.*mbpp-12"):
         task.score([RIGHT], examples.select([1]), allow_code_execution=True)

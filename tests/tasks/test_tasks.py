@@ -245,7 +245,7 @@ def test_text_metrics() -> None:
     assert translation.metrics["bleu"] == bleu(answers, [references for references, _ in expected]).score
     assert "tok:13a" in translation.details["signatures"]["bleu"]
     assert translation.per_example["sentence_chrf"].shape == (2,)
-    with pytest.raises(UserError, match="1 predictions for 2 examples"):
+    with pytest.raises(UserError, match="1 prediction for 2 examples"):
         get_task("dolly").score(["one"], examples)
     with pytest.raises(UserError, match="not several samples"):
         get_task("dolly").score([["one"], ["two"]], examples)

@@ -67,8 +67,15 @@ def roughly(seconds: float) -> str:
 
 
 def many(number: int, noun: str) -> str:
-    """Write a number with its noun, in the plural unless there is one: ``1 stage``, ``1,200 examples``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    """Write a number with its noun, in the plural unless it is one: ``1 stage``, ``1,200 rows``, ``2 queries``."""
+    if number != 1:
+        noun = f"{noun[:-1]}ies" if re.search("[^aeiou]y$", noun) else f"{noun}s"
+    return f"{number:,} {noun}"
+
+
+def verb(number: int, one: str = "is", more: str = "are") -> str:
+    """The verb behind a number: ``1 of 20 rows is``."""
+    return one if number == 1 else more
 
 
 def count(number: float) -> str:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import yaml
 
 from srd.base.errors import UserError
-from srd.base.text import is_text, visible
+from srd.base.text import is_text, many, visible
 
 LONGEST = 1 << 20  # bytes: the longest shipped recipe has about 1,500
 DEEPEST = 50  # lists and mappings inside each other
@@ -174,7 +174,7 @@ class _Check:
         self._size(root)
         if self.mistakes:
             lines = "\n".join(f"  {mistake}" for mistake in dict.fromkeys(self.mistakes))
-            count = "1 mistake" if len(self.mistakes) == 1 else f"{len(self.mistakes)} mistakes"
+            count = many(len(self.mistakes), "mistake")
             raise UserError(f"{self.place} is not YAML as recipes use it, {count}:\n{lines}")
 
     def _size(self, node: yaml.Node) -> int:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from srd.base.errors import UserError, nearest
 from srd.base.limits import LARGEST_K
 from srd.base.tables import data_set
+from srd.base.text import many, verb
 from srd.curation.fusion import FUSIONS, rrf
 from srd.curation.scores.base import ScoreInputs, Values, columns_of, one_each, scores_of
 from srd.data.rows import as_table, with_ids, with_numbers
@@ -128,10 +129,10 @@ def _finite_rows(table: pa.Table, numbers: list[str], bad_rows: str) -> pa.Table
     ) + (" …" if len(bad) > 5 else "")
     if bad_rows == "error":
         raise UserError(
-            f"{len(bad)} of {len(table)} examples have a score that is not finite: {shown}. "
+            f"{len(bad)} of {len(table)} examples {verb(len(bad), 'has', 'have')} a score that is not finite: {shown}. "
             "Correct or remove them, or set data.bad_rows=drop (--drop-bad) to go on without them."
         )
-    logger.warning("dropped %d examples whose score is not finite: %s", len(bad), shown)
+    logger.warning("dropped %s whose score is not finite: %s", many(len(bad), "example"), shown)
     if len(bad) == len(table):
         raise UserError("no example has a finite score: there is nothing to rank")
     return table.filter(pa.array(finite))

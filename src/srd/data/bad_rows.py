@@ -16,6 +16,7 @@ from typing import Any, Literal
 from srd.base.errors import UserError
 from srd.base.files import atomic_write
 from srd.base.remedies import warn
+from srd.base.text import many
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +155,7 @@ class BadRows:
             for reason in reasons[:SHOWN_REASONS]
         ]
         if rest := reasons[SHOWN_REASONS:]:
-            lines.append(f"  {sum(reason.count for reason in rest):,} × {len(rest)} other reasons")
+            lines.append(f"  {sum(reason.count for reason in rest):,} × {many(len(rest), 'other reason')}")
         return "\n".join(lines)
 
 

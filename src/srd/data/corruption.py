@@ -13,6 +13,7 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets
 
 from srd.base.errors import UserError
+from srd.base.text import many
 from srd.metrics.scripts import pieces, places
 
 Example = dict[str, Any]
@@ -94,7 +95,7 @@ def _choose_rows(examples: Dataset, order: Sequence[int], counts: dict[str, int]
                 taken.add(index)
         if len(chosen[kind]) < counts[kind]:
             raise UserError(
-                f"corruption kind {kind!r}: {counts[kind]} rows wanted, but only {len(chosen[kind])} have "
+                f"corruption kind {kind!r}: {many(counts[kind], 'row')} wanted, but only {len(chosen[kind])} with "
                 "a response of two words or more. Lower the share, or leave this kind out."
             )
     return chosen
@@ -117,9 +118,8 @@ def _swapped(
     step = max(sum(text == other for other in texts) for text in texts)
     if 2 * step > len(rows):
         raise UserError(
-            f"corruption kind 'swapped': {len(rows)} rows were chosen and {step} of them have the same "
-            "response, so that not every row can get another. Raise the share so that more rows are chosen, "
-            "or leave this kind out."
+            f"corruption kind 'swapped': {many(len(rows), 'row')} chosen, {step} of them with the same response, so "
+            "that not every row can get another. Raise the share so that more rows are chosen, or leave this kind out."
         )
     swapped: list[Example] = [{} for _ in rows]
     for position, place in enumerate(circle):

@@ -17,6 +17,7 @@ from srd.base.files import fingerprint
 from srd.base.handed import check_loaded
 from srd.base.remedies import warn
 from srd.base.tables import column, data_set, parts_of
+from srd.base.text import verb
 from srd.data.examples import as_examples, one_for_each_answer
 from srd.data.messages import texts_beside
 from srd.data.templates.base import PartedError, Segment, Template, class_of, get_template
@@ -438,7 +439,8 @@ class Encoder:
     def _tell_prompts(self, cut: int, count: int, split: str) -> None:
         """Say how many prompts are not whole."""
         if cut:
-            what = f"{cut} of {count}{split and f' {split}'} prompts are longer than {self.max_prompt_length} tokens"
+            what = f"{cut} of {count}{split and f' {split}'} prompts {verb(cut)} longer than"
+            what += f" {self.max_prompt_length} tokens"
             warn(logger, f"{what}: their content was cut, the frame kept.", self._longer())
 
     def _tell_responses(self, cut: int, count: int, split: str, *, written: bool) -> None:
@@ -448,7 +450,8 @@ class Encoder:
             fits = self._longest_response()
             if written:
                 remedy = "Raise max_new_tokens of the method that lets them be written, or data.max_length."
-            what = f"{cut} of {count}{split and f' {split}'} responses were cut {where}to fit {fits} tokens"
+            what = f"{cut} of {count}{split and f' {split}'} responses {verb(cut, 'was', 'were')} cut "
+            what += f"{where}to fit {fits} tokens"
             warn(logger, f"{what}; they have no end of sequence.", remedy)
 
     def _tell_frames(self, count: int, split: str) -> None:
@@ -489,8 +492,8 @@ class Encoder:
     def _tell_control(self, count: int) -> None:
         met, untold = len(self.control.met), len(self.control.untold)
         what = (
-            f"{met} of {count} examples hold the words of a control token (the first {self.control.first}): there they "
-            "are words, not the token"
+            f"{met} of {count} examples {verb(met, 'holds', 'hold')} the words of a control token (the first "
+            f"{self.control.first}): there they are words, not the token"
         )
         remedy = "Where they are meant as the token, give the row as prompt and completion; else all is well."
         if untold:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from srd.base.errors import UserError
 from srd.base.remedies import warn
 from srd.base.tables import parts_of
+from srd.base.text import many, verb
 from srd.data.messages import plain_text
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def without_leaks(
         )
     warn(
         logger,
-        f"{said}: {leaked.sum()} rows dropped from training (data.leaks=drop).",
+        f"{said}: {many(int(leaked.sum()), 'row')} dropped from training (data.leaks=drop).",
         "Nothing needs to be done; remove them from the training file to hear no more of them.",
     )
     return {**splits, "train": train.select(np.flatnonzero(~leaked))}
@@ -102,7 +103,7 @@ def _distinct(rows: Dataset) -> pa.Array:
 
 def _told(split: str, found: Mapping[str, NDArray[np.bool_]]) -> list[str]:
     return [
-        f"{rows.sum()} of the {len(rows)} {split} prompts are also in {name}"
+        f"{rows.sum()} of the {len(rows)} {split} prompts {verb(int(rows.sum()))} also in {name}"
         for name, rows in found.items()
         if rows.any()
     ]

@@ -13,6 +13,7 @@ from datasets import IterableDataset
 
 from srd.base.errors import UserError
 from srd.base.tables import repeated
+from srd.base.text import many, verb
 from srd.data.nested import reader_of, rows_of, without_nulls
 
 TAKEN = "a datasets.Dataset, a pandas, polars or pyarrow table, or a list of dicts"
@@ -132,10 +133,11 @@ def with_ids(table: pa.Table, what: str = "scores") -> pa.Table:
         raise UserError(f"the column 'id' does not hold names: it is of type {kind}. Make it text, in every row.")
     table = table.set_column(table.column_names.index("id"), "id", table["id"].cast(kind).cast(pa.string()))
     if missing := table["id"].null_count:
-        raise UserError(f"{missing} rows of the {what} have no id")
+        raise UserError(f"{many(missing, 'row')} of the {what} {verb(missing, 'has', 'have')} no id")
     if len(twice := repeated(table["id"])):
         shown = ", ".join(map(str, twice[:5].to_pylist()))
-        raise UserError(f"{len(twice)} ids occur more than once in the {what}: {shown}. Ids must be unique.")
+        found = f"{many(len(twice), 'id')} {verb(len(twice), 'occurs', 'occur')} more than once in the {what}"
+        raise UserError(f"{found}: {shown}. Ids must be unique.")
     return table
 
 

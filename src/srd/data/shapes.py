@@ -54,7 +54,7 @@ class Shape:
     """A shape of rows.
 
     Attributes:
-        title: as it is said.
+        title: as one is said.
         fits: whether a row, without its nulls, has it; beside the row stands what `pair_of` says of it.
         native: what becomes of it.
     """
@@ -253,16 +253,16 @@ def _is_pair_of(question: str) -> Callable[[Row, Pair | None], bool]:
 
 
 SHAPES = (
-    Shape("conversations as ShareGPT has them (from, value)", _is_share_gpt, _share_gpt),
-    Shape("conversations (role, content)", _is_conversation, _conversation),
-    Shape("conversations in the prompt", lambda row, pair: isinstance(row.get("prompt"), list), _prompt_of_turns),
-    Shape("instructions with a system prompt, a history or tools", _is_pair_with_more, _with_more),
-    Shape("instructions with answers", _is_pair_of("instruction")),
-    Shape("prompts with completions", _is_pair_of("prompt")),
-    Shape("questions with answers", _is_pair_of("question")),
-    Shape("queries with responses", _is_pair_of("query")),
-    Shape("problems with solutions", _is_pair_of("problem")),
-    Shape("inputs with outputs", _is_pair_of("input")),
+    Shape("conversation in the form of ShareGPT (from, value)", _is_share_gpt, _share_gpt),
+    Shape("conversation (role, content)", _is_conversation, _conversation),
+    Shape("conversation in the prompt", lambda row, pair: isinstance(row.get("prompt"), list), _prompt_of_turns),
+    Shape("instruction with a system prompt, a history or tools", _is_pair_with_more, _with_more),
+    Shape("instruction with answers", _is_pair_of("instruction")),
+    Shape("prompt with completions", _is_pair_of("prompt")),
+    Shape("question with answers", _is_pair_of("question")),
+    Shape("query with responses", _is_pair_of("query")),
+    Shape("problem with solutions", _is_pair_of("problem")),
+    Shape("input with outputs", _is_pair_of("input")),
 )
 
 

@@ -20,6 +20,7 @@ from pyarrow import csv
 from srd.base.console import progress_bar
 from srd.base.errors import UserError, nearest
 from srd.base.failures import reading
+from srd.base.text import many
 from srd.data.bad_rows import BadRows, Check, Owner, RowError, without_refused
 from srd.data.examples import ExampleBuilder
 from srd.data.files import DELIMITED, FORMATS, Row, bare_name, format_of, read_lines, title_of
@@ -250,8 +251,8 @@ def _files(source: SourceConfig, named: Known | None, paths: Sequence[Path]) -> 
     if found.left_out:
         some = ", ".join(path.name for path in found.left_out[:3])
         log.warning(
-            "%s: %d files are left out, as their names say no split and those of others do: %s%s. To read them, too, "
-            "name the files.", origin, len(found.left_out), some, ", …" if len(found.left_out) > 3 else "",
+            "%s: %s left out, where the name says no split and those of others do: %s%s. To read them, too, "
+            "name the files.", origin, many(len(found.left_out), "file"), some, ", …" * (len(found.left_out) > 3),
         )  # fmt: skip
     splits = {split: _reader(group, source.format) for split, group in found.splits.items()}
     titles = Counter(title_of(path, source.format) for group in found.splits.values() for path in group)
@@ -341,7 +342,8 @@ def _read(rules: _Rules, rows: _Rows) -> DatasetDict | Dataset:
         built.update(_build(rules, rows, split, "" if len(names) == 1 else split))
     if "" in built:
         built = {names[0]: built[""]}
-    told = ", ".join(f"{count:,} {shape or 'rows'}" for shape, count in rules.shapes.most_common())
+    shapes = [(count, (shape or "row").partition(" ")) for shape, count in rules.shapes.most_common()]
+    told = ", ".join(f"{many(count, noun)} {of}".rstrip() for count, (noun, _, of) in shapes)
     log.info("%s: %s: %s", rows.origin, rows.title, told)
     return _choose_split(built, source.split, rows.origin)
 
@@ -376,7 +378,7 @@ def _build(rules: _Rules, found: _Rows, split: str, target: str) -> dict[str, Da
             break
     columns.check()
     if skipped:
-        log.warning("%s: %d rows without a text were left out", found.origin, skipped)
+        log.warning("%s: left out %s without a text", found.origin, many(skipped, "row"))
     builders = builders or {target: ExampleBuilder(found.origin, found.prefix, bad)}
     for builder in builders.values():
         rules.shapes.update(builder.shapes)

@@ -10,6 +10,7 @@ from typing import Any
 from datasets import Dataset
 
 from srd.base.errors import UserError
+from srd.base.text import many
 from srd.data.sources import read_rows
 from srd.metrics.scripts import BY_SCRIPT
 from srd.sandbox.outside import Permission, require_permission
@@ -94,8 +95,9 @@ def _matched(answers: list[_Placed], expected: list[_Placed], predictions: Path,
         return [by_id[name] for name in wanted]
     if len(answers) != len(expected):
         raise UserError(
-            f"{predictions} has {len(answers)} predictions, but {references} has {len(expected)} references: "
-            "line by line they must be one to one. Complete the shorter file, or give both an 'id'"
+            f"{predictions} has {many(len(answers), 'prediction')}, but {references} has "
+            f"{many(len(expected), 'reference')}: line by line they must be one to one. Complete the "
+            "shorter file, or give both an 'id'"
         )
     return answers
 

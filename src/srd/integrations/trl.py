@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from srd.base.errors import UserError
 from srd.base.remedies import warn
 from srd.base.tables import data_set
+from srd.base.text import many
 from srd.curation.curriculum import Stage
 from srd.data.rows import as_table
 from srd.run.curate import passes_of
@@ -61,8 +62,8 @@ def curriculum_dataset(
         count = len(part) - len(part) % batch_size
         if not count:
             raise UserError(
-                f"stage {number} has {len(part)} rows with all its passes, fewer than the {batch_size} of a step "
-                f"(batch_size). Take at most {len(part)} here, and in the trainer's per_device_train_batch_size."
+                f"stage {number} has {many(len(part), 'row')} with all its passes, fewer than the {batch_size} of a "
+                f"step (batch_size). Take at most {len(part)} here, and in the trainer's per_device_train_batch_size."
             )
         cut.append(part.select(range(count)))
     if not cut:

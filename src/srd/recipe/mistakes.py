@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from srd.base.errors import nearest
 from srd.base.settings import Section
+from srd.base.text import many
 from srd.recipe.schema import Recipe
 from srd.training.methods.base import METHODS
 
@@ -32,7 +33,7 @@ def describe_mistakes(error: ValidationError, root: type[BaseModel] | None = Non
         if section == "baselines" and list(map(_what_is_wrong, told)) == list(map(_what_is_wrong, messages)):
             del by_key[key]
     lines = "".join(f"\n  {key}: {'; or '.join(dict.fromkeys(messages))}" for key, messages in by_key.items())
-    return f"{len(by_key)} mistake{'' if len(by_key) == 1 else 's'}:{lines}"
+    return f"{many(len(by_key), 'mistake')}:{lines}"
 
 
 def _what_is_wrong(message: str) -> str:

@@ -168,7 +168,7 @@ def reason(run: RunFiles, marks: pyarrow.Table, why: Any, name: str) -> Reason:
         answers = [Answer(said.capitalize(), row["response_after"], "ours")] if row["repaired"] else []
         if row["id"] in examples:
             cards.append(card(said, examples[row["id"]], facts, answers))
-    return Reason(f"{len(places):,} rows {reason_of(name)}", cards)
+    return Reason(f"Rows that {reason_of(name)}: {len(places):,}", cards)
 
 
 def _fate(row: Row) -> str:

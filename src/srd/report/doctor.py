@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from srd.base.text import count, duration, percent, shown_bytes
+from srd.base.text import count, duration, many, percent, shown_bytes
 from srd.run.plan.doctor import Diagnosis, Seen, Side
 
 SHOWN = 120  # tokens of a prompt or a response
@@ -54,13 +54,14 @@ def _models(found: Diagnosis) -> Table:
 def _print_example(example: Seen, texts: dict[int, str], console: Console) -> None:
     end = "" if example.ended else ", without an end"
     console.print(Text(f"\nexample {example.id}, template {example.template}", style="bold"), soft_wrap=True)
+    read, learnt = many(len(example.prompt_ids), "token"), many(len(example.response_ids), "token")
     parts = (
-        (f"read, {len(example.prompt_ids)} tokens", example.prompt_ids, _learnt_within(example)),
-        (f"learnt, {len(example.response_ids)} tokens{end}", example.response_ids, [True] * len(example.response_ids)),
+        (f"read, {read}", example.prompt_ids, _learnt_within(example)),
+        (f"learnt, {learnt}{end}", example.response_ids, [True] * len(example.response_ids)),
     )
-    for title, ids, learnt in parts:
+    for title, ids, own in parts:
         console.print(Text(f"{title}:", style="dim"))
-        console.print(_tokens(ids, learnt, texts), soft_wrap=True)
+        console.print(_tokens(ids, own, texts), soft_wrap=True)
 
 
 def _learnt_within(example: Seen) -> list[bool]:
@@ -75,7 +76,7 @@ def _tokens(ids: Sequence[int], learnt: Sequence[bool], texts: dict[int, str]) -
     for place, (token, own) in enumerate(zip(ids, learnt, strict=True)):
         if len(ids) > SHOWN and half <= place < len(ids) - half:
             if place == half:
-                text.append(f"│ … {len(ids) - SHOWN:,} tokens … ", style=BORDER)
+                text.append(f"│ … {many(len(ids) - SHOWN, 'token')} … ", style=BORDER)
             continue
         text.append("│" if place else "", style=BORDER)
         text.append(texts[token].replace("\n", "↵\n"), style=LEARNT if own else READ)
@@ -87,7 +88,9 @@ def _facts(found: Diagnosis) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     learnt = f"{counts.ended:,} of {counts.examples:,} responses ({percent(counts.ended / counts.examples)})"
     table.add_row("\nend of a turn learnt", f"\nin {learnt}")
-    table.add_row("cut", f"{counts.prompts_cut:,} prompts, {counts.responses_cut:,} responses of {counts.examples:,}")
+    table.add_row(
+        "cut", f"{many(counts.prompts_cut, 'prompt')}, {many(counts.responses_cut, 'response')} of {counts.examples:,}"
+    )
     data = plan.data
     table.add_row("examples", f"{data.train:,} train, {data.validation:,} validation, {data.test:,} test")
     table.add_row("time", f"about {duration(plan.flops / plan.flops_per_second)} on this machine")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from srd.base.text import count, percent
+from srd.base.text import count, many, percent
 from srd.metrics.rouge import rouge_l_many
 from srd.report.answers import Answer, Card, Group, by_id, card, evenly
 from srd.report.reading import Row, RunFiles, finite, read_file, read_parquet
@@ -131,6 +131,6 @@ def changed_texts(run: RunFiles, refreshes: Sequence[Refresh]) -> Group | None:
     cards: list[Card] = []
     for name in (name for name in chosen if name in prompts):
         texts = [Answer(each.title, str(each.answers[name]["response"])) for each in refreshes if name in each.answers]
-        cards.append(card(f"Answered {count(len(texts))} times", prompts[name], [], evenly(texts, TEXTS)))
+        cards.append(card(f"Answered {many(len(texts), 'time')}", prompts[name], [], evenly(texts, TEXTS)))
     note = "What it wrote to train on, at each refresh, sampled anew."
     return Group("How its own text changed", note, cards) if cards else None

@@ -17,6 +17,7 @@ import numpy as np
 from srd.base.errors import UserError, nearest
 from srd.base.handed import check_call, check_kind
 from srd.base.registry import Registry
+from srd.base.text import many
 from srd.metrics.common import FloatArray
 from srd.sandbox.outside import Permission
 
@@ -426,7 +427,8 @@ def check_counts(predictions: Predictions, examples: Dataset, task: str) -> None
     """Raise UserError unless there are as many predictions as examples, and at least one."""
     if len(predictions) != len(examples) or not len(examples):
         raise UserError(
-            f"task {task!r}: {len(predictions)} predictions for {len(examples)} examples: there must be one for each"
+            f"task {task!r}: {many(len(predictions), 'prediction')} for {many(len(examples), 'example')}: there must "
+            "be one for each"
         )
 
 

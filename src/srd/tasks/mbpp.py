@@ -184,7 +184,7 @@ class MbppTask(Task):
             listed = "; ".join(f"{name} ({reason})" for name, reason in failed[:SHOWN])
             more = f" and {len(failed) - SHOWN} more" if len(failed) > SHOWN else ""
             log.warning(
-                "task 'mbpp': %d of %d rows are left out, as their own program ('code') does not pass their tests: "
+                "task 'mbpp': left out %d of %d rows, whose own program ('code') does not pass their tests: "
                 "%s%s", len(failed), len(rows), listed, more,
             )  # fmt: skip
         if not any(fit):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from srd.base.remedies import warn
+from srd.base.text import many
 from srd.export.curated import TRAINERS, Trainer, start_model, teacher_model
 from srd.export.texts import Shown
 from srd.run.curate import Curated
@@ -148,8 +149,8 @@ def _check_batches(made: Curated) -> None:
     if rows < training.batch_size:
         warn(
             logger,
-            f"stage {stage} has {rows} rows with all its passes, fewer than training.batch_size={training.batch_size}: "
-            "train_gkd.py would refuse it.",
+            f"stage {stage} has {many(rows, 'row')} with all its passes, fewer than training.batch_size="
+            f"{training.batch_size}: train_gkd.py would refuse it.",
             f"Curate again with training.batch_size={rows}"
             + (f" training.micro_batch_size={rows}." if training.micro_batch_size else "."),
         )

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from srd.base.errors import UserError, nearest
+from srd.base.text import many
 from srd.models.loading.guard import guarded, no_folder
 
 if TYPE_CHECKING:
@@ -165,5 +166,7 @@ def load_adapter(model: PreTrainedModel, source: str, *, trainable: bool = False
     places = {name for name in get_peft_model_state_dict(adapted) if ".lora_" in name}
     if saved != places:
         odd = sorted(saved ^ places)
-        raise UserError(f"adapter '{source}' does not fit the model: {len(odd)} tensors, such as '{odd[0]}'. {remedy}")
+        raise UserError(
+            f"adapter '{source}' does not fit the model: {many(len(odd), 'tensor')}, such as '{odd[0]}'. {remedy}"
+        )
     return adapted.eval() if not trainable else adapted

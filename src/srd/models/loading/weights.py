@@ -16,6 +16,7 @@ from torch import nn
 
 from srd.base.errors import UserError
 from srd.base.files import fingerprint, read_json
+from srd.base.text import many, verb
 from srd.models.loading.guard import guarded
 from srd.models.measured import settings_of
 
@@ -40,8 +41,8 @@ def weight_files(folder: Path) -> list[Path]:
             names = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise UserError(
-                f"model '{folder}': {INDEX} names {len(names)} files of weights, and {len(missing)} are missing, such "
-                f"as {missing[0]}. Copy or download them again."
+                f"model '{folder}': {INDEX} names {many(len(names), 'file')} of weights, and {len(missing)} "
+                f"{verb(len(missing))} missing, such as {missing[0]}. Copy or download them again."
             )
         return [folder / name for name in names]
     if found := sorted(path for path in folder.glob("*.safetensors") if path.is_file()):  # no pipe, which would wait
@@ -116,7 +117,7 @@ def check_report(source: str, model: nn.Module, report: dict[str, Any]) -> None:
     own = [name for name in surplus if _belongs(name, model)]
     if own:
         raise UserError(
-            f"model '{source}': its files hold {len(own)} tensors that config.json has no place for, such as "
+            f"model '{source}': its files hold {many(len(own), 'tensor')} that config.json has no place for, such as "
             f"'{own[0]}': without them it would be another model. Correct config.json (number of layers, biases, tied "
             "embeddings), or save the model again with save_pretrained."
         )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from srd.base.errors import RunError, UserError, nearest
+from srd.base.text import many
 from srd.data.turns import turns_of
 from srd.models.generation import Decoding, sample_seed
 from srd.models.served.client import Address, Answer, Client, Unreachable
@@ -199,7 +200,7 @@ class Endpoint:
         if place is None and len(tokens) == len(ours):
             return
         reads = self.address.reads
-        what = f"it makes {len(tokens)} tokens of a text that {reads} makes {len(ours)} of"
+        what = f"it makes {many(len(tokens), 'token')} of a text that {reads} makes {len(ours)} of"
         if place is not None:
             piece = tokens[place]
             shown = f"id {piece}" if isinstance(piece, int) else repr(piece)
@@ -260,7 +261,8 @@ class Endpoint:
         told, wanted = self._parsed(dialect, answer), len(ids) - start
         if len(told) < wanted or (dialect.from_first and len(told) != len(ids)):
             raise Malformed(
-                f"it tells of {len(told)} tokens where {len(ids) if dialect.from_first else wanted} were sent"
+                f"it tells of {many(len(told), 'token')}, not of the {len(ids) if dialect.from_first else wanted} "
+                "that it was sent"
             )
         found = told[len(told) - wanted :]
         return [_checked(position, ids[start + i], start + i) for i, position in enumerate(found)]

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from srd.base.console import quiet_libraries
 from srd.base.errors import UserError, nearest
-from srd.base.text import count, duration, shown_bytes
+from srd.base.text import count, duration, many, shown_bytes
 from srd.base.yaml_text import read_yaml
 from srd.data.settings import SourceConfig, is_hub_name
 from srd.models.settings import HUB_NAME, SMOLLM2, ModelConfig
@@ -350,7 +350,7 @@ def requests_of(facts: Facts) -> list[str]:
         return []
     top = f", the {recipe.cache.listed} likeliest at each token of the response" if recipe.cache.listed else ""
     texts = data.train * (2 if any(training.on_pairs for training in recipe.student_trainings) else 1)
-    return [f"the server is asked about {texts:,} texts of about {data.prompt + data.response:.0f} tokens{top}"]
+    return [f"the server is asked about {many(texts, 'text')} of about {data.prompt + data.response:.0f} tokens{top}"]
 
 
 def _told_of_sizes(facts: Facts) -> list[str]:
@@ -423,7 +423,7 @@ def _facts_table(plan: Plan) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     sizes = [("teacher", each) for each in (plan.teacher, *plan.other_teachers)]
     for role, size in (*sizes, ("student", plan.student)):
-        told = f"{count(size.parameters)} parameters, {size.layers} layers of {size.hidden_size}"
+        told = f"{count(size.parameters)} parameters, {many(size.layers, 'layer')} of {size.hidden_size}"
         table.add_row(role, told if size.parameters else "behind a server")
     table.add_row("examples", f"{about}{data.train:,} train, {data.validation:,} validation, {data.test:,} test")
     total = data.train * (data.prompt + data.response)

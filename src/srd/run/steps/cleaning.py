@@ -25,7 +25,7 @@ from srd.base.errors import UserError
 from srd.base.failures import reading
 from srd.base.files import content_of, fingerprint, read_json, read_sealed, write_json, write_sealed
 from srd.base.tables import data_set, map_large, parts_of, write_table
-from srd.base.text import many, shorten
+from srd.base.text import many, shorten, verb
 from srd.curation.calibration import FEWEST, Calibration, rules
 from srd.curation.cleaning import Findings, Reader, Reads, find_wrong, read_for
 from srd.curation.detectors.base import (
@@ -96,7 +96,7 @@ def frame_read(run: Run) -> Encoder:
                      (rendered, "their prompt has control tokens, as if a chat template had written it")):  # fmt: skip
         if ids:
             logger.info("cleaning: %s read in the frame of data.template (the first is '%s'): %s",
-                        f"{many(len(ids), 'row')} {'is' if len(ids) == 1 else 'are'}", ids[0], why)  # fmt: skip
+                        f"{many(len(ids), 'row')} {verb(len(ids))}", ids[0], why)  # fmt: skip
     return chat.framed_by(Otherwise(chat.template, run.encoder.template, {*refused, *rendered}))
 
 
@@ -308,7 +308,8 @@ def _is_asked(run: Run, rows: datasets.Dataset, why: NDArray[np.object_]) -> NDA
 def _judge_leaks(run: Run, found: Findings) -> None:
     """Rows that copy one that is held out: dropped, only told of, or refused, as data.leaks says of equal prompts."""
     copied = found.why == HELD_OUT
-    said = f"{copied.sum()} of {len(copied)} training rows are near copies of a validation or test row"
+    copies = verb(copied.sum(), "is a near copy", "are near copies")
+    said = f"{copied.sum()} of {len(copied)} training rows {copies} of a validation or test row"
     if copied.any() and not are_dropped(said, run.recipe.data.leaks):
         assert found.otherwise is not None, "copies were looked for"
         found.why[copied] = found.otherwise[copied]
@@ -350,14 +351,14 @@ def named_ids(field: str, name: str | None, rows: datasets.Dataset) -> list[str]
     strange = [each for each in ids if each not in known]
     if ids and len(strange) == len(ids):
         raise UserError(
-            f"data.cleaning.{field}: none of the {len(ids)} ids in {path} is a training row's; the first is "
+            f"data.cleaning.{field}: none of {many(len(ids), 'id')} in {path} is a training row's; the first is "
             f"'{ids[0]}', and the first training row is '{rows['id'][0]}'. Name rows by their ids in "
             "examples/train.parquet, one to a line or in the column 'id' of a .parquet, .csv or .jsonl file. Rows that "
             "went to validation or test, and those that data.leaks has dropped, are no training rows."
         )
     if strange:
-        logger.warning("data.cleaning.%s: %d of %d ids in %s are no training row's (the first: '%s')",
-                       field, len(strange), len(ids), path, strange[0])  # fmt: skip
+        logger.warning("data.cleaning.%s: %d of %d ids in %s %s no training row's (the first: '%s')",
+                       field, len(strange), len(ids), path, verb(len(strange)), strange[0])  # fmt: skip
     return ids
 
 
@@ -384,7 +385,7 @@ def _tell(found: Findings) -> None:
         power = found.calibrations.get(why)
         told = f" (it tells {100 * power.auc:.0f} % of its own damage from these rows)" if power else ""
         console.print(
-            f"  {count:,} of {len(found.ids):,} rows {reason_of(why)} [dim]\\[{why}][/]{told}", highlight=False
+            f"  rows that {reason_of(why)} [dim]\\[{why}][/]: {count:,} of {len(found.ids):,}{told}", highlight=False
         )
     if not found.wrong.any():
         console.print(f"  none of {len(found.ids):,} rows is marked", highlight=False)
@@ -411,7 +412,7 @@ def _check_share(run: Run, found: Findings, rows: datasets.Dataset) -> None:
     shown = []
     for why, count in found.counts().items():
         places = np.flatnonzero(found.why == why)[:SHOWN]
-        shown.append(f"\n  {count} {reason_of(why)} ({why}):")
+        shown.append(f"\n  rows that {reason_of(why)} ({why}): {count}")
         shown += [
             f"\n    {row['id']}: {shorten(' '.join(str(row['instruction']).split()), 60)} → "
             f"{shorten(' '.join(row['references'][0].split()), 60)}"
@@ -481,7 +482,7 @@ def _written(
     """Answers as text and token ids; without the latter those that do not end, or say nothing."""
     written, texts = written_by(run, model, run.teacher_encoder.tokenizer, prompts, names, way, title, work)
     if cut := sum(not ended for _, ended in written):
-        logger.info("%d of %d repairs were cut at %d tokens, and are not used.", cut, len(texts), way.max_new_tokens)
+        logger.info("Not used as cut at %d tokens: %d of %d repairs.", way.max_new_tokens, cut, len(texts))
     return [
         (text.strip(), tokens if ended and text.strip() else [])
         for text, (tokens, ended) in zip(texts, written, strict=True)

@@ -14,7 +14,7 @@ from srd.base import parallel
 from srd.base.files import is_sealed, remove, seal
 from srd.base.remedies import warn
 from srd.base.tables import data_set, write_table
-from srd.base.text import count, many, shown_bytes
+from srd.base.text import count, many, shown_bytes, verb
 from srd.models.generation import Decoding
 from srd.models.tokenizers.tokens import tokenizer_identity
 from srd.recipe.schema import Recipe
@@ -137,9 +137,9 @@ def write_text(run: Run, who: str, decoding: Decoding, path: Path, folder: Path)
     answers, cut = len(kept), pc.sum(pc.invert(kept["ended"])).as_py()
     if cut:
         logger.warning(
-            "%d of the %s's %d answers (%.0f %%) were cut at %d tokens: the student learns no end from them. "
+            "%d of the %s's %d answers (%.0f %%) %s cut at %d tokens: the student learns no end from them. "
             "A higher max_new_tokens of the method lets more of them end.",
-            cut, who, answers, 100 * cut / answers, decoding.max_new_tokens,
+            cut, who, answers, 100 * cut / answers, verb(cut, "was", "were"), decoding.max_new_tokens,
         )  # fmt: skip
     return {"examples": answers, "empty": sum(not text.strip() for text in kept["response"].to_pylist()), "cut": cut}
 
