@@ -383,6 +383,25 @@ def test_a_value_that_the_curriculum_replaces_is_refused(key: str, recipe: Any) 
     assert plus.training.curriculum.schedule(key) == [0.5]
 
 
+@pytest.mark.parametrize("key", ["temperature", "weight"])
+def test_a_value_of_a_baseline_reaches_its_curriculum_or_is_refused(key: str, recipe: Any) -> None:
+    """It trained the very same student as SRD, and nobody said so."""
+    told, half = f"baselines.half.{key} (0.5) has no effect", f"baselines.half.{key}=0.5"
+    assert told in message_of(recipe, SMALLEST, half)
+    assert told in message_of(recipe, SMALLEST + f"baselines: {{half: {{{key}: 0.5}}}}\n")
+    for remedy in (f"baselines.half.curriculum.{key}=0.5", "baselines.half.curriculum=null"):
+        recipe(SMALLEST, remedy)
+    assert recipe(SMALLEST, half, "baselines.half.curriculum=null").baselines["half"].curriculum is None
+    plus = recipe(SMALLEST, "training.curriculum={preset: plus}", f"training.{key}=0.8", half)
+    again = recipe(recipe_yaml(plus))
+    for loaded in (plus, again):
+        assert loaded.training.curriculum.schedule(key) == [0.8]
+        assert loaded.baselines["half"].curriculum.schedule(key) == [0.5]
+    for curriculum in ("training", "baselines.half"):  # what a curriculum itself says wins, so that this is nothing
+        changes = [f"{curriculum}.curriculum.{key}=0.7", "training.curriculum.preset=plus", half]
+        assert told in message_of(recipe, SMALLEST, *changes)
+
+
 def test_a_recipe_without_curriculum_is_its_method(recipe: Any) -> None:
     loaded = recipe(SMALLEST, "training.curriculum=false", "training.method=gkd")
     assert loaded.training.label == "gkd" and list(loaded.variants) == ["gkd"]

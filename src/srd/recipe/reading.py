@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from srd.base.yaml_text import dump_yaml, read_yaml
 from srd.recipe.files import find_recipe, parse_overrides, read_recipe
 from srd.recipe.merging import merge
 from srd.recipe.mistakes import describe_mistakes
-from srd.recipe.schema import PLUS, Recipe
+from srd.recipe.schema import AS_PLAIN, PLUS, Recipe
+from srd.training.settings import TrainingConfig
 
 PRESET = "training.curriculum.preset"
 RUN_RECIPE = "recipe.yaml"  # a run's own
@@ -36,23 +37,37 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     content = read_recipe(path)
     recipe = validate_recipe(merge(content, changes), origin)
     _refuse_idle_preset(content, changes, path)
-    own = (read_yaml(path) or {}).get("training") or {}
-    if isinstance(own, dict) and "curriculum" not in own:
-        _refuse_idle(recipe, own)
-    _refuse_idle(recipe, changes.get("training") or {})
+    own = read_yaml(path) or {}
+    for place, variants in _places(recipe):
+        given = _at(own, place)
+        _refuse_idle(place, {} if "curriculum" in given else given, variants)
+        _refuse_idle(place, _at(changes, place), variants)
     return recipe
 
 
-def _refuse_idle(recipe: Recipe, given: Any) -> None:
-    """Refuse a temperature or weight of `training` where every training takes its curriculum's instead."""
-    curricula = [training.curriculum for training in recipe.variants.values() if training.curriculum]
-    if not isinstance(given, dict) or len(curricula) < len(recipe.variants):
+def _places(recipe: Recipe) -> Iterator[tuple[str, list[TrainingConfig]]]:
+    """Where a recipe says how is trained, and the trainings that it is for."""
+    yield "training", [*recipe.variants.values()]
+    yield from ((f"baselines.{name}", [training]) for name, training in recipe.baselines.items())
+
+
+def _at(content: dict[str, Any], place: str) -> dict[str, Any]:
+    found: Any = content
+    for key in place.split(".", 1):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _refuse_idle(place: str, given: dict[str, Any], variants: Sequence[TrainingConfig]) -> None:
+    """Refuse a temperature or weight where every training that it is for takes its curriculum's instead."""
+    curricula = [training.curriculum for training in variants if training.curriculum]
+    if len(curricula) < len(variants):
         return
-    for key in ("temperature", "weight"):
-        if key in given and any(set(each.schedule(key)) != {given[key]} for each in curricula):
+    for key in AS_PLAIN:
+        if key in given and all(set(each.schedule(key)) != {given[key]} for each in curricula):
             raise UserError(
-                f"training.{key} ({given[key]}) has no effect: the curriculum has a {key} for each stage. Set "
-                f"training.curriculum.{key} instead, or training.curriculum=null for plain distillation"
+                f"{place}.{key} ({given[key]}) has no effect: the curriculum has a {key} for each stage. Set "
+                f"{place}.curriculum.{key} instead, or {place}.curriculum=null for plain distillation"
             )
 
 

@@ -7,7 +7,7 @@ what it says. On the command line ``key.path=value`` changes it again. All mista
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, field_validator, model_validator
@@ -191,7 +191,7 @@ PLUS: dict[str, dict[str, Any]] = {
     "reflection": {"out_of_sample": "auto"},
     "training": {"curriculum": PLUS_CURRICULUM},
 }
-AS_PLAIN = ("weight", "temperature")
+AS_PLAIN = ("temperature", "weight")
 
 #: What a recipe with a served teacher has, where it says nothing else: a server tells the likeliest tokens (vLLM 20 of
 #: them, where it is not started for more) at temperature 1 alone.
@@ -232,13 +232,23 @@ def _with_preset(value: dict[str, Any]) -> dict[str, Any]:
     given = dict(value)
     if isinstance(given.get("data"), str | list):
         given["data"] = {"train": given["data"]}
-    return merge(PLUS, merge({"training": {"curriculum": _as_plain(training)}}, given))
+    if isinstance(given.get("baselines"), dict):
+        given["baselines"] = {name: _as_it_says(each, curriculum) for name, each in given["baselines"].items()}
+    return merge(PLUS, merge({"training": {"curriculum": _as_plain(training, AS_PLAIN)}}, given))
 
 
-def _as_plain(training: dict[str, Any]) -> dict[str, Any]:
+def _as_it_says(changes: Any, curriculum: dict[str, Any]) -> Any:
+    """A baseline's changes with its own weight and temperature for its curriculum, where none is given for all."""
+    if not isinstance(changes, dict):
+        return changes
+    names = [name for name in AS_PLAIN if name in changes and name not in curriculum]
+    return merge({"curriculum": _as_plain(changes, names)}, changes) if names else changes
+
+
+def _as_plain(training: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Weight and temperature of a training for its curriculum; what is wrong in them is told of the training alone."""
     found = {}
-    for name in AS_PLAIN:
+    for name in names:
         field = TrainingConfig.model_fields[name]
         found[name] = field.default
         with contextlib.suppress(ValidationError):
