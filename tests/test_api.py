@@ -35,6 +35,9 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
+RECIPE = {"teacher": "t", "student": "s", "data": "rows.jsonl"}
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -219,6 +222,7 @@ def test_a_model_is_evaluated_on_a_file_or_on_rows(folder: Path) -> None:
         (lambda: srd.run("demo-tiny", run_dir=5), "run_dir is of type int: give the name of a folder"),
         (lambda: srd.run(None), "the recipe is of type NoneType: give a name, a file or a mapping"),
         (lambda: srd.run("demo-tiny", ["seed=1"]), "a change of the recipe is of type list: give texts"),
+        (lambda: srd.run({**RECIPE, "training": {"weight": 0.5}}), "training.weight (0.5) has no effect"),
         (lambda: srd.Curriculum(stage=2), "there is no setting 'stage'; did you mean 'stages'?"),
         (lambda: cache(batch_size=0), "batch_size is 0, but must be 1 or more"),
         (lambda: cache(folder=3), "folder is of type int: give the name of a folder"),
@@ -295,6 +299,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"rows": tiny_rows(), "run_dir": "rows.jsonl"}, r"^run_dir rows.jsonl is a file"),
     ({"rows": tiny_rows(), "run_dir": "rows.jsonl/x"}, r"rows.jsonl/x cannot be used: Not a directory"),
     ({"run_dir": "~nobody-here/x"}, r"a path begins with ~ and a name that this machine does not know"),
+    ({"curriculum": {}, "weight": 0.5}, r"training.weight \(0.5\) has no effect: the curriculum has a weight"),
     ({"data": {"train": "rows.jsonl"}}, r"^'train' is given twice: by rows, and by data=\{'train': …\}. Leave one"),
     ({"data": "rows.jsonl"}, r"^'train' is given twice: by rows"),
     ({"epochs": 1, "training": {"epochs": 2}}, r"^'epochs' is given twice: by epochs=, and by training=\{'epochs'"),

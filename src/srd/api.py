@@ -43,6 +43,7 @@ from srd.base.handed import check_counts, check_kind, check_loaded
 from srd.base.surroundings import as_it_was
 from srd.base.tables import data_set, write_table
 from srd.base.text import flattened
+from srd.curation.settings import CurriculumConfig
 from srd.data.bad_rows import BadRows
 from srd.data.batching import EncodedExamples
 from srd.data.encoding import encode, is_encoded
@@ -57,7 +58,7 @@ from srd.models.tokenizers.pair import token_count
 from srd.models.tokenizers.tokens import tokenizer_identity, without_last_call
 from srd.recipe.files import parse_overrides
 from srd.recipe.merging import merge
-from srd.recipe.reading import load_recipe, validate_recipe
+from srd.recipe.reading import load_recipe, refuse_idle, validate_recipe
 from srd.recipe.schema import Recipe
 from srd.report.page import build_report
 from srd.run.context import Run, made_options, versions
@@ -229,6 +230,7 @@ def distill(
     }
     _check_given_once(recipe, named)
     complete = validate_recipe(_plain(merge({"name": "distill", **named}, recipe)), "distill")
+    refuse_idle(complete, {"training": settings})
     folder = RUNS / f"distill-{fingerprint(complete.model_dump(mode='json'))[:12]}" if run_dir is None else run_dir
     inputs.write(lambda: open_run(complete, (), folder).close())
     return _distilled(open_run(complete, (), folder), inputs, evaluate)
@@ -311,7 +313,11 @@ def _loaded(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence
     if isinstance(recipe, Recipe) and not overrides:
         return recipe
     content = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else _plain(recipe)
-    return validate_recipe(merge(content, parse_overrides(overrides)), "the recipe")
+    changes = parse_overrides(overrides)
+    complete = validate_recipe(merge(content, changes), "the recipe")
+    refuse_idle(complete, content, whole=True)
+    refuse_idle(complete, changes)
+    return complete
 
 
 def _result(claimed: Run) -> Result:
@@ -322,7 +328,9 @@ def _result(claimed: Run) -> Result:
 def _plain(value: Any) -> Any:
     """A value as YAML would have it: paths as text, settings objects as mappings, tuples as lists."""
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
+        return value.model_dump(
+            mode="json", exclude_unset=isinstance(value, CurriculumConfig)
+        )  # a recipe fills in the rest
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -354,6 +354,36 @@ def test_all_rows_are_rewritten_by_the_same_teacher(run: TinyRun, monkeypatch: p
     assert "rewritten" in filtered(page)
 
 
+@pytest.mark.parametrize("leaks", ["drop", "warn"])
+def test_a_repair_makes_no_copies(leaks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a right row, of another repaired one, or of one that is held out, whose prompt is nearly the same."""
+
+    def writes(run: Any, model: Any, tokenizer: Any, prompts: Any, names: Any, *options: Any) -> Any:
+        said = {"chess": "The rules of the game of chess are few."}
+        texts = [said.get(name.split("-")[0], "A sky is blue by day and black by night.") for name in names]
+        return [([*tokenizer(text, add_special_tokens=False)["input_ids"]], True) for text in texts], texts
+
+    monkeypatch.setattr(cleaning, "written_by", writes)
+    chess, sky = "Tell me the rules of chess in a line or two", "Say what colour a sky has at any hour of a day"
+    rows = [
+        {"id": "chess", "instruction": f"{chess}.", "output": "The rules of the game of chess are few."},
+        *({"id": f"chess-{n}", "instruction": f"{chess}{end}", "output": "..."} for n, end in enumerate([".", "!"])),
+        *({"id": f"sky-{n}", "instruction": sky, "output": "..."} for n in range(2)),
+        {"id": "other", "instruction": "And the rules of chess, briefly, for a child of five?", "output": "..."},
+    ]  # fmt: skip
+    test = [{"id": "held", "instruction": f"{sky}!", "output": "A sky is blue by day and black by night."}]
+    run = TinyRun(tmp_path)
+    write_rows(run.rows, [*noun_rows(40), *rows])
+    run.set(data__test=str(write_rows(run.folder / "test.jsonl", test)), data__leaks=leaks)
+    run.set(data__cleaning={"action": "repair", "find": ["empty", "near_copy"]}).advance("repair")
+    found = {name: row for name, row in marks(run).items() if row["why"]}
+    assert [name for name, row in found.items() if row["repaired"]] == [
+        *(["sky-0"] if leaks == "warn" else []),
+        "other",
+    ]
+    assert found["chess-0"]["response_after"] is None and found["chess-0"]["why"] == "empty"
+
+
 def test_a_repair_is_trained_on_as_it_was_written(run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its token ids are kept: no text gives back half a sign, a control token, or words cut at other places."""
     tokenizer = tiny_tokenizer("llama")

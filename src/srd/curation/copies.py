@@ -76,6 +76,18 @@ def near_copies(rows: Dataset, held_out: Dataset | None = None) -> Copies:
     return Copies(likeness, groups, _likeness_across(index, firsts))
 
 
+def repeating(rows: Dataset, new: NDArray[np.bool_], held_out: Dataset | None) -> NDArray[np.bool_]:
+    """The new rows that nearly repeat one that is to stay, or one that is held out, ``[N]``.
+
+    Args:
+        rows: All that would be learnt from, old and new.
+        new: Which of them are new, ``[N]``; old ones stay, and of new ones that are alike the first.
+        held_out: Rows that none of them may repeat.
+    """
+    copies = near_copies(rows, held_out)
+    return new & (copies.spare(new.astype(np.float64)) | (copies.held_out >= COPY))
+
+
 def copies_of(rows: Dataset, *held_out: Dataset) -> Floats:
     """The greatest similarity of each row to a row that is held out, 0 where that is none's copy, ``[N]``."""
     index = _index_of(rows, *held_out)

@@ -101,6 +101,7 @@ class Curriculum(CurriculumConfig):
         preset = PLUS_CURRICULUM if settings.get("preset") == "plus" else {}
         try:
             super().__init__(**{**preset, **settings})
+            self.__pydantic_fields_set__.intersection_update(settings)  # in a recipe a preset is more than this
         except ValidationError as error:
             mistake = error.errors()[0]
             name = ".".join(str(part) for part in mistake["loc"][:1])

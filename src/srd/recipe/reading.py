@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from srd.recipe.files import find_recipe, parse_overrides, read_recipe
 from srd.recipe.merging import merge
 from srd.recipe.mistakes import describe_mistakes
 from srd.recipe.schema import AS_PLAIN, PLUS, Recipe
-from srd.training.settings import TrainingConfig
 
 PRESET = "training.curriculum.preset"
 RUN_RECIPE = "recipe.yaml"  # a run's own
@@ -37,38 +36,42 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     content = read_recipe(path)
     recipe = validate_recipe(merge(content, changes), origin)
     _refuse_idle_preset(content, changes, path)
-    own = read_yaml(path) or {}
-    for place, variants in _places(recipe):
-        given = _at(own, place)
-        _refuse_idle(place, {} if "curriculum" in given else given, variants)
-        _refuse_idle(place, _at(changes, place), variants)
+    refuse_idle(recipe, read_yaml(path) or {}, whole=True)
+    refuse_idle(recipe, changes)
     return recipe
 
 
-def _places(recipe: Recipe) -> Iterator[tuple[str, list[TrainingConfig]]]:
-    """Where a recipe says how is trained, and the trainings that it is for."""
-    yield "training", [*recipe.variants.values()]
-    yield from ((f"baselines.{name}", [training]) for name, training in recipe.baselines.items())
+def refuse_idle(recipe: Recipe, said: dict[str, Any], *, whole: bool = False) -> None:
+    """Refuse a temperature or weight where every training that it is for takes its curriculum's instead.
+
+    Args:
+        recipe: With all defaults.
+        said: What of it was said.
+        whole: Whether that may be a recipe that says everything, as a run's own does: beside a curriculum that it
+            spells out it is no fault then.
+
+    Raises:
+        UserError: with what to set in its place.
+    """
+    trained = {"training": [*recipe.variants.values()]}
+    trained |= {f"baselines.{name}": [training] for name, training in recipe.baselines.items()}
+    for place, variants in trained.items():
+        given, curricula = _at(said, place), [training.curriculum for training in variants if training.curriculum]
+        if len(curricula) < len(variants) or (whole and "curriculum" in given):
+            continue
+        for key in AS_PLAIN:
+            if key in given and all(set(each.schedule(key)) != {given[key]} for each in curricula):
+                raise UserError(
+                    f"{place}.{key} ({given[key]}) has no effect: the curriculum has a {key} for each stage. Set "
+                    f"{place}.curriculum.{key} instead, or {place}.curriculum=null for plain distillation"
+                )
 
 
 def _at(content: dict[str, Any], place: str) -> dict[str, Any]:
     found: Any = content
-    for key in place.split(".", 1):
+    for key in place.split("."):
         found = found.get(key) if isinstance(found, dict) else None
     return found if isinstance(found, dict) else {}
-
-
-def _refuse_idle(place: str, given: dict[str, Any], variants: Sequence[TrainingConfig]) -> None:
-    """Refuse a temperature or weight where every training that it is for takes its curriculum's instead."""
-    curricula = [training.curriculum for training in variants if training.curriculum]
-    if len(curricula) < len(variants):
-        return
-    for key in AS_PLAIN:
-        if key in given and all(set(each.schedule(key)) != {given[key]} for each in curricula):
-            raise UserError(
-                f"{place}.{key} ({given[key]}) has no effect: the curriculum has a {key} for each stage. Set "
-                f"{place}.curriculum.{key} instead, or {place}.curriculum=null for plain distillation"
-            )
 
 
 def _refuse_idle_preset(content: dict[str, Any], changes: dict[str, Any], path: Path) -> None:

@@ -28,6 +28,7 @@ from srd.base.tables import data_set, map_large, parts_of, write_table
 from srd.base.text import many, shorten, verb
 from srd.curation.calibration import FEWEST, Calibration, rules
 from srd.curation.cleaning import Findings, Reader, Reads, find_wrong, read_for
+from srd.curation.copies import repeating
 from srd.curation.detectors.base import (
     DETECTORS,
     HELD_OUT,
@@ -196,8 +197,7 @@ class Cleaning(order.Cleaning, Step):
         found = find_wrong(
             rows, settings.find,
             reads=Reads.of(pq.read_table(run.files.likelihoods)) if asks else None,
-            held_out=datasets.concatenate_datasets([run.split("validation"), run.split("test")]),
-            keep=keep, drop=drop, train_on=run.recipe.data.train_on,
+            held_out=_held_out(run), keep=keep, drop=drop, train_on=run.recipe.data.train_on,
         )  # fmt: skip
         _judge_leaks(run, found)
         _tell(found)
@@ -230,6 +230,7 @@ class Repair(order.Repair, Step):
         settings, marks = run.recipe.data.cleaning, [*_places(run)[:1], run.files.detectors]
         found: list[Any] = [run.encoding, run.teacher_frame, run.recipe.generation.model_dump()]
         found += [settings.find, *map(content_of, marks), *_own_detectors(run.recipe)]
+        found += ["beside held-out rows that it may repeat"] if run.recipe.data.leaks == "warn" else []
         return [*found, *([settings.action, content_of_file(settings.keep)] if settings.action == "rewrite" else [])]
 
     def outputs(self, run: Run) -> list[Path]:
@@ -248,7 +249,7 @@ class Repair(order.Repair, Step):
         why = np.asarray(marks["why"].to_pylist(), dtype=object)
         asked = np.flatnonzero(_is_asked(run, rows, why))
         answers = _answers(run, rows, asked) if len(asked) else []
-        new = _chosen(run, rows, answers) if answers else {}
+        new = _without_copies(run, rows, why, _chosen(run, rows, answers)) if answers else {}
         if parallel.is_main():
             repaired = np.isin(np.arange(len(rows)), list(new))
             before = [row["references"][0] if old else None for row, old in _with(rows, repaired | (why != ""))]
@@ -504,6 +505,28 @@ def _chosen(run: Run, rows: datasets.Dataset, answers: list[Answer]) -> dict[int
     thresholds = {name: _thresholds(each, groups) for name, each in read_json(run.files.detectors).items()}
     fine = passing(candidates, read, thresholds, settings.find, run.recipe.data.train_on)
     return {row: answers[candidate] for row, candidate in chosen(owners, fine, read["ce"]).items()}
+
+
+def _without_copies(
+    run: Run, rows: datasets.Dataset, why: NDArray[np.object_], new: dict[int, Answer]
+) -> dict[int, Answer]:
+    """The answers that do not make their row a near copy of another one, or of one that is held out."""
+    settings = run.recipe.data
+    if not new or not any(DETECTORS.get(each).of_copies for each in settings.cleaning.find):
+        return new
+    places = np.flatnonzero((why == "") | np.isin(np.arange(len(rows)), list(new)))
+    held_out = None if settings.leaks == "warn" else _held_out(run)
+    after = _with_responses(rows, new).select(places)
+    copies = parallel.on_main(lambda: repeating(after, np.isin(places, list(new)), held_out))
+    gone = set(places[copies].tolist())
+    if gone:
+        logger.info("%s of the teacher would repeat another row, or one that is held out, and %s not used.",
+                    many(len(gone), "answer"), "is" if len(gone) == 1 else "are")  # fmt: skip
+    return {row: answer for row, answer in new.items() if row not in gone}
+
+
+def _held_out(run: Run) -> datasets.Dataset:
+    return datasets.concatenate_datasets([run.split("validation"), run.split("test")])
 
 
 def _thresholds(detector: dict[str, Any], groups: Groups) -> NDArray[np.float64]:
