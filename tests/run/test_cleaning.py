@@ -209,6 +209,24 @@ def test_softened_rows_lose_their_cross_entropy(run: TinyRun) -> None:
     assert done.soft_rows() == soft
 
 
+def test_of_softened_copies_one_stays(tiny_run: TinyRun) -> None:
+    """And none of those that copy a right row, nor does a row that is named as right go for a wrong one."""
+    loop, right = (
+        ("Count the boxes in the old barn.", "one two three " * 12),
+        ("Name the boxes.", "Red, blue and green."),
+    )
+    rows = [("loop-0", *loop), ("loop-1", *loop), ("right", *right), ("kept-0", *loop), ("kept-1", *loop)]
+    write_rows(tiny_run.rows, [*noun_rows(40), *({"id": i, "instruction": q, "output": a} for i, q, a in rows)])
+    added, keep = {row[0] for row in rows}, tiny_run.folder / "keep.txt"
+    for named, left in (("", ["loop-0", "right"]), ("kept-0\nkept-1\n", ["right", "kept-0", "kept-1"])):
+        keep.write_text(named or "right\n", encoding="utf-8")
+        settings = {"action": "soften", "find": ["looping", "near_copy"], "keep": str(keep)}
+        done = tiny_run.set(data__cleaning=settings).advance("cleaning")
+        assert [name for name in ids(done.files.cleaned) if name in added] == left
+        assert done.soft_rows() == {"loop-0"} & set(left)
+        assert [marks(tiny_run)[f"loop-{n}"]["why"] for n in range(2)] == ["looping"] * 2
+
+
 def test_softened_rows_stay_out_where_a_student_reflects_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without a teacher nothing is learnt of them: in no stage, whichever ranks it is chosen by."""
     curriculum = Curriculum(stages=2, select=1.0, reflect_again=True)

@@ -54,6 +54,7 @@ class Findings:
         calibrations: Of the contrasts, on the rows of the group that most are of.
         elsewhere: Of the contrasts, on those of each other group.
         otherwise: What ``why`` says, but for what is held out, ``[N]``; None: the same.
+        spare: Whether each row repeats one that stays, or would if that were not wrong as well, ``[N]``.
     """
 
     ids: pa.ChunkedArray
@@ -62,6 +63,7 @@ class Findings:
     calibrations: dict[str, Calibration] = field(default_factory=dict)
     elsewhere: dict[str, dict[str, Calibration]] = field(default_factory=dict)
     otherwise: NDArray[np.object_] | None = None
+    spare: NDArray[np.bool_] | bool = False
 
     @property
     def wrong(self) -> NDArray[np.bool_]:
@@ -155,14 +157,15 @@ def find_wrong(
             continue
         why[wrong & asked] = detector.name
     why[kept], why[named] = "", NAMED
-    otherwise = None
+    otherwise, spare = None, np.zeros(len(ids), dtype=bool)
     for detector in (each for each in chosen if each.of_copies):
         copies = near_copies(examples, held_out)
         scores[detector.name] = copies.likeness
         # Of a group one stays: one that is not wrong, and of those the one that the model finds likeliest.
         nats = reads.rows["ce"] if reads is not None else np.zeros(len(ids))
         worse = np.select([kept, why != ""], [np.full(len(ids), -np.inf), np.full(len(ids), np.inf)], nats)
-        why[copies.spare(worse) & (why == "") & ~kept] = detector.name
+        spare = copies.spare(worse) & ~kept
+        why[spare & (why == "")] = detector.name
         otherwise = why.copy()
         if held_out is not None and len(held_out):
             scores[HELD_OUT] = copies.held_out
@@ -170,7 +173,7 @@ def find_wrong(
     in_order = {name: scores[name] for name in (*detectors, HELD_OUT) if name in scores}
     elsewhere = {name: dict(found[name]) for name in detectors if name in found}
     calibrations = {name: each.pop(MAIN) for name, each in elsewhere.items()}
-    return Findings(ids, in_order, why, calibrations, elsewhere, otherwise)
+    return Findings(ids, in_order, why, calibrations, elsewhere, otherwise, spare)
 
 
 def by_rule(detector: Detector, examples: Dataset, train_on: TrainOn) -> Floats:

@@ -209,7 +209,8 @@ class Cleaning(order.Cleaning, Step):
         del self._found  # a step is there as long as its command
         table = pa.table(found.columns())
         before = [row["references"][0] if wrong else None for row, wrong in _with(rows, found.wrong)]
-        kept = ~found.wrong | (_where(can_soften, found.why) if settings.action == "soften" else False)
+        softened = _where(can_soften, found.why) & np.logical_not(found.spare)  # of copies one is enough
+        kept = ~found.wrong | (softened if settings.action == "soften" else False)
         after = [text if soft else None for text, soft in zip(before, kept, strict=True)]
         marked, cleaned = _places(run)
         _write_rows(table, np.zeros(len(rows), bool), before, after, marked)
