@@ -387,7 +387,7 @@ def test_long_prompt_is_cut_counted_and_said(srd: Command, shared: TinyRun, tmp_
     assert outcome.code == 0, outcome.told
     warning = re.sub(r"\s+", " ", outcome.told)
     assert "1 of 39 prompts is longer than 48 tokens" in warning
-    assert warning.count("prompts are longer") == 1
+    assert warning.count("prompts is longer") == 1
 
 
 def test_fewer_examples_than_stages(refuse: Callable[..., str], tmp_path: Path) -> None:

@@ -365,7 +365,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "eos beyond the vocabulary": (edit(GENERATION, eos_token_id=[2, 4000]), f"eos_token_id in {GENERATION}.*below 400"),
     "cut weights": (cut("model.safetensors"), r"model\.safetensors cannot be read|damaged"),
     "empty weights": (put("model.safetensors", ""), "cannot be read"),
-    "missing shard": (index("one.safetensors", "two.safetensors"), "1 are missing, such as two.safetensors"),
+    "missing shard": (index("one.safetensors", "two.safetensors"), "1 is missing, such as two.safetensors"),
     "broken index": (
         lambda folder: (index("a", "b")(folder), put("model.safetensors.index.json", "[]")(folder)),
         "cannot",
