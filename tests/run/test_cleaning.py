@@ -148,13 +148,10 @@ def test_what_was_read_or_marked_in_another_way_is_made_anew(run: TinyRun, monke
         before = steps_finished(run.run_dir)
         run.set(data__cleaning={"action": "report", "find": list(find)}).advance("cleaning")
         after = steps_finished(run.run_dir)
-        return [name for name in after if after[name] != before[name]]
+        return [name for name in after if after[name] != before.get(name)]
 
     contrasts = ("match", "pmi")
-    with monkeypatch.context() as earlier:  # `match` was compared with other prompts alone, beside `pmi` in silence
-        earlier.setattr(cleaning, "needs_of_scores", lambda find: set())
-        run.set(data__cleaning={"action": "report", "find": list(contrasts)}).advance("cleaning")
-    assert made_anew(*contrasts) == ["likelihoods", "cleaning"]
+    assert made_anew(*contrasts) == ["cleaning"]  # what `match` compares with is all that `pmi` asks
     assert made_anew(*contrasts) == []
     with monkeypatch.context() as earlier:
         earlier.setattr(calibration, "SHOWN", calibration.Bar(marked=0.33, weak=0.85))
@@ -177,7 +174,8 @@ def test_what_was_read_for_more_detectors_is_kept_for_fewer(run: TinyRun, tmp_pa
     assert made_anew("empty", "eos", "near_copy") == ["cleaning"]  # a user has left `match` out
     found = marks(run)
     assert made_anew("empty", "match") == ["cleaning"]  # that of all is still there
-    assert "likelihoods" in made_anew("eos", "pmi")  # which was not read for
+    assert made_anew("eos", "pmi") == ["cleaning"]  # which asks no more
+    assert "likelihoods" in made_anew("eos", "wording")  # for which other damage is made
     assert "likelihoods" in made_anew(*FIND)  # what was read for two of them knows too little
     assert made_anew("empty", "eos", "near_copy") == ["cleaning"]
     assert "likelihoods" in made_anew("empty", "eos", "near_copy", seed=5)  # other damage

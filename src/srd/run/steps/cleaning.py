@@ -36,7 +36,6 @@ from srd.curation.detectors.base import (
     can_soften,
     is_superfluous,
     needs_of_damage,
-    needs_of_scores,
     reason_of,
     work_for,
 )
@@ -105,21 +104,19 @@ class Likelihoods(order.Likelihoods, Step):
     """``cleaning/likelihoods.parquet``: of the rows, and of damage that is made of them."""
 
     def inputs(self, run: Run) -> list[Any]:
-        """What is read; of a finished reading for more detectors what that has read: it has all that fewer ask."""
+        """What is read; of a finished reading for other detectors what that has read, if it has all that these ask."""
         find = _that_ask(run.recipe.data.cleaning.find)
         before = run.manifest.steps.get(self.name, {}).get("summary", {}).get("find", [])
-        if set(find) < set(before) <= set(DETECTORS.names()):
-            of_more = self._asked(run, before)
-            if run.manifest.finished(self.name, key_of(run, self, of_more)):
-                return of_more
+        if set(before) <= set(DETECTORS.names()) and _has_read(before, find):
+            of_others = self._asked(run, before)
+            if run.manifest.finished(self.name, key_of(run, self, of_others)):
+                return of_others
         return self._asked(run, find)
 
     def _asked(self, run: Run, find: list[str]) -> list[Any]:
         needs, kinds = work_for(find)
-        # There were readings without an empty prompt among the others. Where a score asks for one, needs do not tell.
-        later: list[Any] = ["with an empty prompt"] if {"mismatched", "unprompted"} <= needs_of_scores(find) else []
         of_damage = {kind: sorted(needs_of_damage(find, kind)) for kind in sorted(kinds - {"swapped"})}
-        later += [[kind, more] for kind, more in of_damage.items() if more]
+        later: list[Any] = [[kind, more] for kind, more in of_damage.items() if more]
         later += ["shown before by whomever they are taught"] if run.recipe.teach_by_row else []
         frame = [run.encoding, bool(run.tokenizer.chat_template), SHOTS]
         batch_size, seed = run.recipe.generation.batch_size, run.recipe.seed
@@ -148,6 +145,13 @@ class Likelihoods(order.Likelihoods, Step):
 def _that_ask(find: Sequence[str]) -> list[str]:
     """The detectors that a model reads for."""
     return [name for name in find if DETECTORS.get(name).damage is not None]
+
+
+def _has_read(before: Sequence[str], find: Sequence[str]) -> bool:
+    """Whether what was read for some detectors has all that others ask."""
+    (had, made), (needs, kinds) = work_for(before), work_for(find)
+    of_damage = (needs_of_damage(find, kind) <= needs_of_damage(before, kind) for kind in kinds)
+    return needs <= had and kinds <= made and all(of_damage)
 
 
 def marking_rules(recipe: Recipe) -> list[Any]:
