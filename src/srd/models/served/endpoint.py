@@ -261,8 +261,7 @@ class Endpoint:
         told, wanted = self._parsed(dialect, answer), len(ids) - start
         if len(told) < wanted or (dialect.from_first and len(told) != len(ids)):
             raise Malformed(
-                f"it tells of {many(len(told), 'token')}, not of the {len(ids) if dialect.from_first else wanted} "
-                "that it was sent"
+                f"it tells of {many(len(told), 'token')} where {len(ids) if dialect.from_first else wanted} were sent"
             )
         found = told[len(told) - wanted :]
         return [_checked(position, ids[start + i], start + i) for i, position in enumerate(found)]
