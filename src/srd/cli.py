@@ -312,7 +312,7 @@ def rank_command(
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A recipe; or use --scores.")] = None,
     overrides: Overrides = None,
     run_dir: RunDir = None,
-    scores: Annotated[Path | None, typer.Option(help="JSONL, CSV or parquet with the columns id, rouge_l, ce.")] = None,
+    scores: Annotated[Path | None, typer.Option(help="JSONL, CSV or parquet: id, and what --by needs.")] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Where to write: .parquet, .csv or .jsonl.")
     ] = None,

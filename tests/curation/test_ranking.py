@@ -316,6 +316,43 @@ def test_a_length_that_is_missing_is_refused_too() -> None:
         srd.rank(rows, by="length")
 
 
+@pytest.mark.usefixtures("own_names")
+@pytest.mark.parametrize("by", ["half", ["half", "ce"], ["length", "half"]])
+@pytest.mark.parametrize("harder", ["high", "low"])
+def test_a_registered_score_that_is_not_finite_counts_as_any_other(by: Any, harder: Any) -> None:
+    odd = {"b": math.nan, "d": math.inf}
+    srd.register_score("half", harder=harder, needs=["losses"])(
+        lambda inputs: [odd.get(name, 1.0) for name in inputs.table["id"].to_pylist()]
+    )
+    rows = [{**row, "length": 3.0} for row in ROWS]
+    with pytest.raises(UserError, match=r"2 of 4 examples have a score that is not finite: b \(.*score half nan.*drop"):
+        srd.rank(rows, by=by)
+    ranked = srd.rank(rows, by=by, bad_rows="drop").to_list()
+    assert ranked == srd.rank([row for row in rows if row["id"] not in odd], by=by).to_list() and len(ranked) == 2
+
+
+@pytest.mark.parametrize("kind", [list, pa.Table.from_pylist, pd.DataFrame, datasets.Dataset.from_list])
+@pytest.mark.parametrize(("by", "names"), [
+    ("ce", ["id", "ce", "rank_ce", "rank"]),
+    ("rouge_l", ["id", "rouge_l", "rank_rouge", "rank"]),
+    ("length", ["id", "rank", "length"]),
+    ("random", ["id", "rank", "random"]),
+    (["ce", "length"], ["id", "ce", "rank_ce", "rank", "length"]),
+])  # fmt: skip
+def test_what_does_not_decide_may_be_missing_or_empty(kind: Any, by: Any, names: list[str]) -> None:
+    rows = [{**row, "length": float(place), "note": None} for place, row in enumerate(ROWS)]
+    own = srd.rank(kind([{name: row[name] for name in {*names} & {*row}} for row in rows]), by=by)
+    assert own.column_names == names
+    (unused, *_) = {"rouge_l": "rank_rouge", "ce": "rank_ce"}.keys() - {*names}
+    rows[1] |= {unused: None}
+    rows[2] |= {unused: math.inf}
+    ranked = srd.rank(kind(rows), by=by)
+    assert ranked.select_columns(names).to_list() == own.to_list()
+    place = ranked["id"][:].index(rows[1]["id"])
+    assert math.isnan(ranked["rrf"][place]) and math.isnan(ranked[unused][place])
+    assert sorted(each for each in ranked["rank_ce" if unused == "ce" else "rank_rouge"] if each == each) == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("scores", "message"),
     [

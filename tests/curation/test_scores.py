@@ -151,7 +151,7 @@ def test_a_plugin_adds_scores(tmp_path: Path) -> None:
     assert srd.rank(rows, by="both")["id"][:] == sorted(difficulty, key=lambda name: (difficulty[name], name))
     assert srd.rank(rows, by="reversed")["ce"][:] == sorted((row["ce"] for row in rows), reverse=True)
     assert srd.Curriculum(score=["fused", "both"], fusion="max_rank").score == ["fused", "both"]
-    with pytest.raises(UserError, match="the score 'broken' must give one finite number"):
+    with pytest.raises(UserError, match=r"16 of 16 examples have a score that is not finite: .*score broken nan"):
         srd.rank(rows, by="broken")
     for taken in ("fused", "ce", "both"):
         with pytest.raises(UserError, match=f"there is a score '{taken}' already"):

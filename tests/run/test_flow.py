@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -16,6 +18,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, Auto
 
 from srd.base.errors import RunError, UserError
 from srd.base.files import read_json, write_json
+from srd.curation.curriculum import Curriculum
 from srd.data.encoding import Encoder
 from srd.evaluation.models import evaluate_models, read_benchmarks
 from srd.export.base import Exported, Settings
@@ -23,7 +26,7 @@ from srd.models.loading.architecture import count_parameters
 from srd.models.loading.loading import load_config
 from srd.run.chat import chat_models
 from srd.run.curate import curate
-from srd.run.parts.scores import reflect_on
+from srd.run.parts.scores import ranked_scores, reflect_on
 from srd.run.steps.evaluation import Evaluation, benchmarks
 from srd.run.steps.ranking import Ranking
 from srd.run.steps.reflection import Reflection
@@ -299,6 +302,21 @@ def test_training_texts_are_tokenised_once_a_run(tiny_run: TinyRun, monkeypatch:
     curriculum = {"reflect_again": True, "stages": 2}
     tiny_run.set(baselines={"kd": {"curriculum": None}}, training__curriculum=curriculum, data__train_limit=16).train()
     assert sorted(encoded) == [4, 16]  # validation and train, for reflection and every training
+
+
+def test_a_row_that_the_student_cannot_score_is_never_trained_on(again: TinyRun, tmp_path: Path) -> None:
+    """Whatever ranks: `srd.rank` asks for less, but a row without a finite cross-entropy has no loss either."""
+    scores = pq.read_table(again.run_dir / "reflection" / "scores.parquet")
+    odd = pa.array([float("nan"), *scores["ce"].to_pylist()[1:]])
+    pq.write_table(scores.set_column(scores.column_names.index("ce"), "ce", odd), tmp_path / "scores.parquet")
+    for action in ("error", "drop"):
+        run = again.twin().set(data__bad_rows=action).open()
+        try:
+            with pytest.raises(UserError, match="not finite") if action == "error" else contextlib.nullcontext():
+                ranked = ranked_scores(run, Curriculum(score="length"), tmp_path / "scores.parquet")
+                assert ranked["id"][:] and scores["id"][0].as_py() not in ranked["id"][:]
+        finally:
+            close(run)
 
 
 def test_curate_writes_growing_stages_for_other_trainers(again: TinyRun, tmp_path: Path) -> None:

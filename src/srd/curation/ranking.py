@@ -16,11 +16,12 @@ from srd.base.limits import LARGEST_K
 from srd.base.tables import data_set
 from srd.base.text import many, verb
 from srd.curation.fusion import FUSIONS, rrf
-from srd.curation.scores.base import ScoreInputs, Values, columns_of, one_each, scores_of
+from srd.curation.scores.base import Score, ScoreInputs, Values, columns_of, one_each, scores_of
 from srd.data.rows import as_table, with_ids, with_numbers
 
 logger = logging.getLogger(__name__)
 
+RANKS = {"rouge_l": "rank_rouge", "ce": "rank_ce"}  # a column that goes along where it is there, and that of its rank
 TAKEN = ("rank", "kept", "stage", "wrong", "why", "repaired")  # columns of ranked.parquet that are no scores
 
 
@@ -54,42 +55,33 @@ def rank(
     are broken by id, so that the order is the same on every machine.
 
     Args:
-        scores: Rows with ``id`` (text or whole numbers), ``rouge_l`` (0 to 1) and ``ce`` (nats a token): a
-            ``datasets.Dataset`` (also after ``select`` or ``filter``), a pandas or polars frame, a pyarrow table, or a
-            list of dicts. One row is ranked 1; no row is an error.
+        scores: Rows with ``id`` (text or whole numbers) and what decides, as a rule ``rouge_l`` (0 to 1) and ``ce``
+            (nats a token): a ``datasets.Dataset`` (also after ``select`` or ``filter``), a pandas or polars frame, a
+            pyarrow table, or a list of dicts. One row is ranked 1; no row is an error.
         k: The constant of reciprocal rank fusion.
         by: What decides: ``fused`` (``rouge_l`` and ``ce``), or ``rouge_l``, ``ce``, ``length`` (short references
             first; needs the column ``length``), ``random``, another of ``srd/curation/scores`` with its columns, or a
             score that you registered; several names are fused.
         fusion: How several scores are fused: ``rrf``, ``mean_rank`` or ``max_rank`` of their ranks.
         seed: For ``random``.
-        bad_rows: A score that is not finite is an error, or the row is dropped with a warning.
+        bad_rows: A score that decides and is not finite is an error, or the row is dropped with a warning.
 
     Returns:
         ``id, rouge_l, ce, rank_rouge, rank_ce, rrf, rank`` sorted by ``rank`` (1 is the easiest), and a column for each
-        other score that decides.
+        other score that decides. ``rouge_l`` and ``ce`` may be missing where they do not decide.
 
     Raises:
         UserError: missing columns, duplicate ids, no rows, scores that are not finite.
     """
     chosen, fusion = scores_of(by), FUSIONS.name_of(fusion)
     _check_options(k, seed, bad_rows)
-    numbers = list(dict.fromkeys(["rouge_l", "ce", *columns_of(chosen)]))
-    table = with_ids(as_table(scores, ["id", *numbers], only=True))
-    table = _finite_rows(table, numbers, bad_rows)
-    rouge_l, ce = table["rouge_l"].to_numpy(), table["ce"].to_numpy()
-    rank_rouge = average_rank(rouge_l, descending=True)
-    rank_ce = average_rank(ce)
-    difficulties = [score.difficulty(ScoreInputs(table, seed)) for score in chosen]
+    table = with_ids(as_table(scores, ["id", *columns_of(chosen)], only=True, also=[*RANKS]))
+    table, difficulties = _difficulties(finite_rows(table, columns_of(chosen), bad_rows), chosen, seed, bad_rows)
     difficulty = difficulties[0] if len(chosen) == 1 else fused(fusion, difficulties, k, table["id"])
-    columns = {
-        "id": table["id"],
-        "rouge_l": rouge_l,
-        "ce": ce,
-        "rank_rouge": rank_rouge,
-        "rank_ce": rank_ce,
-        "rrf": rrf([rank_rouge, rank_ce], k),
-    }
+    there = {name: with_numbers(table, name)[name].to_numpy() for name in RANKS if name in table.column_names}
+    ranks = {RANKS[name]: _rank_of(each, descending=name == "rouge_l") for name, each in there.items()}
+    both = {"rrf": rrf([*ranks.values()], k)} if len(ranks) == len(RANKS) else {}
+    columns = {"id": table["id"], **there, **ranks, **both}
     others = {
         score.name: values if score.harder == "high" else -values
         for score, values in zip(chosen, difficulties, strict=True)
@@ -98,6 +90,24 @@ def rank(
     ranked = pa.table({**columns, "rank": difficulty, **others})
     ranked = ranked.sort_by([("rank", "ascending"), ("id", "ascending")]).combine_chunks()
     return data_set(ranked.set_column(len(columns), "rank", pa.array(np.arange(1, len(ranked) + 1))))
+
+
+def _difficulties(
+    table: pa.Table, chosen: Sequence[Score], seed: int, bad_rows: str
+) -> tuple[pa.Table, list[NDArray[np.float64]]]:
+    """The rows for which all scores are finite, and what each score says of them."""
+    found = {f"score {score.name}": score.difficulty(ScoreInputs(table, seed)) for score in chosen}
+    for name, values in found.items():
+        table = table.append_column(name, pa.array(values))
+    table = finite_rows(table, [*found], bad_rows)
+    return table, [table[name].to_numpy() for name in found]
+
+
+def _rank_of(values: NDArray[np.float64], *, descending: bool) -> NDArray[np.float64]:
+    """Their ranks; NaN for what is not finite, where it does not decide."""
+    ranks, fine = np.full(len(values), np.nan), np.isfinite(values)
+    ranks[fine] = average_rank(values[fine], descending=descending)
+    return ranks
 
 
 def _check_options(k: float, seed: int, bad_rows: str) -> None:
@@ -115,7 +125,7 @@ def fused(fusion: str, difficulties: Sequence[Values], k: float, ids: pa.Chunked
     return one_each(f"the fusion '{fusion}'", given, ids)
 
 
-def _finite_rows(table: pa.Table, numbers: list[str], bad_rows: str) -> pa.Table:
+def finite_rows(table: pa.Table, numbers: list[str], bad_rows: str) -> pa.Table:
     """Refuse or drop rows with a missing, NaN or infinite number; numbers become float64."""
     finite = np.ones(len(table), dtype=bool)
     for name in numbers:

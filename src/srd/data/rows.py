@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -20,7 +20,9 @@ TAKEN = "a datasets.Dataset, a pandas, polars or pyarrow table, or a list of dic
 ITER_ROWS = 1_000
 
 
-def as_table(rows: Any, columns: list[str], what: str = "scores", *, only: bool = False) -> pa.Table:
+def as_table(
+    rows: Any, columns: list[str], what: str = "scores", *, only: bool = False, also: Sequence[str] = ()
+) -> pa.Table:
     """Turn a container of rows into an Arrow table with (at least) ``columns``.
 
     Args:
@@ -28,25 +30,31 @@ def as_table(rows: Any, columns: list[str], what: str = "scores", *, only: bool 
         columns: what must be there.
         what: how messages call the rows.
         only: leave other columns out; what they hold does not matter then.
+        also: but for these, where they are there.
 
     Raises:
         UserError: it is no such container, has no rows, lacks a column, or a column holds values of several kinds.
     """
     frame = hasattr(rows, "__arrow_c_stream__") and not isinstance(rows, pa.Table | pa.RecordBatch)
-    if only and frame and set(columns) <= set(getattr(rows, "columns", ())):
-        rows = rows[columns]  # of pandas or polars
+    if only and frame and set(columns) <= set(named := list(getattr(rows, "columns", ()))):
+        rows = rows[_with(columns, also, named)]  # of pandas or polars
     table = _from_frame(rows, what)
     if table is None:
         listed = list(row_dicts(rows, what))
         names = dict.fromkeys(name for row in listed for name in row)
-        wanted = columns if only and set(columns) <= set(names) else names
+        wanted = _with(columns, also, names) if only and set(columns) <= set(names) else names
         table = pa.table({str(name): _column([row.get(name) for row in listed], name, what) for name in wanted})
     missing = [name for name in columns if name not in table.column_names]
     if missing and table.column_names:
         raise UserError(f"the {what} lack the columns {missing}; they have {table.column_names}")
     if not len(table):
         raise UserError(f"the {what} have no rows. Give at least one.")
-    return table.select(columns) if only else table
+    return table.select(_with(columns, also, table.column_names)) if only else table
+
+
+def _with(columns: list[str], also: Sequence[str], there: Iterable[str]) -> list[str]:
+    known = set(there)
+    return [*columns, *(name for name in also if name in known and name not in columns)]
 
 
 def row_dicts(rows: Any, what: str) -> Iterator[Mapping[str, Any]]:

@@ -79,8 +79,8 @@ class Score:
     drawn: bool = False
 
     def difficulty(self, inputs: ScoreInputs) -> Values:
-        """The values, high for hard examples, ``[N]``."""
-        values = one_each(f"the score '{self.name}'", self.compute(inputs), inputs.table["id"])
+        """The values, high for hard examples, ``[N]``, finite or not."""
+        values = one_each(f"the score '{self.name}'", self.compute(inputs), inputs.table["id"], finite=False)
         return values if self.harder == "high" else -values
 
 

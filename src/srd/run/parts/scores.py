@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from srd.base.tables import column, data_set, positions
 from srd.curation.curriculum import Curriculum
 from srd.curation.likelihoods import Pairs, pair_losses
-from srd.curation.ranking import rank
+from srd.curation.ranking import RANKS, finite_rows, rank
 from srd.curation.reflection import reflect
 from srd.curation.scores.base import columns_of, scores_of
 from srd.run.context import Run
@@ -49,7 +49,8 @@ def reflect_on(run: Run, model: Any, folder: Path, places: NDArray[np.int64] | N
 
 def ranked_scores(run: Run, curriculum: Curriculum, path: Path | None = None) -> datasets.Dataset:
     """Rank by what a curriculum goes by; ``path``: other scores than those of the starting student."""
-    table = data_set(pq.read_table(path or run.files.scores, columns=["id", "rouge_l", "ce"]))
+    reflected, bad_rows = pq.read_table(path or run.files.scores, columns=["id", *RANKS]), run.recipe.data.bad_rows
+    table = data_set(finite_rows(reflected, [*RANKS], bad_rows))
     columns = columns_of(scores_of(curriculum.score))
     if "length" in columns:
         examples = run.encoded("train")
@@ -61,7 +62,7 @@ def ranked_scores(run: Run, curriculum: Curriculum, path: Path | None = None) ->
         table = datasets.concatenate_datasets([table, measured], axis=1)
     return rank(
         table, k=curriculum.k, by=curriculum.score, fusion=curriculum.fusion, seed=curriculum.seed,
-        bad_rows=run.recipe.data.bad_rows,
+        bad_rows=bad_rows,
     )  # fmt: skip
 
 
