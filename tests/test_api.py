@@ -36,6 +36,8 @@ SETTINGS: dict[str, Any] = {
 
 
 RECIPE = {"teacher": "t", "student": "s", "data": "rows.jsonl"}
+WRITTEN_OUT = {**RECIPE, "data": {"train": "rows.jsonl", "cleaning": "off"}, "reflection": {"out_of_sample": "off"},
+               "training": {"curriculum": {"stages": 3, "select": 0.75, "weight": 1.0, "temperature": 1}}}  # fmt: skip
 
 
 @pytest.fixture
@@ -223,6 +225,10 @@ def test_a_model_is_evaluated_on_a_file_or_on_rows(folder: Path) -> None:
         (lambda: srd.run(None), "the recipe is of type NoneType: give a name, a file or a mapping"),
         (lambda: srd.run("demo-tiny", ["seed=1"]), "a change of the recipe is of type list: give texts"),
         (lambda: srd.run({**RECIPE, "training": {"weight": 0.5}}), "training.weight (0.5) has no effect"),
+        (
+            lambda: srd.run(WRITTEN_OUT, "training.curriculum.preset=plus"),
+            "training.curriculum.preset=plus changes nothing: all that a preset is about is set in the recipe",
+        ),
         (lambda: srd.Curriculum(stage=2), "there is no setting 'stage'; did you mean 'stages'?"),
         (lambda: cache(batch_size=0), "batch_size is 0, but must be 1 or more"),
         (lambda: cache(folder=3), "folder is of type int: give the name of a folder"),

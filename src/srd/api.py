@@ -56,9 +56,8 @@ from srd.models.adapted import is_adapted
 from srd.models.loading.loading import load_model, load_tokenizer
 from srd.models.tokenizers.pair import token_count
 from srd.models.tokenizers.tokens import tokenizer_identity, without_last_call
-from srd.recipe.files import parse_overrides
 from srd.recipe.merging import merge
-from srd.recipe.reading import load_recipe, refuse_idle, validate_recipe
+from srd.recipe.reading import changed_recipe, load_recipe, refuse_idle, validate_recipe
 from srd.recipe.schema import Recipe
 from srd.report.page import build_report
 from srd.run.context import Run, made_options, versions
@@ -313,11 +312,7 @@ def _loaded(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence
     if isinstance(recipe, Recipe) and not overrides:
         return recipe
     content = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else _plain(recipe)
-    changes = parse_overrides(overrides)
-    complete = validate_recipe(merge(content, changes), "the recipe")
-    refuse_idle(complete, content, whole=True)
-    refuse_idle(complete, changes)
-    return complete
+    return changed_recipe(content, overrides, "the recipe")
 
 
 def _result(claimed: Run) -> Result:

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from srd.base.errors import UserError
+from srd.base.text import flattened
 from srd.recipe.merging import nested
-from srd.recipe.reading import validate_recipe
+from srd.recipe.reading import load_recipe, validate_recipe, write_recipe
+from srd.recipe.schema import PLUS
 from srd.sweep.cells import lay_out, reference_rows
 from srd.sweep.runner import Sweep
 from srd.sweep.settings import find_sweep, load_sweep, shipped_sweeps
@@ -118,6 +120,19 @@ def test_nested_keys() -> None:
         ({"cells": {"a": {"name": "x"}, "b": {}}}, r"trial\.yaml, cells\.a: name has no effect in a sweep"),
         ({"grid": {"name": ["x", "y"]}}, r"trial\.yaml, grid: name has no effect in a sweep"),
         ({"grid": {"way": {"x": {"baselines.kd.seed": 1}}}}, r"trial\.yaml, grid: baselines has no effect in a sweep"),
+        (
+            {"cells": {"a": {"training.weight": 0.5}, **KD_AND_SRD}},
+            r"cells\.a: training\.weight .* has no effect: the curr",
+        ),
+        ({"grid": {"training.weight": [0.5, 1.0]}}, r"trial\.yaml, grid\.training\.weight: 0\.5: .* has no effect"),
+        (
+            {"grid": {"way": {"x": {"training.temperature": 2.0}}}},
+            r"grid\.way: x: training\.temperature .* has no effect",
+        ),
+        (
+            {"overrides": {"training.weight": 0.5}, "cells": {"srd": {}, "b": {}}},
+            r"trial\.yaml: training\.weight .* effect",
+        ),
         ({"gird": {}}, r"gird: unknown key; did you mean 'grid'"),
     ],
 )
@@ -126,6 +141,31 @@ def test_wrong_sweeps(tmp_path: Path, recipe_file: Path, content: dict[str, Any]
     with pytest.raises(UserError, match=message):
         Sweep(path, tmp_path / "work")
     assert not (tmp_path / "work").exists()
+
+
+def test_a_change_that_has_an_effect_in_some_of_its_cells_is_laid_out(tmp_path: Path, recipe_file: Path) -> None:
+    grid = {"training.weight": [0.5, 1.0], "way": {"hot": {"training.temperature": 2.0}, "usual": {}}}
+    path = write_sweep(tmp_path, recipe_file, grid=grid, cells=KD_AND_SRD)
+    assert len(lay_out(load_sweep(path), path)) == 8
+    assert len(lay_out(load_sweep(path), path, ["training.curriculum.preset=plus", "training.weight=1.0"])) == 8
+
+
+def test_a_sweep_over_a_written_out_recipe_compares_no_training_with_itself(tmp_path: Path, recipe_file: Path) -> None:
+    """As `load_recipe` refuses the same changes to the same file."""
+    whole, preset = tmp_path / "recipe.yaml", "training.curriculum.preset"
+    write_recipe(load_recipe(str(recipe_file)), whole)
+    for told, content in {
+        "cells.plus: ": {"cells": {"paper": {preset: "paper"}, "plus": {preset: "plus"}}},
+        "grid: ": {"grid": {preset: ["paper", "plus"]}},
+        "": {"overrides": {preset: "plus"}, "cells": KD_AND_SRD},
+    }.items():
+        short = write_sweep(tmp_path, recipe_file, **content)
+        assert len(lay_out(load_sweep(short), short)) == 2
+        path = write_sweep(tmp_path, whole, **content)
+        with pytest.raises(UserError, match=rf"trial.yaml.*{told}.*{preset}=plus changes nothing.*recipe\.yaml"):
+            lay_out(load_sweep(path), path)
+    path = write_sweep(tmp_path, whole, cells={"paper": {}, "plus": {**flattened(PLUS), preset: "plus"}})
+    assert len(lay_out(load_sweep(path), path)) == 2  # what sets all that a preset would changes something
 
 
 def test_what_the_command_line_changes_in_vain_is_not_said_of_the_file(tmp_path: Path, recipe_file: Path) -> None:

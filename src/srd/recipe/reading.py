@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,28 +30,44 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         UserError: with all mistakes, each with its key and, for unknown keys, the nearest known one.
     """
-    path, overrides = find_recipe(name), list(overrides)
+    path = find_recipe(name)
+    return changed_recipe(read_recipe(path), list(overrides), str(path), read_yaml(path) or {})
+
+
+def changed_recipe(
+    content: dict[str, Any], overrides: Sequence[str], place: str, own: dict[str, Any] | None = None
+) -> Recipe:
+    """A recipe with changes, checked, where all that is said has an effect.
+
+    Args:
+        content: The recipe as plain data.
+        overrides: ``key.path=value``.
+        place: What messages call the recipe.
+        own: What it says itself, where the rest comes from others that it extends.
+    """
     changes = parse_overrides(overrides)
-    origin = f"{path} with {textwrap.shorten(' '.join(overrides), 200)}" if overrides else str(path)
-    content = read_recipe(path)
+    origin = f"{place} with {textwrap.shorten(' '.join(overrides), 200)}" if overrides else place
     recipe = validate_recipe(merge(content, changes), origin)
-    _refuse_idle_preset(content, changes, path)
-    refuse_idle(recipe, read_yaml(path) or {}, whole=True)
+    refuse_idle_preset(content, changes, place)
+    refuse_idle(recipe, content if own is None else own, whole=True)
     refuse_idle(recipe, changes)
     return recipe
 
 
 def refuse_idle(recipe: Recipe, said: dict[str, Any], *, whole: bool = False) -> None:
-    """Refuse a temperature or weight where every training that it is for takes its curriculum's instead.
+    """Refuse what `idle_setting` finds."""
+    if told := idle_setting(recipe, said, whole=whole):
+        raise UserError(told)
+
+
+def idle_setting(recipe: Recipe, said: dict[str, Any], *, whole: bool = False) -> str:
+    """A temperature or weight where every training that it is for takes its curriculum's instead, and what to set.
 
     Args:
         recipe: With all defaults.
         said: What of it was said.
         whole: Whether that may be a recipe that says everything, as a run's own does: beside a curriculum that it
             spells out it is no fault then.
-
-    Raises:
-        UserError: with what to set in its place.
     """
     trained = {"training": [*recipe.variants.values()]}
     trained |= {f"baselines.{name}": [training] for name, training in recipe.baselines.items()}
@@ -61,10 +77,11 @@ def refuse_idle(recipe: Recipe, said: dict[str, Any], *, whole: bool = False) ->
             continue
         for key in AS_PLAIN:
             if key in given and all(set(each.schedule(key)) != {given[key]} for each in curricula):
-                raise UserError(
+                return (
                     f"{place}.{key} ({given[key]}) has no effect: the curriculum has a {key} for each stage. Set "
                     f"{place}.curriculum.{key} instead, or {place}.curriculum=null for plain distillation"
                 )
+    return ""
 
 
 def _at(content: dict[str, Any], place: str) -> dict[str, Any]:
@@ -74,17 +91,16 @@ def _at(content: dict[str, Any], place: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _refuse_idle_preset(content: dict[str, Any], changes: dict[str, Any], path: Path) -> None:
-    """Refuse a change to another preset where the file, such as a run's own, sets all that a preset would change."""
-    before, wanted = (flattened(each).get(PRESET) for each in (content, changes))
-    there = flattened(merge(content, changes))
-    fields = list(flattened(PLUS))
-    if wanted in (None, before or "paper") or not all(
-        {each, each.removesuffix(".action")} & {*there} for each in fields
-    ):
+def refuse_idle_preset(content: dict[str, Any], changes: dict[str, Any], place: str) -> None:
+    """Refuse a change to another preset where the recipe, such as a run's own, sets all that a preset would change."""
+    there, changed, fields = flattened(content), flattened(changes), list(flattened(PLUS))
+    before, wanted = there.get(PRESET), changed.get(PRESET)
+    names = [{each, each.removesuffix(".action")} for each in fields]  # `cleaning: drop` says the action
+    left = [each for each in names if not each & {*changed}]
+    if wanted in (None, before or "paper") or not left or not all(each & {*there} for each in left):
         return
     raise UserError(
-        f"{PRESET}={wanted} changes nothing: all that a preset is about is set in {path}, and what is set wins. Name "
+        f"{PRESET}={wanted} changes nothing: all that a preset is about is set in {place}, and what is set wins. Name "
         f"the short recipe that it was made from, or a copy of it without {', '.join(fields)}"
     )
 

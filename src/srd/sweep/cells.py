@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,8 @@ from srd.base.settings import LONGEST_NAME
 from srd.base.text import visible
 from srd.recipe.files import find_recipe, parse_overrides, read_recipe
 from srd.recipe.merging import merge, nested
-from srd.recipe.reading import validate_recipe
+from srd.recipe.reading import idle_setting, refuse_idle_preset, validate_recipe
+from srd.recipe.schema import Recipe
 from srd.sweep.settings import EQUAL_PASSES, ONLY_AT, SweepConfig
 from srd.training.settings import TrainingConfig
 
@@ -111,39 +113,48 @@ def lay_out(config: SweepConfig, path: Path, overrides: list[str] | None = None)
     Raises:
         UserError: a field that does not exist or has no effect, a recipe that is not valid, two cells of one folder.
     """
-    base = read_recipe(find_recipe(config.recipe, beside=path))
-    for place, changes in ((f"{path}: ", nested(config.overrides)), ("", parse_overrides(overrides or []))):
-        base = merge(base, _effective(changes, place))
+    source = find_recipe(config.recipe, beside=path)
+    base, common = read_recipe(source), {f"{path}: ": nested(config.overrides), "": parse_overrides(overrides or [])}
+    for place, changes in common.items():
+        base = _laid_over(base, changes, place, source)
     base["baselines"] = {}
     named = tuple(key for key, axis in config.grid.items() if isinstance(axis, dict))
     _check_only_at(config, path)
     cells: list[Cell] = []
+    said: list[tuple[Recipe, dict[str, Any]]] = []  # recipes of cells, and by its place what each change to them says
     for values in itertools.product(*config.grid.values()):
         settings = dict(zip(config.grid, values, strict=True))
-        at_point = merge(base, _effective(_changes(config, settings), f"{path}, grid: "))
+        at_point = _laid_over(base, _changes(config, settings), f"{path}, grid: ", source)
         point = {key: value for key, value in settings.items() if key not in SEED_FIELDS}
         seeds = {key: value for key, value in settings.items() if key in SEED_FIELDS}
         here = {}
         for label, changes in (config.cells or {"": {}}).items():
             if any(settings[key] not in values for key, values in changes.get(ONLY_AT, {}).items()):
                 continue
-            own = {key: value for key, value in changes.items() if key not in (EQUAL_PASSES, ONLY_AT)}
-            content = merge(at_point, _effective(nested(own), f"{path}, cells.{label}: "))
+            own = nested({key: value for key, value in changes.items() if key not in (EQUAL_PASSES, ONLY_AT)})
+            content = _laid_over(at_point, own, f"{path}, cells.{label}: ", source)
             here[label] = cell = Cell(label, point, seeds, content, named)
             content["name"] = f"{config.name}.{cell.folder}"[:LONGEST_NAME].rstrip(". -")
-            validate_recipe(content, f"{path}, cell '{cell.title}'")
+            recipe = validate_recipe(content, f"{path}, cell '{cell.title}'")
+            at = {f"{path}, grid.{key}: {value}: ": _changes(config, {key: value}) for key, value in settings.items()}
+            said.append((recipe, {**common, **at, f"{path}, cells.{label}: ": own}))
         _match_passes(config, here, path)
         cells += here.values()
+    _check_effects(said)
     _check_distinct(cells, path)
     reference_rows(config, cells, path)
     return cells
 
 
-def _effective(changes: dict[str, Any], place: str) -> dict[str, Any]:
-    """Changes to the recipe of cells, if all of them have an effect there."""
+def _laid_over(content: dict[str, Any], changes: dict[str, Any], place: str, source: Path) -> dict[str, Any]:
+    """A recipe with changes that have an effect on cells."""
     if idle := [name for name in IDLE if name in changes]:
         raise UserError(f"{place}{idle[0]} has no effect in a sweep, whose cells are what is compared. Leave it out.")
-    return changes
+    try:
+        refuse_idle_preset(content, changes, str(source))
+    except UserError as error:
+        raise UserError(f"{place}{error}") from error
+    return merge(content, changes)
 
 
 def _changes(config: SweepConfig, point: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,6 +164,17 @@ def _changes(config: SweepConfig, point: Mapping[str, Any]) -> dict[str, Any]:
         axis = config.grid[key]
         changes = merge(changes, nested(axis[value] if isinstance(axis, dict) else {key: value}))
     return changes
+
+
+def _check_effects(said: list[tuple[Recipe, dict[str, Any]]]) -> None:
+    """Refuse a change that has no effect in any cell that it is for: these would be the same as without it."""
+    idle = defaultdict(list)
+    for recipe, changes in said:
+        for place, each in changes.items():
+            idle[place].append(idle_setting(recipe, each))
+    for place, told in idle.items():
+        if all(told):
+            raise UserError(f"{place}{told[0]}")
 
 
 def _check_only_at(config: SweepConfig, path: Path) -> None:
