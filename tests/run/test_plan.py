@@ -355,6 +355,24 @@ def test_an_adapter_is_counted_as_it_is_trained(tiny_recipe: Recipe, targets: An
         assert size.trained(training) == sum(each.numel() for each in adapted.parameters() if each.requires_grad)
 
 
+def test_rows_are_read_for_the_cleaning_by_the_student_before_it_loses_layers(
+    tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    """By its own model, or by the teacher that it is made of."""
+    small, large = (str(save_tiny(tmp_path / f"of-{width}", "llama", hidden=width)) for width in (16, 64))
+    found = {}
+    for name, student in {
+        "small": {"model": small}, "small, cut": {"model": small, "drop_layers": 1},
+        "large": {"model": large}, "of the teacher": {"drop_layers": 1},
+    }.items():  # fmt: skip
+        content = tiny_recipe.model_dump(mode="json", exclude={"training", "baselines"})
+        content |= {"teacher": large, "student": student, "data": {**content["data"], "cleaning": "repair"}}
+        phases = {phase.name: phase for phase in make_plan(validate_recipe(content, "tiny")).phases}
+        found[name] = phases["likelihoods"], phases["repair"]
+    assert found["small"] == found["small, cut"] and found["large"] == found["of the teacher"]
+    assert all(4 * one.flops < other.flops for one, other in zip(found["small"], found["large"], strict=True))
+
+
 def test_more_devices() -> None:
     one, eight = (make_plan(load_recipe("openllama2"), devices=count, flops_per_second=1e14) for count in (1, 8))
     assert eight.memory < one.memory / 1.5  # smaller micro-batches; weights and optimizer stay whole on each

@@ -14,7 +14,7 @@ from srd.run.context import Run
 from srd.run.outline.costs import DataFacts, Facts, shares_of_teachers
 from srd.run.outline.forecast import Forecast
 from srd.run.outline.order import Outline, costs_of
-from srd.run.outline.sizes import other_sizes, sizes_of
+from srd.run.outline.sizes import other_sizes, sizes_of, whole_size
 
 
 def facts_of(run: Run) -> Facts:
@@ -25,7 +25,8 @@ def facts_of(run: Run) -> Facts:
     counts = (count, len(run.split("validation")), len(run.split("test")))
     owned = shares_of_teachers(run.recipe, run.split("train"), examples.learnt)
     data = DataFacts(*counts, prompt / count, response / count, response, exact=True, owned=owned)
-    return Facts(run.recipe, *sizes_of(run.recipe, run.configs), data, others=other_sizes(run.recipe, run.configs))
+    own = run.recipe, run.configs
+    return Facts(run.recipe, *sizes_of(*own), data, others=other_sizes(*own), whole=whole_size(*own))
 
 
 #: Steps that write little and ask no model; to weigh them would take the tokens of all rows, which is most of the work.

@@ -139,6 +139,7 @@ class Facts:
         data: The training data in numbers.
         devices: Data-parallel devices.
         others: Further teachers in numbers.
+        whole: The student before it loses layers, in numbers, which reads rows for the cleaning; None: it loses none.
     """
 
     recipe: Recipe
@@ -147,6 +148,7 @@ class Facts:
     data: DataFacts
     devices: int = 1
     others: tuple[Size, ...] = ()
+    whole: Size | None = None
 
     @property
     def prompt(self) -> float:

@@ -387,7 +387,7 @@ def uncleaned_steps(recipe: Recipe, *wanted: str) -> list[Outline]:
 def reading_phase(name: str, facts: Facts, rows: int) -> Phase:
     """What it takes a model that has not been trained to read so many rows, all of one script, as detectors ask."""
     needs, kinds = work_for(facts.recipe.data.cleaning.find)
-    size = facts.student if facts.recipe.student.model and not facts.recipe.student.drop_layers else facts.teacher
+    size = facts.whole or facts.student
     passes = 1 + sum(PASSES[need] for need in needs & PASSES.keys() - {"endings"})
     reads = passes * rows + len(kinds) * min(rows, MOST)
     flops = reads * size.forward(facts.data.prompt, facts.data.response)

@@ -106,6 +106,11 @@ def sizes_of(recipe: Recipe, configs: Sequence[PreTrainedConfig | Size]) -> tupl
     return size_of(configs[0], recipe.teacher.sft), student
 
 
+def whole_size(recipe: Recipe, configs: Sequence[PreTrainedConfig | Size]) -> Size | None:
+    """The model that the student is shortened from, its own or the teacher, in numbers; None where it is not."""
+    return size_of(configs[-1]) if recipe.student.drop_layers else None
+
+
 def other_sizes(recipe: Recipe, configs: Sequence[PreTrainedConfig | Size]) -> tuple[Size, ...]:
     """The teachers behind the first, in numbers, of the same configurations as in `sizes_of`."""
     count = len(recipe.all_teachers) - 1

@@ -33,7 +33,7 @@ from srd.recipe.schema import Recipe
 from srd.run.checks.recipe import check_evaluation, check_libraries, check_methods, serving_tiers
 from srd.run.outline.costs import DataFacts, Facts, Phase, limit_for
 from srd.run.outline.order import costs_of, planned
-from srd.run.outline.sizes import Size, other_sizes, size_of, sizes_of
+from srd.run.outline.sizes import Size, other_sizes, size_of, sizes_of, whole_size
 from srd.tasks.base import Task, data_set_of, data_sets
 
 if TYPE_CHECKING:
@@ -381,7 +381,7 @@ def make_plan(
     if data is None:
         models = check_what_is_at_hand(recipe, notes)
         data = read_data(recipe, notes, size_of(configs[0]).encoder_decoder, models)
-    facts = Facts(recipe, teacher, student, data, devices, other_sizes(recipe, configs))
+    facts = Facts(recipe, teacher, student, data, devices, other_sizes(recipe, configs), whole_size(recipe, configs))
     notes += requests_of(facts) + _told_of_sizes(facts)
     steps = planned(recipe)
     phases = tuple(costs_of(steps, facts))
