@@ -269,6 +269,8 @@ def test_a_report_tells_of_the_marks_of_its_run_alone(run: TinyRun) -> None:
             action == "drop",
             action == "soften",
         )
+    run.set(data__cleaning={"find": ["empty"], "action": "report"}).advance("reflection")  # nobody has marked anew
+    assert '<section id="cleaning"' not in build_report(run.run_dir).read_text(encoding="utf-8")
     run.set(data__cleaning="off").advance("ranking")
     page = build_report(run.run_dir).read_text(encoding="utf-8")
     assert '<section id="cleaning"' not in page and "Cleaning marked" not in page

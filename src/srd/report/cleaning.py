@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from srd.base.text import many, percent
 from srd.curation.cleaning import bad_end
-from srd.curation.detectors.base import DETECTORS, REWRITTEN, reason_of
+from srd.curation.detectors.base import DETECTORS, HELD_OUT, REWRITTEN, reason_of
 from srd.report.answers import Answer, Card, by_id, card
 from srd.report.plots import Band, Series, line_plot
 from srd.report.reading import Row, RunFiles, parse_json, read_file, read_parquet
@@ -20,6 +20,8 @@ from srd.report.tables import Column, Table, to_html
 SUREST = 20  # rows of each reason
 BINS = 40
 UNDAMAGED = "not damaged"
+#: Columns of the marks that are no detector's.
+OTHERS = {"id", HELD_OUT, "wrong", "why", "repaired", "response_before", "response_after"}
 #: What became of marked rows, where that is more than that they were dropped.
 FATES = {
     "report": "Rows that are marked were only marked.",
@@ -37,15 +39,16 @@ class Reason(NamedTuple):
 
 
 def marks_of(run: RunFiles, columns: list[str] | None = None) -> pyarrow.Table:
-    """What was found of each row; nothing where the recipe does not clean, or the marks are of other rows than it has.
+    """What was found of each row; nothing where the recipe does not clean, or has other rows or detectors.
 
     Marks stay in the run directory where another recipe has made them there.
     """
-    marks = read_parquet(run.files.marked, columns=columns)
-    if not len(marks) or run.cleaning == "off":
+    marks = read_parquet(run.files.marked)
+    if not len(marks) or run.cleaning == "off" or {*marks.column_names} - OTHERS != {*run.detectors}:
         return marks[:0]
+    found = marks if columns is None else marks.select(columns)
     rows = read_parquet(run.files.examples("train"), columns=["id"])
-    return marks if len(rows) and marks["id"].equals(rows["id"]) else marks[:0]
+    return found if len(rows) and marks["id"].equals(rows["id"]) else found[:0]
 
 
 def cleaning_section(run: RunFiles) -> dict[str, Any]:

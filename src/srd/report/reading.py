@@ -85,7 +85,16 @@ class RunFiles:
     @property
     def cleaning(self) -> str:
         """What becomes of rows that are wrong."""
-        return str(((self.recipe.get("data") or {}).get("cleaning") or {}).get("action", "off"))
+        return str(self._cleaning.get("action", "off"))
+
+    @property
+    def detectors(self) -> list[str]:
+        """Those that look for them."""
+        return list(self._cleaning.get("find", ()))
+
+    @property
+    def _cleaning(self) -> Row:
+        return (self.recipe.get("data") or {}).get("cleaning") or {}
 
     def takes_uncleaned(self, variant: str) -> bool:
         """Whether a training has the rows as they came, where others have cleaned ones."""
