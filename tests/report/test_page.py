@@ -59,7 +59,7 @@ def read_page(run_dir: Path) -> str:
 @pytest.mark.parametrize(
     ("setting", "told"),
     [("order: fresh", "Every pass drew its rows anew from all of them"),
-     ("reflect_again: true", "Before every stage but the first the student ranked the rows anew"),
+     ("reflect_again: true", "ranked the rows anew (<code>reflect_again</code>), in part by what it knew by heart"),
      ("order: fresh\n    stages: 1", "Every pass drew its rows anew from all of them")],
 )  # fmt: skip
 def test_a_selection_that_was_not_trained_is_not_shown(

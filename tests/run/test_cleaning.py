@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.feather
@@ -35,6 +36,7 @@ from srd.report.cleaning import blind, caption, cleaning_section
 from srd.report.page import build_report
 from srd.report.reading import read_run
 from srd.run.parts import assemble, written
+from srd.run.parts.scores import with_marks
 from srd.run.steps import cleaning
 from tests.faults import killed_in
 from tests.oracle import noun_rows, oracle_losses
@@ -223,6 +225,23 @@ def test_of_softened_copies_one_stays(tiny_run: TinyRun) -> None:
         assert [name for name in ids(done.files.cleaned) if name in added] == left
         assert done.soft_rows() == {"loop-0"} & set(left)
         assert [marks(tiny_run)[f"loop-{n}"]["why"] for n in range(2)] == ["looping"] * 2
+
+
+def test_a_score_that_cleans_and_ranks_has_a_column_for_each(tmp_path: Path) -> None:
+    """What a repaired row is ranked by says nothing of why it was marked, and a dropped one is ranked by nothing."""
+    found = {"id": ["right", "repaired", "dropped"], "eos": [0.4, 5.9, 6.3], "match": [0.0, 0.1, 0.2],
+             "wrong": [False, True, True], "why": ["", "eos", "eos"], "repaired": [False, True, False],
+             "response_before": [None, "cut", "too"], "response_after": [None, "whole", None]}  # fmt: skip
+    pq.write_table(pa.table(found), tmp_path / "rows.parquet")
+    ranked = datasets.Dataset.from_dict({"id": ["repaired", "right"], "rank": [1, 2], "eos": [0.3, 0.4],
+                                         "kept": [True, True], "stage": pa.array([0, 1], pa.int32())})  # fmt: skip
+    run: Any = SimpleNamespace(files=SimpleNamespace(marked=tmp_path / "rows.parquet"))
+    rows = {row["id"]: row for row in with_marks(run, ranked).to_list()}
+    assert [rows[name]["eos"] for name in ("repaired", "right")] == [0.3, 0.4] and math.isnan(rows["dropped"]["eos"])
+    names = "eos_before", "match", "wrong", "why", "repaired"
+    for place, name in enumerate(found["id"]):
+        own = {each: rows[name][each] for each in names}
+        assert own == {each: found[each.removesuffix("_before")][place] for each in names}
 
 
 def test_softened_rows_stay_out_where_a_student_reflects_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

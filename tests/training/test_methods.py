@@ -171,7 +171,9 @@ def test_distillm_keeps_threshold_reference_and_buffer_through_stages(
     assert old <= {(row["id"], row["written"]) for row in made[1].buffer}
 
 
-def test_reflecting_again_ranks_with_the_student_as_it_is_then(tiny_run: TinyRun) -> None:
+def test_reflecting_again_ranks_with_the_student_as_it_is_then(
+    tiny_run: TinyRun, capsys: pytest.CaptureFixture[str]
+) -> None:
     tiny_run.set(training__curriculum={"reflect_again": True}, training__learning_rate=5e-3)
     run = tiny_run.train()
     first = pq.read_table(run.folder / "reflection/scores.parquet").to_pydict()
@@ -180,6 +182,7 @@ def test_reflecting_again_ranks_with_the_student_as_it_is_then(tiny_run: TinyRun
         assert later["id"] == first["id"]
         assert sum(later["ce"]) < sum(first["ce"])
     assert not list(run.folder.glob("stages/*/batches"))
+    assert " ".join(capsys.readouterr().err.split()).count("has learnt rows of the stages before: what it knows") == 1
 
 
 # ------------------------------------------------------------------------------------------------------------ adapters

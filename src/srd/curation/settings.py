@@ -75,7 +75,7 @@ class CurriculumConfig(BaseModel):
         description="of the rows in the loss; paced: p (1 - p) of a student that does p of a row (its ROUGE-L), so "
         "that what it knows and what is beyond it counts little",
     )
-    reflect_again: bool = Field(False, description="rank anew before every stage, with the student as it is then")
+    reflect_again: bool = Field(False, description="rank anew before each stage, by the student that learns these rows")
     optimizer: Literal["restart", "keep"] = Field(
         "restart",
         description="keep: one optimizer and one learning-rate schedule over all stages; restart: each has its own",

@@ -149,8 +149,8 @@ class RunFiles:
             return "Every pass drew its rows anew from all of them, whatever their rank (`order: fresh`)."
         if curriculum.get("reflect_again") and curriculum.get("stages", 1) > 1:
             return (
-                "Before every stage but the first the student ranked the rows anew (`reflect_again`); the ranking on "
-                "this page is the first."
+                "Before every stage but the first the student ranked the rows anew (`reflect_again`), in part by what "
+                "it knew by heart of the stages before; the ranking on this page is the first."
             )
         return ""
 

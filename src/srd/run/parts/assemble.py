@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from srd.base import parallel
+from srd.base.console import console
 from srd.base.errors import UserError
 from srd.base.files import discard, is_sealed, seal
 from srd.base.handed import check_kind
@@ -163,6 +164,9 @@ def _stages(
         path = folder / "stages" / str(stage.index) / "scores.parquet"
         batches = path.parent / "batches"
         if not parallel.on_main(lambda: is_sealed(path)):
+            if stage.index == 1:
+                console.print("  by now the student has learnt rows of the stages before: what it knows by heart says "
+                              "little of how hard it is (curriculum.reflect_again)", highlight=False)  # fmt: skip
             scores = reflect_on(run, model, batches)
             parallel.on_main(lambda: write_table(scores, path))
             parallel.on_main(lambda: seal(path))

@@ -67,7 +67,10 @@ def ranked_scores(run: Run, curriculum: Curriculum, path: Path | None = None) ->
 
 
 def with_marks(run: Run, laid_out: datasets.Dataset) -> datasets.Dataset:
-    """The ranking with what the cleaning has found: of every row, also of those that were dropped and have no rank."""
+    """The ranking with what the cleaning has found: of every row, also of those that were dropped and have no rank.
+
+    A score of both has two columns: the ranking's, of rows as they are learnt, and ``NAME_before``, which marked them.
+    """
     marks = pq.read_table(run.files.marked).drop_columns(["response_before", "response_after"])
     ranked = laid_out.with_format("arrow")[:]
     gone = marks.filter(pc.invert(pc.is_in(marks["id"], value_set=ranked["id"].combine_chunks()))).select(["id"])
@@ -79,9 +82,9 @@ def with_marks(run: Run, laid_out: datasets.Dataset) -> datasets.Dataset:
     rest |= {name: pa.array(np.full(len(gone), np.nan)) for name in ranked.column_names if name not in ("id", *rest)}
     table = pa.concat_tables([ranked, pa.table({"id": gone["id"], **rest}).select(ranked.column_names)])
     place = pc.index_in(table["id"], value_set=marks["id"].combine_chunks())
-    found = marks.take(place)
-    for name in (name for name in found.column_names if name not in table.column_names):
-        table = table.append_column(name, found[name])
+    found = marks.take(place).drop_columns("id")
+    for name in found.column_names:
+        table = table.append_column(f"{name}_before" if name in table.column_names else name, found[name])
     return data_set(table.combine_chunks())
 
 
