@@ -50,7 +50,7 @@ def reflect_on(run: Run, model: Any, folder: Path, places: NDArray[np.int64] | N
 def ranked_scores(run: Run, curriculum: Curriculum, path: Path | None = None) -> datasets.Dataset:
     """Rank by what a curriculum goes by; ``path``: other scores than those of the starting student."""
     reflected, bad_rows = pq.read_table(path or run.files.scores, columns=["id", *RANKS]), run.recipe.data.bad_rows
-    table = data_set(finite_rows(reflected, [*RANKS], bad_rows))
+    table = data_set(finite_rows(reflected, [*RANKS], bad_rows))  # whatever ranks: without a loss nothing is learnt
     columns = columns_of(scores_of(curriculum.score))
     if "length" in columns:
         examples = run.encoded("train")
