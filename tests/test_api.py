@@ -205,7 +205,11 @@ def test_a_model_is_evaluated_on_a_file_or_on_rows(folder: Path) -> None:
     expected = srd.evaluate(model, tokenizer, "instruction", path, **asked)
     for own in (rows, pandas.DataFrame(rows), datasets.Dataset.from_list(rows)):
         assert srd.evaluate(model, tokenizer, "instruction", own, **asked) == expected
-    assert srd.evaluate("tiny-student", tokenizer, "instruction", path, **asked) == expected
+    for own in (tokenizer, "tiny-student", Path("tiny-student"), None):
+        assert srd.evaluate("tiny-student", own, "instruction", path, **asked) == expected
+    assert srd.evaluate(model, "tiny-student", "instruction", path, **asked) == expected
+    with pytest.raises(srd.UserError, match=r"^tokenizer: give a tokenizer.* and not None"):
+        srd.evaluate(model, None, "instruction", path)
     with pytest.raises(srd.UserError, match="'instruction'"):  # before any model is loaded
         srd.evaluate("no-such-folder", tokenizer, "instructon", path)
     for call in (srd.evaluate, srd.build_cache):

@@ -539,7 +539,7 @@ def build_cache(
 @_told_in_python(*EVALUATION)
 def evaluate(
     model: PreTrainedModel | str | Path,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | str | Path | None,
     task: str,
     path: Any = None,
     *,
@@ -557,7 +557,7 @@ def evaluate(
 
     Args:
         model: A loaded model, which is left as it is; a name or a folder.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer, or where that lies; None: where a model lies that is given by its name.
         task: Such as ``gsm8k``, ``dolly``, ``xsum``, ``instruction``, or one that you registered.
         path: A file in the task's original format, or its rows, as of `distill`; None: from the hub.
         seeds: One answer to every prompt for each; None: the task's own. Greedy decoding uses the first only.
@@ -576,22 +576,22 @@ def evaluate(
     Raises:
         UserError: an unknown task, a file that cannot be read, programs that would run without permission.
     """
-    is_loaded = not isinstance(model, str | Path)
-    check_loaded(**({"model": model} if is_loaded else {}), tokenizer=tokenizer)
+    own: Any = model if tokenizer is None and isinstance(model, str | Path) else tokenizer
+    check_loaded(**{k: v for k, v in {"model": model, "tokenizer": own}.items() if not isinstance(v, str | Path)})
     check_counts(batch_size=batch_size, max_prompt_length=max_prompt_length)
-    each = [seeds] if isinstance(seeds, int) else seeds
     with _folder_of_answers() as folder, contextlib.ExitStack() as afterwards:
         source = path if path is None or isinstance(path, str | Path) else _written(path, folder / ROWS)
         (benchmark,) = read_benchmarks(
             [task if source is None else f"{task}={source}"],
-            seeds=None if each is None else ",".join(map(str, each)), limit=limit, template=template,
-            max_new_tokens=max_new_tokens, temperature=temperature, samples=samples,
+            seeds=None if seeds is None else ",".join(map(str, [seeds] if isinstance(seeds, int) else seeds)),
+            limit=limit, template=template, max_new_tokens=max_new_tokens, temperature=temperature, samples=samples,
             allow_code_execution=allow_code_execution,
         )  # fmt: skip
-        loaded: Any = model if is_loaded else load_model(str(model), tokenizer=tokenizer, role="model")
+        own = load_tokenizer(str(own)) if isinstance(own, str | Path) else own
+        loaded: Any = load_model(str(model), tokenizer=own, role="model") if isinstance(model, str | Path) else model
         afterwards.callback(loaded.train, loaded.training)
-        room = prompt_room(loaded, tokenizer, benchmark.decoding.max_new_tokens, max_prompt_length)
-        encoder = prompt_encoder(loaded.config, tokenizer, room)
+        room = prompt_room(loaded, own, benchmark.decoding.max_new_tokens, max_prompt_length)
+        encoder = prompt_encoder(loaded.config, own, room)
         results = answer_and_score(
             [EvaluatedModel("model", "", lambda: (loaded.eval(), encoder))], [benchmark], folder / "answers",
             batch_size=batch_size, scoring={"allow_code_execution": allow_code_execution},
