@@ -63,7 +63,7 @@ from srd.report.page import build_report
 from srd.run.context import Run, made_options, versions
 from srd.run.flow import advance, training_steps
 from srd.run.folder import SPLITS, RunFolder
-from srd.run.manifest import noted_in, standing
+from srd.run.manifest import noted_in, standing, student_of
 from srd.sandbox.outside import Permission
 from srd.training.batches import make_collator
 from srd.training.cache.building import build_cache as keep_states
@@ -106,7 +106,8 @@ class Result:
     @cached_property
     def student(self) -> PreTrainedModel:
         """The student, on the CPU and in eval mode."""
-        return load_model(str(self.folder), tokenizer=self.tokenizer, role="student", **self._options)
+        folder = student_of(self.run_dir, self._files.main)
+        return load_model(str(folder), tokenizer=self.tokenizer, role="student", **self._options)
 
     @property
     def metrics(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[TinyRun, Path]:
     tiny = TinyRun(tmp_path_factory.mktemp("task"))
     tiny.advance("examples")
     out = tiny.folder / "out"
-    for source, message in ((tiny.run_dir, "student is not there yet"), (tiny.teacher, "is a model alone")):
+    for source, message in ((tiny.run_dir, "student is not there"), (tiny.teacher, "is a model alone")):
         with pytest.raises(UserError, match=message):
             export(Path(source), "lm-eval", out / "deep")
         assert not out.exists()

@@ -12,7 +12,9 @@ import pytest
 
 from srd.base.errors import UserError
 from srd.base.files import write_sealed
+from srd.base.locks import held
 from srd.cli import _Talk, app
+from srd.export.push import prepared
 from srd.models.generation import Decoding, decode_batch, stream_tokens
 from srd.models.loading.loading import load_model, load_tokenizer
 from srd.models.tokenizers.tokens import padding_id, stop_token_ids
@@ -138,6 +140,25 @@ def test_what_cannot_be_talked_to(trained: Path, tmp_path: Path, arguments: Any,
     (run / "recipe.yaml").write_text((trained / "recipe.yaml").read_text())
     with pytest.raises(UserError, match=told):
         chat_models(arguments.pop("name", str(run)), **arguments)
+
+
+def test_a_student_that_another_command_is_making_is_to_be_waited_for(trained: Path, tmp_path: Path) -> None:
+    """Not to be trained, nor looked for on the hub."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    (student,), _ = chat_models(str(run))
+    with held(run, "--run-dir"):
+        chat_models(str(run))  # one that is there is talked to
+        for path in ("tokenizer.json", "config.json"):
+            (run / "student" / path).unlink()
+        for read in (lambda: chat_models(str(run)), lambda: chat_models(str(run / "student")), lambda: student.model):
+            with pytest.raises(UserError, match=rf"^another srd command works in {run}, .* Wait for it\.$"):
+                read()
+        shutil.rmtree(run / "student")
+        for read in (lambda: chat_models(str(run)), lambda: prepared(str(run), "me/mine", data=False).__enter__()):
+            with pytest.raises(UserError, match=rf"^another srd command works in {run}, .* Wait for it\.$"):
+                read()
+    with pytest.raises(UserError, match="has trained no student yet"):
+        chat_models(str(run))
 
 
 def test_a_run_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

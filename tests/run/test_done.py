@@ -26,6 +26,7 @@ from srd.evaluation import answers
 from srd.export.base import export
 from srd.export.push import prepared
 from srd.recipe.reading import validate_recipe
+from srd.report.closing import next_steps
 from srd.report.comparison import models_of
 from srd.report.reading import read_run
 from srd.run import context
@@ -182,6 +183,16 @@ def test_no_report_of_what_no_step_wrote(again: TinyRun, name: str, step: str, c
         run.close()
 
 
+#: All that take a run's student.
+USES: tuple[Callable[[Path], Any], ...] = (
+    lambda run: chat_models(str(run)),
+    lambda run: chat_models(str(run), compare=True),
+    lambda run: export(run, "lm-eval", run.with_name("exported")),
+    lambda run: prepared(str(run), "me/mine", data=False).__enter__(),
+    lambda run: srd.Result(run, "srd").student,
+)
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer_config.json", "config.json"])
 def test_no_student_is_used_that_no_step_wrote(again: TinyRun, name: str) -> None:
     """Damaged by one bit it may still load."""
@@ -189,14 +200,42 @@ def test_no_student_is_used_that_no_step_wrote(again: TinyRun, name: str) -> Non
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(content)
-    uses: list[Callable[[str], Any]] = [
-        chat_models,
-        lambda run: export(Path(run), "lm-eval", again.folder / "out"),
-        lambda run: prepared(run, "me/mine", data=False).__enter__(),
-    ]
-    for use in uses:
+    for use in USES:
         with pytest.raises(UserError, match=f"student/{name} is not what the step train/srd wrote"):
-            use(str(again.run_dir))
+            use(again.run_dir)
+
+
+def test_a_student_is_not_taken_for_that_of_other_settings(again: TinyRun) -> None:
+    """Test rows that it was trained on, another frame: a command that does a part brings them, and says nothing of it.
+
+    Both that the message names help: the former recipe, which trains nothing again, and the one that lies there.
+    """
+
+    def taken() -> bool:
+        for use in USES:
+            use(again.run_dir)
+        return bool(next_steps(read_run(again.run_dir)))
+
+    def refused() -> None:
+        for use in USES:
+            with pytest.raises(UserError, match=r"is not the student of .*: srd run .*recipe\.yaml --run-dir .*/run\."):
+                use(again.run_dir)
+        assert next_steps(read_run(again.run_dir)) == []
+        chat_models(str(again.run_dir / "student"))
+
+    again.twin().set(data__cleaning={"action": "report", "find": ["empty"]}).advance("cleaning")  # as srd clean does
+    assert taken()
+    for changes in ({"data__test_size": 6}, {"training__curriculum": None}):
+        other = again.twin().set(**changes)
+        other.advance("student")
+        refused()
+        assert redone(again) <= {"examples"} and taken()
+    other.advance("student")
+    assert other.run() and taken()
+    run = other.open()
+    run.manifest.begin("train/kd", "another", [run.files.student("kd")])  # killed before it is noted as finished
+    close(run)
+    refused()
 
 
 def test_a_refused_change_leaves_the_recipe_of_what_is_there(again: TinyRun) -> None:

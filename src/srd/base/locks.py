@@ -46,6 +46,34 @@ def lock(path: Path, option: str, remedy: str = COPY) -> Any:
 
 
 @contextlib.contextmanager
+def told_if_held(folder: Path) -> Iterator[None]:
+    """Go through a block that reads a folder without holding it: what it lacks may be in the making.
+
+    Raises:
+        UserError: as the block does; while another process holds the folder, that it is to be waited for.
+    """
+    try:
+        yield
+    except UserError as error:
+        if _is_held(folder / ".lock"):
+            raise UserError(
+                f"another srd command works in {folder}, and what is to be read there is not finished. Wait for it."
+            ) from error
+        raise
+
+
+def _is_held(path: Path) -> bool:
+    with contextlib.suppress(ImportError, OSError), open(path) as file:  # none, Windows, a file system without locks
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+@contextlib.contextmanager
 def by_turns(path: Path) -> Iterator[None]:
     """Go through the block while no other process is in a block of the same path; wait for it, if one is.
 

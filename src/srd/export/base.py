@@ -16,7 +16,7 @@ from srd.base.registry import Registry
 from srd.models.loading.loading import load_config, load_model, load_tokenizer
 from srd.recipe.reading import load_recipe
 from srd.run.context import Run, made_options
-from srd.run.manifest import check_as_written
+from srd.run.manifest import check_as_written, student_of
 
 WRITTEN = "srd-export-{}.json"  # what `srd export` has written into a folder in some format
 KINDS = ("f32", "f16", "bf16", "q8_0")
@@ -96,15 +96,9 @@ class Exported:
         """Where the model lies.
 
         Raises:
-            UserError: the run has not made it yet.
+            UserError: the run has not made it yet, or not with the settings that it has now.
         """
-        if not self.is_run:
-            return self.source
-        folder = self.run.files.student(self.run.recipe.training.label)
-        if not folder.is_dir():
-            raise UserError(f"{folder} is not there yet. Make it first: srd distill {self.source / 'recipe.yaml'}"
-                            f" --run-dir {self.source}")  # fmt: skip
-        return folder
+        return student_of(self.source, self.run.recipe.training.label) if self.is_run else self.source
 
     @cached_property
     def _found(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 
 from srd.base.errors import RunError, UserError
 from srd.base.files import walk
+from srd.base.locks import told_if_held
 from srd.export.curated import curate_for
 from srd.models.loading.facts import CARD
 from srd.models.loading.guard import first_lines
@@ -18,8 +20,7 @@ from srd.recipe.reading import load_recipe
 from srd.run.card import HUB_ADDRESS
 from srd.run.chat import run_folder
 from srd.run.context import Run
-from srd.run.folder import RunFolder
-from srd.run.manifest import check_as_written
+from srd.run.manifest import student_of
 
 ROWS = "stage_0.jsonl"  # what a folder of curated data has
 COMMIT = "Upload by srd push"
@@ -78,7 +79,9 @@ def prepared(name: str, repository: str, *, data: bool) -> Iterator[Upload]:
         raise UserError(f"'{name}' is no run directory{other}: it has no recipe.yaml. Name one, such as runs/demo.")
     recipe = load_recipe(str(folder / "recipe.yaml"))
     if not data:
-        yield _student(folder, RunFolder(folder, recipe.training.label).student(recipe.training.label), repository)
+        with told_if_held(folder):
+            upload = _student(folder, student_of(folder, recipe.training.label), repository)
+        yield upload
         return
     with tempfile.TemporaryDirectory(prefix="srd-push-") as place:
         with closing(Run(recipe, folder)) as run:
@@ -108,11 +111,8 @@ def check_repository(repository: str) -> None:
 
 
 def _student(folder: Path, student: Path, repository: str) -> Upload:
-    again = f"srd run {folder / 'recipe.yaml'} --run-dir {folder}"
-    if not student.is_dir():
-        raise UserError(f"{student} is not there: this run has trained no student yet. Train it: {again}")
-    check_as_written(folder, student)
     if not (student / CARD).is_file():
+        again = shlex.join(["srd", "run", str(folder / "recipe.yaml"), "--run-dir", str(folder)])
         raise UserError(f"{student} has no model card yet: it is written after the evaluation. Finish the run: {again}")
     found = _of_folder(student, repository, "model")
     text = (student / CARD).read_text(encoding="utf-8")

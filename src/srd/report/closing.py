@@ -11,9 +11,9 @@ from srd.report.reading import RunFiles
 
 
 def next_steps(run: RunFiles) -> list[tuple[str, str]]:
-    """What to do with the student, and the command; nothing where there is none yet."""
+    """What to do with the student, and the command; nothing where there is none yet, or only a former one."""
     student = run.files.student(run.main_variant)
-    if not student.is_dir():
+    if not student.is_dir() or not run.steps.get(f"train/{run.main_variant}", {}).get("finished"):
         return []
     folder, name = run.run_dir, re.sub(r"[^\w.-]+", "-", str(run.recipe.get("name") or "student")).strip("-.")
     target = folder.parent / f"{folder.name}-lm-eval"

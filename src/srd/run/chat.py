@@ -12,6 +12,7 @@ from typing import Any
 
 from srd.base import parallel
 from srd.base.errors import UserError
+from srd.base.locks import told_if_held
 from srd.data.encoding import Encoder
 from srd.data.templates.base import class_of
 from srd.evaluation.models import longest_prompt, prompt_encoder
@@ -25,7 +26,7 @@ from srd.recipe.schema import Recipe
 from srd.run.context import load_options, made_options
 from srd.run.folder import RunFolder
 from srd.run.identity import check_begun_here
-from srd.run.manifest import check_as_written, noted_in, standing
+from srd.run.manifest import check_as_written, noted_in, standing, student_of
 
 Message = dict[str, str]
 RUNS = Path("runs")
@@ -59,9 +60,10 @@ class ChatModel:
     @cached_property
     def model(self) -> Any:
         """The model, loaded when it is first asked."""
-        return load_model(
-            self.source, tokenizer=self.tokenizer, device=parallel.own_gpu(), role=self.name, **self.options
-        )
+        with told_if_held(Path(self.source).parent):
+            return load_model(
+                self.source, tokenizer=self.tokenizer, device=parallel.own_gpu(), role=self.name, **self.options
+            )
 
     def decoding(self) -> Decoding:
         """How it writes, by its files: a student as it was evaluated."""
@@ -138,7 +140,7 @@ def chat_models(
         The models, and notes to the person.
 
     Raises:
-        UserError: the run has no student yet, or there is nothing to compare with.
+        UserError: the run has no student yet, or none of its present settings; there is nothing to compare with.
     """
     folder = run_folder(name)
     if folder is None and compare:
@@ -148,24 +150,26 @@ def chat_models(
                 f"--compare needs a run directory, with its teacher and the student it began with, but '{name}' is "
                 "none. Give one, such as runs/demo, or leave --compare out."
             )
-    if folder is None:
-        _check_place(name)
-        options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-        tokenizer = load_tokenizer(name, **options)
-        notes = [] if tokenizer.chat_template else [f"{name} has no chat template: it is asked with Alpaca's wording."]
-        return [ChatModel(name, name, tokenizer, options)], notes
-    if trust_remote_code:
+    if folder is not None and trust_remote_code:
         raise UserError(
             f"--trust-remote-code is for a model alone; the run in {folder} goes by its recipe. Leave it out."
         )
+    with told_if_held(folder or Path(name).parent):
+        return _of_run(folder, compare) if folder else _alone(name, {"trust_remote_code": trust_remote_code})
+
+
+def _alone(name: str, options: dict[str, Any]) -> tuple[list[ChatModel], list[str]]:
+    _check_place(name)
+    tokenizer = load_tokenizer(name, **options)
+    notes = [] if tokenizer.chat_template else [f"{name} has no chat template: it is asked with Alpaca's wording."]
+    return [ChatModel(name, name, tokenizer, options)], notes
+
+
+def _of_run(folder: Path, compare: bool) -> tuple[list[ChatModel], list[str]]:
     recipe = load_recipe(str(folder / "recipe.yaml"))
-    place = RunFolder(folder, recipe.training.label).student(recipe.training.label)
-    if not place.is_dir():
-        raise UserError(
-            f"{place} is not there: this run has trained no student yet. Train it: srd run {folder / 'recipe.yaml'} "
-            f"--run-dir {folder}"
-        )
-    check_as_written(folder, None if compare else place)
+    place = student_of(folder, recipe.training.label)
+    if compare:
+        check_as_written(folder)
     options, settings = made_options(recipe), recipe.evaluation
     # The step that writes it beside the weights, where a person may change it.
     carded = standing(noted_in(folder)).get("cards", {}).get("finished")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import time
 from collections.abc import Iterable, Mapping
 from datetime import date
@@ -30,6 +31,7 @@ from srd.base.files import (
     write_sealed,
 )
 from srd.base.ours import strangers
+from srd.run.folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +94,30 @@ def check_as_written(run: Path, below: Path | None = None) -> None:
                 f"{changed[0]} is not what the step {name} wrote, and what is made of it would be wrong. srd run makes "
                 "it again; or choose another --run-dir. To use what you have changed, name a copy of its folder."
             )
+
+
+def student_of(run: Path, label: str) -> Path:
+    """The student of a run's main training, for whoever takes it as what the recipe there describes.
+
+    Of a run without a manifest nothing is known, and what lies there is taken.
+
+    Raises:
+        UserError: there is none yet, it is not what its training wrote, or is not of the settings that lie there now.
+    """
+    files = RunFolder(run, label)
+    place, again = files.student(label), shlex.join(["srd", "run", str(files.recipe), "--run-dir", str(run)])
+    if not place.is_dir():
+        raise UserError(f"{place} is not there: this run has trained no student yet. Train it: {again}")
+    check_as_written(run, place)
+    noted = noted_in(run)
+    made = {name for name, step in (noted.get("steps") or {}).items() if place.name in step.get("places", [])}
+    if made - {name for name, step in standing(noted).items() if step.get("finished")}:
+        raise UserError(
+            f"{place} is not the student of {files.recipe}: a command has changed settings or rows since, or the "
+            f"training was stopped. Train that one: {again}. The former recipe, run again, brings this one back. srd "
+            f"chat, srd evaluate --task and srd export --to gguf or ollama also take {place} by itself."
+        )
+    return place
 
 
 class Manifest:
