@@ -309,6 +309,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"rows": tiny_rows(), "run_dir": "rows.jsonl"}, r"^run_dir rows.jsonl is a file"),
     ({"rows": tiny_rows(), "run_dir": "rows.jsonl/x"}, r"rows.jsonl/x cannot be used: Not a directory"),
     ({"run_dir": "~nobody-here/x"}, r"a path begins with ~ and a name that this machine does not know"),
+    ({"curriculum": {}, "baselines": {"a": {"weight": 0.5}}}, r"baselines.a.weight \(0.5\) has no effect"),
     ({"curriculum": {}, "weight": 0.5}, r"training.weight \(0.5\) has no effect: the curriculum has a weight"),
     ({"data": {"train": "rows.jsonl"}}, r"^'train' is given twice: by rows, and by data=\{'train': …\}. Leave one"),
     ({"data": "rows.jsonl"}, r"^'train' is given twice: by rows"),

@@ -231,6 +231,7 @@ def distill(
     _check_given_once(recipe, named)
     complete = validate_recipe(_plain(merge({"name": "distill", **named}, recipe)), "distill")
     refuse_idle(complete, {"training": settings})
+    refuse_idle(complete, recipe, whole=True)
     folder = RUNS / f"distill-{fingerprint(complete.model_dump(mode='json'))[:12]}" if run_dir is None else run_dir
     inputs.write(lambda: open_run(complete, (), folder).close())
     return _distilled(open_run(complete, (), folder), inputs, evaluate)

@@ -397,6 +397,10 @@ def test_a_value_of_a_baseline_reaches_its_curriculum_or_is_refused(key: str, re
     for loaded in (plus, again):
         assert loaded.training.curriculum.schedule(key) == [0.8]
         assert loaded.baselines["half"].curriculum.schedule(key) == [0.5]
+    file = SMALLEST + f"training: {{curriculum: {{preset: plus}}, {key}: 0.4}}\nbaselines: {{half: {{{key}: 0.3}}}}\n"
+    changed = recipe(file, half, f"training.{key}=0.6")  # what a change replaces is no fault of the file
+    assert changed.baselines["half"].curriculum.schedule(key) == [0.5]
+    assert changed.training.curriculum.schedule(key) == [0.6]
     for curriculum in ("training", "baselines.half"):  # what a curriculum itself says wins, so that this is nothing
         changes = [f"{curriculum}.curriculum.{key}=0.7", "training.curriculum.preset=plus", half]
         assert told in message_of(recipe, SMALLEST, *changes)

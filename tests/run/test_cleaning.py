@@ -225,6 +225,10 @@ def test_of_softened_copies_one_stays(tiny_run: TinyRun) -> None:
         assert [name for name in ids(done.files.cleaned) if name in added] == left
         assert done.soft_rows() == {"loop-0"} & set(left)
         assert [marks(tiny_run)[f"loop-{n}"]["why"] for n in range(2)] == ["looping"] * 2
+    keep.write_text("loop-0\n", encoding="utf-8")  # that one goes in any case: another one stays
+    settings = {"action": "soften", "find": ["looping", "near_copy"], "drop": str(keep)}
+    done = tiny_run.set(data__cleaning=settings).advance("cleaning")
+    assert [name for name in ids(done.files.cleaned) if name in added] == ["loop-1", "right"]
 
 
 def test_a_score_that_cleans_and_ranks_has_a_column_for_each(tmp_path: Path) -> None:

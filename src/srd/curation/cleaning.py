@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from srd.base.tables import column
 from srd.curation.calibration import FEWEST, NOT_SHOWN, SHOWN, Calibration, calibrate
 from srd.curation.copies import COPY, near_copies
 from srd.curation.damage import chosen_rows, damaged
-from srd.curation.detectors.base import DETECTORS, HELD_OUT, NAMED, Detector, needs_of_damage, work_for
+from srd.curation.detectors.base import DETECTORS, HELD_OUT, NAMED, Detector, can_soften, needs_of_damage, work_for
 from srd.curation.groups import MAIN, Groups, groups_of, kinds_of, of_each
 from srd.curation.likelihoods import (
     OTHERS,
@@ -161,19 +162,26 @@ def find_wrong(
     for detector in (each for each in chosen if each.of_copies):
         copies = near_copies(examples, held_out)
         scores[detector.name] = copies.likeness
-        # Of a group one stays: one that is not wrong, and of those the one that the model finds likeliest.
-        nats = reads.rows["ce"] if reads is not None else np.zeros(len(ids))
-        worse = np.select([kept, why != ""], [np.full(len(ids), -np.inf), np.full(len(ids), np.inf)], nats)
-        spare = copies.spare(worse) & ~kept
+        held = (copies.held_out >= COPY) & ~kept & ~named
+        spare = copies.spare(_worse(why, held, kept, reads)) & ~kept
         why[spare & (why == "")] = detector.name
         otherwise = why.copy()
         if held_out is not None and len(held_out):
-            scores[HELD_OUT] = copies.held_out
-            why[(scores[HELD_OUT] >= COPY) & ~named & ~kept] = HELD_OUT
+            scores[HELD_OUT], why[held] = copies.held_out, HELD_OUT
     in_order = {name: scores[name] for name in (*detectors, HELD_OUT) if name in scores}
     elsewhere = {name: dict(found[name]) for name in detectors if name in found}
     calibrations = {name: each.pop(MAIN) for name, each in elsewhere.items()}
     return Findings(ids, in_order, why, calibrations, elsewhere, otherwise, spare)
+
+
+def _worse(why: NDArray[np.object_], held: NDArray[np.bool_], kept: NDArray[np.bool_], reads: Reads | None) -> Floats:
+    """How bad each row is as the one of its copies that stays, ``[N]``: the likeliest right one is the best.
+
+    Then one that may keep its text at least, and last those that go in any case.
+    """
+    nats = reads.rows["ce"] if reads is not None else np.zeros(len(why))
+    wrong, soft = why != "", np.isin(why, [each for each in {*why} if can_soften(each)])
+    return np.select([kept, held | (wrong & ~soft), soft], [-math.inf, math.inf, np.finfo(float).max], nats)
 
 
 def by_rule(detector: Detector, examples: Dataset, train_on: TrainOn) -> Floats:

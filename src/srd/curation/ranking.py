@@ -81,7 +81,7 @@ def rank(
     there = {name: with_numbers(table, name)[name].to_numpy() for name in RANKS if name in table.column_names}
     ranks = {RANKS[name]: _rank_of(each, descending=name == "rouge_l") for name, each in there.items()}
     both = {"rrf": rrf([*ranks.values()], k)} if len(ranks) == len(RANKS) else {}
-    numbers = {name: pa.array(each, from_pandas=True) for name, each in {**there, **ranks, **both}.items()}  # no NaN
+    numbers = {name: pa.array(each, mask=~np.isfinite(each)) for name, each in {**there, **ranks, **both}.items()}
     columns = {"id": table["id"], **numbers}
     others = {
         score.name: values if score.harder == "high" else -values

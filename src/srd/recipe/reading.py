@@ -69,14 +69,16 @@ def idle_setting(recipe: Recipe, said: dict[str, Any], *, whole: bool = False) -
         whole: Whether that may be a recipe that says everything, as a run's own does: beside a curriculum that it
             spells out it is no fault then.
     """
-    trained = {"training": [*recipe.variants.values()]}
+    trained = {"training": [*recipe.variants.values()]}  # the first of each says what stands there
     trained |= {f"baselines.{name}": [training] for name, training in recipe.baselines.items()}
     for place, variants in trained.items():
         given, curricula = _at(said, place), [training.curriculum for training in variants if training.curriculum]
         if len(curricula) < len(variants) or (whole and "curriculum" in given):
             continue
         for key in AS_PLAIN:
-            if key in given and all(set(each.schedule(key)) != {given[key]} for each in curricula):
+            if key not in given or given[key] != getattr(variants[0], key):  # a later change has replaced it
+                continue
+            if all(set(each.schedule(key)) != {given[key]} for each in curricula):
                 return (
                     f"{place}.{key} ({given[key]}) has no effect: the curriculum has a {key} for each stage. Set "
                     f"{place}.curriculum.{key} instead, or {place}.curriculum=null for plain distillation"

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow  # type: ignore[import-untyped]
+import pyarrow.parquet  # type: ignore[import-untyped]
 from markupsafe import Markup
 
 from srd.base.text import many, percent
@@ -43,12 +44,12 @@ def marks_of(run: RunFiles, columns: list[str] | None = None) -> pyarrow.Table:
 
     Marks stay in the run directory where another recipe has made them there.
     """
-    marks = read_parquet(run.files.marked)
-    if not len(marks) or run.cleaning == "off" or {*marks.column_names} - OTHERS != {*run.detectors}:
+    found: list[str] = read_file(run.files.marked, lambda path: pyarrow.parquet.read_schema(path).names, [])
+    marks = read_parquet(run.files.marked, columns=columns)
+    if not len(marks) or run.cleaning == "off" or {*found} - OTHERS != {*run.detectors}:
         return marks[:0]
-    found = marks if columns is None else marks.select(columns)
     rows = read_parquet(run.files.examples("train"), columns=["id"])
-    return found if len(rows) and marks["id"].equals(rows["id"]) else found[:0]
+    return marks if len(rows) and marks["id"].equals(rows["id"]) else marks[:0]
 
 
 def cleaning_section(run: RunFiles) -> dict[str, Any]:

@@ -115,7 +115,9 @@ SCORES: Registry[Score] = Registry("score", "srd.curation.scores", check=_check)
 def register_score(
     name: str, *, harder: Literal["high", "low"] = "high", needs: Iterable[str] = (), drawn: bool = False
 ) -> Callable[[Callable[[ScoreInputs], Any]], Callable[[ScoreInputs], Any]]:
-    """Register ``function(inputs) -> values``, one finite number for each of N examples, under ``name``.
+    """Register ``function(inputs) -> values``, a number for each of N examples, under ``name``.
+
+    One that is not finite says that the example cannot be scored: it is refused, or dropped (`data.bad_rows`).
 
     Args:
         name: The name in recipes and for `srd.rank`.

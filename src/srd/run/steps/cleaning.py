@@ -36,6 +36,7 @@ from srd.curation.detectors.base import (
     can_soften,
     is_superfluous,
     needs_of_damage,
+    needs_of_scores,
     reason_of,
     work_for,
 )
@@ -115,8 +116,10 @@ class Likelihoods(order.Likelihoods, Step):
 
     def _asked(self, run: Run, find: list[str]) -> list[Any]:
         needs, kinds = work_for(find)
+        # There were readings without an empty prompt among the others. Where a score asks for one, needs do not tell.
+        later: list[Any] = ["with an empty prompt"] if {"mismatched", "unprompted"} <= needs_of_scores(find) else []
         of_damage = {kind: sorted(needs_of_damage(find, kind)) for kind in sorted(kinds - {"swapped"})}
-        later: list[Any] = [[kind, more] for kind, more in of_damage.items() if more]
+        later += [[kind, more] for kind, more in of_damage.items() if more]
         later += ["shown before by whomever they are taught"] if run.recipe.teach_by_row else []
         frame = [run.encoding, bool(run.tokenizer.chat_template), SHOTS]
         batch_size, seed = run.recipe.generation.batch_size, run.recipe.seed
@@ -174,6 +177,7 @@ class Cleaning(order.Cleaning, Step):
         idle = ("keep", "drop", *(() if settings.changes_rows else ("most",)))  # a report stops nothing
         found = [settings.model_dump(exclude=set(idle)), files, run.recipe.data.leaks]
         later = ["by all answers that are learnt"] if run.recipe.data.train_on == "all" else []
+        later += ["of softened copies one"] if settings.action == "soften" and _finds_copies(run) else []
         return [*found, *marking_rules(run.recipe), *_own_detectors(run.recipe), *later]
 
     def outputs(self, run: Run) -> list[Path]:
@@ -235,7 +239,7 @@ class Repair(order.Repair, Step):
         settings, marks = run.recipe.data.cleaning, [*_places(run)[:1], run.files.detectors]
         found: list[Any] = [run.encoding, run.teacher_frame, run.recipe.generation.model_dump()]
         found += [settings.find, *map(content_of, marks), *_own_detectors(run.recipe)]
-        found += ["beside held-out rows that it may repeat"] if run.recipe.data.leaks == "warn" else []
+        found += ["no copies", run.recipe.data.leaks == "warn"] if _finds_copies(run) else []
         return [*found, *([settings.action, content_of_file(settings.keep)] if settings.action == "rewrite" else [])]
 
     def outputs(self, run: Run) -> list[Path]:
@@ -516,11 +520,10 @@ def _without_copies(
     run: Run, rows: datasets.Dataset, why: NDArray[np.object_], new: dict[int, Answer]
 ) -> dict[int, Answer]:
     """The answers that do not make their row a near copy of another one, or of one that is held out."""
-    settings = run.recipe.data
-    if not new or not any(DETECTORS.get(each).of_copies for each in settings.cleaning.find):
+    if not new or not _finds_copies(run):
         return new
     places = np.flatnonzero((why == "") | np.isin(np.arange(len(rows)), list(new)))
-    held_out = None if settings.leaks == "warn" else _held_out(run)
+    held_out = None if run.recipe.data.leaks == "warn" else _held_out(run)
     after = _with_responses(rows, new).select(places)
     copies = parallel.on_main(lambda: repeating(after, np.isin(places, list(new)), held_out))
     gone = set(places[copies].tolist())
@@ -528,6 +531,10 @@ def _without_copies(
         logger.info("%s of the teacher would repeat another row, or one that is held out, and %s not used.",
                     many(len(gone), "answer"), "is" if len(gone) == 1 else "are")  # fmt: skip
     return {row: answer for row, answer in new.items() if row not in gone}
+
+
+def _finds_copies(run: Run) -> bool:
+    return any(DETECTORS.get(each).of_copies for each in run.recipe.data.cleaning.find)
 
 
 def _held_out(run: Run) -> datasets.Dataset:
