@@ -645,7 +645,11 @@ def test_chat_through_a_pipe_and_a_list_of_what_would_be_pushed(
     (student.parent / "recipe.yaml").write_text(yaml.safe_dump(shared.recipe))
     shown = srd("push", "a run", "me/tiny", "--dry-run")
     assert shown.code == 0 and "README.md" in shown.out and "nothing was uploaded" in shown.told
-    (student.parent / "manifest.json").write_text("{}")
+    (student.parent / "manifest.json").write_text("{}")  # no training has ended
+    run = read_run(Path("a run"))
+    assert next_steps(run) == []
+    ended = {f"train/{run.main_variant}": {"finished": "2026-01-01"}}
+    (student.parent / "manifest.json").write_text(json.dumps({"steps": ended}))
     steps = next_steps(read_run(Path("a run")))
     assert [command for _, command in steps] == [
         "srd chat 'a run'",
