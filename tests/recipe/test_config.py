@@ -389,6 +389,8 @@ def test_a_value_of_a_baseline_reaches_its_curriculum_or_is_refused(key: str, re
     told, half = f"baselines.half.{key} (0.5) has no effect", f"baselines.half.{key}=0.5"
     assert told in message_of(recipe, SMALLEST, half)
     assert told in message_of(recipe, SMALLEST + f"baselines: {{half: {{{key}: 0.5}}}}\n")
+    others = f"baselines: {{other: {{{key}: 0.6, curriculum: {{{key}: 0.6}}}}}}\n"  # has another value, and says where
+    assert f"training.{key} (0.5) has no effect" in message_of(recipe, SMALLEST + others, f"training.{key}=0.5")
     for remedy in (f"baselines.half.curriculum.{key}=0.5", "baselines.half.curriculum=null"):
         recipe(SMALLEST, remedy)
     assert recipe(SMALLEST, half, "baselines.half.curriculum=null").baselines["half"].curriculum is None

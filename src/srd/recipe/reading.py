@@ -18,6 +18,7 @@ from srd.recipe.files import find_recipe, parse_overrides, read_recipe
 from srd.recipe.merging import merge
 from srd.recipe.mistakes import describe_mistakes
 from srd.recipe.schema import AS_PLAIN, PLUS, Recipe
+from srd.training.settings import TrainingConfig
 
 PRESET = "training.curriculum.preset"
 RUN_RECIPE = "recipe.yaml"  # a run's own
@@ -69,14 +70,15 @@ def idle_setting(recipe: Recipe, said: dict[str, Any], *, whole: bool = False) -
         whole: Whether that may be a recipe that says everything, as a run's own does: beside a curriculum that it
             spells out it is no fault then.
     """
-    trained = {"training": [*recipe.variants.values()]}  # the first of each says what stands there
-    trained |= {f"baselines.{name}": [training] for name, training in recipe.baselines.items()}
-    for place, variants in trained.items():
+    places: dict[str, tuple[TrainingConfig, list[TrainingConfig]]]  # where a setting stands, and whom it is for
+    places = {"training": (recipe.training, [*recipe.variants.values()])}
+    places |= {f"baselines.{name}": (training, [training]) for name, training in recipe.baselines.items()}
+    for place, (own, variants) in places.items():
         given, curricula = _at(said, place), [training.curriculum for training in variants if training.curriculum]
         if len(curricula) < len(variants) or (whole and "curriculum" in given):
             continue
         for key in AS_PLAIN:
-            if key not in given or given[key] != getattr(variants[0], key):  # a later change has replaced it
+            if key not in given or given[key] != getattr(own, key):  # a later change has replaced it
                 continue
             if all(set(each.schedule(key)) != {given[key]} for each in curricula):
                 return (
