@@ -208,7 +208,8 @@ def test_rows_without_cross_entropy_are_marked_token_by_token() -> None:
     rows = {"id": ["a", "b", "c"], "prompt_ids": [[1], [2, 3], [4]], "response_ids": [[5, 6], [7], [8, 9, 10]]}
     examples = EncodedExamples(rows)
     assert "reference" not in Collator(0)(examples.__getitems__([0, 1, 2]))
-    examples.soft = frozenset({"b", "c"})
+    examples.soft, examples.doubtful = frozenset({"b", "c"}), frozenset({"c"})
+    assert [row.get("doubtful") for row in examples.subset(["a", "c", "b"])] == [None, True, None]
     batch = Collator(0)(examples.subset(["a", "c", "b"]).__getitems__([0, 1, 2]))
     assert batch["reference"].tolist() == [1, 1, 0, 0, 0, 0] and batch["targets"].tolist() == [5, 6, 8, 9, 10, 7]
     assert "reference" not in Collator(0)(examples.__getitems__([0]))

@@ -38,6 +38,8 @@ from srd.report.reading import read_run
 from srd.run.parts import assemble, written
 from srd.run.parts.scores import with_marks
 from srd.run.steps import cleaning
+from srd.run.steps.student import softened
+from srd.training.settings import TrainingConfig
 from tests.faults import killed_in
 from tests.oracle import noun_rows, oracle_losses
 from tests.runs import TinyRun, steps_finished, tiny_rows, write_rows
@@ -262,21 +264,17 @@ def test_softened_rows_stay_out_where_a_student_reflects_again(monkeypatch: pyte
         assert again(None, stages[1]).ids == stages[1].ids
 
 
-@pytest.mark.parametrize("on_pairs", [False, True])
-def test_softened_rows_have_the_teachers_whole_weight(on_pairs: bool, tmp_path: Path) -> None:
-    """Whatever weight their stage has; where both write, it is the student's texts that have no cross-entropy."""
-    ranked = [{"id": f"e{n}", "rank": n + 1, "rouge_l": 0.5} for n in range(8)]
-    for settings in ({"row_weights": "equal"}, {"row_weights": "paced"}):
-        curriculum = Curriculum(stages=2, select=1.0, weight=[0.5, 0.8], **settings)
-        stages = [stage.by_the_teacher_alone({"e1", "e6"}) for stage in curriculum.split(ranked)]
-        assert stages[0].row_weights is not None and stages[0].row_weights["e1"] == pytest.approx(2.0)
-        assert stages[1].row_weights is not None and stages[1].row_weights["e6"] == pytest.approx(1.25)
-        assert {stages[1].row_weights.get(f"e{n}", 1.0) for n in (0, 2, 3, 4, 5, 7)} == {1.0}
-    run: Any = SimpleNamespace(curriculum_of=lambda config: None)
-    examples: Any = SimpleNamespace(soft=frozenset({"e1"}), ids=["e0", "e1"])
-    config: Any = SimpleNamespace(on_pairs=on_pairs, needs_teacher=True, temperature=1.0, weight=0.5)
-    [stage], _ = assemble._stages(run, config, examples, tmp_path)
-    assert stage.row_weights == (None if on_pairs else {"e1": 2.0})
+def test_softened_rows_have_the_teachers_whole_weight(run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is their own text that is learnt; trainings whose student may answer in its place are made anew."""
+    done = run.set(data__cleaning__action="soften").advance("cleaning")
+    monkeypatch.setattr(assemble, "_teacher_of", lambda *_, **__: None)
+    monkeypatch.setattr(assemble, "responses", lambda *_: None)
+    for method, own in (("kd", True), ("gkd", True), ("seqkd", False)):
+        config = TrainingConfig.model_validate({"method": method, "weight": 0.5})
+        with assemble.training_of(done, "kd", config, run.folder, done.start_source, done.start_options()) as training:
+            assert training.examples.doubtful == training.examples.soft == (done.soft_rows() if own else set())
+            assert training.stages[0].row_weights is None and set(training.stages[0].ids) == set(training.examples.ids)
+        assert softened(done, config) == (["by their own text"] if method == "gkd" else [])
 
 
 def test_a_report_tells_of_the_marks_of_its_run_alone(run: TinyRun) -> None:

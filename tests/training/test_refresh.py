@@ -99,9 +99,10 @@ def test_when_text_is_written(every: Any, share: float, starts: list[int], tmp_p
 
 
 def test_what_a_step_trains_on(tmp_path: Path) -> None:
-    """Text of the student without cross-entropy, references with it, the teacher's states of either."""
-    teacher = tiny_model("llama", seed=2)
+    """Text of the student without cross-entropy, references with it but for doubtful ones; the teacher's states."""
+    teacher, doubtful = tiny_model("llama", seed=2), frozenset(f"e{i}" for i in range(0, ROWS, 2))
     made = trainer(tmp_path, gkd("epoch", 0.5), teacher=teacher, weight=0.5)
+    made.train_dataset.soft = made.train_dataset.doubtful = doubtful
     steps, kinds = seen(made), set()
     for number, step in enumerate(steps):
         text = {row["id"]: row for row in pq.read_table(tmp_path / f"rollouts/{number // 3}.parquet").to_pylist()}
@@ -109,10 +110,11 @@ def test_what_a_step_trains_on(tmp_path: Path) -> None:
             rows = []
             for name in batch["ids"]:
                 index, by_student = int(name[1:]), name in text
-                kinds.add(by_student)
+                kinds.add((by_student, name in doubtful))
                 answer = text[name]["tokens"] if by_student else made.train_dataset.responses[index]
                 rows.append({"prompt_ids": made.train_dataset.prompts[index], "response_ids": answer,
-                             "soft": by_student})  # fmt: skip
+                             "soft": by_student or name in doubtful})  # fmt: skip
+            assert batch["doubtful"] == [name in doubtful and name not in text for name in batch["ids"]]
             expected = Collator(padding_id(TOKENIZER))(rows)
             assert torch.equal(batch["targets"], expected["targets"])
             soft = expected.get("reference", torch.ones(len(batch["targets"])))
@@ -120,7 +122,7 @@ def test_what_a_step_trains_on(tmp_path: Path) -> None:
             with torch.no_grad():
                 states = response_hidden(teacher, expected)
                 torch.testing.assert_close(batch["teacher_hidden"].float(), states, rtol=1e-3, atol=1e-3)
-    assert kinds == {True, False}
+    assert len(kinds) == 4
 
 
 class Mute:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainingArguments
 
 from srd.base.errors import RunError, UserError
-from srd.curation.curriculum import Stage
 from srd.data.batching import Collator, EncodedExamples
 from srd.models.generation import Decoding
 from srd.models.head import logit_rule, response_hidden, response_logits
@@ -110,14 +109,12 @@ def run(
     rows: list[dict[str, Any]] = []
     recorder = Recorder()
     examples = encoded(count, tokenizer, 0, source)
-    examples.soft = frozenset(doubtful)
+    examples.soft = examples.doubtful = frozenset(doubtful)
     trainer = DistillTrainer(
         student, arguments(folder, micro, accumulation, **changes), examples, tokenizer, teacher=teacher,
         objective=settings, method=Writing(rollouts, Decoding(6, 1.0)),
     )  # fmt: skip
     trainer.collator, trainer.log_row = collator, rows.append
-    stage = Stage(0, examples.ids, settings.temperature, settings.weight)
-    trainer.row_weights = stage.by_the_teacher_alone(doubtful).row_weights or {}
     trainer.add_callback(recorder)
     trainer.train()
     return [row for row in rows if "loss" in row], recorder.steps, trainer
@@ -218,6 +215,21 @@ def test_loss_and_gradient_are_the_plain_formulas(family: str, doubtful: tuple[s
     assert_same(gradients[:1], [exact])
 
 
+def test_text_in_doubt_has_the_teachers_whole_weight(tmp_path: Path) -> None:
+    """Whatever else the row counts, and whatever the weight of the stage is."""
+    _, _, trainer = run("llama", tmp_path, count=1)
+    batch = {
+        "ids": ["e1", "e2", "e1"],
+        "counts": [1, 2, 1],
+        "doubtful": [True, False, False],
+        "targets": torch.zeros(4),
+    }
+    for weights, found in (({}, [1, 1, 1]), ({"e1": 1.5, "e2": 0.3}, [1.5, 0.3, 1.5])):
+        trainer.row_weights = weights
+        expected = torch.tensor([found[0] / 0.6, found[1], found[1], found[2]])
+        torch.testing.assert_close(trainer._weights_of(batch), expected)
+
+
 @pytest.mark.parametrize("family", in_turn(["llama", "gpt2", "t5"], "gpt2", "t5"))
 def test_other_padding_and_other_order(family: str, tmp_path: Path) -> None:
     """Neither the id that pads nor the order within a batch matters; for gpt2 pad is the end of sequence."""
@@ -278,8 +290,11 @@ def test_padding_rows_of_the_head_stay_untouched(tmp_path: Path) -> None:
 
 
 def test_student_text_is_trained_without_cross_entropy(tmp_path: Path) -> None:
-    """With the student as the only writer, cross-entropy is out of the loss and the teacher scores its text."""
-    logged, _, trainer = run("llama", tmp_path, rollouts=OnPolicy(1.0))
+    """With the student as the only writer, cross-entropy is out of the loss and the teacher scores its text.
+
+    It counts the same where the prompt's own text is in doubt.
+    """
+    logged, _, trainer = run("llama", tmp_path, rollouts=OnPolicy(1.0), doubtful=("e1", "e6"))
     assert logged[0]["ce_loss"] == 0 and logged[0]["kd_loss"] > 0
     assert logged[0]["loss"] == pytest.approx(0.6 * 4 * logged[0]["kd_loss"], rel=1e-3)
     batch = trainer._by_student([{"id": "x", "prompt_ids": [7, 8], "response_ids": [9, 2]}])

@@ -76,12 +76,6 @@ class Stage:
         ids = [name for name in self.ids if name not in left_out]
         return replace(self, ids=ids, subset=None if self.subset is None else min(self.subset, len(ids)))
 
-    def by_the_teacher_alone(self, doubtful: Collection[str]) -> Stage:
-        """The stage with the teacher's whole weight on some examples, which have no cross-entropy."""
-        counts = self.row_weights or {}
-        whole = {name: counts.get(name, 1.0) / self.weight for name in self.ids if name in doubtful and self.weight}
-        return replace(self, row_weights={**counts, **whole}) if whole else self
-
 
 class Curriculum(CurriculumConfig):
     """Ranked data in stages. The defaults are the paper's for GPT-2.

@@ -203,6 +203,7 @@ class EncodedExamples(Dataset[dict[str, Any]]):
         self.earlier: Sequence[list[int]] | None = _token_lists(rows, "earlier") if "earlier" in columns else None
         self.teacher = teacher
         self.soft: frozenset[str] = frozenset()  # ids of examples without cross-entropy
+        self.doubtful: frozenset[str] = frozenset()  # of those whose own text has the teacher's whole weight for it
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -212,11 +213,13 @@ class EncodedExamples(Dataset[dict[str, Any]]):
         row = {"prompt_ids": self.prompts[index], "response_ids": self.responses[index]}
         return row if self.earlier is None else {**row, "earlier": self.earlier[index]}
 
+    def marks(self, name: str) -> dict[str, bool]:
+        """How an example is learnt from its own text, where otherwise than most."""
+        return {mark: True for mark in ("soft", "doubtful") if name in getattr(self, mark)}
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         tokens = self.tokens(index)
-        row: dict[str, Any] = {"id": self.ids[index], **tokens}
-        if row["id"] in self.soft:
-            row["soft"] = True
+        row: dict[str, Any] = {"id": self.ids[index], **tokens, **self.marks(self.ids[index])}
         if self.teacher is not None:
             row["teacher_hidden"] = self.teacher.hidden(*tokens.values())
         return row
@@ -251,7 +254,7 @@ class EncodedExamples(Dataset[dict[str, Any]]):
         if self.earlier is not None:
             tokens["earlier"] = _take(self.earlier, chosen)
         examples = EncodedExamples({"id": list(ids), **tokens}, self.teacher)
-        examples.soft = self.soft
+        examples.soft, examples.doubtful = self.soft, self.doubtful
         return examples
 
 

@@ -42,8 +42,9 @@ class WithRows:
 
 
 def about(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Whose positions a batch holds, and how many of each."""
-    return {"ids": [row["id"] for row in rows], "counts": [learnt_count(row) for row in rows]}
+    """Whose positions a batch holds, how many of each, and whether their text is in doubt."""
+    doubtful = [row.get("doubtful", False) for row in rows]
+    return {"ids": [row["id"] for row in rows], "counts": [learnt_count(row) for row in rows], "doubtful": doubtful}
 
 
 def length_batches(examples: EncodedExamples, args: TrainingArguments) -> LengthBatches:

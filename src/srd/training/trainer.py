@@ -411,10 +411,15 @@ class DistillTrainer(Trainer):
         return self.reader.alignment(inputs, teacher_width, head_width(self.model.config))
 
     def _weights_of(self, inputs: dict[str, Any]) -> Tensor | None:
-        """What each position of a batch counts, ``[N]``; None where all count the same."""
-        if not self.row_weights:
+        """What each position of a batch counts, ``[N]``; None where all count the same.
+
+        On text in doubt, which has no cross-entropy, the divergence has the whole weight.
+        """
+        if not self.row_weights and not any(inputs.get("doubtful", ())):
             return None
-        weights = torch.tensor([self.row_weights.get(name, 1.0) for name in inputs["ids"]])
+        whole = 1 / (self.settings.weight or 1.0)
+        rows = zip(inputs["ids"], inputs["doubtful"], strict=True)
+        weights = torch.tensor([self.row_weights.get(name, 1.0) * (whole if doubt else 1.0) for name, doubt in rows])
         return weights.repeat_interleave(torch.tensor(inputs["counts"], dtype=torch.long)).to(inputs["targets"].device)
 
     def _head_is_reachable(self, core: Any) -> bool:

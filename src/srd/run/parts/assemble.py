@@ -57,7 +57,7 @@ def training_of(
             read_once = functools.partial(read_once_of, run)
         load_teacher = _teacher_of(run, config, examples, written=written is not None, ahead=read_once is not None)
     if config.method.text not in ("teacher", "both"):
-        examples.soft = frozenset(run.soft_rows())
+        examples.soft = examples.doubtful = frozenset(run.soft_rows())
     stages, again = _stages(run, config, examples, folder)
     run.files.log(label).parent.mkdir(exist_ok=True)
     with run.progress(label) as update:
@@ -149,10 +149,8 @@ def _stages(
     """The stages of a training, and how to choose their examples anew where it reflects again."""
 
     def learnt(stage: Stage) -> Stage:
-        if not config.needs_teacher:  # there is nothing but cross-entropy, which soft rows do not have
-            return stage.without(examples.soft)
-        # Of pairs it is the student's texts that have none: these count as student text does everywhere.
-        return stage if config.on_pairs else stage.by_the_teacher_alone(examples.soft)
+        # Without a teacher there is nothing but cross-entropy, which soft rows do not have.
+        return stage if config.needs_teacher else stage.without(examples.soft)
 
     curriculum = run.curriculum_of(config)
     if curriculum is None:

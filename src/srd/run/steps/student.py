@@ -43,6 +43,7 @@ class Student(order.Student, Step):
         if warm is not None:  # its checkpoints may be chosen by what they write
             generation = run.recipe.generation.model_dump(exclude={"engine"})
             found += [warm.decides(), generation, *taught_by(run.recipe), *run.reading(warm), *alignment(run, warm)]
+            found += softened(run, warm)
         return found
 
     def outputs(self, run: Run) -> list[Path]:
@@ -86,6 +87,11 @@ def alignment(run: Run, training: TrainingConfig) -> list[Any]:
     """What decides how a teacher with tokens of its own teaches."""
     apart = run.apart and training.needs_teacher
     return [alignment_of(run.recipe, training), *run.teacher_frame] if apart else []
+
+
+def softened(run: Run, training: TrainingConfig) -> list[Any]:
+    """What decides how softened rows are learnt that the student may answer: the weight 1 is of their own text."""
+    return ["by their own text"] if training.method.text == "student" and run.soft_rows() else []
 
 
 def reflecting_student(run: Run) -> tuple[str, dict[str, Any]]:

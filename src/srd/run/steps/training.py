@@ -12,7 +12,7 @@ from srd.run.outline import order
 from srd.run.parts.assemble import training_of
 from srd.run.parts.teacher_caches import tier_of_pairs
 from srd.run.steps.base import Step, Summary
-from srd.run.steps.student import Student, alignment, taught_by
+from srd.run.steps.student import Student, alignment, softened, taught_by
 from srd.run.steps.teacher import Teacher
 from srd.training.progress import told_of
 from srd.training.stages import train
@@ -27,7 +27,7 @@ class Training(order.Training, Step):
         recipe, config = run.recipe, run.recipe.variants[self.label]
         found: list[Any] = [config.decides(), run.encoding, recipe.seed, *alignment(run, config)]
         found += [recipe.generation.model_dump(exclude={"engine"}), *taught_by(recipe)]
-        return [*found, *run.reading(config), *tier_of_pairs(run, config)]
+        return [*found, *run.reading(config), *tier_of_pairs(run, config), *softened(run, config)]
 
     def outputs(self, run: Run) -> list[Path]:
         return [run.files.student(self.label), run.files.stages(self.label), run.files.log(self.label)]

@@ -282,8 +282,8 @@ class Refresher:
         if row is None and (standing.cache is None or self._is_known(index)):
             return self.examples[index]
         if row is None:
-            row = {"id": self.examples.ids[index], **self.examples.tokens(index)}
-            row |= {"soft": True} if row["id"] in self.examples.soft else {}
+            name = self.examples.ids[index]
+            row = {"id": name, **self.examples.tokens(index), **self.examples.marks(name)}
         return self._with_states(standing, row)
 
     def _answer(self, standing: _Standing, name: str, index: int) -> Row | None:
