@@ -31,13 +31,14 @@ from srd.data.corruption import corrupt
 from srd.data.encoding import Encoder
 from srd.data.examples import examples_from_rows, row_of
 from srd.data.files import FORMATS
+from srd.data.settings import CleaningConfig
 from srd.data.templates.base import get_template
 from srd.report.cleaning import blind, caption, cleaning_section
 from srd.report.page import build_report
 from srd.report.reading import read_run
 from srd.run.parts import assemble, written
 from srd.run.parts.scores import with_marks
-from srd.run.steps import cleaning
+from srd.run.steps import cleaning, repair
 from srd.run.steps.student import softened
 from srd.training.settings import TrainingConfig
 from tests.faults import killed_in
@@ -333,7 +334,7 @@ def test_repaired_rows_have_an_answer_of_the_teacher(run: TinyRun, monkeypatch: 
         name: [row["response_after"]] for name, row in repaired.items()
     }
     assert [row["id"] for row in left] == [name for name in found if name not in wrong or name in repaired]
-    assert not done.files.repair_work.exists()
+    assert not done.files.repair_work.exists() and not done.files.repairs_work.exists()
     page = build_report(done.folder).read_text(encoding="utf-8")
     assert '<section id="cleaning"' in page and "belong to another prompt" in page and "<h4>Repaired</h4>" in page
     offered = set(re.findall(r'name="fate" value="([^"]+)"', page))
@@ -393,6 +394,31 @@ def test_all_rows_are_rewritten_by_the_same_teacher(run: TinyRun, monkeypatch: p
     assert "rewritten" in filtered(page)
 
 
+def test_the_teacher_is_asked_again_only_for_other_rows_or_by_another_teacher(tmp_path: Path) -> None:
+    """Not where a row was marked for another reason, or answers are judged in another way."""
+    run = answered_by_the_teacher(tmp_path, "llama")
+
+    def made_anew(*find: str, **settings: Any) -> list[str]:
+        before = steps_finished(run.run_dir)
+        run.set(data__cleaning={"action": "repair", "find": list(find), **settings}).advance("repair")
+        after = steps_finished(run.run_dir)
+        return [name for name in after if after[name] != before.get(name)]
+
+    run.set(data__cleaning={"action": "repair", "find": ["empty", "looping", "near_copy"]}).advance("repair")
+    found = marks(run)
+    assert made_anew("empty", "looping") == ["cleaning", "repair"]
+    wrong, right = ([name for name, row in found.items() if row["wrong"] is said] for said in (True, False))
+    drop = run.folder / "drop.txt"
+    drop.write_text(f"{wrong[0]}\n", encoding="utf-8")
+    assert made_anew("empty", "looping", drop=str(drop)) == ["cleaning", "repair"]
+    assert marks(run)[wrong[0]]["why"] == "named"
+    drop.write_text(f"{right[0]}\n", encoding="utf-8")
+    assert "teacher repairs" in made_anew("empty", "looping", drop=str(drop))
+    assert "teacher repairs" in made_anew("empty", "looping")
+    before = {name: row["response_after"] for name, row in marks(run).items()}
+    assert before == {name: row["response_after"] for name, row in found.items()} and any(before.values())
+
+
 @pytest.mark.parametrize("leaks", ["drop", "warn"])
 def test_a_repair_makes_no_copies(leaks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a right row, of another repaired one, or of one that is held out, whose prompt is nearly the same."""
@@ -402,7 +428,7 @@ def test_a_repair_makes_no_copies(leaks: str, tmp_path: Path, monkeypatch: pytes
         texts = [said.get(name.split("-")[0], "A sky is blue by day and black by night.") for name in names]
         return [([*tokenizer(text, add_special_tokens=False)["input_ids"]], True) for text in texts], texts
 
-    monkeypatch.setattr(cleaning, "written_by", writes)
+    monkeypatch.setattr(repair, "written_by", writes)
     chess, sky = "Tell me the rules of chess in a line or two", "Say what colour a sky has at any hour of a day"
     rows = [
         {"id": "chess", "instruction": f"{chess}.", "output": "The rules of the game of chess are few."},
@@ -436,9 +462,7 @@ def test_a_repair_is_trained_on_as_it_was_written(run: TinyRun, monkeypatch: pyt
         return [[*said, tokenizer.eos_token_id][: len(said) + 1 - place % 2] for place in range(len(prompts))]
 
     monkeypatch.setattr(written, "generate_tokens", writes)
-    monkeypatch.setattr(cleaning, "passing", lambda candidates, *rest: np.ones(len(candidates), dtype=bool))
-    told: list[str] = []
-    monkeypatch.setattr(cleaning.logger, "info", lambda said, *values: told.append(said % values))
+    monkeypatch.setattr(repair, "passing", lambda candidates, *rest: np.ones(len(candidates), dtype=bool))
     done = run.set(data__cleaning__action="repair").advance("repair")
     found = marks(run)
     repaired = [name for name, row in found.items() if row["repaired"]]
@@ -448,7 +472,9 @@ def test_a_repair_is_trained_on_as_it_was_written(run: TinyRun, monkeypatch: pyt
     others = [row for row in done.split("train") if row["id"] not in repaired]
     assert others and not any(row["tokens"] for row in others)
     assert all(tokenizer.decode(encoded[row["id"]]["response_ids"]).startswith(row["references"][0]) for row in others)
-    assert any("Not used as cut at 4 tokens: " in each for each in told)
+    summary = done.manifest.steps["teacher repairs"]["summary"]
+    asked = sum(row["wrong"] and row["why"] != "near_copy" for row in found.values())
+    assert summary == {"rows": asked, "answers": 5 * asked, "cut": 5 * (asked // 2)}
 
 
 def test_too_many_marks_stop_and_show_examples(run: TinyRun) -> None:
@@ -498,14 +524,14 @@ def test_files_of_ids(tmp_path: Path) -> None:
     write_rows(tmp_path / "other.jsonl", [{"name": "row-002"}])
     (tmp_path / "strange.txt").write_text("a\nb\n", encoding="utf-8")
     (tmp_path / "notepad.txt").write_text("\ufeffrow-001\r\nrow-000\r\n", encoding="utf-8")
-    assert cleaning.named_ids("keep", str(tmp_path / "ids.txt"), rows) == ["row-001", "nobody"]
-    assert cleaning.named_ids("keep", str(tmp_path / "notepad.txt"), rows) == ["row-001", "row-000"]
-    assert cleaning.named_ids("keep", str(tmp_path / "ids.jsonl"), rows) == ["row-002"]
+    assert cleaning.named_ids("keep", str(tmp_path / "ids.txt"), rows["id"]) == ["row-001", "nobody"]
+    assert cleaning.named_ids("keep", str(tmp_path / "notepad.txt"), rows["id"]) == ["row-001", "row-000"]
+    assert cleaning.named_ids("keep", str(tmp_path / "ids.jsonl"), rows["id"]) == ["row-002"]
     (tmp_path / "ids.json").write_text('{"id": "row-002"}', encoding="utf-8")
-    assert cleaning.named_ids("keep", str(tmp_path / "ids.json"), rows) == ["row-002"]
+    assert cleaning.named_ids("keep", str(tmp_path / "ids.json"), rows["id"]) == ["row-002"]
     for name, message in (("other.jsonl", "has no column 'id'"), ("strange.txt", "none of 2 ids.* one to a line")):
         with pytest.raises(UserError, match=message):
-            cleaning.named_ids("drop", str(tmp_path / name), rows)
+            cleaning.named_by_user(CleaningConfig(drop=str(tmp_path / name)), rows["id"])
 
 
 def test_ids_in_a_list_are_those_of_the_rows(tmp_path: Path) -> None:
@@ -515,17 +541,17 @@ def test_ids_in_a_list_are_those_of_the_rows(tmp_path: Path) -> None:
     (tmp_path / "ids.csv").write_text("why,id\nx,0001\ny,2024-01-01\nz,\n", encoding="utf-8")
     (tmp_path / "zeros.csv").write_text("id\n0001\n", encoding="utf-8")
     write_rows(tmp_path / "ids.jsonl", [{"id": "2024-01-01"}])
-    assert cleaning.named_ids("keep", str(tmp_path / "ids.csv"), rows) == names[:2]
-    assert cleaning.named_ids("keep", str(tmp_path / "zeros.csv"), rows) == names[:1]
-    assert cleaning.named_ids("drop", str(tmp_path / "ids.jsonl"), rows) == names[1:2]
+    assert cleaning.named_ids("keep", str(tmp_path / "ids.csv"), rows["id"]) == names[:2]
+    assert cleaning.named_ids("keep", str(tmp_path / "zeros.csv"), rows["id"]) == names[:1]
+    assert cleaning.named_ids("drop", str(tmp_path / "ids.jsonl"), rows["id"]) == names[1:2]
     numbers = examples_from_rows([{**row, "id": place} for place, row in enumerate(noun_rows(3))], "rows")
     pq.write_table(pa.table({"id": [1.0, None, 2.0]}), tmp_path / "gap.parquet")  # as pandas keeps whole numbers
-    assert cleaning.named_ids("keep", str(tmp_path / "gap.parquet"), numbers) == ["1", "2"]
+    assert cleaning.named_ids("keep", str(tmp_path / "gap.parquet"), numbers["id"]) == ["1", "2"]
     for ending in ("txt", "csv"):
         (tmp_path / f"wide.{ending}").write_text("id\n0001\n", encoding="utf-16")
-    assert cleaning.named_ids("keep", str(tmp_path / "wide.csv"), rows) == names[:1]
+    assert cleaning.named_ids("keep", str(tmp_path / "wide.csv"), rows["id"]) == names[:1]
     with pytest.raises(UserError, match=r"wide\.txt: cannot be read as"):
-        cleaning.named_ids("keep", str(tmp_path / "wide.txt"), rows)
+        cleaning.named_ids("keep", str(tmp_path / "wide.txt"), rows["id"])
 
 
 def test_files_of_ids_have_the_formats_of_training_files(tmp_path: Path) -> None:
@@ -540,10 +566,10 @@ def test_files_of_ids_have_the_formats_of_training_files(tmp_path: Path) -> None
                 path.write_text(texts[format], encoding="utf-8")
             else:
                 (pq.write_table if format == "parquet" else pyarrow.feather.write_feather)(table, str(path))
-            assert cleaning.named_ids("keep", str(path), rows) == ["row-001", "row-002"], ending
+            assert cleaning.named_ids("keep", str(path), rows["id"]) == ["row-001", "row-002"], ending
             packed = tmp_path / f"ids{ending}.GZ"
             packed.write_bytes(gzip.compress(path.read_bytes()))
-            assert cleaning.named_ids("drop", str(packed), rows) == ["row-001", "row-002"], ending
+            assert cleaning.named_ids("drop", str(packed), rows["id"]) == ["row-001", "row-002"], ending
 
 
 def test_a_row_that_is_named_as_right_and_as_wrong_is_refused(tiny_run: TinyRun) -> None:
@@ -575,8 +601,8 @@ def test_an_encoder_decoder_repairs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             told.setdefault(name, []).append(answer)
         return written, texts
 
-    written_by = cleaning.written_by
-    monkeypatch.setattr(cleaning, "written_by", noted)
+    written_by = repair.written_by
+    monkeypatch.setattr(repair, "written_by", noted)
     run = answered_by_the_teacher(tmp_path, "t5")
     done = run.advance("repair")
     found, tokenizer = marks(run), done.tokenizer
@@ -611,7 +637,7 @@ def test_killed_anywhere_and_started_again_gives_the_same_bytes(tmp_path: Path, 
     folders = killed_in("cleaning/", lambda run_dir: run.advance("repair", run_dir=run_dir), tmp_path, count)
     made = [{path.relative_to(folder): path.read_bytes() for path in files.walk(folder / "cleaning")}
             for folder in folders]  # fmt: skip
-    assert made[0] == made[1] and len(made[0]) == 6
+    assert made[0] == made[1] and len(made[0]) == 7
     assert any(pq.read_table(folders[1] / "cleaning" / "rows.parquet")["repaired"].to_pylist())
 
 
@@ -718,5 +744,5 @@ def test_groups_that_a_detector_could_not_judge_are_told(caplog: pytest.LogCaptu
     assert caplog.text.count("\n") == 2
     eos = found.as_json()["eos"]
     assert blind("eos", eos) == ["eos (Thai)", "eos (Han)"] and "other groups" in caption("eos", eos)
-    thresholds = cleaning._thresholds(eos, np.array(["", "Thai", "Greek"], dtype=object))
+    thresholds = repair._thresholds(eos, np.array(["", "Thai", "Greek"], dtype=object))
     assert thresholds[0] == thresholds[2] == well.threshold and math.isinf(thresholds[1])

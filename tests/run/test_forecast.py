@@ -48,6 +48,7 @@ SUMMARIES: dict[str, tuple[dict[str, Any], str]] = {
                  "1,200 examples to train on, 4 to validate with, 5 to test with, and 1 unusable row left out"),
     "likelihoods": ({"examples": 24, "swap": 3, "cut": 4}, "24 rows read, and 7 that were damaged on purpose"),
     "cleaning": ({"rows": 24, "wrong": 1}, "1 of 24 rows marked as wrong"),
+    "teacher repairs": ({"rows": 3, "answers": 15, "cut": 4}, "15 answers to 3 rows, of which 4 do not end"),
     "repair": ({"wrong": 3, "repaired": 2, "dropped": 1}, "3 wrong rows, 2 repaired and 1 dropped"),
     "teacher": ({"parameters": 135_000_000}, "135 M parameters, used as it is"),
     "teacher text": ({"examples": 24, "empty": 0, "cut": 2}, "24 answers of the teacher, 2 cut and 0 empty"),

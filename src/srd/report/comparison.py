@@ -11,7 +11,7 @@ from srd.base.text import change, count, duration, percent, signed
 from srd.report.reading import PREPARATIONS, RunFiles, finite
 from srd.report.tables import Cell, Column, Measure, Table
 from srd.report.words import metric_name, model_name, phrase, task_name
-from srd.run.outline.order import Cleaning, Likelihoods, Repair
+from srd.run.outline.order import Cleaning, Likelihoods, Repair, Repairs
 
 #: The metric that stands for a task, the first one it has.
 PRIMARY_METRICS = ("rouge_l", "accuracy", "pass@1", "bleu", "exact_match")
@@ -21,7 +21,7 @@ GIVEN_MODELS = ("teacher", "student")
 COST_COLUMNS = ("Training", "Reflection", "Passes", "Examples", "Parameters")
 
 #: Steps that a baseline on the rows as they came does without.
-CLEANING_STEPS = (Likelihoods.name, Cleaning.name, Repair.name)
+CLEANING_STEPS = (Likelihoods.name, Cleaning.name, Repairs.name, Repair.name)
 
 #: Task -> the metric that stands for it.
 Primary = dict[str, str]

@@ -17,7 +17,7 @@ METRIC_NAMES = {
 STEP_NAMES = {
     "examples": "Reading examples", "teacher": "Teacher", "student": "Student", "cache": "Teacher cache",
     "likelihoods": "Reading for the cleaning",
-    "cleaning": "Cleaning", "repair": "Repair", "reflection": "Reflection",
+    "cleaning": "Cleaning", "teacher repairs": "Teacher's repairs", "repair": "Repair", "reflection": "Reflection",
     "measures": "Other scores", "ranking": "Ranking", "evaluation": "Evaluation", "cards": "Model cards",
 }  # fmt: skip
 

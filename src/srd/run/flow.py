@@ -15,21 +15,22 @@ from srd.run.outline.order import Outline, cleaning_steps, planned, uncleaned_st
 from srd.run.parts.served import asks_server, check_server
 from srd.run.steps.base import Step, do
 from srd.run.steps.cards import Cards
-from srd.run.steps.cleaning import Cleaning, Likelihoods, Repair
+from srd.run.steps.cleaning import Cleaning, Likelihoods
 from srd.run.steps.evaluation import Evaluation
 from srd.run.steps.examples import Examples
 from srd.run.steps.measures import Measures
 from srd.run.steps.pairs import Pairs
 from srd.run.steps.ranking import Ranking
 from srd.run.steps.reflection import Reflection
+from srd.run.steps.repair import Repair, Repairs
 from srd.run.steps.student import Student
 from srd.run.steps.teacher import Cache, Teacher, TeacherText
 from srd.run.steps.training import Training, Uncleaned, write_metrics
 
 #: How each step of `srd.run.outline.order` is made; the trainings, one for each label, beside them.
 STEPS: tuple[type[Step], ...] = (
-    Examples, Likelihoods, Cleaning, Teacher, Repair, TeacherText, Cache, Student, Pairs, Reflection, Measures, Ranking,
-    Evaluation, Cards,
+    Examples, Likelihoods, Cleaning, Teacher, Repairs, Repair, TeacherText, Cache, Student, Pairs, Reflection, Measures,
+    Ranking, Evaluation, Cards,
 )  # fmt: skip
 
 

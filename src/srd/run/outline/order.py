@@ -84,25 +84,38 @@ class Teacher(Outline):
         return Phase(self.name) if sft is None else training_phase(self.name, sft, facts, False, kept="teacher")
 
 
+class Repairs(Outline):
+    """Let the teacher answer the prompts of wrong rows."""
+
+    name = "teacher repairs"
+
+    def after(self, recipe: Recipe) -> tuple[str, ...]:
+        return ("examples", Cleaning.name, Teacher.name)
+
+    def cost(self, facts: Facts) -> Phase:
+        """As if a tenth of the rows were wrong: the teacher answers each five times."""
+        passes, teacher = _repairs_per_row(facts.recipe), facts.teacher
+        return Phase(
+            self.name, teacher_passes=passes, tokens=passes * (facts.prompt + facts.response),
+            flops=passes * teacher.forward(facts.prompt, facts.response), memory=inference_memory(teacher, facts),
+        )  # fmt: skip
+
+
 class Repair(Outline):
-    """Let the teacher answer for wrong rows."""
+    """Take the best of these answers."""
 
     name = "repair"
 
     def after(self, recipe: Recipe) -> tuple[str, ...]:
-        return ("examples", Likelihoods.name, Cleaning.name, "teacher")
+        return ("examples", Likelihoods.name, Cleaning.name, Repairs.name)
 
     def cost(self, facts: Facts) -> Phase:
-        """As if a tenth of the rows were wrong: the teacher answers each five times, and the answers are read."""
-        share, answers = 1.0 if facts.recipe.data.cleaning.action == "rewrite" else 0.1, REPAIRS + 1
-        teacher, reading = facts.teacher, reading_phase(self.name, facts, int(share * answers * facts.data.train))
-        flops = share * answers * teacher.forward(facts.prompt, facts.response)
-        memory = max(inference_memory(teacher, facts), reading.memory)
-        return Phase(
-            self.name, teacher_passes=share * answers, student_passes=reading.student_passes,
-            tokens=reading.tokens + share * answers * (facts.prompt + facts.response),
-            flops=flops + reading.flops, memory=memory,
-        )  # fmt: skip
+        """The answers are read as the rows were."""
+        return reading_phase(self.name, facts, int(_repairs_per_row(facts.recipe) * facts.data.train))
+
+
+def _repairs_per_row(recipe: Recipe) -> float:
+    return (1.0 if recipe.data.cleaning.action == "rewrite" else 0.1) * (REPAIRS + 1)
 
 
 class TeacherText(Outline):
@@ -331,6 +344,7 @@ def all_steps(recipe: Recipe) -> list[Outline]:
         Likelihoods(),
         Cleaning(),
         Teacher(),
+        Repairs(),
         Repair(),
         TeacherText(),
         Cache(),

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from srd.base.errors import UserError
 from srd.data.turns import without_end
 from srd.models.generation import Decoding, generate_tokens
@@ -14,6 +16,10 @@ from srd.models.tokenizers.token_bytes import continuations
 from srd.models.tokenizers.tokens import stop_token_ids
 from srd.run.context import Run
 
+#: A file of what was written: ids of rows, texts, token ids without what ended them, and whether something did.
+TEACHER_TEXT = pa.schema(
+    [("id", pa.string()), ("response", pa.string()), ("tokens", pa.list_(pa.int32())), ("ended", pa.bool_())]
+)
 Written = tuple[list[int], bool]  # token ids without what ended them, and whether something did
 
 

@@ -35,7 +35,7 @@ from srd.run.parts.teacher_caches import (
     taught_rows,
     tier_of_run,
 )
-from srd.run.parts.written import written_by
+from srd.run.parts.written import TEACHER_TEXT, written_by
 from srd.run.steps.base import Step, Summary
 from srd.training.cache.building import build_cache, fill_cache
 from srd.training.cache.teacher_cache import TeacherCache
@@ -44,10 +44,6 @@ from srd.training.progress import told_of
 from srd.training.stages import train
 
 logger = logging.getLogger(__name__)
-
-TEACHER_TEXT = pa.schema(
-    [("id", pa.string()), ("response", pa.string()), ("tokens", pa.list_(pa.int32())), ("ended", pa.bool_())]
-)
 
 
 class Teacher(order.Teacher, Step):
