@@ -121,6 +121,28 @@ def test_bad_rows_in_memory_are_listed_as_those_of_a_file(folder: Path) -> None:
     assert not Path("other").exists() and not Path("other-inputs").exists()
 
 
+def test_rows_in_memory_have_their_teachers_as_those_of_a_file(folder: Path) -> None:
+    """The column that names them stays with the rows, wherever they are written between."""
+    rows = [{"id": f"n{number}", **row, "subject": number % 2} for number, row in enumerate(tiny_rows())]
+    student, source = save_tiny("s", "llama", seed=3), write_rows(folder / "rows.jsonl", rows)
+    teachers = [
+        {"model": str(save_tiny(name, "llama", seed=1)), "rows": mark} for mark, name in (("0", "a"), ("1", "b"))
+    ]
+
+    def distil(rows: Any, column: str = "subject") -> list[Any]:
+        settings = {**SETTINGS, "data": {**SETTINGS["data"], "teacher_column": column}, "teachers": teachers}
+        result = srd.distill(None, student, rows, evaluate=False, **settings)
+        examples = datasets.Dataset.from_parquet(str(result.run_dir / "examples/train.parquet"))
+        return sorted((row["instruction"], row["input"], row["extra"]) for row in examples)
+
+    whole = {"train": rows, "test": tiny_rows()[:3]}  # where nobody teaches, there need be no column
+    found = [distil(each) for each in (source, rows, pandas.DataFrame(rows), whole)]
+    assert {json.loads(row[-1])["teacher"] for row in found[0]} == {"a", "b"}
+    assert found[0] == found[1] == found[2] and {row[-1] for row in found[3]} == {row[-1] for row in found[0]}
+    with pytest.raises(srd.UserError, match=r"train: row 1, .*: there is no 'subjet'.*Found: id, input, .*subject"):
+        distil(rows, "subjet")
+
+
 def test_a_call_that_is_refused_before_its_first_step_leaves_nothing(folder: Path) -> None:
     """And of a former call all that is there."""
     tokenizer = tiny_tokenizer("llama")

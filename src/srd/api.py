@@ -44,7 +44,7 @@ from srd.base.surroundings import as_it_was
 from srd.base.tables import data_set, write_table
 from srd.base.text import flattened
 from srd.curation.settings import CurriculumConfig
-from srd.data.bad_rows import BadRows
+from srd.data.bad_rows import BadRows, mark_of
 from srd.data.batching import EncodedExamples
 from srd.data.encoding import encode, is_encoded
 from srd.data.examples import as_examples, row_of
@@ -195,7 +195,7 @@ def distill(
 
     Args:
         teacher: A name on the hub, a folder, a GGUF file, a loaded model, a pair ``(model, tokenizer)``, or a recipe's
-            ``teacher`` section as a mapping.
+            ``teacher`` section as a mapping. None where there are several: ``teachers=[{"model": …}, …]``.
         student: Likewise.
         rows: A file, a name on the hub, a ``datasets.Dataset``, a list of dicts, a pandas, polars or pyarrow table; or
             a mapping with ``train``, and perhaps ``validation`` and ``test``, of any of these.
@@ -222,10 +222,11 @@ def distill(
     check_named(objective=objective, method=method)
     recipe = {name: _plain(settings.pop(name)) for name in list(settings) if name in Recipe.model_fields}
     training = {"objective": objective, "method": method, "curriculum": curriculum, **settings}
+    several = teacher is None and bool(recipe.get("teachers"))
     named = {
-        "teacher": _model_source(teacher, "teacher", tokenizer, inputs),
+        "teacher": None if several else _model_source(teacher, "teacher", tokenizer, inputs),
         "student": _model_source(student, "student", tokenizer, inputs),
-        "data": _data_source(rows, inputs, recipe.get("data")),
+        "data": _data_source(rows, inputs, recipe),
         "training": training,
     }
     _check_given_once(recipe, named)
@@ -430,46 +431,56 @@ def _keep_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, plac
         write_sealed(note, {"files": content_of(place)})
 
 
-def _data_source(rows: Any, inputs: _Inputs, settings: Any) -> dict[str, Any]:
-    """A recipe's ``data`` section; rows that are in memory become some of the ``inputs``, as its ``settings`` say."""
-    drops = isinstance(settings, Mapping) and settings.get("bad_rows") == "drop"
+def _data_source(rows: Any, inputs: _Inputs, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's ``data`` section; rows that are in memory become some of the ``inputs``, as the ``recipe`` says."""
+    data, teachers = recipe.get("data"), recipe.get("teachers")
+    settings = data if isinstance(data, Mapping) else {}
+    drops, column = settings.get("bad_rows") == "drop", None
+    if isinstance(teachers, list) and any(isinstance(each, Mapping) and each.get("rows") for each in teachers):
+        column = settings.get("teacher_column", "teacher")
     if isinstance(rows, Mapping) and not set(SOURCE_KEYS) & rows.keys():
         if "train" not in rows or not rows.keys() <= set(SPLITS):
             raise UserError(f"rows: a mapping has 'train', perhaps 'validation' and 'test', but not {sorted(rows)}")
-        return {split: _source(own, inputs, split, drops) for split, own in rows.items()}
-    return {"train": _source(rows, inputs, "train", drops)}
+    else:
+        rows = {"train": rows}
+    return {split: _source(own, inputs, split, drops, column) for split, own in rows.items()}
 
 
-def _source(rows: Any, inputs: _Inputs, split: str, drops: bool) -> Any:
+def _source(rows: Any, inputs: _Inputs, split: str, drops: bool, column: str | None) -> Any:
+    """What a recipe says of the rows of a split; of those to train on ``column`` says who teaches each, if given."""
     names = isinstance(rows, list) and rows and all(isinstance(name, str | Path) for name in rows)
     if names or isinstance(rows, str | Path | Mapping):
         return _plain(rows)
     bad = BadRows("drop" if drops else "error", of_recipe=True)
+    column = column if split == "train" else None
     examples: list[datasets.Dataset] = []  # in the main process alone, which writes them
 
     def name() -> str:
-        examples.append(as_examples(rows, bad, split))
+        examples.append(as_examples(rows, bad, split, partial(mark_of, column) if column else None))
         if not drops:
             bad.settle()
         digest = hashlib.blake2b(digest_size=16)  # as `file_digest`
-        for line in _lines(examples[0], bad):
+        for line in _lines(examples[0], bad, column):
             digest.update(line)
         return f"{split}-{digest.hexdigest()[:16]}.jsonl"
 
-    return inputs.add(parallel.on_main(name), lambda path: _keep_rows(examples[0], bad, path))
+    return inputs.add(parallel.on_main(name), lambda path: _keep_rows(examples[0], bad, column, path))
 
 
-def _lines(examples: datasets.Dataset, bad: BadRows) -> Iterator[bytes]:
+def _lines(examples: datasets.Dataset, bad: BadRows, column: str | None) -> Iterator[bytes]:
     for example in examples:
-        yield (json.dumps(row_of(example), ensure_ascii=False) + "\n").encode()
+        row = row_of(example)
+        if column:
+            row.setdefault(column, row.pop("teacher", example.get(column)))
+        yield (json.dumps(row, ensure_ascii=False) + "\n").encode()
     yield from bad.lines()  # the run tells of them and lists them
 
 
-def _keep_rows(examples: datasets.Dataset, bad: BadRows, path: Path) -> None:
+def _keep_rows(examples: datasets.Dataset, bad: BadRows, column: str | None, path: Path) -> None:
     """Write rows as JSON lines, once for the same content and again where the file is not what its name says."""
     if not path.is_file() or not path.stem.endswith(file_digest(path)[:16]):
         with atomic_write(path) as partial, open(partial, "wb") as file:
-            file.writelines(_lines(examples, bad))
+            file.writelines(_lines(examples, bad, column))
 
 
 # ------------------------------------------------------------------------------------------------ parts, usable alone

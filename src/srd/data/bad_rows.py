@@ -36,6 +36,21 @@ FIRST_WORDS = 100  # characters of a row that a list of dropped ones shows
 DIFFERS = re.compile(r"found .*?(?=\. [A-Z]|\.?$)|\(.*?\)|\[.*?\]|\{.*?\}|'[^']{30,}'|\d+", re.DOTALL)
 
 
+def mark_of(column: str, row: Mapping[str, Any], place: str) -> str:
+    """What a row has in the column that says who teaches it.
+
+    Raises:
+        UserError: nothing.
+    """
+    if row.get(column) is None:
+        found = ", ".join(sorted(map(str, row))) or "nothing"
+        raise UserError(
+            f"{place}: there is no {column!r}, which says whose the row is. Found: {found}. Set "
+            "data.teacher_column, or leave `rows` out of the teachers."
+        )
+    return str(row[column])
+
+
 class RowError(UserError):
     """A row that cannot even be read, though those behind it can.
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from srd.base.errors import UserError
 from srd.base.files import fingerprint
 from srd.base.tables import column
-from srd.data.bad_rows import BadRows, Check, content_of, without_refused
+from srd.data.bad_rows import BadRows, Check, Owner, content_of, without_refused
 from srd.data.messages import (
     MAPPED,
     answer_of,
@@ -72,6 +72,7 @@ def examples_from_rows(
     *,
     id_prefix: str = "row",
     bad: BadRows | None = None,
+    owner: Owner | None = None,
 ) -> Dataset:
     """Turn rows of any accepted shape into examples.
 
@@ -80,6 +81,7 @@ def examples_from_rows(
         origin: where they come from, for error messages ("data.jsonl").
         id_prefix: start of the ids of rows that bring none.
         bad: takes the rows that cannot become examples; None: they are an error.
+        owner: says whose a row is.
 
     Returns:
         A dataset with exactly the columns of `EXAMPLE_FEATURES`, in the order of the rows.
@@ -91,19 +93,24 @@ def examples_from_rows(
     refused = BadRows()
     builder = ExampleBuilder(origin, id_prefix, refused if bad is None else bad)
     for number, row in enumerate(rows, start=1):
-        builder.add(row, f"{origin}: row {number}")
+        place = f"{origin}: row {number}"
+        try:
+            builder.add(row, place, owner(row, place) if owner else "")
+        except UserError as error:
+            builder.bad.add(place, row, error)
     examples = builder.finish()
     refused.settle()
     return examples
 
 
-def as_examples(rows: Any, bad: BadRows | None = None, origin: str = "examples") -> Dataset:
+def as_examples(rows: Any, bad: BadRows | None = None, origin: str = "examples", owner: Owner | None = None) -> Dataset:
     """Turn rows in any container into examples; a data set of examples stays as it is.
 
     Args:
         rows: what `row_dicts` takes.
         bad: as of `examples_from_rows`.
         origin: likewise.
+        owner: likewise.
 
     Raises:
         UserError: as `examples_from_rows`.
@@ -112,7 +119,7 @@ def as_examples(rows: Any, bad: BadRows | None = None, origin: str = "examples")
     if isinstance(rows, Dataset) and set(EXAMPLE_FEATURES) - {"extra"} <= set(columns or ()):
         with_ids(as_table(rows.select_columns("id"), ["id"], "examples"), "examples")
         return rows
-    return examples_from_rows(row_dicts(rows, "examples"), origin, bad=bad)
+    return examples_from_rows(row_dicts(rows, "examples"), origin, bad=bad, owner=owner)
 
 
 class ExampleBuilder:

@@ -20,7 +20,7 @@ from srd.base.files import fingerprint, read_sealed, write_sealed
 from srd.base.remedies import warn
 from srd.base.tables import column, map_large, repeated, write_table
 from srd.base.text import many
-from srd.data.bad_rows import BadRows, Check, Owner, content_of, without_refused
+from srd.data.bad_rows import BadRows, Check, Owner, content_of, mark_of, without_refused
 from srd.data.corruption import corrupt, leave_out
 from srd.data.encoding import Encoder
 from srd.data.examples import EXAMPLE_FEATURES, content_hash, one_for_each_answer, split_examples
@@ -338,17 +338,10 @@ def owner_of(recipe: Recipe) -> Owner | None:
     column = recipe.data.teacher_column
 
     def owner(row: Mapping[str, Any], place: str) -> str:
-        mark = row.get(column)
-        if mark is None:
-            found = ", ".join(sorted(map(str, row))) or "nothing"
-            raise UserError(
-                f"{place}: there is no {column!r}, which says whose the row is. Found: {found}. Set "
-                "data.teacher_column, or leave `rows` out of the teachers."
-            )
-        if str(mark) not in teachers:
-            known = nearest(str(mark), teachers)
-            raise UserError(f"{place}: {column} is {mark!r}, and no teacher has such rows; {known}")
-        return teachers[str(mark)]
+        mark = mark_of(column, row, place)
+        if mark not in teachers:
+            raise UserError(f"{place}: {column} is {mark!r}, and no teacher has such rows; {nearest(mark, teachers)}")
+        return teachers[mark]
 
     return owner if teachers else None
 
