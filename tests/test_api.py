@@ -35,6 +35,7 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
+TRAINING: Any = importlib.import_module("srd.training.settings").TrainingConfig
 RECIPE = {"teacher": "t", "student": "s", "data": "rows.jsonl"}
 WRITTEN_OUT = {**RECIPE, "data": {"train": "rows.jsonl", "cleaning": "off"}, "reflection": {"out_of_sample": "off"},
                "training": {"curriculum": {"stages": 3, "select": 0.75, "weight": 1.0, "temperature": 1}}}  # fmt: skip
@@ -333,11 +334,29 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"run_dir": "~nobody-here/x"}, r"a path begins with ~ and a name that this machine does not know"),
     ({"curriculum": {}, "baselines": {"a": {"weight": 0.5}}}, r"baselines.a.weight \(0.5\) has no effect"),
     ({"curriculum": {}, "weight": 0.5}, r"training.weight \(0.5\) has no effect: the curriculum has a weight"),
+    (
+        {"training": {"curriculum": {"stages": 2}, "weight": 0.5}},
+        r"^training.weight \(0.5\) has no effect: the curriculum",
+    ),
+    (
+        {"training": TRAINING(weight=0.5, curriculum=srd.Curriculum())},
+        r"^training\.weight \(0.5\) has no effect: the c",
+    ),
     ({"data": {"train": "rows.jsonl"}}, r"^'train' is given twice: by rows, and by data=\{'train': …\}. Leave one"),
     ({"data": "rows.jsonl"}, r"^'train' is given twice: by rows"),
     ({"epochs": 1, "training": {"epochs": 2}}, r"^'epochs' is given twice: by epochs=, and by training=\{'epochs'"),
     ({"method": "sft", "training": {"method": "kd"}}, r"^'method' is given twice: by method="),
 ]
+
+
+def test_objects_say_what_they_were_given_and_no_more() -> None:
+    """So that what stands beside a curriculum reaches it, and a recipe fills in the rest."""
+    plain = importlib.import_module("srd.api")._plain
+    given = TRAINING(method={"name": "gkd"}, objective={"name": "srkl", "alpha": 0.2}, weight=0.8,
+                     curriculum=srd.Curriculum(preset="plus"))  # fmt: skip
+    said = {"method": {"name": "gkd"}, "objective": {"name": "srkl", "alpha": 0.2}, "weight": 0.8,
+            "curriculum": {"preset": "plus"}}  # fmt: skip
+    assert plain({"training": given, "paths": (Path("a"),)}) == {"training": said, "paths": ["a"]}
 
 
 @pytest.mark.parametrize(("changes", "message"), MISTAKES, ids=[message[:20] for _, message in MISTAKES])

@@ -43,7 +43,6 @@ from srd.base.handed import check_counts, check_kind, check_loaded
 from srd.base.surroundings import as_it_was
 from srd.base.tables import data_set, write_table
 from srd.base.text import flattened
-from srd.curation.settings import CurriculumConfig
 from srd.data.bad_rows import BadRows, mark_of
 from srd.data.batching import EncodedExamples
 from srd.data.encoding import encode, is_encoded
@@ -325,10 +324,8 @@ def _result(claimed: Run) -> Result:
 
 def _plain(value: Any) -> Any:
     """A value as YAML would have it: paths as text, settings objects as mappings, tuples as lists."""
-    if isinstance(value, BaseModel):
-        return value.model_dump(
-            mode="json", exclude_unset=isinstance(value, CurriculumConfig)
-        )  # a recipe fills in the rest
+    if isinstance(value, BaseModel):  # a recipe fills in the rest; a name says of which kind it is
+        return {name: _plain(said) for name, said in value if name in {*value.model_fields_set, "name"}}
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -56,7 +56,7 @@ def test_three_lines_are_a_recipe(recipe: Any) -> None:
 def test_short_forms(recipe: Any) -> None:
     text = SMALLEST + (
         "data: {train: [a.jsonl, b.jsonl], test: t.csv}\n"
-        "training: {method: gkd, objective: tsrkl, curriculum: true, temperature: 1e0}\n"
+        "training: {method: gkd, objective: tsrkl, curriculum: true, learning_rate: 1e0}\n"
         "evaluation: {tasks: [dolly, {name: gsm8k, limit: 5}]}\n"
     ).replace("data: rows.jsonl\n", "")
     loaded = recipe(text.replace("data: rows.jsonl\n", ""))
@@ -379,6 +379,9 @@ def test_a_value_that_the_curriculum_replaces_is_refused(key: str, recipe: Any) 
         loaded = recipe(SMALLEST, f"training.{key}=0.5", used)
         assert getattr(loaded.variants["kd"], key) == 0.5
         recipe(recipe_yaml(loaded))
+    for stages in ("{}", "{stages: 2}"):  # a curriculum beside it that says something else
+        assert told in message_of(recipe, SMALLEST + f"training: {{{key}: 0.5, curriculum: {stages}}}\n")
+    recipe(SMALLEST + f"training: {{{key}: 0.5, curriculum: {{{key}: 1.0}}}}\n")  # as what a run has written says both
     plus = recipe(SMALLEST, "training.curriculum={preset: plus}", f"training.{key}=0.5")  # whose curriculum takes it
     assert plus.training.curriculum.schedule(key) == [0.5]
 

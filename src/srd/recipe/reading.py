@@ -67,18 +67,19 @@ def idle_setting(recipe: Recipe, said: dict[str, Any], *, whole: bool = False) -
     Args:
         recipe: With all defaults.
         said: What of it was said.
-        whole: Whether that may be a recipe that says everything, as a run's own does: beside a curriculum that it
-            spells out it is no fault then.
+        whole: Whether that may be a recipe that says everything, as a run's own does: beside a curriculum that says
+            its own it is no fault then.
     """
     places: dict[str, tuple[TrainingConfig, list[TrainingConfig]]]  # where a setting stands, and whom it is for
     places = {"training": (recipe.training, [*recipe.variants.values()])}
     places |= {f"baselines.{name}": (training, [training]) for name, training in recipe.baselines.items()}
     for place, (own, variants) in places.items():
         given, curricula = _at(said, place), [training.curriculum for training in variants if training.curriculum]
-        if len(curricula) < len(variants) or (whole and "curriculum" in given):
+        beside = _at(said, f"{place}.curriculum") if whole else {}
+        if len(curricula) < len(variants):
             continue
         for key in AS_PLAIN:
-            if key not in given or given[key] != getattr(own, key):  # a later change has replaced it
+            if key not in given or key in beside or given[key] != getattr(own, key):  # a later change has replaced it
                 continue
             if all(set(each.schedule(key)) != {given[key]} for each in curricula):
                 return (
