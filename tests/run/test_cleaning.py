@@ -148,6 +148,25 @@ def test_a_row_that_copies_a_test_row_keeps_its_other_faults(tiny_run: TinyRun) 
         assert [said[row["instruction"]] for row in (loop, right)] == why
 
 
+@pytest.mark.parametrize("wrong_first", [True, False])
+def test_a_right_row_stays_though_it_copies_a_test_row_and_a_wrong_one(tiny_run: TinyRun, wrong_first: bool) -> None:
+    """Where copies of test rows may stay, the one of a pair that is named as wrong goes, whichever comes first."""
+    asked, said = "Count the boxes in the old brown barn behind the blue house by the sea.", "There are nine of them."
+    pair = [{"id": "wrong", "instruction": f"Do {asked}", "output": said},
+            {"id": "right", "instruction": asked, "output": said}]  # fmt: skip
+    rows = [{"id": f"row {number}", **row} for number, row in enumerate(tiny_rows())]
+    write_rows(tiny_run.rows, [*rows, *(pair if wrong_first else pair[::-1])])
+    test = [{"instruction": f"{asked[:-1]}!", "output": said}, *({"instruction": f"Who is {n}?", "output": "He."}
+                                                                for n in "ab")]  # fmt: skip
+    (tiny_run.folder / "drop.txt").write_text("wrong\n", encoding="utf-8")
+    tiny_run.set(data__test=str(write_rows(tiny_run.folder / "test.jsonl", test)), data__leaks="warn")
+    tiny_run.set(
+        data__cleaning={"action": "drop", "find": ["near_copy"], "drop": str(tiny_run.folder / "drop.txt")}
+    ).advance("cleaning")
+    assert {name: marks(tiny_run)[name]["why"] for name in ("right", "wrong")} == {"right": "", "wrong": "named"}
+    assert marks(tiny_run)["right"]["held_out"] > 0.8
+
+
 def test_what_was_read_or_marked_in_another_way_is_made_anew(run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     def made_anew(*find: str) -> list[str]:
         before = steps_finished(run.run_dir)
@@ -190,6 +209,16 @@ def test_what_was_read_for_more_detectors_is_kept_for_fewer(run: TinyRun, tmp_pa
     assert {name: row["wrong"] for name, row in marks(fresh).items()} == {
         name: row["wrong"] for name, row in found.items()
     }
+
+
+def test_what_was_lost_is_not_read_for_fewer_and_taken_for_all(run: TinyRun) -> None:
+    """A reading that is made again for one detector is not that of two, which the lost one was."""
+    run.set(data__cleaning={"action": "report", "find": ["match", "eos"]}).advance("cleaning")
+    found = marks(run)
+    (run.run_dir / "cleaning" / "likelihoods.parquet").unlink()
+    run.set(data__cleaning__find=["eos"]).advance("cleaning")
+    run.set(data__cleaning__find=["match", "eos"]).advance("cleaning")
+    assert marks(run) == found and any(row["why"] == "match" for row in found.values())
 
 
 def test_a_report_changes_nothing_that_follows(run: TinyRun) -> None:
@@ -449,6 +478,26 @@ def test_a_repair_makes_no_copies(leaks: str, tmp_path: Path, monkeypatch: pytes
     assert found["chess-0"]["response_after"] is None and found["chess-0"]["why"] == "empty"
 
 
+def test_a_rewritten_row_does_not_become_one_that_keeps_its_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two that get the same answer, which the second has already, neither is rewritten."""
+    asked = "Is a whale a fish, or is it an animal that has to breathe air at times?"
+    yes, no = "Yes, whatever swims under water counts as one.", "It is none: whales have lungs, and must come up."
+    run = TinyRun(tmp_path)
+    pair = [{"id": "yes", "instruction": asked, "output": yes}, {"id": "no", "instruction": asked, "output": no}]
+    write_rows(run.rows, [*noun_rows(40), *pair])
+
+    def writes(run: Any, model: Any, tokenizer: Any, prompts: Any, names: Any, *options: Any) -> Any:
+        texts = [no if name in ("yes", "no") else "" for name in names]
+        return [([*tokenizer(text, add_special_tokens=False)["input_ids"]], True) for text in texts], texts
+
+    monkeypatch.setattr(repair, "written_by", writes)
+    done = run.set(data__cleaning={"action": "rewrite", "find": ["empty", "near_copy"]}).advance("repair")
+    left = {row["id"]: row["references"] for row in pq.read_table(done.files.cleaned).to_pylist()}
+    assert (left["yes"], left["no"]) == ([yes], [no])
+
+
 def test_a_repair_is_trained_on_as_it_was_written(run: TinyRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its token ids are kept: no text gives back half a sign, a control token, or words cut at other places."""
     tokenizer = tiny_tokenizer("llama")
@@ -532,6 +581,16 @@ def test_files_of_ids(tmp_path: Path) -> None:
     for name, message in (("other.jsonl", "has no column 'id'"), ("strange.txt", "none of 2 ids.* one to a line")):
         with pytest.raises(UserError, match=message):
             cleaning.named_by_user(CleaningConfig(drop=str(tmp_path / name)), rows["id"])
+
+
+def test_a_file_that_names_no_row_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a table whose only line is an id, too: it is taken for the names of columns."""
+    for name, text, why in (("one.csv", "row-001\n", ": its first line names the columns"), ("none.txt", "\n", "")):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        caplog.clear()
+        settings = CleaningConfig(keep=str(tmp_path / name))
+        assert cleaning.named_by_user(settings, ["row-001"]) == ([], [])
+        assert caplog.messages == [f"data.cleaning.keep: {tmp_path / name} names no row{why}"]
 
 
 def test_ids_in_a_list_are_those_of_the_rows(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ class Findings:
         why: The detector that marks each row, ``named``, ``held_out``, or nothing, ``[N]``.
         calibrations: Of the contrasts, on the rows of the group that most are of.
         elsewhere: Of the contrasts, on those of each other group.
-        otherwise: What ``why`` says, but for what is held out, ``[N]``; None: the same.
+        held: Whether each row repeats one that is held out, and nothing is said of it by name, ``[N]``.
         spare: Whether each row repeats one that stays, or would if that were not wrong as well, ``[N]``.
     """
 
@@ -63,7 +63,7 @@ class Findings:
     why: NDArray[np.object_]
     calibrations: dict[str, Calibration] = field(default_factory=dict)
     elsewhere: dict[str, dict[str, Calibration]] = field(default_factory=dict)
-    otherwise: NDArray[np.object_] | None = None
+    held: NDArray[np.bool_] | bool = False
     spare: NDArray[np.bool_] | bool = False
 
     @property
@@ -122,6 +122,7 @@ def find_wrong(
     *,
     reads: Reads | None = None,
     held_out: Dataset | None = None,
+    held_stay: bool = False,
     keep: Collection[str] = (),
     drop: Collection[str] = (),
     train_on: TrainOn = "last",
@@ -133,6 +134,7 @@ def find_wrong(
         detectors: Their names; of several that mark a row the first says why.
         reads: What the model has read for them (`read_for`); needed where there is a contrast among them.
         held_out: Validation and test rows, which ``near_copy`` compares with.
+        held_stay: Rows that repeat one of these are not wrong for that.
         keep: Ids that are right whatever is said of them.
         drop: Ids that are wrong.
         train_on: Which answers of a conversation are learnt; rules look at all of these.
@@ -158,30 +160,31 @@ def find_wrong(
             continue
         why[wrong & asked] = detector.name
     why[kept], why[named] = "", NAMED
-    otherwise, spare = None, np.zeros(len(ids), dtype=bool)
+    held, spare = np.zeros(len(ids), dtype=bool), np.zeros(len(ids), dtype=bool)
     for detector in (each for each in chosen if each.of_copies):
         copies = near_copies(examples, held_out)
         scores[detector.name] = copies.likeness
         held = (copies.held_out >= COPY) & ~kept & ~named
-        spare = copies.spare(_worse(why, held, kept, reads)) & ~kept
+        gone = held & (not held_stay)
+        spare = copies.spare(_worse(why, gone, kept, reads)) & ~kept
         why[spare & (why == "")] = detector.name
-        otherwise = why.copy()
+        why[gone] = HELD_OUT
         if held_out is not None and len(held_out):
-            scores[HELD_OUT], why[held] = copies.held_out, HELD_OUT
+            scores[HELD_OUT] = copies.held_out
     in_order = {name: scores[name] for name in (*detectors, HELD_OUT) if name in scores}
     elsewhere = {name: dict(found[name]) for name in detectors if name in found}
     calibrations = {name: each.pop(MAIN) for name, each in elsewhere.items()}
-    return Findings(ids, in_order, why, calibrations, elsewhere, otherwise, spare)
+    return Findings(ids, in_order, why, calibrations, elsewhere, held, spare)
 
 
-def _worse(why: NDArray[np.object_], held: NDArray[np.bool_], kept: NDArray[np.bool_], reads: Reads | None) -> Floats:
+def _worse(why: NDArray[np.object_], gone: NDArray[np.bool_], kept: NDArray[np.bool_], reads: Reads | None) -> Floats:
     """How bad each row is as the one of its copies that stays, ``[N]``: the likeliest right one is the best.
 
     Then one that may keep its text at least, and last those that go in any case.
     """
     nats = reads.rows["ce"] if reads is not None else np.zeros(len(why))
     wrong, soft = why != "", np.isin(why, [each for each in {*why} if can_soften(each)])
-    return np.select([kept, held | (wrong & ~soft), soft], [-math.inf, math.inf, np.finfo(float).max], nats)
+    return np.select([kept, gone | (wrong & ~soft), soft], [-math.inf, math.inf, np.finfo(float).max], nats)
 
 
 def by_rule(detector: Detector, examples: Dataset, train_on: TrainOn) -> Floats:

@@ -29,7 +29,6 @@ from srd.curation.calibration import FEWEST, Calibration, rules
 from srd.curation.cleaning import Findings, Reader, Reads, find_wrong, read_for
 from srd.curation.detectors.base import (
     DETECTORS,
-    HELD_OUT,
     can_soften,
     needs_of_damage,
     needs_of_scores,
@@ -104,7 +103,8 @@ class Likelihoods(order.Likelihoods, Step):
         before = run.manifest.steps.get(self.name, {}).get("summary", {}).get("find", [])
         if set(before) <= set(DETECTORS.names()) and _has_read(before, find):
             of_others = self._asked(run, before)
-            if run.manifest.finished(self.name, key_of(run, self, of_others)):
+            # What is damaged is read again, for these alone, and must not be taken for what the others ask.
+            if run.manifest.finished(self.name, key_of(run, self, of_others)) and not run.manifest.damaged(self.name):
                 return of_others
         return self._asked(run, find)
 
@@ -194,7 +194,8 @@ class Cleaning(order.Cleaning, Step):
         found = find_wrong(
             rows, settings.find,
             reads=Reads.of(pq.read_table(run.files.likelihoods)) if asks else None,
-            held_out=held_out_rows(run), keep=keep, drop=drop, train_on=run.recipe.data.train_on,
+            held_out=held_out_rows(run), held_stay=run.recipe.data.leaks == "warn", keep=keep, drop=drop,
+            train_on=run.recipe.data.train_on,
         )  # fmt: skip
         _judge_leaks(run, found)
         _tell(found)
@@ -249,13 +250,12 @@ def _softened(run: Run) -> list[Any]:
 
 
 def _judge_leaks(run: Run, found: Findings) -> None:
-    """Rows that copy one that is held out: dropped, only told of, or refused, as data.leaks says of equal prompts."""
-    copied = found.why == HELD_OUT
-    copies = verb(copied.sum(), "is a near copy", "are near copies")
-    said = f"{copied.sum()} of {len(copied)} training rows {copies} of a validation or test row"
-    if copied.any() and not are_dropped(said, run.recipe.data.leaks):
-        assert found.otherwise is not None, "copies were looked for"
-        found.why[copied] = found.otherwise[copied]
+    """Tell of rows that copy one that is held out, or refuse them, as data.leaks says of equal prompts."""
+    copied = int(np.sum(found.held))
+    copies = verb(copied, "is a near copy", "are near copies")
+    if copied:
+        said = f"{copied} of {len(found.ids)} training rows {copies} of a validation or test row"
+        are_dropped(said, run.recipe.data.leaks)
 
 
 def where(holds: Callable[[str], bool], why: NDArray[np.object_]) -> NDArray[np.bool_]:
@@ -311,6 +311,9 @@ def named_by_user(settings: CleaningConfig, of_rows: Sequence[str]) -> tuple[lis
                 "examples/train.parquet, one to a line or in the column 'id' of a .parquet, .csv or .jsonl file. Rows "
                 "that went to validation or test, and those that data.leaks has dropped, are no training rows."
             )
+        if name and not ids:
+            header = ": its first line names the columns" if is_data(Path(name)) else ""
+            logger.warning("data.cleaning.%s: %s names no row%s", field, name, header)
         if strange:
             logger.warning("data.cleaning.%s: %d of %d ids in %s %s no training row's (the first: '%s')",
                            field, len(strange), len(ids), name, verb(len(strange)), strange[0])  # fmt: skip

@@ -5,6 +5,7 @@ Two steps, so that the teacher is asked again only where it, or what it is asked
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -185,18 +186,22 @@ def _chosen(run: Run, rows: datasets.Dataset, answers: list[Answer]) -> dict[int
 def _without_copies(
     run: Run, rows: datasets.Dataset, why: NDArray[np.object_], new: dict[int, Answer]
 ) -> dict[int, Answer]:
-    """The answers that do not make their row a near copy of another one, or of one that is held out."""
-    if not new or not finds_copies(run):
-        return new
-    places = np.flatnonzero((why == "") | np.isin(np.arange(len(rows)), list(new)))
+    """The answers that do not make their row a near copy of another one, or of one that is held out.
+
+    A right row whose answer is not used has its own text again, which others are compared with then.
+    """
+    left, looks = new, bool(new) and finds_copies(run)
     held_out = None if run.recipe.data.leaks == "warn" else held_out_rows(run)
-    after = _with_responses(rows, new).select(places)
-    copies = parallel.on_main(lambda: repeating(after, np.isin(places, list(new)), held_out))
-    gone = set(places[copies].tolist())
-    if gone:
+    while looks:
+        places = np.flatnonzero((why == "") | np.isin(np.arange(len(rows)), list(left)))
+        after, are_new = _with_responses(rows, left).select(places), np.isin(places, list(left))
+        gone = set(places[parallel.on_main(functools.partial(repeating, after, are_new, held_out))].tolist())
+        left = {row: answer for row, answer in left.items() if row not in gone}
+        looks = any(not why[row] for row in gone)
+    if unused := len(new) - len(left):
         logger.info("%s of the teacher would repeat another row, or one that is held out, and %s not used.",
-                    many(len(gone), "answer"), "is" if len(gone) == 1 else "are")  # fmt: skip
-    return {row: answer for row, answer in new.items() if row not in gone}
+                    many(unused, "answer"), verb(unused))  # fmt: skip
+    return left
 
 
 def _thresholds(detector: dict[str, Any], groups: Groups) -> NDArray[np.float64]:
