@@ -280,6 +280,8 @@ def test_a_full_disk_in_any_librarys_words(error: Exception, tmp_path: Path) -> 
 def test_errors_name_what_is_near() -> None:
     assert nearest("epoch", ["epochs", "batch_size"]) == "did you mean 'epochs'? Known: batch_size, epochs"
     assert nearest("xyz", ["b", "a"]) == "Known: a, b"
+    assert nearest("CE", ["ce", "eos"]) == "did you mean 'ce'? Known: ce, eos"
+    assert nearest("kd", ["KD", "SFT"]) == "did you mean 'KD'? Known: KD, SFT"
     assert issubclass(UserError, ValueError) and issubclass(RunError, RuntimeError)
 
 

@@ -32,6 +32,7 @@ def nearest(name: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
     Returns a sentence such as ``did you mean 'srkl'? Known: fkl, rkl, srkl``.
     """
     known = sorted(choices)
-    close = get_close_matches(str(name), known, n=1, cutoff=cutoff)  # from Python it may be anything
-    hint = f"did you mean '{close[0]}'? " if close else ""
+    folded = {each.casefold(): each for each in reversed(known)}
+    close = get_close_matches(str(name).casefold(), folded, n=1, cutoff=cutoff)  # from Python it may be anything
+    hint = f"did you mean '{folded[close[0]]}'? " if close else ""
     return f"{hint}Known: {', '.join(known)}"
