@@ -149,6 +149,13 @@ def batch_by_batch(files: Path, folder: Path, **asked: Any) -> dict[str, Any]:
     return models.evaluate_models([str(files / name) for name in "ab"], benchmarks, folder, batch_size=1)
 
 
+def killed_at(place: tuple[Any, str, int], files: Path, folder: Path, **asked: Any) -> None:
+    """`batch_by_batch`, killed at the n-th call of a function: (module, name, n)."""
+    with pytest.MonkeyPatch.context() as patched, contextlib.suppress(Killed):
+        kill(patched, *place)
+        batch_by_batch(files, folder, **asked)
+
+
 @pytest.mark.parametrize(("temperature", "batches"), [(1.0, 12), (0.0, 6)])
 def test_a_killed_evaluation_loses_one_batch_at_most(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, temperature: float, batches: int
@@ -157,9 +164,7 @@ def test_a_killed_evaluation_loses_one_batch_at_most(
     asked: dict[str, Any] = {"seeds": "1,2", "temperature": temperature}
     results = batch_by_batch(files, tmp_path / "whole", **asked)
     for number in (1, 2):
-        with monkeypatch.context() as patched, contextlib.suppress(Killed):
-            kill(patched, generation, "_decode", 3)
-            batch_by_batch(files, tmp_path / "killed", **asked)
+        killed_at((generation, "_decode", 3), files, tmp_path / "killed", **asked)
         assert len([*tmp_path.glob("killed/predictions/batches/*/batch-*.json")]) == (2 * number) % 3
     calls = kill(monkeypatch, generation, "_decode", -1)
     assert batch_by_batch(files, tmp_path / "killed", **asked) == results and calls[0] == batches - 4
@@ -170,9 +175,7 @@ def test_a_killed_evaluation_loses_one_batch_at_most(
 def test_batches_of_a_question_that_is_not_asked_again_go(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patched, contextlib.suppress(Killed):
-        kill(patched, generation, "_decode", 3)
-        batch_by_batch(files, tmp_path, seeds="1")
+    killed_at((generation, "_decode", 3), files, tmp_path, seeds="1")
     calls = kill(monkeypatch, generation, "_decode", -1)
     batch_by_batch(files, tmp_path, seeds="2")
     assert calls[0] == 6 and not (tmp_path / "predictions/batches").exists()
@@ -182,9 +185,7 @@ def test_answers_that_could_not_be_scored_are_kept(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What runs programs may take longer than the model does."""
-    with monkeypatch.context() as patched, contextlib.suppress(Killed):
-        kill(patched, answers, "_write_predictions", 1)
-        batch_by_batch(files, tmp_path, seeds="1")
+    killed_at((answers, "_write_predictions", 1), files, tmp_path, seeds="1")
     calls = kill(monkeypatch, generation, "_decode", -1)
     batch_by_batch(files, tmp_path, seeds="1")
     assert calls[0] == 3
