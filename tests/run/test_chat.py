@@ -14,6 +14,7 @@ from srd.base.errors import UserError
 from srd.base.files import write_sealed
 from srd.base.locks import held
 from srd.cli import _Talk, app
+from srd.export.base import Exported, Settings
 from srd.export.push import prepared
 from srd.models.generation import Decoding, decode_batch, stream_tokens
 from srd.models.loading.loading import load_model, load_tokenizer
@@ -154,7 +155,10 @@ def test_a_student_that_another_command_is_making_is_to_be_waited_for(trained: P
             with pytest.raises(UserError, match=rf"^another srd command works in {run}, .* Wait for it\.$"):
                 read()
         shutil.rmtree(run / "student")
-        for read in (lambda: chat_models(str(run)), lambda: prepared(str(run), "me/mine", data=False).__enter__()):
+        for read in (
+            lambda: chat_models(str(run)), lambda: Exported(run, Settings()).folder,
+            *(lambda data=data: prepared(str(run), "me/mine", data=data).__enter__() for data in (False, True)),
+        ):  # fmt: skip
             with pytest.raises(UserError, match=rf"^another srd command works in {run}, .* Wait for it\.$"):
                 read()
     with pytest.raises(UserError, match="has trained no student yet"):

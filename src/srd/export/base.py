@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from srd.base.errors import UserError
-from srd.base.locks import held
+from srd.base.locks import held, told_if_held
 from srd.base.owned import OwnedFiles
 from srd.base.registry import Registry
 from srd.models.loading.loading import load_config, load_model, load_tokenizer
@@ -82,7 +82,8 @@ class Exported:
                 "directory."
             )
         if self._run is None:
-            self._run = Run(load_recipe(str(self.source / "recipe.yaml")), self.source)
+            with told_if_held(self.source):
+                self._run = Run(load_recipe(str(self.source / "recipe.yaml")), self.source)
             check_as_written(self.source)
         return self._run
 

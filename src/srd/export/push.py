@@ -84,7 +84,9 @@ def prepared(name: str, repository: str, *, data: bool) -> Iterator[Upload]:
         yield upload
         return
     with tempfile.TemporaryDirectory(prefix="srd-push-") as place:
-        with closing(Run(recipe, folder)) as run:
+        with told_if_held(folder):
+            run = Run(recipe, folder)
+        with closing(run):
             curate_for(run, Path(place) / "curated", "jsonl")
         yield _of_folder(Path(place) / "curated", repository, "dataset")
 
