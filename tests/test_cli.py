@@ -226,6 +226,21 @@ def test_single_steps_one_after_the_other(srd: Command, shared: TinyRun, tmp_pat
     assert steps_finished(run_dir) == before
 
 
+def test_clean_only_marks_where_the_recipe_says_nothing(srd: Command, shared: TinyRun, tmp_path: Path) -> None:
+    """Also rows that a file names."""
+    change = f"data.cleaning={{find: [empty], drop: {tmp_path / 'drop.txt'}}}"
+    recipe, run_dir = shared.folder / "tiny.yaml", tmp_path / "run"
+    assert srd("clean", recipe, "data.cleaning.find=[empty]", "--run-dir", run_dir).code == 0
+    marked = run_dir / "cleaning" / "rows.parquet"
+    name = pq.read_table(marked)["id"][3].as_py()
+    (tmp_path / "drop.txt").write_text(f"{name}\n", encoding="utf-8")
+    outcome = srd("clean", recipe, change, "--run-dir", run_dir)
+    assert outcome.code == 0 and outcome.out.strip() == str(marked), outcome.told
+    assert {row["id"]: row["why"] for row in pq.read_table(marked).to_pylist() if row["wrong"]} == {name: "named"}
+    assert not (run_dir / "cleaning" / "cleaned.parquet").exists()
+    assert "data.cleaning.drop has no effect" in one_message(srd("distill", recipe, change).told)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [

@@ -280,9 +280,12 @@ def sft(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = N
 @app.command("clean")
 def clean_command(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = None) -> None:
     """Find the training rows that are wrong; drop, soften or repair them if the recipe says so, else only mark them."""
-    from srd.recipe.reading import load_recipe
+    from srd.recipe.files import find_recipe, parse_overrides, read_recipe
+    from srd.recipe.merging import merge
+    from srd.recipe.reading import validate_recipe
 
-    if load_recipe(recipe, overrides or []).data.cleaning.action == "off":
+    content = merge(read_recipe(find_recipe(recipe)), parse_overrides(overrides or []))
+    if validate_recipe(content, recipe).data.cleaning.action == "off":
         overrides = [*(overrides or []), "data.cleaning.action=report"]
     _echo(_step("cleaned", recipe, overrides, run_dir).files.marked)
 

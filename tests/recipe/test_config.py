@@ -379,11 +379,29 @@ def test_a_value_that_the_curriculum_replaces_is_refused(key: str, recipe: Any) 
         loaded = recipe(SMALLEST, f"training.{key}=0.5", used)
         assert getattr(loaded.variants["kd"], key) == 0.5
         recipe(recipe_yaml(loaded))
+    other = f"baselines: {{kd: {{curriculum: null, {key}: 0.6}}}}\n"  # plain, and with a value of its own
+    assert told in message_of(recipe, SMALLEST + other, f"training.{key}=0.5")
     for stages in ("{}", "{stages: 2}"):  # a curriculum beside it that says something else
         assert told in message_of(recipe, SMALLEST + f"training: {{{key}: 0.5, curriculum: {stages}}}\n")
     recipe(SMALLEST + f"training: {{{key}: 0.5, curriculum: {{{key}: 1.0}}}}\n")  # as what a run has written says both
     plus = recipe(SMALLEST, "training.curriculum={preset: plus}", f"training.{key}=0.5")  # whose curriculum takes it
     assert plus.training.curriculum.schedule(key) == [0.5]
+
+
+@pytest.mark.parametrize("key", ["drop", "keep", "find"])
+def test_what_a_cleaning_goes_by_is_refused_where_there_is_none(key: str, recipe: Any) -> None:
+    """Rows that a user had named as wrong were trained on."""
+    said = {"drop": "ids.txt", "keep": "ids.txt", "find": ["match"]}[key]
+    change, told = f"data.cleaning.{key}={said}".replace("'", ""), f"data.cleaning.{key} has no effect"
+    assert told in message_of(recipe, SMALLEST, change)
+    assert told in message_of(recipe, SMALLEST.replace("data: rows.jsonl\n", "") + (
+        f"data: {{train: rows.jsonl, cleaning: {{{key}: {said}}}}}\n"))  # fmt: skip
+    for action in ("report", "drop"):
+        loaded = recipe(SMALLEST, change, f"data.cleaning.action={action}")
+        assert told in message_of(recipe, recipe_yaml(recipe(SMALLEST)), change)
+        recipe(recipe_yaml(loaded), "data.cleaning.action=off")  # to leave it out once is no fault
+    assert recipe(SMALLEST, change, "training.curriculum.preset=plus").data.cleaning.action == "repair"
+    recipe(SMALLEST, change, "training.curriculum.preset=plus", "data.cleaning.action=off")
 
 
 @pytest.mark.parametrize("key", ["temperature", "weight"])

@@ -21,6 +21,7 @@ from srd.recipe.schema import AS_PLAIN, PLUS, Recipe
 from srd.training.settings import TrainingConfig
 
 PRESET = "training.curriculum.preset"
+OF_CLEANING = ("drop", "keep", "find")
 RUN_RECIPE = "recipe.yaml"  # a run's own
 UNKNOWN = re.compile(r"unknown (objective|score|teacher) |there is no (template|task) |the expected tags")
 
@@ -62,7 +63,10 @@ def refuse_idle(recipe: Recipe, said: dict[str, Any], *, whole: bool = False) ->
 
 
 def idle_setting(recipe: Recipe, said: dict[str, Any], *, whole: bool = False) -> str:
-    """A temperature or weight where every training that it is for takes its curriculum's instead, and what to set.
+    """What has no effect beside what else was said, and what to set instead; nothing where all has one.
+
+    It is a temperature or weight where every training that it is for takes its curriculum's; or what rows are cleaned
+    by, where they are not.
 
     Args:
         recipe: With all defaults.
@@ -70,18 +74,27 @@ def idle_setting(recipe: Recipe, said: dict[str, Any], *, whole: bool = False) -
         whole: Whether that may be a recipe that says everything, as a run's own does: beside a curriculum that says
             its own it is no fault then.
     """
+    cleaning, there = _at(said, "data.cleaning"), recipe.data.cleaning
+    is_off = there.action == "off" and "action" not in (there.model_fields_set if whole else cleaning)
+    if is_off and (names := [name for name in OF_CLEANING if cleaning.get(name)]):
+        return (
+            f"data.cleaning.{names[0]} has no effect: rows are not cleaned. Say what becomes of wrong ones, too: "
+            "data.cleaning.action=report, drop, soften or repair"
+        )
     places: dict[str, tuple[TrainingConfig, list[TrainingConfig]]]  # where a setting stands, and whom it is for
     places = {"training": (recipe.training, [*recipe.variants.values()])}
     places |= {f"baselines.{name}": (training, [training]) for name, training in recipe.baselines.items()}
     for place, (own, variants) in places.items():
         given, curricula = _at(said, place), [training.curriculum for training in variants if training.curriculum]
-        beside = _at(said, f"{place}.curriculum") if whole else {}
-        if len(curricula) < len(variants):
-            continue
+        beside, plain = (
+            _at(said, f"{place}.curriculum") if whole else {},
+            [each for each in variants if not each.curriculum],
+        )
         for key in AS_PLAIN:
             if key not in given or key in beside or given[key] != getattr(own, key):  # a later change has replaced it
                 continue
-            if all(set(each.schedule(key)) != {given[key]} for each in curricula):
+            takes_it = any(getattr(each, key) == given[key] for each in plain)  # others have a value of their own
+            if not takes_it and all(set(each.schedule(key)) != {given[key]} for each in curricula):
                 return (
                     f"{place}.{key} ({given[key]}) has no effect: the curriculum has a {key} for each stage. Set "
                     f"{place}.curriculum.{key} instead, or {place}.curriculum=null for plain distillation"
