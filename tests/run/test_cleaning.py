@@ -289,7 +289,8 @@ def test_softened_rows_stay_out_where_a_student_reflects_again(monkeypatch: pyte
     examples: Any = SimpleNamespace(soft=frozenset({"e1", "e6"}))
     for teaches, count in ((False, 6), (True, 8)):
         config: Any = SimpleNamespace(on_pairs=False, needs_teacher=teaches)
-        stages, again = assemble._stages(run, config, examples, tmp_path)
+        split = assemble.split_of(run, config)
+        stages, again = assemble._stages(run, config, examples, tmp_path, split)
         assert again is not None and len(stages[1].ids) == count
         assert again(None, stages[1]).ids == stages[1].ids
 

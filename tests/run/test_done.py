@@ -261,6 +261,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
                                                         "most": 0.01}}, "more than data.cleaning.most"),
     "rows to test with among those to train on": ({"data__test": "rows.jsonl", "data__leaks": "error"}, "data.leaks"),
     "a score that is none": ({"training__curriculum": {"score": "nothing"}}, "not finite: .*score nothing nan"),
+    "more stages than a baseline has rows": ({"baselines": {"short": {"curriculum": {"stages": 13}}}}, "the 13 stages"),
 }  # fmt: skip
 
 
@@ -278,6 +279,8 @@ def test_a_refused_command_leaves_what_was_there(
     srd.register_score("nothing", needs=["losses"])(lambda inputs: inputs["ce"] * float("nan"))
     if "cleaning" in str(settings := REFUSED[what][0]):
         again.set(data__cleaning={"action": "drop", "find": ["empty"], "drop": "some.txt"})
+    if "baselines" in settings:
+        again.set(baselines={"short": {"curriculum": {"stages": 1}}})
     again.train()
     before = held(again.run_dir)
     with pytest.raises(UserError, match=REFUSED[what][1]):

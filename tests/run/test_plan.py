@@ -552,7 +552,8 @@ def test_the_phases_are_the_steps_of_the_run(tmp_path: Path, monkeypatch: pytest
     for check in ("check_recipe", "look_ahead"):
         monkeypatch.setattr(flow, check, lambda *run: None)
     monkeypatch.setattr(Teacher, "make", tuned)
-    monkeypatch.setattr(Ranking, "work_out", lambda self, run: None)
+    for kind in (Ranking, Training):
+        monkeypatch.setattr(kind, "work_out", lambda self, run: None)
     for kind in (TeacherText, Cache, Student, Reflection, Ranking, Training, Evaluation):
         monkeypatch.setattr(kind, "make", lambda self, run: {})
     monkeypatch.setattr(Cards, "make", lambda self, run: {"by hand": []})

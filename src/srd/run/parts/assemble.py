@@ -6,7 +6,7 @@ import contextlib
 import copy
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,13 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def training_of(
-    run: Run, label: str, config: TrainingConfig, folder: Path, start: str, options: dict[str, Any]
-) -> Iterator[Training]:
-    """Gather what a training needs: text, teacher, stages, validation, a log, a progress bar."""
+    run: Run, label: str, config: TrainingConfig, folder: Path, start: str, options: dict[str, Any],
+    split: Sequence[Stage] = (),
+) -> Iterator[Training]:  # fmt: skip
+    """Gather what a training needs: text, teacher, stages, validation, a log, a progress bar.
+
+    ``split`` is of its curriculum, where it has one: `split_of`.
+    """
     check_disk(run.folder, disk_to_train(size_of(config_of(start, options), config), config))
     of_teacher = bool(run.apart) and config is run.recipe.teacher.sft
     written = responses(run, config, run.files.teacher_text) if config.teacher_writes else None
@@ -58,7 +62,7 @@ def training_of(
         load_teacher = _teacher_of(run, config, examples, written=written is not None, ahead=read_once is not None)
     if config.method.text not in ("teacher", "both"):
         examples.soft = examples.doubtful = frozenset(run.soft_rows())
-    stages, again = _stages(run, config, examples, folder)
+    stages, again = _stages(run, config, examples, folder, split)
     run.files.log(label).parent.mkdir(exist_ok=True)
     with run.progress(label) as update:
         yield Training(
@@ -143,8 +147,14 @@ def reader_of(run: Run, config: TrainingConfig, *, written: bool = False) -> Rea
     return reader
 
 
+def split_of(run: Run, config: TrainingConfig) -> list[Stage]:
+    """The training rows in the stages of a training's curriculum; none where it has no curriculum."""
+    curriculum = run.curriculum_of(config)
+    return curriculum.split(ranked_scores(run, curriculum)) if curriculum else []
+
+
 def _stages(
-    run: Run, config: TrainingConfig, examples: EncodedExamples, folder: Path
+    run: Run, config: TrainingConfig, examples: EncodedExamples, folder: Path, split: Sequence[Stage]
 ) -> tuple[list[Stage], Callable[[Any, Stage], Stage] | None]:
     """The stages of a training, and how to choose their examples anew where it reflects again."""
 
@@ -156,7 +166,7 @@ def _stages(
     if curriculum is None:
         return [learnt(Stage(0, list(examples.ids), config.temperature, config.weight))], None
     in_pairs = in_pairs_of if config.on_pairs else lambda stage: stage
-    stages = [learnt(in_pairs(stage)) for stage in curriculum.split(ranked_scores(run, curriculum))]
+    stages = [learnt(in_pairs(stage)) for stage in split]
 
     def reflect_again(model: Any, stage: Stage) -> Stage:
         path = folder / "stages" / str(stage.index) / "scores.parquet"

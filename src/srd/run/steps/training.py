@@ -9,7 +9,7 @@ from srd.base import parallel
 from srd.base.files import atomic_write, link
 from srd.run.context import Run
 from srd.run.outline import order
-from srd.run.parts.assemble import training_of
+from srd.run.parts.assemble import split_of, training_of
 from srd.run.parts.teacher_caches import tier_of_pairs
 from srd.run.steps.base import Step, Summary
 from srd.run.steps.student import Student, alignment, softened, taught_by
@@ -47,11 +47,17 @@ class Training(order.Training, Step):
     def told(self, run: Run, summary: Summary) -> str:
         return told_of(summary, run.recipe.variants[self.label])
 
+    def work_out(self, run: Run) -> None:
+        self._split = split_of(run, run.recipe.variants[self.label])
+
     def make(self, run: Run) -> Summary:
+        split = self._split
+        del self._split  # a step is there as long as its command
         config, files = run.recipe.variants[self.label], run.files
         folder = files.training(self.label)
         folder.mkdir(parents=True, exist_ok=True)
-        with training_of(run, self.label, config, folder, run.start_source, run.start_options()) as training:
+        start, options = run.start_source, run.start_options()
+        with training_of(run, self.label, config, folder, start, options, split) as training:
             return train(training, files.student(self.label))
 
     def open(self, run: Run) -> None:
@@ -66,6 +72,9 @@ class Uncleaned(order.Uncleaned, Training):
 
     def spoilt(self, run: Run, damaged: list[Path]) -> list[Path]:
         return self.outputs(run)
+
+    def work_out(self, run: Run) -> None:
+        """The other run has."""
 
     def make(self, run: Run) -> Summary:
         other = run.uncleaned
