@@ -218,13 +218,20 @@ def test_a_student_is_not_taken_for_that_of_other_settings(again: TinyRun) -> No
 
     def refused() -> None:
         for use in USES:
-            with pytest.raises(UserError, match=r"is not the student of .*: srd run .*recipe\.yaml --run-dir .*/run\."):
+            with pytest.raises(
+                UserError, match=r"is not known to be the student of .*: srd run .*yaml --run-dir .*/run\."
+            ):
                 use(again.run_dir)
         assert next_steps(read_run(again.run_dir)) == []
         chat_models(str(again.run_dir / "student"))
 
     again.twin().set(data__cleaning={"action": "report", "find": ["empty"]}).advance("cleaning")  # as srd clean does
     assert taken()
+    beside = {"evaluation__seeds": [2], "description": "mine", "baselines": {"kd": {"curriculum": None}}}
+    again.twin().set(**beside).advance("ranking")  # none of which decides it
+    assert taken()
+    again.twin().set(**beside, training__epochs=2).advance("ranking")
+    refused()
     for changes in ({"data__test_size": 6}, {"training__curriculum": None}):
         other = again.twin().set(**changes)
         other.advance("student")

@@ -49,6 +49,7 @@ from srd.training.validation import Validation
 logger = logging.getLogger(__name__)
 
 KEEP_SECONDS = 5.0  # the manifest is written no more often than this while a step works
+BESIDE_A_TRAINING = ("description", "training", "baselines", "evaluation")  # sections: it has settings of its own
 
 
 class Clock:
@@ -132,15 +133,26 @@ class Run(RecipeModels):
     @cached_property
     def identity(self) -> str:
         """What stands for the recipe's settings: not for where the work is done, nor for a cleaning that only looks."""
+        return fingerprint(self._settings)
+
+    @cached_property
+    def trainings(self) -> dict[str, str]:
+        """By step what stands for a training's settings: not for other trainings, nor for what compares them."""
+        common = {name: value for name, value in self._settings.items() if name not in BESIDE_A_TRAINING}
+        own = {label: each.model_dump(exclude={"log_to"}) for label, each in self.recipe.variants.items()}
+        return {f"train/{label}": fingerprint(common, each) for label, each in own.items()}
+
+    @property
+    def _settings(self) -> dict[str, Any]:
         idle: dict[str, Any] = {} if self.recipe.data.cleaning.changes_rows else {"data": {"cleaning"}}
-        return fingerprint(self.recipe.model_dump(exclude={"cluster": True, **idle}))
+        return self.recipe.model_dump(exclude={"cluster": True, **idle})
 
     def note(self, over: bool = True) -> None:
         """Write the recipe beside what is made by it; over another one only when a step is done, so not if refused."""
         if not self._noted and (over or not self.files.recipe.is_file()):
             write_recipe(self.recipe, self.files.recipe)
             self.manifest.content["planned"] = [step.name for step in planned(self.recipe)]
-            self.manifest.content["recipe"] = self.identity
+            self.manifest.content.update(recipe=self.identity, trainings=self.trainings)
             self.manifest.save()
             self._noted = True
 
@@ -150,7 +162,7 @@ class Run(RecipeModels):
         Not before: where it is refused, all that lies there still tells of the recipe that it is of.
         """
         for step, names in self.kept:
-            self.manifest.came_after(step, names, self.identity)
+            self.manifest.came_after(step, names, self.trainings.get(step, self.identity))
             self.note()
         self.kept.clear()
 

@@ -48,18 +48,21 @@ def standing(content: Mapping[str, Any]) -> dict[str, Any]:
     """The steps of a manifest that tell of the run as it is: of its recipe, and made after its other steps as they are.
 
     An evaluation that came after another training than the one that lies there is none of them, nor is the ranking of
-    a recipe that has no curriculum any more, nor a training that no command with the recipe's settings has come to yet.
+    a recipe that has no curriculum any more, nor a training that no command with its settings has come to yet.
     """
     steps: dict[str, Any] = content.get("steps") or {}
     wanted, recipe = content.get("planned") or steps, content.get("recipe")
+    trainings = content.get("trainings") or {}  # which a part of the recipe decides
 
     @cache
     def holds(name: str) -> bool:
         before = steps[name].get("after") or {}
         return all(steps.get(each, {}).get("fingerprint") == key and holds(each) for each, key in before.items())
 
-    ours = [name for name, step in steps.items() if name in wanted and step.get("recipe", recipe) == recipe]
-    return {name: steps[name] for name in ours if holds(name)}
+    def is_ours(name: str) -> bool:
+        return name in wanted and steps[name].get("recipe", recipe) in (recipe, trainings.get(name))
+
+    return {name: step for name, step in steps.items() if is_ours(name) and holds(name)}
 
 
 def _damaged(run: Path, step: dict[str, Any], below: Path | None = None) -> list[Path]:
@@ -113,9 +116,10 @@ def student_of(run: Path, label: str) -> Path:
     made = {name for name, step in (noted.get("steps") or {}).items() if place.name in step.get("places", [])}
     if made - {name for name, step in standing(noted).items() if step.get("finished")}:
         raise UserError(
-            f"{place} is not the student of {files.recipe}: a command has changed settings or rows since, or the "
-            f"training was stopped. Train that one: {again}. The former recipe, run again, brings this one back. srd "
-            f"chat, srd evaluate --task and srd export --to gguf or ollama also take {place} by itself."
+            f"{place} is not known to be the student of {files.recipe}: a command has changed settings or rows since, "
+            f"or the training was stopped. Train that one, or have this one kept if nothing that decides it has "
+            f"changed: {again}. The former recipe, run again, brings this one back. srd chat, srd evaluate --task and "
+            f"srd export --to gguf or ollama also take {place} by itself."
         )
     return place
 
