@@ -243,7 +243,7 @@ def _reflection(folder: str, examples: int, batch_size: int, new_tokens: int, *,
             )
             decoded = tokenizer.batch_decode(tokens, skip_special_tokens=True)
             for i, text, score in zip(rows, decoded, scores, strict=True):
-                texts[i], losses[i] = text, score
+                texts[i], losses[i] = text, score.mean
     else:
         rows = [{"prompt_ids": p, "response_ids": r} for p, r in zip(prompts, responses, strict=True)]
         texts, losses = conventional.reflect(model, tokenizer, rows, new_tokens, batch_size)

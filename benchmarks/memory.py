@@ -87,6 +87,7 @@ def reflect_rows(folder: Path, rows: int) -> None:
     from srd.data.encoding import Encoder
     from srd.data.templates.base import get_template
     from srd.models.engines.vllm import VllmEngine
+    from srd.models.reading import Scored
 
     class Parrot(VllmEngine):
         """Answers with the beginning of the prompt."""
@@ -96,8 +97,8 @@ def reflect_rows(folder: Path, rows: int) -> None:
 
         def decode_batch(
             self, prompts: Sequence[Sequence[int]], names: Any, decoding: Any, stop: Any, references: Any, width: Any
-        ) -> tuple[list[list[int]], list[float]]:
-            return [list(prompt[:20]) for prompt in prompts], [float(len(prompt)) for prompt in prompts]
+        ) -> tuple[list[list[int]], list[Scored]]:
+            return [list(prompt[:20]) for prompt in prompts], [Scored(len(prompt), 1.0) for prompt in prompts]
 
     datasets.disable_progress_bars()
     tables.LARGE_BYTES = 0  # also the small sizes go through the memory map, so that the curve is of one kind

@@ -16,8 +16,8 @@ MOST_ARGUMENTS = 10  # of a constructor, without self
 
 #: Lines of Python in each room. A change that needs more raises the number here and says in its commit what for.
 BUDGETS = {
-    "base": 2735, "metrics": 815, "data": 5715, "models": 6555, "tasks": 1755, "sandbox": 1055, "curation": 3370,
-    "training": 7885, "evaluation": 1125, "recipe": 1170, "run": 7960, "report": 2615, "export": 2340,
+    "base": 2735, "metrics": 815, "data": 5715, "models": 6570, "tasks": 1755, "sandbox": 1055, "curation": 3390,
+    "training": 7885, "evaluation": 1125, "recipe": 1170, "run": 7980, "report": 2615, "export": 2340,
     "integrations": 325, "api": 635, "sweep": 1485, "cli": 945, "__init__": 110, "__main__": 5,
 }  # fmt: skip
 

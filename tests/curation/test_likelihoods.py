@@ -137,6 +137,33 @@ def test_no_response_goes_beyond_the_model_behind_another_prompt() -> None:
     assert all((values == likelihoods(model, free, examples, NEEDS)[name]).all() for name, values in roomy.items())
 
 
+def test_what_is_known_is_not_read_unless_it_is_of_another_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A response that is cut to fit behind another prompt is another text."""
+    rows = [{"id": "a", "instruction": "Why?", "output": "the list " * 60},
+            {"id": "b", "instruction": "the number of items " * 40, "output": "12"}]  # fmt: skip
+    examples, model, options = (
+        examples_from_rows(rows, "rows"),
+        tiny_model("gpt2", seed=3),
+        {"max_length": 200, "max_prompt_length": 150},
+    )
+    read: list[int] = []
+    original = module.pair_losses
+    monkeypatch.setattr(
+        module, "pair_losses", lambda *given, **named: (read.append(len(given[2].which)), original(*given, **named))[1]
+    )
+    for positions, pairs in ((None, 2), (200, 4)):
+        encoder = encoder_for("gpt2", "plain", positions=positions, **options)
+        expected = likelihoods(model, encoder, examples, ["endings", "mismatched"])
+        own = likelihoods(model, encoder_for("gpt2", "plain", **options), examples, ["endings"])
+        found = likelihoods(model, encoder, examples, ["endings", "mismatched"], own=(own["ce"], own["end_nll"]))
+        assert read[-1] == pairs and read[-3] == 4
+        for name, values in expected.items():
+            assert found[name] == pytest.approx(values, rel=1e-5), name
+    known = {"own": (own["ce"], own["end_nll"])}
+    assert likelihoods(None, encoder, examples, ["endings"], **known).keys() == own.keys()
+    assert likelihoods(model, encoder, examples, ["unprompted"], **known).keys() == {"length", "unprompted_nll"}
+
+
 def test_what_is_read_to_be_judged_is_not_told_of_again(caplog: pytest.LogCaptureFixture) -> None:
     """Damage of our own is no row of the user's, and of those it was said where they were made tokens to be learnt."""
     encoder = encoder_for("llama", max_length=6, max_prompt_length=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 from srd.base.errors import UserError
-from srd.curation.reflection import reflect
+from srd.base.tables import column
+from srd.curation.reflection import own_losses, reflect
 from srd.data.batching import Collator, EncodedExamples, learnt_spans
 from srd.data.encoding import Encoder, encode
 from srd.data.examples import examples_from_rows, one_for_each_answer
@@ -199,18 +201,22 @@ def test_the_cache_holds_every_answer(together: tuple[Any, Any, datasets.Dataset
     assert not cache.holds(last)
 
 
-def test_scores_are_means_over_the_tokens_of_the_turns(together: tuple[Any, Any, datasets.Dataset]) -> None:
+def test_scores_are_means_over_the_tokens_of_the_turns(
+    together: tuple[Any, Any, datasets.Dataset], tmp_path: Path
+) -> None:
     """Each turn is answered and read behind its own prompt; a row of one turn has what it has without."""
     model, tokenizer, rows = together
     examples = examples_from_rows(ROWS, "examples")
     options = {"max_new_tokens": 6, "batch_size": 2}
-    scores = reflect(model, tokenizer, examples, encoded=rows, **options)
+    scores = reflect(model, tokenizer, examples, encoded=rows, folder=tmp_path, **options)
+    last = own_losses([tmp_path], column(examples, "id"))
     assert scores["id"][:] == examples["id"][:] == rows["id"][:]
     for number, row in enumerate(ROWS):
         answers = [place for place, turn in enumerate(row["messages"]) if turn["role"] == "assistant"]
         turns = [{"messages": row["messages"][: place + 1]} for place in answers]
         own = reflect(model, tokenizer, turns, **options)
         tokens = [len(ids) for ids in encode(turns, tokenizer)["response_ids"]]
+        assert last[number]["ce"] == pytest.approx(own["ce"][-1], abs=1e-5)
         for name in ("rouge_l", "ce"):
             assert scores[number][name] == pytest.approx(np.average(own[name], weights=tokens), abs=1e-5)
         assert scores[number]["response"] == "\n\n".join(own["response"])

@@ -172,8 +172,8 @@ def test_ids_without_probability_are_never_drawn() -> None:
 
 
 @torch.no_grad()
-def plain_scores(model: Any, prompts: list[list[int]], references: list[list[int]]) -> list[float]:
-    """Mean cross-entropy of each reference by a plain forward pass, one at a time, over the model's own logits."""
+def plain_scores(model: Any, prompts: list[list[int]], references: list[list[int]]) -> np.ndarray:
+    """Mean and last cross-entropy of each reference by a plain forward pass, one at a time, over the own logits."""
     scores = []
     for prompt, reference in zip(prompts, references, strict=True):
         target = torch.tensor(reference)
@@ -181,8 +181,9 @@ def plain_scores(model: Any, prompts: list[list[int]], references: list[list[int
             logits = model(input_ids=torch.tensor([prompt]), labels=target[None]).logits[0]
         else:
             logits = model(input_ids=torch.tensor([prompt + reference])).logits[0, len(prompt) - 1 : -1]
-        scores.append(nn.functional.cross_entropy(logits.double(), target).item())
-    return scores
+        losses = nn.functional.cross_entropy(logits.double(), target, reduction="none")
+        scores.append([losses.mean().item(), losses[-1].item()])
+    return np.array(scores)
 
 
 @pytest.mark.parametrize("family", in_turn(FAMILIES, "gemma2", "t5"))
@@ -195,12 +196,13 @@ def test_reference_scores_equal_a_plain_forward_pass(family: str) -> None:
     answers, scores = decode_batch(
         model, prompts, names(9), Decoding(LONGEST), stop, padding_id(tokenizer), references=references
     )
-    assert scores == pytest.approx(plain_scores(model, prompts, references), rel=1e-5)
+    assert np.array(scores) == pytest.approx(plain_scores(model, prompts, references), rel=1e-5)
     assert answers == answer(model, tokenizer, prompts, Decoding(LONGEST))
     _, alone = decode_batch(
         model, prompts[-1:], ["e8"], Decoding(1), stop, padding_id(tokenizer), references=references[-1:]
     )
-    assert alone == pytest.approx(scores[-1:], rel=1e-5)
+    assert np.array(alone) == pytest.approx(np.array(scores[-1:]), rel=1e-5)
+    assert alone[0].mean == alone[0].last  # of one token
 
 
 def test_the_end_of_sequence_counts_in_the_score() -> None:
@@ -212,8 +214,8 @@ def test_the_end_of_sequence_counts_in_the_score() -> None:
         decode_batch(model, prompts, names(2), Decoding(1), stop, pad, references=r)[1] for r in (without, with_end)
     ]
     for row, reference in enumerate(with_end):
-        total = scores[1][row] * len(reference)
-        last = total - scores[0][row] * (len(reference) - 1)
+        total = scores[1][row].mean * len(reference)
+        last = total - scores[0][row].mean * (len(reference) - 1)
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([prompts[row] + reference[:-1]])).logits[0, -1]
         assert last == pytest.approx(-torch.log_softmax(logits, -1)[pad].item(), rel=1e-4)
@@ -230,7 +232,8 @@ def test_a_decoder_start_of_its_own() -> None:
             logits = model(
                 input_ids=torch.tensor([prompt]), decoder_input_ids=torch.tensor([[7, *reference[:-1]]])
             ).logits[0]
-        assert score == pytest.approx(nn.functional.cross_entropy(logits, torch.tensor(reference)).item(), rel=1e-5)
+        expected = nn.functional.cross_entropy(logits, torch.tensor(reference)).item()
+        assert score.mean == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
@@ -340,7 +343,7 @@ def test_rows_that_are_not_finite_are_named_where_weights_are() -> None:
     with pytest.raises(RunError, match=r"All weights of .* are finite.*with the examples \['e2'\]"):
         answer(model, tokenizer, prompts, Decoding(1))
     answers, scores = decode_batch(model, prompts, names(4), Decoding(1), [2], 2, references=[[5, 2]] * 4)
-    assert [np.isfinite(score) for score in scores] == [True, True, False, True]
+    assert np.isfinite(scores).tolist() == [[True] * 2, [True] * 2, [False] * 2, [True] * 2]
     assert answers[2] == [] and all(answers[i] for i in (0, 1, 3))
 
 
@@ -368,4 +371,6 @@ def test_a_forced_first_token_is_read_and_never_written(family: str) -> None:
     assert len(batch["index"]) == len(batch["targets"]) and batch["targets"][:3].tolist() == [9, 10, 2]
     with torch.no_grad():
         losses = response_losses(model, batch).split([len(reference) for reference in references])
-    assert scores == pytest.approx([float(loss.mean()) for loss in losses], rel=1e-4)
+    assert np.array(scores) == pytest.approx(
+        np.array([[float(loss.mean()), float(loss[-1])] for loss in losses]), rel=1e-4
+    )

@@ -30,7 +30,7 @@ from srd.base.errors import RunError, UserError
 from srd.curation.reflection import reflect
 from srd.models.engines import vllm as vllm_engine
 from srd.models.engines.vllm import VllmEngine
-from srd.models.generation import Decoding, generate
+from srd.models.generation import Decoding, decode_batch, generate
 from srd.models.loading.loading import load_config, load_model, load_tokenizer
 from srd.run.steps import training as training_step
 from tests.runs import TinyRun, tiny_rows
@@ -130,6 +130,12 @@ def assert_engines_agree(folder: str, engine: VllmEngine) -> None:
     assert sum(a == b for a, b in zip(ours["response"], theirs["response"], strict=True)) >= 11
     assert max(abs(a - b) for a, b in zip(ours["ce"], theirs["ce"], strict=True)) < 1e-3
     assert any(ours["response"])
+    texts = [tokenizer(row["output"])["input_ids"] for row in tiny_rows()[:4]]
+    asked = texts[::-1], list("abcd"), Decoding(1), [tokenizer.eos_token_id], 0
+    lasts = [
+        [score.last for score in decode_batch(each, *asked, references=texts)[1]] for each in (model.eval(), engine)
+    ]
+    assert lasts[0] == pytest.approx(lasts[1], abs=1e-3)
 
 
 @pytest.mark.usefixtures("fake_vllm")

@@ -92,6 +92,7 @@ DAMAGED = {
     "examples/train.parquet": "examples",
     "examples/test.parquet": "examples",
     "reflection/scores.parquet": "reflection",
+    "reflection/endings.parquet": "reflection",
     "curriculum/ranked.parquet": "ranking",
     "student/model.safetensors": "train/srd",
     "student/config.json": "train/srd",

@@ -88,7 +88,7 @@ def test_run_directory_holds_exactly_the_contract(done: TinyRun) -> None:
         ".lock", ".bad_rows.json", ".cards.json", "manifest.json", ".manifest.json", "metrics.jsonl",
         "logs/kd.jsonl", "logs/srd.jsonl", "recipe.yaml", "report/index.html",
         *(f"examples/{name}.parquet" for name in ("train", "validation", "test")),
-        "reflection/scores.parquet", "curriculum/ranked.parquet",
+        "reflection/scores.parquet", "reflection/endings.parquet", "curriculum/ranked.parquet",
         *(f"evaluation/{name}" for name in ("metrics.json", "comparisons.json", "details.json", "train_samples.jsonl",
           "predictions/index.json")),
         *(f"student/{name}" for name in student),

@@ -129,6 +129,21 @@ def test_two_steps_never_share_a_place(tmp_path: Path) -> None:
     assert (tmp_path / "displaced" / "train-kd" / "student" / "weights").exists()
 
 
+def test_a_step_that_has_come_to_write_more_keeps_what_it_wrote(tmp_path: Path) -> None:
+    """Where it is, or where another step has put it aside; nothing gets another file's name."""
+    first, log, new, work = (tmp_path / name for name in ("a/scores", "logs/fold", "a/more", "a/work"))
+    manifest = Manifest(tmp_path)
+    manifest.begin("reflection", "abc", [first, log, work])
+    write(first, "scores"), write(log, "log"), write(work / "batch", "unfinished")
+    manifest.finish("reflection", {}, [first, log], [], [work])
+    manifest.make_room("train/kd", [log])
+    for _ in range(2):
+        manifest.bring("reflection", [first, new, log, work])
+        assert manifest.damaged("reflection") == [] and not new.exists() and (work / "batch").exists()
+        assert (first.read_text(), log.read_text()) == ("scores", "log")
+        assert manifest.places("reflection") == [first, new, log, work]
+
+
 def test_a_move_that_was_killed_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made(tmp_path, "train/srd")
     manifest = Manifest(tmp_path)

@@ -61,7 +61,11 @@ def test_cross_fitting_killed_anywhere_and_started_again_gives_the_same_bytes(
                         tiny_run.folder, count)  # fmt: skip
     made = [{path.relative_to(folder): path.read_bytes() for path in files.walk(folder / "reflection")}
             for folder in folders]  # fmt: skip
-    assert made[0] == made[1] and made[0].keys() == {Path("reflection/scores.parquet")}
+    scores, own = Path("reflection/scores.parquet"), Path("reflection/endings.parquet")
+    assert made[0] == made[1] and made[0].keys() == {scores, own}
+    assert pq.read_table(folders[0] / own).select(["id", "ce"]) == pq.read_table(folders[0] / scores).select(
+        ["id", "ce"]
+    )
     logged = [
         [(name, row["step"], row.get("loss"), row.get("eval_loss")) for name in ("fold_0", "fold_1")
          for row in map(json.loads, (folder / "logs" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines())]

@@ -3,7 +3,7 @@
 Every number comes from the same kind of work: a prompt, a response, and the nats of its tokens. So all that is asked
 for is put into one list of pairs. A prompt is read once for all responses that are read behind it, and those of similar
 length share a batch. What several scores need is there once: one pass over (prompt, response) gives both its loss and
-the loss of its end.
+the loss of its end; and where the reflection has made that pass, none.
 """
 
 from __future__ import annotations
@@ -311,8 +311,10 @@ def read_groups(
     groups: Mapping[str, NDArray[np.int64]],
     **options: Any,
 ) -> Found:
-    """`pair_losses` of several groups of pairs at once."""
-    which = np.concatenate([np.zeros((0, 2), np.int64), *groups.values()])
+    """`pair_losses` of several groups of pairs at once; of none, no model is needed."""
+    if not groups:
+        return {}
+    which = np.concatenate(list(groups.values()))
     totals, lasts = pair_losses(model, tokenizer, Pairs(prompts, responses, which), **options)
     cuts = np.cumsum([len(each) for each in groups.values()])[:-1]
     return dict(zip(groups, zip(np.split(totals, cuts), np.split(lasts, cuts), strict=True), strict=True))
@@ -342,6 +344,7 @@ def likelihoods(
     needs: Collection[str],
     *,
     encoded: datasets.Dataset | None = None,
+    own: tuple[Floats, Floats] | None = None,
     **options: Any,
 ) -> dict[str, Floats]:
     """What scores need to know of a model's likelihoods, one forward pass for each pair of prompt and response.
@@ -352,6 +355,8 @@ def likelihoods(
         examples: Rows of the example schema.
         needs: Of ``losses``, ``endings``, ``unprompted``, ``mismatched`` (`srd.curation.scores.base.NEEDS`).
         encoded: The examples as the encoder gives them; None: encoded here.
+        own: Of each row what the model is known to say of its response behind its own prompt: mean nats a token, and
+            nats of the last token. It is read where responses must be cut to fit behind other prompts.
         options: ``batch_size``, ``folder`` and ``progress`` of `pair_losses`.
 
     Returns:
@@ -365,9 +370,12 @@ def likelihoods(
     others = other_prompts(tokens.ids, tokens.prompts, OTHERS) if "mismatched" in needs else np.zeros((0, 0), np.int64)
     groups = groups_for(tokens, needs, others)
     prompts = Joined(tokens.prompts, tokens.blank)
-    (tokens,) = fitted([tokens], prompts, groups, encoder)
-    found = read_groups(model, encoder.tokenizer, prompts, tokens.responses, groups, **options)
-    return columns_from(found, tokens.lengths, tokens.ended)
+    (fits,) = fitted([tokens], prompts, groups, encoder)
+    known: Found = {}
+    if own is not None and fits is tokens and groups.pop("own", None) is not None:
+        known["own"] = own[0] * tokens.lengths, own[1]
+    found = known | read_groups(model, encoder.tokenizer, prompts, fits.responses, groups, **options)
+    return columns_from(found, fits.lengths, fits.ended)
 
 
 def blank_prompts(

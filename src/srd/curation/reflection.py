@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ from srd.models.tokenizers.tokens import padding_id, stop_token_ids
 logger = logging.getLogger(__name__)
 
 SCHEMA = pa.schema([("id", pa.string()), ("response", pa.string()), ("rouge_l", pa.float64()), ("ce", pa.float64())])
+#: Behind these, what other scores need of the same reading.
+READ = SCHEMA.append(pa.field("end_nll", pa.float64()))
 JOINED = "joined.arrow"  # the scores of all batches
 # Rows are taken in the order of their length, from all over the files, and each brings 64 kB of pages around it. With
 # their map they leave the process, so that what it holds does not grow with the files.
@@ -105,6 +107,18 @@ def reflect(
         progress or (lambda done, total: None),
     )  # fmt: skip
     return scores if tokens is encoded else turns_together(scores, tokens, examples)
+
+
+def own_losses(folders: Iterable[Path], ids: pa.ChunkedArray) -> datasets.Dataset:
+    """What the reflections in some folders have read of each example's own response, in the order of ``ids``.
+
+    Returns:
+        ``id``, ``ce`` (mean nats a token), ``end_nll`` (nats of the last token). Where earlier turns are learnt, they
+        are of the last response alone.
+    """
+    read = [datasets.Dataset.from_file(str(folder / JOINED)) for folder in folders]
+    rows = datasets.concatenate_datasets(read).select_columns(["id", "ce", "end_nll"])
+    return rows.select(positions(ids, rows))
 
 
 def turns_apart(encoded: datasets.Dataset, examples: datasets.Dataset, tokenizer: Any) -> datasets.Dataset:
@@ -192,14 +206,14 @@ def _reflect_on_all(
     def shard_of(number: int) -> tuple[str, Shard]:
         tokens, texts = opened(number // window)
         chosen = tokens[batches[number]]
-        decided = [chosen["id"], chosen["prompt_ids"], chosen["response_ids"], max_new_tokens]
+        decided = [READ.names, chosen["id"], chosen["prompt_ids"], chosen["response_ids"], max_new_tokens]
         made_from = fingerprint(*decided, *words_note(words).values())
         return made_from, (texts[batches[number]]["references"], chosen)
 
     shared = (tokenizer, max_new_tokens, words)
     parts = make_shards(model, _reflect_batch, shared, mine, shard_of, folder, BATCH, told)
     if folder is None:
-        tables = [pa.Table.from_pydict(parts[number], schema=SCHEMA) for number in mine]
+        tables = [pa.Table.from_pydict(parts[number], schema=READ) for number in mine]
         return _in_order(examples, data_set(pa.concat_tables(tables)))
     parallel.on_main(lambda: _join(folder, len(batches)))
     return _in_order(examples, datasets.Dataset.from_file(str(folder / JOINED)))
@@ -209,7 +223,7 @@ def _reflect_batch(
     model: Any, tokenizer: Any, longest: int, words: Words, references: list[list[str]], chosen: dict[str, list[Any]]
 ) -> dict[str, list[Any]]:
     stop = stop_token_ids(model, tokenizer)
-    tokens, losses = decode_batch(
+    tokens, read = decode_batch(
         model,
         chosen["prompt_ids"],
         chosen["id"],
@@ -221,20 +235,21 @@ def _reflect_batch(
     )
     responses = answer_texts(tokenizer, tokens, stop)
     scores = rouge_l_many(responses, references, words)
-    return {"id": chosen["id"], "response": responses, "rouge_l": scores.tolist(), "ce": losses}
+    means, lasts = map(list, zip(*read, strict=True))
+    return dict(zip(READ.names, (chosen["id"], responses, scores.tolist(), means, lasts), strict=True))
 
 
 def _join(folder: Path, count: int) -> None:
     """Put the batches' files together in one that is read through a memory map."""
-    with atomic_write(folder / JOINED) as partial, pa.ipc.new_stream(str(partial), SCHEMA) as stream:
+    with atomic_write(folder / JOINED) as partial, pa.ipc.new_stream(str(partial), READ) as stream:
         for number in range(count):
             part = read_sealed(folder / BATCH.format(number))
-            stream.write_batch(pa.RecordBatch.from_pydict({name: part[name] for name in SCHEMA.names}, schema=SCHEMA))
+            stream.write_batch(pa.RecordBatch.from_pydict({name: part[name] for name in READ.names}, schema=READ))
 
 
 def _in_order(examples: datasets.Dataset, scores: datasets.Dataset) -> datasets.Dataset:
     """Join scores by id, in the order of the examples."""
-    return scores.select(positions(column(examples, "id"), scores))
+    return scores.select(positions(column(examples, "id"), scores)).select_columns(SCHEMA.names)
 
 
 def ranking_warnings(scores: datasets.Dataset) -> list[str]:

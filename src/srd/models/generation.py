@@ -24,13 +24,14 @@ from srd.data.batching import length_sorted_batches
 from srd.data.turns import without_end
 from srd.models.cluster import Shard
 from srd.models.finite import non_finite_tensor, not_finite
-from srd.models.reading import Reader, abilities, groups
+from srd.models.reading import Reader, Scored, abilities, groups
 from srd.models.shards import BATCH, make_shards, own_shards
 from srd.models.tokenizers.pair import token_count
 from srd.models.tokenizers.tokens import padding_id, stop_token_ids
 
 BLOCK = 512  # ids whose probabilities are added up before one of them is drawn
 NO_TOKEN = -1  # in place of one that no finite logit could choose
+UNKNOWN = Scored(math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Engine(Protocol):
         stop: Sequence[int],
         references: Sequence[Sequence[int]] | None,
         width: int | None = None,
-    ) -> tuple[list[list[int]], list[float]]:
+    ) -> tuple[list[list[int]], list[Scored]]:
         """What `decode_batch` of this module gives for a batch."""
         ...
 
@@ -133,7 +134,7 @@ def decode_batch(
     *,
     width: int | None = None,
     references: Sequence[Sequence[int]] | None = None,
-) -> tuple[list[list[int]], list[float]]:
+) -> tuple[list[list[int]], list[Scored]]:
     """Answer one batch of prompts.
 
     Args:
@@ -147,7 +148,7 @@ def decode_batch(
         references: Score these answers too (teacher forcing, same pass over the prompts).
 
     Returns:
-        The answers' token ids, and the references' mean negative log-likelihood (empty without references).
+        The answers' token ids, and of each reference what the model says (none without references).
 
     Raises:
         RunError: logits are not finite. Where the weights are, and references are scored, such a row gets no further
@@ -156,7 +157,7 @@ def decode_batch(
     if isinstance(model, Engine):
         answers, scores = model.decode_batch(prompts, names, decoding, stop, references, width)
     else:
-        answers, scores = [[] for _ in prompts], [] if references is None else [math.nan for _ in prompts]
+        answers, scores = [[] for _ in prompts], [] if references is None else [UNKNOWN for _ in prompts]
         able = abilities(model)
         for rows in groups(prompts, able):
             batch = Reader(model, [prompts[i] for i in rows], pad_id, able)
@@ -232,18 +233,18 @@ def stream_tokens(
 
 
 def _checked(
-    model: Any, names: Sequence[str], answers: list[list[int]], scores: list[float]
-) -> tuple[list[list[int]], list[float]]:
+    model: Any, names: Sequence[str], answers: list[list[int]], scores: list[Scored]
+) -> tuple[list[list[int]], list[Scored]]:
     """Say whose fault it is where logits were not finite."""
     bad = {i for i, answer in enumerate(answers) if answer[-1:] == [NO_TOKEN]}
-    bad |= {i for i, score in enumerate(scores) if not math.isfinite(score)}
+    bad |= {i for i, score in enumerate(scores) if not math.isfinite(score.mean)}
     if not bad:
         return answers, scores
     if not scores or (isinstance(model, nn.Module) and non_finite_tensor(model)):
         raise RunError(not_finite(model, [names[i] for i in bad]))
     for i in bad:
         answers[i] = [token for token in answers[i] if token != NO_TOKEN]
-        scores[i] = math.nan if math.isfinite(scores[i]) else scores[i]
+        scores[i] = UNKNOWN if math.isfinite(scores[i].mean) else scores[i]
     return answers, scores
 
 

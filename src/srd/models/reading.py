@@ -14,7 +14,7 @@ import inspect
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -56,6 +56,13 @@ class Abilities:
     state: str | None
     padding: bool = True
     leaving: bool = True
+
+
+class Scored(NamedTuple):
+    """What a model says of a reference behind its prompt: the mean nats a token, and the nats of its last token."""
+
+    mean: float
+    last: float
 
 
 class Reader:
@@ -172,8 +179,8 @@ class Reader:
 
     # ----------------------------------------------------------------------------------------------------- references
 
-    def score(self, first_logits: Tensor, references: Sequence[Sequence[int]]) -> list[float]:
-        """Mean negative log-likelihood of each reference behind its prompt, reusing what was read already.
+    def score(self, first_logits: Tensor, references: Sequence[Sequence[int]]) -> list[Scored]:
+        """Negative log-likelihood of each reference behind its prompt, reusing what was read already.
 
         Args:
             first_logits: What `prefill` returned.
@@ -188,7 +195,8 @@ class Reader:
         total = torch.zeros(len(references), dtype=torch.float64, device=self.device)
         total.index_add_(0, rows, losses.double())
         lengths = torch.tensor([len(reference) for reference in references], device=self.device)
-        return [float(value) for value in total / lengths]
+        lasts = _by_row(losses, rows)[lengths.cumsum(0) - 1].double()
+        return [Scored(*each) for each in zip((total / lengths).tolist(), lasts.tolist(), strict=True)]
 
     def behind(self, first_logits: Tensor, rows: Tensor, references: Sequence[Sequence[int]]) -> list[list[float]]:
         """Nats of each token of references behind some of the prompts, one prompt as often as there are references.
@@ -212,9 +220,8 @@ class Reader:
             losses, places = part._continued_losses(first_logits[rows], references)
         else:
             losses, places = part._fresh_losses(references)
-        order = torch.argsort(places, stable=True)  # each row's tokens are in their order
         lengths = [len(reference) for reference in references]
-        return [part.tolist() for part in losses[order].double().split(lengths)]
+        return [part.tolist() for part in _by_row(losses, places).double().split(lengths)]
 
     def _continued_losses(self, first_logits: Tensor, references: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Losses ``[N]`` of all reference tokens and their rows, behind the prompts that were read already."""
@@ -275,6 +282,11 @@ class Reader:
         """Whether what was read can be cut back to the prompt after a reference: key-value caches that lose nothing."""
         # A class of its own may hide more behind such layers (MiniMax).
         return type(self.state) is DynamicCache and all(type(layer) is DynamicLayer for layer in self.state.layers)
+
+
+def _by_row(losses: Tensor, rows: Tensor) -> Tensor:
+    """Losses of tokens, row after row; each row's tokens are in their order already."""
+    return losses[torch.argsort(rows, stable=True)]
 
 
 # ------------------------------------------------------------------------------------------------------- measuring

@@ -60,6 +60,7 @@ class RunFolder:
         self.served = root / "served"
         self.alignment = root / "alignment"
         self.scores = root / "reflection" / "scores.parquet"
+        self.own_losses = root / "reflection" / "endings.parquet"
         self.batches = root / "reflection" / "batches"
         self.folds = root / "reflection" / "folds"
         self.measures = root / "reflection" / "measures.parquet"

@@ -331,7 +331,10 @@ class Manifest:
         have = self.steps[step].get("places", [])
         if have != wanted:
             self.make_room(step, [path for path, name in zip(places, wanted, strict=True) if name not in have])
-            self._move(step, dict(zip(have, wanted, strict=False)))  # it may have come to write more than it did
+            moves = list(zip(have, wanted, strict=False))
+            if len(have) != len(wanted):  # by their names, as it has come to write more than it did
+                moves = [(old, new) for old in have for new in wanted if f"/{old}".endswith(f"/{new}")]
+            self._move(step, dict(moves))
             self.steps[step]["places"] = wanted
 
     def _move(self, step: str, names: dict[str, str]) -> None:

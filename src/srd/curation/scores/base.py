@@ -33,8 +33,9 @@ NEEDS = {
     "mismatched": "mismatched_nll", "teacher": "teacher_ce", "likeness": "likeness",
 }  # fmt: skip
 FROM_REFLECTION = frozenset({"answers", "losses"})  # what the reflection says
-#: What takes forward passes of its own, and how many over the responses.
-PASSES = {"endings": 1.0, "unprompted": 1.0, "mismatched": 3.0}
+#: What the student is read for beside the reflection, and how many passes over the responses that takes; the
+#: reflection's own gives the nats of the end.
+PASSES = {"endings": 0.0, "unprompted": 1.0, "mismatched": 3.0}
 FROM_STUDENT = FROM_REFLECTION | PASSES.keys()  # what only the student can say
 #: Names for several scores that are fused.
 TOGETHER = {"fused": ("rouge_l", "ce")}

@@ -64,8 +64,8 @@ def generate(vllm: Any, llm: Any, prompts: Sequence[Sequence[int]], settings: li
 
 def cross_entropies(
     vllm: Any, llm: Any, prompts: Sequence[Sequence[int]], references: Sequence[Sequence[int]]
-) -> list[float]:
-    """Mean negative log-likelihood of each reference behind its prompt, in nats a token."""
+) -> list[tuple[float, float]]:
+    """Of each reference behind its prompt the mean nats a token, and the nats of its last token."""
     texts = [[*prompt, *reference] for prompt, reference in zip(prompts, references, strict=True)]
     settings = vllm.SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, detokenize=False)
     outputs = llm.generate(_tokens(texts), settings, use_tqdm=False)
@@ -74,7 +74,7 @@ def cross_entropies(
         # One dictionary a position, with the token that is there; the first position has no prediction.
         scored = zip(output.prompt_logprobs[len(prompt) :], text[len(prompt) :], strict=True)
         values = [position[token].logprob for position, token in scored]
-        losses.append(-math.fsum(values) / len(values))
+        losses.append((-math.fsum(values) / len(values), -values[-1]))
     return losses
 
 

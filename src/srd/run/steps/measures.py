@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from srd.base import parallel
 from srd.base.tables import column, data_set, write_table
@@ -51,12 +52,22 @@ class Measures(order.Measures, Step):
         return {f"mean_{name}": round(float(np.mean(values)), 4) for name, values in columns.items()}
 
     def _read(self, run: Run, needs: set[str]) -> dict[str, Any]:
-        if not needs & PASSES.keys():
+        needs = needs & PASSES.keys()
+        if not needs:
             return {}
+        own = parallel.on_main(lambda: _known(run))
         source, options = reflecting_student(run)  # scores join what it says here with what it says in reflecting
-        model = load_reader(source, run, options)
+        model = load_reader(source, run, options) if own is None or needs != {"endings"} else None
         with run.progress("student reads") as update:
             return likelihoods(
-                model, run.encoder, run.split("train"), needs, encoded=run.token_ids("train"),
+                model, run.encoder, run.split("train"), needs, encoded=run.token_ids("train"), own=own,
                 batch_size=run.recipe.generation.batch_size, folder=run.files.measured / "student", progress=update,
             )  # fmt: skip
+
+
+def _known(run: Run) -> tuple[Any, Any] | None:
+    """What the reflection has read of each response; None of one that an earlier version has made."""
+    if not run.files.own_losses.exists():
+        return None
+    table = pq.read_table(run.files.own_losses)
+    return table["ce"].to_numpy(), table["end_nll"].to_numpy()

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from srd.base import parallel
 from srd.base.console import console
-from srd.base.tables import positions, write_table
-from srd.curation.reflection import ranking_warnings
+from srd.base.tables import column, positions, write_table
+from srd.curation.reflection import own_losses, ranking_warnings
 from srd.metrics.scripts import words_note
 from srd.run.context import Run, load_options, made_options
 from srd.run.outline import order
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class Reflection(order.Reflection, Step):
-    """``reflection/scores.parquet``."""
+    """``reflection/scores.parquet``, and beside it what other scores need of the same reading."""
 
     def inputs(self, run: Run) -> list[Any]:
         recipe, way = run.recipe, run.recipe.out_of_sample
@@ -41,7 +41,7 @@ class Reflection(order.Reflection, Step):
 
     def outputs(self, run: Run) -> list[Path]:
         logs = [run.files.log(label) for label in fold_labels(run)]
-        return [run.files.scores, *logs]
+        return [run.files.scores, run.files.own_losses, *logs]
 
     def scratch(self, run: Run) -> list[Path]:
         return [run.files.batches, *([run.files.folds] if run.recipe.out_of_sample == "cross_fit" else [])]
@@ -61,6 +61,8 @@ class Reflection(order.Reflection, Step):
         for warning in ranking_warnings(scores):
             logger.warning(warning)
         summary: Summary = {**mean_scores(scores), **words_note(run.words)}
+        folders = [run.files.batches / label for label in fold_labels(run)] or [run.files.batches]
+        parallel.on_main(lambda: write_table(own_losses(folders, column(scores, "id")), run.files.own_losses))
         parallel.on_main(lambda: write_table(scores, run.files.scores))
         if knows := _knows_rows(run):
             console.print(f"  the student {knows} on these rows: what it knows by heart says little of their "
