@@ -43,7 +43,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "chats": ("reflection", {"teacher": "chat-teacher", "student": "chat-student", "data": {
         "train": "chats.jsonl", "template": "chat", "train_on": "all"}}),
     "cleaning": ("likelihoods", {"data": {"cleaning": {"action": "drop", "most": 1.0}}}),
-    "repair": ("repair", {"teacher": {"model": "teacher", "sft": {"epochs": 1, "batch_size": 256}}, "data": {
+    "repair": ("teacher repairs", {"teacher": {"model": "teacher", "sft": {"epochs": 1, "batch_size": 256}}, "data": {
         "train": "loops.jsonl", "cleaning": {"action": "repair", "most": 1.0}}}),
     "ray": ("reflection", {"cluster": {"engine": "ray", "actors": 2}}),
 }  # fmt: skip

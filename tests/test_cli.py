@@ -238,6 +238,7 @@ def test_clean_only_marks_where_the_recipe_says_nothing(srd: Command, shared: Ti
     assert outcome.code == 0 and outcome.out.strip() == str(marked), outcome.told
     assert {row["id"]: row["why"] for row in pq.read_table(marked).to_pylist() if row["wrong"]} == {name: "named"}
     assert not (run_dir / "cleaning" / "cleaned.parquet").exists()
+    assert srd("report", recipe, change, "--run-dir", run_dir).code == 0
     assert "data.cleaning.drop has no effect" in one_message(srd("distill", recipe, change).told)
 
 

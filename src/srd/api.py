@@ -264,11 +264,15 @@ def _check_given_once(recipe: Mapping[str, Any], named: Mapping[str, Any]) -> No
 
 
 def open_run(
-    recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str], run_dir: str | Path | None
-) -> Run:
-    """Load a recipe and claim its run directory, until the run is closed or the process ends."""
+    recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str], run_dir: str | Path | None,
+    *, effects: bool = True,
+) -> Run:  # fmt: skip
+    """Load a recipe and claim its run directory, until the run is closed or the process ends.
+
+    ``effects``: whether what has no effect is refused.
+    """
     _check_given(recipe, overrides, run_dir)
-    loaded = parallel.together(lambda: _loaded(recipe, overrides))
+    loaded = parallel.together(lambda: _loaded(recipe, overrides, effects))
     folder = RUNS / loaded.name if run_dir is None else Path(run_dir).expanduser()
     parallel.check_same({"recipe": loaded.model_dump(), "version": versions(), "run-dir": str(folder.absolute())})
     claimed = Run(loaded, folder)
@@ -290,7 +294,7 @@ def check_made_by(recipe: str, overrides: Sequence[str], run_dir: Path | None) -
     Raises:
         UserError: with the first setting that differs.
     """
-    given = _loaded(recipe, overrides)
+    given = _loaded(recipe, overrides, effects=False)  # `srd clean` marks rows where nothing else does
     folder = RUNS / given.name if run_dir is None else run_dir.expanduser()
     written = RunFolder(folder, "").recipe
     if not written.is_file():
@@ -308,13 +312,15 @@ def check_made_by(recipe: str, overrides: Sequence[str], run_dir: Path | None) -
         )
 
 
-def _loaded(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str]) -> Recipe:
+def _loaded(
+    recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str], effects: bool = True
+) -> Recipe:  # fmt: skip
     if isinstance(recipe, str | Path):
-        return load_recipe(str(recipe), overrides)
+        return load_recipe(str(recipe), overrides, effects=effects)
     if isinstance(recipe, Recipe) and not overrides:
         return recipe
     content = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else _plain(recipe)
-    return changed_recipe(content, overrides, "the recipe")
+    return changed_recipe(content, overrides, "the recipe", effects=effects)
 
 
 def _result(claimed: Run) -> Result:

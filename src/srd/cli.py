@@ -116,13 +116,13 @@ def options(
     """What stands before any command."""
 
 
-def open_run(recipe: str, overrides: list[str] | None, run_dir: Path | None) -> Any:
+def open_run(recipe: str, overrides: list[str] | None, run_dir: Path | None, *, effects: bool = True) -> Any:
     """Load the recipe and claim its run directory."""
     from srd.api import open_run as claim
     from srd.base.console import console
     from srd.base.failures import work_in
 
-    run = claim(recipe, overrides or [], run_dir)
+    run = claim(recipe, overrides or [], run_dir, effects=effects)
     _opened.callback(run.close)
     work_in(run.folder)
     console.print(f"[bold]{run.recipe.name}[/] [dim]in {run.folder}[/]")
@@ -280,12 +280,9 @@ def sft(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = N
 @app.command("clean")
 def clean_command(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir = None) -> None:
     """Find the training rows that are wrong; drop, soften or repair them if the recipe says so, else only mark them."""
-    from srd.recipe.files import find_recipe, parse_overrides, read_recipe
-    from srd.recipe.merging import merge
-    from srd.recipe.reading import validate_recipe
+    from srd.recipe.reading import load_recipe
 
-    content = merge(read_recipe(find_recipe(recipe)), parse_overrides(overrides or []))
-    if validate_recipe(content, recipe).data.cleaning.action == "off":
+    if load_recipe(recipe, overrides or [], effects=False).data.cleaning.action == "off":
         overrides = [*(overrides or []), "data.cleaning.action=report"]
     _echo(_step("cleaned", recipe, overrides, run_dir).files.marked)
 
@@ -446,7 +443,7 @@ def report(recipe: RecipeArgument, overrides: Overrides = None, run_dir: RunDir 
     from srd.api import check_made_by
 
     check_made_by(recipe, overrides or [], run_dir)
-    _echo(write_report(open_run(recipe, overrides, run_dir)))
+    _echo(write_report(open_run(recipe, overrides, run_dir, effects=False)))
 
 
 @app.command("curate")

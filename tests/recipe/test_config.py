@@ -400,8 +400,29 @@ def test_what_a_cleaning_goes_by_is_refused_where_there_is_none(key: str, recipe
         loaded = recipe(SMALLEST, change, f"data.cleaning.action={action}")
         assert told in message_of(recipe, recipe_yaml(recipe(SMALLEST)), change)
         recipe(recipe_yaml(loaded), "data.cleaning.action=off")  # to leave it out once is no fault
-    assert recipe(SMALLEST, change, "training.curriculum.preset=plus").data.cleaning.action == "repair"
-    recipe(SMALLEST, change, "training.curriculum.preset=plus", "data.cleaning.action=off")
+    plus = "training.curriculum.preset=plus"
+    assert recipe(SMALLEST, change, plus).data.cleaning.action == "repair"
+    recipe(SMALLEST, change, plus, "data.cleaning.action=off")
+    off = SMALLEST.replace("data: rows.jsonl\n", "data: {train: rows.jsonl, cleaning: off}\n")
+    for loaded in (recipe(off, "data.cleaning.most=0.9", plus), recipe(SMALLEST, plus, "data.cleaning=off", change)):
+        assert loaded.data.cleaning.action == "off", "it was said"
+    assert told in message_of(recipe, off, change, plus)
+
+
+def test_what_a_cleaning_goes_by_is_refused_in_what_a_recipe_extends(recipe: Any, tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text("data: {train: rows.jsonl, cleaning: {drop: ids.txt}}\n", encoding="utf-8")
+    child = f"extends: {base}\nteacher: big\nstudent: small\n"
+    assert "data.cleaning.drop has no effect" in message_of(recipe, child)
+    assert recipe(child, "data.cleaning.action=drop").data.cleaning.drop == "ids.txt"
+
+
+def test_the_recipe_of_a_plain_run_takes_a_curriculum(recipe: Any) -> None:
+    """It says all defaults, which nobody has asked for."""
+    plain = SMALLEST + "baselines: {plain: {curriculum: null}}\n"
+    own = recipe_yaml(recipe(plain, "training.curriculum=null"))
+    for change in ("training.curriculum.stages=2", "training.curriculum={}", "baselines.plain.curriculum.stages=2"):
+        recipe(own, change)
 
 
 @pytest.mark.parametrize("key", ["temperature", "weight"])

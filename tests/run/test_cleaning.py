@@ -428,9 +428,9 @@ def test_the_teacher_is_asked_again_only_for_other_rows_or_by_another_teacher(tm
     """Not where a row was marked for another reason, or answers are judged in another way."""
     run = answered_by_the_teacher(tmp_path, "llama")
 
-    def made_anew(*find: str, **settings: Any) -> list[str]:
+    def made_anew(*find: str, action: str = "repair", **settings: Any) -> list[str]:
         before = steps_finished(run.run_dir)
-        run.set(data__cleaning={"action": "repair", "find": list(find), **settings}).advance("repair")
+        run.set(data__cleaning={"action": action, "find": list(find), **settings}).advance("repair")
         after = steps_finished(run.run_dir)
         return [name for name in after if after[name] != before.get(name)]
 
@@ -447,6 +447,8 @@ def test_the_teacher_is_asked_again_only_for_other_rows_or_by_another_teacher(tm
     assert "teacher repairs" in made_anew("empty", "looping")
     before = {name: row["response_after"] for name, row in marks(run).items()}
     assert before == {name: row["response_after"] for name, row in found.items()} and any(before.values())
+    assert "teacher repairs" in made_anew("empty", action="rewrite")
+    assert made_anew("empty", action="rewrite", drop=str(drop)) == ["cleaning", "repair"], "all rows are asked about"
 
 
 @pytest.mark.parametrize("leaks", ["drop", "warn"])

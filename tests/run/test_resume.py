@@ -389,12 +389,12 @@ def test_a_reflection_is_kept_until_its_scores_count(
 WRITTEN: dict[str, dict[str, Any]] = {  # the step that writes texts: the recipe
     "teacher text": {"training__method": {"name": "seqkd", "max_new_tokens": 6}},
     "pairs": {"training__method": {"name": "distillm2", "max_new_tokens": 6}, "training__objective": "distillm2"},
-    "teacher repairs": {"data__cleaning": {"action": "rewrite", "find": ["empty"]}},
+    "repair": {"data__cleaning": {"action": "rewrite", "find": ["empty"]}},
 }
 
 
 @pytest.mark.parametrize(("step", "batches", "killed", "models"), [
-    ("teacher text", 4, 3, 1), ("pairs", 8, 3, 2), ("pairs", 8, 7, 1), ("teacher repairs", 20, 7, 0),
+    ("teacher text", 4, 3, 1), ("pairs", 8, 3, 2), ("pairs", 8, 7, 1), ("repair", 20, 7, 0),
 ])  # fmt: skip
 def test_texts_lose_one_batch_at_most(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, batches: int, killed: int, models: int

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from srd.base.errors import UserError
 from srd.base.text import flattened
@@ -75,6 +76,20 @@ def test_named_axis_changes_several_fields(tmp_path: Path, recipe_file: Path) ->
     assert [cell.row for cell in cells] == ["gkd, kd", "gkd, srd", "sft, kd", "sft, srd"]
     training = validate_recipe(cells[0].content, "test").training
     assert (training.method.name, training.objective.name) == ("gkd", "jsd")
+
+
+def test_a_cleaning_that_no_cell_does_is_refused(tmp_path: Path, recipe_file: Path) -> None:
+    """Of the recipe that a sweep begins with, too."""
+    said = yaml.safe_load(recipe_file.read_text("utf-8"))
+    data = said["data"] if isinstance(said["data"], dict) else {"train": said["data"]}
+    said["data"] = {**data, "cleaning": {"drop": "ids.txt", "find": ["empty"]}}
+    own = tmp_path / "own.yaml"
+    own.write_text(yaml.safe_dump(said), encoding="utf-8")
+    path = write_sweep(tmp_path, own, cells=KD_AND_SRD)
+    with pytest.raises(UserError, match=r"trial\.yaml, recipe: data\.cleaning\.drop has no effect"):
+        lay_out(load_sweep(path), path)
+    path = write_sweep(tmp_path, own, cells={**KD_AND_SRD, "drop": {"data.cleaning.action": "drop"}})
+    assert len(lay_out(load_sweep(path), path)) == 3
 
 
 def test_long_values_make_folders_that_file_systems_take(tmp_path: Path, recipe_file: Path) -> None:

@@ -24,7 +24,8 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
-        if isinstance(value, dict) and isinstance(old, str | list) and key in SHORT_FORMS:
+        plain = isinstance(old, str | list) or (isinstance(old, bool) and key in LAID_OVER)  # `off` is false in YAML
+        if isinstance(value, dict) and plain and key in SHORT_FORMS:
             old = {SHORT_FORMS[key]: old}
         if isinstance(value, str | bool) and isinstance(old, dict) and key in LAID_OVER:
             value = {SHORT_FORMS[key]: value}

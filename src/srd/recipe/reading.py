@@ -26,19 +26,20 @@ RUN_RECIPE = "recipe.yaml"  # a run's own
 UNKNOWN = re.compile(r"unknown (objective|score|teacher) |there is no (template|task) |the expected tags")
 
 
-def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(name: str, overrides: Iterable[str] = (), *, effects: bool = True) -> Recipe:
     """Load, complete and check a recipe by file or shipped name.
 
     Raises:
         UserError: with all mistakes, each with its key and, for unknown keys, the nearest known one.
     """
     path = find_recipe(name)
-    return changed_recipe(read_recipe(path), list(overrides), str(path), read_yaml(path) or {})
+    return changed_recipe(read_recipe(path), list(overrides), str(path), read_yaml(path) or {}, effects=effects)
 
 
 def changed_recipe(
-    content: dict[str, Any], overrides: Sequence[str], place: str, own: dict[str, Any] | None = None
-) -> Recipe:
+    content: dict[str, Any], overrides: Sequence[str], place: str, own: dict[str, Any] | None = None,
+    *, effects: bool = True,
+) -> Recipe:  # fmt: skip
     """A recipe with changes, checked, where all that is said has an effect.
 
     Args:
@@ -46,13 +47,15 @@ def changed_recipe(
         overrides: ``key.path=value``.
         place: What messages call the recipe.
         own: What it says itself, where the rest comes from others that it extends.
+        effects: Whether what has no effect is refused.
     """
     changes = parse_overrides(overrides)
     origin = f"{place} with {textwrap.shorten(' '.join(overrides), 200)}" if overrides else place
     recipe = validate_recipe(merge(content, changes), origin)
-    refuse_idle_preset(content, changes, place)
-    refuse_idle(recipe, content if own is None else own, whole=True)
-    refuse_idle(recipe, changes)
+    if effects:
+        refuse_idle_preset(content, changes, place)
+        refuse_idle(recipe, content if own is None else own, whole=True)
+        refuse_idle(recipe, changes)
     return recipe
 
 
@@ -75,8 +78,9 @@ def idle_setting(recipe: Recipe, said: dict[str, Any], *, whole: bool = False) -
             its own it is no fault then.
     """
     cleaning, there = _at(said, "data.cleaning"), recipe.data.cleaning
-    is_off = there.action == "off" and "action" not in (there.model_fields_set if whole else cleaning)
-    if is_off and (names := [name for name in OF_CLEANING if cleaning.get(name)]):
+    said_there = there.model_dump(exclude_unset=True) if whole else cleaning  # what a recipe extends says it, too
+    is_off = there.action == "off" and "action" not in said_there
+    if is_off and (names := [name for name in OF_CLEANING if said_there.get(name)]):
         return (
             f"data.cleaning.{names[0]} has no effect: rows are not cleaned. Say what becomes of wrong ones, too: "
             "data.cleaning.action=report, drop, soften or repair"
@@ -86,6 +90,8 @@ def idle_setting(recipe: Recipe, said: dict[str, Any], *, whole: bool = False) -
     places |= {f"baselines.{name}": (training, [training]) for name, training in recipe.baselines.items()}
     for place, (own, variants) in places.items():
         given, curricula = _at(said, place), [training.curriculum for training in variants if training.curriculum]
+        if whole and given.get("curriculum", "") is None:  # a change brings one, and all was said of the plain training
+            continue
         beside, plain = (
             _at(said, f"{place}.curriculum") if whole else {},
             [each for each in variants if not each.curriculum],

@@ -140,7 +140,7 @@ def lay_out(config: SweepConfig, path: Path, overrides: list[str] | None = None)
             said.append((recipe, {**common, **at, f"{path}, cells.{label}: ": own}))
         _match_passes(config, here, path)
         cells += here.values()
-    _check_effects(said)
+    _check_effects(said, path)
     _check_distinct(cells, path)
     reference_rows(config, cells, path)
     return cells
@@ -166,10 +166,11 @@ def _changes(config: SweepConfig, point: Mapping[str, Any]) -> dict[str, Any]:
     return changes
 
 
-def _check_effects(said: list[tuple[Recipe, dict[str, Any]]]) -> None:
+def _check_effects(said: list[tuple[Recipe, dict[str, Any]]], path: Path) -> None:
     """Refuse a change that has no effect in any cell that it is for: these would be the same as without it."""
     idle = defaultdict(list)
     for recipe, changes in said:
+        idle[f"{path}, recipe: "].append(idle_setting(recipe, {}, whole=True))
         for place, each in changes.items():
             idle[place].append(idle_setting(recipe, each))
     for place, told in idle.items():

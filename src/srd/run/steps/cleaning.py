@@ -171,6 +171,7 @@ class Cleaning(order.Cleaning, Step):
         idle = ("keep", "drop", *(() if settings.changes_rows else ("most",)))  # a report stops nothing
         found = [settings.model_dump(exclude=set(idle)), files, run.recipe.data.leaks]
         later = ["by all answers that are learnt"] if run.recipe.data.train_on == "all" else []
+        later += ["copies of test rows stay"] if run.recipe.data.leaks == "warn" and finds_copies(run) else []
         later += ["of softened copies one"] if settings.action == "soften" and finds_copies(run) else []
         return [*found, *marking_rules(run.recipe), *own_detectors(run.recipe), *later]
 
