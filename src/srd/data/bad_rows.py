@@ -40,7 +40,7 @@ def mark_of(column: str, row: Mapping[str, Any], place: str) -> str:
     """What a row has in the column that says who teaches it.
 
     Raises:
-        UserError: nothing.
+        UserError: it has nothing there.
     """
     if row.get(column) is None:
         found = ", ".join(sorted(map(str, row))) or "nothing"
