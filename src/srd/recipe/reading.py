@@ -77,14 +77,6 @@ def idle_setting(recipe: Recipe, said: dict[str, Any], *, whole: bool = False) -
         whole: Whether that may be a recipe that says everything, as a run's own does: beside a curriculum that says
             its own it is no fault then.
     """
-    cleaning, there = _at(said, "data.cleaning"), recipe.data.cleaning
-    said_there = there.model_dump(exclude_unset=True) if whole else cleaning  # what a recipe extends says it, too
-    is_off = there.action == "off" and "action" not in said_there
-    if is_off and (names := [name for name in OF_CLEANING if said_there.get(name)]):
-        return (
-            f"data.cleaning.{names[0]} has no effect: rows are not cleaned. Say what becomes of wrong ones, too: "
-            "data.cleaning.action=report, drop, soften or repair"
-        )
     places: dict[str, tuple[TrainingConfig, list[TrainingConfig]]]  # where a setting stands, and whom it is for
     places = {"training": (recipe.training, [*recipe.variants.values()])}
     places |= {f"baselines.{name}": (training, [training]) for name, training in recipe.baselines.items()}
@@ -92,10 +84,8 @@ def idle_setting(recipe: Recipe, said: dict[str, Any], *, whole: bool = False) -
         given, curricula = _at(said, place), [training.curriculum for training in variants if training.curriculum]
         if whole and given.get("curriculum", "") is None:  # a change brings one, and all was said of the plain training
             continue
-        beside, plain = (
-            _at(said, f"{place}.curriculum") if whole else {},
-            [each for each in variants if not each.curriculum],
-        )
+        beside = _at(said, f"{place}.curriculum") if whole else {}
+        plain = [training for training in variants if not training.curriculum]
         for key in AS_PLAIN:
             if key not in given or key in beside or given[key] != getattr(own, key):  # a later change has replaced it
                 continue
@@ -105,7 +95,17 @@ def idle_setting(recipe: Recipe, said: dict[str, Any], *, whole: bool = False) -
                     f"{place}.{key} ({given[key]}) has no effect: the curriculum has a {key} for each stage. Set "
                     f"{place}.curriculum.{key} instead, or {place}.curriculum=null for plain distillation"
                 )
-    return ""
+    return _idle_cleaning(recipe, said, whole)
+
+
+def _idle_cleaning(recipe: Recipe, said: dict[str, Any], whole: bool) -> str:
+    """Of `idle_setting` what rows would be cleaned by, had anybody said that they are."""
+    there = recipe.data.cleaning
+    given = there.model_dump(exclude_unset=True) if whole else _at(said, "data.cleaning")  # or a recipe that it extends
+    names = [name for name in OF_CLEANING if given.get(name)]
+    told = (f"data.cleaning.{names[0]} has no effect: rows are not cleaned. Say what becomes of wrong ones, too: "
+            "data.cleaning.action=report, drop, soften or repair" if names else "")  # fmt: skip
+    return told if there.action == "off" and "action" not in given else ""
 
 
 def _at(content: dict[str, Any], place: str) -> dict[str, Any]:

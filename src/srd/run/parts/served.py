@@ -28,12 +28,8 @@ def endpoint_of(teacher: TeacherConfig, top: int) -> Endpoint:
 
 def asks_server(recipe: Recipe, steps: Sequence[str]) -> bool:
     """Whether steps of these names ask a served teacher."""
-    asking = {
-        "teacher text",
-        "teacher repairs",
-        "cache",
-        "pairs",
-    }  # the texts of pairs are asked about as a training begins
+    asking = {"teacher text", "teacher repairs", "cache"}
+    asking |= {"pairs"}  # whose texts are asked about as a training begins
     asking |= {"evaluation"} if "teacher" in (recipe.evaluation.models or ["teacher"]) else set()
     asking |= {"measures"} if "teacher" in needs_of(recipe) else set()
     return recipe.teacher.endpoint is not None and not asking.isdisjoint(steps)
